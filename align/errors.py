@@ -1,0 +1,107 @@
+"""Every error a user can meet, and the exit code it ends the program with.
+
+    AlignError
+    ├── UsageError           2   command line or configuration
+    ├── DataError            3   a dataset, a file or a row
+    ├── IntegrityError       4   a model, an adapter or the registry
+    ├── DivergedError        5   training left the finite numbers
+    ├── MachineError         6   disk, memory, a port, a missing optional package
+    └── PreemptedError      75   stopped from outside after saving
+
+A message has three parts: what was asked; what was found; what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import sys
+from collections.abc import Callable, Iterable
+
+
+class AlignError(Exception):
+    """Something the user can act on; its text is the whole message."""
+
+    exit_code = 1
+
+
+class UsageError(AlignError):
+    """The command line or the configuration cannot be carried out as written."""
+
+    exit_code = 2
+
+
+class DataError(AlignError):
+    """A dataset, a file or a row is not what the stage needs."""
+
+    exit_code = 3
+
+
+class IntegrityError(AlignError):
+    """A model, an adapter or the registry is not what it claims to be."""
+
+    exit_code = 4
+
+
+class DivergedError(AlignError):
+    """Training produced a number that is not finite; nothing was registered."""
+
+    exit_code = 5
+
+
+class MachineError(AlignError):
+    """The machine lacks what was needed: disk, memory, a port, an optional package."""
+
+    exit_code = 6
+
+
+class PreemptedError(AlignError):
+    """The run was stopped from outside, saved its state and can be resumed."""
+
+    exit_code = 75
+
+
+INTERRUPTED = 130
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The hint that ends a message about an unknown name: the nearest known ones, or all of them.
+
+    Returns `" Did you mean beta?"`, or `" Known: a, b, c."` when nothing is near, or `""` when nothing is known.
+    """
+    names = list(known)
+    matches = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
+    if matches:
+        return f" Did you mean {' or '.join(matches)}?"
+    return f" Known: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}." if names else ""
+
+
+def shorten(value: object, width: int = 60) -> str:
+    """A value as one short line for a message."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def guard(command: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Run a command and turn what it raises into one line on stderr and an exit code.
+
+    With `debug` the traceback is shown as well. Bugs (anything that is not the user's to mend) keep their traceback.
+    """
+    try:
+        return command() or 0
+    except AlignError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror}; free space or choose another place\n")
+        return MachineError.exit_code
