@@ -1,0 +1,1 @@
+"""The only room that loads and saves weights: bases, quantization, adapters, score heads."""

@@ -1,0 +1,274 @@
+"""Adapters on one resident base: start, continue, attach, copy, prove and save them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import IntegrityError, UsageError, nearest
+from align.models.loading import Precision, load_base
+from align.models.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from align.config import LoraSettings
+    from align.registry import Checkpoint, Registry
+
+BASE = "__base__"
+"""The name under which PEFT runs a row through the bare base."""
+
+WEIGHTS = "adapter_model.safetensors"
+_HEAD = ".score."
+
+
+@dataclass
+class Resident:
+    """One base in memory with any number of named adapters over it.
+
+    `model` is a PeftModel, or the bare model while nothing is attached. `adapters` maps a checkpoint's reference to
+    the adapter's name, and a base's own reference to `BASE`.
+    """
+
+    model: Any
+    tokenizer: Any
+    base: Checkpoint
+    adapters: dict[str, str] = field(default_factory=dict)
+
+
+def start_policy(registry: Registry, checkpoint: Checkpoint, lora: LoraSettings, precision: Precision) -> Resident:
+    """Make the trainable adapter `default`: the checkpoint's own, continued, or a new LoRA when it is a base."""
+    refuse_reward(checkpoint)
+    resident = _resident_base(registry, checkpoint, precision)
+    if checkpoint.is_adapter:
+        attach_adapter(resident, checkpoint, "default", trainable=True)
+    else:
+        add_lora(resident, "default", lora)
+    resident.model.train()
+    return resident
+
+
+def load_resident(registry: Registry, references: list[str], precision: Precision) -> Resident:
+    """One frozen base with every referenced adapter attached, ready to generate.
+
+    Raises IntegrityError when the references do not share a base.
+    """
+    checkpoints = [registry.resolve(reference) for reference in references]
+    for checkpoint in checkpoints:
+        refuse_reward(checkpoint)
+    resident = _resident_base(registry, checkpoints[0], precision)
+    for index, checkpoint in enumerate(checkpoints):
+        if checkpoint.is_adapter:
+            attach_adapter(resident, checkpoint, f"adapter{index}")
+        elif checkpoint.location == resident.base.location:
+            resident.adapters[checkpoint.reference] = BASE
+        else:
+            raise IntegrityError(
+                f"{checkpoint.reference}: another base than {resident.base.reference}, which "
+                f"{checkpoints[0].reference} uses; compare models that share one base"
+            )
+    resident.model.eval()
+    return resident
+
+
+def refuse_reward(checkpoint: Checkpoint) -> None:
+    """Raise UsageError when a reward model is given where a policy is needed."""
+    if checkpoint.kind == "reward":
+        raise UsageError(
+            f"{checkpoint.reference}: a reward model scores text and cannot write any; give a base or a policy "
+            "(the reward model belongs in reward_model=...)"
+        )
+
+
+def _resident_base(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> Resident:
+    base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
+    model = load_base(base, precision)
+    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base))
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise IntegrityError(
+            f"{checkpoint.reference}: its tokenizer has {len(tokenizer)} tokens, the base {base.reference} only "
+            f"{rows} embeddings; use the tokenizer the base was made with"
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return Resident(model, tokenizer, base)
+
+
+def tokenizer_home(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """The checkpoint that holds the tokenizer: the adapter's own folder when it has one, else the base."""
+    own = Path(checkpoint.location) / "tokenizer_config.json"
+    return checkpoint if own.is_file() or not checkpoint.is_adapter else base
+
+
+def add_lora(resident: Resident, name: str, lora: LoraSettings) -> None:
+    """Add a new trainable LoRA adapter; it starts as an exact no-op.
+
+    Raises UsageError listing the model's linear modules when none of the target modules exists.
+    """
+    from peft import LoraConfig
+
+    config = LoraConfig(**lora_arguments(lora), task_type="CAUSAL_LM")
+    try:
+        _add(resident, config, name)
+    except ValueError as error:
+        known = sorted({key.rsplit(".", 1)[-1] for key, module in resident.model.named_modules() if _is_linear(module)})
+        raise UsageError(
+            f"lora.target_modules={lora.target_modules}: {str(error).splitlines()[0]};{nearest('', known)}"
+        ) from None
+
+
+def lora_arguments(lora: LoraSettings) -> dict[str, Any]:
+    """Our LoRA settings under PEFT's names."""
+    return {
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": lora.target_modules,
+        "use_rslora": lora.use_rslora,
+        "use_dora": lora.use_dora,
+    }
+
+
+def attach_adapter(resident: Resident, checkpoint: Checkpoint, name: str, *, trainable: bool = False) -> None:
+    """Attach a saved adapter under `name`, with proof that it is complete, alive and made for this base.
+
+    A reward adapter is attached without its score head (`align.models.heads` loads that).
+    """
+    from peft import LoraConfig
+
+    check_base(resident, checkpoint)
+    config = LoraConfig.from_pretrained(checkpoint.location)
+    config.task_type = "CAUSAL_LM"
+    config.modules_to_save = None
+    config.inference_mode = not trainable
+    state = _read_adapter(checkpoint)
+    _add(resident, config, name)
+    _load_state(resident.model, state, name, checkpoint)
+    set_trainable(resident.model, name, trainable)
+    resident.adapters[checkpoint.reference] = name
+
+
+def check_base(resident: Resident, checkpoint: Checkpoint) -> None:
+    """Raise IntegrityError, with both digests, when an adapter was trained over another base."""
+    recorded = ((checkpoint.manifest or {}).get("base") or {}).get("digests")
+    if recorded is None:
+        return
+    found = digests_of_base(resident.base)
+    for part, digest in recorded.items():
+        if found.get(part) != digest:
+            raise IntegrityError(
+                f"{checkpoint.reference}: trained over a base whose {part} is {digest}, but {resident.base.reference} "
+                f"has {found.get(part)}; restore that base or train the adapter again"
+            )
+
+
+def digests_of_base(base: Checkpoint) -> dict[str, str]:
+    """Content digests of a base's config, tokenizer and weights; a hub id is looked up in the local cache."""
+    from align.registry.fingerprints import base_digests
+
+    if Path(base.location).is_dir():
+        return base_digests(base.location)
+    from huggingface_hub import snapshot_download
+
+    return base_digests(snapshot_download(base.location, revision=base.revision, local_files_only=True))
+
+
+def _read_adapter(checkpoint: Checkpoint) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(checkpoint.location) / WEIGHTS
+    checkpoint.check(hashes=True)
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{path}: the adapter cannot be read ({error}); copy or train it again") from None
+    return {key: tensor for key, tensor in state.items() if _HEAD not in key}
+
+
+def _load_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    expected = {key: tensor.shape for key, tensor in get_peft_model_state_dict(model, adapter_name=name).items()}
+    found = {key: tensor.shape for key, tensor in state.items()}
+    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    if wrong:
+        key = wrong[0]
+        raise IntegrityError(
+            f"{checkpoint.reference}: {len(wrong)} of {len(expected)} adapter tensors do not fit its base, first {key} "
+            f"(expected {expected.get(key)}, found {found.get(key)}); the file is incomplete or of another model"
+        )
+    if not any(bool(tensor.any()) for key, tensor in state.items() if "lora_B" in key):
+        raise IntegrityError(f"{checkpoint.reference}: every lora_B is zero, so it changes nothing; train it again")
+    set_peft_model_state_dict(model, state, adapter_name=name)
+
+
+def copy_adapter(model: Any, source: str, target: str, *, trainable: bool = False) -> None:
+    """Add `target` as an exact copy of adapter `source` on the same base."""
+    from copy import deepcopy
+
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    model.add_adapter(target, deepcopy(model.peft_config[source]))
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=source), adapter_name=target)
+    set_trainable(model, target, trainable)
+
+
+def prove_frozen_copy(model: Any, policy: str, reference: str) -> None:
+    """Raise IntegrityError unless adapter `reference` is frozen and equals `policy` bit for bit."""
+    from peft import get_peft_model_state_dict
+
+    ours = get_peft_model_state_dict(model, adapter_name=policy)
+    theirs = get_peft_model_state_dict(model, adapter_name=reference)
+    differing = [key for key in ours if key not in theirs or not bool((ours[key] == theirs[key]).all())]
+    moving = [key for key, value in model.named_parameters() if f".{reference}." in key and value.requires_grad]
+    if differing or moving:
+        raise IntegrityError(
+            f"the reference is not a frozen copy of the policy: {len(differing)} tensors differ, {len(moving)} would "
+            "train; report this, training would optimise against the wrong model"
+        )
+
+
+def set_trainable(model: Any, name: str, trainable: bool) -> None:
+    """Switch the gradients of one adapter on or off, whichever adapter is active."""
+    for parameter in adapter_parameters(model, name):
+        parameter.requires_grad_(trainable)
+
+
+def adapter_parameters(model: Any, name: str) -> Iterator[Any]:
+    """The parameters of one adapter."""
+    return (parameter for key, parameter in model.named_parameters() if f".{name}." in key or key.endswith(f".{name}"))
+
+
+def count_parameters(parameters: Iterable[Any]) -> int:
+    """How many numbers some parameters hold (packed 4-bit weights count once a byte pair)."""
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def save_adapter(model: Any, adapter: str, folder: Path, base_location: str) -> None:
+    """Write one adapter so that plain `PeftModel.from_pretrained(base, folder)` loads it."""
+    from copy import deepcopy
+
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    state = get_peft_model_state_dict(model, adapter_name=adapter)
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
+    config = deepcopy(model.peft_config[adapter])
+    config.inference_mode = True
+    config.base_model_name_or_path = base_location
+    config.save_pretrained(folder)
+
+
+def _add(resident: Resident, config: Any, name: str) -> None:
+    from peft import PeftModel, get_peft_model
+
+    if isinstance(resident.model, PeftModel):
+        resident.model.add_adapter(name, config)
+    else:
+        resident.model = get_peft_model(resident.model, config, adapter_name=name)
+
+
+def _is_linear(module: Any) -> bool:
+    return "Linear" in type(module).__name__

@@ -1,0 +1,23 @@
+"""What the Hugging Face libraries may do on their own: no telemetry, no chatter."""
+
+from __future__ import annotations
+
+import os
+
+_QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def no_telemetry() -> None:
+    """Switch library telemetry and advice off; called before transformers is first imported.
+
+    Values the user has set are kept.
+    """
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)

@@ -1,0 +1,144 @@
+"""Loading a base model once, in the precision asked for; nothing else in the program reads model weights."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.errors import IntegrityError, MachineError
+from align.models.hub import no_telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from align.config import StageConfig
+    from align.registry import Checkpoint
+
+Head = Literal["causal", "score"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a frozen base is held: `quantization` none, nf4 or int8; `bf16` None lets the device decide."""
+
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    bf16: bool | None = None
+
+    @classmethod
+    def of(cls, config: StageConfig) -> Precision:
+        """The precision a stage's configuration asks for."""
+        return cls(config.quantization, config.bf16)
+
+    @property
+    def uses_bf16(self) -> bool:
+        """Whether arithmetic is bfloat16: as asked, else where the accelerator supports it."""
+        if self.bf16 is not None:
+            return self.bf16
+        import torch
+
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def load_base(checkpoint: Checkpoint, precision: Precision, head: Head = "causal") -> Any:
+    """Load the weights of a base, frozen; with `head="score"` the language head is replaced by one scalar score.
+
+    Raises IntegrityError when the folder holds no readable safetensors model, MachineError when bitsandbytes is missing.
+    """
+    no_telemetry()
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    loader = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
+    options = _weight_options(precision)
+    if head == "score":
+        options["num_labels"] = 1
+    with _quiet_load_report(), _explained(checkpoint):
+        model = loader.from_pretrained(
+            checkpoint.location, revision=checkpoint.revision, use_safetensors=True, **options
+        )
+    _keep_trainable_after_eval(model)
+    model.requires_grad_(False)
+    return model.to(_device()) if precision.quantization == "none" else model
+
+
+def _weight_options(precision: Precision) -> dict[str, Any]:
+    import torch
+
+    dtype = torch.bfloat16 if precision.uses_bf16 else torch.float32
+    options: dict[str, Any] = {"dtype": dtype}
+    if precision.quantization != "none":
+        options["quantization_config"] = _quantization_config(precision.quantization, dtype)
+        options["device_map"] = {"": _device()}
+    return options
+
+
+def _quantization_config(quantization: str, dtype: Any) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise MachineError(
+            f"quantization={quantization}: bitsandbytes is not installed; pip install 'align[qlora]'"
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _keep_trainable_after_eval(model: Any) -> None:
+    """Stop 4-bit layers from repacking their weights for CPU inference.
+
+    bitsandbytes 0.50 repacks on the first evaluation forward and never unpacks: from then on adapters get no gradient.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def _explained(checkpoint: Checkpoint) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        files = ", ".join(sorted(p.name for p in Path(checkpoint.location).glob("*.safetensors")))
+        raise IntegrityError(
+            f"{checkpoint.location}: weights cannot be read ({error}); found {files}; copy or train the model again"
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
+        raise IntegrityError(
+            f"{checkpoint.reference}: no model could be loaded ({str(error).splitlines()[0]}); "
+            "give a registry reference, a folder with config.json and *.safetensors, or a hub id"
+        ) from None
+
+
+@contextmanager
+def _quiet_load_report() -> Iterator[None]:
+    """Hide transformers' table of missing keys: a score head is always new here, and we check keys ourselves."""
+    loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers.utils.loading_report")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def save_base(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a full model and its tokenizer as plain safetensors into `folder`."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,71 @@
+"""Loading a checkpoint's tokenizer with the pad token, stop token and chat template every stage relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import IntegrityError
+from align.models.hub import no_telemetry
+
+if TYPE_CHECKING:
+    from align.registry import Checkpoint
+
+# For tokenizers that bring no template: roles as plain words, every turn closed by the tokenizer's own EOS.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+
+
+def load_tokenizer(checkpoint: Checkpoint, say: Callable[[str], None] | None = None) -> Any:
+    """The checkpoint's tokenizer, never without a pad token and a chat template; choices made are told to `say`.
+
+    Raises IntegrityError when there is no tokenizer, or no EOS token to stop on.
+    """
+    tokenizer = _read(checkpoint.location, checkpoint.revision)
+    if tokenizer.eos_token_id is None:
+        raise IntegrityError(
+            f"{checkpoint.reference}: its tokenizer has no EOS token, so no model could learn to stop; "
+            "set eos_token in tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = _spare_special_token(tokenizer)
+        _tell(say, f"{checkpoint.reference}: no pad token; {tokenizer.pad_token!r} is used")
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+        _tell(say, f"{checkpoint.reference}: no chat template; turns are written as 'Role: text' and end with EOS")
+    return tokenizer
+
+
+def _read(location: str, revision: str | None) -> Any:
+    no_telemetry()
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(location, revision=revision)
+    except (OSError, ValueError) as error:
+        found = f"it holds {_listing(location)}" if Path(location).is_dir() else str(error).splitlines()[0]
+        raise IntegrityError(
+            f"{location}: no tokenizer could be read; {found}; save the tokenizer beside the weights"
+        ) from None
+
+
+def _spare_special_token(tokenizer: Any) -> str:
+    """A special token that never ends a turn, so that padding is never taken for a stop; EOS when there is none."""
+    vocabulary = tokenizer.get_vocab()
+    for candidate in ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", tokenizer.unk_token):
+        if candidate in vocabulary and candidate != tokenizer.eos_token:
+            return str(candidate)
+    return str(tokenizer.eos_token)
+
+
+def _listing(location: str) -> str:
+    names = sorted(path.name for path in Path(location).iterdir())
+    return ", ".join(names[:8]) or "nothing"
+
+
+def _tell(say: Callable[[str], None] | None, line: str) -> None:
+    if say is not None:
+        say(line)

@@ -1,0 +1,71 @@
+"""Reward modelling: a LoRA adapter with a score head that ranks chosen above rejected (Bradley and Terry 1952).
+
+The loss is -log sigmoid(score(chosen) - score(rejected)), as in Ouyang et al. 2022, equation 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from align.config import StageConfig
+from align.training.stage import Stage, Trained, main
+
+if TYPE_CHECKING:
+    from align.training.run import Run
+
+
+class RewardConfig(StageConfig):
+    """Settings of reward modelling."""
+
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    """peak learning rate"""
+    center_rewards_coefficient: float | None = Field(None, ge=0)
+    """weight of a term that keeps scores centred on zero (Eisenstein et al. 2023, eq. 2)"""
+
+
+def reward(config: RewardConfig, run: Run) -> Trained:
+    """Train a reward model on preference pairs."""
+    from trl import RewardConfig as TrlRewardConfig
+    from trl import RewardTrainer
+
+    from align.models.heads import start_reward
+    from align.models.loading import Precision
+    from align.training.arguments import trl_arguments
+    from align.training.datasets import joined_sets
+
+    # 1. Data: records seen as chosen and rejected answers to one prompt.
+    records = run.records()
+    held_out = run.records(config.eval_data) if config.eval_data else None
+
+    # 2. Models: the start's base with a score head; a policy's adapter is continued, a base gets a new one.
+    resident = start_reward(run.registry, run.parent, config.lora, Precision.of(config))
+    train_set, eval_set = joined_sets(run, records, held_out, resident.tokenizer, config.max_length)
+
+    # 3. Optimise: TRL owns the loop and finds its columns already tokenised.
+    trainer = RewardTrainer(
+        model=resident.model,
+        args=trl_arguments(
+            TrlRewardConfig, config, run, max_length=None,
+            center_rewards_coefficient=config.center_rewards_coefficient,
+        ),
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        processing_class=resident.tokenizer,
+    )  # fmt: skip
+    numbers = run.train(trainer)
+
+    # 4. Hand back adapter and head together.
+    kept = {key: numbers[key] for key in ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy") if key in numbers}
+    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
+
+
+STAGE = Stage(
+    "reward", RewardConfig, reward, view="preference", produces="reward", trl_config="RewardConfig",
+    next_command="python -m align.ppo --model POLICY --reward_model {name} --data PROMPTS --name POLICY-ppo",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main(STAGE))

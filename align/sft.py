@@ -1,0 +1,62 @@
+"""Supervised fine-tuning: teach a model to answer as the demonstrations do.
+
+The loss is the mean negative log-likelihood of the assistant's tokens, stop token included; prompts are context only.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from align.config import StageConfig
+from align.training.stage import Stage, Trained, main
+
+if TYPE_CHECKING:
+    from align.training.run import Run
+
+
+class SftConfig(StageConfig):
+    """Settings of supervised fine-tuning."""
+
+
+def sft(config: SftConfig, run: Run) -> Trained:
+    """Fine-tune an adapter on demonstrations."""
+    from trl import SFTConfig, SFTTrainer
+
+    from align.models.adapters import start_policy
+    from align.models.loading import Precision
+    from align.training.arguments import trl_arguments
+    from align.training.datasets import demonstration_sets
+
+    # 1. Data: records seen as demonstrations; read and checked before any weight is loaded.
+    records = run.records()
+    held_out = run.records(config.eval_data) if config.eval_data else None
+
+    # 2. Models: the start's own adapter goes on training; over a bare base a new one begins as a no-op.
+    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    train_set, eval_set = demonstration_sets(run, records, held_out, resident.tokenizer, config.max_length)
+
+    # 3. Optimise: TRL owns the loop; our token masks arrive as labels, so it prepares nothing.
+    trainer = SFTTrainer(
+        model=resident.model,
+        args=trl_arguments(
+            SFTConfig, config, run, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}
+        ),
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        processing_class=resident.tokenizer,
+    )
+    numbers = run.train(trainer)
+
+    # 4. Hand back the adapter and the numbers worth keeping.
+    kept = {key: numbers[key] for key in ("loss", "mean_token_accuracy", "eval_loss") if key in numbers}
+    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
+
+
+STAGE = Stage(
+    "sft", SftConfig, sft, view="demonstration", produces="policy", trl_config="SFTConfig",
+    next_command="python -m align.dpo --model {name} --data PREFERENCES --name {name}-dpo",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main(STAGE))

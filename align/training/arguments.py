@@ -1,0 +1,68 @@
+"""From our settings to a TRL config: every argument TRL receives is written here or passed through by name."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from align.errors import UsageError, nearest
+from align.models.loading import Precision
+
+if TYPE_CHECKING:
+    from align.config import StageConfig
+    from align.training.run import Run
+    from align.training.stage import Stage
+
+_SAME_NAME = (
+    "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "seed", "report_to",
+    "eval_steps",
+)  # fmt: skip
+
+
+def trl_arguments(config_class: type, config: StageConfig, run: Run, **fixed: Any) -> Any:
+    """Fill a TRL or transformers config from a stage's settings; `fixed` are the stage's own, `trainer:` wins over none.
+
+    Checkpoints rotate in `align.training.checkpoints`, after they are durable, so the trainer keeps all it writes; it
+    logs every step so that the first number that is not finite stops the run.
+    """
+    import torch
+
+    ours: dict[str, Any] = {key: getattr(config, key) for key in _SAME_NAME}
+    ours |= {
+        "output_dir": str(run.folder),
+        "warmup_steps": config.warmup_ratio,
+        "bf16": Precision.of(config).uses_bf16,
+        "per_device_eval_batch_size": config.per_device_train_batch_size,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps" if config.save_steps else "no",
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": None,
+        "eval_strategy": "steps" if config.eval_data else "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return config_class(**ours | fixed | config.trainer)
+
+
+def check_passthrough(stage: Stage, config: StageConfig) -> None:
+    """Raise UsageError for a `trainer:` key that TRL's config does not have, or that we already set by another name."""
+    if not config.trainer:
+        return
+    known = _passthrough_names(stage, config)
+    for key in config.trainer:
+        if key in type(config).model_fields:
+            raise UsageError(f"trainer.{key}: set {key} itself, not under trainer")
+        if key not in known:
+            raise UsageError(f"trainer.{key}: no such setting of {stage.trl_config};{nearest(key, known)}")
+
+
+def _passthrough_names(stage: Stage, config: StageConfig) -> set[str]:
+    if stage.trl_config is None:
+        raise UsageError(f"trainer: {stage.name} has its own loop and takes no trainer settings; remove them")
+    import transformers
+    import trl
+
+    source: Any = trl if hasattr(trl, stage.trl_config) else transformers
+    return {field.name for field in fields(getattr(source, stage.trl_config)) if field.init}

@@ -1,0 +1,51 @@
+"""Progress a person can read: a rich bar on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from align.config import write
+
+_SHOWN = ("loss", "eval_loss", "score_mean", "kl", "accuracy", "rewards/accuracies", "eval_accuracy", "learning_rate")
+
+
+class Progress:
+    """Progress of one loop of `total` steps; a context manager."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = RichProgress(*columns, TextColumn("{task.fields[numbers]}"))
+            self._task = self._bar.add_task(self.title, total=self.total, numbers="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, steps: int = 1) -> None:
+        """Count finished steps."""
+        self.done += steps
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done)
+
+    def note(self, step: int, numbers: dict[str, float]) -> None:
+        """Show the numbers of a step."""
+        text = "  ".join(f"{key} {numbers[key]:.4g}" for key in _SHOWN if key in numbers)
+        if self._bar is not None:
+            self._bar.update(self._task, numbers=text)
+        else:
+            write(f"{self.title} {step}/{self.total}  {text}")

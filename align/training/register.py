@@ -1,0 +1,102 @@
+"""From what a stage hands back to a registered version that explains itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.config import StageConfig, dump_yaml
+from align.models.adapters import digests_of_base, save_adapter
+from align.models.loading import save_base
+from align.registry.fingerprints import base_digests, template_digest
+from align.training.curves import draw_curves
+from align.training.run import Run, package_versions
+from align.training.stage import Stage, Trained
+
+if TYPE_CHECKING:
+    from align.registry import Checkpoint, Registry
+
+
+def register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> Checkpoint:
+    """Save weights, tokenizer, settings, log and model card into the registry and tell what came out."""
+    with run.registry.stage(config.name) as staging:
+        base = _write_weights(trained, staging.path)
+        write_facts(stage, config, run, trained, staging.path)
+        parents = [{"reference": parent.reference, "digest": parent.digest} for parent in trained.parents]
+        checkpoint = staging.commit(
+            {
+                "stage": stage.name,
+                "kind": stage.produces,
+                "parents": parents,
+                "base": base,
+                "template_digest": template_digest(trained.tokenizer.chat_template),
+                "data": run.data,
+                "metrics": trained.metrics,
+                "config": config.model_dump(mode="json"),
+                "versions": package_versions(),
+            }
+        )
+    run.finish(checkpoint.reference)
+    _announce(stage, run, trained, checkpoint)
+    return checkpoint
+
+
+def _write_weights(trained: Trained, folder: Path) -> dict[str, Any]:
+    """Save the weights and return the manifest's account of their base."""
+    if trained.adapter is None:
+        save_base(trained.model, trained.tokenizer, folder)
+        return {"reference": None, "location": None, "digests": base_digests(folder)}
+    assert trained.base is not None
+    save_adapter(trained.model, trained.adapter, folder, trained.base.location)
+    trained.tokenizer.save_pretrained(folder)
+    base = trained.base
+    return {"reference": base.reference, "location": base.location, "digests": digests_of_base(base)}
+
+
+def write_facts(stage: Stage, config: StageConfig, run: Run, trained: Trained, folder: Path) -> None:
+    """Write what explains a version beside its weights: config, log, summary, curves and model card."""
+    (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(trained.metrics, indent=2) + "\n", encoding="utf-8")
+    log = run.folder / "metrics.jsonl"
+    if log.is_file():
+        shutil.copyfile(log, folder / "metrics.jsonl")
+        draw_curves(log, folder / "curves.png", title=f"{stage.name}: {config.name}")
+    (folder / "README.md").write_text(model_card(stage, config, run, trained), encoding="utf-8")
+
+
+def model_card(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> str:
+    """The model card: what it is, from what, on which data, how good, and how to use it."""
+    parents = ", ".join(f"`{parent.reference}`" for parent in trained.parents) or "nothing (trained from scratch)"
+    data = "\n".join(f"- `{entry['name']}`: {entry['rows']} rows, {entry['digest']}" for entry in run.data)
+    numbers = "\n".join(f"| {key} | {value:.4g} |" for key, value in sorted(trained.metrics.items()))
+    front = ["library_name: peft"] if trained.adapter else ["library_name: transformers"]
+    if trained.base is not None:
+        front.append(f"base_model: {trained.base.location}")
+    return "\n".join(
+        [
+            "---", *front, "---", "",
+            f"# {config.name}", "",
+            f"A {stage.produces} made by `align.{stage.name}` from {parents}.", "",
+            "## Data", "", data, "",
+            "## Numbers", "", "| metric | value |", "|---|---|", numbers, "",
+            "`config.yaml` holds every setting, `metrics.jsonl` the log, `manifest.json` digests and lineage.", "",
+        ]
+    )  # fmt: skip
+
+
+def _announce(stage: Stage, run: Run, trained: Trained, checkpoint: Checkpoint) -> None:
+    before = _parent_metrics(run.registry, trained)
+    run.say(f"registered {checkpoint.reference}")
+    for key, value in sorted(trained.metrics.items()):
+        versus = f"  ({trained.parents[0].reference}: {before[key]:.4g})" if key in before else ""
+        run.say(f"  {key:<28} {value:.4g}{versus}")
+    if stage.next_command:
+        registry = "" if str(run.registry.root) == "align_registry" else f" --registry {run.registry.root}"
+        run.say(f"next: {stage.next_command.format(name=run.config.name)}{registry}")
+
+
+def _parent_metrics(registry: Registry, trained: Trained) -> dict[str, float]:
+    parent = trained.parents[0] if trained.parents else None
+    return ((parent.manifest or {}).get("metrics") or {}) if parent else {}

@@ -1,0 +1,102 @@
+"""A stage and its command line: settings in, one registered version out.
+
+    python -m align.STAGE CONFIG.yaml key=value --key value --registry DIR [--resume] [--dry-run]
+
+Imports nothing heavy, so `--help` and a wrong setting answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from align.config import StageConfig, build, dump_yaml, help_text, read_command_line, write
+from align.errors import guard
+from align.schema import Kind, View
+
+if TYPE_CHECKING:
+    from align.registry import Checkpoint, Registry
+    from align.training.run import Run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stage hands back: the weights to keep and the numbers worth keeping.
+
+    `adapter` names the adapter of `model` to save; None saves the full model as a new base. `parents` are the
+    checkpoints it was made from, the first being the one it continues.
+    """
+
+    model: Any
+    tokenizer: Any
+    base: Checkpoint | None
+    adapter: str | None = "default"
+    metrics: dict[str, float] = field(default_factory=dict)
+    parents: list[Checkpoint] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage: its name, settings, function, the view of data it needs and the kind it produces."""
+
+    name: str
+    config: type[StageConfig]
+    run: Callable[[Any, Run], Trained]
+    view: View
+    produces: Kind
+    trl_config: str | None = None
+    """name of the TRL config that `trainer:` passes through to"""
+    next_command: str = ""
+    """the command to try next; {name} is the registered name"""
+
+    @property
+    def purpose(self) -> str:
+        """The first line of the stage module's docstring."""
+        module = sys.modules[self.run.__module__]
+        return (module.__doc__ or "").strip().split("\n")[0]
+
+
+def main(stage: Stage, argv: list[str] | None = None) -> int:
+    """Run a stage's command line and return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    return guard(lambda: _command(stage, words), debug="--debug" in words)
+
+
+def _command(stage: Stage, argv: list[str]) -> None:
+    line = read_command_line(argv)
+    if line.help:
+        write(help_text(f"python -m align.{stage.name}", stage.purpose, stage.config))
+        return
+    config = build(stage.config, line.values)
+    if line.print_config:
+        write(dump_yaml(config))
+        return
+    from align.registry import open_registry
+
+    registry = open_registry(line.registry)
+    if line.dry_run:
+        from align.training.plan import print_plan
+
+        print_plan(stage, config, registry)
+        return
+    run_stage(stage, config, registry, resume=line.resume)
+
+
+def run_stage(stage: Stage, config: StageConfig, registry: Registry, *, resume: bool = False) -> Checkpoint:
+    """Run a stage to its end and register the result; with `resume`, go on with the newest run of this name.
+
+    Raises the AlignError that stopped it; nothing is registered unless training ended well.
+    """
+    from align.training.arguments import check_passthrough
+    from align.training.register import register
+    from align.training.run import open_run
+
+    check_passthrough(stage, config)
+    with open_run(stage, config, registry, resume=resume) as run:
+        if run.finished is not None:
+            run.say(f"{run.folder.name} is already complete: {run.finished}")
+            return registry.resolve(run.finished)
+        trained = stage.run(config, run)
+        return register(stage, config, run, trained)
