@@ -1,0 +1,214 @@
+"""What a model, a tokenizer and a template *are*, by content, so that a moved or renamed copy is still recognised.
+
+No weights are loaded: tensors are hashed as bytes, straight from the safetensors files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from align.errors import IntegrityError
+from align.registry.durable import hash_file
+
+# Written by whoever saved last, without effect on what the model computes. Keys that start with _ are dropped as well.
+_VOLATILE_CONFIG = {
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+}
+# State of the last call rather than of the tokenizer.
+_VOLATILE_TOKENIZER = {"padding", "truncation"}
+# What decides token ids besides tokenizer.json. The pad token is absent: it never reaches a position that counts.
+_TOKENIZER_SETTINGS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "do_lower_case",
+    "legacy",
+)
+_SLOW_TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
+_CHUNK = 1 << 22
+_HEADER_LIMIT = 100_000_000
+
+_weights_seen: dict[str, str] = {}
+
+
+def digest_file(path: str | Path) -> str:
+    """`sha256:...` of a file's bytes."""
+    return "sha256:" + hash_file(Path(path))
+
+
+def digest_json(value: Any) -> str:
+    """`sha256:...` of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def base_digests(location: str | Path, cache: Path | None = None) -> dict[str, str]:
+    """Digests of a base model's folder: `config`, `tokenizer` and `weights`.
+
+    A tokenizer that is not there has no entry. The weights' digest is remembered while the files keep size, time and
+    inode: in this process, and in the JSON file `cache` when one is given.
+    """
+    folder = Path(location)
+    if not folder.is_dir():
+        raise IntegrityError(f"{location}: no folder to take digests of; download the model first")
+    digests = {"config": _config_digest(folder), "tokenizer": _tokenizer_digest(folder)}
+    digests["weights"] = _weights_digest(folder, cache)
+    return {key: digest for key, digest in digests.items() if digest}
+
+
+def template_digest(template: str | dict[str, str] | None) -> str | None:
+    """Digest of a chat template's text, or of several named ones; None when there is none."""
+    return digest_json(template) if template else None
+
+
+def read_template(location: str | Path) -> str | dict[str, str] | None:
+    """The chat template a folder holds, as transformers would find it."""
+    folder = Path(location)
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}
+    return template
+
+
+def _config_digest(folder: Path) -> str:
+    return digest_json(_without_volatile(_read_json(folder / "config.json", required=True)))
+
+
+def _without_volatile(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = (key for key in value if key not in _VOLATILE_CONFIG and not key.startswith("_"))
+        return {key: _without_volatile(value[key]) for key in kept}
+    return value
+
+
+def _tokenizer_digest(folder: Path) -> str | None:
+    content: dict[str, Any] = {}
+    if (folder / "tokenizer.json").is_file():
+        whole = _read_json(folder / "tokenizer.json")
+        content["tokenizer"] = {key: value for key, value in whole.items() if key not in _VOLATILE_TOKENIZER}
+    else:
+        present = [name for name in _SLOW_TOKENIZER_FILES if (folder / name).is_file()]
+        content.update((name, digest_file(folder / name)) for name in present)
+    if not content:
+        return None
+    settings = _read_json(folder / "tokenizer_config.json")
+    content["settings"] = {key: _token_text(settings[key]) for key in _TOKENIZER_SETTINGS if key in settings}
+    return digest_json(content)
+
+
+def _token_text(value: Any) -> Any:
+    """A special token's text, whether it was saved as text or with its flags."""
+    return value["content"] if isinstance(value, dict) and "content" in value else value
+
+
+def _weights_digest(folder: Path, cache: Path | None) -> str:
+    shards = _weight_files(folder)
+    key = digest_json([_identity(path) for path in shards])
+    if key not in _weights_seen and cache is not None:
+        _weights_seen.update(_read_cache(cache))
+    if key not in _weights_seen:
+        # Tensor by tensor: the same weights cut into other shards, or saved with other metadata, are the same weights.
+        _weights_seen[key] = digest_json({name: entry for path in shards for name, entry in _tensors(path)})
+        if cache is not None:
+            _write_cache(cache, {**_read_cache(cache), key: _weights_seen[key]})
+    return _weights_seen[key]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter"))
+    if not found:
+        raise IntegrityError(
+            f"{folder}: no safetensors weights in it; save the model as safetensors (pickles are refused)"
+        )
+    return found
+
+
+def _identity(path: Path) -> list[Any]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: a shard of the weights is absent; download the model again") from None
+    return [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, list[Any]]]:
+    """Yield (name, [dtype, shape, digest of the bytes]) of every tensor in a safetensors file."""
+    with path.open("rb") as stream:
+        header, start = _header(stream, path)
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            stream.seek(start + first)
+            yield name, [entry["dtype"], entry["shape"], _hash_bytes(stream, last - first, path)]
+
+
+def _header(stream: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
+    """The tensors a safetensors file announces (8 bytes of length, then JSON), and where their bytes start."""
+    length = int.from_bytes(stream.read(8), "little")
+    try:
+        header = json.loads(stream.read(length)) if length <= _HEADER_LIMIT else None
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise IntegrityError(f"{path}: not a whole safetensors file; download or save it again")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _hash_bytes(stream: BinaryIO, count: int, path: Path) -> str:
+    digest = hashlib.sha256()
+    while count > 0:
+        chunk = stream.read(min(count, _CHUNK))
+        if not chunk:
+            raise IntegrityError(f"{path}: ends before its last tensor; download or save it again")
+        digest.update(chunk)
+        count -= len(chunk)
+    return digest.hexdigest()
+
+
+def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
+    if not required and not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: cannot be read as JSON ({error}); download or save the model again") from None
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{path}: holds {type(value).__name__}, not an object; download or save the model again")
+    return value
+
+
+def _read_cache(cache: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(cache.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write_cache(cache: Path, entries: dict[str, str]) -> None:
+    # Only a cache: a registry that cannot be written to is still a registry that can be read.
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        fresh = cache.with_name(f".{cache.name}.{os.getpid()}")
+        fresh.write_text(json.dumps(entries, indent=1))
+        fresh.replace(cache)

@@ -1,0 +1,132 @@
+"""What a reference means: `name`, `name@v3`, `name@alias`, a folder, `hf://org/model[@rev]` or plain `org/model`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.errors import IntegrityError, UsageError, nearest, shorten
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+VERSION = re.compile(r"v?(\d{1,9})")
+LATEST = "latest"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_REGISTERED = re.compile(rf"(?P<name>{NAME.pattern})(?:@(?P<selector>.*))?")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in this registry; `selector` is `latest`, an alias, or a version such as `v3`."""
+
+    name: str
+    selector: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on this machine."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository on the model hub; `guessed` when the text did not say so with `hf://`."""
+
+    repository: str
+    revision: str | None
+    guessed: bool = False
+
+
+def check_name(name: str) -> str:
+    """The name itself when it is a valid one."""
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{shorten(name)}: no valid name; use up to 64 lower-case letters, digits, dots, dashes and underscores,"
+            " a letter or digit first"
+        )
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """The alias itself when it is valid and free to be set."""
+    check_name(alias)
+    if alias == LATEST or VERSION.fullmatch(alias):
+        raise UsageError(f"{alias}: this alias is taken; versions and `{LATEST}` name themselves, choose another word")
+    return alias
+
+
+def parse_version(text: str) -> int:
+    """The number in `v3`, `v0003` or `3`."""
+    match = VERSION.fullmatch(text)
+    if not match or int(match[1]) == 0:
+        raise UsageError(f"{shorten(text)}: no version; write v1, v2, ...")
+    return int(match[1])
+
+
+def parse(reference: str, known: Collection[str]) -> Registered | Folder | Hub:
+    """Decide what a reference means; `known` are the registered names.
+
+    A registered name wins over a folder of the same name. A bare name is never taken for a hub id.
+    """
+    if reference.startswith("hf://"):
+        return _hub(reference)
+    match = _REGISTERED.fullmatch(reference)
+    if match and (match["name"] in known or match["selector"] is not None):
+        return _registered(match["name"], match["selector"], known)
+    path = Path(reference).expanduser()
+    is_path = "/" in reference or reference.startswith(("~", "."))
+    # A bare word is a folder only when a model is in it, so that a misspelt name beside some folder stays an error.
+    if path.is_dir() and (is_path or (reference and is_checkpoint(path))):
+        return Folder(path.resolve())
+    if is_path:
+        return _absent_path(reference, path)
+    raise _unknown(reference, known)
+
+
+def is_local_name(reference: str) -> bool:
+    """Whether a reference names something in a registry rather than a folder or a hub model."""
+    return bool(_REGISTERED.fullmatch(reference))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a model or an adapter."""
+    return any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+
+
+def _hub(reference: str) -> Hub:
+    repository, at, revision = reference.removeprefix("hf://").partition("@")
+    if not _HUB_ID.fullmatch(repository) or (at and not revision):
+        raise UsageError(f"{shorten(reference)}: no hub reference; write hf://org/model or hf://org/model@revision")
+    return Hub(repository, revision or None)
+
+
+def _registered(name: str, selector: str | None, known: Collection[str]) -> Registered:
+    if name not in known:
+        raise _unknown(f"{name}@{selector}", known)
+    if selector is not None and not NAME.fullmatch(selector):
+        raise UsageError(f"{name}@{selector}: no valid version or alias; write {name}@v1 or {name}@{LATEST}")
+    return Registered(name, selector or LATEST)
+
+
+def _absent_path(reference: str, path: Path) -> Hub:
+    if path.exists():
+        raise IntegrityError(f"{reference}: is a file; give the folder it is in")
+    if _HUB_ID.fullmatch(reference) and not Path(path.parts[0]).is_dir():
+        return Hub(reference, None, guessed=True)
+    plain, at, revision = reference.partition("@")
+    if at and _HUB_ID.fullmatch(plain):
+        raise IntegrityError(f"{reference}: no such folder; for the hub write hf://{plain}@{revision}")
+    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    raise IntegrityError(f"{reference}: no such folder;{nearest(path.name, beside) or ' check the path'}")
+
+
+def _unknown(reference: str, known: Collection[str]) -> IntegrityError:
+    hint = nearest(reference.partition("@")[0].lower(), known) or " Nothing is registered yet: train something first."
+    return IntegrityError(
+        f"{reference or 'an empty reference'}: no such name in the registry and no such folder;{hint}"
+        " A model on the hub is written org/model"
+    )

@@ -1,0 +1,240 @@
+"""The registry: immutable numbered versions of models, and aliases that name one of them.
+
+Folders and their manifests are the truth; there is no database and no lock. How a version comes to be is in `staging`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from align.errors import IntegrityError, UsageError, nearest
+from align.registry import durable, fingerprints, layout, lineage
+from align.registry.checkpoint import MANIFEST, Checkpoint, adapter_config, read_folder, read_version
+from align.registry.durable import DISK, Disk
+from align.registry.references import LATEST, VERSION, Folder, Hub, check_alias, check_name, is_local_name, parse
+from align.registry.staging import Staging
+
+
+def open_registry(root: str | Path | None = None, disk: Disk = DISK) -> Registry:
+    """The registry at `root`, else `$ALIGN_REGISTRY`, else `./align_registry`; staging something creates it."""
+    chosen = root or os.environ.get("ALIGN_REGISTRY") or "align_registry"
+    return Registry(Path(chosen).expanduser().resolve(), disk)
+
+
+class Registry:
+    """Named, numbered, immutable checkpoints below one folder."""
+
+    def __init__(self, root: Path, disk: Disk = DISK) -> None:
+        self.root = root
+        self._disk = disk
+        self._announced: set[str] = set()
+        layout.check_format(root)
+
+    @property
+    def votes_dir(self) -> Path:
+        """Where the comparison page appends its votes."""
+        return self.root / "votes"
+
+    def runs_dir(self, name: str) -> Path:
+        """Where training runs of a name keep their logs and checkpoints."""
+        return self.root / "runs" / check_name(name)
+
+    def names(self) -> list[str]:
+        """The registered names, sorted; a name without a readable version is none."""
+        return [name for name in layout.named_folders(self._models) if next(self._readable(name), None)]
+
+    def versions(self, name: str) -> list[Checkpoint]:
+        """The whole versions of a name, oldest first; torn ones and other people's files are left out."""
+        whole = [version for version in self._readable(name) if not _problems(version, hashes=False)]
+        return whole[::-1]
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """The aliases of a name and the versions they stand for, `latest` left out."""
+        read = ((path.name, layout.read_alias(path)) for path in layout.alias_files(self._refs(name)))
+        return {alias: line[0] for alias, line in read if line}
+
+    def resolve(self, reference: str) -> Checkpoint:
+        """The checkpoint a reference leads to, with the sizes of its files checked."""
+        meaning = parse(reference, self.names())
+        if isinstance(meaning, Hub):
+            return self._hub(meaning)
+        if isinstance(meaning, Folder):
+            checkpoint = self._in_folder(meaning.path)
+        else:
+            checkpoint = self._version(meaning.name, self._select(meaning.name, meaning.selector))
+        checkpoint.check()
+        return checkpoint
+
+    def resolve_base(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The base an adapter was trained on; a checkpoint that is no adapter is its own base."""
+        if not checkpoint.is_adapter:
+            return checkpoint
+        recorded = (checkpoint.manifest or {}).get("base") or {}
+        claimed = adapter_config(Path(checkpoint.location)).get("base_model_name_or_path")
+        tried = dict.fromkeys(filter(None, (recorded.get("reference"), recorded.get("location"), claimed)))
+        reasons = []
+        for reference in tried:
+            try:
+                return self.resolve(reference)
+            except (IntegrityError, UsageError) as error:
+                reasons.append(str(error))
+        if not reasons:
+            raise IntegrityError(f"{checkpoint.reference}: says nowhere which base it was trained on; train it again")
+        raise IntegrityError(f"{checkpoint.reference}: its base was not found: {reasons[0]}")
+
+    def base_digests(self, location: str | Path) -> dict[str, str]:
+        """`fingerprints.base_digests`, remembered across processes in this registry."""
+        return fingerprints.base_digests(location, self.root / "tmp" / "digests.json")
+
+    def stage(self, name: str) -> Staging:
+        """A new folder to write a checkpoint into; use it in a `with` block and commit it there."""
+        check_name(name)
+        self._prepare()
+        folder = self.root / "tmp" / f"{uuid.uuid4().hex}-{socket.gethostname()}-{os.getpid()}"
+        folder.mkdir()
+        return Staging(folder, self._home(name), self.root, self._disk)
+
+    def set_alias(self, name: str, alias: str, version: int) -> Checkpoint:
+        """Let `name@alias` stand for a version from now on."""
+        check_alias(alias)
+        if name not in (known := self.names()):
+            raise IntegrityError(f"{name}: no such name in the registry;{nearest(name, known)}")
+        checkpoint = self._version(name, version)
+        checkpoint.check()
+        folder = self._refs(name)
+        durable.make_folder(folder, self.root, self._disk)
+        line = layout.alias_line(version, checkpoint.digest or "")
+        durable.write_durably(folder / alias, line.encode(), self._disk)
+        return checkpoint
+
+    def lineage(self, checkpoint: Checkpoint) -> lineage.Ancestor:
+        """A checkpoint with what it was made from, and what those were made from, to the roots."""
+        return lineage.trace(checkpoint, self.resolve)
+
+    def verify(self, reference: str | None = None) -> list[str]:
+        """Check every byte of one checkpoint, or of all versions and aliases; returns the problems, one line each."""
+        if reference is not None:
+            checkpoint = self.resolve(reference)
+            return [f"{checkpoint.reference}: {problem}" for problem in _problems(checkpoint, hashes=True)]
+        names = {*layout.named_folders(self._models), *layout.named_folders(self.root / "refs")}
+        return [problem for name in sorted(names) for problem in self._verify_name(name)]
+
+    @property
+    def _models(self) -> Path:
+        return self.root / "models"
+
+    def _home(self, name: str) -> Path:
+        return self._models / name
+
+    def _refs(self, name: str) -> Path:
+        return self.root / "refs" / name
+
+    def _prepare(self) -> None:
+        """Create what a writer needs; safe to do by several at once."""
+        fresh = not self.root.is_dir()
+        for folder in ("tmp", "models", "refs"):
+            durable.make_folder(self.root / folder, self.root, self._disk)
+        if fresh:
+            self._disk.sync_folder(self.root.parent)
+        if not (self.root / layout.FORMAT_FILE).exists():
+            text = json.dumps({"align_registry": layout.FORMAT}) + "\n"
+            durable.write_durably(self.root / layout.FORMAT_FILE, text.encode(), self._disk)
+
+    def _readable(self, name: str) -> Iterator[Checkpoint]:
+        """The versions whose manifest can be read, newest first."""
+        for number, folder in reversed(layout.version_numbers(self._home(name)).items()):
+            try:
+                yield read_version(folder, name, number)
+            except IntegrityError:
+                continue  # `verify` is the one that tells.
+
+    def _version(self, name: str, version: int) -> Checkpoint:
+        numbers = layout.version_numbers(self._home(name))
+        if version not in numbers:
+            known = [f"v{number}" for number in numbers]
+            raise IntegrityError(f"{name}@v{version}: no such version;{nearest(f'v{version}', known)}")
+        return read_version(numbers[version], name, version)
+
+    def _select(self, name: str, selector: str) -> int:
+        if selector == LATEST:
+            return next(self._readable(name)).version or 0
+        # An alias never looks like a version, so `v3` can only be one.
+        if match := VERSION.fullmatch(selector):
+            return int(match[1])
+        line = layout.read_alias(self._refs(name) / selector)
+        if line is None:
+            known = nearest(selector, [LATEST, *self.aliases(name)])
+            set_it = f"python -m align.registry alias {name} {selector} VERSION"
+            raise IntegrityError(f"{name}@{selector}: no such alias;{known} Set it with: {set_it}")
+        if problem := self._alias_problem(name, self._refs(name) / selector):
+            raise IntegrityError(f"{problem}; set the alias again or restore the version")
+        return line[0]
+
+    def _alias_problem(self, name: str, path: Path) -> str | None:
+        line = layout.read_alias(path)
+        if line is None:
+            return f"{name}@{path.name}: the alias file cannot be read"
+        try:
+            found = self._version(name, line[0]).digest
+        except IntegrityError as error:
+            return f"{name}@{path.name}: {error}"
+        if found != line[1]:
+            return f"{name}@{path.name}: v{line[0]} has digest {found}, the alias was set to {line[1]}"
+        return None
+
+    def _in_folder(self, folder: Path) -> Checkpoint:
+        """A version reached by its path is the same version as when reached by its name."""
+        number = layout.version_number(folder.name)
+        if number and folder.parent.parent == self._models:
+            return read_version(folder, folder.parent.name, number)
+        return read_folder(folder)
+
+    def _hub(self, meaning: Hub) -> Checkpoint:
+        suffix = f"@{meaning.revision}" if meaning.revision else ""
+        reference = f"hf://{meaning.repository}{suffix}"
+        if meaning.guessed and reference not in self._announced:
+            self._announced.add(reference)
+            sys.stderr.write(f"{meaning.repository}: no such folder here, taken as a hub id ({reference})\n")
+        return Checkpoint(reference, kind="base", location=meaning.repository, revision=meaning.revision)
+
+    def _verify_name(self, name: str) -> list[str]:
+        problems: list[str] = []
+        for number, folder in layout.version_numbers(self._home(name)).items():
+            try:
+                checkpoint = read_version(folder, name, number)
+            except IntegrityError as error:
+                problems.append(str(error))
+                continue
+            found = [*_problems(checkpoint, hashes=True), *self._broken_links(checkpoint)]
+            problems += [f"{checkpoint.reference}: {problem}" for problem in found]
+        aliases = (self._alias_problem(name, path) for path in layout.alias_files(self._refs(name)))
+        return problems + [problem for problem in aliases if problem]
+
+    def _broken_links(self, checkpoint: Checkpoint) -> list[str]:
+        """Parents in this registry that are gone or changed; folders and hub models elsewhere may come and go."""
+        parents = (lineage.follow(link, self.resolve) for link in lineage.links(checkpoint))
+        return [f"its parent {parent.reference} {parent.note}" for parent in parents if _is_broken(parent)]
+
+
+def _is_broken(parent: lineage.Ancestor) -> bool:
+    return bool(parent.note) and is_local_name(parent.reference)
+
+
+def _problems(checkpoint: Checkpoint, hashes: bool) -> list[str]:
+    """What is wrong with the files of a checkpoint; with `hashes`, files that nobody committed count too."""
+    if checkpoint.manifest is None:
+        return []
+    folder = Path(checkpoint.location)
+    problems = durable.verify_seal(folder, MANIFEST, hashes)
+    if not hashes:
+        return problems
+    listed = {MANIFEST, *checkpoint.manifest["files"]}
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    strays = sorted(name for name in present - listed if not name.startswith("."))
+    return problems + [f"{folder / name}: is not in the manifest; somebody added it later" for name in strays]
