@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from align.config import StageConfig
-from align.training.stage import Stage, Trained, main
+from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
     from align.training.run import Run
@@ -69,7 +69,7 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     numbers = run.train(trainer)
 
     # 4. Hand back the policy's adapter; the reference is not kept.
-    kept = {key: numbers[key] for key in _KEPT if key in numbers}
+    kept = keep(numbers, *_KEPT)
     return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from align.config import StageConfig
-from align.training.stage import Stage, Trained, main
+from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
     from align.training.run import Run
@@ -58,7 +58,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     numbers = run.train(trainer)
 
     # 4. Hand back adapter and head together.
-    kept = {key: numbers[key] for key in ("loss", "accuracy", "margin", "eval_loss", "eval_accuracy") if key in numbers}
+    kept = keep(numbers, "loss", "accuracy", "margin", "eval_loss", "eval_accuracy")
     return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
 
 

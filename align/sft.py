@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from align.config import StageConfig
-from align.training.stage import Stage, Trained, main
+from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
     from align.training.run import Run
@@ -49,7 +49,7 @@ def sft(config: SftConfig, run: Run) -> Trained:
     numbers = run.train(trainer)
 
     # 4. Hand back the adapter and the numbers worth keeping.
-    kept = {key: numbers[key] for key in ("loss", "mean_token_accuracy", "eval_loss") if key in numbers}
+    kept = keep(numbers, "loss", "mean_token_accuracy", "eval_loss")
     return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
 
 

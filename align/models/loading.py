@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 Head = Literal["causal", "score"]
 
+_CHATTY = (
+    "transformers.modeling_utils",
+    "transformers.utils.loading_report",
+    "transformers.distributed.tensor_parallel",
+)
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -45,7 +51,7 @@ class Precision:
 def load_base(checkpoint: Checkpoint, precision: Precision, head: Head = "causal") -> Any:
     """Load the weights of a base, frozen; with `head="score"` the language head is replaced by one scalar score.
 
-    Raises IntegrityError when the folder holds no readable safetensors model, MachineError when bitsandbytes is missing.
+    Raises IntegrityError when the folder holds no readable safetensors model, MachineError without bitsandbytes.
     """
     no_telemetry()
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -121,7 +127,10 @@ def _explained(checkpoint: Checkpoint) -> Iterator[None]:
 @contextmanager
 def _quiet_load_report() -> Iterator[None]:
     """Hide transformers' table of missing keys: a score head is always new here, and we check keys ourselves."""
-    loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers.utils.loading_report")]
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    loggers = [logging.getLogger(name) for name in _CHATTY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

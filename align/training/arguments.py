@@ -21,7 +21,7 @@ _SAME_NAME = (
 
 
 def trl_arguments(config_class: type, config: StageConfig, run: Run, **fixed: Any) -> Any:
-    """Fill a TRL or transformers config from a stage's settings; `fixed` are the stage's own, `trainer:` wins over none.
+    """Fill a TRL or transformers config from a stage's settings; `fixed` are the stage's own.
 
     Checkpoints rotate in `align.training.checkpoints`, after they are durable, so the trainer keeps all it writes; it
     logs every step so that the first number that is not finite stops the run.

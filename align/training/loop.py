@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainerCallback
 
 from align.errors import DivergedError, PreemptedError
+from align.training.stage import keep
 
 if TYPE_CHECKING:
     from align.training.progress import Progress
@@ -102,8 +104,8 @@ def _average(window: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _refuse_nonfinite(run: Run, step: int, numbers: dict[str, float]) -> None:
-    watched = {key: numbers[key] for key in ("loss", "grad_norm") if key in numbers}
-    if any(value != value or value in (float("inf"), float("-inf")) for value in watched.values()):
+    watched = keep(numbers, "loss", "grad_norm")
+    if not all(math.isfinite(value) for value in watched.values()):
         run.log(step, watched)
 
 

@@ -58,6 +58,11 @@ class Stage:
         return (module.__doc__ or "").strip().split("\n")[0]
 
 
+def keep(numbers: dict[str, float], *names: str) -> dict[str, float]:
+    """The named numbers that are there, in that order."""
+    return {name: numbers[name] for name in names if name in numbers}
+
+
 def main(stage: Stage, argv: list[str] | None = None) -> int:
     """Run a stage's command line and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
