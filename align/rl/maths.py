@@ -1,0 +1,164 @@
+"""PPO on plain tensors: KL estimators, token rewards, advantages and the clipped losses.
+
+Shapes: B completions, T tokens of the longest one. A mask is 1 on the tokens of a completion (its stop token
+included) and 0 on padding; no number under a 0 ever reaches a result. Losses return `(loss, metrics)`.
+
+Papers: Schulman et al. 2015 (arXiv:1506.02438, GAE), Schulman et al. 2017 (arXiv:1707.06347, PPO), Ziegler et al. 2019
+(arXiv:1909.08593, KL-penalised reward and adaptive coefficient), Schulman 2020 (joschu.net/blog/kl-approx.html, k1 and
+k3).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KlEstimator = Literal["k1", "k3"]
+Metrics = dict[str, "Tensor"]
+
+
+class Advantages(NamedTuple):
+    """What generalised advantage estimation gives, both (B, T)."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum over the tokens the mask keeps; values under a 0 may be anything, even not a number."""
+    return values.masked_fill(mask == 0, 0.0).sum()
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the tokens the mask keeps, 0 when it keeps none."""
+    return masked_sum(values, mask) / mask.sum().clamp(min=1)
+
+
+def masked_var(values: Tensor, mask: Tensor) -> Tensor:
+    """Population variance over the tokens the mask keeps."""
+    return masked_mean((values - masked_mean(values, mask)) ** 2, mask)
+
+
+def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+    """Scale to unit variance over the kept tokens, and to zero mean unless `shift_mean` is off; (B, T) -> (B, T)."""
+    mean = masked_mean(values, mask)
+    whitened = (values - mean) * (masked_var(values, mask) + 1e-8).rsqrt()
+    whitened = whitened if shift_mean else whitened + mean
+    return whitened.masked_fill(mask == 0, 0.0)
+
+
+def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator = "k1") -> Tensor:
+    """Estimate KL(policy || ref) at each sampled token; (B, T), (B, T) -> (B, T).
+
+    With r = ref / policy: k1 = -log r (unbiased, may be negative), k3 = (r - 1) - log r (unbiased, never negative).
+    """
+    log_ratio = logprobs - ref_logprobs
+    if estimator == "k1":
+        return log_ratio
+    return (-log_ratio).expm1() + log_ratio
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """Reward of every token: -kl_coef * KL, and the score on the last token (Ziegler 2019, eq. 2).
+
+    scores (B,), kl (B, T), mask (B, T) -> (B, T).
+    """
+    import torch
+
+    last = mask.sum(dim=1).long() - 1
+    terminal = torch.zeros_like(kl).scatter(1, last.clamp(min=0).unsqueeze(1), scores.to(kl).unsqueeze(1))
+    return (terminal - kl_coef * kl).masked_fill(mask == 0, 0.0)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Advantages:
+    """Advantages and returns of every token, each (B, T) (Schulman 2015, eq. 11, 12 and 16).
+
+    delta_t = r_t + gamma * V_{t+1} - V_t and A_t = delta_t + gamma * lam * A_{t+1}; V is 0 after the last token.
+    """
+    import torch
+
+    values = values.masked_fill(mask == 0, 0.0)
+    rewards = rewards.masked_fill(mask == 0, 0.0)
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    delta = rewards + gamma * following - values
+    running = torch.zeros_like(delta[:, 0])
+    steps = []
+    for t in reversed(range(delta.shape[1])):
+        running = (delta[:, t] + gamma * lam * running) * mask[:, t]
+        steps.append(running)
+    advantages = torch.stack(steps[::-1], dim=1)
+    return Advantages(advantages, (advantages + values).masked_fill(mask == 0, 0.0))
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
+) -> tuple[Tensor, Metrics]:
+    """Clipped surrogate -min(r A, clip(r, 1 - eps, 1 + eps) A), r = policy / old policy (Schulman 2017, eq. 7).
+
+    All (B, T). Metrics: the share of tokens where the clip binds, the mean ratio and its largest distance
+    from 1, and the k3 KL from the old policy.
+    """
+    import torch
+
+    log_ratio = (logprobs - old_logprobs).masked_fill(mask == 0, 0.0)
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    loss = masked_mean(torch.maximum(unclipped, clipped), mask)
+    with torch.no_grad():
+        metrics = {
+            "policy_clip_fraction": masked_mean((clipped > unclipped).float(), mask),
+            "ratio": masked_mean(ratio, mask),
+            "ratio_error": (ratio - 1).abs().max(),
+            "approx_kl": masked_mean((log_ratio.expm1() - log_ratio), mask),
+        }
+    return loss, metrics
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float
+) -> tuple[Tensor, Metrics]:
+    """Half the squared error, the larger of it and that of values held within the range of the old ones.
+
+    All (B, T). Schulman 2017, eq. 9 with the value clipping of that paper's code. Metrics: share of clipped tokens.
+    """
+    import torch
+
+    held = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    squared, squared_held = (values - returns) ** 2, (held - returns) ** 2
+    loss = 0.5 * masked_mean(torch.maximum(squared, squared_held), mask)
+    with torch.no_grad():
+        metrics = {"value_clip_fraction": masked_mean((squared_held > squared).float(), mask)}
+    return loss, metrics
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of each token under its logits; (B, T, V), (B, T) -> (B, T) in float32."""
+    return logits.float().log_softmax(dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of each next-token distribution in nats; (B, T, V) -> (B, T)."""
+    import torch
+
+    logprobs = logits.float().log_softmax(dim=-1)
+    # A token of probability 0 has log-probability -inf and adds nothing to the entropy.
+    return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 a constant one, below 0 worse than that."""
+    spread = masked_var(returns, mask)
+    return 1 - masked_var(returns - values, mask) / spread.clamp(min=1e-8)
+
+
+def next_kl_coef(kl_coef: float, kl: float, target: float, share: float) -> float:
+    """Move the coefficient so that KL approaches its target (Ziegler 2019, section 2.2).
+
+    e = clip(kl / target - 1, -0.2, 0.2) and the coefficient is multiplied by 1 + e * share, where `share` is the
+    completions of this iteration over the horizon.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * share)

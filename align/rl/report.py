@@ -1,0 +1,67 @@
+"""What a PPO step tells: numbers for the log, one sample completion, tokens a second by phase."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.schema import Record, content_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.rl.rollout import Rollout
+    from align.rl.scoring import Experience, Scores
+
+
+def describe(experience: Experience, scores: Scores, entropy: Tensor, kl_coef: float) -> dict[str, float]:
+    """The numbers of a rollout, before its update; KL is a completion's, entropy a token's."""
+    from align.rl.maths import explained_variance, masked_mean
+
+    mask = experience.rollout.mask
+    parts = {f"rewards/{name}": sum(values) / len(values) for name, values in scores.parts.items()}
+    return parts | {
+        "score_mean": float(scores.total.mean()),
+        "score_std": float(scores.total.std(correction=0)),
+        "kl": float((experience.kl * mask).sum(dim=1).mean()),
+        "kl_coef": kl_coef,
+        "entropy": float(masked_mean(entropy, mask)),
+        "explained_variance": float(explained_variance(experience.values, experience.returns, mask)),
+        "completion_length": float(mask.sum(dim=1).mean()),
+        "share_without_eos": float((~experience.rollout.stopped).float().mean()),
+    }
+
+
+def keep_sample(folder: Path, step: int, record: Record, scores: Scores, rollout: Rollout) -> None:
+    """Append the first completion of a rollout to samples.jsonl."""
+    row = {
+        "step": step,
+        "prompt": content_text(record.prompt),
+        "completion": scores.texts[0],
+        "score": float(scores.total[0]),
+        "rewards": {name: values[0] for name, values in scores.parts.items()},
+        "stopped": bool(rollout.stopped[0]),
+    }
+    with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+class Clock:
+    """Seconds by phase of a step."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        """End a phase."""
+        now = time.perf_counter()
+        self._seconds[phase], self._last = now - self._last, now
+
+    def speeds(self, rollout: Rollout) -> dict[str, float]:
+        """Completion tokens a second, over all and by phase."""
+        tokens = float(rollout.mask.sum())
+        by_phase = {f"tokens_per_second/{phase}": tokens / seconds for phase, seconds in self._seconds.items()}
+        return {"tokens_per_second": tokens / sum(self._seconds.values())} | by_phase

@@ -1,0 +1,134 @@
+"""Rewards that are programs: `@reward def name(record, completion, **args) -> float`, used in YAML by name.
+
+Every module of this folder is imported on first use, so adding a reward is adding one file here. A program of your own
+registers one by decorating it before it calls `align.training.stage.run_stage`; YAML itself never names code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, overload
+
+from pydantic import Field
+
+from align.config import Settings
+from align.errors import DataError, UsageError, nearest, shorten
+from align.schema import Record
+
+RewardFunction = Callable[..., float]
+
+
+class RewardSettings(Settings):
+    """One reward of the list in YAML."""
+
+    name: str
+    """a registered reward"""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """what its value is multiplied by before all are added"""
+    args: dict[str, Any] = Field(default={})
+    """its keyword arguments"""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A registered reward: its function and the record fields it cannot do without."""
+
+    name: str
+    function: RewardFunction
+    needs: tuple[str, ...] = ()
+
+
+_REGISTERED: dict[str, Reward] = {}
+
+
+@overload
+def reward(function: RewardFunction) -> RewardFunction: ...
+@overload
+def reward(*, needs: tuple[str, ...]) -> Callable[[RewardFunction], RewardFunction]: ...
+def reward(
+    function: RewardFunction | None = None, *, needs: tuple[str, ...] = ()
+) -> RewardFunction | Callable[[RewardFunction], RewardFunction]:
+    """Register a reward under the name of its function; `needs` lists record fields that every row must have."""
+
+    def register(function: RewardFunction) -> RewardFunction:
+        name = function.__name__
+        known = _REGISTERED.get(name)
+        if known is not None and known.function.__module__ != function.__module__:
+            raise UsageError(f"reward {name}: already registered by {known.function.__module__}; choose another name")
+        _REGISTERED[name] = Reward(name, function, needs)
+        return function
+
+    return register if function is None else register(function)
+
+
+@cache
+def _import_built_in() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def reward_names() -> list[str]:
+    """The names of all registered rewards."""
+    _import_built_in()
+    return sorted(_REGISTERED)
+
+
+def find_reward(settings: RewardSettings) -> Reward:
+    """The registered reward that the settings name, or a UsageError for an unknown name or a wrong argument."""
+    _import_built_in()
+    if settings.name not in _REGISTERED:
+        hint = nearest(settings.name, reward_names())
+        raise UsageError(f"rewards: asked for {shorten(settings.name)}; no reward has that name;{hint}")
+    found = _REGISTERED[settings.name]
+    try:
+        inspect.signature(found.function).bind(None, "", **settings.args)
+    except TypeError as error:
+        usage = f"{found.name}{inspect.signature(found.function)}"
+        raise UsageError(f"rewards: {found.name}: {error}; it is {usage}; mend its args") from None
+    return found
+
+
+class RewardSum:
+    """The weighted sum of some rewards, checked against the data before anything is sampled."""
+
+    def __init__(self, settings: Sequence[RewardSettings]):
+        self._parts = [(item, find_reward(item)) for item in settings]
+
+    @property
+    def names(self) -> list[str]:
+        """The rewards' names, in order."""
+        return [part.name for _, part in self._parts]
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Raise DataError for the first record that lacks a field some reward needs."""
+        for _, part in self._parts:
+            for record in records:
+                missing = next((field for field in part.needs if getattr(record, field) is None), None)
+                if missing:
+                    raise DataError(
+                        f"reward {part.name}: needs the field {missing}; {record.where} has none; "
+                        "add it to the data or take another reward"
+                    )
+
+    def __call__(self, record: Record, completion: str) -> dict[str, float]:
+        """Each reward's value, unweighted, by name."""
+        return {part.name: self._value(item, part, record, completion) for item, part in self._parts}
+
+    def total(self, values: dict[str, float]) -> float:
+        """The weighted sum of what a call returned."""
+        return sum(item.weight * values[part.name] for item, part in self._parts)
+
+    def _value(self, item: RewardSettings, part: Reward, record: Record, completion: str) -> float:
+        value = float(part.function(record, completion, **item.args))
+        if not math.isfinite(value):
+            raise DataError(
+                f"reward {part.name}: returned {value} for {shorten(completion)}, prompt {record.where}; "
+                "a reward must be a finite number"
+            )
+        return value

@@ -1,0 +1,182 @@
+"""Rewards as a user names them in YAML."""
+
+from fractions import Fraction
+
+import pytest
+
+from align.config import build
+from align.errors import DataError, UsageError
+from align.rl.rewards import RewardSettings, RewardSum, find_reward, reward, reward_names
+from align.rl.rewards.answers import last_number
+from align.schema import Record
+
+
+def score(name, completion, answer="42", weight=1.0, **args):
+    rewards = RewardSum([RewardSettings(name=name, weight=weight, args=args)])
+    return rewards.total(rewards(Record(answer=answer), completion))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 42.", "42"),
+        ("3 + 4 = 7 apples", "7"),
+        ("#### 1,234,567", "1234567"),
+        ("costs $1,234.50 in all", "1234.5"),
+        ("It is -3", "-3"),
+        ("It is −3 degrees", "-3"),
+        ("-$5.25", "-5.25"),
+        ("$-5.25", "-5.25"),
+        ("\\$18", "18"),
+        ("1{,}000", "1000"),
+        ("about 12%", "12"),
+        ("12 % of it", "12"),
+        ("x = 7-3", "3"),
+        ("f(2)-3", "3"),
+        (".5", "0.5"),
+        ("0.25", "0.25"),
+        ("3/4", "3/4"),
+        ("2.5e3", "2500"),
+        ("1, 2", "2"),
+        ("1,2", "2"),
+        ("12,3456", "3456"),
+        ("答案是42", "42"),
+        ("共1,500元。", "1500"),
+        ("007", "7"),
+        ("1e999999999", "1"),
+        ("an mp3 file", None),
+        ("no number", None),
+        ("", None),
+    ],
+)
+def test_last_number_reads_what_people_write(text, number):
+    assert last_number(text) == (None if number is None else Fraction(number))
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        ("so she has 18 eggs", "Janet sells 16 - 3 - 4 = 9. 9 * 2 = 18\n#### 18", 1.0),
+        ("so she has 17 eggs", "#### 18", 0.0),
+        ("18.0", "18", 1.0),
+        ("1,800", "1800", 1.0),
+        ("-18", "18", 0.0),
+        ("no idea", "18", 0.0),
+        ("18", "eighteen", 0.0),
+    ],
+)
+def test_numeric_match_compares_the_last_numbers(completion, answer, expected):
+    assert score("numeric_match", completion, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "completion", "args", "expected"),
+    [
+        ("exact_match", " 42\n", {}, 1.0),
+        ("exact_match", "42!", {}, 0.0),
+        ("numeric_match", "42.4", {"tolerance": 0.5}, 1.0),
+        ("regex", "the <b>end</b>", {"pattern": "<b>.*</b>"}, 1.0),
+        ("regex", "the <b>end</b>", {"pattern": "<b>.*</b>", "full": True}, 0.0),
+        ("regex", " <b>end</b> ", {"pattern": "<b>.*</b>", "full": True}, 1.0),
+        ("length", "one two three four", {"target": 4}, 1.0),
+        ("length", "one two", {"target": 4}, 0.5),
+        ("length", "", {"target": 4}, 0.0),
+        ("length", "a b c d e f g h i j", {"target": 4}, 0.0),
+        ("length", "你好", {"target": 4, "unit": "characters"}, 0.5),
+        ("keyword", "Thank you, and sorry", {"words": ["thank", "SORRY", "please", "refund"]}, 0.5),
+        ("keyword", "thank you", {"words": ["Thank"], "ignore_case": False}, 0.0),
+    ],
+)
+def test_built_in_reward(name, completion, args, expected):
+    assert score(name, completion, **args) == expected
+
+
+def test_exact_match_can_ignore_case():
+    assert score("exact_match", "YES", answer="yes") == 0.0
+    assert score("exact_match", "YES", answer="yes", ignore_case=True) == 1.0
+
+
+def test_rewards_add_up_by_weight():
+    rewards = RewardSum(
+        [
+            RewardSettings(name="exact_match", weight=2.0),
+            RewardSettings(name="length", weight=-0.5, args={"target": 2}),
+        ]
+    )
+
+    values = rewards(Record(answer="42"), "42")
+
+    assert values == {"exact_match": 1.0, "length": 0.5}
+    assert rewards.total(values) == 2.0 * 1.0 - 0.5 * 0.5
+
+
+def test_an_unknown_reward_names_the_nearest_one():
+    with pytest.raises(UsageError, match=r"'numeric_macth'; no reward has that name; Did you mean numeric_match"):
+        find_reward(RewardSettings(name="numeric_macth"))
+
+
+def test_a_wrong_argument_shows_the_signature():
+    with pytest.raises(UsageError, match=r"unexpected keyword argument 'goal'.*target: 'int'"):
+        find_reward(RewardSettings(name="length", args={"target": 3, "goal": 3}))
+
+
+def test_a_missing_argument_shows_the_signature():
+    with pytest.raises(UsageError, match="missing a required argument: 'pattern'"):
+        find_reward(RewardSettings(name="regex"))
+
+
+def test_a_broken_pattern_is_a_usage_error():
+    with pytest.raises(UsageError, match="mend the pattern"):
+        score("regex", "x", pattern="(")
+
+
+@pytest.mark.parametrize("args", [{"target": 0}, {"target": 3, "unit": "tokens"}])
+def test_length_refuses_what_it_cannot_measure(args):
+    with pytest.raises(UsageError, match="reward length"):
+        score("length", "x", **args)
+
+
+def test_keyword_needs_words():
+    with pytest.raises(UsageError, match="give words"):
+        score("keyword", "x", words=[])
+
+
+def test_unknown_keys_of_a_reward_are_refused():
+    with pytest.raises(UsageError, match="wieght: unknown setting"):
+        build(RewardSettings, {"name": "length", "wieght": 2})
+
+
+def test_a_record_without_the_answer_is_named_before_anything_is_sampled():
+    rewards = RewardSum([RewardSettings(name="numeric_match")])
+    records = [Record(answer="1", source="a.jsonl", line=1), Record(source="a.jsonl", line=2)]
+
+    with pytest.raises(DataError, match=r"numeric_match: needs the field answer; a\.jsonl:2 has none"):
+        rewards.check(records)
+
+
+def test_a_reward_of_ones_own_is_registered_by_the_decorator():
+    @reward
+    def shouting_in_this_test(record, completion):
+        return sum(letter.isupper() for letter in completion) / max(1, len(completion))
+
+    assert "shouting_in_this_test" in reward_names()
+    assert score("shouting_in_this_test", "ABcd") == 0.5
+
+
+def test_a_name_is_not_taken_twice():
+    def exact_match(record, completion):
+        return 0.0
+
+    reward_names()
+
+    with pytest.raises(UsageError, match="already registered"):
+        reward(exact_match)
+
+
+def test_a_reward_must_be_finite():
+    @reward
+    def broken_in_this_test(record, completion):
+        return float("nan")
+
+    with pytest.raises(DataError, match="broken_in_this_test: returned nan"):
+        score("broken_in_this_test", "x")
