@@ -1,0 +1,57 @@
+"""Tokens to text as they come, without ever showing half a character."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_INCOMPLETE = "�"
+
+# A character is at most four bytes and a token at least one; an emoji sequence is a few characters. A longer run that
+# still does not decode is not text, and is shown as it is.
+_PATIENCE = 16
+
+
+class Detokenizer:
+    """Decodes one row token by token, over a short window, so a long answer costs no more a token than a short one.
+
+    What a tokenizer does at the start of a text (dropping a leading space) must happen once only, so the window always
+    begins with tokens already shown.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._window = 0  # where the decoding window begins
+        self._shown = 0  # tokens before this one are shown
+
+    def push(self, token: int) -> str:
+        """Add a token and return the text that is now certain, or an empty string."""
+        self._ids.append(token)
+        before = self._decode(self._ids[self._window : self._shown])
+        after = self._decode(self._ids[self._window :])
+        if after.endswith(_INCOMPLETE) and len(self._ids) - self._shown < _PATIENCE:
+            return ""
+        if len(after) <= len(before):
+            return ""
+        self._window, self._shown = self._shown, len(self._ids)
+        return after[len(before) :]
+
+    def flush(self) -> str:
+        """Whatever was held back, at the end of the row."""
+        before = self._decode(self._ids[self._window : self._shown])
+        after = self._decode(self._ids[self._window :])
+        self._window = self._shown = len(self._ids)
+        return after[len(before) :]
+
+    @property
+    def text(self) -> str:
+        """All tokens so far decoded at once; the authority on what the row says."""
+        return self._decode(self._ids)
+
+    @property
+    def count(self) -> int:
+        """How many tokens came."""
+        return len(self._ids)
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""

@@ -1,0 +1,89 @@
+"""The way from the engine's thread to one reader, blocking or asyncio, and back again for cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from align.engine.protocol import Event, RowDelta, RowDone, RowError
+from align.errors import IntegrityError
+
+
+class Stream:
+    """The handle of one request. The engine puts events, one reader takes them until every row has ended."""
+
+    def __init__(self, rows: int, on_cancel: Callable[[], None] | None = None) -> None:
+        self._on_cancel = on_cancel
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._open = rows
+        self._cancelled = [threading.Event() for _ in range(rows)]
+        self._wake: Callable[[], object] | None = None
+
+    def put(self, event: Event) -> None:
+        """Hand an event to the reader; called from the engine's thread."""
+        self._events.put(event)
+        wake = self._wake
+        if wake is None:
+            return
+        try:
+            wake()
+        except RuntimeError:  # the reader's event loop was closed: nobody listens any more
+            self._wake = None
+            self.cancel()
+
+    def cancel(self, row: int | None = None) -> None:
+        """Ask for one row, or all, to stop."""
+        for index, flag in enumerate(self._cancelled):
+            if row in (None, index):
+                flag.set()
+        if self._on_cancel is not None and self._open:
+            self._on_cancel()
+
+    def is_cancelled(self, row: int) -> bool:
+        """Whether somebody asked for this row to stop."""
+        return self._cancelled[row].is_set()
+
+    def __iter__(self) -> Iterator[Event]:
+        """Events as they come; blocks between them."""
+        while self._open:
+            yield self._take(self._events.get())
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Events as they come, for asyncio; closing early cancels the rows still running."""
+        ready = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._wake = lambda: loop.call_soon_threadsafe(ready.set)
+        try:
+            while self._open:
+                # Cleared before looking: an event put after the look sets it again.
+                ready.clear()
+                try:
+                    event = self._events.get_nowait()
+                except queue.Empty:
+                    await ready.wait()
+                    continue
+                yield self._take(event)
+        finally:
+            self._wake = None
+            self.cancel()
+
+    def _take(self, event: Event) -> Event:
+        if not isinstance(event, RowDelta):
+            self._open -= 1
+        return event
+
+
+def collect(stream: Stream, rows: int) -> list[str]:
+    """Wait for every row and return the texts in order; raise IntegrityError for the first row that failed."""
+    texts = [""] * rows
+    failed: RowError | None = None
+    for event in stream:
+        if isinstance(event, RowDone):
+            texts[event.row] = event.text
+        elif isinstance(event, RowError):
+            failed = failed or event
+    if failed is not None:
+        raise IntegrityError(failed.message)
+    return texts

@@ -1,0 +1,36 @@
+"""A resident base with two adapters that differ loudly enough for texts to differ within a few tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from align.models.adapters import BASE, Resident
+from align.registry.checkpoint import read_folder
+
+
+def loud_lora(seed: int, **options: Any) -> Any:
+    from peft import LoraConfig
+    from transformers import set_seed
+
+    set_seed(seed)
+    return LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False, **options)
+
+
+def loud_base(folder: Path) -> Any:
+    """Fresh weights give nearly flat logits, under which every model samples what the seed says."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.model.norm.weight.data.mul_(20)
+    return model
+
+
+def build_resident(folder: Path) -> Resident:
+    from peft import get_peft_model
+    from transformers import AutoTokenizer
+
+    model = get_peft_model(loud_base(folder), loud_lora(1), adapter_name="adapter0")
+    model.add_adapter("adapter1", loud_lora(2))
+    names = {"red@v1": "adapter0", "blue@v1": "adapter1", "base@v1": BASE}
+    return Resident(model.eval(), AutoTokenizer.from_pretrained(folder), read_folder(folder), names)
