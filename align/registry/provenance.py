@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 import align
 
@@ -23,7 +26,8 @@ _LIBRARIES = (
 )
 
 
-def library_versions() -> dict[str, str]:
+@functools.cache
+def library_versions() -> Mapping[str, str]:
     """Versions of this program, Python and the libraries that shape a result."""
     found = {"align": align.__version__, "python": platform.python_version()}
     for name in _LIBRARIES:
@@ -31,9 +35,10 @@ def library_versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return MappingProxyType(found)
 
 
+@functools.cache
 def git_revision() -> str | None:
     """The commit of the source tree this program runs from, `-dirty` when files differ; None when it is installed."""
     tree = Path(align.__file__).resolve().parent.parent

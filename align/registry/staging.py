@@ -52,7 +52,7 @@ class Staging:
         files = durable.measure(self.path, MANIFEST, self._disk)
         if not files:
             raise IntegrityError(f"{self._home.name}: the folder to commit is empty; save the model there first")
-        whole = {"versions": provenance.library_versions(), **fields, **_stamp(self._home.name)}
+        whole = {"versions": dict(provenance.library_versions()), **fields, **_stamp(self._home.name)}
         while True:
             version = max(version_numbers(self._home), default=0) + 1
             durable.write_seal(self.path, {**whole, "version": version}, files, MANIFEST, self._disk)

@@ -61,7 +61,7 @@ class Registry:
 
     def resolve(self, reference: str) -> Checkpoint:
         """The checkpoint a reference leads to, with the sizes of its files checked."""
-        meaning = parse(reference, self.names())
+        meaning = parse(reference, self._taken_names())
         if isinstance(meaning, Hub):
             return self._hub(meaning)
         if isinstance(meaning, Folder):
@@ -103,7 +103,7 @@ class Registry:
     def set_alias(self, name: str, alias: str, version: int) -> Checkpoint:
         """Let `name@alias` stand for a version from now on."""
         check_alias(alias)
-        if name not in (known := self.names()):
+        if name not in (known := self._taken_names()):
             raise IntegrityError(f"{name}: no such name in the registry;{nearest(name, known)}")
         checkpoint = self._version(name, version)
         checkpoint.check()
@@ -146,6 +146,10 @@ class Registry:
             text = json.dumps({"align_registry": layout.FORMAT}) + "\n"
             durable.write_durably(self.root / layout.FORMAT_FILE, text.encode(), self._disk)
 
+    def _taken_names(self) -> list[str]:
+        """Every name with a version folder, whole or not, so that damage is told apart from a misspelt name."""
+        return [name for name in layout.named_folders(self._models) if layout.version_numbers(self._home(name))]
+
     def _readable(self, name: str) -> Iterator[Checkpoint]:
         """The versions whose manifest can be read, newest first."""
         for number, folder in reversed(layout.version_numbers(self._home(name)).items()):
@@ -163,7 +167,12 @@ class Registry:
 
     def _select(self, name: str, selector: str) -> int:
         if selector == LATEST:
-            return next(self._readable(name)).version or 0
+            newest = next(self._readable(name), None)
+            if newest is None or newest.version is None:
+                raise IntegrityError(
+                    f"{name}: none of its versions can be read; python -m align.registry verify says why"
+                )
+            return newest.version
         # An alias never looks like a version, so `v3` can only be one.
         if match := VERSION.fullmatch(selector):
             return int(match[1])

@@ -1,0 +1,172 @@
+"""What the registry's commands print: aligned plain text for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from align.config import write
+from align.errors import IntegrityError
+from align.registry.checkpoint import Checkpoint
+from align.registry.lineage import Ancestor
+from align.registry.references import LATEST
+from align.registry.store import Registry
+
+_METRICS_SHOWN = 2
+
+
+def ls(registry: Registry, as_json: bool = False) -> None:
+    """List every whole version of every name with its aliases."""
+    rows = [row for name in registry.names() for row in _rows(registry, name)]
+    if as_json:
+        write(json.dumps(rows, indent=1, ensure_ascii=False))
+    elif rows:
+        head = ("reference", "kind", "stage", "from", "numbers", "created", "aliases")
+        write(_table([head, *(_cells(row) for row in rows)]))
+    else:
+        write(
+            f"Nothing is registered in {registry.root} yet.\n"
+            "See the whole pipeline in a few minutes:  python -m align.quickstart\n"
+            "Train on your own data:                   "
+            "python -m align.sft --model org/model --data FILE --name my-model"
+        )
+
+
+def show(registry: Registry, reference: str, as_json: bool = False) -> None:
+    """Say what one checkpoint is."""
+    checkpoint = registry.resolve(reference)
+    facts = {
+        "reference": checkpoint.reference,
+        "kind": checkpoint.kind,
+        "location": checkpoint.location,
+        "revision": checkpoint.revision,
+        "digest": checkpoint.digest,
+    }
+    manifest = checkpoint.manifest
+    if as_json:
+        write(json.dumps({**facts, "manifest": manifest}, indent=1, ensure_ascii=False))
+        return
+    if manifest is None:
+        facts["note"] = "not in the registry: nothing is recorded about where it came from"
+    lines = {**facts, **_readable_facts(registry, checkpoint)}
+    write(_table([(key, str(value)) for key, value in lines.items() if value]))
+    if manifest is not None:
+        write("\n" + _table([("file", "bytes", "sha256"), *_file_cells(manifest)]))
+
+
+def lineage(registry: Registry, reference: str, as_json: bool = False) -> None:
+    """Draw what a checkpoint was made from."""
+    tree = registry.lineage(registry.resolve(reference))
+    write(json.dumps(tree.as_dict(), indent=1, ensure_ascii=False) if as_json else "\n".join(_draw(tree)))
+
+
+def alias(registry: Registry, name: str, word: str, version: int) -> None:
+    """Set an alias and say so."""
+    before = registry.aliases(name).get(word)
+    checkpoint = registry.set_alias(name, word, version)
+    moved = f" (was v{before})" if before is not None and before != version else ""
+    write(f"{name}@{word} is now {checkpoint.reference}{moved}")
+
+
+def verify(registry: Registry, reference: str | None = None) -> None:
+    """Read every byte again; IntegrityError when something is not as it was committed."""
+    problems = registry.verify(reference)
+    for problem in problems:
+        write(problem)
+    if problems:
+        raise IntegrityError(
+            f"verify {reference or registry.root}: {len(problems)} of the files, links or aliases above are not as they"
+            " were committed; restore them from a copy, or train the checkpoint again"
+        )
+    write(_verified(registry, reference))
+
+
+def _verified(registry: Registry, reference: str | None) -> str:
+    if reference is None:
+        count = sum(len(registry.versions(name)) for name in registry.names())
+        return f"{count} version{'s' * (count != 1)} verified: every file, link and alias is as it was committed"
+    if registry.resolve(reference).manifest is None:
+        return f"{reference}: not from a registry, there are no digests to verify it against"
+    return f"{reference}: verified, every file is as it was committed"
+
+
+def _rows(registry: Registry, name: str) -> Iterator[dict[str, Any]]:
+    versions = registry.versions(name)
+    aliases = registry.aliases(name)
+    for checkpoint in versions:
+        manifest = checkpoint.manifest or {}
+        yield {
+            "reference": checkpoint.reference,
+            "kind": checkpoint.kind,
+            "stage": manifest["stage"],
+            "parents": [parent["reference"] for parent in manifest.get("parents") or []],
+            "metrics": manifest.get("metrics") or {},
+            "created": manifest["created"],
+            "aliases": _words(aliases, checkpoint) + [LATEST] * (checkpoint is versions[-1]),
+            "digest": checkpoint.digest,
+            "location": checkpoint.location,
+        }
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["reference"],
+        row["kind"],
+        row["stage"],
+        ", ".join(Path(parent).name if parent.startswith("/") else parent for parent in row["parents"]) or "-",
+        _numbers(row["metrics"], _METRICS_SHOWN) or "-",
+        row["created"][:16].replace("T", " "),
+        ", ".join(row["aliases"]) or "-",
+    )
+
+
+def _readable_facts(registry: Registry, checkpoint: Checkpoint) -> dict[str, str]:
+    manifest = checkpoint.manifest
+    if manifest is None:
+        return {}
+    return {
+        "stage": manifest["stage"],
+        "created": manifest["created"],
+        "parents": ", ".join(parent["reference"] for parent in manifest.get("parents") or []),
+        "base": (manifest.get("base") or {}).get("reference", ""),
+        "data": "; ".join(_data_line(entry) for entry in manifest.get("data") or []),
+        "metrics": _numbers(manifest.get("metrics") or {}),
+        "aliases": ", ".join(_words(registry.aliases(manifest["name"]), checkpoint)),
+        "versions": ", ".join(f"{key} {value}" for key, value in (manifest.get("versions") or {}).items()),
+        "git": manifest.get("git") or "",
+    }
+
+
+def _words(aliases: dict[str, int], checkpoint: Checkpoint) -> list[str]:
+    return [word for word, version in aliases.items() if version == checkpoint.version]
+
+
+def _data_line(entry: dict[str, Any]) -> str:
+    dropped = sum((entry.get("dropped") or {}).values())
+    return f"{entry.get('name')}, {entry.get('rows')} rows" + (f", {dropped} dropped" if dropped else "")
+
+
+def _numbers(metrics: dict[str, Any], most: int | None = None) -> str:
+    found = [(key, value) for key, value in metrics.items() if isinstance(value, int | float)]
+    return ", ".join(f"{key} {value:.4g}" for key, value in found[:most])
+
+
+def _file_cells(manifest: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for name, entry in sorted(manifest["files"].items()):
+        yield name, f"{entry['size']:,}", entry["sha256"]
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _draw(node: Ancestor, first: str = "", rest: str = "") -> Iterator[str]:
+    about = ", ".join(filter(None, (node.stage, node.kind, node.note)))
+    yield f"{first}{node.reference}" + (f"  ({about})" if about else "")
+    for number, parent in enumerate(node.parents, start=1):
+        last = number == len(node.parents)
+        yield from _draw(parent, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
