@@ -1,0 +1,207 @@
+"""The catalogue: `datasets_cfg/NAME.yaml` files, LLaMA-Factory's `dataset_info.json`, and the specs that name data."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from align.config import Settings, build, read_yaml
+from align.data.readers import FORMATS
+from align.data.turns import CALL, Tags
+from align.errors import DataError, UsageError, nearest
+
+SHIPPED = Path(__file__).resolve().parents[2] / "datasets_cfg"
+_INFO = "dataset_info.json"
+_OPTION = re.compile(r":(?=[a-z_]+=)")
+_TAG_KEYS = ("role", "content", "system", "user", "assistant", "tool", "tool_call")
+
+
+class Check(Settings):
+    """One raw row and the record (or records) a test expects of it."""
+
+    row: dict[str, Any]
+    """a row in the dataset's own shape"""
+    record: dict[str, Any] | list[dict[str, Any]]
+    """the fields of the record that are not empty"""
+
+
+class DatasetConfig(Settings):
+    """Where a dataset is and how its rows are laid out."""
+
+    source: str
+    """a file or folder (looked up from the YAML's folder, then from here), hf://owner/name, or registry://path"""
+    format: str = "auto"
+    """how rows are laid out; auto looks at the first rows and says what it decided"""
+    columns: dict[str, str | list[str]] = Field(default_factory=dict)
+    """which column plays which part, where it is not called as usual"""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """how conversations spell role, content and the roles system, user, assistant, tool and tool_call"""
+    label_map: dict[str, Literal["a", "b", "tie"]] = Field(default_factory=dict)
+    """which verdict of a pair means what"""
+    ties: Literal["drop", "both"] = "drop"
+    """pairs without a winner: left out and counted, or kept in both orders"""
+    entry: str | None = None
+    """the dataset to take of a dataset_info.json"""
+    subset: str | None = None
+    """configuration of a hub dataset"""
+    split: str | None = None
+    """split of a hub dataset; train by default"""
+    limit: int | None = Field(None, ge=1)
+    """take this many records: the first, or a sample when there is a seed"""
+    seed: int | None = Field(None, ge=0)
+    """shuffle the records"""
+    license: str = ""
+    """under which terms the data may be used"""
+    language: str | list[str] = ""
+    """what it is written in"""
+    description: str = ""
+    """what it is, in a sentence"""
+    check: Check | None = None
+    """an example, run by a test"""
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _text_keys(cls, value: Any) -> Any:
+        return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _known_parts(self) -> DatasetConfig:
+        if self.format != "auto" and self.format not in FORMATS:
+            raise ValueError(f"unknown format {self.format!r}.{nearest(self.format, ['auto', *FORMATS])}")
+        parts = FORMATS[self.format].synonyms if self.format != "auto" else _all_parts()
+        for part in self.columns:
+            if part not in parts:
+                raise ValueError(f"columns: no part {part!r} in format {self.format}.{nearest(part, parts)}")
+        for tag in self.tags:
+            if tag not in _TAG_KEYS:
+                raise ValueError(f"tags: no tag {tag!r}.{nearest(tag, _TAG_KEYS)}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One dataset a spec names: its settings, its name and the folder its source is looked up from."""
+
+    name: str
+    config: DatasetConfig
+    folder: Path
+
+
+def _all_parts() -> list[str]:
+    return sorted({part for known in FORMATS.values() for part in known.synonyms})
+
+
+def catalogue() -> dict[str, Path]:
+    """Every known dataset by name: those in ./datasets_cfg, then those that come with the project."""
+    files = [*SHIPPED.glob("*.yaml"), *Path("datasets_cfg").glob("*.yaml")]
+    return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
+
+
+def find(spec: str) -> Dataset:
+    """The dataset a spec names: NAME, a file, a folder or hf://owner/name, then options such as `:limit=500`."""
+    target, *options = _OPTION.split(spec)
+    dataset = _find_target(target)
+    values = dict(_read_option(spec, option) for option in options)
+    if values:
+        given = dataset.config.model_dump(exclude_unset=True)
+        dataset = Dataset(spec.rsplit("/", 1)[-1], build(DatasetConfig, given | values), dataset.folder)
+    return _open_info(dataset) if dataset.config.source.endswith(_INFO) else dataset
+
+
+def make_tags(given: dict[str, str], default: Tags) -> Tags:
+    """The tags a dataset spells out over the defaults of its format; roles named here replace the usual spellings."""
+    roles = {spelling: role for spelling, role in default.roles.items() if _tag_of(role) not in given}
+    for tag in ("system", "user", "assistant", "tool", "tool_call"):
+        if tag in given:
+            roles[given[tag]] = CALL if tag == "tool_call" else tag
+    return Tags(given.get("role", default.role), given.get("content", default.content), roles)
+
+
+def _tag_of(role: str) -> str:
+    return "tool_call" if role == CALL else role
+
+
+def _read_option(spec: str, option: str) -> tuple[str, Any]:
+    key, _, text = option.partition("=")
+    known = ("limit", "seed", "split", "subset", "format", "entry", "ties")
+    if key not in known:
+        raise UsageError(f"{spec}: unknown option {key!r};{nearest(key, known)}")
+    return key, text
+
+
+def _find_target(target: str) -> Dataset:
+    path = Path(target)
+    if target.startswith("hf://"):
+        return Dataset(target.removeprefix("hf://"), DatasetConfig(source=target), Path())
+    if path.suffix in (".yaml", ".yml"):
+        return Dataset(path.stem, build(DatasetConfig, read_yaml(path)), path.parent)
+    known = catalogue()
+    if target in known:
+        return Dataset(target, build(DatasetConfig, read_yaml(known[target])), known[target].parent)
+    if path.exists() or "/" in target or "." in target:
+        return Dataset(path.name or target, DatasetConfig(source=target), Path())
+    raise DataError(
+        f"{target}: no dataset of this name and no such file;{nearest(target, known)} "
+        "`python -m align.data list` shows all; a hub dataset is written hf://owner/name"
+    )
+
+
+def _open_info(dataset: Dataset) -> Dataset:
+    """The entry of a LLaMA-Factory dataset_info.json as our own settings."""
+    path = dataset.folder / dataset.config.source
+    path = path if path.is_file() else Path(dataset.config.source)
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{dataset.config.source}: cannot be read as JSON ({error}); check the path") from None
+    name = dataset.config.entry
+    if name is None or name not in entries:
+        found = f"no entry {name!r}" if name else "no entry is named"
+        raise DataError(
+            f"{path.name}: {found}; write {dataset.config.source}:entry=NAME.{nearest(name or '', entries)}"
+        )
+    values = _translate(entries[name], f"{path.name} entry {name}")
+    own = dataset.config.model_dump(exclude_unset=True, exclude={"source", "entry"})
+    return Dataset(name, build(DatasetConfig, values | own), path.parent)
+
+
+_INFO_COLUMNS = {"query": "input", "response": "output", "kto_tag": "label"}
+_INFO_TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "system_tag": "system",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
+    "function_tag": "tool_call",
+}
+_MEDIA = ("images", "videos", "audios")
+
+
+def _translate(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    columns = {key: column for key, column in (entry.get("columns") or {}).items() if column}
+    if media := [key for key in _MEDIA if key in columns]:
+        raise DataError(f"{where}: it holds {', '.join(media)}; only text can be trained on here")
+    format_name = {"sharegpt": "sharegpt", "openai": "messages"}.get(entry.get("formatting", "alpaca"), "alpaca")
+    if format_name == "alpaca" and set(columns) == {"prompt"}:
+        format_name, columns = "text", {"text": columns["prompt"]}
+    values: dict[str, Any] = {"source": _info_source(entry, where), "format": format_name}
+    values["columns"] = {_INFO_COLUMNS.get(key, key): column for key, column in columns.items()}
+    values["tags"] = {_INFO_TAGS[key]: tag for key, tag in (entry.get("tags") or {}).items() if key in _INFO_TAGS}
+    options = {"subset": "subset", "split": "split", "num_samples": "limit"}
+    return values | {ours: entry[theirs] for theirs, ours in options.items() if entry.get(theirs)}
+
+
+def _info_source(entry: dict[str, Any], where: str) -> str:
+    if "script_url" in entry:
+        raise DataError(f"{where}: it is loaded by a script, which is not run; give the data as a file")
+    if "file_name" in entry:
+        return str(entry["file_name"])
+    if "hf_hub_url" in entry:
+        return f"hf://{entry['hf_hub_url']}"
+    raise DataError(f"{where}: neither file_name nor hf_hub_url; give the data as a file")

@@ -1,0 +1,60 @@
+"""Bad rows: what is wrong with one, and how a list of them is told to the user."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+SHOWN = 20
+"""How many bad rows a message lists before it only counts."""
+
+
+class RowError(Exception):
+    """One row cannot be used. `reason` is the short name it is counted under."""
+
+    def __init__(self, reason: str, field: str, problem: str, remedy: str) -> None:
+        super().__init__(reason, field, problem, remedy)
+        self.reason, self.field, self.problem, self.remedy = reason, field, problem, remedy
+
+
+class RowSkipped(Exception):
+    """A sound row is left out by choice, such as a tie; it is counted and never an error."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that was refused, with its place, the reason and the raw value."""
+
+    where: str
+    error: RowError
+    row: Any
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.error.field}: {self.error.problem}; {self.error.remedy}"
+
+    def report(self) -> dict[str, Any]:
+        """What a line of `--report` holds."""
+        error = self.error
+        place = {"where": self.where, "field": error.field, "reason": error.reason}
+        return place | {"problem": error.problem, "remedy": error.remedy, "row": self.row}
+
+
+def count_reasons(bad: list[BadRow]) -> dict[str, int]:
+    """How many rows each reason refused, most frequent first."""
+    return dict(Counter(row.error.reason for row in bad).most_common())
+
+
+def tell(name: str, bad: list[BadRow], rows: int) -> str:
+    """The message about refused rows: a headline, the first of them, and the totals."""
+    shown = [f"  {row}" for row in bad[:SHOWN]]
+    more = [f"  ... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+    totals = ", ".join(f"{reason}: {count}" for reason, count in count_reasons(bad).items())
+    remedy = "mend them, or leave them out and counted with on_bad_row=skip"
+    return "\n".join(
+        [f"{name}: {len(bad)} of {rows} rows cannot be used; {remedy}", *shown, *more, f"  total {totals}"]
+    )

@@ -1,0 +1,230 @@
+"""A tokenizer's chat template, measured: where each assistant turn starts in the rendered text, and what ends it.
+
+Arbitrary templates carry no marks of what the assistant says, so this module finds it from the outside: by the
+generation prompt, which stands before every assistant turn of an ordinary template, or by rendering prefixes and
+marked copies of the conversation where a template is not ordinary. What cannot be located is an error, never a guess.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from align.errors import DataError, shorten
+from align.schema import Message, Messages
+
+_PRIVATE_USE = [chr(code) for code in range(0xE0A0, 0xE0FF)]
+_ASKED, _ANSWERED = ("qkzvq", "qkwvq"), ("zkqjz", "zkqwz")
+_TEMPLATE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")
+
+
+class TemplateRefusal(Exception):
+    """The chat template does not take this conversation; the text says why."""
+
+
+@dataclass(slots=True)
+class Span:
+    """An assistant turn in a rendered text: where it starts and, where a stop token does not tell, where it ends."""
+
+    turn: int
+    start: int
+    end: int | None = None
+
+
+@dataclass(slots=True)
+class Rendering:
+    """A conversation as its template writes it. `seam` (if any) stands inside control strings that users wrote."""
+
+    text: str
+    spans: list[Span]
+    seam: str | None
+
+
+@dataclass(slots=True)
+class ChatFormat:
+    """What is known of one tokenizer's template."""
+
+    tokenizer: Any
+    template: str
+    controls: re.Pattern[str] | None
+    generation_prompt: str = ""
+    regular: bool = False
+    """the generation prompt stands exactly once before every assistant turn"""
+    closes_every_turn: bool = False
+    stop_ids: list[int] = field(default_factory=list)
+    """EOS first, then the end-of-turn token"""
+    end_of_turn: int | None = None
+    """the first control token after the last assistant turn"""
+
+    def write(self, messages: Messages, tools: Any = None, *, generate: bool = False) -> str:
+        """The template's text for these messages; TemplateRefusal when it will not have them."""
+        from jinja2 import TemplateError
+
+        plain = [{key: turn[key] for key in _TEMPLATE_KEYS if key in turn} for turn in messages]  # type: ignore[literal-required]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                plain, tools=tools, tokenize=False, add_generation_prompt=generate
+            )
+        except (TemplateError, TypeError) as error:  # templates add strings to whatever a tool call holds
+            raise TemplateRefusal(f"refused by the chat template: {shorten(str(error), 80)}") from None
+        return str(text)
+
+    def locate(self, messages: Messages, tools: Any = None, *, generate: bool = False) -> Rendering:
+        """Render a conversation and find its assistant turns. With `generate` the open turn at the end is one too."""
+        messages, tools, seam = self._disarm(messages, tools)
+        text = self.write(messages, tools, generate=generate)
+        if seam and f"\\u{ord(seam):04x}" in text.lower():
+            raise TemplateRefusal("the chat template escapes text in a way that hides control strings")
+        turns = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+        starts = self._fast_starts(text, len(turns) + generate, any("tool_calls" in turn for turn in messages))
+        if starts is None:
+            starts = [self._slow_start(messages, tools, turn, text) for turn in turns] + [len(text)] * generate
+        spans = [Span(turn, start) for turn, start in zip([*turns, len(messages)], starts, strict=False)]
+        for span in spans[: len(turns)]:
+            span.end = self._slow_end(messages, tools, span.turn, text)
+        return Rendering(text, spans, seam)
+
+    def _fast_starts(self, text: str, expected: int, has_calls: bool) -> list[int] | None:
+        """Ends of the generation prompt's occurrences, when they can be trusted to be the assistant turns."""
+        literal = self.controls is None or not self.controls.search(self.generation_prompt)
+        if not self.regular or (literal and has_calls):
+            return None
+        starts = [match.end() for match in re.finditer(re.escape(self.generation_prompt), text)]
+        return starts if len(starts) == expected else None
+
+    def _slow_start(self, messages: Messages, tools: Any, turn: int, text: str) -> int:
+        try:
+            before = self.write(messages[:turn], tools, generate=True) if turn else ""
+        except TemplateRefusal:
+            before = None  # a template may refuse a part of what it takes as a whole
+        if before is not None and text.startswith(before):
+            return len(before)
+        return self._content_span(messages, tools, turn, text)[0]
+
+    def _slow_end(self, messages: Messages, tools: Any, turn: int, text: str) -> int | None:
+        """Where a turn ends, only when the first stop token after its start cannot be relied on to say so."""
+        if turn == len(messages) - 1:
+            return None
+        if "tool_calls" in messages[turn]:
+            after = self.write(messages[: turn + 1], tools)
+            return len(after) if text.startswith(after) else None
+        return None if self.closes_every_turn else self._content_span(messages, tools, turn, text)[1]
+
+    def _content_span(self, messages: Messages, tools: Any, turn: int, text: str) -> tuple[int, int]:
+        """Start and end of a turn's content, by rendering a copy with marks in it that changes nothing else."""
+        content = messages[turn]["content"]
+        opening, closing = _unused(content + text, 2)
+        for start, end in _mark_places(content):
+            marked: Message = {**messages[turn], "content": f"{content[:start]}{opening}{content[start:end]}{closing}"}
+            marked["content"] += content[end:]
+            copy = self.write([*messages[:turn], marked, *messages[turn + 1 :]], tools)
+            if copy.replace(opening, "").replace(closing, "") == text and opening in copy and closing in copy:
+                return copy.index(opening), copy.index(closing) - 1
+        raise DataError(
+            f"chat template: assistant turn {turn + 1} ({shorten(content, 40)}) cannot be found in the rendered text; "
+            "the template rewrites it; use a template that keeps the assistant's text"
+        )
+
+    def _disarm(self, messages: Messages, tools: Any) -> tuple[Messages, Any, str | None]:
+        """Put a private-use character into every control string the data holds, so that none is encoded as control."""
+        if self.controls is None or not any(self.controls.search(text) for text in _texts([messages, tools])):
+            return messages, tools, None
+        seam = _unused("".join(_texts([messages, tools])), 1)[0]
+        return self._split_controls(messages, seam), self._split_controls(tools, seam), seam
+
+    def _split_controls(self, value: Any, seam: str) -> Any:
+        if isinstance(value, str):
+            return split_controls(value, self.controls, seam)
+        if isinstance(value, dict):
+            return {key: self._split_controls(item, seam) if key != "role" else item for key, item in value.items()}
+        return [self._split_controls(item, seam) for item in value] if isinstance(value, list) else value
+
+
+_FORMATS: weakref.WeakKeyDictionary[Any, ChatFormat] = weakref.WeakKeyDictionary()
+
+
+def chat_format(tokenizer: Any) -> ChatFormat:
+    """The measured template of a tokenizer; measured once, and again when the template is replaced."""
+    known = _FORMATS.get(tokenizer)
+    if known is None or known.template != tokenizer.chat_template:
+        known = _FORMATS[tokenizer] = _measure(tokenizer)
+    return known
+
+
+def control_pattern(tokenizer: Any) -> re.Pattern[str] | None:
+    """A pattern of every string the tokenizer encodes as a control token."""
+    added = tokenizer.added_tokens_decoder.values()
+    names = {str(token.content) for token in added if token.special} | set(tokenizer.all_special_tokens)
+    longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def split_controls(text: str, controls: re.Pattern[str] | None, seam: str) -> str:
+    """The text with `seam` after the first character of every control string in it."""
+    while controls is not None and controls.search(text):
+        text = controls.sub(lambda match: match.group()[0] + seam + match.group()[1:], text)
+    return text
+
+
+def _measure(tokenizer: Any) -> ChatFormat:
+    found = ChatFormat(tokenizer, tokenizer.chat_template, control_pattern(tokenizer))
+    if tokenizer.eos_token_id is not None:
+        found.stop_ids.append(tokenizer.eos_token_id)
+    if found.template is None:
+        return found
+    probe: Messages = []
+    for asked, answered in zip(_ASKED, _ANSWERED, strict=True):
+        probe += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    try:
+        whole, opened = found.write(probe), found.write(probe[:3], generate=True)
+        closed = found.write(probe[:3])
+    except TemplateRefusal as error:
+        raise DataError(f"chat template: a plain conversation is {error}; mend the template") from None
+    found.generation_prompt = opened[len(closed) :] if opened.startswith(closed) else ""
+    _find_stop(found, whole)
+    prompt = found.generation_prompt
+    found.regular = bool(prompt) and whole.count(prompt) == 2 and all(prompt + text in whole for text in _ANSWERED)
+    return found
+
+
+def _find_stop(found: ChatFormat, whole: str) -> None:
+    """Learn which token follows an assistant turn, and whether it follows every one."""
+    first = _control_ids(found, whole[whole.rindex(_ANSWERED[1]) + len(_ANSWERED[1]) :])
+    if first:
+        found.end_of_turn = first[0]
+        found.stop_ids += [token for token in first[:1] if token not in found.stop_ids]
+    between = whole[whole.index(_ANSWERED[0]) + len(_ANSWERED[0]) : whole.index(_ASKED[1])]
+    found.closes_every_turn = any(token in found.stop_ids for token in _control_ids(found, between)[:1])
+
+
+def _control_ids(found: ChatFormat, text: str) -> list[int]:
+    names = found.controls.findall(text) if found.controls else []
+    return [found.tokenizer.convert_tokens_to_ids(name) for name in names]
+
+
+def _mark_places(content: str) -> Iterator[tuple[int, int]]:
+    """Where marks may stand: around all of it, without outer space, or behind a thinking part a template may drop."""
+    yield 0, len(content)
+    end = len(content.rstrip())
+    yield len(content) - len(content.lstrip()), end
+    if "</think>" in content:
+        answer = content.rindex("</think>") + len("</think>")
+        yield answer + len(content[answer:]) - len(content[answer:].lstrip()), end
+
+
+def _unused(text: str, count: int) -> list[str]:
+    return [char for char in _PRIVATE_USE if char not in text][:count]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)

@@ -1,0 +1,232 @@
+"""Conversations in the spellings of public files, turned into plain messages and cut into prompt and completion."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from align.data.problems import RowError
+from align.errors import nearest, shorten
+from align.schema import Message, Messages, assistant, user
+
+_NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
+_TRAIN_KEYS = ("train", "loss", "weight", "loss_weight")
+CALL = "tool_call"
+"""The pseudo-role of a turn whose text is the JSON of a tool call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """How a conversation spells its turns: the keys of role and content, and what each role is called."""
+
+    role: str
+    content: str
+    roles: Mapping[str, str]
+
+
+OPENAI_TAGS = Tags(
+    "role",
+    "content",
+    {
+        "system": "system",
+        "developer": "system",
+        "user": "user",
+        "assistant": "assistant",
+        "tool": "tool",
+        "function": "tool",
+    },
+)
+SHAREGPT_TAGS = Tags(
+    "from",
+    "value",
+    {
+        "system": "system",
+        "human": "user",
+        "user": "user",
+        "gpt": "assistant",
+        "assistant": "assistant",
+        "chatgpt": "assistant",
+        "model": "assistant",
+        "tool": "tool",
+        "observation": "tool",
+        "function_response": "tool",
+        "function_call": CALL,
+    },
+)
+
+
+def read_turns(value: Any, field: str, tags: Tags) -> Messages:
+    """Messages from a list of turns (or the JSON text of one, as tables hold it)."""
+    if isinstance(value, str):
+        value = _parse(value, field)
+    if not isinstance(value, list):
+        raise RowError("not messages", field, f"is {_kind(value)}, not a list of messages", "write a list of messages")
+    if not value:
+        raise RowError("no messages", field, "is an empty list", "remove the row")
+    turns = [_read_turn(turn, f"{field}[{index}]", tags) for index, turn in enumerate(value)]
+    # An empty system turn says nothing; files with a system column often hold one in every row.
+    return [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
+
+
+def read_context(value: Any, field: str, tags: Tags) -> Messages:
+    """A prompt: text is one user turn, a list is a conversation that waits for the assistant."""
+    if not isinstance(value, str) or _is_turn_list(value):
+        turns = read_turns(value, field, tags)
+        if turns and turns[-1]["role"] == "assistant":
+            raise RowError("prompt answered", field, "ends with an assistant turn", "move that turn to the completion")
+        return turns
+    return [user(checked_text(value, field, "empty prompt"))]
+
+
+def read_answer(value: Any, field: str, tags: Tags) -> Messages:
+    """A completion: text is one assistant turn, a turn or a list of turns is taken as it is."""
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, str) or _is_turn_list(value):
+        return read_turns(value, field, tags)
+    return [assistant(checked_text(value, field, "empty completion"))]
+
+
+def checked_text(value: Any, field: str, empty: str | None) -> str:
+    """A string that can be trained on; blank is refused under the reason `empty`, unless that is None."""
+    if value is None:
+        raise RowError("null field", field, "is null", "fill it in or remove the row")
+    if not isinstance(value, str):
+        raise RowError("not text", field, f"is {_kind(value)}, not text", "write it as a string")
+    if empty is not None and not value.strip():
+        raise RowError(empty, field, "is empty", "fill it in or remove the row")
+    if found := _NOT_TEXT.search(value):
+        problem = f"holds U+{ord(found.group()):04X}, which is no text"
+        raise RowError("not text", field, problem, "remove that character")
+    return value
+
+
+def split_turns(turns: Messages, field: str, *, as_prompt: bool) -> tuple[Messages, Messages | None]:
+    """Prompt and completion of a conversation; the completion starts at the first assistant turn that answers a user.
+
+    A greeting of the assistant before any user turn stays in the prompt. Without an assistant turn the whole is a
+    prompt; so is a conversation that ends with the user when a prompt is what is wanted.
+    """
+    asked = next((index for index, turn in enumerate(turns) if turn["role"] == "user"), None)
+    if asked is None:
+        raise RowError("empty prompt", field, "has no user turn", "add the question or remove the row")
+    answered = next((i for i, turn in enumerate(turns) if i > asked and turn["role"] == "assistant"), None)
+    if answered is None:
+        return turns, None
+    if turns[-1]["role"] != "assistant":
+        if as_prompt:
+            return turns, None
+        problem = f"ends with a {turns[-1]['role']} turn, so there is nothing to learn after it"
+        raise RowError("last turn is not the assistant's", field, problem, "remove that turn, or add its answer")
+    return turns[:answered], turns[answered:]
+
+
+def split_pair(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+    """Prompt, chosen and rejected of two whole conversations: whatever turns both begin with are the prompt."""
+    shared = 0
+    longest = min(len(chosen), len(rejected)) - 1
+    while shared < longest and chosen[shared] == rejected[shared]:
+        shared += 1
+    if chosen[shared]["role"] != "assistant" or rejected[shared]["role"] != "assistant":
+        problem = f"chosen and rejected differ in a {chosen[shared]['role']} turn (turn {shared + 1})"
+        raise RowError("prompts differ", "chosen", problem, "a pair must answer the same prompt; remove the row")
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _read_turn(turn: Any, field: str, tags: Tags) -> Message:
+    if not isinstance(turn, dict):
+        raise RowError("not a message", field, f"is {_kind(turn)}, not a message", "write {role, content}")
+    if turn.get(tags.role) is None:
+        problem = f"has no {tags.role!r} (keys: {', '.join(map(str, turn)) or 'none'})"
+        raise RowError("message without role", field, problem, "add it, or name the key under tags")
+    role = tags.roles.get(str(turn[tags.role]))
+    if role is None:
+        problem = f"has the unknown role {shorten(turn[tags.role])}"
+        hint = nearest(str(turn[tags.role]), tags.roles).strip()
+        raise RowError("unknown role", field, problem, f"use a known role or map it under tags. {hint}")
+    if role == CALL:
+        return {"role": "assistant", "content": "", "tool_calls": _calls_of(turn.get(tags.content), field)}
+    return _build_turn(role, turn, field, tags)
+
+
+def _build_turn(role: str, turn: dict[str, Any], field: str, tags: Tags) -> Message:
+    calls = turn.get("tool_calls") or None
+    raw = turn.get(tags.content)
+    if raw is None and calls:
+        raw = ""
+    if raw is None:
+        problem = f"has no {tags.content!r}" if tags.content not in turn else f"has {tags.content!r} null"
+        raise RowError("message without content", field, problem, "add it or remove the row")
+    empty = {"user": "empty prompt", "assistant": None if calls else "empty completion"}.get(role)
+    if isinstance(raw, list):
+        raw = "".join(_part_text(part, field) for part in raw)
+    message: dict[str, Any] = {"role": role, "content": checked_text(raw, f"{field}.{tags.content}", empty)}
+    if calls:
+        message["tool_calls"] = [_plain_call(call, field) for call in calls]
+    for key in ("name", "tool_call_id"):
+        if turn.get(key):
+            message[key] = turn[key]
+    if role == "assistant" and any(turn.get(key) is not None and not turn[key] for key in _TRAIN_KEYS):
+        message["train"] = False
+    return cast("Message", message)
+
+
+def _part_text(part: Any, field: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, dict) else _kind(part)
+    text = (
+        next((part[key] for key in ("text", "value") if isinstance(part.get(key), str)), None)
+        if kind == "text"
+        else None
+    )
+    if text is None:
+        raise RowError("part is not text", field, f"has a part of type {kind}", "only text parts can be used")
+    return text
+
+
+def _plain_call(call: Any, field: str) -> dict[str, Any]:
+    """A tool call with its arguments as an object, which is what chat templates expect; files often hold JSON text."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowError("bad tool call", field, f"holds the tool call {shorten(call)}", "write {name, arguments}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):  # some tools take plain text; the template then gets the text
+            arguments = json.loads(arguments)
+    plain = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+    return plain | ({"id": call["id"]} if call.get("id") else {})
+
+
+def _calls_of(value: Any, field: str) -> list[dict[str, Any]]:
+    calls = _parse(value, field) if isinstance(value, str) else value
+    return [_plain_call(call, field) for call in (calls if isinstance(calls, list) else [calls])]
+
+
+def _is_turn_list(text: str) -> bool:
+    return text.startswith(("[{", "[ {")) and text.rstrip().endswith("}]") and _try_parse(text) is not None
+
+
+def _try_parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _parse(text: str, field: str) -> Any:
+    value = _try_parse(text)
+    if value is None:
+        problem = f"is the text {shorten(text, 40)}, not a list of messages"
+        raise RowError("not messages", field, problem, "write a list of messages")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {"NoneType": "null", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
+    kind = type(value).__name__
+    return names.get(kind, {"dict": "an object", "list": "a list"}.get(kind, kind))
