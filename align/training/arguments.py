@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SAME_NAME = (
     "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "seed", "report_to",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "report_to",
     "eval_steps",
 )  # fmt: skip
 
@@ -31,6 +31,8 @@ def trl_arguments(config_class: type, config: StageConfig, run: Run, **fixed: An
     ours: dict[str, Any] = {key: getattr(config, key) for key in _SAME_NAME}
     ours |= {
         "output_dir": str(run.folder),
+        # transformers 5.23 has renamed it and warns at the old name.
+        "activation_checkpointing": config.gradient_checkpointing,
         "warmup_steps": config.warmup_ratio,
         "bf16": Precision.of(config).uses_bf16,
         "per_device_eval_batch_size": config.per_device_train_batch_size,

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import Field
+
+from align.config import Settings, StageConfig, build, dump_yaml, help_text, load_yaml, read_command_line, read_yaml
+from align.errors import UsageError, nearest
+
+REQUIRED = ["model=m", "data=d", "name=n"]
+
+
+def parse(*words: str) -> StageConfig:
+    return build(StageConfig, read_command_line([*REQUIRED, *words]).values)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["learning_rate=1e-4"], ["--learning_rate", "1e-4"], ["--learning-rate", "1e-4"], ["--learning_rate=1e-4"]],
+)
+def test_every_spelling_of_an_override_means_the_same(words):
+    assert parse(*words).learning_rate == 1e-4
+
+
+def test_nested_keys_are_set_by_dots():
+    assert parse("lora.r=4", "--lora.use_dora", "true").lora.model_dump() == {
+        "r": 4, "alpha": 32, "dropout": 0, "target_modules": "all-linear", "use_rslora": False, "use_dora": True,
+    }  # fmt: skip
+
+
+def test_files_merge_left_to_right_and_overrides_win(tmp_path):
+    (tmp_path / "a.yaml").write_text("model: m\ndata: d\nname: a\nlora: {r: 4, alpha: 8}\n")
+    (tmp_path / "b.yml").write_text("name: b\nlora: {r: 2}\n")
+
+    line = read_command_line([str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yml"), "lora.alpha=1"])
+
+    config = build(StageConfig, line.values)
+    assert (config.name, config.lora.r, config.lora.alpha) == ("b", 2, 1)
+
+
+def test_values_that_look_like_paths_or_specs_stay_text():
+    assert parse("data=alpaca:limit=500").data == "alpaca:limit=500"
+    assert parse("data=[a.jsonl, b.jsonl]").data_specs == ["a.jsonl", "b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["beeta=1"], "beeta: unknown setting"),
+        (["learning_rat=1"], "Did you mean learning_rate?"),
+        (["lora.rr=1"], "lora.rr: unknown setting; Did you mean r?"),
+        (["learning_rate=-1"], "learning_rate: Input should be greater than 0, found -1"),
+        (["learning_rate=nan"], "learning_rate"),
+        (["lora.r=0"], "lora.r"),
+        (["max_length=4"], "max_length"),
+        (["name=Big Name"], "no valid name"),
+        (["name=../up"], "no valid name"),
+        (["stray"], "expected a YAML file, key=value or --key value"),
+        (["--seed"], "--seed: no value follows it"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_key(words, message):
+    with pytest.raises(UsageError, match=r".*") as caught:
+        parse(*words)
+
+    assert message in str(caught.value)
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(UsageError) as caught:
+        build(StageConfig, {"name": "n", "seed": -1, "foo": 1})
+
+    assert all(part in str(caught.value) for part in ("model: missing", "data: missing", "seed", "foo: unknown"))
+
+
+def test_yaml_knows_that_1e_4_is_a_number():
+    assert load_yaml("a: 1e-4\nb: -2E+3\nc: 1e", "text") == {"a": 1e-4, "b": -2000.0, "c": "1e"}
+
+
+def test_a_key_written_twice_is_an_error_with_its_line():
+    with pytest.raises(UsageError, match=r"run\.yaml:2 beta: written twice"):
+        load_yaml("beta: 1\nbeta: 2\n", "run.yaml")
+
+
+def test_yaml_cannot_make_python_objects():
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load_yaml("!!python/object/apply:os.system [true]", "run.yaml")
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    (tmp_path / "dpo.yaml").write_text("beta: 1")
+
+    with pytest.raises(UsageError, match=r"dpp\.yaml: cannot be read .* Did you mean dpo\.yaml\?"):
+        read_yaml(tmp_path / "dpp.yaml")
+
+
+def test_a_dumped_config_reads_back_equal():
+    config = parse("lora.r=3", "learning_rate=1e-7", "trainer={neftune_noise_alpha: 5}")
+
+    assert build(StageConfig, load_yaml(dump_yaml(config), "dump")) == config
+
+
+def test_help_explains_every_setting():
+    class Tiny(Settings):
+        beta: float = Field(0.1, gt=0)
+        """pull"""
+
+    assert "beta" in help_text("prog", "Purpose.", Tiny)
+    text = help_text("prog", "Purpose.", StageConfig)
+    assert all(f"  {key}" in text for key in StageConfig.model_fields)
+    assert all(info.description for info in StageConfig.model_fields.values())
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "pretrain"])
+def test_help_imports_no_torch_and_lists_at_most_40_settings(stage):
+    code = (
+        "import sys, importlib; stage = importlib.import_module('align.%s'); "
+        "code = stage.main(stage.STAGE, ['--help']); "
+        "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'gradio', 'numpy'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    ) % stage
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    settings = done.stdout.split("settings:\n")[1].strip().splitlines()
+    top_level = {line.split()[0].split(".")[0] for line in settings}
+    assert len(top_level) <= 40
+
+
+def test_the_nearest_name_is_offered_and_all_of_them_when_none_is_near():
+    assert nearest("lern", ["learn", "beta"]) == " Did you mean learn?"
+    assert nearest("zzz", ["alpha", "beta"]) == " Known: alpha, beta."
+    assert nearest("zzz", []) == ""

@@ -1,0 +1,173 @@
+"""Every stage over TRL's trainers, run through its command line on a tiny Qwen3."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from align import dpo, reward, sft
+from align.registry import Registry, open_registry
+from align.training.stage import Stage, main
+
+FILES = {
+    "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "config.yaml",
+    "curves.png", "manifest.json", "metrics.jsonl", "summary.json", "tokenizer.json", "tokenizer_config.json",
+}  # fmt: skip
+
+
+def run(stage: Stage, root: Path, *words: object) -> int:
+    fast = ["learning_rate=5e-3", "max_steps=4", "logging_steps=1", "save_steps=2", "per_device_train_batch_size=4"]
+    return main(stage, ["--registry", str(root), "bf16=false", "lora.r=4", *fast, *map(str, words)])
+
+
+def log_of(registry: Registry, reference: str) -> list[dict]:
+    path = Path(registry.resolve(reference).location) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_base, demonstrations, preferences) -> Registry:
+    """A registry with an SFT adapter, and a reward and a DPO adapter made from it."""
+    root = tmp_path_factory.mktemp("pipeline") / "registry"
+    assert run(sft.STAGE, root, f"model={tiny_base}", f"data={demonstrations}", "name=tiny-sft") == 0
+    assert run(reward.STAGE, root, "model=tiny-sft", f"data={preferences}", "name=tiny-reward") == 0
+    assert run(dpo.STAGE, root, "model=tiny-sft", f"data={preferences}", "name=tiny-dpo") == 0
+    return open_registry(root)
+
+
+@pytest.mark.parametrize("name", ["tiny-sft", "tiny-reward", "tiny-dpo"])
+def test_a_version_holds_exactly_the_files_of_the_contract(trained, name):
+    folder = Path(trained.resolve(name).location)
+
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert trained.verify(name) == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("tiny-sft", "policy"), ("tiny-reward", "reward"), ("tiny-dpo", "policy")])
+def test_a_version_knows_what_it_is_and_on_which_data_it_was_trained(trained, name, kind, preferences):
+    manifest = trained.resolve(name).manifest
+
+    assert manifest["kind"] == kind
+    assert manifest["data"][0]["rows"] == 64
+    assert manifest["data"][0]["digest"].startswith("sha256:")
+    assert manifest["versions"]["trl"].startswith("1.16")
+
+
+def test_reward_and_dpo_descend_from_the_sft_adapter_and_share_its_base(trained, tiny_base):
+    start = trained.resolve("tiny-sft")
+
+    for name in ("tiny-reward", "tiny-dpo"):
+        manifest = trained.resolve(name).manifest
+        assert manifest["parents"] == [{"reference": "tiny-sft@v1", "digest": start.digest}]
+        assert manifest["base"]["reference"] == str(tiny_base)
+        assert manifest["base"]["digests"] == start.manifest["base"]["digests"]
+
+
+@pytest.mark.parametrize("name", ["tiny-sft", "tiny-reward", "tiny-dpo"])
+def test_every_step_is_logged_with_finite_numbers(trained, name):
+    lines = log_of(trained, name)
+
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert all(line["tokens_per_second"] > 0 for line in lines)
+    assert {"loss", "learning_rate", "grad_norm"} <= lines[0].keys()
+
+
+def test_the_first_dpo_loss_from_an_sft_adapter_is_ln_2(trained):
+    assert log_of(trained, "tiny-dpo")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_dpo_moves_every_adapter_tensor_away_from_its_start(trained):
+    before, after = (
+        load_file(Path(trained.resolve(name).location) / "adapter_model.safetensors")
+        for name in ("tiny-sft", "tiny-dpo")
+    )
+
+    assert before.keys() == after.keys()
+    assert all(not bool((before[key] == after[key]).all()) for key in before)
+
+
+def test_the_first_dpo_loss_from_a_bare_base_is_ln_2(tmp_path, tiny_base, preferences):
+    assert run(dpo.STAGE, tmp_path, f"model={tiny_base}", f"data={preferences}", "name=fresh", "max_steps=1") == 0
+
+    assert log_of(open_registry(tmp_path), "fresh")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_dpo_learns_the_preference(tmp_path, tiny_base, preferences):
+    words = [f"model={tiny_base}", f"data={preferences}", f"eval_data={preferences}", "name=learns", "beta=0.5"]
+    assert run(dpo.STAGE, tmp_path, *words, "max_steps=30", "eval_steps=30", "per_device_train_batch_size=8") == 0
+
+    assert open_registry(tmp_path).resolve("learns").manifest["metrics"]["eval_rewards/accuracies"] > 0.9
+
+
+def test_a_reward_model_learns_to_rank(tmp_path, tiny_base, preferences):
+    words = [f"model={tiny_base}", f"data={preferences}", f"eval_data={preferences}", "name=ranks"]
+    gentle = ["learning_rate=3e-3", "per_device_train_batch_size=8", "logging_steps=20"]
+    assert run(reward.STAGE, tmp_path, *words, "max_steps=60", "eval_steps=60", *gentle) == 0
+
+    assert open_registry(tmp_path).resolve("ranks").manifest["metrics"]["eval_accuracy"] > 0.9
+
+
+def test_training_the_same_thing_twice_gives_the_same_loss_curve(tmp_path, tiny_base, demonstrations):
+    for name in ("first", "second"):
+        assert run(sft.STAGE, tmp_path, f"model={tiny_base}", f"data={demonstrations}", f"name={name}") == 0
+
+    registry = open_registry(tmp_path)
+    first, second = ([line["loss"] for line in log_of(registry, name)] for name in ("first", "second"))
+    assert first == second
+
+
+def test_a_misspelt_setting_ends_with_code_2_and_the_nearest_name(tmp_path, capsys):
+    assert run(sft.STAGE, tmp_path, "model=x", "data=y", "name=z", "learning_rat=1") == 2
+
+    assert "Did you mean learning_rate?" in capsys.readouterr().err
+
+
+def test_a_misspelt_trl_setting_ends_with_code_2_and_the_nearest_name(tmp_path, capsys, tiny_base):
+    words = [f"model={tiny_base}", "data=y", "name=z", "trainer.neftune_noise_alfa=5"]
+    assert run(sft.STAGE, tmp_path, *words) == 2
+
+    assert "neftune_noise_alpha" in capsys.readouterr().err
+
+
+def test_a_missing_data_file_ends_with_code_3(tmp_path, capsys, tiny_base):
+    assert run(sft.STAGE, tmp_path, f"model={tiny_base}", "data=absent.jsonl", "name=z") == 3
+
+    assert "absent.jsonl" in capsys.readouterr().err
+
+
+def test_an_unknown_model_ends_with_code_4_and_the_nearest_name(trained, capsys, preferences):
+    assert run(dpo.STAGE, trained.root, "model=tiny-stf", f"data={preferences}", "name=z") == 4
+
+    assert "tiny-sft" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_with_code_5_and_registers_nothing(tmp_path, capsys, tiny_base, demonstrations):
+    words = [f"model={tiny_base}", f"data={demonstrations}", "name=nan", "learning_rate=1", "max_grad_norm=0"]
+    assert run(sft.STAGE, tmp_path, *words, "lora.alpha=1e30", "max_steps=20") == 5
+
+    assert "nothing was registered" in capsys.readouterr().err
+    assert open_registry(tmp_path).names() == []
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_no_run_behind(tmp_path, capsys, tiny_base, demonstrations):
+    words = [f"model={tiny_base}", f"data={demonstrations}", "name=plan", "max_steps=-1", "--dry-run"]
+    assert run(sft.STAGE, tmp_path, *words) == 0
+
+    printed = capsys.readouterr().out
+    assert "64 rows" in printed
+    assert "16 of 4 rows" in printed
+    assert not (tmp_path / "runs").exists()
+
+
+def test_print_config_reads_back_to_the_same_settings(tmp_path, capsys):
+    from align.config import build, load_yaml
+
+    assert run(sft.STAGE, tmp_path, "model=x", "data=y", "name=z", "--print_config") == 0
+
+    values = load_yaml(capsys.readouterr().out, "printed")
+    assert build(sft.SftConfig, values).learning_rate == 5e-3
