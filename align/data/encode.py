@@ -53,13 +53,15 @@ def encode_all(
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    unique = list(dict.fromkeys(texts))  # both sides of a pair hold the same prompt
     ids: list[list[int]] = []
-    for start in range(0, len(texts), _BATCH):
+    for start in range(0, len(unique), _BATCH):
         batch = tokenizer(
-            texts[start : start + _BATCH], add_special_tokens=False, return_attention_mask=False, verbose=False
+            unique[start : start + _BATCH], add_special_tokens=False, return_attention_mask=False, verbose=False
         )
         ids += batch["input_ids"]
-    return ids
+    known = dict(zip(unique, ids, strict=True))
+    return [known[text] for text in texts]
 
 
 def _puts_space_first(tokenizer: Any) -> bool:

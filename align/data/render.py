@@ -7,6 +7,7 @@ oldest turns, and are dropped and counted when that is not enough; an answer or 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -87,11 +88,12 @@ def render_demonstrations(records: Sequence[Record], tokenizer: Any, max_length:
     tally = _Tally()
     style = _template_of(tokenizer)
     _require_stop(style)
+    stops = set(style.stop_ids)
     for talk in _fitted(style, _demonstrations(records), max_length, tally):
         ids, mask = _masked(style, talk)
         if any(mask):
             tally.add({"input_ids": ids, "completion_mask": mask}, len(ids), sum(mask), talk.shortened)
-            tally.stops += any(trained and token in style.stop_ids for token, trained in zip(ids, mask, strict=True))
+            tally.stops += not stops.isdisjoint(itertools.compress(ids, mask))
         else:
             tally.dropped[NOTHING_TRAINED] += 1
     if tally.rows and not tally.stops:
@@ -103,7 +105,10 @@ def render_demonstrations(records: Sequence[Record], tokenizer: Any, max_length:
 
 
 def render_preferences(records: Sequence[Record], tokenizer: Any, max_length: int) -> Rendered:
-    """Pairs: rows of `prompt_ids`, `chosen_ids`, `rejected_ids` (each up to its stop token) and, if all have it, `margin`."""
+    """Pairs: rows of `prompt_ids`, `chosen_ids` and `rejected_ids`, each answer up to and with its stop token.
+
+    `margin` is there too if every record has one.
+    """
     tally = _Tally()
     style = _template_of(tokenizer)
     _require_stop(style)
