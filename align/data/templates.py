@@ -43,6 +43,15 @@ class Rendering:
     seam: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """What was rendered to the text in which turns are looked for."""
+
+    messages: Messages
+    tools: Any
+    generate: bool
+
+
 @dataclass(slots=True)
 class ChatFormat:
     """What is known of one tokenizer's template."""
@@ -75,16 +84,17 @@ class ChatFormat:
     def locate(self, messages: Messages, tools: Any = None, *, generate: bool = False) -> Rendering:
         """Render a conversation and find its assistant turns. With `generate` the open turn at the end is one too."""
         messages, tools, seam = self._disarm(messages, tools)
+        talk = _Talk(messages, tools, generate)
         text = self.write(messages, tools, generate=generate)
         if seam and f"\\u{ord(seam):04x}" in text.lower():
             raise TemplateRefusal("the chat template escapes text in a way that hides control strings")
         turns = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
         starts = self._fast_starts(text, len(turns) + generate, any("tool_calls" in turn for turn in messages))
         if starts is None:
-            starts = [self._slow_start(messages, tools, turn, text) for turn in turns] + [len(text)] * generate
+            starts = [self._slow_start(talk, turn, text) for turn in turns] + [len(text)] * generate
         spans = [Span(turn, start) for turn, start in zip([*turns, len(messages)], starts, strict=False)]
         for span in spans[: len(turns)]:
-            span.end = self._slow_end(messages, tools, span.turn, text)
+            span.end = self._slow_end(talk, span.turn, text)
         return Rendering(text, spans, seam)
 
     def _fast_starts(self, text: str, expected: int, has_calls: bool) -> list[int] | None:
@@ -95,32 +105,33 @@ class ChatFormat:
         starts = [match.end() for match in re.finditer(re.escape(self.generation_prompt), text)]
         return starts if len(starts) == expected else None
 
-    def _slow_start(self, messages: Messages, tools: Any, turn: int, text: str) -> int:
+    def _slow_start(self, talk: _Talk, turn: int, text: str) -> int:
         try:
-            before = self.write(messages[:turn], tools, generate=True) if turn else ""
+            before = self.write(talk.messages[:turn], talk.tools, generate=True) if turn else ""
         except TemplateRefusal:
             before = None  # a template may refuse a part of what it takes as a whole
         if before is not None and text.startswith(before):
             return len(before)
-        return self._content_span(messages, tools, turn, text)[0]
+        return self._content_span(talk, turn, text)[0]
 
-    def _slow_end(self, messages: Messages, tools: Any, turn: int, text: str) -> int | None:
+    def _slow_end(self, talk: _Talk, turn: int, text: str) -> int | None:
         """Where a turn ends, only when the first stop token after its start cannot be relied on to say so."""
-        if turn == len(messages) - 1:
+        if turn == len(talk.messages) - 1:
             return None
-        if "tool_calls" in messages[turn]:
-            after = self.write(messages[: turn + 1], tools)
+        if "tool_calls" in talk.messages[turn]:
+            after = self.write(talk.messages[: turn + 1], talk.tools)
             return len(after) if text.startswith(after) else None
-        return None if self.closes_every_turn else self._content_span(messages, tools, turn, text)[1]
+        return None if self.closes_every_turn else self._content_span(talk, turn, text)[1]
 
-    def _content_span(self, messages: Messages, tools: Any, turn: int, text: str) -> tuple[int, int]:
+    def _content_span(self, talk: _Talk, turn: int, text: str) -> tuple[int, int]:
         """Start and end of a turn's content, by rendering a copy with marks in it that changes nothing else."""
+        messages = talk.messages
         content = messages[turn]["content"]
         opening, closing = _unused(content + text, 2)
         for start, end in _mark_places(content):
             marked: Message = {**messages[turn], "content": f"{content[:start]}{opening}{content[start:end]}{closing}"}
             marked["content"] += content[end:]
-            copy = self.write([*messages[:turn], marked, *messages[turn + 1 :]], tools)
+            copy = self.write([*messages[:turn], marked, *messages[turn + 1 :]], talk.tools, generate=talk.generate)
             if copy.replace(opening, "").replace(closing, "") == text and opening in copy and closing in copy:
                 return copy.index(opening), copy.index(closing) - 1
         raise DataError(
@@ -183,6 +194,8 @@ def _measure(tokenizer: Any) -> ChatFormat:
         closed = found.write(probe[:3])
     except TemplateRefusal as error:
         raise DataError(f"chat template: a plain conversation is {error}; mend the template") from None
+    if any(text not in whole for text in (*_ASKED, *_ANSWERED)):
+        raise DataError("chat template: it does not write out what user and assistant say; mend the template")
     found.generation_prompt = opened[len(closed) :] if opened.startswith(closed) else ""
     _find_stop(found, whole)
     prompt = found.generation_prompt
