@@ -116,13 +116,13 @@ def test_help_explains_every_setting():
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "pretrain"])
 def test_help_imports_no_torch_and_lists_at_most_40_settings(stage):
     code = (
-        "import sys, importlib; stage = importlib.import_module('align.%s'); "
+        "import sys, importlib; stage = importlib.import_module('align.' + sys.argv[1]); "
         "code = stage.main(stage.STAGE, ['--help']); "
         "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'gradio', 'numpy'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else code)"
-    ) % stage
+    )
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, stage], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
     settings = done.stdout.split("settings:\n")[1].strip().splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 _QUIET = {
@@ -21,3 +22,5 @@ def no_telemetry() -> None:
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
+    # It warns at import that an optional kernel package for CPU inference is absent; we do not use that path.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

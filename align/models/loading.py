@@ -149,5 +149,8 @@ def _device() -> str:
 
 def save_base(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a full model and its tokenizer as plain safetensors into `folder`."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
