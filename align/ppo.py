@@ -135,7 +135,7 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     rendered = run.count_dropped(render_prompts(records, tokenizer, config.max_length - config.sampling.max_new_tokens))
 
     # 3. Optimise: sample, score, compare with the reference, update; a step is one rollout.
-    rows = rendered.rows
+    rows, size = rendered.rows, config.per_device_train_batch_size
     total = iterations(len(rows), config.rollout_batch_size, config.num_train_epochs, config.max_steps)
     state = _start(config, quartet, PromptStream(len(rows), config.seed), total)
     first = _resume(run, state)
@@ -147,10 +147,10 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
             taken = [rows[index] for index in state.prompts.take(config.rollout_batch_size)]
             asked = [records[row["record"]] for row in taken]
             prompt_ids = [row["prompt_ids"] for row in taken]
-            rollout = sample(quartet.model, prompt_ids, config.sampling, stops, tokenizer.pad_token_id)
+            rollout = sample(quartet, prompt_ids, config.sampling, stops)
             clock.lap("rollout")
-            scores = score(quartet, rollout, asked, rewards, config.per_device_train_batch_size)
-            observed = observe(quartet, rollout, config.per_device_train_batch_size, config.sampling.temperature)
+            scores = score(quartet, rollout, asked, rewards, size, config.sampling.missing_eos_penalty)
+            observed = observe(quartet, rollout, size, config.sampling.temperature)
             experience = _weigh(config, rollout, scores, observed, state.kl_coef)
             clock.lap("scoring")
             updated = _update(config, state, experience)
@@ -201,9 +201,8 @@ def _weigh(config: PpoConfig, rollout: Rollout, scores: Scores, observed: Observ
     from align.rl.scoring import Experience
 
     mask = rollout.mask
-    total = scores.total - (config.sampling.missing_eos_penalty or 0.0) * (~rollout.stopped)
     kl = kl_per_token(observed.logprobs, observed.ref_logprobs, config.kl_estimator)
-    rewards = token_rewards(total, kl, mask, kl_coef)
+    rewards = token_rewards(scores.total, kl, mask, kl_coef)
     if "rewards" in config.whiten:
         rewards = whiten(rewards, mask, shift_mean=False)
     advantages, returns = gae(rewards, observed.values, mask, config.gamma, config.lam)

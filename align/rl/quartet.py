@@ -13,7 +13,6 @@ from align.models.adapters import (
     attach_adapter,
     copy_adapter,
     prove_frozen_copy,
-    set_trainable,
     start_policy,
 )
 from align.models.heads import load_score_head, score_last_token
@@ -83,10 +82,10 @@ def build_quartet(
     else:
         score_head = None
         copy_adapter(resident.model, POLICY, VALUE, trainable=True)
-    set_trainable(resident.model, POLICY, True)
     _switch_off_dropout(resident.model)
     if config.gradient_checkpointing:
-        resident.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpoint_activations(resident.model.get_base_model())
+    resident.model.set_adapter(POLICY)
     resident.model.eval()
     return Quartet(resident, reference, score_head, _value_head(resident.model, score_head))
 
@@ -109,6 +108,15 @@ def _value_head(model: Any, score_head: torch.nn.Linear | None) -> torch.nn.Line
     return head.to(model.device)
 
 
+def _checkpoint_activations(model: Any) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        # The name that works from transformers 5.5 on; 5.23 has a newer one beside it.
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
 def _switch_off_dropout(model: Any) -> None:
     """Make training and scoring the same function, or the first ratio would not be 1."""
     import torch
@@ -122,13 +130,16 @@ def _switch_off_dropout(model: Any) -> None:
 
 @contextmanager
 def active(quartet: Quartet, adapter: str | None) -> Iterator[None]:
-    """Run forward passes through one adapter, or through the bare base with None."""
+    """Run forward passes through one adapter, or through the bare base with None; at rest the policy is active."""
     if adapter is None:
         with quartet.model.disable_adapter():
             yield
-    else:
-        quartet.model.set_adapter(adapter, inference_mode=adapter in (REFERENCE, REWARD))
+        return
+    quartet.model.set_adapter(adapter, inference_mode=adapter in (REFERENCE, REWARD))
+    try:
         yield
+    finally:
+        quartet.model.set_adapter(POLICY)
 
 
 def policy_logits(quartet: Quartet, batch: Batch, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rollouts: which prompts come next, and completions sampled for them from the active adapter."""
+"""Rollouts: which prompts come next, and completions sampled for them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from align.config import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from align.rl.quartet import Quartet
+
 
 class SamplingSettings(Settings):
     """How completions are sampled while training."""
@@ -24,8 +26,8 @@ class SamplingSettings(Settings):
     """sample from the smallest set of tokens with this probability; 1 samples from all"""
     max_new_tokens: int = Field(default=128, ge=1)
     """tokens of a completion at most"""
-    missing_eos_penalty: float | None = Field(default=1.0, ge=0)
-    """taken off the score of a completion that was cut before it stopped; none takes nothing"""
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    """taken off the score of a completion that was cut before it stopped"""
 
 
 class PromptStream:
@@ -115,17 +117,20 @@ class Rollout:
 
 
 def sample(
-    model: Any, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, stops: Sequence[int], pad: int
+    quartet: Quartet, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, stops: Sequence[int]
 ) -> Rollout:
-    """Sample one completion a prompt from the active adapter, with torch's global generator.
+    """Sample one completion a prompt from the policy, with torch's global generator.
 
     Nothing of the model's own generation defaults is used: the policy that samples must be the policy that is trained.
     """
     import torch
 
-    prompt_ids, prompt_mask = _pad_left(prompts, pad, model.device)
-    with torch.no_grad():
-        generated = model.get_base_model().generate(
+    from align.rl.quartet import POLICY, active
+
+    pad = quartet.resident.tokenizer.pad_token_id
+    prompt_ids, prompt_mask = _pad_left(prompts, pad, quartet.model.device)
+    with torch.no_grad(), active(quartet, POLICY):
+        generated = quartet.model.get_base_model().generate(
             input_ids=prompt_ids,
             attention_mask=prompt_mask,
             generation_config=_neutral_generation(sampling, stops, pad),

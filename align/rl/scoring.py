@@ -93,8 +93,13 @@ def _per_token(
     return [torch.cat(rows).masked_fill(rollout.mask == 0, 0.0) for rows in zip(*parts, strict=True)]
 
 
-def score(quartet: Quartet, rollout: Rollout, records: Sequence[Record], rewards: RewardSum, size: int) -> Scores:
-    """Score every completion once: the reward model's score, if there is one, plus the weighted rewards."""
+def score(
+    quartet: Quartet, rollout: Rollout, records: Sequence[Record], rewards: RewardSum, size: int, eos_penalty: float
+) -> Scores:
+    """Score every completion once: the reward model's score, if there is one, plus the weighted rewards.
+
+    A completion that was cut before it stopped loses `eos_penalty`.
+    """
     import torch
 
     texts = completion_texts(quartet.resident.tokenizer, rollout)
@@ -105,7 +110,7 @@ def score(quartet: Quartet, rollout: Rollout, records: Sequence[Record], rewards
         learned = _learned_scores(quartet, rollout, size)
         total = total + learned
         parts["reward_model"] = learned.tolist()
-    return Scores(total, parts, texts)
+    return Scores(total - eos_penalty * (~rollout.stopped), parts, texts)
 
 
 def _learned_scores(quartet: Quartet, rollout: Rollout, size: int) -> Tensor:
