@@ -35,6 +35,7 @@ class Resident:
     tokenizer: Any
     base: Checkpoint
     adapters: dict[str, str] = field(default_factory=dict)
+    registry: Registry | None = None
 
 
 def start_policy(registry: Registry, checkpoint: Checkpoint, lora: LoraSettings, precision: Precision) -> Resident:
@@ -92,7 +93,7 @@ def _resident_base(registry: Registry, checkpoint: Checkpoint, precision: Precis
             f"{rows} embeddings; use the tokenizer the base was made with"
         )
     model.config.pad_token_id = tokenizer.pad_token_id
-    return Resident(model, tokenizer, base)
+    return Resident(model, tokenizer, base, registry=registry)
 
 
 def tokenizer_home(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
@@ -154,7 +155,7 @@ def check_base(resident: Resident, checkpoint: Checkpoint) -> None:
     recorded = ((checkpoint.manifest or {}).get("base") or {}).get("digests")
     if recorded is None:
         return
-    found = digests_of_base(resident.base)
+    found = digests_of_base(resident.base, resident.registry)
     for part, digest in recorded.items():
         if found.get(part) != digest:
             raise IntegrityError(
@@ -163,15 +164,19 @@ def check_base(resident: Resident, checkpoint: Checkpoint) -> None:
             )
 
 
-def digests_of_base(base: Checkpoint) -> dict[str, str]:
-    """Content digests of a base's config, tokenizer and weights; a hub id is looked up in the local cache."""
+def digests_of_base(base: Checkpoint, registry: Registry | None = None) -> dict[str, str]:
+    """Content digests of a base's config, tokenizer and weights; a hub id is looked up in the local cache.
+
+    With a `registry` they are remembered between processes, so that a large base is hashed once.
+    """
     from align.registry.fingerprints import base_digests
 
-    if Path(base.location).is_dir():
-        return base_digests(base.location)
-    from huggingface_hub import snapshot_download
+    location = base.location
+    if not Path(location).is_dir():
+        from huggingface_hub import snapshot_download
 
-    return base_digests(snapshot_download(base.location, revision=base.revision, local_files_only=True))
+        location = snapshot_download(location, revision=base.revision, local_files_only=True)
+    return registry.base_digests(location) if registry is not None else base_digests(location)
 
 
 def _read_adapter(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def start_reward(registry: Registry, checkpoint: Checkpoint, lora: LoraSettings,
     tokenizer = load_tokenizer(tokenizer_home(checkpoint, base))
     _refuse_ambiguous_padding(checkpoint, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
-    resident = Resident(model, tokenizer, base)
+    resident = Resident(model, tokenizer, base, registry=registry)
     _wrap(resident, checkpoint, lora)
     resident.model.train()
     return resident

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -24,3 +25,5 @@ def no_telemetry() -> None:
         os.environ.setdefault(key, value)
     # It warns at import that an optional kernel package for CPU inference is absent; we do not use that path.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # peft 0.21 asks transformers 5.23 by a name that is going away.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

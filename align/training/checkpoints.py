@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import IntegrityError
-from align.registry.durable import seal, verify_seal
+from align.registry.durable import fsync_folder, seal, verify_seal
 
 SEAL = "align_checkpoint.json"
 KEEP = 2
@@ -39,6 +39,7 @@ class Checkpoints:
         """Make a written folder durable and rotate; only from here on can it be resumed from."""
         fields = {"step": step, "fingerprint": self._fingerprint()}
         seal(self.folder / f"checkpoint-{step}", fields, SEAL)
+        fsync_folder(self.folder)
         for old, path in self._found()[:-KEEP]:
             if old < step:
                 shutil.rmtree(path)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from align.config import StageConfig, write
 from align.data import load_records
 from align.data.render import Rendered, render_demonstrations, render_preferences, render_prompts, render_texts
-from align.models.adapters import lora_arguments, tokenizer_home
+from align.models.adapters import tokenizer_home
+from align.models.counting import count_trainable
 from align.models.tokenizers import load_tokenizer
 from align.schema import Record, View
 
 if TYPE_CHECKING:
-    from align.registry import Checkpoint, Registry
+    from align.registry import Registry
     from align.training.stage import Stage
 
 _RENDERERS = {
@@ -33,7 +34,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     rendered = render_view(stage.view, found.records, tokenizer, config.max_length)
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
     steps = math.ceil(math.ceil(len(rendered.rows) / batch) * config.num_train_epochs)
-    trainable, total = count_trainable(config, parent, base)
+    trainable, total = count_trainable(parent, base, config.lora)
     lines = {
         "start": f"{parent.reference} (base {base.reference})",
         "data": f"{found.name}: {len(found.records)} rows, dropped {dict(found.dropped) | dict(rendered.dropped)}",
@@ -48,21 +49,3 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
 def render_view(view: View, records: list[Record], tokenizer: Any, max_length: int) -> Rendered:
     """Render records as the stages with this view do."""
     return _RENDERERS[view](records, tokenizer, max_length)
-
-
-def count_trainable(config: StageConfig, parent: Checkpoint, base: Checkpoint) -> tuple[int, int]:
-    """Trainable and total parameters of the run, counted on a model without storage."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if parent.is_adapter:
-        lora = LoraConfig.from_pretrained(parent.location)
-        lora.inference_mode = False
-    else:
-        lora = LoraConfig(**lora_arguments(config.lora), task_type="CAUSAL_LM")
-    with torch.device("meta"):
-        shape = AutoConfig.from_pretrained(base.location, revision=base.revision)
-        model = get_peft_model(AutoModelForCausalLM.from_config(shape), lora)
-    trainable, total = model.get_nb_trainable_parameters()
-    return int(trainable), int(total)

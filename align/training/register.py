@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from align.config import StageConfig, dump_yaml
 from align.models.adapters import digests_of_base, save_adapter
 from align.models.loading import save_base
+from align.registry import open_registry
 from align.registry.fingerprints import base_digests, template_digest
 from align.training.curves import draw_curves
 from align.training.run import Run, package_versions
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> Checkpoint:
     """Save weights, tokenizer, settings, log and model card into the registry and tell what came out."""
     with run.registry.stage(config.name) as staging:
-        base = _write_weights(trained, staging.path)
+        base = _write_weights(run, trained, staging.path)
         write_facts(stage, config, run, trained, staging.path)
         parents = [{"reference": parent.reference, "digest": parent.digest} for parent in trained.parents]
         checkpoint = staging.commit(
@@ -43,7 +44,7 @@ def register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> C
     return checkpoint
 
 
-def _write_weights(trained: Trained, folder: Path) -> dict[str, Any]:
+def _write_weights(run: Run, trained: Trained, folder: Path) -> dict[str, Any]:
     """Save the weights and return the manifest's account of their base."""
     if trained.adapter is None:
         save_base(trained.model, trained.tokenizer, folder)
@@ -52,7 +53,7 @@ def _write_weights(trained: Trained, folder: Path) -> dict[str, Any]:
     save_adapter(trained.model, trained.adapter, folder, trained.base.location)
     trained.tokenizer.save_pretrained(folder)
     base = trained.base
-    return {"reference": base.reference, "location": base.location, "digests": digests_of_base(base)}
+    return {"reference": base.reference, "location": base.location, "digests": digests_of_base(base, run.registry)}
 
 
 def write_facts(stage: Stage, config: StageConfig, run: Run, trained: Trained, folder: Path) -> None:
@@ -93,8 +94,9 @@ def _announce(stage: Stage, run: Run, trained: Trained, checkpoint: Checkpoint) 
         versus = f"  ({trained.parents[0].reference}: {before[key]:.4g})" if key in before else ""
         run.say(f"  {key:<28} {value:.4g}{versus}")
     if stage.next_command:
-        registry = "" if str(run.registry.root) == "align_registry" else f" --registry {run.registry.root}"
-        run.say(f"next: {stage.next_command.format(name=run.config.name)}{registry}")
+        elsewhere = run.registry.root != open_registry(None).root
+        where = f" --registry {run.registry.root}" if elsewhere else ""
+        run.say(f"next: {stage.next_command.format(name=run.config.name)}{where}")
 
 
 def _parent_metrics(registry: Registry, trained: Trained) -> dict[str, float]:

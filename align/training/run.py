@@ -72,7 +72,8 @@ class Run:
         """Tell how many tokens are trained and which rows were dropped in rendering; keep it for the manifest."""
         if self.data:
             self.data[-1]["dropped"] = self.data[-1]["dropped"] | rendered.dropped
-        trained = f", {rendered.trained_tokens / rendered.tokens:.0%} of them trained" if rendered.trained_tokens else ""
+        share = rendered.trained_tokens / max(rendered.tokens, 1)
+        trained = f", {share:.0%} of them trained" if share else ""
         self.say(f"{len(rendered.rows)} rows, {rendered.tokens} tokens{trained}")
         for reason, count in rendered.dropped.items():
             self.say(f"  dropped {count}: {reason}")
