@@ -98,6 +98,11 @@ def _called(node: ast.Call) -> str:
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
+def serves_http(module: str) -> bool:
+    """Whether a module may open a port: the server, and the two parts of the page that do (decision 5)."""
+    return in_package(module, "align.server") or module in ("align.arena.app", "align.arena.web")
+
+
 def arrows(module: str, tree: ast.AST, sources: Sources) -> Iterator[str]:
     """Imports that go against the arrows, and libraries outside the room they are kept in."""
     room = room_of(module)
@@ -111,7 +116,7 @@ def arrows(module: str, tree: ast.AST, sources: Sources) -> Iterator[str]:
             inside = name == module or (other == room and room != "stage")
             if other != "floor" and not inside and other not in MAY_KNOW[room]:
                 yield f"{module}:{line} imports {name}: {room} may not know {other}"
-        elif library in ("fastapi", "uvicorn", "starlette") and not in_package(module, "align.server"):
+        elif library in ("fastapi", "uvicorn", "starlette") and not serves_http(module):
             yield f"{module}:{line} imports {library}, which is kept in align.server"
         elif library == "safetensors" and not in_package(module, "align.models"):
             yield f"{module}:{line} imports safetensors; weights are loaded and saved in align.models"
