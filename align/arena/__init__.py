@@ -1,0 +1,4 @@
+"""Judging models side by side: battles, votes and the page that shows them.
+
+`battles` holds the state of one comparison and knows no page, `votes` keeps what was decided, `app` is layout only.
+"""

@@ -1,0 +1,84 @@
+"""What a vote says: the rows one decision adds to the votes, with everything needed to trust them later."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from align.schema import Messages
+
+if TYPE_CHECKING:
+    from align.arena.battles import Battle, Setup, Turn
+
+LETTERS = "abcd"
+
+
+def choices(panes: int) -> list[str]:
+    """What can be voted with this many panes, in the order of the keys 1, 2, 3, ..."""
+    return [*LETTERS[:panes], "tie", "bad"]
+
+
+def ballot_rows(battle: Battle, choice: str, setup: Setup) -> list[dict[str, Any]]:
+    """The rows of one vote: one for two panes; with more, the best pane beats each of the others.
+
+    A tie or a refusal of all is between every two panes.
+    """
+    if choice not in choices(len(battle.panes)):
+        raise ValueError(f"choice {choice!r}: expected one of {choices(len(battle.panes))}")
+    pairs = list(combinations(range(len(battle.panes)), 2))
+    if choice in LETTERS:
+        best = LETTERS.index(choice)
+        pairs = [pair for pair in pairs if best in pair]
+    return [_row(battle, pair, choice, setup) for pair in pairs]
+
+
+def _row(battle: Battle, pair: tuple[int, int], choice: str, setup: Setup) -> dict[str, Any]:
+    sides = dict(zip("ab", pair, strict=True))
+    panes = {side: battle.panes[place] for side, place in sides.items()}
+    if choice in LETTERS:
+        choice = "a" if sides["a"] == LETTERS.index(choice) else "b"
+    last = battle.turns[-1]
+    return {
+        "id": f"{battle.id}-{LETTERS[pair[0]]}{LETTERS[pair[1]]}",
+        "prompt": split_turns(panes["a"].messages)[0],
+        "a": split_turns(panes["a"].messages)[1],
+        "b": split_turns(panes["b"].messages)[1],
+        "choice": choice,
+        "models": {side: pane.contestant.reference for side, pane in panes.items()},
+        "digests": {side: pane.contestant.digest for side, pane in panes.items()},
+        "base": setup.base,
+        "sampling": asdict(last.sampling),
+        "seed": last.seed,
+        "turns": [_turn(turn, sides) for turn in battle.turns],
+        "battle": battle.id,
+        "sides": sides,
+        "panes": len(battle.panes),
+        "mode": "blind" if setup.blind else "named",
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "app_version": setup.app_version,
+    }
+
+
+def split_turns(messages: Messages) -> tuple[Messages, Messages]:
+    """A conversation as the context every pane shares and what one pane made of it.
+
+    The context ends before the first answer: from there on every pane has its own history.
+    """
+    first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    return list(messages[:first]), list(messages[first:])
+
+
+def _turn(turn: Turn, sides: dict[str, int]) -> dict[str, Any]:
+    outcomes = {side: turn.outcomes[place] for side, place in sides.items()}
+    return {
+        "sampling": asdict(turn.sampling),
+        "seed": turn.seed,
+        "regenerated": turn.regenerated,
+        **{
+            side: {"reason": done.reason, "tokens": done.completion_tokens, "seconds": round(done.seconds, 3)}
+            for side, done in outcomes.items()
+            if done is not None
+        },
+    }

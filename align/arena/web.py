@@ -1,0 +1,99 @@
+"""Serving the page: a local address, a guard in front of every request, and a port that is really free."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from align.arena.style import CONTENT_SECURITY_POLICY
+from align.errors import MachineError, UsageError
+
+_HEADERS = [
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+Message = MutableMapping[str, Any]
+Application = Callable[
+    [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
+]
+
+
+class Guard:
+    """Adds the security headers to every response, and answers only to local names.
+
+    A page elsewhere can point a name of its own at this machine's loopback address and so read what is here; it cannot
+    make the browser send another Host header.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(
+        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if not is_local(_host(scope)):
+            await send({"type": "http.response.start", "status": 421, "headers": []})
+            await send({"type": "http.response.body", "body": b"this page answers to localhost only\n"})
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, send_guarded)
+
+
+def _host(scope: Message) -> str:
+    header = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+    return header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
+
+
+def is_local(host: str) -> bool:
+    """Whether a name or address is this machine's loopback."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def open_port(host: str, port: int) -> socket.socket:
+    """A socket that listens on a local address, so that nobody can take the port while the models load.
+
+    Raises UsageError for an address others can reach, MachineError for a port in use.
+    """
+    if not is_local(host):
+        raise UsageError(
+            f"--host {host}: others could reach it and the page has no password; keep 127.0.0.1 and, from another "
+            f"machine, run ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise MachineError(
+            f"--port {port}: cannot be opened on {host} ({error.strerror}); give another --port, or end what uses it"
+        ) from None
+    return listener
+
+
+def make_server(app: Application) -> Any:
+    """A uvicorn server for the page; `run(sockets=[...])` serves until it is interrupted."""
+    import uvicorn
+
+    # Open pages hold a connection for ever; ending must not wait for them.
+    return uvicorn.Server(uvicorn.Config(Guard(app), log_level="warning", timeout_graceful_shutdown=1))

@@ -1,0 +1,134 @@
+"""`python -m align.generate REF ["prompt"]`: one answer, or a chat on the terminal, streamed as it is written."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from align.config import write
+from align.engine.options import add_model_options, add_sampling_options, precision_from, sampling_from
+from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.errors import IntegrityError, UsageError, guard
+from align.schema import Message, Messages, assistant, user
+
+if TYPE_CHECKING:
+    from align.engine.local import LocalEngine
+
+_HELP = "/reset starts over, /quit or Ctrl-D leaves, Ctrl-C stops an answer\n"
+
+# What a terminal obeys: a model must not be able to move the cursor, set the title or fill the clipboard.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    options = _parser().parse_args(argv)
+    return guard(lambda: _run(options), debug=options.debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m align.generate", description="Answer one prompt, or chat on the terminal when there is none."
+    )
+    parser.add_argument("model", metavar="REF", help="registry reference, folder or hub id")
+    parser.add_argument("prompt", nargs="?", help="what to ask; - reads it from standard input")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    add_sampling_options(parser)
+    add_model_options(parser)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from align.engine.local import LocalEngine
+    from align.models.adapters import load_resident
+    from align.registry import open_registry
+
+    sampling = sampling_from(options)
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    if prompt is not None and not prompt.strip():
+        raise UsageError("prompt: it is empty; give a text, - to read standard input, or nothing to chat")
+    resident = load_resident(open_registry(options.registry), [options.model], precision_from(options))
+    engine = LocalEngine(resident)
+    chat = Chat(engine, sampling, options.system, random.randrange(2**31) if options.seed is None else options.seed)
+    try:
+        for note in engine.notes:
+            sys.stderr.write(f"{note}\n")
+        return chat.answer(prompt) if prompt is not None else chat.talk()
+    finally:
+        engine.close()
+
+
+class Chat:
+    """A conversation with one model; every turn has its own seed, counted up from the first."""
+
+    def __init__(self, engine: LocalEngine, sampling: Sampling, system: str | None, seed: int) -> None:
+        self._engine = engine
+        self._sampling = sampling
+        self._opening: Messages = [Message(role="system", content=system)] if system else []
+        self._messages = list(self._opening)
+        self._seed = seed
+
+    def talk(self) -> int:
+        """Read turns from the terminal until it is left."""
+        sys.stderr.write(_HELP)
+        while True:
+            try:
+                line = input("> " if sys.stdin.isatty() else "").strip()
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:
+                sys.stderr.write(f"\n{_HELP}")
+                continue
+            if line == "/quit":
+                return 0
+            if line == "/reset":
+                self._messages = list(self._opening)
+            elif line.startswith("/"):
+                sys.stderr.write(_HELP)
+            elif line:
+                self._turn(line)
+
+    def _turn(self, prompt: str) -> None:
+        """One turn; one that fails is told and taken back, and the conversation goes on."""
+        try:
+            self.answer(prompt)
+        except IntegrityError as error:
+            self._messages.pop()
+            sys.stderr.write(f"error: {error}\n")
+
+    def answer(self, prompt: str) -> int:
+        """Stream the answer to one prompt; Ctrl-C stops it and keeps what was written."""
+        self._messages.append(user(prompt))
+        row = Row(self._engine.models[0], list(self._messages), self._seed)
+        self._seed += 1
+        stream = self._engine.submit(GenerationRequest((row,), self._sampling))
+        events = iter(stream)
+        while True:
+            try:
+                event = next(events, None)
+            except KeyboardInterrupt:
+                stream.cancel()
+                events = iter(stream)
+                continue
+            if isinstance(event, RowDelta):
+                sys.stdout.write(printable(event.text))
+                sys.stdout.flush()
+            elif isinstance(event, RowDone):
+                self._messages.append(assistant(event.text))
+            elif isinstance(event, RowError):
+                raise IntegrityError(event.message)
+            else:
+                write("")
+                return 0
+
+
+def printable(text: str) -> str:
+    """Text without the control characters a terminal would obey."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
