@@ -20,7 +20,7 @@ from align.data.problems import BadRow, RowError, RowSkipped, count_reasons, tel
 from align.data.readers import FORMATS, check_record
 from align.data.rows import COMMON, Layout, read_number, read_tools
 from align.data.sniff import LOOKED_AT, sniff
-from align.data.views import convert, natural_view
+from align.data.views import a_kind, convert, natural_view
 from align.errors import DataError, UsageError, nearest
 from align.schema import VIEWS, Record, View
 
@@ -200,7 +200,7 @@ def _as_row(value: Any) -> Any:
 
 def _read_rows(rows: Iterator[RawRow], format_name: str, layout: Layout, found: Survey, limit: int | None) -> None:
     kind: str | None = None
-    unused: Counter[str] = Counter()
+    unused: dict[str, None] = {}  # an ordered set
     for raw in rows:
         found.rows += 1
         try:
@@ -213,7 +213,7 @@ def _read_rows(rows: Iterator[RawRow], format_name: str, layout: Layout, found: 
         except RowError as error:
             found.bad.append(BadRow(f"{raw.source}:{raw.line}", error, raw.value))
             continue
-        unused.update(records[0].meta)
+        unused.update(dict.fromkeys(records[0].meta))
         found.records += records
         if limit is not None and len(found.records) >= limit:
             del found.records[limit:]
@@ -242,7 +242,7 @@ def _require_kind(kind: str, record: Record) -> None:
         return
     if found == "prompt" and kind == "demonstration":
         raise RowError("no assistant turn", "row", "has no assistant turn", "add an answer or remove the row")
-    raise RowError("mixed rows", "row", f"is a {found} row among {kind} rows", "keep one kind in a dataset")
+    raise RowError("mixed rows", "row", f"is {a_kind(found)} row among {kind} rows", "keep one kind in a dataset")
 
 
 def _near_miss(unused: Iterable[str], layout: Layout) -> str:

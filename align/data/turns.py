@@ -63,6 +63,8 @@ def read_turns(value: Any, field: str, tags: Tags) -> Messages:
     """Messages from a list of turns (or the JSON text of one, as tables hold it)."""
     if isinstance(value, str):
         value = _parse(value, field)
+    if value is None:
+        raise RowError("null field", field, "is null", "fill it in or remove the row")
     if not isinstance(value, list):
         raise RowError("not messages", field, f"is {_kind(value)}, not a list of messages", "write a list of messages")
     if not value:

@@ -39,12 +39,16 @@ def convert(record: Record, view: View, name: str) -> list[Record]:
         return [record]
     conversion = _CONVERSIONS.get((found, view))
     if conversion is None:
-        held = "an" if found == "unpaired" else "a"
         raise DataError(
-            f"{name}: asked for the view {view}, which needs {_NEEDS[view]}; {record.where} is {held} {found} row; "
+            f"{name}: asked for the view {view}, which needs {_NEEDS[view]}; {record.where} is {a_kind(found)} row; "
             "give data of that kind, or name the columns in a dataset YAML"
         )
     return conversion(record)
+
+
+def a_kind(view: View) -> str:
+    """The view with its article, for messages."""
+    return f"an {view}" if view == "unpaired" else f"a {view}"
 
 
 def _chosen(record: Record) -> list[Record]:
