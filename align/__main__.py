@@ -1,0 +1,40 @@
+"""What there is to run, and what is registered: `python -m align`."""
+
+from __future__ import annotations
+
+import sys
+
+from align.config import write
+from align.errors import guard
+
+COMMANDS = {
+    "quickstart": "the whole pipeline on a small generated world, in a few minutes on a laptop",
+    "pretrain": "a small base model and tokenizer from scratch",
+    "sft": "supervised fine-tuning: an adapter that answers as the demonstrations do",
+    "reward": "a reward model from preference pairs",
+    "dpo": "direct preference optimisation against a frozen copy of the start",
+    "ppo": "proximal policy optimisation on a reward model or on programs",
+    "generate": "one prompt, or a chat on the terminal",
+    "compare": "models side by side in the browser, named or blind, with votes",
+    "data": "list, check and preview datasets",
+    "registry": "what is registered, from what, and whether it is whole",
+}
+
+
+def main() -> None:
+    """Print the commands, then the models of the default registry."""
+    from align.registry import open_registry
+
+    write("commands (each has --help):")
+    for name, purpose in COMMANDS.items():
+        write(f"  python -m align.{name:<12}{purpose}")
+    registry = open_registry(None)
+    names = registry.names()
+    write(f"\nregistered in {registry.root}:" if names else f"\nnothing is registered in {registry.root} yet")
+    for name in names:
+        newest = registry.versions(name)[-1]
+        write(f"  {newest.reference:<30}{newest.kind}")
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))
