@@ -124,17 +124,18 @@ def sample(
     Nothing of the model's own generation defaults is used: the policy that samples must be the policy that is trained.
     """
     import torch
+    from transformers import GenerationConfig
 
     from align.rl.quartet import POLICY, active
 
     pad = quartet.resident.tokenizer.pad_token_id
     prompt_ids, prompt_mask = _pad_left(prompts, pad, quartet.model.device)
+    causal = quartet.model.get_base_model()
+    # What is unset in the configuration of a call is filled from the model's own, so that one has to be empty.
+    causal.generation_config = GenerationConfig()
+    asked = _plain_sampling(sampling, stops, pad)
     with torch.no_grad(), active(quartet, POLICY):
-        generated = quartet.model.get_base_model().generate(
-            input_ids=prompt_ids,
-            attention_mask=prompt_mask,
-            generation_config=_neutral_generation(sampling, stops, pad),
-        )
+        generated = causal.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=asked)
     completion_ids = generated[:, prompt_ids.shape[1] :]
     mask, stopped = completion_mask(completion_ids, stops)
     return Rollout(prompt_ids, prompt_mask, completion_ids.masked_fill(mask == 0, pad), mask, stopped)
@@ -166,8 +167,7 @@ def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[
     return ids.to(device), mask.to(device)
 
 
-def _neutral_generation(sampling: SamplingSettings, stops: Sequence[int], pad: int) -> Any:
-    """Plain sampling, with everything a model's own generation_config.json could bend set to no effect."""
+def _plain_sampling(sampling: SamplingSettings, stops: Sequence[int], pad: int) -> Any:
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -175,10 +175,6 @@ def _neutral_generation(sampling: SamplingSettings, stops: Sequence[int], pad: i
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=0,
-        min_p=0.0,
-        typical_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=list(stops),
         pad_token_id=pad,

@@ -1,0 +1,74 @@
+"""The learned reward inside PPO is the reward model that was trained."""
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from align.config import LoraSettings
+from align.models.adapters import adapter_parameters, digests_of_base, save_adapter
+from align.models.heads import start_reward
+from align.models.loading import Precision
+from align.ppo import PpoConfig
+from align.rl.quartet import build_quartet
+from align.rl.rewards import RewardSettings, RewardSum
+from align.rl.rollout import SamplingSettings, sample
+from align.rl.scoring import observe, score
+from align.schema import Record
+
+PROMPTS = [[30, 40, 50], [60], [7, 8, 9, 10, 11]]
+
+
+def register_reward_model(registry, tiny_base):
+    lora = LoraSettings(r=2, target_modules=["q_proj", "up_proj"])
+    resident = start_reward(registry, registry.resolve(str(tiny_base)), lora, Precision(bf16=False))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapter_parameters(resident.model, "default"):
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    with registry.stage("judge") as staging:
+        save_adapter(resident.model, "default", staging.path, resident.base.location)
+        base = {"reference": resident.base.reference, "location": resident.base.location}
+        facts = {"parents": [], "template_digest": None, "data": [], "metrics": {}, "versions": {}}
+        digests = {"digests": digests_of_base(resident.base)}
+        return staging.commit({"stage": "reward", "kind": "reward", "base": base | digests} | facts)
+
+
+def build(registry, tiny_base):
+    judge = register_reward_model(registry, tiny_base)
+    config = PpoConfig(model="x", data="x", name="x", bf16=False, lora=LoraSettings(r=4), reward_model="judge")
+    return judge, build_quartet(registry, registry.resolve(str(tiny_base)), judge, config)
+
+
+def test_scores_equal_those_of_the_saved_model_in_plain_transformers(registry, tiny_base):
+    judge, quartet = build(registry, tiny_base)
+    rollout = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=6), [2])
+    rewards = RewardSum([RewardSettings(name="length", weight=0.5, args={"target": 4, "unit": "characters"})])
+
+    scores = score(quartet, rollout, [Record()] * 3, rewards, 2, 0.25)
+
+    plain = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=1)
+    plain = PeftModel.from_pretrained(plain, judge.location).eval()
+    for row, prompt in enumerate(PROMPTS):
+        ids = torch.tensor([prompt + rollout.completion_ids[row, : rollout.lengths[row]].tolist()])
+        with torch.no_grad():
+            learned = plain(input_ids=ids).logits.item()
+        torch.testing.assert_close(scores.parts["reward_model"][row], learned, atol=1e-5, rtol=1e-5)
+        penalty = 0.0 if rollout.stopped[row] else 0.25
+        total = learned + 0.5 * scores.parts["length"][row] - penalty
+        torch.testing.assert_close(scores.total[row].item(), total, atol=1e-5, rtol=1e-5)
+
+
+def test_the_value_model_starts_as_the_reward_model_head_included(registry, tiny_base):
+    _, quartet = build(registry, tiny_base)
+    rollout = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=6), [2])
+
+    values = observe(quartet, rollout, 3, 1.0).values
+
+    # The value of the state before a row's last token is the reward model's score of the sequence that ends there.
+    for row, prompt in enumerate(PROMPTS):
+        length = int(rollout.lengths[row])
+        ids = prompt + rollout.completion_ids[row, : length - 1].tolist()
+        quartet.model.set_adapter("reward_model")
+        with torch.no_grad():
+            hidden = quartet.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
+            expected = quartet.score_head(hidden[:, -1]).item()
+        torch.testing.assert_close(values[row, length - 1].item(), expected, atol=1e-5, rtol=1e-5)
