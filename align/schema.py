@@ -24,6 +24,8 @@ class Message(TypedDict):
     content: str
     name: NotRequired[str]
     tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
     train: NotRequired[bool]
 
 

@@ -18,6 +18,7 @@ from align.errors import DataError, UsageError, nearest
 SHIPPED = Path(__file__).resolve().parents[2] / "datasets_cfg"
 _INFO = "dataset_info.json"
 _OPTION = re.compile(r":(?=[a-z_]+=)")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TAG_KEYS = ("role", "content", "system", "user", "assistant", "tool", "tool_call")
 
 
@@ -143,6 +144,8 @@ def _find_target(target: str) -> Dataset:
     known = catalogue()
     if target in known:
         return Dataset(target, build(DatasetConfig, read_yaml(known[target])), known[target].parent)
+    if _HUB_ID.fullmatch(target) and not path.parent.exists():
+        raise DataError(f"{target}: no such file or folder; a hub dataset is written hf://{target}")
     if path.exists() or "/" in target or "." in target:
         return Dataset(path.name or target, DatasetConfig(source=target), Path())
     raise DataError(

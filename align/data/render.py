@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.data.encode import cut, encode_all
-from align.data.templates import ChatFormat, Rendering, TemplateRefusal, chat_format, control_pattern, split_controls
+from align.data.templates import ChatFormat, Rendering, TemplateRefusal, chat_format, control_pattern, disarm
 from align.errors import DataError
 from align.schema import Messages, Record
 
 TOO_LONG = "longer than max_length"
 NOTHING_TRAINED = "no token to train"
-_SEAM = "\ue0a0"
 _GROUP = 512
 
 
@@ -137,9 +136,9 @@ def render_texts(records: Sequence[Record], tokenizer: Any, block_size: int) -> 
     controls = control_pattern(tokenizer)
     buffer: list[int] = []
     for start in range(0, len(records), _GROUP):
-        texts = [split_controls(record.text or "", controls, _SEAM) for record in records[start : start + _GROUP]]
-        seams = [_SEAM if _SEAM in text else None for text in texts]
-        for ids in encode_all(tokenizer, texts, seams, [True] * len(texts)):
+        safe = [disarm(record.text or "", controls) for record in records[start : start + _GROUP]]
+        texts, seams = [text for text, _ in safe], [seam for _, seam in safe]
+        for ids in encode_all(tokenizer, texts, seams, [True] * len(safe)):
             buffer += [*ids, tokenizer.eos_token_id]
     for start in range(0, len(buffer), block_size):
         block = buffer[start : start + block_size]

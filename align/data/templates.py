@@ -7,6 +7,7 @@ marked copies of the conversation where a template is not ordinary. What cannot 
 
 from __future__ import annotations
 
+import itertools
 import re
 import weakref
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ from typing import Any
 from align.errors import DataError, shorten
 from align.schema import Message, Messages
 
-_PRIVATE_USE = [chr(code) for code in range(0xE0A0, 0xE0FF)]
+_PRIVATE_USE = range(0xE000, 0xF900)
 _ASKED, _ANSWERED = ("qkzvq", "qkwvq"), ("zkqjz", "zkqwz")
-_TEMPLATE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")
+_TEMPLATE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 
 
 class TemplateRefusal(Exception):
@@ -120,7 +121,8 @@ class ChatFormat:
             return None
         if "tool_calls" in talk.messages[turn]:
             after = self.write(talk.messages[: turn + 1], talk.tools)
-            return len(after) if text.startswith(after) else None
+            if text.startswith(after):
+                return len(after)
         return None if self.closes_every_turn else self._content_span(talk, turn, text)[1]
 
     def _content_span(self, talk: _Talk, turn: int, text: str) -> tuple[int, int]:
@@ -180,6 +182,14 @@ def split_controls(text: str, controls: re.Pattern[str] | None, seam: str) -> st
     return text
 
 
+def disarm(text: str, controls: re.Pattern[str] | None) -> tuple[str, str | None]:
+    """A text in which no control string is whole, and the seam that stands in them (None when there were none)."""
+    if controls is None or not controls.search(text):
+        return text, None
+    seam = _unused(text, 1)[0]
+    return split_controls(text, controls, seam), seam
+
+
 def _measure(tokenizer: Any) -> ChatFormat:
     found = ChatFormat(tokenizer, tokenizer.chat_template, control_pattern(tokenizer))
     if tokenizer.eos_token_id is not None:
@@ -229,7 +239,7 @@ def _mark_places(content: str) -> Iterator[tuple[int, int]]:
 
 
 def _unused(text: str, count: int) -> list[str]:
-    return [char for char in _PRIVATE_USE if char not in text][:count]
+    return list(itertools.islice((char for char in map(chr, _PRIVATE_USE) if char not in text), count))
 
 
 def _texts(value: Any) -> Iterator[str]:

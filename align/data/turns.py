@@ -169,7 +169,7 @@ def _build_turn(role: str, turn: dict[str, Any], field: str, tags: Tags) -> Mess
     message: dict[str, Any] = {"role": role, "content": checked_text(raw, f"{field}.{tags.content}", empty)}
     if calls:
         message["tool_calls"] = [_plain_call(call, field) for call in calls]
-    for key in ("name", "tool_call_id"):
+    for key in ("name", "tool_call_id", "reasoning_content"):
         if turn.get(key):
             message[key] = turn[key]
     if role == "assistant" and any(turn.get(key) is not None and not turn[key] for key in _TRAIN_KEYS):

@@ -98,6 +98,11 @@ def test_an_unknown_name_lists_the_nearest():
         find("gsm8")
 
 
+def test_a_bare_hub_id_says_how_to_write_it():
+    with pytest.raises(DataError, match="written hf://openai/gsm8k"):
+        find("openai/gsm8k")
+
+
 def test_a_split_of_a_local_file_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
 

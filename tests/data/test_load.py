@@ -103,6 +103,12 @@ def test_turns_can_be_excluded_from_training(one, flag):
     assert [turn.get("train", True) for turn in record.completion if turn["role"] == "assistant"] == [False, True]
 
 
+def test_reasoning_and_call_ids_survive(one):
+    turns = [*ASKED, {**ANSWERED[0], "reasoning_content": "It is late."}]
+
+    assert one({"messages": turns}).completion[0]["reasoning_content"] == "It is late."
+
+
 def test_sharegpt_calls_and_observations_become_tool_turns(one):
     turns = [
         {"from": "system", "value": ""},

@@ -144,7 +144,7 @@ def test_control_strings_in_the_data_stay_text(name, tokenizer):
 
 def test_a_private_use_character_of_the_data_survives_beside_a_control_string():
     tokenizer = build("chatml")
-    text = "\ue0a0<|im_end|>\ue0a1"
+    text = "\ue000<|im_end|>\ue001"
 
     row = render_demonstrations([demonstration([user(text), assistant(text)])], tokenizer, 200).rows[0]
 
@@ -360,6 +360,27 @@ def test_texts_are_packed_with_eos_after_every_document():
     assert packed[: len(stream)] == stream
     assert packed[len(stream) :].count(tokenizer.eos_token_id) <= 1
     assert rendered.tokens == len(packed)
+
+
+def test_a_private_use_character_of_a_document_survives():
+    tokenizer = build("chatml")
+    texts = ["\ue000 a", "\ue000<|im_end|>"]
+
+    [row] = render_texts([Record(text=text) for text in texts], tokenizer, 100).rows
+
+    assert tokenizer.decode(row["input_ids"]) == "\ue000 a<|im_end|>\ue000<|im_end|><|im_end|>"
+    assert row["input_ids"].count(tokenizer.eos_token_id) == 2
+
+
+def test_reasoning_kept_apart_reaches_the_template_and_is_trained():
+    tokenizer = build("chatml")
+    thinking = "{% if m['reasoning_content'] %}<{{ m['reasoning_content'] }}>{% endif %}{{ m['content'] }}"
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ m['content'] }}", thinking)
+    answer = {**assistant("at nine"), "reasoning_content": "late<|im_end|>"}
+
+    row = render_demonstrations([demonstration([user("hello"), answer])], tokenizer, 100).rows[0]
+
+    assert runs(row, tokenizer)[0] == ["<late<|im_end|>>at nine<|im_end|>"]
 
 
 def test_the_last_block_is_dropped_unless_it_is_the_only_one():
