@@ -186,11 +186,14 @@ def _start(config: PpoConfig, quartet: Quartet, prompts: Any, total: int) -> Tra
 
 def _resume(run: Run, state: TrainingState) -> int:
     """The step to go on after: 0, or that of the newest checkpoint, whose state is then restored."""
+    from align.rl.report import forget_samples
+
     found = run.checkpoints.newest()
     if found is None:
         return 0
     step, folder = found
     state.load(folder)
+    forget_samples(run.folder, after=step)
     run.say(f"resuming after step {step}")
     return step
 

@@ -37,7 +37,7 @@ def shake(model, name="default", seed=0):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
-def register(registry, resident, name, kind):
+def register(registry, resident, name, kind, template=None):
     with registry.stage(name) as staging:
         save_adapter(resident.model, "default", staging.path, resident.base.location)
         resident.tokenizer.save_pretrained(staging.path)
@@ -46,7 +46,7 @@ def register(registry, resident, name, kind):
             "location": resident.base.location,
             "digests": digests_of_base(resident.base),
         }
-        facts = {"parents": [], "template_digest": None, "data": [], "metrics": {}, "versions": {}}
+        facts = {"parents": [], "template_digest": template, "data": [], "metrics": {}, "versions": {}}
         return staging.commit({"stage": "sft", "kind": kind, "base": base} | facts)
 
 
@@ -125,9 +125,10 @@ def test_every_step_keeps_a_sample_completion(registry, sft, settings):
     assert all(row.keys() == {"step", "prompt", "completion", "score", "rewards", "stopped"} for row in samples)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("start", ["adapter", "base"])
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(
+    ("start", "learned", "checkpointing"),
+    [("adapter", True, False), ("adapter", False, True), ("base", True, True), ("base", False, False)],
+)
 def test_kl_is_exactly_zero_and_ratio_exactly_one_before_the_first_update(
     registry, sft, reward_model, tiny_base, settings, start, learned, checkpointing
 ):
@@ -301,6 +302,38 @@ def test_a_reward_model_over_another_base_is_refused(registry, tmp_path, sft, se
 
     with pytest.raises(IntegrityError, match="trained over a base whose weights is"):
         run_stage(STAGE, build(PpoConfig, settings | {"model": "sft", "reward_model": "foreign"}), registry)
+
+
+def test_a_reward_model_of_another_chat_template_is_refused(registry, tiny_base, sft, settings):
+    resident = start_reward(registry, registry.resolve(str(tiny_base)), LoraSettings(r=2), FP32)
+    shake(resident.model)
+    register(registry, resident, "stranger", "reward", template="sha256:0")
+
+    with pytest.raises(IntegrityError, match="trained with the chat template sha256:0"):
+        run_stage(STAGE, build(PpoConfig, settings | {"model": "sft", "reward_model": "stranger"}), registry)
+
+
+def test_a_resumed_run_keeps_one_sample_a_step(registry, sft, settings):
+    """Stopped hard after step 3, with the newest checkpoint at step 2."""
+
+    @reward
+    def breaks_in_this_test(record, completion):
+        calls.append(completion)
+        if len(calls) == 3 * 8 + 1:
+            raise KeyboardInterrupt
+        return 0.0
+
+    calls = []
+    settings |= {"model": "sft", "rewards": [{"name": "breaks_in_this_test"}], "max_steps": 4, "save_steps": 2}
+    config = build(PpoConfig, settings)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(STAGE, config, registry)
+
+    run_stage(STAGE, config, registry, resume=True)
+
+    (folder,) = registry.runs_dir("tuned").iterdir()
+    steps = [json.loads(line)["step"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
 
 
 def test_a_policy_given_as_reward_model_is_refused(registry, sft, settings):

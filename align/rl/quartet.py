@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from align.errors import IntegrityError
 from align.models.adapters import (
     Resident,
     adapter_parameters,
@@ -77,6 +78,7 @@ def build_quartet(
     reference = _freeze_reference(resident, start)
     if reward_model is not None:
         attach_adapter(resident, reward_model, REWARD)
+        _check_template(resident, reward_model)
         score_head = load_score_head(reward_model).to(resident.model.device)
         copy_adapter(resident.model, REWARD, VALUE, trainable=True)
     else:
@@ -96,6 +98,18 @@ def _freeze_reference(resident: Resident, start: Checkpoint) -> str | None:
     copy_adapter(resident.model, POLICY, REFERENCE)
     prove_frozen_copy(resident.model, POLICY, REFERENCE)
     return REFERENCE
+
+
+def _check_template(resident: Resident, reward_model: Checkpoint) -> None:
+    from align.registry.fingerprints import template_digest
+
+    trained = (reward_model.manifest or {}).get("template_digest")
+    ours = template_digest(resident.tokenizer.chat_template)
+    if trained not in (None, ours):
+        raise IntegrityError(
+            f"{reward_model.reference}: trained with the chat template {trained}, the policy uses {ours}; "
+            "it would score text it never saw; train the reward model from this policy"
+        )
 
 
 def _value_head(model: Any, score_head: torch.nn.Linear | None) -> torch.nn.Linear:

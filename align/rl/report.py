@@ -48,6 +48,13 @@ def keep_sample(folder: Path, step: int, record: Record, scores: Scores, rollout
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def forget_samples(folder: Path, after: int) -> None:
+    """Drop the samples of steps that a resumed run makes again."""
+    path = folder / "samples.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= after), encoding="utf-8")
+
+
 class Clock:
     """Seconds by phase of a step."""
 
