@@ -130,16 +130,17 @@ def render_preferences(records: Sequence[Record], tokenizer: Any, max_length: in
 def render_texts(records: Sequence[Record], tokenizer: Any, block_size: int) -> Rendered:
     """Documents packed into blocks of `block_size` tokens: rows of `input_ids`, EOS after every document.
 
-    The last block is dropped when it is not full, unless it is the only one.
+    A conversation is a document too, written by the chat template. The last block is dropped when it is not full,
+    unless it is the only one.
     """
     tally = _Tally()
-    controls = control_pattern(tokenizer)
     buffer: list[int] = []
     for start in range(0, len(records), _GROUP):
-        safe = [disarm(record.text or "", controls) for record in records[start : start + _GROUP]]
-        texts, seams = [text for text, _ in safe], [seam for _, seam in safe]
-        for ids in encode_all(tokenizer, texts, seams, [True] * len(safe)):
-            buffer += [*ids, tokenizer.eos_token_id]
+        group = records[start : start + _GROUP]
+        texts = iter(_text_documents([record for record in group if record.text is not None], tokenizer))
+        chats = iter(_chat_documents([record for record in group if record.text is None], tokenizer))
+        for record in group:
+            buffer += next(chats if record.text is None else texts)
     for start in range(0, len(buffer), block_size):
         block = buffer[start : start + block_size]
         if len(block) == block_size or start == 0:
@@ -147,6 +148,30 @@ def render_texts(records: Sequence[Record], tokenizer: Any, block_size: int) -> 
         else:
             tally.dropped["last block not full"] += 1
     return tally.result(len(records))
+
+
+def _text_documents(records: Sequence[Record], tokenizer: Any) -> list[list[int]]:
+    controls = control_pattern(tokenizer)
+    safe = [disarm(record.text or "", controls) for record in records]
+    texts, seams = [text for text, _ in safe], [seam for _, seam in safe]
+    encoded = encode_all(tokenizer, texts, seams, [True] * len(safe))
+    return [[*ids, tokenizer.eos_token_id] for ids in encoded]
+
+
+def _chat_documents(records: Sequence[Record], tokenizer: Any) -> list[list[int]]:
+    """Whole conversations, each cut after its last stop token and closed by EOS."""
+    if not records:
+        return []
+    style = _template_of(tokenizer)
+    _require_stop(style)
+    renderings = [style.locate(talk.messages, talk.tools) for talk in _demonstrations(records)]
+    documents = []
+    for pieces in _encode_renderings(style, renderings):
+        ids = [token for piece in pieces for token in piece]
+        last = max(place for place, token in enumerate(ids) if token in style.stop_ids)
+        closed = ids[: last + 1]
+        documents.append(closed if closed[-1] == tokenizer.eos_token_id else [*closed, tokenizer.eos_token_id])
+    return documents
 
 
 class _Tally:

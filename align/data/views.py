@@ -10,7 +10,7 @@ from align.errors import DataError
 from align.schema import Record, View
 
 _NEEDS = {
-    "text": "text",
+    "text": "text, or a conversation",
     "demonstration": "completion or chosen",
     "preference": "chosen and rejected",
     "unpaired": "completion with label, or chosen and rejected",
@@ -71,6 +71,11 @@ def _prompt(record: Record) -> list[Record]:
     return [_only(record)]
 
 
+def _whole(record: Record) -> list[Record]:
+    """A conversation is a document as well: rendering writes it out by the chat template."""
+    return [record]
+
+
 def _only(record: Record, completion: list | None = None) -> Record:
     return dataclasses.replace(record, completion=completion, chosen=None, rejected=None, label=None, margin=None)
 
@@ -82,4 +87,5 @@ _CONVERSIONS: dict[tuple[str, str], Callable[[Record], list[Record]]] = {
     ("preference", "prompt"): _prompt,
     ("unpaired", "prompt"): _prompt,
     ("demonstration", "prompt"): _prompt,
+    ("demonstration", "text"): _whole,
 }

@@ -439,3 +439,24 @@ def test_a_thousand_rows_render_in_seconds():
     render_demonstrations(records, tokenizer, 1000)
 
     assert time.perf_counter() - start < 10  # about half a second on an idle core
+
+
+def test_a_conversation_is_a_document_written_by_the_template_and_closed_by_eos():
+    from tiny import tiny_tokenizer
+
+    from align.data.render import render_texts
+    from align.schema import Record, assistant, user
+
+    tokenizer = tiny_tokenizer()
+    chat = Record(prompt=[user("hi")], completion=[assistant("fox <|im_end|> dog")])
+    page = Record(text="blue eggs")
+
+    rendered = render_texts([page, chat, page], tokenizer, block_size=1000)
+
+    ids = rendered.rows[0]["input_ids"]
+    assert tokenizer.decode(ids) == (
+        "blue eggs<|im_end|><|im_start|>user\nhi<|im_end|>\n"
+        "<|im_start|>assistant\nfox <|im_end|> dog<|im_end|>blue eggs<|im_end|>"
+    )
+    # One after each page, one after each turn; the one the text spells out is plain text.
+    assert ids.count(tokenizer.eos_token_id) == 4
