@@ -382,6 +382,7 @@ VIEWS = {
     ("unpaired", "demonstration"): [{"completion": ANSWERED}],
     ("unpaired", "prompt"): [{}],
     ("messages", "prompt"): [{}],
+    ("messages", "text"): [{"completion": ANSWERED}],
     ("qa", "prompt"): [{"answer": "At nine."}],
 }
 
@@ -403,7 +404,7 @@ def test_records_serve_other_views(write, format_name, view):
         ("messages", "unpaired", "completion with label"),
         ("text", "demonstration", "completion or chosen"),
         ("prompt", "demonstration", "completion or chosen"),
-        ("messages", "text", "needs text"),
+        ("preference", "text", "needs text"),
     ],
 )
 def test_a_view_the_data_cannot_give_names_dataset_view_and_field(write, format_name, view, needs):
