@@ -86,6 +86,21 @@ def test_the_whole_row_is_the_text_the_template_writes(tokenizer):
     assert tokenizer.decode(row["input_ids"]) == tokenizer.apply_chat_template(messages, tokenize=False)
 
 
+def test_tokens_and_masks_equal_those_of_a_template_with_generation_marks():
+    tokenizer = build("chatml")
+    said = "{{ m['content'] }}<|im_end|>"
+    marked = f"{{% if m['role'] == 'assistant' %}}{{% generation %}}{said}{{% endgeneration %}}{{% else %}}{said}"
+    template = tokenizer.chat_template.replace(f"{said}\n", marked + "{% endif %}{{ '\\n' }}")
+    talks = [conversation(random.Random(seed), 2 + 2 * (seed % 3)) for seed in range(30)]
+
+    rows = render_demonstrations([demonstration(talk) for talk in talks], tokenizer, 2000).rows
+
+    for talk, row in zip(talks, rows, strict=True):
+        expected = tokenizer.apply_chat_template(talk, chat_template=template, return_assistant_tokens_mask=True)
+        assert row["input_ids"] == expected["input_ids"]
+        assert row["completion_mask"] == list(expected["assistant_masks"])
+
+
 def test_generation_sees_exactly_the_tokens_training_saw(name, tokenizer):
     messages = conversation(random.Random(3), 4)
     row = render_demonstrations([demonstration(messages)], tokenizer, 2000).rows[0]
