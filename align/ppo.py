@@ -343,7 +343,7 @@ def _checkpoint(run: Run, state: TrainingState, step: int, total: int) -> None:
 _ZERO = 1e-3
 
 _KEPT = (
-    "loss", "score_mean", "score_std", "kl", "entropy", "explained_variance", "completion_length", "share_without_eos",
+    "score_mean", "score_std", "kl", "entropy", "explained_variance", "completion_length", "share_without_eos",
 )  # fmt: skip
 
 STAGE = Stage(
