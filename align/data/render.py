@@ -138,7 +138,7 @@ def render_texts(records: Sequence[Record], tokenizer: Any, block_size: int) -> 
     for start in range(0, len(records), _GROUP):
         group = records[start : start + _GROUP]
         texts = iter(_text_documents([record for record in group if record.text is not None], tokenizer))
-        chats = iter(_chat_documents([record for record in group if record.text is None], tokenizer))
+        chats = iter(_chat_documents([record for record in group if record.text is None], tokenizer, tally))
         for record in group:
             buffer += next(chats if record.text is None else texts)
     for start in range(0, len(buffer), block_size):
@@ -158,19 +158,24 @@ def _text_documents(records: Sequence[Record], tokenizer: Any) -> list[list[int]
     return [[*ids, tokenizer.eos_token_id] for ids in encoded]
 
 
-def _chat_documents(records: Sequence[Record], tokenizer: Any) -> list[list[int]]:
-    """Whole conversations, each cut after its last stop token and closed by EOS."""
+def _chat_documents(records: Sequence[Record], tokenizer: Any, tally: _Tally) -> list[list[int]]:
+    """Whole conversations, each cut after its last stop token and closed by EOS; empty where the template refuses."""
     if not records:
         return []
     style = _template_of(tokenizer)
     _require_stop(style)
-    renderings = [style.locate(talk.messages, talk.tools) for talk in _demonstrations(records)]
-    documents = []
-    for pieces in _encode_renderings(style, renderings):
+    renderings: dict[int, Rendering] = {}
+    for talk in _demonstrations(records):
+        try:
+            renderings[talk.index] = style.locate(talk.messages, talk.tools)
+        except TemplateRefusal as error:
+            tally.dropped[str(error)] += 1
+    documents: list[list[int]] = [[] for _ in records]
+    for index, pieces in zip(renderings, _encode_renderings(style, list(renderings.values())), strict=True):
         ids = [token for piece in pieces for token in piece]
         last = max(place for place, token in enumerate(ids) if token in style.stop_ids)
         closed = ids[: last + 1]
-        documents.append(closed if closed[-1] == tokenizer.eos_token_id else [*closed, tokenizer.eos_token_id])
+        documents[index] = closed if closed[-1] == tokenizer.eos_token_id else [*closed, tokenizer.eos_token_id]
     return documents
 
 

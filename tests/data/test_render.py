@@ -398,6 +398,15 @@ def test_reasoning_kept_apart_reaches_the_template_and_is_trained():
     assert runs(row, tokenizer)[0] == ["<late<|im_end|>>at nine<|im_end|>"]
 
 
+def test_a_conversation_the_template_refuses_is_no_document():
+    bad = Record(prompt=[user("a"), user("b")], completion=[assistant("c")])
+
+    rendered = render_texts([bad, demonstration([user("a"), assistant("b")])], build("mistral"), 1000)
+
+    assert len(rendered.rows) == 1
+    assert "roles must alternate" in next(iter(rendered.dropped))
+
+
 def test_the_last_block_is_dropped_unless_it_is_the_only_one():
     tokenizer = build("chatml")
     records = [Record(text="hello world " * 9)]
