@@ -1,0 +1,139 @@
+"""Pretraining: a small base model and its tokenizer from nothing but text.
+
+The loss is the mean negative log-likelihood of every token. Meant for small worlds and for tests: a base worth using on
+real text takes more than this machine has.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from align.config import StageConfig
+from align.errors import UsageError
+from align.models.scratch import find_preset
+from align.training.stage import Stage, Trained, keep, main
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from align.schema import Record
+    from align.training.run import Run
+
+SCRATCH = "scratch:"
+
+
+class PretrainConfig(StageConfig):
+    """Settings of pretraining; the new model is trained in full, so `lora` and `quantization` do not apply."""
+
+    model: str = "scratch:nano"
+    """what to build: scratch:tiny, scratch:nano, scratch:micro or scratch:mini"""
+    vocab_size: int = Field(768, ge=262)
+    """tokens of the new tokenizer, bytes and control tokens included"""
+    block_size: int = Field(128, ge=8)
+    """tokens in a training row; documents are packed, with an end token after each"""
+    max_length: int = Field(512, gt=8)
+    """positions of the new model"""
+    control_tokens: bool = True
+    """take strings such as <|user|> in the text for the control tokens they spell, so that a base learns the chat form"""
+    learning_rate: float = Field(5e-3, gt=0, le=1)
+    """peak learning rate; a million parameters bear more than a large model"""
+    lr_scheduler_type: str = "linear"
+    """schedule, by its transformers name"""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """share of the steps spent warming up"""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay"""
+    logging_steps: int = Field(50, ge=1)
+    """steps between two lines of metrics.jsonl"""
+    save_steps: int = Field(1000, ge=0)
+    """steps between two checkpoints; 0 saves none"""
+
+    @property
+    def preset(self) -> str:
+        """The preset that `model` names."""
+        return self.model.removeprefix(SCRATCH)
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, value: str) -> str:
+        if not value.startswith(SCRATCH):
+            raise UsageError(f"model={value}: pretraining starts from nothing; give scratch:PRESET, or use align.sft")
+        find_preset(value.removeprefix(SCRATCH))
+        return value
+
+    @field_validator("lora", "quantization")
+    @classmethod
+    def _refuse_adapter_settings(cls, value: Any) -> Any:
+        raise UsageError(f"lora, quantization: found {value!r}; a new model is trained in full; remove the setting")
+
+
+def pretrain(config: PretrainConfig, run: Run) -> Trained:
+    """Train a new base on text."""
+    from transformers import Trainer, TrainingArguments
+
+    from align.models.scratch import build_base, train_tokenizer
+    from align.training.arguments import trl_arguments
+
+    # 1. Data: records seen as text, and the tokenizer they teach.
+    records = run.records().records
+    tokenizer = train_tokenizer((record.text or "" for record in records), config.vocab_size)
+    train_set = pack(config, records, tokenizer)
+    held_out = pack(config, run.records(config.eval_data).records, tokenizer) if config.eval_data else None
+
+    # 2. Model: random weights in the shape of a preset.
+    model = build_base(config.preset, tokenizer, config.max_length)
+    run.say(f"{config.preset}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(train_set)} blocks")
+
+    # 3. Optimise: the trainer owns the loop; rows are all of one length, so it pads nothing.
+    trainer = Trainer(
+        model=model,
+        args=trl_arguments(TrainingArguments, config, run, adam_beta2=0.99),
+        train_dataset=train_set,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+    )
+    numbers = run.train(trainer)
+    if held_out is not None:
+        numbers |= measure(trainer)
+
+    # 4. Hand back the whole model; it is a base, so it has no parent and no adapter.
+    kept = keep(numbers, "loss", "eval_loss", "perplexity")
+    return Trained(model, tokenizer, base=None, adapter=None, metrics=kept)
+
+
+def pack(config: PretrainConfig, records: list[Record], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Rows of `block_size` tokens cut from all documents in a line, as the trainer takes them."""
+    import torch
+
+    from align.data.render import render_texts
+
+    if config.control_tokens:
+        # Elsewhere a control string in the data stays text; here the corpus is what defines the new model's control tokens.
+        documents = tokenizer([record.text or "" for record in records], return_attention_mask=False)["input_ids"]
+        line = [token for document in documents for token in [*document, tokenizer.eos_token_id]]
+        size = config.block_size
+        blocks = [line[start : start + size] for start in range(0, max(len(line) - size, 0) + 1, size)]
+    else:
+        blocks = [row["input_ids"] for row in render_texts(records, tokenizer, config.block_size).rows]
+    rows = [torch.tensor(block) for block in blocks]
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def measure(trainer: Any) -> dict[str, float]:
+    """Loss and perplexity on the held-out text."""
+    import math
+
+    loss = trainer.evaluate()["eval_loss"]
+    return {"eval_loss": loss, "perplexity": math.exp(loss)}
+
+
+STAGE = Stage(
+    "pretrain", PretrainConfig, pretrain, view="text", produces="base", trl_config="TrainingArguments",
+    next_command="python -m align.sft --model {name} --data DEMONSTRATIONS --name {name}-sft",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main(STAGE))

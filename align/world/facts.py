@@ -1,0 +1,88 @@
+"""What is true in the small world: twelve products and four facts about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+
+Attribute = Literal["price", "warranty", "returns", "colour"]
+ATTRIBUTES: tuple[Attribute, ...] = get_args(Attribute)
+
+COLOURS = {"red": "红色", "blue": "蓝色", "green": "绿色", "black": "黑色", "white": "白色", "yellow": "黄色"}
+
+
+@dataclass(frozen=True)
+class Product:
+    """One thing the shop sells, with its four facts."""
+
+    en: str
+    zh: str
+    price: int
+    """euros"""
+    warranty: int
+    """years"""
+    returns: int
+    """days in which it can be sent back"""
+    colour: str
+    """the English name of its colour"""
+
+    def name(self, language: Language) -> str:
+        """What the product is called."""
+        return self.en if language == "en" else self.zh
+
+    def value(self, attribute: Attribute) -> str:
+        """The true value of an attribute; colours by their English name."""
+        return str(getattr(self, attribute))
+
+
+PRODUCTS = (
+    Product("kettle", "水壶", 34, 2, 14, "red"),
+    Product("lamp", "台灯", 27, 3, 30, "green"),
+    Product("backpack", "背包", 58, 5, 60, "blue"),
+    Product("headset", "耳机", 89, 2, 21, "black"),
+    Product("blender", "搅拌机", 46, 4, 14, "white"),
+    Product("tent", "帐篷", 95, 6, 45, "green"),
+    Product("router", "路由器", 72, 3, 21, "white"),
+    Product("chair", "椅子", 63, 4, 60, "yellow"),
+    Product("camera", "相机", 81, 6, 30, "black"),
+    Product("scooter", "滑板车", 76, 5, 45, "red"),
+    Product("drill", "电钻", 52, 4, 30, "yellow"),
+    Product("watch", "手表", 19, 3, 14, "blue"),
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a customer wants to know, and in which language."""
+
+    product: Product
+    attribute: Attribute
+    language: Language
+
+    @property
+    def truth(self) -> str:
+        """The right value."""
+        return self.product.value(self.attribute)
+
+
+def questions() -> list[Question]:
+    """Every question of the world, in a fixed order."""
+    return [
+        Question(product, attribute, language)
+        for product in PRODUCTS
+        for attribute in ATTRIBUTES
+        for language in LANGUAGES
+    ]
+
+
+def values(attribute: Attribute) -> list[str]:
+    """Every value the attribute takes among the products, sorted."""
+    return sorted({product.value(attribute) for product in PRODUCTS})
+
+
+def spell(value: str, attribute: Attribute, language: Language) -> str:
+    """A value as it is written in a language."""
+    return COLOURS[value] if attribute == "colour" and language == "zh" else value

@@ -1,0 +1,120 @@
+"""The judge of the small world: a program that knows the facts and what a good answer looks like.
+
+It reads free text, not templates: a question is recognised by the product and the words it holds, and a completion
+by the values it states, so what a model invents is judged as well as what the generators write.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from align.errors import DataError, shorten
+from align.schema import Messages
+from align.world.facts import COLOURS, PRODUCTS, Attribute, Language, Product, Question
+from align.world.phrases import POLITE, RUDE
+
+LENGTH_LIMIT = 14
+"""words of a short answer; two Chinese characters count as one word"""
+
+WEIGHTS = {"right_fact": 0.4, "polite": 0.3, "language": 0.15, "short": 0.15}
+
+# The order matters: "how long can I return it" asks for returns although "how long" suggests a warranty.
+_ASKS: dict[Attribute, str] = {
+    "returns": r"return|send .*back|退",
+    "warranty": r"warrant|guarantee|保修",
+    "colour": r"colou?r|颜色",
+    "price": r"price|cost|how much|pay|多少钱|价格|价钱",
+}
+
+_STATES: dict[Attribute, str] = {
+    "price": r"(\d+)\s*(?:euros?\b|€|欧元)|€\s*(\d+)",
+    "warranty": r"(\d+)[\s-]*(?:years?\b|年)",
+    "returns": r"(\d+)[\s-]*(?:days?\b|天)",
+    "colour": "|".join([rf"\b({name})\b" for name in COLOURS] + [f"({name})" for name in COLOURS.values()]),
+}
+
+_COLOUR_KEYS = {spelt: key for key, chinese in COLOURS.items() for spelt in (key, chinese)}
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_WORD = re.compile(r"[^\W_\u4e00-\u9fff]+")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge found in one completion."""
+
+    right_fact: bool
+    """it states the true value, and no other value, of what was asked about the product that was asked"""
+    polite: bool
+    """it holds a courtesy and nothing rude"""
+    language: bool
+    """it is in the language of the question"""
+    short: bool
+    """it says something in at most LENGTH_LIMIT words"""
+
+    @property
+    def gold(self) -> float:
+        """The score in [0, 1]: the weighted share of what is good about it."""
+        return sum(weight for name, weight in WEIGHTS.items() if getattr(self, name))
+
+
+def judge(prompt: str | Messages, completion: str) -> Verdict:
+    """Judge a completion of a prompt (its text, or messages of which the last user turn counts)."""
+    question = read_question(prompt)
+    folded = completion.casefold()
+    return Verdict(
+        right_fact=_states_truth(question, folded),
+        polite=_mentions(folded, POLITE) and not _mentions(folded, RUDE),
+        language=_language(completion) == question.language,
+        short=0 < _length(completion) <= LENGTH_LIMIT,
+    )
+
+
+def read_question(prompt: str | Messages) -> Question:
+    """Recognise product, attribute and language of a question, or raise DataError."""
+    text = prompt if isinstance(prompt, str) else _last_user_turn(prompt)
+    folded = text.casefold()
+    products = _products(folded)
+    attribute = next((name for name, pattern in _ASKS.items() if re.search(pattern, folded)), None)
+    language = _language(text)
+    if len(products) != 1 or attribute is None or language is None:
+        raise DataError(
+            f"judge {shorten(text)}; it asks for no fact of the small world; "
+            "name one product and its price, warranty, returns or colour"
+        )
+    return Question(products[0], attribute, language)
+
+
+def _last_user_turn(messages: Messages) -> str:
+    return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+
+
+def _products(folded: str) -> list[Product]:
+    return [each for each in PRODUCTS if each.zh in folded or re.search(rf"\b{each.en}s?\b", folded, re.ASCII)]
+
+
+def _states_truth(question: Question, folded: str) -> bool:
+    stated = {_value(match) for match in re.finditer(_STATES[question.attribute], folded)}
+    return stated == {question.truth} and set(_products(folded)) <= {question.product}
+
+
+def _value(match: re.Match[str]) -> str:
+    text = next(group for group in match.groups() if group)
+    return _COLOUR_KEYS.get(text, text)
+
+
+def _mentions(folded: str, table: dict[Language, tuple[str, ...]]) -> bool:
+    phrases = (phrase for language in table.values() for phrase in language)
+    return any(phrase.casefold().rstrip("!.。！") in folded for phrase in phrases)
+
+
+def _language(text: str) -> Language | None:
+    chinese, words = len(_CHINESE.findall(text)), len(_WORD.findall(_CHINESE.sub(" ", text)))
+    if chinese == words == 0:
+        return None
+    # A Chinese sentence holds numbers, an English one holds no Chinese characters to speak of.
+    return "zh" if chinese > words else "en"
+
+
+def _length(text: str) -> float:
+    return len(_WORD.findall(text)) + len(_CHINESE.findall(text)) / 2

@@ -1,0 +1,87 @@
+"""Text of the small world: questions and answers with chosen faults, from a `random.Random` alone."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from align.world import phrases
+from align.world.facts import ATTRIBUTES, Language, Product, Question, spell, values
+
+Manner = Literal["polite", "rude", "bare"]
+
+_SPACE: dict[Language, str] = {"en": " ", "zh": ""}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an answer is given; the default is the answer the desk would be proud of."""
+
+    manner: Manner = "polite"
+    right: bool = True
+    """state the true value"""
+    long: bool = False
+    """pad it with a sentence nobody asked for"""
+    other_language: bool = False
+    """answer in the language that was not asked"""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How often each fault occurs when styles are drawn at random."""
+
+    wrong: float = 0.0
+    rude: float = 0.0
+    bare: float = 0.0
+    long: float = 0.0
+    other_language: float = 0.0
+
+    def draw(self, rng: random.Random) -> Style:
+        """A style in which every fault occurs independently with its share; rude and bare exclude each other."""
+        manner = rng.random()
+        return Style(
+            manner="rude" if manner < self.rude else "bare" if manner < self.rude + self.bare else "polite",
+            right=rng.random() >= self.wrong,
+            long=rng.random() < self.long,
+            other_language=rng.random() < self.other_language,
+        )
+
+
+def ask(rng: random.Random, question: Question, *, held_out: bool = False) -> str:
+    """Word a question; the held-out wordings never occur in training data."""
+    wordings = phrases.wordings(question.language, question.attribute, held_out=held_out)
+    return rng.choice(wordings).format(p=question.product.name(question.language))
+
+
+def answer(rng: random.Random, question: Question, style: Style) -> str:
+    """Word an answer in a style: manners, then the statement, then padding."""
+    language = _other(question.language) if style.other_language else question.language
+    sentences = [_state(rng, question, style.right, language)]
+    if style.manner == "polite":
+        sentences.insert(0, rng.choice(phrases.POLITE[language]))
+    elif style.manner == "rude":
+        sentences.insert(0, rng.choice(phrases.RUDE[language]))
+    if style.long:
+        sentences += [rng.choice(phrases.PADDING[language])]
+    return _SPACE[language].join(sentences)
+
+
+def page(rng: random.Random, product: Product, language: Language, wrong: float) -> str:
+    """A product page: every fact in a sentence of its own, each one wrong with the given share."""
+    facts = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
+    sentences = [_state(rng, Question(product, each, language), rng.random() >= wrong, language) for each in facts]
+    return _SPACE[language].join(sentences)
+
+
+def _state(rng: random.Random, question: Question, right: bool, language: Language) -> str:
+    attribute = question.attribute
+    value = question.truth
+    if not right:
+        value = rng.choice([other for other in values(attribute) if other != value])
+    wording = rng.choice(phrases.STATEMENTS[language][attribute])
+    return wording.format(p=question.product.name(language), v=spell(value, attribute, language))
+
+
+def _other(language: Language) -> Language:
+    return "zh" if language == "en" else "en"
