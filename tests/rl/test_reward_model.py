@@ -11,11 +11,19 @@ from align.models.loading import Precision
 from align.ppo import PpoConfig
 from align.rl.quartet import build_quartet
 from align.rl.rewards import RewardSettings, RewardSum
-from align.rl.rollout import SamplingSettings, sample
+from align.rl.rollout import Rollout, completion_mask
 from align.rl.scoring import observe, score
 from align.schema import Record
 
 PROMPTS = [[30, 40, 50], [60], [7, 8, 9, 10, 11]]
+COMPLETIONS = [[21, 2], [31, 32, 33, 34], [2]]
+
+
+def written_out():
+    """The completions as a rollout; the second was cut before it stopped."""
+    prompt_ids = torch.tensor([[0] * (5 - len(prompt)) + prompt for prompt in PROMPTS])
+    completion_ids = torch.tensor([ids + [0] * (4 - len(ids)) for ids in COMPLETIONS])
+    return Rollout(prompt_ids, (prompt_ids != 0).long(), completion_ids, *completion_mask(completion_ids, [2]))
 
 
 def register_reward_model(registry, tiny_base):
@@ -40,7 +48,7 @@ def build(registry, tiny_base):
 
 def test_scores_equal_those_of_the_saved_model_in_plain_transformers(registry, tiny_base):
     judge, quartet = build(registry, tiny_base)
-    rollout = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=6), [2])
+    rollout = written_out()
     rewards = RewardSum([RewardSettings(name="length", weight=0.5, args={"target": 4, "unit": "characters"})])
 
     scores = score(quartet, rollout, [Record()] * 3, rewards, 2, 0.25)
@@ -59,7 +67,7 @@ def test_scores_equal_those_of_the_saved_model_in_plain_transformers(registry, t
 
 def test_the_value_model_starts_as_the_reward_model_head_included(registry, tiny_base):
     _, quartet = build(registry, tiny_base)
-    rollout = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=6), [2])
+    rollout = written_out()
 
     values = observe(quartet, rollout, 3, 1.0).values
 

@@ -119,7 +119,7 @@ def rollout():
     prompt_ids = torch.tensor([[PAD] * (5 - len(prompt)) + prompt for prompt in PROMPTS])
     completion_ids = torch.tensor([ids + [PAD] * (4 - len(ids)) for ids in completions])
     mask, stopped = completion_mask(completion_ids, [STOP])
-    return Rollout(prompt_ids, (prompt_ids != PAD).long(), completion_ids, mask * (completion_ids != PAD), stopped)
+    return Rollout(prompt_ids, (prompt_ids != PAD).long(), completion_ids, mask, stopped)
 
 
 def test_a_batch_has_no_column_of_padding_only(rollout):
