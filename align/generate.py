@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from align.config import write
 from align.engine.options import add_model_options, add_sampling_options, precision_from, sampling_from
 from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
-from align.errors import IntegrityError, UsageError, guard
+from align.errors import INTERRUPTED, IntegrityError, UsageError, guard
 from align.schema import Message, Messages, assistant, user
 
 if TYPE_CHECKING:
@@ -100,18 +100,18 @@ class Chat:
             sys.stderr.write(f"error: {error}\n")
 
     def answer(self, prompt: str) -> int:
-        """Stream the answer to one prompt; Ctrl-C stops it and keeps what was written."""
+        """Stream the answer to one prompt and return the exit code; Ctrl-C stops it and keeps what was written."""
         self._messages.append(user(prompt))
         row = Row(self._engine.models[0], list(self._messages), self._seed)
         self._seed += 1
         stream = self._engine.submit(GenerationRequest((row,), self._sampling))
-        events = iter(stream)
+        events, code = iter(stream), 0
         while True:
             try:
                 event = next(events, None)
             except KeyboardInterrupt:
                 stream.cancel()
-                events = iter(stream)
+                events, code = iter(stream), INTERRUPTED
                 continue
             if isinstance(event, RowDelta):
                 sys.stdout.write(printable(event.text))
@@ -122,7 +122,7 @@ class Chat:
                 raise IntegrityError(event.message)
             else:
                 write("")
-                return 0
+                return code
 
 
 def printable(text: str) -> str:

@@ -23,7 +23,8 @@ def choices(panes: int) -> list[str]:
 def ballot_rows(battle: Battle, choice: str, setup: Setup) -> list[dict[str, Any]]:
     """The rows of one vote: one for two panes; with more, the best pane beats each of the others.
 
-    A tie or a refusal of all is between every two panes.
+    A tie or a refusal of all is between every two panes. A vote on several turns is kept whole but is not
+    `comparable`: the later answers have different contexts, so they are no pair to learn from.
     """
     if choice not in choices(len(battle.panes)):
         raise ValueError(f"choice {choice!r}: expected one of {choices(len(battle.panes))}")
@@ -46,6 +47,7 @@ def _row(battle: Battle, pair: tuple[int, int], choice: str, setup: Setup) -> di
         "a": split_turns(panes["a"].messages)[1],
         "b": split_turns(panes["b"].messages)[1],
         "choice": choice,
+        "comparable": len(battle.turns) == 1,
         "models": {side: pane.contestant.reference for side, pane in panes.items()},
         "digests": {side: pane.contestant.digest for side, pane in panes.items()},
         "base": setup.base,

@@ -104,7 +104,8 @@ class Handlers:
         try:
             self._arena.vote(battle, choice, nonce)
         except Refusal as refusal:
-            return self._refuse(refusal, language)
+            # The second half of a double click: what the first one showed stays.
+            return {} if str(refusal) == "voted_already" else self._refuse(refusal, language)
         except MachineError as error:
             return {self._parts.status: view.complaint(str(error))}
         assert battle is not None

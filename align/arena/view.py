@@ -30,7 +30,8 @@ def status(battle: Battle, setup: Setup, language: str) -> str:
     words = CATALOGUE[language]
     if battle.phase == "voted":
         choice = words[vote_key(battle.choice or "", len(battle.panes))]
-        return _line(f"{words['saved']}: {choice}", "saved") + _facts(battle, words)
+        kept = words["saved"] if len(battle.turns) == 1 else words["saved_talk"]
+        return _line(kept.format(choice=choice), "saved") + _facts(battle, words)
     text = {"streaming": words["waiting"], "answered": words["ready"], "failed": words["incomplete"]}
     line = _line(text.get(battle.phase, words["start"]), battle.phase)
     return line + _facts(battle, words) if battle.phase == "answered" and not setup.blind else line

@@ -110,7 +110,7 @@ def read_pairs(row: Row, layout: Layout) -> list[Record]:
 
 
 def read_votes(row: Row, layout: Layout) -> list[Record]:
-    """The comparison page's votes; one on equal or empty answers is left out, never an error."""
+    """The comparison page's votes; one without a single pair of answers to learn from is left out, never an error."""
     context = layout.context(row, "prompt")
     choice = layout.text(row, "label", None)
     if choice not in ("a", "b", "tie", "bad"):
@@ -125,6 +125,9 @@ def read_votes(row: Row, layout: Layout) -> list[Record]:
         raise RowSkipped("vote: empty answer") from None
     if _same(answers["a"], answers["b"]):
         raise RowSkipped("vote: equal answers")
+    # After its first answer each side went on with its own history: there is no context both share to learn a pair in.
+    if any(turn["role"] != "assistant" for turns in answers.values() for turn in turns):
+        raise RowSkipped("vote: several turns")
     return _judged(context, answers, choice, layout)
 
 

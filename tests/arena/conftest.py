@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -70,15 +71,33 @@ def engine(contest: Registry) -> Iterator[Engine]:
     engine.close()
 
 
+class Recorder:
+    """Passes an application through and keeps every byte it sends to any browser."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.sent = b""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def keep(message: Any) -> None:
+            self.sent += message.get("body", b"")
+            await send(message)
+
+        await self.app(scope, receive, keep)
+
+
 @dataclass
 class Site:
     url: str
     votes: Path
     arena: Any
+    recorder: Recorder
+
+    def told(self) -> set[str]:
+        """The models whose names have left the server."""
+        return {name for name in NAMES if name.encode() in self.recorder.sent}
 
     def rows(self) -> list[dict[str, Any]]:
-        import json
-
         return [json.loads(line) for line in self.votes.read_text().splitlines()] if self.votes.exists() else []
 
 
@@ -99,14 +118,15 @@ def serve(contest: Registry, engine: Engine, tmp_path: Path) -> Iterator[Callabl
         checkpoints = [contest.resolve(name) for name in names]
         setup = describe(checkpoints, contest.resolve(BASE_NAME), blind)
         arena = Arena(speaker or engine, setup, VoteStore(tmp_path / "votes"))
-        server = make_server(build_app(arena, SAMPLING, seed))
+        recorder = Recorder(build_app(arena, SAMPLING, seed))
+        server = make_server(recorder)
         listener = open_port("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:
             time.sleep(0.01)
         running.append((server, thread, listener))
-        return Site(f"http://127.0.0.1:{listener.getsockname()[1]}/", arena.votes.path, arena)
+        return Site(f"http://127.0.0.1:{listener.getsockname()[1]}/", arena.votes.path, arena, recorder)
 
     yield start
     for server, thread, listener in running:
@@ -126,7 +146,8 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="session")
+# A module's, not the session's: while Playwright runs, its event loop keeps others' tests from running their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's Chromium; without one these tests are skipped, or fail where ALIGN_REQUIRE_BROWSER=1."""
     chromium = shutil.which("chromium")
@@ -151,7 +172,6 @@ class Window:
     page: Any
     outside: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    bodies: list[str] = field(default_factory=list)
 
 
 @pytest.fixture

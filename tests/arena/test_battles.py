@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from align.arena import view
+from align.arena.battles import Arena, Battle, Contestant, Refusal, Setup
+from align.arena.votes import VoteStore
+from align.data import load_records
+from align.engine.fake import FakeEngine
+from align.engine.protocol import Row, Sampling
+from align.schema import assistant, user
+
+MODELS = ("crimson@v1", "azure@v2", "granite@v1", "olive@v3")
+SAMPLING = Sampling(temperature=0.5, top_p=0.9, max_new_tokens=50)
+
+
+def make_arena(folder, models: int = 2, *, blind: bool = False, reply=None, seed: int = 0) -> Arena:
+    contestants = tuple(Contestant(name, f"sha256:{name}") for name in MODELS[:models])
+    setup = Setup(contestants, blind, {"reference": "granite@v1", "digests": {"weights": "sha256:w"}}, "9.9")
+    engine = FakeEngine(list(MODELS), reply or (lambda row: f"{row.model} says {row.messages[-1]['content']}"))
+    return Arena(engine, setup, VoteStore(folder / "votes"), random.Random(seed))
+
+
+def ask(arena: Arena, battle: Battle, prompt: str, *, seed: int | None = 1, system: str = "") -> None:
+    arena.ask(battle, prompt, arena.new_turn(SAMPLING, seed), system)
+    finish(arena, battle)
+
+
+def finish(arena: Arena, battle: Battle) -> None:
+    async def follow() -> None:
+        async for _ in arena.frames(battle):
+            pass
+
+    asyncio.run(follow())
+
+
+def rows(arena: Arena) -> list[dict]:
+    path = arena.votes.path
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_vote_holds_all_that_is_needed_to_trust_it(tmp_path):
+    arena = make_arena(tmp_path)
+    battle = arena.new_battle()
+    ask(arena, battle, " Hello? ", seed=7, system="Be short.")
+
+    arena.vote(battle, "b", battle.nonce)
+
+    [row] = rows(arena)
+    assert row["prompt"] == [{"role": "system", "content": "Be short."}, user("Hello?")]
+    assert row["a"] == [assistant("crimson@v1 says Hello?")]
+    assert row["b"] == [assistant("azure@v2 says Hello?")]
+    assert row["choice"] == "b"
+    assert row["models"] == {"a": "crimson@v1", "b": "azure@v2"}
+    assert row["digests"] == {"a": "sha256:crimson@v1", "b": "sha256:azure@v2"}
+    assert row["base"] == {"reference": "granite@v1", "digests": {"weights": "sha256:w"}}
+    assert row["sampling"] == {"temperature": 0.5, "top_p": 0.9, "max_new_tokens": 50}
+    assert (row["seed"], row["sides"], row["mode"], row["app_version"]) == (7, {"a": 0, "b": 1}, "named", "9.9")
+    assert row["turns"][0]["a"]["reason"] == "stop"
+    assert row["id"].startswith(row["battle"])
+    assert row["time"].endswith("+00:00")
+
+
+def test_votes_are_preference_data_with_ties_and_refusals_counted(tmp_path):
+    arena = make_arena(tmp_path)
+    for index, choice in enumerate(("a", "b", "tie", "bad")):
+        battle = arena.new_battle()
+        ask(arena, battle, f"Question {index}")
+        arena.vote(battle, choice, battle.nonce)
+
+    read = load_records("votes", view="preference", roots={"registry": tmp_path})
+
+    assert [record.chosen for record in read.records] == [
+        [assistant("crimson@v1 says Question 0")],
+        [assistant("azure@v2 says Question 1")],
+    ]
+    assert sum(read.dropped.values()) == 2
+
+
+def test_a_vote_on_several_turns_is_kept_whole_and_left_out_of_training(tmp_path):
+    arena = make_arena(tmp_path)
+    battle = arena.new_battle()
+    ask(arena, battle, "One")
+    ask(arena, battle, "Two")
+
+    arena.vote(battle, "a", battle.nonce)
+
+    [row] = rows(arena)
+    assert row["prompt"] == [user("One")]
+    assert row["a"] == [assistant("crimson@v1 says One"), user("Two"), assistant("crimson@v1 says Two")]
+    assert [turn["seed"] for turn in row["turns"]] == [1, 1]
+    assert row["comparable"] is False
+    single = arena.new_battle()
+    ask(arena, single, "Three")
+    arena.vote(single, "a", single.nonce)
+    read = load_records("votes", view="preference", roots={"registry": tmp_path})
+    assert [record.prompt for record in read.records] == [[user("Three")]]
+    assert read.dropped == {"vote: several turns": 1}
+
+
+def test_each_pane_continues_its_own_history(tmp_path):
+    seen = []
+
+    def reply(row: Row) -> str:
+        seen.append(row)
+        return f"{row.model} {len(row.messages)}"
+
+    arena = make_arena(tmp_path, reply=reply)
+    battle = arena.new_battle()
+    ask(arena, battle, "One")
+    ask(arena, battle, "Two")
+
+    assert seen[-1].messages == [user("One"), assistant("azure@v2 1"), user("Two")]
+
+
+def test_a_vote_counts_once_and_only_for_the_answers_it_was_made_for(tmp_path):
+    arena = make_arena(tmp_path)
+    battle = arena.new_battle()
+    with pytest.raises(Refusal, match="nothing_to_judge"):
+        arena.vote(battle, "a", "")
+    ask(arena, battle, "One")
+    old = battle.nonce
+    ask(arena, battle, "Two")
+    with pytest.raises(Refusal, match="nothing_to_judge"):
+        arena.vote(battle, "a", old)
+
+    arena.vote(battle, "a", battle.nonce)
+
+    with pytest.raises(Refusal, match="voted_already"):
+        arena.vote(battle, "a", battle.nonce)
+    assert len(rows(arena)) == 1
+
+
+def test_the_best_of_four_beats_each_of_the_others(tmp_path):
+    arena = make_arena(tmp_path, 4)
+    battle = arena.new_battle()
+    ask(arena, battle, "Hello")
+
+    arena.vote(battle, "c", battle.nonce)
+
+    written = rows(arena)
+    assert [(row["models"]["a"], row["models"]["b"], row["choice"]) for row in written] == [
+        ("crimson@v1", "granite@v1", "b"),
+        ("azure@v2", "granite@v1", "b"),
+        ("granite@v1", "olive@v3", "a"),
+    ]
+    assert len({row["id"] for row in written}) == 3
+
+
+def test_a_tie_of_three_is_between_every_two(tmp_path):
+    arena = make_arena(tmp_path, 3)
+    battle = arena.new_battle()
+    ask(arena, battle, "Hello")
+
+    arena.vote(battle, "tie", battle.nonce)
+
+    assert [(row["sides"], row["choice"]) for row in rows(arena)] == [
+        ({"a": 0, "b": 1}, "tie"),
+        ({"a": 0, "b": 2}, "tie"),
+        ({"a": 1, "b": 2}, "tie"),
+    ]
+
+
+def test_blind_battles_draw_two_contestants_and_their_sides_evenly(tmp_path):
+    arena = make_arena(tmp_path, 3, blind=True)
+
+    drawn = Counter(tuple(pane.contestant.reference for pane in arena.new_battle().panes) for _ in range(600))
+
+    # Six ordered pairs, a hundred each on average; 60 to 140 is over four standard deviations.
+    assert len(drawn) == 6
+    assert all(60 < count < 140 for count in drawn.values())
+
+
+def test_regenerating_takes_another_seed_and_forgets_the_answer(tmp_path):
+    seeds = []
+
+    def reply(row: Row) -> str:
+        seeds.append(row.seed)
+        return f"seed {row.seed}"
+
+    arena = make_arena(tmp_path, reply=reply)
+    battle = arena.new_battle()
+    ask(arena, battle, "Hello", seed=5)
+    for _ in range(2):
+        arena.ask_again(battle, arena.new_turn(SAMPLING, 5))
+        finish(arena, battle)
+
+    assert seeds == [5, 5, 6, 6, 7, 7]
+    assert battle.panes[0].messages == [user("Hello"), assistant("seed 7")]
+    assert [turn.regenerated for turn in battle.turns] == [2]
+
+
+def test_without_a_seed_one_is_drawn_and_recorded(tmp_path):
+    arena = make_arena(tmp_path)
+
+    first, second = (arena.new_turn(SAMPLING, None).seed for _ in range(2))
+
+    assert first != second
+
+
+def test_a_failed_pane_keeps_the_others_and_cannot_be_judged(tmp_path, capsys):
+    arena = make_arena(tmp_path, blind=True, reply=lambda row: None if row.model == "azure@v2" else "fine")
+    battle = arena.new_battle()
+    ask(arena, battle, "Hello")
+
+    assert battle.phase == "failed"
+    assert sorted(pane.answer for pane in battle.panes) == ["", "fine"]
+    with pytest.raises(Refusal, match="nothing_to_judge"):
+        arena.vote(battle, "a", battle.nonce)
+    with pytest.raises(Refusal, match="failed"):
+        arena.ask(battle, "More", arena.new_turn(SAMPLING, 1))
+    # The engine's message names the model: it belongs in the log, not on a blind page.
+    shown = str([view.pane_messages(pane, "en") for pane in battle.panes])
+    assert "azure" not in shown + view.status(battle, arena.setup, "en")
+    assert "azure@v2" in capsys.readouterr().err
+
+
+def test_stopped_answers_stay_and_can_be_judged(tmp_path):
+    arena = make_arena(tmp_path, reply=lambda row: "word " * 2000)
+    arena.engine._pause = 0.002
+    battle = arena.new_battle()
+    arena.ask(battle, "Talk", arena.new_turn(Sampling(max_new_tokens=2000), 1))
+
+    async def follow() -> None:
+        async for _ in arena.frames(battle):
+            arena.stop(battle)
+
+    asyncio.run(follow())
+    arena.vote(battle, "a", battle.nonce)
+
+    [row] = rows(arena)
+    assert row["turns"][0]["a"]["reason"] == row["turns"][0]["b"]["reason"] == "cancelled"
+    assert 0 < len(row["a"][0]["content"].split()) < 2000
+
+
+def test_a_visitor_who_leaves_stops_the_answers(tmp_path):
+    arena = make_arena(tmp_path, reply=lambda row: "word " * 2000)
+    arena.engine._pause = 0.002
+    battle = arena.new_battle()
+    arena.ask(battle, "Talk", arena.new_turn(Sampling(max_new_tokens=2000), 1))
+
+    async def leave() -> None:
+        frames = arena.frames(battle)
+        await anext(frames)
+        await frames.aclose()
+
+    asyncio.run(leave())
+
+    assert battle.handle.is_cancelled(0)
+    assert battle.handle.is_cancelled(1)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n "])
+def test_an_empty_question_is_refused(tmp_path, prompt):
+    arena = make_arena(tmp_path)
+
+    with pytest.raises(Refusal, match="empty"):
+        arena.ask(arena.new_battle(), prompt, arena.new_turn(SAMPLING, 1))
+
+
+def test_text_no_file_can_hold_is_mended(tmp_path):
+    arena = make_arena(tmp_path, reply=lambda row: "ok")
+    battle = arena.new_battle()
+    ask(arena, battle, "half \ud83d emoji")
+
+    arena.vote(battle, "a", battle.nonce)
+
+    assert rows(arena)[0]["prompt"] == [user("half ? emoji")]
+
+
+@pytest.mark.parametrize("language", ["en", "zh-CN"])
+def test_names_and_speeds_stay_hidden_until_a_blind_vote(tmp_path, language):
+    arena = make_arena(tmp_path, blind=True, reply=lambda row: "same")
+    battle = arena.new_battle()
+    ask(arena, battle, "Hello")
+
+    def shown() -> str:
+        labels = [view.pane_label(battle, place, arena.setup) for place in (0, 1)]
+        return " ".join([*labels, view.status(battle, arena.setup, language)])
+
+    before = shown()
+    arena.vote(battle, "a", battle.nonce)
+
+    assert not any(name in before for name in (*MODELS, "ms", "毫秒", "second"))
+    assert all(name in shown() for name in MODELS[:2])

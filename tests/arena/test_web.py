@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from align.arena.web import Guard, is_local, open_port
+from align.errors import MachineError, UsageError
+
+
+def answer(host: str) -> tuple[int, dict[bytes, bytes]]:
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]})
+
+    async def receive():
+        return {}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Guard(app)({"type": "http", "headers": [(b"host", host.encode())]}, receive, send))
+    return sent[0]["status"], dict(sent[0]["headers"])
+
+
+@pytest.mark.parametrize("host", ["localhost:7860", "127.0.0.1:7860", "127.0.0.2", "[::1]:7860"])
+def test_local_names_are_answered_with_security_headers(host):
+    status, headers = answer(host)
+
+    assert status == 200
+    assert b"default-src 'self'" in headers[b"content-security-policy"]
+    assert headers[b"x"] == b"y"
+
+
+@pytest.mark.parametrize("host", ["evil.example:7860", "192.168.1.5", "localhost.evil.example", ""])
+def test_other_names_are_refused(host):
+    assert answer(host)[0] == 421
+
+
+def test_a_port_in_use_is_named_with_a_remedy():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        with pytest.raises(MachineError, match=f"--port {port}: .*give another --port"):
+            open_port("127.0.0.1", port)
+
+
+def test_an_address_others_can_reach_is_refused_with_the_tunnel():
+    with pytest.raises(UsageError, match=r"ssh -L 7860:127\.0\.0\.1:7860"):
+        open_port("0.0.0.0", 7860)
+
+
+def test_local_is_loopback_only():
+    assert is_local("::1")
+    assert not is_local("10.0.0.1")
+    assert not is_local("example.org")
