@@ -107,6 +107,11 @@ class StageConfig(Settings):
         """`data` as a list."""
         return [self.data] if isinstance(self.data, str) else list(self.data)
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of data in one step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
 

@@ -89,6 +89,11 @@ class PpoConfig(StageConfig):
     """what is brought to unit variance over a rollout"""
 
     @property
+    def rows_per_step(self) -> int:
+        """Prompts of one rollout."""
+        return self.rollout_batch_size
+
+    @property
     def minibatch_size(self) -> int:
         """Completions in an optimiser step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
@@ -188,13 +193,12 @@ def _resume(run: Run, state: TrainingState) -> int:
     """The step to go on after: 0, or that of the newest checkpoint, whose state is then restored."""
     from align.rl.report import forget_samples
 
-    found = run.checkpoints.newest()
+    found = run.resume_point()
     if found is None:
         return 0
     step, folder = found
     state.load(folder)
     forget_samples(run.folder, after=step)
-    run.say(f"resuming after step {step}")
     return step
 
 

@@ -144,7 +144,7 @@ def test_a_resumed_run_ends_with_the_same_bits_as_an_uninterrupted_one(
     resumed = Path(start.resolve(f"broken-{stage.name}").location)
     first, second = (load_file(folder / "adapter_model.safetensors") for folder in (straight, resumed))
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert losses(resumed)[-2:] == losses(straight)[-2:]
+    assert losses(resumed) == losses(straight)
 
 
 def test_resuming_a_finished_run_changes_nothing(start, demonstrations, capsys):

@@ -26,9 +26,7 @@ def train(run: Run, trainer: Any) -> dict[str, float]:
     Raises DivergedError at the first number that is not finite and PreemptedError after a SIGTERM, its state saved.
     """
     trainer.remove_callback(PrinterCallback)
-    found = run.checkpoints.newest()
-    if found is not None:
-        run.say(f"resuming from step {found[0]}")
+    found = run.resume_point()
     watch = _Watch(run)
     trainer.add_callback(watch)
     trainer.train(resume_from_checkpoint=str(found[1]) if found else None)

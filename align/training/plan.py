@@ -32,7 +32,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     found = load_records(config.data, view=stage.view, on_bad_row=config.on_bad_row, roots={"registry": registry.root})
     tokenizer = load_tokenizer(tokenizer_home(parent, base), write)
     rendered = render_view(stage.view, found.records, tokenizer, config.max_length)
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    batch = config.rows_per_step
     steps = math.ceil(math.ceil(len(rendered.rows) / batch) * config.num_train_epochs)
     trainable, total = count_trainable(parent, base, config.lora)
     lines = {

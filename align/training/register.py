@@ -88,7 +88,7 @@ def model_card(stage: Stage, config: StageConfig, run: Run, trained: Trained) ->
 
 
 def _announce(stage: Stage, run: Run, trained: Trained, checkpoint: Checkpoint) -> None:
-    before = _parent_metrics(run.registry, trained)
+    before = _parent_metrics(stage, trained)
     run.say(f"registered {checkpoint.reference}")
     for key, value in sorted(trained.metrics.items()):
         versus = f"  ({trained.parents[0].reference}: {before[key]:.4g})" if key in before else ""
@@ -99,6 +99,7 @@ def _announce(stage: Stage, run: Run, trained: Trained, checkpoint: Checkpoint) 
         run.say(f"next: {stage.next_command.format(name=run.config.name)}{where}")
 
 
-def _parent_metrics(registry: Registry, trained: Trained) -> dict[str, float]:
-    parent = trained.parents[0] if trained.parents else None
-    return ((parent.manifest or {}).get("metrics") or {}) if parent else {}
+def _parent_metrics(stage: Stage, trained: Trained) -> dict[str, float]:
+    """The parent's numbers when the same stage made it; those of another stage would not be comparable."""
+    manifest = (trained.parents[0].manifest or {}) if trained.parents else {}
+    return (manifest.get("metrics") or {}) if manifest.get("stage") == stage.name else {}

@@ -99,6 +99,20 @@ class Run:
         if self._progress is not None:
             self._progress.note(step, numbers)
 
+    def resume_point(self) -> tuple[int, Path] | None:
+        """The step and folder to go on from, or None for a start; what was logged after that step is forgotten."""
+        found = self.checkpoints.newest()
+        if found is not None:
+            self._forget_after(found[0])
+            self.say(f"resuming from step {found[0]}")
+        return found
+
+    def _forget_after(self, step: int) -> None:
+        log = self.folder / "metrics.jsonl"
+        if log.is_file():
+            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+            log.write_text("".join(line for line in lines if _logged_by(line, step)), encoding="utf-8")
+
     @contextmanager
     def progress(self, total: int) -> Iterator[Progress]:
         """Show progress over `total` steps; `advance` it once a step."""
@@ -127,6 +141,14 @@ class Run:
     def finish(self, reference: str) -> None:
         """Mark the run as complete."""
         (self.folder / "finished.json").write_text(json.dumps({"reference": reference}), encoding="utf-8")
+
+
+def _logged_by(line: str, step: int) -> bool:
+    """Whether a log line is whole and of this step or an earlier one; a power cut leaves the last line torn."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except json.JSONDecodeError:
+        return False
 
 
 def package_versions() -> dict[str, str]:
