@@ -70,8 +70,10 @@ def is_local(host: str) -> bool:
 def open_port(host: str, port: int) -> socket.socket:
     """A socket that listens on a local address, so that nobody can take the port while the models load.
 
-    Raises UsageError for an address others can reach, MachineError for a port in use.
+    Raises UsageError for an address others can reach or a number that is no port, MachineError for a port in use.
     """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: no such port; give one from 0 (any free one) to 65535")
     if not is_local(host):
         raise UsageError(
             f"--host {host}: others could reach it and the page has no password; keep 127.0.0.1 and, from another "

@@ -58,3 +58,9 @@ def test_local_is_loopback_only():
     assert is_local("::1")
     assert not is_local("10.0.0.1")
     assert not is_local("example.org")
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_number_that_is_no_port_is_refused(port):
+    with pytest.raises(UsageError, match="no such port"):
+        open_port("127.0.0.1", port)
