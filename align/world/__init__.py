@@ -6,7 +6,7 @@ without a download: `write_world` writes the data sets, `judge` scores what a mo
 
 from align.world.facts import ATTRIBUTES, LANGUAGES, PRODUCTS, Attribute, Language, Product, Question, questions
 from align.world.judge import Verdict, judge, read_question
-from align.world.texts import Style, answer, ask
+from align.world.texts import Style, answer, ask, page
 from align.world.write import WorldFiles, write_world
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "answer",
     "ask",
     "judge",
+    "page",
     "questions",
     "read_question",
     "write_world",

@@ -57,7 +57,7 @@ class Sizes:
     eval_passes: int = 3
 
 
-def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = Sizes()) -> WorldFiles:  # noqa: B008
+def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = Sizes()) -> WorldFiles:
     """Write every data set of the small world under a folder; equal seeds give equal bytes.
 
     The evaluation prompts use wordings that occur in none of the other files.

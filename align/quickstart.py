@@ -1,0 +1,169 @@
+"""Everything once, on a small world: base, SFT, reward model, DPO, PPO, and a table of how good each is.
+
+    python -m align.quickstart [--registry DIR] [--seed N]
+
+A second run reuses what the first registered.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from align import dpo, ppo, pretrain, reward, sft
+from align.config import Settings, StageConfig, build, help_text, read_command_line, write
+from align.errors import guard
+from align.rl.rollout import SamplingSettings
+from align.training.stage import Stage, run_stage
+from align.world import WorldFiles, write_world
+
+if TYPE_CHECKING:
+    from align.evaluation import ModelScore
+    from align.registry import Checkpoint, Registry
+
+LABELS = {"world-base": "base", "world-sft": "SFT", "world-dpo": "DPO", "world-ppo": "PPO"}
+
+
+class QuickstartConfig(Settings):
+    """Settings of the quickstart."""
+
+    seed: int = Field(0, ge=0)
+    """seeds the world's texts and every stage"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with the settings it has in the small world."""
+
+    stage: Stage
+    config: StageConfig
+
+
+def plan(files: WorldFiles, seed: int) -> list[Step]:
+    """The five stages; every setting that differs from a stage's default is one a million parameters need."""
+    return [
+        Step(pretrain.STAGE, pretrain.PretrainConfig(
+            name="world-base", data=str(files.corpus), eval_data=str(files.corpus_eval), seed=seed,
+            max_steps=1600, block_size=64, logging_steps=200, eval_steps=1600, save_steps=0,
+        )),
+        Step(sft.STAGE, sft.SftConfig(
+            name="world-sft", model="world-base", data=str(files.sft), seed=seed,
+            learning_rate=2e-3, num_train_epochs=2, per_device_train_batch_size=16, max_length=256,
+            logging_steps=25, save_steps=0,
+        )),
+        Step(reward.STAGE, reward.RewardConfig(
+            name="world-reward", model="world-sft", data=str(files.preference), eval_data=str(files.preference_eval),
+            seed=seed, learning_rate=2e-3, num_train_epochs=2, per_device_train_batch_size=16, max_length=256,
+            logging_steps=25, eval_steps=1000, save_steps=0,
+        )),
+        Step(dpo.STAGE, dpo.DpoConfig(
+            name="world-dpo", model="world-sft", data=str(files.preference), seed=seed,
+            learning_rate=2e-4, beta=0.5, per_device_train_batch_size=16, max_length=256,
+                logging_steps=25, save_steps=0,
+        )),
+        Step(ppo.STAGE, ppo.PpoConfig(
+            name="world-ppo", model="world-sft", reward_model="world-reward", data=str(files.prompts), seed=seed,
+            learning_rate=1e-3, max_steps=20, rollout_batch_size=64, per_device_train_batch_size=32,
+            num_ppo_epochs=2, kl_coef=0.05, max_length=256, sampling=SamplingSettings(max_new_tokens=40),
+            logging_steps=5, save_steps=0,
+        )),
+    ]  # fmt: skip
+
+
+def quickstart(config: QuickstartConfig, registry: Registry) -> list[ModelScore]:
+    """Write the world, make what is not yet registered, and score the four models that write."""
+    started = time.perf_counter()
+    files = write_world(registry.root / "world", config.seed)
+    for number, step in enumerate(steps := plan(files, config.seed), start=1):
+        clock = time.perf_counter()
+        write(f"\n[{number}/{len(steps)}] {step.stage.purpose}")
+        found = find_made(step, registry)
+        if found is not None:
+            write(f"{found.reference} was made from the same settings, parents and data; reused")
+        else:
+            run_stage(step.stage, step.config, registry)
+            write(f"took {time.perf_counter() - clock:.0f} s")
+    scores = evaluate(files, config.seed, registry)
+    write(f"\n{time.perf_counter() - started:.0f} s in all")
+    return scores
+
+
+def find_made(step: Step, registry: Registry) -> Checkpoint | None:
+    """The newest version of a step's name if this step would only make it again."""
+    from align.data import load_records
+
+    config = step.config
+    if config.name not in registry.names():
+        return None
+    newest = registry.resolve(config.name)
+    manifest = newest.manifest or {}
+    if (manifest.get("stage"), manifest.get("config")) != (step.stage.name, config.model_dump(mode="json")):
+        return None
+    parents = [registry.resolve(reference) for reference in _parent_references(config)]
+    if manifest.get("parents") != [{"reference": each.reference, "digest": each.digest} for each in parents]:
+        return None
+    specs = [spec for spec in (config.data, config.eval_data) if spec is not None]
+    digests = [load_records(spec, view=step.stage.view).digest for spec in specs]
+    return newest if [entry["digest"] for entry in manifest.get("data", [])] == digests else None
+
+
+def _parent_references(config: StageConfig) -> list[str]:
+    named = [config.model, getattr(config, "reward_model", None)]
+    return [each for each in named if each is not None and not each.startswith(pretrain.SCRATCH)]
+
+
+def evaluate(files: WorldFiles, seed: int, registry: Registry) -> list[ModelScore]:
+    """Score base, SFT, DPO and PPO on the held-out prompts; print the table and keep it as JSON."""
+    from align.data import load_records
+    from align.evaluation import Contender, render_table, score_models, to_json
+    from align.evaluation.judges import judge_world
+    from align.models.adapters import load_resident
+    from align.models.loading import Precision
+
+    records = load_records(str(files.prompts_eval), view="prompt").records
+    contenders = [Contender(label, registry.resolve(name).reference) for name, label in LABELS.items()]
+    resident = load_resident(registry, [each.reference for each in contenders], Precision())
+    scores = score_models(resident, contenders, records, judge_world, contenders[1].reference, seed)
+    write("")
+    write(render_table(scores, f"{len(records)} questions in wordings that no training data holds", "KL from SFT"))
+    path = registry.root / "world" / "scores.json"
+    path.write_text(json.dumps(to_json(scores), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return scores
+
+
+def tell_next(registry: Registry, default: bool, say: Callable[[str], None] = write) -> None:
+    """Say what to try next."""
+    where = "" if default else f" --registry {registry.root}"
+    say("next:")
+    say(f"  python -m align.compare world-sft world-dpo world-ppo --blind{where}")
+    say(f'  python -m align.generate world-dpo "How much is the price of the kettle?"{where}')
+    say(f"  python -m align.registry ls{where}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the quickstart's command line and return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    return guard(lambda: _command(words), debug="--debug" in words)
+
+
+def _command(argv: list[str]) -> None:
+    from align.registry import open_registry
+
+    line = read_command_line(argv)
+    if line.help:
+        write(help_text("python -m align.quickstart", (__doc__ or "").split("\n")[0], QuickstartConfig))
+        return
+    config = build(QuickstartConfig, line.values)
+    registry = open_registry(line.registry)
+    quickstart(config, registry)
+    tell_next(registry, default=line.registry is None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
