@@ -351,7 +351,7 @@ _KEPT = (
 )  # fmt: skip
 
 STAGE = Stage(
-    "ppo", PpoConfig, ppo, view="prompt", produces="policy", next_command="python -m align.compare {name} PARENT"
+    "ppo", PpoConfig, ppo, view="prompt", produces="policy", next_command="python -m align.compare {name} {parent}"
 )
 
 if __name__ == "__main__":

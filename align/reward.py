@@ -64,7 +64,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
 
 STAGE = Stage(
     "reward", RewardConfig, reward, view="preference", produces="reward", trl_config="RewardConfig",
-    next_command="python -m align.ppo --model POLICY --reward_model {name} --data PROMPTS --name POLICY-ppo",
+    next_command="python -m align.ppo --model {parent} --reward_model {name} --data PROMPTS --name {parent}-ppo",
 )  # fmt: skip
 
 if __name__ == "__main__":

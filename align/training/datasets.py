@@ -47,10 +47,13 @@ def joined_sets(
 
 
 def stand_in() -> Dataset:
-    """One row of plain text for a trainer that insists on tokenising what it is constructed with."""
+    """One row of plain text for a trainer that insists on tokenising what it is constructed with.
+
+    Its prompt is empty, so that no tokenizer can merge it with the answer and warn about it.
+    """
     from datasets import Dataset
 
-    return Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    return Dataset.from_list([{"prompt": "", "chosen": "b", "rejected": "c"}])
 
 
 def _both(

@@ -17,7 +17,7 @@ from align.training.run import Run, package_versions
 from align.training.stage import Stage, Trained
 
 if TYPE_CHECKING:
-    from align.registry import Checkpoint, Registry
+    from align.registry import Checkpoint
 
 
 def register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> Checkpoint:
@@ -96,7 +96,8 @@ def _announce(stage: Stage, run: Run, trained: Trained, checkpoint: Checkpoint) 
     if stage.next_command:
         elsewhere = run.registry.root != open_registry(None).root
         where = f" --registry {run.registry.root}" if elsewhere else ""
-        run.say(f"next: {stage.next_command.format(name=run.config.name)}{where}")
+        parent = trained.parents[0].name or trained.parents[0].reference if trained.parents else ""
+        run.say(f"next: {stage.next_command.format(name=run.config.name, parent=parent)}{where}")
 
 
 def _parent_metrics(stage: Stage, trained: Trained) -> dict[str, float]:

@@ -49,7 +49,7 @@ class Stage:
     trl_config: str | None = None
     """name of the TRL config that `trainer:` passes through to"""
     next_command: str = ""
-    """the command to try next; {name} is the registered name"""
+    """the command to try next; {name} is the registered name, {parent} what it was made from"""
 
     @property
     def purpose(self) -> str:
