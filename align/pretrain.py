@@ -37,7 +37,7 @@ class PretrainConfig(StageConfig):
     max_length: int = Field(512, gt=8)
     """positions of the new model"""
     control_tokens: bool = True
-    """take strings such as <|user|> in the text for the control tokens they spell, so that a base learns the chat form"""
+    """take strings such as <|user|> in the text for control tokens, so that a base learns the form of a chat"""
     learning_rate: float = Field(5e-3, gt=0, le=1)
     """peak learning rate; a million parameters bear more than a large model"""
     lr_scheduler_type: str = "linear"
@@ -111,7 +111,7 @@ def pack(config: PretrainConfig, records: list[Record], tokenizer: PreTrainedTok
     from align.data.render import render_texts
 
     if config.control_tokens:
-        # Elsewhere a control string in the data stays text; here the corpus is what defines the new model's control tokens.
+        # Elsewhere a control string in the data stays text; here the corpus is what teaches the control tokens.
         documents = tokenizer([record.text or "" for record in records], return_attention_mask=False)["input_ids"]
         line = [token for document in documents for token in [*document, tokenizer.eos_token_id]]
         size = config.block_size

@@ -50,7 +50,7 @@ def plan(files: WorldFiles, seed: int) -> list[Step]:
     return [
         Step(pretrain.STAGE, pretrain.PretrainConfig(
             name="world-base", data=str(files.corpus), eval_data=str(files.corpus_eval), seed=seed,
-            max_steps=1600, block_size=64, logging_steps=200, eval_steps=1600, save_steps=0,
+            max_steps=2000, block_size=64, logging_steps=250, eval_steps=2000, save_steps=0,
         )),
         Step(sft.STAGE, sft.SftConfig(
             name="world-sft", model="world-base", data=str(files.sft), seed=seed,
@@ -65,13 +65,13 @@ def plan(files: WorldFiles, seed: int) -> list[Step]:
         Step(dpo.STAGE, dpo.DpoConfig(
             name="world-dpo", model="world-sft", data=str(files.preference), seed=seed,
             learning_rate=2e-4, beta=0.5, per_device_train_batch_size=16, max_length=256,
-                logging_steps=25, save_steps=0,
+            logging_steps=25, save_steps=0,
         )),
         Step(ppo.STAGE, ppo.PpoConfig(
             name="world-ppo", model="world-sft", reward_model="world-reward", data=str(files.prompts), seed=seed,
-            learning_rate=1e-3, max_steps=20, rollout_batch_size=64, per_device_train_batch_size=32,
+            learning_rate=7e-4, max_steps=24, rollout_batch_size=64, per_device_train_batch_size=32,
             num_ppo_epochs=2, kl_coef=0.05, max_length=256, sampling=SamplingSettings(max_new_tokens=40),
-            logging_steps=5, save_steps=0,
+            logging_steps=6, save_steps=0,
         )),
     ]  # fmt: skip
 

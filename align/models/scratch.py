@@ -16,8 +16,8 @@ END = "<|end|>"
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 
 LONGEST_TOKEN = 9
-"""bytes: three Chinese characters, or a space and eight letters; Chinese has no spaces, so a small corpus would else give
-tokens of whole phrases, of which a small model learns nothing about their parts"""
+"""bytes: three Chinese characters, or a space and eight letters; Chinese has no spaces, so a small corpus would else
+give tokens of whole phrases, from which a small model learns nothing about their parts"""
 
 # One control token a role and one end token: a turn costs two tokens beyond its content.
 CHAT_TEMPLATE = (

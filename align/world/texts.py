@@ -55,31 +55,35 @@ def ask(rng: random.Random, question: Question, *, held_out: bool = False) -> st
 
 
 def answer(rng: random.Random, question: Question, style: Style) -> str:
-    """Word an answer in a style: manners, then the statement, then padding."""
+    """Word an answer in a style: manners, then the statement, then padding.
+
+    Wordings are drawn before faults, so that one state of `rng` gives answers that differ in their faults alone.
+    """
     language = _other(question.language) if style.other_language else question.language
-    sentences = [_state(rng, question, style.right, language)]
-    if style.manner == "polite":
-        sentences.insert(0, rng.choice(phrases.POLITE[language]))
-    elif style.manner == "rude":
-        sentences.insert(0, rng.choice(phrases.RUDE[language]))
+    wording = rng.choice(phrases.STATEMENTS[language][question.attribute])
+    opening = rng.choice((phrases.RUDE if style.manner == "rude" else phrases.POLITE)[language])
+    sentences = [] if style.manner == "bare" else [opening]
+    sentences.append(_state(rng, question, wording, style.right, language))
     if style.long:
-        sentences += [rng.choice(phrases.PADDING[language])]
+        sentences.append(rng.choice(phrases.PADDING[language]))
     return _SPACE[language].join(sentences)
 
 
 def page(rng: random.Random, product: Product, language: Language, wrong: float) -> str:
     """A product page: every fact in a sentence of its own, each one wrong with the given share."""
-    facts = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
-    sentences = [_state(rng, Question(product, each, language), rng.random() >= wrong, language) for each in facts]
+    sentences = []
+    for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES)):
+        wording = rng.choice(phrases.STATEMENTS[language][attribute])
+        right = rng.random() >= wrong
+        sentences.append(_state(rng, Question(product, attribute, language), wording, right, language))
     return _SPACE[language].join(sentences)
 
 
-def _state(rng: random.Random, question: Question, right: bool, language: Language) -> str:
+def _state(rng: random.Random, question: Question, wording: str, right: bool, language: Language) -> str:
     attribute = question.attribute
     value = question.truth
     if not right:
         value = rng.choice([other for other in values(attribute) if other != value])
-    wording = rng.choice(phrases.STATEMENTS[language][attribute])
     return wording.format(p=question.product.name(language), v=spell(value, attribute, language))
 
 

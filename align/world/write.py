@@ -22,8 +22,8 @@ PAGES = 0.4
 REJECTED = (
     *[Style(right=False)] * 5,
     *[Style(manner="rude")] * 2,
-    *[Style(manner="bare")] * 3,
-    Style(long=True),
+    *[Style(manner="bare")] * 2,
+    *[Style(long=True)] * 2,
     Style(other_language=True),
 )
 
@@ -95,11 +95,13 @@ def demonstration_row(rng: random.Random, question: Question) -> Row:
 
 
 def preference_row(rng: random.Random, question: Question, *, held_out: bool = False) -> Row:
-    """A pair: the proud answer against one with a single fault."""
+    """A pair in the same words: the proud answer against one with a single fault."""
+    prompt = ask(rng, question, held_out=held_out)
+    style, state = rng.choice(REJECTED), rng.getrandbits(32)
     return {
-        "prompt": [user(ask(rng, question, held_out=held_out))],
-        "chosen": [assistant(answer(rng, question, Style()))],
-        "rejected": [assistant(answer(rng, question, rng.choice(REJECTED)))],
+        "prompt": [user(prompt)],
+        "chosen": [assistant(answer(random.Random(state), question, Style()))],
+        "rejected": [assistant(answer(random.Random(state), question, style))],
     }
 
 
