@@ -6,12 +6,13 @@ real text takes more than this machine has.
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from align.config import StageConfig
+from align.config import StageConfig, write
 from align.errors import UsageError
 from align.models.scratch import find_preset
 from align.training.stage import Stage, Trained, keep, main
@@ -19,6 +20,7 @@ from align.training.stage import Stage, Trained, keep, main
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from align.registry import Registry
     from align.schema import Record
     from align.training.run import Run
 
@@ -124,15 +126,34 @@ def pack(config: PretrainConfig, records: list[Record], tokenizer: PreTrainedTok
 
 def measure(trainer: Any) -> dict[str, float]:
     """Loss and perplexity on the held-out text."""
-    import math
-
     loss = trainer.evaluate()["eval_loss"]
     return {"eval_loss": loss, "perplexity": math.exp(loss)}
+
+
+def plan(config: PretrainConfig, registry: Registry) -> None:
+    """Print what a run would train on, without training."""
+    from align.data import load_records
+    from align.models.scratch import build_base, train_tokenizer
+
+    roots = {"registry": registry.root}
+    found = load_records(config.data, view="text", on_bad_row=config.on_bad_row, roots=roots)
+    tokenizer = train_tokenizer((record.text or "" for record in found.records), config.vocab_size)
+    blocks = len(pack(config, found.records, tokenizer))
+    steps = math.ceil(math.ceil(blocks / config.rows_per_step) * config.num_train_epochs)
+    lines = {
+        "start": f"{config.model}, {build_base(config.preset, tokenizer).num_parameters():,} new parameters",
+        "data": f"{found.name}: {len(found.records)} rows, dropped {found.dropped}",
+        "tokens": f"{blocks * config.block_size} an epoch",
+        "steps": f"{steps if config.max_steps < 0 else config.max_steps} of {config.rows_per_step} blocks",
+    }
+    for key, text in lines.items():
+        write(f"{key:<10} {text}")
 
 
 STAGE = Stage(
     "pretrain", PretrainConfig, pretrain, view="text", produces="base", trl_config="TrainingArguments",
     next_command="python -m align.sft --model {name} --data DEMONSTRATIONS --name {name}-sft",
+    plan=plan,
 )  # fmt: skip
 
 if __name__ == "__main__":

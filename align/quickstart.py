@@ -21,7 +21,7 @@ from align.config import Settings, StageConfig, build, help_text, read_command_l
 from align.errors import guard
 from align.rl.rollout import SamplingSettings
 from align.training.stage import Stage, run_stage
-from align.world import WorldFiles, write_world
+from align.world import write_world
 
 if TYPE_CHECKING:
     from align.evaluation import ModelScore
@@ -45,30 +45,30 @@ class Step:
     config: StageConfig
 
 
-def plan(files: WorldFiles, seed: int) -> list[Step]:
+def plan(seed: int) -> list[Step]:
     """The five stages; every setting that differs from a stage's default is one a million parameters need."""
     return [
         Step(pretrain.STAGE, pretrain.PretrainConfig(
-            name="world-base", data=str(files.corpus), eval_data=str(files.corpus_eval), seed=seed,
+            name="world-base", data="world-corpus", eval_data="world-corpus-eval", seed=seed,
             max_steps=2000, block_size=64, logging_steps=250, eval_steps=2000, save_steps=0,
         )),
         Step(sft.STAGE, sft.SftConfig(
-            name="world-sft", model="world-base", data=str(files.sft), seed=seed,
+            name="world-sft", model="world-base", data="world-demonstrations", seed=seed,
             learning_rate=2e-3, num_train_epochs=2, per_device_train_batch_size=16, max_length=256,
             logging_steps=25, save_steps=0,
         )),
         Step(reward.STAGE, reward.RewardConfig(
-            name="world-reward", model="world-sft", data=str(files.preference), eval_data=str(files.preference_eval),
+            name="world-reward", model="world-sft", data="world-preferences", eval_data="world-preferences-eval",
             seed=seed, learning_rate=2e-3, num_train_epochs=2, per_device_train_batch_size=16, max_length=256,
             logging_steps=25, eval_steps=1000, save_steps=0,
         )),
         Step(dpo.STAGE, dpo.DpoConfig(
-            name="world-dpo", model="world-sft", data=str(files.preference), seed=seed,
+            name="world-dpo", model="world-sft", data="world-preferences", seed=seed,
             learning_rate=2e-4, beta=0.5, per_device_train_batch_size=16, max_length=256,
             logging_steps=25, save_steps=0,
         )),
         Step(ppo.STAGE, ppo.PpoConfig(
-            name="world-ppo", model="world-sft", reward_model="world-reward", data=str(files.prompts), seed=seed,
+            name="world-ppo", model="world-sft", reward_model="world-reward", data="world-prompts", seed=seed,
             learning_rate=7e-4, max_steps=24, rollout_batch_size=64, per_device_train_batch_size=32,
             num_ppo_epochs=2, kl_coef=0.05, max_length=256, sampling=SamplingSettings(max_new_tokens=40),
             logging_steps=6, save_steps=0,
@@ -79,8 +79,8 @@ def plan(files: WorldFiles, seed: int) -> list[Step]:
 def quickstart(config: QuickstartConfig, registry: Registry) -> list[ModelScore]:
     """Write the world, make what is not yet registered, and score the four models that write."""
     started = time.perf_counter()
-    files = write_world(registry.root / "world", config.seed)
-    for number, step in enumerate(steps := plan(files, config.seed), start=1):
+    write_world(registry.root / "world", config.seed)
+    for number, step in enumerate(steps := plan(config.seed), start=1):
         clock = time.perf_counter()
         write(f"\n[{number}/{len(steps)}] {step.stage.purpose}")
         found = find_made(step, registry)
@@ -89,7 +89,7 @@ def quickstart(config: QuickstartConfig, registry: Registry) -> list[ModelScore]
         else:
             run_stage(step.stage, step.config, registry)
             write(f"took {time.perf_counter() - clock:.0f} s")
-    scores = evaluate(files, config.seed, registry)
+    scores = evaluate(config.seed, registry)
     write(f"\n{time.perf_counter() - started:.0f} s in all")
     return scores
 
@@ -109,7 +109,7 @@ def find_made(step: Step, registry: Registry) -> Checkpoint | None:
     if manifest.get("parents") != [{"reference": each.reference, "digest": each.digest} for each in parents]:
         return None
     specs = [spec for spec in (config.data, config.eval_data) if spec is not None]
-    digests = [load_records(spec, view=step.stage.view).digest for spec in specs]
+    digests = [load_records(spec, view=step.stage.view, roots={"registry": registry.root}).digest for spec in specs]
     return newest if [entry["digest"] for entry in manifest.get("data", [])] == digests else None
 
 
@@ -118,7 +118,7 @@ def _parent_references(config: StageConfig) -> list[str]:
     return [each for each in named if each is not None and not each.startswith(pretrain.SCRATCH)]
 
 
-def evaluate(files: WorldFiles, seed: int, registry: Registry) -> list[ModelScore]:
+def evaluate(seed: int, registry: Registry) -> list[ModelScore]:
     """Score base, SFT, DPO and PPO on the held-out prompts; print the table and keep it as JSON."""
     from align.data import load_records
     from align.evaluation import Contender, render_table, score_models, to_json
@@ -126,7 +126,7 @@ def evaluate(files: WorldFiles, seed: int, registry: Registry) -> list[ModelScor
     from align.models.adapters import load_resident
     from align.models.loading import Precision
 
-    records = load_records(str(files.prompts_eval), view="prompt").records
+    records = load_records("world-prompts-eval", view="prompt", roots={"registry": registry.root}).records
     contenders = [Contender(label, registry.resolve(name).reference) for name, label in LABELS.items()]
     resident = load_resident(registry, [each.reference for each in contenders], Precision())
     scores = score_models(resident, contenders, records, judge_world, contenders[1].reference, seed)

@@ -64,6 +64,16 @@ def test_equal_seeds_give_equal_weights(files, tmp_path):
     assert all(bool((one[key] == two[key]).all()) for key in one)
 
 
+def test_a_dry_run_prints_the_plan_and_writes_nothing(files, tmp_path, capsys):
+    assert run(files, tmp_path / "registry", "--dry-run") == 0
+
+    printed = capsys.readouterr().out
+    assert "new parameters" in printed
+    assert "300 rows" in printed
+    assert "20 of 8 blocks" in printed
+    assert not (tmp_path / "registry").exists()
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

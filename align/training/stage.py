@@ -51,6 +51,9 @@ class Stage:
     next_command: str = ""
     """the command to try next; {name} is the registered name, {parent} what it was made from"""
 
+    plan: Callable[[Any, Registry], None] | None = None
+    """prints the plan of a dry run for a stage that starts from no checkpoint"""
+
     @property
     def purpose(self) -> str:
         """The first line of the stage module's docstring."""
@@ -81,6 +84,9 @@ def _command(stage: Stage, argv: list[str]) -> None:
     from align.registry import open_registry
 
     registry = open_registry(line.registry)
+    if line.dry_run and stage.plan is not None:
+        stage.plan(config, registry)
+        return
     if line.dry_run:
         from align.training.plan import print_plan
 
