@@ -1,7 +1,7 @@
 """Pretraining: a small base model and its tokenizer from nothing but text.
 
-The loss is the mean negative log-likelihood of every token. Meant for small worlds and for tests: a base worth using on
-real text takes more than this machine has.
+The loss is the mean negative log-likelihood of every token. Meant for small worlds and for tests: a base of general use
+takes more text and time than one machine gives.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from align.models.scratch import find_preset
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from collections.abc import Iterator
 
+    from align.data.render import Rendered
     from align.registry import Registry
     from align.schema import Record
     from align.training.run import Run
@@ -38,8 +39,6 @@ class PretrainConfig(StageConfig):
     """tokens in a training row; documents are packed, with an end token after each"""
     max_length: int = Field(512, gt=8)
     """positions of the new model"""
-    control_tokens: bool = True
-    """take strings such as <|user|> in the text for control tokens, so that a base learns the form of a chat"""
     learning_rate: float = Field(5e-3, gt=0, le=1)
     """peak learning rate; a million parameters bear more than a large model"""
     lr_scheduler_type: str = "linear"
@@ -76,14 +75,18 @@ def pretrain(config: PretrainConfig, run: Run) -> Trained:
     """Train a new base on text."""
     from transformers import Trainer, TrainingArguments
 
+    from align.data.render import render_texts
     from align.models.scratch import build_base, train_tokenizer
     from align.training.arguments import trl_arguments
 
-    # 1. Data: records seen as text, and the tokenizer they teach.
+    # 1. Data: documents, and conversations written out by the chat template; the tokenizer learns from both.
     records = run.records().records
-    tokenizer = train_tokenizer((record.text or "" for record in records), config.vocab_size)
-    train_set = pack(config, records, tokenizer)
-    held_out = pack(config, run.records(config.eval_data).records, tokenizer) if config.eval_data else None
+    tokenizer = train_tokenizer(texts_of(records), config.vocab_size)
+    train_set = blocks_of(run.count_dropped(render_texts(records, tokenizer, config.block_size)))
+    held_out = None
+    if config.eval_data:
+        kept_back = run.records(config.eval_data).records
+        held_out = blocks_of(run.count_dropped(render_texts(kept_back, tokenizer, config.block_size)))
 
     # 2. Model: random weights in the shape of a preset.
     model = build_base(config.preset, tokenizer, config.max_length)
@@ -106,21 +109,20 @@ def pretrain(config: PretrainConfig, run: Run) -> Trained:
     return Trained(model, tokenizer, base=None, adapter=None, metrics=kept)
 
 
-def pack(config: PretrainConfig, records: list[Record], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """Rows of `block_size` tokens cut from all documents in a line, as the trainer takes them."""
+def texts_of(records: list[Record]) -> Iterator[str]:
+    """The text a tokenizer learns from: that of documents, and of every turn of a conversation."""
+    for record in records:
+        if record.text is not None:
+            yield record.text
+        else:
+            yield from (message["content"] for message in [*record.prompt, *(record.completion or [])])
+
+
+def blocks_of(rendered: Rendered) -> list[dict[str, Any]]:
+    """Packed rows as the trainer takes them: every token is a label."""
     import torch
 
-    from align.data.render import render_texts
-
-    if config.control_tokens:
-        # Elsewhere a control string in the data stays text; here the corpus is what teaches the control tokens.
-        documents = tokenizer([record.text or "" for record in records], return_attention_mask=False)["input_ids"]
-        line = [token for document in documents for token in [*document, tokenizer.eos_token_id]]
-        size = config.block_size
-        blocks = [line[start : start + size] for start in range(0, max(len(line) - size, 0) + 1, size)]
-    else:
-        blocks = [row["input_ids"] for row in render_texts(records, tokenizer, config.block_size).rows]
-    rows = [torch.tensor(block) for block in blocks]
+    rows = [torch.tensor(row["input_ids"]) for row in rendered.rows]
     return [{"input_ids": row, "labels": row} for row in rows]
 
 
@@ -133,12 +135,13 @@ def measure(trainer: Any) -> dict[str, float]:
 def plan(config: PretrainConfig, registry: Registry) -> None:
     """Print what a run would train on, without training."""
     from align.data import load_records
+    from align.data.render import render_texts
     from align.models.scratch import build_base, train_tokenizer
 
     roots = {"registry": registry.root}
     found = load_records(config.data, view="text", on_bad_row=config.on_bad_row, roots=roots)
-    tokenizer = train_tokenizer((record.text or "" for record in found.records), config.vocab_size)
-    blocks = len(pack(config, found.records, tokenizer))
+    tokenizer = train_tokenizer(texts_of(found.records), config.vocab_size)
+    blocks = len(render_texts(found.records, tokenizer, config.block_size).rows)
     steps = math.ceil(math.ceil(blocks / config.rows_per_step) * config.num_train_epochs)
     lines = {
         "start": f"{config.model}, {build_base(config.preset, tokenizer).num_parameters():,} new parameters",

@@ -49,7 +49,7 @@ def plan(seed: int) -> list[Step]:
     """The five stages; every setting that differs from a stage's default is one a million parameters need."""
     return [
         Step(pretrain.STAGE, pretrain.PretrainConfig(
-            name="world-base", data="world-corpus", eval_data="world-corpus-eval", seed=seed,
+            name="world-base", data=["world-corpus", "world-chats"], eval_data="world-chats-eval", seed=seed,
             max_steps=2000, block_size=64, logging_steps=250, eval_steps=2000, save_steps=0,
         )),
         Step(sft.STAGE, sft.SftConfig(

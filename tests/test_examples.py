@@ -29,8 +29,9 @@ def test_an_example_is_a_valid_configuration_of_its_stage(path):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_trains_on_a_dataset_of_the_catalogue(path):
     data = read_yaml(path)["data"]
+    specs = [data] if isinstance(data, str) else data
 
-    assert data.split(":")[0] in catalogue()
+    assert all(spec.split(":")[0] in catalogue() for spec in specs)
 
 
 def readme_commands() -> list[str]:

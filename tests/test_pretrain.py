@@ -4,7 +4,7 @@ import math
 import pytest
 
 from align.models.scratch import PRESETS, build_base, train_tokenizer
-from align.pretrain import STAGE, PretrainConfig, pack
+from align.pretrain import STAGE, texts_of
 from align.registry import open_registry
 from align.schema import Record, assistant, user
 from align.training.stage import main
@@ -21,13 +21,14 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("world"), sizes=Sizes(corpus=300, corpus_eval=40))
+    return write_world(tmp_path_factory.mktemp("world"), sizes=Sizes(corpus=120, chats=180, chats_eval=40))
 
 
 def run(files, registry_dir, *words):
     settings = [
-        f"data={files.corpus}", f"eval_data={files.corpus_eval}", "model=scratch:tiny", "name=small-base",
-        "block_size=64", "max_steps=20", "logging_steps=5", "save_steps=0", f"--registry={registry_dir}", *words,
+        f"data=[{files.corpus}, {files.chats}]", f"eval_data={files.chats_eval}", "model=scratch:tiny",
+        "name=small-base", "block_size=64", "max_steps=20", "logging_steps=5", "save_steps=0",
+        f"--registry={registry_dir}", *words,
     ]  # fmt: skip
     return main(STAGE, settings)
 
@@ -116,27 +117,22 @@ def test_chat_template_ends_every_turn_and_marks_what_the_assistant_said(tokeniz
     assert waiting == "<|user|>Hi<|end|><|assistant|>"
 
 
-def test_corpus_control_strings_become_control_tokens_unless_switched_off(tokenizer):
-    records = [Record(text=text) for text in TEXTS]
+def test_a_chat_teaches_control_tokens_and_a_text_that_spells_them_does_not(tokenizer):
+    from align.data.render import render_texts
 
-    read = pack(PretrainConfig(data="x", name="x", block_size=16), records, tokenizer)
-    plain = pack(PretrainConfig(data="x", name="x", block_size=16, control_tokens=False), records, tokenizer)
-
+    spelt = Record(text="<|user|>Hi<|end|>")
+    chat = Record(prompt=[user("Hi")], completion=[assistant("Hello")])
     user_token = tokenizer.convert_tokens_to_ids("<|user|>")
-    assert sum(int((row["input_ids"] == user_token).sum()) for row in read) >= 19
-    assert sum(int((row["input_ids"] == user_token).sum()) for row in plain) == 0
+
+    counts = [render_texts([record], tokenizer, 64).rows[0]["input_ids"].count(user_token) for record in (spelt, chat)]
+
+    assert counts == [0, 1]
 
 
-def test_blocks_are_full_and_lose_only_the_last_tokens(tokenizer):
-    records = [Record(text=text) for text in TEXTS]
+def test_the_tokenizer_learns_from_documents_and_from_every_turn():
+    records = [Record(text="page"), Record(prompt=[user("question")], completion=[assistant("answer")])]
 
-    rows = pack(PretrainConfig(data="x", name="x", block_size=16), records, tokenizer)
-
-    line = [token for text in TEXTS for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
-    packed = [token for row in rows for token in row["input_ids"].tolist()]
-    assert {len(row["input_ids"]) for row in rows} == {16}
-    assert packed == line[: len(packed)]
-    assert len(line) - len(packed) < 16
+    assert list(texts_of(records)) == ["page", "question", "answer"]
 
 
 def test_presets_have_the_sizes_their_description_says():

@@ -15,7 +15,7 @@ def made(tmp_path_factory):
     from align.registry import open_registry
 
     root = tmp_path_factory.mktemp("reuse")
-    files = write_world(root / "world", sizes=Sizes(corpus=200, corpus_eval=20))
+    files = write_world(root / "world", sizes=Sizes(corpus=200))
     config = PretrainConfig(
         model="scratch:tiny", data=str(files.corpus), name="base", max_steps=2, block_size=32, save_steps=0
     )
@@ -42,7 +42,7 @@ def test_other_data_under_the_same_name_is_made_anew(made):
     registry, step, world = made
     before = (world / "corpus.jsonl").read_bytes()
 
-    write_world(world, seed=9, sizes=Sizes(corpus=200, corpus_eval=20))
+    write_world(world, seed=9, sizes=Sizes(corpus=200))
     try:
         assert find_made(step, registry) is None
     finally:

@@ -15,8 +15,6 @@ from align.world.texts import Faults, Style, answer, ask, page
 
 CORPUS_FAULTS = Faults(wrong=0.15, rude=0.4, bare=0.35, long=0.15, other_language=0.15)
 DEMONSTRATION_FAULTS = Faults(wrong=0.15, rude=0.1, bare=0.4, long=0.1)
-PAGES = 0.4
-"""share of product pages in the corpus: they hold many facts in few tokens, which a small model needs"""
 
 # What is wrong with the rejected side of a pair, and how many pairs of a dozen have it.
 REJECTED = (
@@ -36,7 +34,8 @@ class WorldFiles:
     """Where each data set of a written world lies; those called eval are held out by wording or by draw."""
 
     corpus: Path
-    corpus_eval: Path
+    chats: Path
+    chats_eval: Path
     sft: Path
     preference: Path
     preference_eval: Path
@@ -48,8 +47,9 @@ class WorldFiles:
 class Sizes:
     """Rows of each data set; prompts are counted in passes over all questions."""
 
-    corpus: int = 20_000
-    corpus_eval: int = 400
+    corpus: int = 8_000
+    chats: int = 12_000
+    chats_eval: int = 400
     sft: int = 1_500
     preference: int = 2_000
     preference_eval: int = 200
@@ -67,7 +67,8 @@ def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = Sizes()) -> Wo
     draw = _Drawer(seed)
     rows: dict[str, Iterable[Row]] = {
         "corpus": draw("corpus", corpus_row, sizes.corpus),
-        "corpus_eval": draw("corpus_eval", corpus_row, sizes.corpus_eval),
+        "chats": draw("chats", chat_row, sizes.chats),
+        "chats_eval": draw("chats_eval", chat_row, sizes.chats_eval),
         "sft": draw("sft", demonstration_row, sizes.sft),
         "preference": draw("preference", preference_row, sizes.preference),
         "preference_eval": draw("preference_eval", held_out_preference_row, sizes.preference_eval),
@@ -78,14 +79,13 @@ def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = Sizes()) -> Wo
 
 
 def corpus_row(rng: random.Random, question: Question) -> Row:
-    """A pretraining document: a product page, or one exchange spelt with the control tokens of `align.models.scratch`.
+    """A product page: it holds many facts in few tokens, which a small model needs."""
+    return {"text": page(rng, question.product, question.language, CORPUS_FAULTS.wrong)}
 
-    It ends without the end-of-turn token because packing puts that token between documents.
-    """
-    if rng.random() < PAGES:
-        return {"text": page(rng, question.product, question.language, CORPUS_FAULTS.wrong)}
-    reply = answer(rng, question, CORPUS_FAULTS.draw(rng))
-    return {"text": f"<|user|>{ask(rng, question)}<|end|><|assistant|>{reply}"}
+
+def chat_row(rng: random.Random, question: Question) -> Row:
+    """An exchange to pretrain on, so that a base knows the form of a chat; it has every fault there is."""
+    return {"messages": [user(ask(rng, question)), assistant(answer(rng, question, CORPUS_FAULTS.draw(rng)))]}
 
 
 def demonstration_row(rng: random.Random, question: Question) -> Row:

@@ -19,7 +19,7 @@ def rows(tmp_path):
 
 def test_list_names_every_dataset(capsys):
     assert main(["list"]) == 0
-    assert {"alpaca", "gsm8k", "hh-rlhf", "votes", "world-sft"} <= {
+    assert {"alpaca", "gsm8k", "hh-rlhf", "votes", "world-chats"} <= {
         line.split()[0] for line in capsys.readouterr().out.splitlines()
     }
 

@@ -8,7 +8,7 @@ from align.data import load_records
 from align.schema import content_text
 from align.world import judge, page, questions, read_question, write_world
 from align.world.facts import PRODUCTS
-from align.world.write import CORPUS_FAULTS, PAGES, Sizes
+from align.world.write import CORPUS_FAULTS, Sizes
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,7 @@ def read(path):
 
 
 def exchanges(files):
-    rows = [row["text"] for row in read(files.corpus) if row["text"].startswith("<|user|>")]
-    return [row.removeprefix("<|user|>").split("<|end|><|assistant|>") for row in rows]
+    return [[turn["content"] for turn in row["messages"]] for row in read(files.chats)]
 
 
 def test_equal_seeds_give_equal_bytes_and_other_seeds_other_texts(files, tmp_path):
@@ -44,8 +43,9 @@ def test_the_size_of_one_data_set_does_not_change_another(files, tmp_path):
 @pytest.mark.parametrize(
     ("name", "view", "rows"),
     [
-        ("corpus", "text", 20_000),
-        ("corpus_eval", "text", 400),
+        ("corpus", "text", 8_000),
+        ("chats", "text", 12_000),
+        ("chats_eval", "text", 400),
         ("sft", "demonstration", 1_500),
         ("preference", "preference", 2_000),
         ("preference_eval", "preference", 200),
@@ -78,7 +78,6 @@ def test_the_corpus_has_the_faults_it_is_meant_to_have(files):
         for field in ("right_fact", "polite", "language", "short")
     }
 
-    assert len(verdicts) / 20_000 == pytest.approx(1 - PAGES, abs=0.015)
     assert shares["right_fact"] == pytest.approx(1 - CORPUS_FAULTS.wrong, abs=0.015)
     assert shares["polite"] == pytest.approx(1 - CORPUS_FAULTS.rude - CORPUS_FAULTS.bare, abs=0.015)
     assert shares["language"] == pytest.approx(1 - CORPUS_FAULTS.other_language, abs=0.015)
