@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from align.config import StageConfig, write
+from align.config import Scheduler, StageConfig, write
 from align.errors import UsageError
 from align.models.scratch import find_preset
 from align.training.stage import Stage, Trained, keep, main
@@ -39,9 +39,9 @@ class PretrainConfig(StageConfig):
     """tokens in a training row; documents are packed, with an end token after each"""
     max_length: int = Field(512, gt=8)
     """positions of the new model"""
-    learning_rate: float = Field(5e-3, gt=0, le=1)
+    learning_rate: float = Field(3e-3, gt=0, le=1)
     """peak learning rate; a million parameters bear more than a large model"""
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Scheduler = "linear"
     """schedule, by its transformers name"""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """share of the steps spent warming up"""
@@ -51,6 +51,11 @@ class PretrainConfig(StageConfig):
     """steps between two lines of metrics.jsonl"""
     save_steps: int = Field(1000, ge=0)
     """steps between two checkpoints; 0 saves none"""
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Nothing: it starts from scratch."""
+        return {}
 
     @property
     def preset(self) -> str:
