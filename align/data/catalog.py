@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from align.config import Settings, build, read_yaml
+from align.config import Settings, build, load_yaml, read_yaml
 from align.data.readers import FORMATS
 from align.data.turns import CALL, Tags
 from align.errors import DataError, UsageError, nearest
@@ -140,7 +140,7 @@ def _find_target(target: str) -> Dataset:
     if target.startswith("hf://"):
         return Dataset(target.removeprefix("hf://"), DatasetConfig(source=target), Path())
     if path.suffix in (".yaml", ".yml"):
-        return Dataset(path.stem, build(DatasetConfig, read_yaml(path)), path.parent)
+        return Dataset(path.stem, build(DatasetConfig, _read_recipe(path)), path.parent)
     known = catalogue()
     if target in known:
         return Dataset(target, build(DatasetConfig, read_yaml(known[target])), known[target].parent)
@@ -151,6 +151,22 @@ def _find_target(target: str) -> Dataset:
     raise DataError(
         f"{target}: no dataset of this name and no such file;{nearest(target, known)} "
         "`python -m align.data list` shows all; a hub dataset is written hf://owner/name"
+    )
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    """The settings in a dataset YAML; DataError for a YAML file that holds rows."""
+    held = load_yaml(path.read_text(encoding="utf-8-sig", errors="replace"), str(path)) if path.is_file() else None
+    if held is None:
+        return read_yaml(path)
+    if isinstance(held, dict) and (
+        held.keys() & {"source", "format"} or held.keys() <= DatasetConfig.model_fields.keys()
+    ):
+        return read_yaml(path)
+    found = ", ".join(map(str, list(held)[:8])) if isinstance(held, dict) else f"a {type(held).__name__}"
+    raise DataError(
+        f"{path}: a YAML file describes a dataset (source:, format: ...); this one has {found}; "
+        "convert the rows to .jsonl, or name the data file under source:"
     )
 
 

@@ -23,6 +23,36 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _ROW_LISTS = ("data", "examples", "rows", "train")
 
 
+class _Parser:
+    """JSON, noticing keys written twice: such an object is read as the RowError that says so."""
+
+    def __init__(self) -> None:
+        decoder = json.JSONDecoder(object_pairs_hook=self._object)
+        self.decode, self.raw_decode = decoder.decode, decoder.raw_decode
+        self._sound = True
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> Any:
+        row = dict(pairs)
+        if len(row) == len(pairs):
+            return row
+        keys = [key for key, _ in pairs]
+        key = next(key for key in keys if keys.count(key) > 1)
+        self._sound = False
+        return RowError("key written twice", key or repr(key), "written twice", "keep one")
+
+    def row(self, value: Any) -> Any:
+        """A decoded row, or what is wrong inside it; it is looked into only once a key was seen twice."""
+        return value if self._sound else _inner_error(value) or value
+
+
+def _inner_error(value: Any) -> RowError | None:
+    """The first object with a key written twice anywhere in a value."""
+    if isinstance(value, RowError):
+        return value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((error for part in parts if (error := _inner_error(part))), None)
+
+
 class RawRow(NamedTuple):
     """A row as its file holds it; `value` is a RowError when the file holds no readable row there."""
 
@@ -137,14 +167,15 @@ def _is_json_line(text: str, start: int) -> bool:
 
 def _line_rows(text: str, name: str) -> Iterator[RawRow]:
     # Only "\n" ends a line: JSON strings may hold U+2028 and other characters that str.splitlines would cut at.
+    parser = _Parser()
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield RawRow(name, number, _parse_line(line))
+            yield RawRow(name, number, _parse_line(line, parser))
 
 
-def _parse_line(line: str) -> Any:
+def _parse_line(line: str, parser: _Parser) -> Any:
     try:
-        return json.loads(line)
+        return parser.row(parser.decode(line))
     except ValueError as error:
         place = f"at character {error.colno}" if isinstance(error, json.JSONDecodeError) else "somewhere"
         problem = f"is not valid JSON {place} ({shorten(line.strip(), 40)})"
@@ -166,14 +197,14 @@ def _array_rows(text: str, start: int, name: str, notes: list[str]) -> Iterator[
 
 
 def _items(text: str, place: int, name: str) -> Iterator[tuple[int, Any]]:
-    decode = json.JSONDecoder().raw_decode
+    parser = _Parser()
     place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
     while not text.startswith("]", place):
         try:
-            value, end = decode(text, place)
+            value, end = parser.raw_decode(text, place)
         except json.JSONDecodeError as error:
             raise _broken(name, error.lineno, error.msg) from None
-        yield place, value
+        yield place, parser.row(value)
         place = _SPACE.match(text, end).end()  # type: ignore[union-attr]
         if text.startswith(",", place):
             place = _SPACE.match(text, place + 1).end()  # type: ignore[union-attr]
@@ -186,16 +217,19 @@ def _broken(name: str, line: int, reason: str) -> DataError:
 
 
 def _object_rows(text: str, name: str, notes: list[str]) -> Iterator[RawRow]:
+    parser = _Parser()
     try:
-        whole = json.loads(text)
+        whole = parser.decode(text)
     except json.JSONDecodeError as error:
         raise _broken(name, error.lineno, error.msg) from None
+    if isinstance(whole, RowError):
+        raise DataError(f"{name} {whole.field}: {whole.problem}; {whole.remedy}")
     key = next((key for key in _ROW_LISTS if isinstance(whole.get(key), list)), None)
     if key is None:
         raise DataError(f"{name}: holds one object with {shorten(list(whole))}, not rows; give a list of rows")
     notes.append(f"{name}: the rows are the list under {key!r}, numbered in place of lines")
     for number, value in enumerate(whole[key], start=1):
-        yield RawRow(name, number, value)
+        yield RawRow(name, number, parser.row(value))
 
 
 def _read_table(path: Path, name: str, notes: list[str]) -> Iterator[RawRow]:

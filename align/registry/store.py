@@ -13,9 +13,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from align.errors import IntegrityError, UsageError, nearest
-from align.registry import durable, fingerprints, layout, lineage
-from align.registry.checkpoint import MANIFEST, Checkpoint, adapter_config, read_folder, read_version
+from align.errors import IntegrityError, nearest
+from align.registry import durable, fingerprints, layout, lineage, origins
+from align.registry.checkpoint import MANIFEST, Checkpoint, read_folder, read_version
 from align.registry.durable import DISK, Disk
 from align.registry.references import LATEST, VERSION, Folder, Hub, check_alias, check_name, is_local_name, parse
 from align.registry.staging import Staging
@@ -75,18 +75,9 @@ class Registry:
         """The base an adapter was trained on; a checkpoint that is no adapter is its own base."""
         if not checkpoint.is_adapter:
             return checkpoint
-        recorded = (checkpoint.manifest or {}).get("base") or {}
-        claimed = adapter_config(Path(checkpoint.location)).get("base_model_name_or_path")
-        tried = dict.fromkeys(filter(None, (recorded.get("reference"), recorded.get("location"), claimed)))
-        reasons = []
-        for reference in tried:
-            try:
-                return self.resolve(reference)
-            except (IntegrityError, UsageError) as error:
-                reasons.append(str(error))
-        if not reasons:
-            raise IntegrityError(f"{checkpoint.reference}: says nowhere which base it was trained on; train it again")
-        raise IntegrityError(f"{checkpoint.reference}: its base was not found: {reasons[0]}")
+        home = origins.home_of(checkpoint)
+        beside = Registry(home, self._disk) if home and home != self.root else None
+        return origins.find_base(checkpoint, self, beside)
 
     def base_digests(self, location: str | Path) -> dict[str, str]:
         """`fingerprints.base_digests`, remembered across processes in this registry."""

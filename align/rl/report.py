@@ -49,10 +49,19 @@ def keep_sample(folder: Path, step: int, record: Record, scores: Scores, rollout
 
 
 def forget_samples(folder: Path, after: int) -> None:
-    """Drop the samples of steps that a resumed run makes again."""
+    """Drop the samples of steps that a resumed run makes again, and a line that a hard stop left torn."""
     path = folder / "samples.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= after), encoding="utf-8")
+    # Only "\n" ends a line: a completion may hold U+2028 and whatever else str.splitlines would cut at.
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    path.write_bytes(b"".join(line + b"\n" for line in lines if _is_of_step(line, after)))
+
+
+def _is_of_step(line: bytes, last: int) -> bool:
+    """Whether a line is a whole sample of a step up to the last."""
+    try:
+        return bool(json.loads(line)["step"] <= last)
+    except ValueError:
+        return False
 
 
 class Clock:

@@ -198,3 +198,22 @@ def test_entries_that_cannot_be_used_say_why(info, entry, message):
 def test_a_dataset_info_needs_an_entry(info):
     with pytest.raises(DataError, match=r"no entry is named; write .*:entry=NAME"):
         find(str(info))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "held"),
+    [
+        ("talks.yml", "categories:\n- greetings\nconversations:\n- - Hello\n  - Hi\n", "categories, conversations"),
+        ("talks.yaml", "conversations: []\nlanguage: en\n", "conversations, language"),
+        ("talks.yml", "- - Hello\n  - Hi\n", "a list"),
+    ],
+)
+def test_a_yaml_of_rows_is_told_from_a_recipe(tmp_path, name, text, held):
+    (tmp_path / name).write_text(text)
+
+    with pytest.raises(DataError) as refused:
+        load_records(f"{tmp_path / name}:limit=2")
+
+    message = f"{name}: a YAML file describes a dataset (source:, format: ...); this one has {held}; "
+    assert message in str(refused.value)
+    assert "convert the rows to .jsonl" in str(refused.value)

@@ -159,3 +159,43 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
 def test_a_hub_dataset_that_cannot_be_reached_is_a_data_error():
     with pytest.raises(DataError, match="hf://nobody/nothing: the dataset cannot be read"):
         load_records("hf://nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "line"),
+    [
+        ("a.jsonl", "{good}\n{bad}\n{good}\n", 2),
+        ("a.json", "[\n{good},\n{bad},\n{good}\n]", 3),
+        ("a.json", '{{"version": 1,\n"data": [{good},\n{bad},\n{good}]}}', 2),
+    ],
+)
+@pytest.mark.parametrize(
+    ("bad", "key"),
+    [
+        ('{"instruction": "q", "output": "a", "output": "b"}', "output"),
+        ('{"instruction": "q", "output": "a", "x": [{"y": {"z": 1, "z": 1}}]}', "z"),
+        ('{"instruction": "q", "output": "a", "output": {"u": 1, "u": 2}}', "output"),
+    ],
+)
+def test_a_key_written_twice_makes_a_bad_row(tmp_path, name, layout, line, bad, key):
+    (tmp_path / name).write_text(layout.format(good='{"instruction": "q0", "output": "a"}', bad=bad))
+
+    with pytest.raises(DataError) as refused:
+        load_records(str(tmp_path / name))
+
+    assert f"{name}: 1 of 3 rows cannot be used" in str(refused.value)
+    assert f"{name}:{line} {key}: written twice; keep one" in str(refused.value)
+    assert load_records(str(tmp_path / name), on_bad_row="skip").dropped == {"key written twice": 1}
+
+
+def test_a_torn_line_with_a_key_twice_spoils_no_other(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"x": {"a": 1, "a": 1}, "y\n' + LINES)
+
+    assert load_records(str(tmp_path / "a.jsonl"), on_bad_row="skip").dropped == {"invalid JSON": 1}
+
+
+def test_rows_listed_twice_in_one_object_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"data": ROWS}, indent=1)[:-1] + ', "data": []}')
+
+    with pytest.raises(DataError, match=r"a\.json data: written twice; keep one"):
+        load_records(str(tmp_path / "a.json"))

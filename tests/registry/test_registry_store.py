@@ -354,3 +354,70 @@ def test_a_seal_may_not_point_outside_its_folder(tmp_path):
     write_seal(folder, {}, listed, "seal.json")
 
     assert [problem.endswith("links and .. are refused") for problem in verify_seal(folder, "seal.json")] == [True] * 3
+
+
+def _commit_base(registry, content):
+    """A base with real weights, whose digests can be taken, and how an adapter's manifest records it."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    with registry.stage("base") as staging:
+        save_file({"w": torch.full((2,), content)}, staging.path / "model.safetensors")
+        (staging.path / "config.json").write_text("{}")
+        base = staging.commit({"stage": "pretrain", "kind": "base"})
+    digests = registry.base_digests(base.location)
+    return base, {"reference": base.reference, "location": base.location, "digests": digests}
+
+
+@pytest.fixture
+def moved(registry, commit, tmp_path):
+    """A registry with base and adapter that was moved; the current registry is empty."""
+    origin = open_registry(tmp_path / "origin")
+    _, recorded = _commit_base(origin, 1.0)
+    commit(origin, "m", base=recorded)
+    return origin.root.rename(tmp_path / "moved")
+
+
+def test_a_version_of_another_registry_finds_its_base_there(registry, moved):
+    adapter = registry.resolve(str(moved / "models/m/v0001"))
+
+    found = registry.resolve_base(adapter)
+
+    assert found.location == found.reference == str(moved / "models/base/v0001")
+
+
+def test_the_base_beside_a_version_wins_over_the_same_name_here(registry, moved):
+    _commit_base(registry, 2.0)
+
+    found = registry.resolve_base(registry.resolve(str(moved / "models/m/v0001")))
+
+    assert found.location == str(moved / "models/base/v0001")
+
+
+def test_a_base_with_other_digests_gives_way_to_the_next_place(registry, moved, commit, tmp_path):
+    here, recorded = _commit_base(registry, 1.0)
+    other, _ = _commit_base(open_registry(tmp_path / "third"), 3.0)
+    commit(open_registry(tmp_path / "third"), "m", base=recorded | {"location": str(tmp_path / "gone")})
+    misled = commit(registry, "m", base=recorded | {"location": other.location, "digests": _digests(registry, other)})
+
+    assert registry.resolve_base(registry.resolve(str(tmp_path / "third/models/m/v0001"))) == here
+    assert registry.resolve_base(misled).location == other.location
+
+
+def test_a_base_found_nowhere_lists_every_place(registry, moved, tmp_path):
+    _commit_base(registry, 2.0)
+    shutil.rmtree(moved / "models/base")
+
+    with pytest.raises(IntegrityError) as refused:
+        registry.resolve_base(registry.resolve(str(moved / "models/m/v0001")))
+
+    message = str(refused.value)
+    assert "its base was not found" in message
+    assert f"base@v1 in {moved}: no such name" in message
+    assert f"base@v1 in {registry.root}: " in message
+    assert "trained over a base whose weights is sha256:" in message
+    assert f"{tmp_path / 'origin/models/base/v0001'}: no such folder" in message
+
+
+def _digests(registry, base):
+    return registry.base_digests(base.location)

@@ -180,3 +180,49 @@ def test_a_reward_must_be_finite():
 
     with pytest.raises(DataError, match="broken_in_this_test: returned nan"):
         score("broken_in_this_test", "x")
+
+
+def test_a_reward_named_twice_counts_twice():
+    rewards = RewardSum(
+        [
+            RewardSettings(name="keyword", weight=2.0, args={"words": ["thanks"]}),
+            RewardSettings(name="length", args={"target": 4}),
+            RewardSettings(name="keyword", weight=-1.0, args={"words": ["refund", "sorry"]}),
+        ]
+    )
+
+    values = rewards(Record(), "Thanks, no refund")
+
+    assert rewards.names == ["keyword", "length", "keyword-2"]
+    assert values == {"keyword": 1.0, "length": 0.75, "keyword-2": 0.5}
+    assert rewards.total(values) == 2.0 + 0.75 - 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("keyword", {"words": 5}, r"rewards: keyword: words: expected list\[str\], found 5; mend its args"),
+        ("keyword", {"words": [1, 2]}, r"rewards: keyword: words: expected list\[str\], found \[1, 2\]"),
+        ("length", {"target": "abc"}, "rewards: length: target: expected int, found 'abc'"),
+        ("length", {"target": None}, "rewards: length: target: expected int, found None"),
+        ("regex", {"pattern": 5}, "rewards: regex: pattern: expected str, found 5"),
+        ("length", {"target": 3, "unti": "words"}, "rewards: length: .*'unti'.*Did you mean unit"),
+        ("length", {"target": 3, "record": 1}, "rewards: length: .*record"),
+    ],
+)
+def test_an_argument_a_reward_cannot_take_is_refused_before_anything_is_sampled(name, args, message):
+    with pytest.raises(UsageError, match=message):
+        RewardSum([RewardSettings(name=name, args=args)])
+
+
+def test_arguments_reach_a_reward_as_the_types_it_asks_for():
+    @reward
+    def typed_in_this_test(record, completion, steps: tuple[int, ...], scale: float = 1.0, **rest):
+        assert isinstance(steps, tuple)
+        return scale * sum(steps) + rest["bonus"]
+
+    typed_in_this_test.__annotations__["rest"] = "Unheard"
+
+    assert score("typed_in_this_test", "x", steps=[1, 2], scale=2, bonus=0.5) == 6.5
+    with pytest.raises(UsageError, match=r"scale: expected float, found 'much'"):
+        score("typed_in_this_test", "x", steps=[1], scale="much", bonus=0)

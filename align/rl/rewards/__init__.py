@@ -7,10 +7,10 @@ registers one by decorating it before it calls `align.training.stage.run_stage`;
 from __future__ import annotations
 
 import importlib
-import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, overload
@@ -19,6 +19,7 @@ from pydantic import Field
 
 from align.config import Settings
 from align.errors import DataError, UsageError, nearest, shorten
+from align.rl.arguments import read_arguments
 from align.schema import Record
 
 RewardFunction = Callable[..., float]
@@ -86,28 +87,44 @@ def find_reward(settings: RewardSettings) -> Reward:
         hint = nearest(settings.name, reward_names())
         raise UsageError(f"rewards: asked for {shorten(settings.name)}; no reward has that name;{hint}")
     found = _REGISTERED[settings.name]
-    try:
-        inspect.signature(found.function).bind(None, "", **settings.args)
-    except TypeError as error:
-        usage = f"{found.name}{inspect.signature(found.function)}"
-        raise UsageError(f"rewards: {found.name}: {error}; it is {usage}; mend its args") from None
+    read_arguments(found.name, found.function, settings.args)
     return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A reward of the sum; `label` is its name, numbered where the same one is in the sum more than once."""
+
+    label: str
+    weight: float
+    reward: Reward
+    args: dict[str, Any]
+
+
+def _parts(settings: Sequence[RewardSettings]) -> Iterator[_Part]:
+    times: Counter[str] = Counter()
+    for item in settings:
+        found = find_reward(item)
+        times[item.name] += 1
+        # Names are Python names, so a label with a dash is never the name of another reward.
+        label = item.name if times[item.name] == 1 else f"{item.name}-{times[item.name]}"
+        yield _Part(label, item.weight, found, read_arguments(found.name, found.function, item.args))
 
 
 class RewardSum:
     """The weighted sum of some rewards, checked against the data before anything is sampled."""
 
     def __init__(self, settings: Sequence[RewardSettings]):
-        self._parts = [(item, find_reward(item)) for item in settings]
+        self._parts = list(_parts(settings))
 
     @property
     def names(self) -> list[str]:
-        """The rewards' names, in order."""
-        return [part.name for _, part in self._parts]
+        """The rewards' names, in order; the second of a name is called `name-2`, and so on."""
+        return [part.label for part in self._parts]
 
     def check(self, records: Sequence[Record]) -> None:
         """Raise DataError for the first record that lacks a field some reward needs."""
-        for _, part in self._parts:
+        for part in (part.reward for part in self._parts):
             for record in records:
                 missing = next((field for field in part.needs if getattr(record, field) is None), None)
                 if missing:
@@ -118,17 +135,17 @@ class RewardSum:
 
     def __call__(self, record: Record, completion: str) -> dict[str, float]:
         """Each reward's value, unweighted, by name."""
-        return {part.name: self._value(item, part, record, completion) for item, part in self._parts}
+        return {part.label: self._value(part, record, completion) for part in self._parts}
 
     def total(self, values: dict[str, float]) -> float:
         """The weighted sum of what a call returned."""
-        return sum(item.weight * values[part.name] for item, part in self._parts)
+        return sum(part.weight * values[part.label] for part in self._parts)
 
-    def _value(self, item: RewardSettings, part: Reward, record: Record, completion: str) -> float:
-        value = float(part.function(record, completion, **item.args))
+    def _value(self, part: _Part, record: Record, completion: str) -> float:
+        value = float(part.reward.function(record, completion, **part.args))
         if not math.isfinite(value):
             raise DataError(
-                f"reward {part.name}: returned {value} for {shorten(completion)}, prompt {record.where}; "
+                f"reward {part.label}: returned {value} for {shorten(completion)}, prompt {record.where}; "
                 "a reward must be a finite number"
             )
         return value
