@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from align.errors import UsageError, nearest, shorten
@@ -45,6 +45,10 @@ class LoraSettings(Settings):
     """also learn magnitudes (Liu et al. 2024)"""
 
 
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab", "comet_ml", "clearml", "neptune", "aim"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -67,7 +71,7 @@ class StageConfig(Settings):
     """tokens of prompt and completion together; over-long rows lose their oldest turns or are dropped and counted"""
     learning_rate: float = Field(2e-4, gt=0, le=1)
     """peak learning rate"""
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: Scheduler = "cosine"
     """schedule, by its transformers name"""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """share of the steps spent warming up"""
@@ -97,10 +101,22 @@ class StageConfig(Settings):
     """steps between two checkpoints; 0 saves none"""
     eval_steps: int = Field(100, ge=1)
     """steps between two evaluations when eval_data is given"""
-    report_to: list[str] = []
+    report_to: list[Tracker] = []
     """trackers to report to, such as tensorboard; none by default"""
     trainer: dict[str, Any] = {}
     """anything else of the TRL config this stage fills, checked by name"""
+
+    @field_validator("max_steps")
+    @classmethod
+    def _some_steps(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("0 steps train nothing; give a number, or -1 for num_train_epochs")
+        return value
+
+    @property
+    def references(self) -> dict[str, str]:
+        """The settings that name a checkpoint, and what they say."""
+        return {"model": self.model}
 
     @property
     def data_specs(self) -> list[str]:
@@ -137,14 +153,15 @@ def read_command_line(argv: list[str]) -> CommandLine:
     """Split a stage's arguments into merged values and switches.
 
     YAML files (positional or after `--config`) merge left to right, then `key=value`, `--key=value` and `--key value`
-    in order. Values are read as YAML, so `1e-4` is a number and `[a, b]` a list.
+    in order. A value that starts with a bracket is YAML, so `[a, b]` is a list; any other stays the text it is, for the
+    setting's own type to read.
     """
     values: dict[str, Any] = {}
     overrides: list[tuple[str, str]] = []
     switches: dict[str, Any] = {}
     for key, text in _arguments(argv):
         if key in _SWITCHES:
-            switches[key] = _parse_scalar(text) is not False
+            switches[key] = text.lower() not in ("false", "no", "0")
         elif key == "registry":
             switches[key] = text
         elif key == "config":
@@ -152,7 +169,7 @@ def read_command_line(argv: list[str]) -> CommandLine:
         else:
             overrides.append((key, text))
     for key, text in overrides:
-        _assign(values, key, _parse_scalar(text))
+        _assign(values, key, _read_value(key, text))
     return CommandLine(values=values, **switches)
 
 
@@ -234,7 +251,9 @@ def load_yaml(text: str, origin: str) -> Any:
         return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{origin}:{line} not valid YAML: {error.problem}; mend the file") from None
+        raise UsageError(f"{origin}:{line} not valid YAML: {error.problem}; mend it") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; mend it") from None
     finally:
         loader.dispose()
 
@@ -260,9 +279,11 @@ def dump_yaml(config: Settings) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _parse_scalar(text: str) -> Any:
-    value = load_yaml(text, "command line") if text else text
-    return text if isinstance(value, dict) and not text.startswith("{") else value
+def _read_value(key: str, text: str) -> Any:
+    """A command-line value: lists and mappings are YAML, and so is all under `trainer`, whose types we do not know."""
+    if text in ("null", "~"):
+        return None
+    return load_yaml(text, key) if text.startswith(("[", "{")) or key.startswith("trainer.") else text
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     """Train a policy on preference pairs against a frozen copy of itself."""
     from trl import DPOConfig, DPOTrainer
 
-    from align.models.adapters import prove_frozen_copy, start_policy
+    from align.models.adapters import prove_frozen_copy, start_policy, unrounded
     from align.models.loading import Precision
     from align.training.arguments import trl_arguments
     from align.training.datasets import preference_sets, stand_in
@@ -53,16 +53,17 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     train_set, eval_set = preference_sets(run, records, held_out, resident.tokenizer, config.max_length)
 
     # 3. Optimise: TRL owns the loop. It would tokenise rows itself, so it is built on a stand-in and given ours after.
-    trainer = DPOTrainer(
-        model=resident.model,
-        args=trl_arguments(
-            DPOConfig, config, run, max_length=None, beta=config.beta, loss_type=[config.loss_type],
-            label_smoothing=config.label_smoothing,
-        ),
-        train_dataset=stand_in(),
-        eval_dataset=stand_in() if eval_set is not None else None,
-        processing_class=resident.tokenizer,
-    )  # fmt: skip
+    with unrounded(resident.model):
+        trainer = DPOTrainer(
+            model=resident.model,
+            args=trl_arguments(
+                DPOConfig, config, run, max_length=None, beta=config.beta, loss_type=[config.loss_type],
+                label_smoothing=config.label_smoothing,
+            ),
+            train_dataset=stand_in(),
+            eval_dataset=stand_in() if eval_set is not None else None,
+            processing_class=resident.tokenizer,
+        )  # fmt: skip
     trainer.train_dataset, trainer.eval_dataset = train_set, eval_set
     prove_frozen_copy(resident.model, "default", "ref")
     run.say(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align.config import Settings, StageConfig
+from align.config import Scheduler, Settings, StageConfig
 from align.errors import DivergedError, IntegrityError, PreemptedError, UsageError
 from align.rl.maths import KlEstimator
 from align.rl.rewards import RewardSettings, RewardSum
@@ -45,7 +45,7 @@ class PpoConfig(StageConfig):
 
     learning_rate: float = Field(default=1e-5, gt=0, le=1)
     """peak learning rate of policy and value model"""
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Scheduler = "linear"
     """schedule over rollouts, by its transformers name"""
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
     """share of the rollouts spent warming up"""
@@ -87,6 +87,11 @@ class PpoConfig(StageConfig):
     """bias against variance in generalised advantage estimation"""
     whiten: list[Literal["rewards", "advantages"]] = Field(default=["advantages"])
     """what is brought to unit variance over a rollout"""
+
+    @property
+    def references(self) -> dict[str, str]:
+        """The start, and the reward model if there is one."""
+        return {"model": self.model} | ({"reward_model": self.reward_model} if self.reward_model else {})
 
     @property
     def rows_per_step(self) -> int:

@@ -31,6 +31,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     from trl import RewardConfig as TrlRewardConfig
     from trl import RewardTrainer
 
+    from align.models.adapters import unrounded
     from align.models.heads import start_reward
     from align.models.loading import Precision
     from align.training.arguments import trl_arguments
@@ -45,16 +46,17 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     train_set, eval_set = joined_sets(run, records, held_out, resident.tokenizer, config.max_length)
 
     # 3. Optimise: TRL owns the loop and finds its columns already tokenised.
-    trainer = RewardTrainer(
-        model=resident.model,
-        args=trl_arguments(
-            TrlRewardConfig, config, run, max_length=None,
-            center_rewards_coefficient=config.center_rewards_coefficient,
-        ),
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        processing_class=resident.tokenizer,
-    )  # fmt: skip
+    with unrounded(resident.model):
+        trainer = RewardTrainer(
+            model=resident.model,
+            args=trl_arguments(
+                TrlRewardConfig, config, run, max_length=None,
+                center_rewards_coefficient=config.center_rewards_coefficient,
+            ),
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            processing_class=resident.tokenizer,
+        )  # fmt: skip
     numbers = run.train(trainer)
 
     # 4. Hand back adapter and head together.

@@ -23,7 +23,7 @@ def sft(config: SftConfig, run: Run) -> Trained:
     """Fine-tune an adapter on demonstrations."""
     from trl import SFTConfig, SFTTrainer
 
-    from align.models.adapters import start_policy
+    from align.models.adapters import start_policy, unrounded
     from align.models.loading import Precision
     from align.training.arguments import trl_arguments
     from align.training.datasets import demonstration_sets
@@ -37,15 +37,16 @@ def sft(config: SftConfig, run: Run) -> Trained:
     train_set, eval_set = demonstration_sets(run, records, held_out, resident.tokenizer, config.max_length)
 
     # 3. Optimise: TRL owns the loop; our token masks arrive as labels, so it prepares nothing.
-    trainer = SFTTrainer(
-        model=resident.model,
-        args=trl_arguments(
-            SFTConfig, config, run, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}
-        ),
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        processing_class=resident.tokenizer,
-    )
+    with unrounded(resident.model):
+        trainer = SFTTrainer(
+            model=resident.model,
+            args=trl_arguments(
+                SFTConfig, config, run, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}
+            ),
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            processing_class=resident.tokenizer,
+        )
     numbers = run.train(trainer)
 
     # 4. Hand back the adapter and the numbers worth keeping.

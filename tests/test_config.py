@@ -51,7 +51,7 @@ def test_values_that_look_like_paths_or_specs_stay_text():
         (["beeta=1"], "beeta: unknown setting"),
         (["learning_rat=1"], "Did you mean learning_rate?"),
         (["lora.rr=1"], "lora.rr: unknown setting; Did you mean r?"),
-        (["learning_rate=-1"], "learning_rate: Input should be greater than 0, found -1"),
+        (["learning_rate=-1"], "learning_rate: Input should be greater than 0, found '-1'"),
         (["learning_rate=nan"], "learning_rate"),
         (["lora.r=0"], "lora.r"),
         (["max_length=4"], "max_length"),
@@ -134,3 +134,24 @@ def test_the_nearest_name_is_offered_and_all_of_them_when_none_is_near():
     assert nearest("lern", ["learn", "beta"]) == " Did you mean learn?"
     assert nearest("zzz", ["alpha", "beta"]) == " Known: alpha, beta."
     assert nearest("zzz", []) == ""
+
+
+@pytest.mark.parametrize("text", ["data #1.jsonl", "2024-99-99", "007", "a: b", "yes"])
+def test_text_on_the_command_line_stays_the_text_it_is(text):
+    assert parse(f"data={text}").data == text
+
+
+@pytest.mark.parametrize("word", ["name=a\x01", "data={[a]: 1}", "data=[a", "trainer.x=[2024-99-99]"])
+def test_values_that_cannot_be_read_are_refused_as_usage(word):
+    with pytest.raises(UsageError):
+        parse(word)
+
+
+def test_values_of_the_passthrough_get_the_types_they_look_like():
+    assert parse("trainer.a=5", "trainer.b=1e-4", "trainer.c=true").trainer == {"a": 5, "b": 1e-4, "c": True}
+
+
+def test_null_empties_a_setting_and_none_is_a_word():
+    config = parse("eval_data=null", "quantization=none")
+
+    assert (config.eval_data, config.quantization) == (None, "none")

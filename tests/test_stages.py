@@ -92,7 +92,7 @@ def test_dpo_moves_every_adapter_tensor_away_from_its_start(trained):
 
 
 def test_the_first_dpo_loss_from_a_bare_base_is_ln_2(tmp_path, tiny_base, preferences):
-    assert run(dpo.STAGE, tmp_path, f"model={tiny_base}", f"data={preferences}", "name=fresh", "max_steps=1") == 0
+    assert run(dpo.STAGE, tmp_path, f"model={tiny_base}", f"data={preferences}", "name=fresh", "max_steps=2") == 0
 
     assert log_of(open_registry(tmp_path), "fresh")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
@@ -193,3 +193,65 @@ def test_dpo_holds_one_base_and_two_adapters_and_no_second_model(tmp_path, tiny_
     assert second_model is None
     assert sum(sizes.values()) == base + sum(adapters)
     assert {key.split(".")[-2] for key in sizes if "lora_" in key} == {"default", "ref"}
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("stage", [reward.STAGE, dpo.STAGE], ids=["reward", "dpo"])
+def test_preference_stages_over_a_quantized_base_continue_the_adapter_as_it_is(
+    tmp_path, trained, preferences, stage, quantization
+):
+    pytest.importorskip("bitsandbytes", reason="quantization needs align[qlora]")
+    name = f"{stage.name}-{quantization}"
+    words = [
+        "model=tiny-sft",
+        f"data={preferences}",
+        f"name={name}",
+        f"quantization={quantization}",
+        "learning_rate=5e-6",
+    ]
+
+    assert run(stage, trained.root, *words) == 0
+
+    folders = [Path(trained.resolve(each).location) for each in ("tiny-sft", name)]
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    moved = [bool((before[key] != after[key]).any()) for key in before]
+    assert all(moved)
+    assert {str(value.dtype) for value in after.values()} == {"torch.float32"}
+    if stage.name == "dpo":
+        assert log_of(trained, name)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_sft_over_a_base_in_bf16_runs_on_a_cpu(tmp_path, tiny_base, demonstrations):
+    assert run(sft.STAGE, tmp_path, f"model={tiny_base}", f"data={demonstrations}", "name=half", "bf16=true") == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "message"),
+    [
+        ("lr_scheduler_type=foo", 2, "lr_scheduler_type"),
+        ("max_steps=0", 2, "0 steps train nothing"),
+        ("max_length=100000", 2, "holds 2048 positions"),
+        ("trainer.output_dir=elsewhere", 2, "set by align itself"),
+        ("trainer.warmup_steps=5", 2, "set by align itself"),
+        ("trainer.optim=foo", 2, "trainer: "),
+        ("report_to=[aim]", 6, "report_to=aim: the package aim is not installed"),
+        ("warmup_ratio=0.99", 2, "nothing would be learned"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(tmp_path, tiny_base, demonstrations, capsys, word, code, message):
+    assert run(sft.STAGE, tmp_path, f"model={tiny_base}", f"data={demonstrations}", "name=z", word) == code
+
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_finds_what_a_run_would(tmp_path, tiny_base, demonstrations, capsys):
+    words = [f"model={tiny_base}", f"data={demonstrations}", "name=z", "--dry-run"]
+
+    assert run(sft.STAGE, tmp_path, *words, "trainer.bogus=1") == 2
+    assert run(sft.STAGE, tmp_path, *words, "max_length=100000") == 2
+
+
+def test_a_name_does_not_change_its_kind(trained, capsys, preferences):
+    assert run(reward.STAGE, trained.root, "model=tiny-sft", f"data={preferences}", "name=tiny-sft") == 2
+
+    assert "tiny-sft@v1 is a policy and this makes a reward" in capsys.readouterr().err

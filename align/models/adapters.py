@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,15 +152,20 @@ def attach_adapter(resident: Resident, checkpoint: Checkpoint, name: str, *, tra
 
 
 def check_base(resident: Resident, checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError, with both digests, when an adapter was trained over another base."""
+    """Raise IntegrityError, with both digests, when an adapter was trained over another base than the resident one."""
+    check_digests(checkpoint, resident.base, resident.registry)
+
+
+def check_digests(checkpoint: Checkpoint, base: Checkpoint, registry: Registry | None = None) -> None:
+    """Raise IntegrityError, with both digests, when `base` is not the one an adapter was trained over."""
     recorded = ((checkpoint.manifest or {}).get("base") or {}).get("digests")
-    if recorded is None:
+    if recorded is None or not checkpoint.is_adapter:
         return
-    found = digests_of_base(resident.base, resident.registry)
+    found = digests_of_base(base, registry)
     for part, digest in recorded.items():
         if found.get(part) != digest:
             raise IntegrityError(
-                f"{checkpoint.reference}: trained over a base whose {part} is {digest}, but {resident.base.reference} "
+                f"{checkpoint.reference}: trained over a base whose {part} is {digest}, but {base.reference} "
                 f"has {found.get(part)}; restore that base or train the adapter again"
             )
 
@@ -233,6 +239,20 @@ def prove_frozen_copy(model: Any, policy: str, reference: str) -> None:
             f"the reference is not a frozen copy of the policy: {len(differing)} tensors differ, {len(moving)} would "
             "train; report this, training would optimise against the wrong model"
         )
+
+
+@contextmanager
+def unrounded(model: Any) -> Iterator[None]:
+    """Keep trainable tensors as they are while a TRL trainer is constructed around a quantized model.
+
+    TRL 1.16 rounds them to bfloat16 there. A continued adapter would not be what was saved, nor equal its frozen copy,
+    and steps of 5e-6 would vanish in the rounding.
+    """
+    kept = {key: value.detach().clone() for key, value in model.named_parameters() if value.requires_grad}
+    yield
+    for key, value in model.named_parameters():
+        if key in kept:
+            value.data = kept[key].to(value.device)
 
 
 def set_trainable(model: Any, name: str, trainable: bool) -> None:

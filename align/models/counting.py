@@ -11,6 +11,17 @@ if TYPE_CHECKING:
     from align.registry import Checkpoint
 
 
+def context_length(base: Checkpoint) -> int | None:
+    """How many positions a base holds, or None when its config does not say."""
+    from align.models.loading import explained
+
+    with explained(base):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(base.location, revision=base.revision).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
 def count_trainable(parent: Checkpoint, base: Checkpoint, lora: LoraSettings) -> tuple[int, int]:
     """Trainable and total parameters of a run from `parent`: its own adapter's, or those of a new LoRA."""
     import torch

@@ -60,7 +60,7 @@ def load_base(checkpoint: Checkpoint, precision: Precision, head: Head = "causal
     options = _weight_options(precision)
     if head == "score":
         options["num_labels"] = 1
-    with _quiet_load_report(), _explained(checkpoint):
+    with _quiet_load_report(), explained(checkpoint):
         model = loader.from_pretrained(
             checkpoint.location, revision=checkpoint.revision, use_safetensors=True, **options
         )
@@ -107,7 +107,8 @@ def _keep_trainable_after_eval(model: Any) -> None:
 
 
 @contextmanager
-def _explained(checkpoint: Checkpoint) -> Iterator[None]:
+def explained(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn what the libraries raise about an unreadable model into an IntegrityError that names it."""
     from safetensors import SafetensorError
 
     try:

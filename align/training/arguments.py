@@ -20,6 +20,17 @@ _SAME_NAME = (
 )  # fmt: skip
 
 
+# What a run relies on, under TRL's names: where and when things are saved, how rows arrive, what a number means.
+_OWNED = {
+    "output_dir", "warmup_steps", "activation_checkpointing", "use_cpu", "logging_strategy", "logging_nan_inf_filter",
+    "save_strategy", "save_total_limit", "save_only_model", "eval_strategy", "resume_from_checkpoint",
+    "load_best_model_at_end", "push_to_hub", "disable_tqdm", "remove_unused_columns", "packing", "eval_packing",
+    "padding_free", "dataset_kwargs", "dataset_text_field", "max_prompt_length", "completion_only_loss",
+    "assistant_only_loss", "eos_token", "pad_token", "chat_template_path", "precompute_ref_log_probs",
+    "sync_ref_model", "model_init_kwargs", "enable_jit_checkpoint", "full_determinism", "data_seed",
+}  # fmt: skip
+
+
 def trl_arguments(config_class: type, config: StageConfig, run: Run, **fixed: Any) -> Any:
     """Fill a TRL or transformers config from a stage's settings; `fixed` are the stage's own.
 
@@ -34,6 +45,7 @@ def trl_arguments(config_class: type, config: StageConfig, run: Run, **fixed: An
         # transformers 5.23 has renamed it and warns at the old name.
         "activation_checkpointing": config.gradient_checkpointing,
         "warmup_steps": config.warmup_ratio,
+        "use_cpu": not torch.cuda.is_available(),
         "bf16": Precision.of(config).uses_bf16,
         "per_device_eval_batch_size": config.per_device_train_batch_size,
         "logging_steps": 1,
@@ -45,7 +57,10 @@ def trl_arguments(config_class: type, config: StageConfig, run: Run, **fixed: An
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    return config_class(**ours | fixed | config.trainer)
+    try:
+        return config_class(**ours | fixed | config.trainer)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"trainer: {str(error).splitlines()[0]}; found {config.trainer}") from None
 
 
 def check_passthrough(stage: Stage, config: StageConfig) -> None:
@@ -56,6 +71,8 @@ def check_passthrough(stage: Stage, config: StageConfig) -> None:
     for key in config.trainer:
         if key in type(config).model_fields:
             raise UsageError(f"trainer.{key}: set {key} itself, not under trainer")
+        if key in _OWNED:
+            raise UsageError(f"trainer.{key}: this is set by align itself, a run depends on it; remove it")
         if key not in known:
             raise UsageError(f"trainer.{key}: no such setting of {stage.trl_config};{nearest(key, known)}")
 

@@ -15,6 +15,12 @@ SEAL = "align_checkpoint.json"
 KEEP = 2
 
 
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The fields in which two fingerprints differ, as text; empty when they do not."""
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
+
+
 class Checkpoints:
     """The `checkpoint-N` folders of one run.
 
@@ -24,7 +30,9 @@ class Checkpoints:
     def __init__(self, folder: Path, fingerprint: Callable[[], dict[str, Any]], *, resume: bool) -> None:
         self.folder = folder
         self._fingerprint = fingerprint
-        self._resume = resume
+        self.resume = resume
+        self.torn: list[str] = []
+        """the checkpoints that `newest` found damaged, by their new names"""
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a new folder, seal it and drop the oldest beyond the last two."""
@@ -47,17 +55,23 @@ class Checkpoints:
     def newest(self) -> tuple[int, Path] | None:
         """The newest checkpoint that verifies, or None; torn ones are renamed `checkpoint-N.torn`.
 
-        None unless the run was asked to resume. Raises IntegrityError, with a diff, when the run asked for now is not
-        the run that was saved.
+        None unless the run was asked to resume. Raises IntegrityError when the run asked for now is not the run that
+        was saved, or when there are checkpoints and none verifies.
         """
-        if not self._resume:
+        if not self.resume:
             return None
         for step, path in reversed(self._found()):
             problems = verify_seal(path, SEAL)
             if not problems:
                 self._compare(path)
                 return step, path
-            path.rename(path.with_name(path.name + ".torn"))
+            self.torn.append(path.name + ".torn")
+            path.rename(path.with_name(self.torn[-1]))
+        if self.torn:
+            raise IntegrityError(
+                f"--resume {self.folder}: no checkpoint is whole ({', '.join(self.torn)} were set aside); "
+                "start a new run without --resume"
+            )
         return None
 
     def _compare(self, path: Path) -> None:
@@ -65,11 +79,10 @@ class Checkpoints:
 
         saved = json.loads((path / SEAL).read_text(encoding="utf-8"))["fingerprint"]
         now = json.loads(json.dumps(self._fingerprint()))
-        changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+        changed = difference(saved, now)
         if changed:
-            diff = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed)
             raise IntegrityError(
-                f"--resume {path}: this is not the run that was saved ({diff}); "
+                f"--resume {path}: this is not the run that was saved ({changed}); "
                 "restore those settings, or start a new run without --resume"
             )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from align.errors import DivergedError, PreemptedError
+from align.errors import DivergedError, PreemptedError, UsageError
 from align.training.stage import keep
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ class _Watch(TrainerCallback):
         self._tokens, self._clock = 0.0, time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.get_warmup_steps(state.max_steps) >= state.max_steps:
+            raise UsageError(
+                f"warmup_ratio={self.run.config.warmup_ratio:g}: that is every one of the {state.max_steps} steps, so "
+                "nothing would be learned; raise max_steps or set warmup_ratio=0"
+            )
         self._context = self.run.progress(state.max_steps)
         self._progress = self._context.__enter__()
         self._progress.advance(state.global_step)

@@ -12,6 +12,7 @@ from align.models.adapters import tokenizer_home
 from align.models.counting import count_trainable
 from align.models.tokenizers import load_tokenizer
 from align.schema import Record, View
+from align.training.preflight import preflight
 
 if TYPE_CHECKING:
     from align.registry import Registry
@@ -27,7 +28,7 @@ _RENDERERS = {
 
 def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     """Check model and data as a run would and print the plan."""
-    parent = registry.resolve(config.model)
+    parent = preflight(stage, config, registry)["model"]
     base = registry.resolve_base(parent) if parent.is_adapter else parent
     found = load_records(config.data, view=stage.view, on_bad_row=config.on_bad_row, roots={"registry": registry.root})
     tokenizer = load_tokenizer(tokenizer_home(parent, base), write)

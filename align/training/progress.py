@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 from typing import Any, Self
@@ -48,4 +49,13 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, numbers=text)
         else:
-            write(f"{self.title} {step}/{self.total}  {text}")
+            tell(f"{self.title} {step}/{self.total}  {text}")
+
+
+def tell(text: str) -> None:
+    """Write a line for the user; training goes on when nobody reads it any more (`| head`)."""
+    try:
+        write(text)
+    except BrokenPipeError:
+        # As Python's own documentation advises: later writes, and the flush at exit, must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

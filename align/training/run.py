@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.config import StageConfig, dump_yaml, write
-from align.errors import DataError, DivergedError, IntegrityError, MachineError
+from align.config import StageConfig
+from align.errors import DataError, DivergedError
 from align.schema import View
 from align.training.checkpoints import Checkpoints
-from align.training.progress import Progress
+from align.training.progress import Progress, tell
 
 if TYPE_CHECKING:
     from align.data import RecordSet
@@ -81,7 +77,7 @@ class Run:
 
     def say(self, text: str) -> None:
         """One line for the user."""
-        write(text)
+        tell(text)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and show it.
@@ -102,9 +98,13 @@ class Run:
     def resume_point(self) -> tuple[int, Path] | None:
         """The step and folder to go on from, or None for a start; what was logged after that step is forgotten."""
         found = self.checkpoints.newest()
+        for torn in self.checkpoints.torn:
+            self.say(f"{torn} is incomplete or damaged and was set aside")
+        self._forget_after(found[0] if found is not None else 0)
         if found is not None:
-            self._forget_after(found[0])
             self.say(f"resuming from step {found[0]}")
+        elif self.checkpoints.resume:
+            self.say("no checkpoint yet; starting at step 0")
         return found
 
     def _forget_after(self, step: int) -> None:
@@ -126,11 +126,26 @@ class Run:
 
         return train(self, trainer)
 
+    def identity(self) -> dict[str, Any]:
+        """What a run is before it has read its data: stage, settings, versions, and what its references stand for."""
+        settings = {key: value for key, value in self.config.model_dump(mode="json").items() if key not in _FREE}
+        starts = {key: self._identify(reference) for key, reference in self.config.references.items()}
+        return {"stage": self.stage.name} | settings | starts | {"versions": package_versions()}
+
+    def _identify(self, reference: str) -> dict[str, Any]:
+        from align.models.adapters import digests_of_base
+
+        checkpoint = self.registry.resolve(reference)
+        base = self.registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
+        return {
+            "reference": checkpoint.reference,
+            "digest": checkpoint.digest,
+            "base": digests_of_base(base, self.registry) if not base.is_hub else base.reference,
+        }
+
     def fingerprint(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
-        settings = {key: value for key, value in self.config.model_dump(mode="json").items() if key not in _FREE}
-        data = {f"data[{index}]": entry["digest"] for index, entry in enumerate(self.data)}
-        return settings | data | {"versions": package_versions()}
+        return self.identity() | {f"data[{index}]": entry["digest"] for index, entry in enumerate(self.data)}
 
     @property
     def finished(self) -> str | None:
@@ -154,76 +169,3 @@ def _logged_by(line: str, step: int) -> bool:
 def package_versions() -> dict[str, str]:
     """Versions of the packages a result depends on."""
     return {package: version(package) for package in PACKAGES}
-
-
-@contextmanager
-def open_run(stage: Stage, config: StageConfig, registry: Registry, *, resume: bool) -> Iterator[Run]:
-    """Open a new run folder, or with `resume` the newest one of this name, and hold it against other processes.
-
-    SIGTERM sets `run.stopping`; a stage then saves a checkpoint and raises PreemptedError.
-    """
-    from align.models.hub import no_telemetry
-
-    no_telemetry()
-    runs = registry.runs_dir(config.name)
-    folder = _newest_folder(runs) if resume else _new_folder(runs)
-    run = Run(stage, config, registry, folder, resume=resume)
-    with _locked(folder), _on_sigterm(run):
-        if run.finished is None:
-            (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-            _seed(config.seed)
-        yield run
-
-
-def _new_folder(runs: Path) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1000):
-        folder = runs / (stamp if attempt == 0 else f"{stamp}-{attempt}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise MachineError(f"{folder}: cannot be made ({error.strerror}); choose another --registry") from None
-        return folder
-    raise MachineError(f"{runs}: a thousand runs started this second; wait a second")
-
-
-def _newest_folder(runs: Path) -> Path:
-    """The run to go on with; a run that never started is begun, so that `--resume` is safe in a requeued job."""
-    found = sorted(path for path in runs.glob("*") if (path / "config.yaml").is_file())
-    return found[-1] if found else _new_folder(runs)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise IntegrityError(
-                f"{folder}: another process is running in it; wait for it to end, or start a new run without --resume"
-            ) from None
-        yield
-
-
-@contextmanager
-def _on_sigterm(run: Run) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, _frame: object) -> None:
-        run.stopping = True
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _seed(seed: int) -> None:
-    from transformers import set_seed
-
-    set_seed(seed)

@@ -100,14 +100,18 @@ def run_stage(stage: Stage, config: StageConfig, registry: Registry, *, resume: 
 
     Raises the AlignError that stopped it; nothing is registered unless training ended well.
     """
-    from align.training.arguments import check_passthrough
+    from align.models.hub import no_telemetry
+    from align.training.folder import open_run
+    from align.training.preflight import preflight
     from align.training.register import register
-    from align.training.run import open_run
 
-    check_passthrough(stage, config)
+    no_telemetry()
+    started_from = preflight(stage, config, registry)
     with open_run(stage, config, registry, resume=resume) as run:
         if run.finished is not None:
             run.say(f"{run.folder.name} is already complete: {run.finished}")
             return registry.resolve(run.finished)
+        for setting, checkpoint in started_from.items():
+            run.say(f"{setting}: {checkpoint.reference}")
         trained = stage.run(config, run)
         return register(stage, config, run, trained)

@@ -85,7 +85,7 @@ def test_a_second_process_in_one_run_folder_is_refused(tmp_path, tiny_base, demo
     line = words(tiny_base, demonstrations, "busy", tmp_path)
     folder = open_registry(tmp_path).runs_dir("busy") / "20260101-000000"
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("{}")
+    (folder / "run.json").write_text("{}")
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
