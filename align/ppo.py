@@ -199,11 +199,11 @@ def _resume(run: Run, state: TrainingState) -> int:
     from align.rl.report import forget_samples
 
     found = run.resume_point()
+    forget_samples(run.folder, after=found[0] if found else 0)
     if found is None:
         return 0
     step, folder = found
     state.load(folder)
-    forget_samples(run.folder, after=step)
     return step
 
 

@@ -20,7 +20,7 @@ from align.models.loading import Precision
 from align.ppo import STAGE, PpoConfig, ppo
 from align.rl.quartet import POLICY, REFERENCE, REWARD, VALUE
 from align.rl.rewards import reward
-from align.training.run import open_run
+from align.training.folder import open_run
 from align.training.stage import main, run_stage
 
 FP32 = Precision(bf16=False)
