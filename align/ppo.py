@@ -119,7 +119,7 @@ class PpoConfig(StageConfig):
             )
         if self.eval_data is not None:
             raise UsageError(
-                "eval_data: PPO has no evaluation pass; evaluate the result with align.evaluate, remove it"
+                "eval_data: PPO has no evaluation pass; remove it and compare the result with its start"
             )
         RewardSum(self.rewards)
         return self
