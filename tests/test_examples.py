@@ -58,3 +58,14 @@ def test_a_training_command_of_the_readme_is_valid(command):
     if stage is not None:
         line = read_command_line([str(ROOT / word) if word.startswith("examples/") else word for word in words])
         build(stage.config, line.values)
+
+
+def test_make_demo_runs_the_quickstart_that_the_readme_shows():
+    import subprocess
+
+    planned = subprocess.run(["make", "-n", "-C", str(ROOT), "demo"], capture_output=True, text=True, check=True).stdout
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert ".venv/bin/python -m align.quickstart" in planned.splitlines()
+    assert "make demo" in readme
+    assert "runs `python -m align.quickstart`" in readme
