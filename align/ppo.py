@@ -118,9 +118,7 @@ class PpoConfig(StageConfig):
                 f"max_length={self.max_length}; lower the first or raise the second"
             )
         if self.eval_data is not None:
-            raise UsageError(
-                "eval_data: PPO has no evaluation pass; remove it and compare the result with its start"
-            )
+            raise UsageError("eval_data: PPO has no evaluation pass; remove it and compare the result with its start")
         RewardSum(self.rewards)
         return self
 
