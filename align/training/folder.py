@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig, dump_yaml
 from align.errors import IntegrityError, MachineError
-from align.training.checkpoints import difference
+from align.training.checkpoints import SEAL, difference
 from align.training.run import Run
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from align.training.stage import Stage
 
 STARTED, FINISHED = "run.json", "finished.json"
+_FULL = 64 * 1024
+"""bytes; with less than this nothing a run writes fits"""
 
 
 @contextmanager
@@ -39,10 +42,27 @@ def open_run(stage: Stage, config: StageConfig, registry: Registry, *, resume: b
         try:
             _start(run)
             yield run
-        except BaseException:
+        except BaseException as error:
+            full = _full_disk(folder, error)
             if not _holds_work(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+            if full is not None:
+                raise full from None
             raise
+
+
+def _full_disk(folder: Path, error: BaseException) -> MachineError | None:
+    """The error to raise when another is the disk's: torch reports a full one as a RuntimeError about its stream."""
+    free = shutil.disk_usage(folder).free
+    if not isinstance(error, OSError | RuntimeError):
+        return None
+    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and free > _FULL:
+        return None
+    kept = sorted(path.parent.name for path in folder.glob(f"checkpoint-*/{SEAL}"))
+    return MachineError(
+        f"{folder}: the disk is full, {free:,} bytes are free; whole checkpoints: {', '.join(kept) or 'none'}; "
+        "free space and go on with the same command and --resume"
+    )
 
 
 def _start(run: Run) -> None:
