@@ -12,7 +12,7 @@ from align.models.loading import Precision, load_base
 from align.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from align.config import LoraSettings
     from align.registry import Checkpoint, Registry
@@ -264,11 +264,6 @@ def set_trainable(model: Any, name: str, trainable: bool) -> None:
 def adapter_parameters(model: Any, name: str) -> Iterator[Any]:
     """The parameters of one adapter."""
     return (parameter for key, parameter in model.named_parameters() if f".{name}." in key or key.endswith(f".{name}"))
-
-
-def count_parameters(parameters: Iterable[Any]) -> int:
-    """How many numbers some parameters hold (packed 4-bit weights count once a byte pair)."""
-    return sum(parameter.numel() for parameter in parameters)
 
 
 def save_adapter(model: Any, adapter: str, folder: Path, base_location: str) -> None:

@@ -15,16 +15,13 @@ if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
     from align.training.stage import Stage
 
-_PACKAGES = {"comet_ml": "comet_ml", "tensorboard": "tensorboard"}
-
 
 def preflight(stage: Stage, config: StageConfig, registry: Registry) -> dict[str, Checkpoint]:
     """Check settings against each other, the registry and the start; returns the checkpoints the settings name."""
     check_passthrough(stage, config)
     for tracker in config.report_to:
-        package = _PACKAGES.get(tracker, tracker)
-        if importlib.util.find_spec(package) is None:
-            raise MachineError(f"report_to={tracker}: the package {package} is not installed; pip install {package}")
+        if importlib.util.find_spec(tracker) is None:
+            raise MachineError(f"report_to={tracker}: the package {tracker} is not installed; pip install {tracker}")
     found = {key: registry.resolve(reference) for key, reference in config.references.items()}
     for checkpoint in found.values():
         _check_start(config, registry, checkpoint)

@@ -270,7 +270,9 @@ def test_a_seed_that_is_no_number_is_refused(serve, visit):
 
     ask(page, "one", wait=False)
 
-    page.locator("#status .refused").wait_for(timeout=10_000)
+    refusal = page.locator("#status .refused")
+    refusal.wait_for(timeout=10_000)
+    assert refusal.inner_text().strip()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
