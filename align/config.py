@@ -1,22 +1,19 @@
-"""Configuration: strict typed settings from YAML files and `key=value` or `--key value` on the command line.
+"""Configuration: strict typed settings, read from YAML and explained when they are wrong.
 
-Pydantic says what is allowed; this module reads, merges and explains. It imports nothing heavy, so `--help` and a
-misspelt key cost a fraction of a second.
+Pydantic says what is allowed; `align.command_line` reads and merges what a user types. Nothing heavy is imported, so
+`--help` and a misspelt key cost a fraction of a second.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-import types
 import typing
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from align.errors import UsageError, nearest, shorten
@@ -48,12 +45,16 @@ class LoraSettings(Settings):
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
+OnLong = Literal["error", "drop", "truncate_left"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab", "comet_ml", "clearml", "neptune", "aim"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
 class StageConfig(Settings):
     """What every stage takes. Keys are spelt as in transformers and TRL."""
+
+    full_training: ClassVar[bool] = False
+    """whether `lora=none` is possible: the stages with a reference or a score head need adapters on one base"""
 
     model: str
     """what to start from: a registry reference, a folder, or a hub id such as org/name"""
@@ -68,7 +69,9 @@ class StageConfig(Settings):
     on_bad_row: Literal["error", "skip"] = "error"
     """refuse data with a bad row, or skip and count it"""
     max_length: int = Field(1024, gt=8)
-    """tokens of prompt and completion together; over-long rows lose their oldest turns or are dropped and counted"""
+    """tokens of prompt and completion together; over-long rows lose their oldest turns first"""
+    on_long: OnLong = "error"
+    """rows still too long: refuse the data above 1 % of them, drop and count them, or cut their oldest prompt tokens"""
     learning_rate: float = Field(2e-4, gt=0, le=1)
     """peak learning rate"""
     lr_scheduler_type: Scheduler = "cosine"
@@ -93,8 +96,8 @@ class StageConfig(Settings):
     """bfloat16 weights and arithmetic; by default on where the accelerator has it"""
     quantization: Literal["none", "nf4", "int8"] = "none"
     """how the frozen base is held in memory (nf4 and int8 need bitsandbytes)"""
-    lora: LoraSettings = LoraSettings()
-    """shape of a new adapter; an adapter that is continued keeps its own"""
+    lora: LoraSettings | None = LoraSettings()
+    """shape of a new adapter; an adapter that is continued keeps its own; none trains every weight instead"""
     logging_steps: int = Field(10, ge=1)
     """steps between two lines of metrics.jsonl"""
     save_steps: int = Field(200, ge=0)
@@ -103,8 +106,18 @@ class StageConfig(Settings):
     """steps between two evaluations when eval_data is given"""
     report_to: list[Tracker] = []
     """trackers to report to, such as tensorboard; none by default"""
-    trainer: dict[str, Any] = {}
-    """anything else of the TRL config this stage fills, checked by name"""
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _no_adapter(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @field_validator("lora")
+    @classmethod
+    def _adapter_or_not(cls, value: Any) -> Any:
+        if value is None and not cls.full_training:
+            raise ValueError("this stage trains adapters only; train every weight with align.sft or align.pretrain")
+        return value
 
     @field_validator("max_steps")
     @classmethod
@@ -129,69 +142,24 @@ class StageConfig(Settings):
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
+class TrainerStageConfig(StageConfig):
+    """What the stages take whose loop is a TRL or transformers trainer."""
+
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """stop after so many evaluations without a lower eval_loss, and keep the best weights; none never does"""
+    dataset_num_proc: int | None = Field(None, ge=1)
+    """processes that tokenise; by default several for large data only"""
+    trainer: dict[str, Any] = {}
+    """anything else of the TRL config this stage fills, checked by name"""
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> Self:
+        if self.early_stopping_patience is not None and self.eval_data is None:
+            raise UsageError("early_stopping_patience: nothing is evaluated without eval_data; give eval_data=...")
+        return self
+
+
 ConfigT = TypeVar("ConfigT", bound=Settings)
-
-
-@dataclass(frozen=True)
-class CommandLine:
-    """What a stage's command line asked for besides its configuration."""
-
-    values: dict[str, Any]
-    """merged configuration, not yet validated"""
-    registry: str | None = None
-    resume: bool = False
-    dry_run: bool = False
-    print_config: bool = False
-    debug: bool = False
-    help: bool = False
-
-
-_SWITCHES = {"resume", "dry_run", "print_config", "debug", "help"}
-
-
-def read_command_line(argv: list[str]) -> CommandLine:
-    """Split a stage's arguments into merged values and switches.
-
-    YAML files (positional or after `--config`) merge left to right, then `key=value`, `--key=value` and `--key value`
-    in order. A value that starts with a bracket is YAML, so `[a, b]` is a list; any other stays the text it is, for the
-    setting's own type to read.
-    """
-    values: dict[str, Any] = {}
-    overrides: list[tuple[str, str]] = []
-    switches: dict[str, Any] = {}
-    for key, text in _arguments(argv):
-        if key in _SWITCHES:
-            switches[key] = text.lower() not in ("false", "no", "0")
-        elif key == "registry":
-            switches[key] = text
-        elif key == "config":
-            values = _merge(values, read_yaml(Path(text)))
-        else:
-            overrides.append((key, text))
-    for key, text in overrides:
-        _assign(values, key, _read_value(key, text))
-    return CommandLine(values=values, **switches)
-
-
-def _arguments(argv: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield (key, text); a bare YAML file comes out as `config`, dashes inside option names become underscores."""
-    rest = iter(["--help" if word == "-h" else word for word in argv])
-    for word in rest:
-        if word.startswith("--"):
-            key, equals, text = word[2:].partition("=")
-            key = key.replace("-", "_")
-            if not equals:
-                text = "true" if key in _SWITCHES else next(rest, "")
-                if text == "" or (text.startswith("--") and key not in _SWITCHES):
-                    raise UsageError(f"--{key}: no value follows it; write --{key} VALUE or {key}=VALUE")
-            yield key, text
-        elif re.match(r"^[A-Za-z_][\w.]*=", word):
-            key, _, text = word.partition("=")
-            yield key, text
-        elif word.endswith((".yaml", ".yml")):
-            yield "config", word
-        else:
-            raise UsageError(f"{word!r}: expected a YAML file, key=value or --key value; see --help")
 
 
 def build(config_class: type[ConfigT], values: dict[str, Any]) -> ConfigT:
@@ -218,8 +186,14 @@ def _explain(config_class: type[Settings], detail: ErrorDetails) -> str:
 def _keys_at(config_class: type[Settings], path: list[str]) -> list[str]:
     model: Any = config_class
     for part in path:
-        model = model.model_fields[part].annotation
+        model = group_of(model.model_fields[part].annotation)
     return list(model.model_fields)
+
+
+def group_of(kind: Any) -> Any:
+    """The group of settings a type stands for, also where the group may be none; None for any other type."""
+    groups = (part for part in (kind, *typing.get_args(kind)) if isinstance(part, type) and issubclass(part, Settings))
+    return next(groups, None)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -277,77 +251,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def dump_yaml(config: Settings) -> str:
     """The resolved configuration as YAML that reads back to the same settings."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _read_value(key: str, text: str) -> Any:
-    """A command-line value: lists and mappings are YAML, and so is all under `trainer`, whose types we do not know."""
-    if text in ("null", "~"):
-        return None
-    return load_yaml(text, key) if text.startswith(("[", "{")) or key.startswith("trainer.") else text
-
-
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *path, last = dotted.split(".")
-    for part in path:
-        child = values.get(part)
-        values[part] = child = dict(child) if isinstance(child, dict) else {}
-        values = child
-    values[last] = value
-
-
-def help_text(prog: str, purpose: str, config_class: type[Settings]) -> str:
-    """The text `--help` prints: usage, switches and every setting with its type, default and sentence."""
-    lines = [
-        f"usage: {prog} [CONFIG.yaml ...] [key=value ...] [--key value ...]",
-        "",
-        purpose,
-        "",
-        "switches:",
-        "  --registry DIR    where models live (else $ALIGN_REGISTRY, else ./align_registry)",
-        "  --dry-run         check settings and data, print the plan, load no weights",
-        "  --resume          go on with the newest unfinished run of this name",
-        "  --print_config    print the resolved settings and stop",
-        "  --debug           show tracebacks",
-        "",
-        "settings:",
-    ]
-    lines += [f"  {key:<32} {rest}" for key, rest in _describe_fields(config_class, "")]
-    return "\n".join(lines) + "\n"
-
-
-def _describe_fields(config_class: type[Settings], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, info in config_class.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            yield from _describe_fields(kind, f"{prefix}{key}.")
-            continue
-        default = "required" if info.is_required() else f"default {_show(info.default)}"
-        yield prefix + key, f"{info.description or ''} ({_type_name(kind)}, {default})"
-
-
-def _show(value: Any) -> str:
-    return "none" if value is None or value in ([], {}) else str(value)
-
-
-def _type_name(kind: Any) -> str:
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return "|".join(map(str, parts))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(part) for part in parts if part is not type(None))
-    if origin is Annotated:
-        return _type_name(parts[0])
-    if origin is not None:
-        return f"{origin.__name__} of {_type_name(parts[-1])}"
-    return {"str": "text", "Any": "anything"}.get(getattr(kind, "__name__", ""), getattr(kind, "__name__", str(kind)))
 
 
 def write(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from align.config import StageConfig
+from align.config import TrainerStageConfig
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ LossType = Literal[
 ]  # fmt: skip
 
 
-class DpoConfig(StageConfig):
+class DpoConfig(TrainerStageConfig):
     """Settings of direct preference optimisation."""
 
     learning_rate: float = Field(5e-6, gt=0, le=1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from align.config import Scheduler, StageConfig, write
+from align.config import Scheduler, TrainerStageConfig, write
 from align.errors import UsageError
 from align.models.scratch import find_preset
 from align.training.stage import Stage, Trained, keep, main
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SCRATCH = "scratch:"
 
 
-class PretrainConfig(StageConfig):
+class PretrainConfig(TrainerStageConfig):
     """Settings of pretraining; the new model is trained in full, so `lora` and `quantization` do not apply."""
 
     model: str = "scratch:nano"

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from align import dpo, ppo, pretrain, reward, sft
-from align.config import Settings, StageConfig, build, help_text, read_command_line, write
+from align.command_line import help_text, read_command_line
+from align.config import Settings, StageConfig, build, write
 from align.errors import guard
 from align.rl.rollout import SamplingSettings
 from align.training.stage import Stage, run_stage

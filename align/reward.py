@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from align.config import StageConfig
+from align.config import TrainerStageConfig
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
     from align.training.run import Run
 
 
-class RewardConfig(StageConfig):
+class RewardConfig(TrainerStageConfig):
     """Settings of reward modelling."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1)

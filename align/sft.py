@@ -6,17 +6,19 @@ The loss is the mean negative log-likelihood of the assistant's tokens, stop tok
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from align.config import StageConfig
+from align.config import TrainerStageConfig
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
     from align.training.run import Run
 
 
-class SftConfig(StageConfig):
+class SftConfig(TrainerStageConfig):
     """Settings of supervised fine-tuning."""
+
+    full_training: ClassVar[bool] = True
 
 
 def sft(config: SftConfig, run: Run) -> Trained:

@@ -6,14 +6,15 @@ import sys
 import pytest
 from pydantic import Field
 
-from align.config import Settings, StageConfig, build, dump_yaml, help_text, load_yaml, read_command_line, read_yaml
+from align.command_line import help_text, read_command_line
+from align.config import Settings, TrainerStageConfig, build, dump_yaml, load_yaml, read_yaml
 from align.errors import UsageError, nearest
 
 REQUIRED = ["model=m", "data=d", "name=n"]
 
 
-def parse(*words: str) -> StageConfig:
-    return build(StageConfig, read_command_line([*REQUIRED, *words]).values)
+def parse(*words: str) -> TrainerStageConfig:
+    return build(TrainerStageConfig, read_command_line([*REQUIRED, *words]).values)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_files_merge_left_to_right_and_overrides_win(tmp_path):
 
     line = read_command_line([str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yml"), "lora.alpha=1"])
 
-    config = build(StageConfig, line.values)
+    config = build(TrainerStageConfig, line.values)
     assert (config.name, config.lora.r, config.lora.alpha) == ("b", 2, 1)
 
 
@@ -70,7 +71,7 @@ def test_what_is_wrong_is_named_with_its_key(words, message):
 
 def test_all_problems_are_reported_at_once():
     with pytest.raises(UsageError) as caught:
-        build(StageConfig, {"name": "n", "seed": -1, "foo": 1})
+        build(TrainerStageConfig, {"name": "n", "seed": -1, "foo": 1})
 
     assert all(part in str(caught.value) for part in ("model: missing", "data: missing", "seed", "foo: unknown"))
 
@@ -99,7 +100,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
 def test_a_dumped_config_reads_back_equal():
     config = parse("lora.r=3", "learning_rate=1e-7", "trainer={neftune_noise_alpha: 5}")
 
-    assert build(StageConfig, load_yaml(dump_yaml(config), "dump")) == config
+    assert build(TrainerStageConfig, load_yaml(dump_yaml(config), "dump")) == config
 
 
 def test_help_explains_every_setting():
@@ -108,9 +109,9 @@ def test_help_explains_every_setting():
         """pull"""
 
     assert "beta" in help_text("prog", "Purpose.", Tiny)
-    text = help_text("prog", "Purpose.", StageConfig)
-    assert all(f"  {key}" in text for key in StageConfig.model_fields)
-    assert all(info.description for info in StageConfig.model_fields.values())
+    text = help_text("prog", "Purpose.", TrainerStageConfig)
+    assert all(f"  {key}" in text for key in TrainerStageConfig.model_fields)
+    assert all(info.description for info in TrainerStageConfig.model_fields.values())
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "pretrain"])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from align.config import build, read_command_line, read_yaml
+from align.command_line import read_command_line
+from align.config import build, read_yaml
 from align.data.catalog import catalogue
 
 ROOT = Path(__file__).resolve().parents[1]

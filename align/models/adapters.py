@@ -39,7 +39,9 @@ class Resident:
     registry: Registry | None = None
 
 
-def start_policy(registry: Registry, checkpoint: Checkpoint, lora: LoraSettings, precision: Precision) -> Resident:
+def start_policy(
+    registry: Registry, checkpoint: Checkpoint, lora: LoraSettings | None, precision: Precision
+) -> Resident:
     """Make the trainable adapter `default`: the checkpoint's own, continued, or a new LoRA when it is a base."""
     refuse_reward(checkpoint)
     resident = _resident_base(registry, checkpoint, precision)
@@ -103,7 +105,7 @@ def tokenizer_home(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     return checkpoint if own.is_file() or not checkpoint.is_adapter else base
 
 
-def add_lora(resident: Resident, name: str, lora: LoraSettings) -> None:
+def add_lora(resident: Resident, name: str, lora: LoraSettings | None) -> None:
     """Add a new trainable LoRA adapter; it starts as an exact no-op.
 
     Raises UsageError listing the model's linear modules when none of the target modules exists.
@@ -116,12 +118,13 @@ def add_lora(resident: Resident, name: str, lora: LoraSettings) -> None:
     except ValueError as error:
         known = sorted({key.rsplit(".", 1)[-1] for key, module in resident.model.named_modules() if _is_linear(module)})
         raise UsageError(
-            f"lora.target_modules={lora.target_modules}: {str(error).splitlines()[0]};{nearest('', known)}"
+            f"lora.target_modules={config.target_modules}: {str(error).splitlines()[0]};{nearest('', known)}"
         ) from None
 
 
-def lora_arguments(lora: LoraSettings) -> dict[str, Any]:
+def lora_arguments(lora: LoraSettings | None) -> dict[str, Any]:
     """Our LoRA settings under PEFT's names."""
+    assert lora is not None, "a stage without full_training always has settings of an adapter"
     return {
         "r": lora.r,
         "lora_alpha": lora.alpha,

@@ -22,7 +22,7 @@ def context_length(base: Checkpoint) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def count_trainable(parent: Checkpoint, base: Checkpoint, lora: LoraSettings) -> tuple[int, int]:
+def count_trainable(parent: Checkpoint, base: Checkpoint, lora: LoraSettings | None) -> tuple[int, int]:
     """Trainable and total parameters of a run from `parent`: its own adapter's, or those of a new LoRA."""
     import torch
     from peft import LoraConfig, get_peft_model

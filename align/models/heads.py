@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
 
 
-def start_reward(registry: Registry, checkpoint: Checkpoint, lora: LoraSettings, precision: Precision) -> Resident:
+def start_reward(
+    registry: Registry, checkpoint: Checkpoint, lora: LoraSettings | None, precision: Precision
+) -> Resident:
     """A trainable reward model `default`: a LoRA adapter and a scalar score head over the checkpoint's base.
 
     Started from a policy, the adapter continues the policy's weights (as InstructGPT does, Ouyang et al. 2022, 3.5).
@@ -43,7 +45,7 @@ def start_reward(registry: Registry, checkpoint: Checkpoint, lora: LoraSettings,
     return resident
 
 
-def _wrap(resident: Resident, checkpoint: Checkpoint, lora: LoraSettings) -> None:
+def _wrap(resident: Resident, checkpoint: Checkpoint, lora: LoraSettings | None) -> None:
     from peft import LoraConfig, TaskType, get_peft_model
 
     if checkpoint.is_adapter:

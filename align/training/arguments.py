@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from align.config import StageConfig, TrainerStageConfig
 from align.errors import UsageError, nearest
 from align.models.loading import Precision
 
 if TYPE_CHECKING:
-    from align.config import StageConfig
     from align.training.run import Run
     from align.training.stage import Stage
 
@@ -31,7 +31,7 @@ _OWNED = {
 }  # fmt: skip
 
 
-def trl_arguments(config_class: type, config: StageConfig, run: Run, **fixed: Any) -> Any:
+def trl_arguments(config_class: type, config: TrainerStageConfig, run: Run, **fixed: Any) -> Any:
     """Fill a TRL or transformers config from a stage's settings; `fixed` are the stage's own.
 
     Checkpoints rotate in `align.training.checkpoints`, after they are durable, so the trainer keeps all it writes; it
@@ -65,9 +65,9 @@ def trl_arguments(config_class: type, config: StageConfig, run: Run, **fixed: An
 
 def check_passthrough(stage: Stage, config: StageConfig) -> None:
     """Raise UsageError for a `trainer:` key that TRL's config does not have, or that we already set by another name."""
-    if not config.trainer:
+    if not isinstance(config, TrainerStageConfig) or not config.trainer:
         return
-    known = _passthrough_names(stage, config)
+    known = _passthrough_names(stage)
     for key in config.trainer:
         if key in type(config).model_fields:
             raise UsageError(f"trainer.{key}: set {key} itself, not under trainer")
@@ -77,11 +77,10 @@ def check_passthrough(stage: Stage, config: StageConfig) -> None:
             raise UsageError(f"trainer.{key}: no such setting of {stage.trl_config};{nearest(key, known)}")
 
 
-def _passthrough_names(stage: Stage, config: StageConfig) -> set[str]:
-    if stage.trl_config is None:
-        raise UsageError(f"trainer: {stage.name} has its own loop and takes no trainer settings; remove them")
+def _passthrough_names(stage: Stage) -> list[str]:
     import transformers
     import trl
 
+    assert stage.trl_config is not None
     source: Any = trl if hasattr(trl, stage.trl_config) else transformers
-    return {field.name for field in fields(getattr(source, stage.trl_config)) if field.init}
+    return [field.name for field in fields(getattr(source, stage.trl_config)) if field.init]

@@ -29,7 +29,9 @@ _FULL = 64 * 1024
 
 
 @contextmanager
-def open_run(stage: Stage, config: StageConfig, registry: Registry, *, resume: bool) -> Iterator[Run]:
+def open_run(
+    stage: Stage, config: StageConfig, registry: Registry, *, resume: bool, allow_change: tuple[str, ...] = ()
+) -> Iterator[Run]:
     """Open a new run folder, or with `resume` the one to go on with, and hold it against other processes.
 
     SIGTERM sets `run.stopping`; a stage then saves a checkpoint and raises PreemptedError. A run that ends before it
@@ -38,6 +40,7 @@ def open_run(stage: Stage, config: StageConfig, registry: Registry, *, resume: b
     runs = registry.runs_dir(config.name)
     folder = (_unfinished(runs) if resume else None) or _new_folder(runs)
     run = Run(stage, config, registry, folder, resume=resume)
+    run.allow_change = allow_change
     with _locked(folder), _on_sigterm(run):
         try:
             _start(run)

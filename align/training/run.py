@@ -37,6 +37,8 @@ class Run:
         self.checkpoints = Checkpoints(folder, self.fingerprint, resume=resume)
         self.data: list[dict[str, Any]] = []
         self.stopping = False
+        self.allow_change: tuple[str, ...] = ()
+        """settings in which a resumed run may differ from the one that was saved"""
         self._progress: Progress | None = None
 
     @cached_property

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from align.config import StageConfig, build, dump_yaml, help_text, read_command_line, write
+from align.command_line import help_text, read_command_line
+from align.config import StageConfig, build, dump_yaml, write
 from align.errors import guard
 from align.schema import Kind, View
 
@@ -92,11 +93,20 @@ def _command(stage: Stage, argv: list[str]) -> None:
 
         print_plan(stage, config, registry)
         return
-    run_stage(stage, config, registry, resume=line.resume)
+    run_stage(stage, config, registry, resume=line.resume, allow_change=line.allow_change)
 
 
-def run_stage(stage: Stage, config: StageConfig, registry: Registry, *, resume: bool = False) -> Checkpoint:
+def run_stage(
+    stage: Stage,
+    config: StageConfig,
+    registry: Registry,
+    *,
+    resume: bool = False,
+    allow_change: tuple[str, ...] = (),
+) -> Checkpoint:
     """Run a stage to its end and register the result; with `resume`, go on with the newest run of this name.
+
+    `allow_change` names the settings in which the resumed run may differ from the one that was saved.
 
     Raises the AlignError that stopped it; nothing is registered unless training ended well.
     """
@@ -107,7 +117,7 @@ def run_stage(stage: Stage, config: StageConfig, registry: Registry, *, resume: 
 
     no_telemetry()
     started_from = preflight(stage, config, registry)
-    with open_run(stage, config, registry, resume=resume) as run:
+    with open_run(stage, config, registry, resume=resume, allow_change=allow_change) as run:
         if run.finished is not None:
             run.say(f"{run.folder.name} is already complete: {run.finished}")
             return registry.resolve(run.finished)

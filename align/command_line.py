@@ -1,0 +1,154 @@
+"""The command line of a stage: YAML files, `key=value` and `--key value` merged into one mapping, and its help text."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from align.config import Settings, group_of, load_yaml, read_yaml
+from align.errors import UsageError
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a stage's command line asked for besides its configuration."""
+
+    values: dict[str, Any]
+    """merged configuration, not yet validated"""
+    registry: str | None = None
+    resume: bool = False
+    allow_change: tuple[str, ...] = ()
+    """settings that a resumed run may have otherwise than when it was saved"""
+    dry_run: bool = False
+    print_config: bool = False
+    debug: bool = False
+    help: bool = False
+
+
+_SWITCHES = {"resume", "dry_run", "print_config", "debug", "help"}
+
+
+def read_command_line(argv: list[str]) -> CommandLine:
+    """Split a stage's arguments into merged values and switches.
+
+    YAML files (positional or after `--config`) merge left to right, then `key=value`, `--key=value` and `--key value`
+    in order. A value that starts with a bracket is YAML, so `[a, b]` is a list; any other stays the text it is, for the
+    setting's own type to read.
+    """
+    values: dict[str, Any] = {}
+    overrides: list[tuple[str, str]] = []
+    switches: dict[str, Any] = {}
+    for key, text in _arguments(argv):
+        if key in _SWITCHES:
+            switches[key] = text.lower() not in ("false", "no", "0")
+        elif key == "registry":
+            switches[key] = text
+        elif key == "allow_change":
+            switches[key] = (*switches.get(key, ()), *text.split(","))
+        elif key == "config":
+            values = _merge(values, read_yaml(Path(text)))
+        else:
+            overrides.append((key, text))
+    for key, text in overrides:
+        _assign(values, key, _read_value(key, text))
+    return CommandLine(values=values, **switches)
+
+
+def _arguments(argv: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield (key, text); a bare YAML file comes out as `config`, dashes inside option names become underscores."""
+    rest = iter(["--help" if word == "-h" else word for word in argv])
+    for word in rest:
+        if word.startswith("--"):
+            key, equals, text = word[2:].partition("=")
+            key = key.replace("-", "_")
+            if not equals:
+                text = "true" if key in _SWITCHES else next(rest, "")
+                if text == "" or (text.startswith("--") and key not in _SWITCHES):
+                    raise UsageError(f"--{key}: no value follows it; write --{key} VALUE or {key}=VALUE")
+            yield key, text
+        elif re.match(r"^[A-Za-z_][\w.]*=", word):
+            key, _, text = word.partition("=")
+            yield key, text
+        elif word.endswith((".yaml", ".yml")):
+            yield "config", word
+        else:
+            raise UsageError(f"{word!r}: expected a YAML file, key=value or --key value; see --help")
+
+
+def _read_value(key: str, text: str) -> Any:
+    """A command-line value: lists and mappings are YAML, and so is all under `trainer`, whose types we do not know."""
+    if text in ("null", "~"):
+        return None
+    return load_yaml(text, key) if text.startswith(("[", "{")) or key.startswith("trainer.") else text
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        child = values.get(part)
+        values[part] = child = dict(child) if isinstance(child, dict) else {}
+        values = child
+    values[last] = value
+
+
+def help_text(prog: str, purpose: str, config_class: type[Settings]) -> str:
+    """The text `--help` prints: usage, switches and every setting with its type, default and sentence."""
+    lines = [
+        f"usage: {prog} [CONFIG.yaml ...] [key=value ...] [--key value ...]",
+        "",
+        purpose,
+        "",
+        "switches:",
+        "  --registry DIR    where models live (else $ALIGN_REGISTRY, else ./align_registry)",
+        "  --dry-run         check settings and data, print the plan, load no weights",
+        "  --resume          go on with the newest unfinished run of this name",
+        "  --allow-change K  let setting K differ from the run that is resumed",
+        "  --print_config    print the resolved settings and stop",
+        "  --debug           show tracebacks",
+        "",
+        "settings:",
+    ]
+    lines += [f"  {key:<32} {rest}" for key, rest in _describe_fields(config_class, "")]
+    return "\n".join(lines) + "\n"
+
+
+def _describe_fields(config_class: type[Settings], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, info in config_class.model_fields.items():
+        kind = info.annotation
+        if (group := group_of(kind)) is not None:
+            if group is not kind:
+                yield prefix + key, f"{info.description or ''} (none, or its parts below)"
+            yield from _describe_fields(group, f"{prefix}{key}.")
+            continue
+        default = "required" if info.is_required() else f"default {_show(info.default)}"
+        yield prefix + key, f"{info.description or ''} ({_type_name(kind)}, {default})"
+
+
+def _show(value: Any) -> str:
+    return "none" if value is None or value in ([], {}) else str(value)
+
+
+def _type_name(kind: Any) -> str:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "|".join(map(str, parts))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(part) for part in parts if part is not type(None))
+    if origin is Annotated:
+        return _type_name(parts[0])
+    if origin is not None:
+        return f"{origin.__name__} of {_type_name(parts[-1])}"
+    return {"str": "text", "Any": "anything"}.get(getattr(kind, "__name__", ""), getattr(kind, "__name__", str(kind)))
