@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 SHOWN = 20
-"""How many bad rows a message lists before it only counts."""
+"""How many bad rows of one kind a message lists before it only counts."""
 
 
 class RowError(Exception):
@@ -49,12 +50,26 @@ def count_reasons(bad: list[BadRow]) -> dict[str, int]:
     return dict(Counter(row.error.reason for row in bad).most_common())
 
 
-def tell(name: str, bad: list[BadRow], rows: int) -> str:
-    """The message about refused rows: a headline, the first of them, and the totals."""
-    shown = [f"  {row}" for row in bad[:SHOWN]]
-    more = [f"  ... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-    totals = ", ".join(f"{reason}: {count}" for reason, count in count_reasons(bad).items())
+def first_of_every_kind(bad: list[BadRow]) -> list[BadRow]:
+    """The first `SHOWN` bad rows of every reason, in their order."""
+    seen: Counter[str] = Counter()
+    shown = []
+    for row in bad:
+        seen[row.error.reason] += 1
+        if seen[row.error.reason] <= SHOWN:
+            shown.append(row)
+    return shown
+
+
+def tell(name: str, bad: list[BadRow], rows: int, reasons: Mapping[str, int] | None = None) -> str:
+    """The message about refused rows: a headline, the first of every kind, and the totals.
+
+    `reasons` counts all bad rows where `bad` holds only some of them.
+    """
+    counts = Counter(reasons or count_reasons(bad))
+    shown = first_of_every_kind(bad)
+    more = [f"  ... and {counts.total() - len(shown)} more"] if counts.total() > len(shown) else []
+    totals = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common())
     remedy = "mend them, or leave them out and counted with on_bad_row=skip"
-    return "\n".join(
-        [f"{name}: {len(bad)} of {rows} rows cannot be used; {remedy}", *shown, *more, f"  total {totals}"]
-    )
+    headline = f"{name}: {counts.total()} of {rows} rows cannot be used; {remedy}"
+    return "\n".join([headline, *(f"  {row}" for row in shown), *more, f"  total {totals}"])
