@@ -254,6 +254,14 @@ def dump_yaml(config: Settings) -> str:
 
 
 def write(text: str) -> None:
-    """Write to standard output; the one place commands print through."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    """Write to standard output; the one place commands print through.
+
+    Characters that the terminal's encoding lacks come out as escapes such as `\\u4f60`.
+    """
+    text = text if text.endswith("\n") else text + "\n"
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
