@@ -186,7 +186,8 @@ def _explain(config_class: type[Settings], detail: ErrorDetails) -> str:
 def _keys_at(config_class: type[Settings], path: list[str]) -> list[str]:
     model: Any = config_class
     for part in path:
-        model = group_of(model.model_fields[part].annotation)
+        if not part.isdigit():  # the place in a list of groups
+            model = group_of(model.model_fields[part].annotation)
     return list(model.model_fields)
 
 

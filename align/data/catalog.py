@@ -17,7 +17,7 @@ from align.errors import DataError, UsageError, nearest
 
 SHIPPED = Path(__file__).resolve().parents[2] / "datasets_cfg"
 _INFO = "dataset_info.json"
-_OPTION = re.compile(r":(?=[a-z_]+=)")
+OPTION = re.compile(r":(?=[a-z_]+=)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TAG_KEYS = ("role", "content", "system", "user", "assistant", "tool", "tool_call")
 
@@ -31,11 +31,26 @@ class Check(Settings):
     """the fields of the record that are not empty"""
 
 
-class DatasetConfig(Settings):
-    """Where a dataset is and how its rows are laid out."""
+class Member(Settings):
+    """One dataset of a mixture."""
 
-    source: str
-    """a file or folder (looked up from the YAML's folder, then from here), hf://owner/name, or registry://path"""
+    name: str
+    """a dataset by name, file or hub id, with options such as :limit=500; files are looked up from the YAML's folder"""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """its share of the mixed rows, relative to the other members' weights"""
+
+
+class DatasetConfig(Settings):
+    """Where a dataset is and how its rows are laid out, or which datasets it mixes."""
+
+    source: str = ""
+    """a file or folder (looked up from the YAML's folder, then from here), hf://owner/name or registry://path"""
+    mix: list[Member] = Field(default_factory=list)
+    """datasets to interleave, in place of a source"""
+    rows: int | None = Field(None, ge=1)
+    """rows of a mixture; by default as many as stopping allows"""
+    stopping: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    """a mixture ends before the first member would run out, or repeats members until every row of all was given"""
     format: str = "auto"
     """how rows are laid out; auto looks at the first rows and says what it decided"""
     columns: dict[str, str | list[str]] = Field(default_factory=dict)
@@ -50,6 +65,8 @@ class DatasetConfig(Settings):
     """the dataset to take of a dataset_info.json"""
     subset: str | None = None
     """configuration of a hub dataset"""
+    revision: str | None = None
+    """commit, tag or branch of a hub dataset; pins it"""
     split: str | None = None
     """split of a hub dataset; train by default"""
     limit: int | None = Field(None, ge=1)
@@ -72,6 +89,13 @@ class DatasetConfig(Settings):
 
     @model_validator(mode="after")
     def _known_parts(self) -> DatasetConfig:
+        if bool(self.source) == bool(self.mix):
+            found = "it has both" if self.mix else "missing"
+            raise UsageError(f"source: {found}; give source: FILE or mix: [{{name: ..., weight: ...}}], one of them")
+        if self.mix:
+            _check_mixture(self)
+        elif self.rows or "stopping" in self.model_fields_set:
+            raise UsageError("rows and stopping: belong to a mixture; write limit: to take a part of a dataset")
         if self.format != "auto" and self.format not in FORMATS:
             raise ValueError(f"unknown format {self.format!r}.{nearest(self.format, ['auto', *FORMATS])}")
         parts = FORMATS[self.format].synonyms if self.format != "auto" else _all_parts()
@@ -93,6 +117,17 @@ class Dataset:
     folder: Path
 
 
+_OF_MIXTURES = {"mix", "rows", "stopping", "limit", "seed", "license", "language", "description"}
+
+
+def _check_mixture(config: DatasetConfig) -> None:
+    if extra := sorted(config.model_fields_set - _OF_MIXTURES):
+        raise UsageError(f"{', '.join(extra)}: not for a mixture, which has {', '.join(sorted(_OF_MIXTURES))}")
+    names = [member.name for member in config.mix]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"mix: {twice} is listed twice; list it once with the sum of the weights")
+
+
 def _all_parts() -> list[str]:
     return sorted({part for known in FORMATS.values() for part in known.synonyms})
 
@@ -105,13 +140,25 @@ def catalogue() -> dict[str, Path]:
 
 def find(spec: str) -> Dataset:
     """The dataset a spec names: NAME, a file, a folder or hf://owner/name, then options such as `:limit=500`."""
-    target, *options = _OPTION.split(spec)
+    target, *options = OPTION.split(spec)
     dataset = _find_target(target)
     values = dict(_read_option(spec, option) for option in options)
     if values:
         given = dataset.config.model_dump(exclude_unset=True)
         dataset = Dataset(spec.rsplit("/", 1)[-1], build(DatasetConfig, given | values), dataset.folder)
     return _open_info(dataset) if dataset.config.source.endswith(_INFO) else dataset
+
+
+def read_entry(name: str, path: Path) -> Dataset:
+    """The dataset a YAML of the catalogue describes; UsageError names the file."""
+    return Dataset(name, _build_from(path, read_yaml(path)), path.parent)
+
+
+def _build_from(path: Path, values: dict[str, Any]) -> DatasetConfig:
+    try:
+        return build(DatasetConfig, values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def make_tags(given: dict[str, str], default: Tags) -> Tags:
@@ -129,7 +176,7 @@ def _tag_of(role: str) -> str:
 
 def _read_option(spec: str, option: str) -> tuple[str, Any]:
     key, _, text = option.partition("=")
-    known = ("limit", "seed", "split", "subset", "format", "entry", "ties")
+    known = ("limit", "seed", "split", "subset", "revision", "format", "entry", "ties", "rows", "stopping")
     if key not in known:
         raise UsageError(f"{spec}: unknown option {key!r};{nearest(key, known)}")
     return key, text
@@ -140,10 +187,10 @@ def _find_target(target: str) -> Dataset:
     if target.startswith("hf://"):
         return Dataset(target.removeprefix("hf://"), DatasetConfig(source=target), Path())
     if path.suffix in (".yaml", ".yml"):
-        return Dataset(path.stem, build(DatasetConfig, _read_recipe(path)), path.parent)
+        return Dataset(path.stem, _build_from(path, _read_recipe(path)), path.parent)
     known = catalogue()
     if target in known:
-        return Dataset(target, build(DatasetConfig, read_yaml(known[target])), known[target].parent)
+        return read_entry(target, known[target])
     if _HUB_ID.fullmatch(target) and not path.parent.exists():
         raise DataError(f"{target}: no such file or folder; a hub dataset is written hf://{target}")
     if path.exists() or "/" in target or "." in target:
@@ -160,7 +207,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if held is None:
         return read_yaml(path)
     if isinstance(held, dict) and (
-        held.keys() & {"source", "format"} or held.keys() <= DatasetConfig.model_fields.keys()
+        held.keys() & {"source", "format", "mix"} or held.keys() <= DatasetConfig.model_fields.keys()
     ):
         return read_yaml(path)
     found = ", ".join(map(str, list(held)[:8])) if isinstance(held, dict) else f"a {type(held).__name__}"

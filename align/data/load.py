@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from align.data.checks import remarks
 from align.data.digest import digest_records
-from align.data.problems import BadRow, count_reasons, tell
-from align.data.scan import nothing_left, read_row, scan
-from align.errors import DataError, UsageError, nearest
+from align.data.mix import Mixture, open_scan
+from align.data.problems import BadRow
+from align.data.scan import read_row, scan
+from align.errors import UsageError, nearest
 from align.schema import VIEWS, Record, View
 
 __all__ = ["RecordSet", "Survey", "digest_records", "load_records", "read_row", "survey"]
@@ -27,10 +29,13 @@ class RecordSet:
     rows: int
     dropped: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    members: list[dict[str, Any]] = field(default_factory=list)
+    """name, digest and rows of each dataset the records come from"""
 
     def describe(self) -> dict[str, Any]:
         """What a manifest keeps of the data."""
-        return {"name": self.name, "digest": self.digest, "rows": self.rows, "dropped": self.dropped}
+        account = {"name": self.name, "digest": self.digest, "rows": self.rows, "dropped": self.dropped}
+        return account | ({"members": self.members} if len(self.members) > 1 else {})
 
 
 @dataclass
@@ -62,24 +67,24 @@ def load_records(
     """
     if view is not None and view not in VIEWS:
         raise UsageError(f"view {view!r} is not known;{nearest(view, VIEWS)}")
-    surveys = [survey(one, view=view, roots=roots) for one in ([spec] if isinstance(spec, str) else spec)]
     records: list[Record] = []
     dropped: Counter[str] = Counter()
-    for found in surveys:
-        if found.bad and on_bad_row == "error":
-            raise DataError(tell(found.name, found.bad, found.rows))
-        dropped.update(count_reasons(found.bad))
-        dropped.update(found.skipped)
-        if not found.records:
-            raise DataError(nothing_left(found.name, found.rows, count_reasons(found.bad) | dict(found.skipped)))
-        records += found.records
-    only = surveys[0] if len(surveys) == 1 else None
-    digest, repeated = (only.digest, only.repeated) if only else digest_records(records)
-    notes = [note for found in surveys for note in found.notes]
-    if repeated:
-        notes.append(f"{repeated} rows repeat an earlier row exactly")
-    name = "+".join(found.name for found in surveys)
-    return RecordSet(records, name, digest, len(records), dict(dropped), notes)
+    notes: list[str] = []
+    members: list[dict[str, Any]] = []
+    names: list[str] = []
+    for one in [spec] if isinstance(spec, str) else spec:
+        found = open_scan(one, view=view, roots=roots, on_bad_row=on_bad_row)
+        before = len(records)
+        for batch in found:
+            records += batch
+        dropped.update(found.left_out())
+        notes += found.notes
+        names.append(found.name)
+        whole = {"name": found.name, "digest": found.digest, "rows": len(records) - before}
+        members += found.members if isinstance(found, Mixture) else [whole]
+    digest = found.digest if len(names) == 1 else digest_records(records)[0]
+    notes += remarks(records)
+    return RecordSet(records, "+".join(names), digest, len(records), dict(dropped), notes, members)
 
 
 def survey(spec: str, *, view: View | None = None, roots: Mapping[str, Path] | None = None) -> Survey:

@@ -1,0 +1,285 @@
+"""What a set of records shows only as a whole: repeats, contradictions, bias, leaks between training and held-out data.
+
+Nothing here reads files or stops a row: `scan` does the one, and these are pure functions over records. Each gives
+sentences for the user, except the leak, which is an error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from align.errors import DataError
+from align.schema import Messages, Record
+
+if TYPE_CHECKING:
+    from align.data.load import RecordSet
+
+_TEMPLATE_VARIABLE = re.compile(r"\{\{\s*[A-Za-z_][\w.]{0,40}\s*\}\}")
+# UTF-8 read as Latin-1 or Windows-1252, and the two best known accidents of GBK.
+_MOJIBAKE = re.compile("[ÃÂ][\x80-\xbf]|â€[\x80-\xbf™œ“”˜¦]|ï»¿|锟斤拷|烫烫烫")
+_REPLACEMENT = "\ufffd"
+
+LONGER_SHARE = 0.7
+"""From this share on, answers of one length class winning is worth a warning."""
+_SIGNIFICANT = 0.01
+_LABEL_RATIO = 3
+_PLACES = 3
+
+
+@dataclass(slots=True)
+class Tally:
+    """How often something was found, and where first."""
+
+    count: int = 0
+    first: str = ""
+
+    def hit(self, where: str) -> None:
+        """Count one more."""
+        self.count += 1
+        self.first = self.first or where
+
+
+@dataclass
+class Findings:
+    """The account of a set, fed record by record; it holds a few numbers a record and no text."""
+
+    rows: int = 0
+    repeated: Tally = field(default_factory=Tally)
+    same_id: Tally = field(default_factory=Tally)
+    prompts: int = 0
+    """different prompts"""
+    shared_prompt: Tally = field(default_factory=Tally)
+    """pairs over a prompt that an earlier pair has too"""
+    contradictions: Tally = field(default_factory=Tally)
+    near_equal: Tally = field(default_factory=Tally)
+    """pairs whose answers differ in case, spacing or Unicode form alone"""
+    chosen_longer: int = 0
+    rejected_longer: int = 0
+    good: int = 0
+    bad: int = 0
+    variables: Tally = field(default_factory=Tally)
+    variable_names: Counter[str] = field(default_factory=Counter)
+    replaced: Tally = field(default_factory=Tally)
+    mojibake: Tally = field(default_factory=Tally)
+    _contents: set[int] = field(default_factory=set)
+    _ids: dict[int, tuple[str, int | None]] = field(default_factory=dict)
+    _prompts: set[int] = field(default_factory=set)
+    _verdicts: dict[int, tuple[str, int | None]] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Take one more record into account."""
+        self.rows += 1
+        self._add_identity(record)
+        self._add_text(record)
+        if record.chosen is not None and record.rejected is not None:
+            self._add_pair(record, record.chosen, record.rejected)
+        elif record.label is not None:
+            self._add_label(record, record.label)
+
+    def _add_identity(self, record: Record) -> None:
+        key = hash((_content(record, ordered=True), record.label))
+        if key in self._contents:
+            self.repeated.hit(record.where)
+        self._contents.add(key)
+        if record.id is not None:
+            # Both records that one row makes (of a tie, or of a pair seen as two labels) rightly have its id.
+            place = (record.source, record.line)
+            if self._ids.setdefault(hash(record.id), place) != place:
+                self.same_id.hit(record.where)
+        prompt = prompt_key(record)
+        if prompt in self._prompts:
+            if record.chosen is not None:
+                self.shared_prompt.hit(record.where)
+        else:
+            self._prompts.add(prompt)
+            self.prompts += 1
+
+    def _add_text(self, record: Record) -> None:
+        found = {"variables": False, "replaced": False, "mojibake": False}
+        for text in texts_of(record):
+            if "{{" in text and (names := _TEMPLATE_VARIABLE.findall(text)):
+                self.variable_names.update(set(names))
+                found["variables"] = True
+            if not text.isascii():
+                found["replaced"] |= _REPLACEMENT in text
+                found["mojibake"] |= _MOJIBAKE.search(text) is not None
+        for name, hit in found.items():
+            if hit:
+                getattr(self, name).hit(record.where)
+
+    def _add_pair(self, record: Record, chosen: Messages, rejected: Messages) -> None:
+        longer = _length(chosen) - _length(rejected)
+        self.chosen_longer += longer > 0
+        self.rejected_longer += longer < 0
+        if _essence(chosen) == _essence(rejected):
+            self.near_equal.hit(record.where)
+        prompt, good, bad = prompt_key(record), _turns_key(chosen), _turns_key(rejected)
+        self._add_verdict(record, hash((prompt, good, bad)), hash((prompt, bad, good)))
+
+    def _add_label(self, record: Record, label: bool) -> None:
+        self.good += label
+        self.bad += not label
+        content = _content(record, ordered=True)
+        self._add_verdict(record, hash((content, label)), hash((content, not label)))
+
+    def _add_verdict(self, record: Record, verdict: int, opposite: int) -> None:
+        place = (record.source, record.line)
+        if self._verdicts.get(opposite, place) != place:  # a tie kept in both orders contradicts itself by choice
+            self.contradictions.hit(record.where)
+        self._verdicts.setdefault(verdict, place)
+
+    def remarks(self) -> list[str]:
+        """What there is to say, in sentences; nothing about a sound set."""
+        return [*self._tell_repeats(), *self._tell_bias(), *self._tell_text()]
+
+    def _tell_repeats(self) -> Iterator[str]:
+        if self.repeated.count:
+            yield f"{self.repeated.count} rows repeat an earlier row exactly (first {self.repeated.first})"
+        if self.same_id.count:
+            yield f"{self.same_id.count} rows have the id of an earlier, other row (first {self.same_id.first})"
+        if self.shared_prompt.count:
+            count = self.shared_prompt.count
+            yield f"{count} pairs share their prompt with an earlier pair; there are {self.prompts} prompts"
+        if self.contradictions.count:
+            yield (
+                f"{self.contradictions.count} rows contradict an earlier row: the same answers with the opposite "
+                f"verdict (first {self.contradictions.first}); keep one of the two"
+            )
+        if self.near_equal.count:
+            yield (
+                f"{self.near_equal.count} pairs differ in case, spacing or Unicode form alone "
+                f"(first {self.near_equal.first}); there is nothing else to prefer in them"
+            )
+
+    def _tell_bias(self) -> Iterator[str]:
+        unequal = self.chosen_longer + self.rejected_longer
+        for word, count in (("longer", self.chosen_longer), ("shorter", self.rejected_longer)):
+            if unequal and count / unequal >= LONGER_SHARE and sign_test(count, unequal) < _SIGNIFICANT:
+                yield (
+                    f"chosen is {word} in {count} of {unequal} pairs of unequal length ({count / unequal:.0%}); "
+                    "length may be learned in place of quality"
+                )
+        few, many = sorted((self.good, self.bad))
+        if many > _LABEL_RATIO * few:
+            yield (
+                f"labels are unbalanced: {self.good} good, {self.bad} bad; "
+                "take a part of the larger, or weigh the smaller more"
+            )
+
+    def _tell_text(self) -> Iterator[str]:
+        if self.variables.count:
+            names = ", ".join(name for name, _ in self.variable_names.most_common(5))
+            yield (
+                f"{self.variables.count} rows hold template variables such as {names} (first {self.variables.first}); "
+                "they are learned as they stand, so fill them in"
+            )
+        for tally, what in ((self.replaced, "U+FFFD, a character lost in decoding"), (self.mojibake, "mojibake")):
+            if tally.count:
+                yield f"{tally.count} rows ({tally.count / self.rows:.1%}) hold {what} (first {tally.first})"
+
+
+def remarks(records: Iterable[Record]) -> list[str]:
+    """What is worth telling about a set of records as a whole, in sentences."""
+    findings = Findings()
+    for record in records:
+        findings.add(record)
+    return findings.remarks()
+
+
+def refuse_leak(train: RecordSet, held_out: RecordSet) -> None:
+    """Raise DataError when held-out rows are also training rows, naming their number and the first places.
+
+    Rows are the same when prompt and answers are; which of two answers was chosen does not matter.
+    """
+    shared = Leak(train.records)
+    for record in held_out.records:
+        shared.look(record)
+    shared.refuse(train.name, held_out.name)
+
+
+class Leak:
+    """Which records of one set are in another."""
+
+    def __init__(self, train: Iterable[Record] = ()) -> None:
+        self._known: dict[int, tuple[str, int | None]] = {}
+        self.rows = 0
+        self.shared: list[tuple[str, str]] = []
+        """places of the first shared rows: held out, then in training"""
+        self.count = 0
+        for record in train:
+            self.know(record)
+
+    def know(self, record: Record) -> None:
+        """Take a training record in."""
+        self._known.setdefault(hash(_content(record, ordered=False)), (record.source, record.line))
+
+    def look(self, record: Record) -> None:
+        """Look up a held-out record."""
+        self.rows += 1
+        place = self._known.get(hash(_content(record, ordered=False)))
+        if place is not None:
+            self.count += 1
+            if len(self.shared) < _PLACES:
+                self.shared.append((record.where, Record(source=place[0], line=place[1]).where))
+
+    def refuse(self, train: str, held_out: str) -> None:
+        """Raise DataError if any record was shared."""
+        if not self.count:
+            return
+        places = ", ".join(f"{there} is {here}" for there, here in self.shared)
+        more = ", ..." if self.count > len(self.shared) else ""
+        raise DataError(
+            f"{held_out}: {self.count} of its {self.rows} rows are in {train} too ({places}{more}), "
+            "so evaluation would measure memory; take them out, or split anew with `python -m align.data split`"
+        )
+
+
+def prompt_key(record: Record) -> int:
+    """A number that stands for a prompt (or a text) within this process."""
+    return hash(record.text) if record.text is not None else _turns_key(record.prompt)
+
+
+def texts_of(record: Record) -> Iterator[str]:
+    """Every text of a record: contents of all its turns, or its raw text."""
+    if record.text is not None:
+        yield record.text
+    for turns in (record.prompt, record.completion, record.chosen, record.rejected):
+        for turn in turns or ():
+            yield turn["content"]
+
+
+def sign_test(count: int, of: int) -> float:
+    """Two-sided p-value of `count` or more out of `of` fair coin flips (normal approximation, corrected by half)."""
+    excess = abs(count - of / 2) - 0.5
+    return math.erfc(max(excess, 0.0) / math.sqrt(of / 2))
+
+
+def _content(record: Record, *, ordered: bool) -> tuple[object, ...]:
+    if record.chosen is None or record.rejected is None:
+        answer: object = None if record.completion is None else _turns_key(record.completion)
+    else:
+        pair = (_turns_key(record.chosen), _turns_key(record.rejected))
+        answer = pair if ordered else frozenset(pair)
+    return prompt_key(record), answer, record.answer if ordered else None, str(record.tools) if record.tools else None
+
+
+def _turns_key(turns: Messages) -> int:
+    return hash(tuple((turn["role"], turn["content"], str(turn.get("tool_calls") or "")) for turn in turns))
+
+
+def _length(turns: Messages) -> int:
+    return sum(len(turn["content"]) for turn in turns)
+
+
+def _essence(turns: Messages) -> list[tuple[str, str]]:
+    """What is left of an answer without case, spacing and Unicode form."""
+    return [
+        ("".join(unicodedata.normalize("NFKC", turn["content"]).casefold().split()), str(turn.get("tool_calls") or ""))
+        for turn in turns
+    ]
