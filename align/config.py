@@ -257,7 +257,7 @@ def dump_yaml(config: Settings) -> str:
 def write(text: str) -> None:
     """Write to standard output; the one place commands print through.
 
-    Characters that the terminal's encoding lacks come out as escapes such as `\\u4f60`.
+    Characters that the terminal's encoding lacks come out as escapes: their code points in hexadecimal.
     """
     text = text if text.endswith("\n") else text + "\n"
     try:

@@ -104,7 +104,7 @@ class Findings:
         found = {"variables": False, "replaced": False, "mojibake": False}
         for text in texts_of(record):
             if "{{" in text and (names := _TEMPLATE_VARIABLE.findall(text)):
-                self.variable_names.update(set(names))
+                self.variable_names.update(dict.fromkeys(names, 1))
                 found["variables"] = True
             if not text.isascii():
                 found["replaced"] |= _REPLACEMENT in text
