@@ -9,7 +9,8 @@ from typing import Any
 
 from align.errors import IntegrityError
 from align.registry import durable
-from align.registry.fingerprints import digest_file
+from align.registry.fingerprints import digest_file, read_json
+from align.registry.foreign import check_foreign
 from align.registry.references import is_checkpoint
 from align.schema import Kind
 
@@ -34,12 +35,12 @@ class Checkpoint:
 
     @property
     def is_hub(self) -> bool:
-        """Whether it has to be downloaded first."""
-        return self.reference.startswith("hf://")
+        """Whether it is known by its hub id and has no folder here; an adapter in the local cache has one."""
+        return self.reference.startswith("hf://") and not Path(self.location).is_absolute()
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it holds an adapter rather than a whole model; for a hub repository only its download can tell."""
+        """Whether it holds an adapter rather than a whole model; a hub repository must be downloaded to tell."""
         return not self.is_hub and (Path(self.location) / "adapter_config.json").is_file()
 
     @property
@@ -52,10 +53,15 @@ class Checkpoint:
         """The version it was registered as."""
         return self.manifest["version"] if self.manifest else None
 
+    def problems(self, hashes: bool = False) -> list[str]:
+        """What is not as it was committed, one line each: sizes, and with `hashes` content."""
+        return durable.verify_seal(Path(self.location), MANIFEST, hashes) if self.manifest else []
+
     def check(self, hashes: bool = False) -> None:
         """Raise IntegrityError unless every committed file is there with its size and, with `hashes`, its content."""
-        problems = durable.verify_seal(Path(self.location), MANIFEST, hashes) if self.manifest else []
-        if problems:
+        if self.problems(hashes):
+            # Once more with digests: what was found and what was written are both worth knowing now.
+            problems = self.problems(hashes=True)
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise IntegrityError(f"{self.reference}: {problems[0]}{more}; restore the folder or use another version")
 
@@ -73,13 +79,20 @@ def read_version(folder: Path, name: str, version: int) -> Checkpoint:
     return checkpoint
 
 
-def read_folder(folder: Path) -> Checkpoint:
-    """The checkpoint in any folder, with its manifest when it is a copy of a registered version."""
+def read_folder(folder: Path, reference: str | None = None) -> Checkpoint:
+    """The checkpoint in any folder, with its manifest when it is a copy of a registered version.
+
+    Raises IntegrityError for what is not loaded from outside: pickles, torn weights, adapters that are no LoRA.
+    """
+    reference = reference or str(folder)
     if _is_ours(folder / MANIFEST):
-        return _from_manifest(folder, str(folder))
+        # A manifest can be forged: only a registry's own folders are taken at their word.
+        check_foreign(folder, reference)
+        return _from_manifest(folder, reference)
     if not is_checkpoint(folder):
         raise IntegrityError(f"{folder}: no model in it (no adapter_config.json or config.json); give a model's folder")
-    return Checkpoint(reference=str(folder), kind=infer_kind(folder), location=str(folder))
+    check_foreign(folder, reference)
+    return Checkpoint(reference=reference, kind=infer_kind(folder), location=str(folder))
 
 
 def infer_kind(folder: Path) -> Kind:
@@ -92,11 +105,13 @@ def infer_kind(folder: Path) -> Kind:
 
 def adapter_config(folder: Path) -> dict[str, Any]:
     """PEFT's description of the adapter in a folder."""
-    path = folder / "adapter_config.json"
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise IntegrityError(f"{path}: cannot be read ({error}); save the adapter again") from None
+    return read_json(folder / "adapter_config.json", required=True)
+
+
+def newer_format(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest was written by a later program than this one."""
+    written = manifest.get("format")
+    return not isinstance(written, int) or written > MANIFEST_FORMAT
 
 
 def _is_ours(path: Path) -> bool:
@@ -112,10 +127,10 @@ def _is_ours(path: Path) -> bool:
 
 def _from_manifest(folder: Path, reference: str) -> Checkpoint:
     manifest = durable.read_seal(folder, MANIFEST)
-    written = manifest.get("format")
-    if not isinstance(written, int) or written > MANIFEST_FORMAT:
+    if newer_format(manifest):
         raise IntegrityError(
-            f"{reference}: its manifest has format {written}, this program reads {MANIFEST_FORMAT}; update align"
+            f"{reference}: its manifest has format {manifest.get('format')}, this program reads {MANIFEST_FORMAT};"
+            " update align"
         )
     if manifest.get("kind") not in ("base", "policy", "reward"):
         raise IntegrityError(f"{reference}: its manifest names no kind; restore the folder")

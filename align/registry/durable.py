@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -75,6 +76,17 @@ def make_folder(folder: Path, top: Path, disk: Disk = DISK) -> None:
     while folder != top:
         folder = folder.parent
         disk.sync_folder(folder)
+
+
+def move(source: Path, target: Path, disk: Disk = DISK) -> None:
+    """Give a file or folder a place in another folder, durably; a folder becomes writable by its owner."""
+    if source.is_dir():
+        # Moving a folder rewrites its `..`, which counts as writing to it.
+        source.chmod(source.stat().st_mode | 0o200)
+    disk.rename(source, target)
+    # The new name first: a power cut between the two may leave both names, never neither.
+    disk.sync_folder(target.parent)
+    disk.sync_folder(source.parent)
 
 
 def publish(folder: Path, target: Path, proof: str, disk: Disk = DISK) -> bool:
@@ -165,11 +177,12 @@ def _compare(folder: Path, name: str, entry: dict[str, Any], hashes: bool) -> st
     if not path.is_file():
         return f"{path}: absent"
     size = path.stat().st_size
-    if size != entry.get("size"):
-        return f"{path}: {size} bytes, {entry.get('size')} were written"
+    digests = ""
     if hashes and (digest := hash_file(path)) != entry.get("sha256"):
-        return f"{path}: content has digest {digest[:12]}, {str(entry.get('sha256'))[:12]} was written"
-    return None
+        digests = f"content has digest sha256:{digest}, sha256:{entry.get('sha256')} was written"
+    if size != entry.get("size"):
+        return f"{path}: {size} bytes, {entry.get('size')} were written" + (f"; {digests}" if digests else "")
+    return f"{path}: {digests}" if digests else None
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
@@ -184,7 +197,30 @@ def walk_files(folder: Path) -> Iterator[Path]:
 def freeze(folder: Path) -> None:
     """Take away write permission from a folder and all it holds."""
     for path in [*folder.rglob("*"), folder]:
-        path.chmod(path.stat().st_mode & ~0o222)
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & ~0o222)
+
+
+def is_frozen(folder: Path) -> bool:
+    """Whether nobody may write to a folder or to anything in it."""
+    return not any(path.lstat().st_mode & 0o222 for path in [*folder.rglob("*"), folder] if not path.is_symlink())
+
+
+def erase(path: Path) -> None:
+    """Delete a file or a folder for good, a frozen one too."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for inner in [path, *path.rglob("*")]:
+        if inner.is_dir() and not inner.is_symlink():
+            inner.chmod(inner.stat().st_mode | 0o700)
+    shutil.rmtree(path)
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; links count as nothing."""
+    inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(inner.lstat().st_size for inner in inside if inner.is_file() and not inner.is_symlink())
 
 
 def hash_file(path: Path) -> str:

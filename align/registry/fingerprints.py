@@ -80,14 +80,14 @@ def read_template(location: str | Path) -> str | dict[str, str] | None:
     folder = Path(location)
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    template = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         return {entry["name"]: entry["template"] for entry in template}
     return template
 
 
 def _config_digest(folder: Path) -> str:
-    return digest_json(_without_volatile(_read_json(folder / "config.json", required=True)))
+    return digest_json(_without_volatile(read_json(folder / "config.json", required=True)))
 
 
 def _without_volatile(value: Any) -> Any:
@@ -100,14 +100,14 @@ def _without_volatile(value: Any) -> Any:
 def _tokenizer_digest(folder: Path) -> str | None:
     content: dict[str, Any] = {}
     if (folder / "tokenizer.json").is_file():
-        whole = _read_json(folder / "tokenizer.json")
+        whole = read_json(folder / "tokenizer.json")
         content["tokenizer"] = {key: value for key, value in whole.items() if key not in _VOLATILE_TOKENIZER}
     else:
         present = [name for name in _SLOW_TOKENIZER_FILES if (folder / name).is_file()]
         content.update((name, digest_file(folder / name)) for name in present)
     if not content:
         return None
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
     content["settings"] = {key: _token_text(settings[key]) for key in _TOKENIZER_SETTINGS if key in settings}
     return digest_json(content)
 
@@ -133,7 +133,7 @@ def _weights_digest(folder: Path, cache: Path | None) -> str:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+        return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter"))
@@ -150,6 +150,18 @@ def _identity(path: Path) -> list[Any]:
     except FileNotFoundError:
         raise IntegrityError(f"{path}: a shard of the weights is absent; download the model again") from None
     return [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def check_whole(path: Path) -> None:
+    """Raise IntegrityError when a safetensors file is shorter or longer than its header says; reads the header only."""
+    with path.open("rb") as stream:
+        header, start = _header(stream, path)
+    try:
+        end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (KeyError, TypeError, IndexError):
+        raise IntegrityError(f"{path}: not a whole safetensors file; download or save it again") from None
+    if (size := path.stat().st_size) != end:
+        raise IntegrityError(f"{path}: {size} bytes, its header announces {end}; download or save it again")
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, list[Any]]]:
@@ -186,7 +198,8 @@ def _hash_bytes(stream: BinaryIO, count: int, path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
+def read_json(path: Path, required: bool = False) -> dict[str, Any]:
+    """The object in a JSON file of a model; empty when the file is absent and not `required`."""
     if not required and not path.is_file():
         return {}
     try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
+import time
 from pathlib import Path
 
 from align.errors import IntegrityError
@@ -11,8 +14,13 @@ from align.registry.references import LATEST, NAME
 
 FORMAT = 1
 FORMAT_FILE = "FORMAT.json"
+STALE = 7 * 24 * 3600
+"""seconds after which what another machine was writing is taken for abandoned"""
 
 _VERSION_FOLDER = re.compile(r"v(\d{4,9})")
+_TOMBSTONE = re.compile(r"v(\d{4,9})\.removed")
+_STAGING = re.compile(r"[0-9a-f]{32}-(?P<host>.+)-(?P<pid>\d+)")
+_LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.probe-[0-9a-f]{32}")
 _ALIAS_LINE = re.compile(r"v(\d{4,9}) (sha256:[0-9a-f]{64})\s*")
 
 
@@ -44,19 +52,86 @@ def version_number(folder_name: str) -> int | None:
 
 def version_numbers(home: Path) -> dict[int, Path]:
     """Every number in use below a name's folder, by whole versions or not."""
-    numbered = ((version_number(path.name), path) for path in _entries(home))
+    numbered = ((version_number(path.name), path) for path in entries(home))
     return {number: path for number, path in sorted(numbered, key=lambda pair: pair[0] or 0) if number}
+
+
+def last_number(home: Path) -> int:
+    """The highest number ever given below a name's folder, by removed versions too; 0 when there is none."""
+    removed = (_TOMBSTONE.fullmatch(path.name) for path in entries(home))
+    return max([*version_numbers(home), *(int(match[1]) for match in removed if match)], default=0)
+
+
+def tombstone(home: Path, number: int) -> Path:
+    """The file that keeps the number of a removed version from being given again."""
+    return home / f"{version_folder(number)}.removed"
+
+
+def read_tombstone(home: Path, number: int) -> dict[str, str] | None:
+    """What is known of a removed version: `when`, `why` and `digest`; None when there was none."""
+    try:
+        found = json.loads(tombstone(home, number).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return {"when": "", "why": "", "digest": ""} | found if isinstance(found, dict) else None
+
+
+def is_tombstone(path: Path) -> bool:
+    """Whether a path in a name's folder marks a removed version."""
+    return bool(_TOMBSTONE.fullmatch(path.name)) and path.is_file()
+
+
+def staging_name(unique: str) -> str:
+    """The name of a folder being written by this process."""
+    return f"{unique}-{socket.gethostname()}-{os.getpid()}"
+
+
+def is_staging(path: Path) -> bool:
+    """Whether a path in tmp/ is a folder being written, now or once."""
+    return bool(_STAGING.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a staging folder's process is dead, or nobody can tell and it is older than a week."""
+    match = _STAGING.fullmatch(path.name)
+    if match and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"])):
+        return True
+    return _age(path) > STALE
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether a file is half of a replacement that never took place, older than a week."""
+    return bool(_LEFT_OVER.fullmatch(path.name)) and path.is_file() and _age(path) > STALE
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that this program makes for a moment."""
+    return bool(_LEFT_OVER.fullmatch(path.name))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.lstat().st_mtime
 
 
 def named_folders(folder: Path) -> list[str]:
     """The subfolders that have a valid name."""
-    found = (path for path in _entries(folder) if path.is_dir() and not path.is_symlink())
+    found = (path for path in entries(folder) if path.is_dir() and not path.is_symlink())
     return sorted(path.name for path in found if NAME.fullmatch(path.name))
 
 
 def alias_files(folder: Path) -> list[Path]:
     """The files in a name's folder of aliases that may be aliases."""
-    return sorted(path for path in _entries(folder) if NAME.fullmatch(path.name) and path.name != LATEST)
+    return sorted(path for path in entries(folder) if NAME.fullmatch(path.name) and path.name != LATEST)
 
 
 def alias_line(version: int, digest: str) -> str:
@@ -72,5 +147,6 @@ def read_alias(path: Path) -> tuple[int, str] | None:
     return (int(match[1]), match[2]) if match else None
 
 
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, in name order; nothing when it is absent or a link."""
+    return sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []

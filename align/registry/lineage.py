@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,38 @@ def links(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 def follow(link: dict[str, Any], resolve: Resolve) -> Ancestor:
     """What a recorded parent is today, without its own parents."""
     return _follow(link, resolve)[0]
+
+
+def children(of: Checkpoint | str, versions: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """The versions that were made directly from a checkpoint: as a parent, or as the base of an adapter.
+
+    A version that cannot be read any more is given by its reference.
+    """
+    reference, digest = (of, None) if isinstance(of, str) else (of.reference, of.digest)
+    return [version for version in versions if any(_is_link_to(link, reference, digest) for link in _origins(version))]
+
+
+def descendants(of: Checkpoint | str, versions: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """The versions that were made from a checkpoint, from those, and so on."""
+    known, waiting, found = list(versions), [of], dict[str, Checkpoint]()
+    while waiting:
+        for child in children(waiting.pop(), known):
+            if child.reference not in found:
+                found[child.reference] = child
+                waiting.append(child)
+    return sorted(found.values(), key=lambda version: (version.name or "", version.version or 0))
+
+
+def _origins(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Parents and base of a version; the base is recorded by the digests of its content, not of its manifest."""
+    manifest = checkpoint.manifest or {}
+    base = (manifest.get("base") or {}).get("reference")
+    return [*(manifest.get("parents") or []), *([{"reference": base}] if base else [])]
+
+
+def _is_link_to(link: dict[str, Any], reference: str, digest: str | None) -> bool:
+    recorded = link.get("digest")
+    return link.get("reference") == reference and (recorded is None or digest is None or recorded == digest)
 
 
 def _follow(link: dict[str, Any], resolve: Resolve) -> tuple[Ancestor, Checkpoint | None]:

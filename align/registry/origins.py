@@ -23,6 +23,9 @@ class Resolver(Protocol):
     def base_digests(self, location: str | Path) -> dict[str, str]:
         """What a base in a folder is, by content."""
 
+    def bases_like(self, digests: dict[str, str]) -> Iterator[Checkpoint]:
+        """The registered bases that were committed with these digests."""
+
 
 def home_of(checkpoint: Checkpoint) -> Path | None:
     """The registry whose version a folder is, by where it lies: HOME/models/NAME/v0001."""
@@ -32,7 +35,7 @@ def home_of(checkpoint: Checkpoint) -> Path | None:
 
 
 def find_base(checkpoint: Checkpoint, here: Resolver, beside: Resolver | None) -> Checkpoint:
-    """The base of an adapter: the first place that has one with the recorded digests.
+    """The base of an adapter: the first place that has one with the recorded digests, whatever its name by now.
 
     `beside` is the registry the adapter lies in when that is not `here`; versions there were named by it, so it goes
     first. A base on the hub is taken at its word: only its download has digests.
@@ -69,6 +72,9 @@ def _places(
             continue
         for registry in filter(None, (beside, here)):
             yield f"{reference} in {registry.root}", reference, registry
+    for registry in filter(None, (beside, here)):
+        for base in registry.bases_like(recorded.get("digests") or {}):
+            yield f"{base.reference} in {registry.root}", base.reference, registry
 
 
 def _difference(recorded: dict[str, str], base: Checkpoint, here: Resolver) -> str:

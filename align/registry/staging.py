@@ -10,14 +10,12 @@ from types import TracebackType
 from typing import Any, get_args
 
 from align.errors import IntegrityError
-from align.registry import durable, provenance
+from align.registry import durable, layout, provenance
 from align.registry.checkpoint import MANIFEST, MANIFEST_FORMAT, Checkpoint, read_version
 from align.registry.durable import DISK, Disk
-from align.registry.layout import version_folder, version_numbers
+from align.registry.foreign import PICKLES
+from align.registry.redaction import redact, redact_files
 from align.schema import Kind
-
-# Pickles run code when they are opened, and optimizer state belongs to a run, not to a model.
-_REFUSED_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
 class Staging:
@@ -45,6 +43,25 @@ class Staging:
         and what program this is are added here.
         """
         _check_fields(fields)
+        redact_files(self.path)
+        whole = {"versions": dict(provenance.library_versions()), **redact(fields), **_stamp(self._home.name)}
+        return self._publish(whole)
+
+    def adopt(self, manifest: dict[str, Any], digest: str, changes: dict[str, Any]) -> Checkpoint:
+        """Commit a version that another registry made: under its own number when that is free, else under the next.
+
+        `digest` is that of its manifest as it was; `changes` replaces fields of it. With neither number, name nor
+        fields changed the manifest, and so the digest, stays what it was.
+        """
+        number = manifest["version"]
+        removed = layout.read_tombstone(self._home, number)
+        keeps = self._home.name == manifest["name"] and number not in layout.version_numbers(self._home)
+        same = removed is None or removed["digest"] == digest
+        fields = {key: value for key, value in manifest.items() if key not in ("files", "seal")}
+        return self._publish({**fields, **changes, "name": self._home.name}, number if keeps and same else None)
+
+    def _publish(self, fields: dict[str, Any], number: int | None = None) -> Checkpoint:
+        """Make everything durable and rename it to `number`, or the next when that is None or taken meanwhile."""
         _refuse_pickles(self.path)
         if self._home.is_symlink():
             raise IntegrityError(f"{self._home}: is a link; versions are kept in real folders, replace it")
@@ -52,14 +69,14 @@ class Staging:
         files = durable.measure(self.path, MANIFEST, self._disk)
         if not files:
             raise IntegrityError(f"{self._home.name}: the folder to commit is empty; save the model there first")
-        whole = {"versions": dict(provenance.library_versions()), **fields, **_stamp(self._home.name)}
         while True:
-            version = max(version_numbers(self._home), default=0) + 1
-            durable.write_seal(self.path, {**whole, "version": version}, files, MANIFEST, self._disk)
-            target = self._home / version_folder(version)
+            version = number or layout.last_number(self._home) + 1
+            durable.write_seal(self.path, {**fields, "version": version}, files, MANIFEST, self._disk)
+            target = self._home / layout.version_folder(version)
             if durable.publish(self.path, target, MANIFEST, self._disk):
                 durable.freeze(target)
                 return read_version(target, self._home.name, version)
+            number = None
 
 
 def _stamp(name: str) -> dict[str, Any]:
@@ -82,7 +99,7 @@ def _check_fields(fields: dict[str, Any]) -> None:
 
 def _refuse_pickles(folder: Path) -> None:
     for path in durable.walk_files(folder):
-        if path.suffix in _REFUSED_SUFFIXES:
+        if path.suffix in PICKLES:
             name = path.relative_to(folder)
             raise IntegrityError(
                 f"{name}: pickles and optimizer state never enter the registry; save safetensors and JSON only"

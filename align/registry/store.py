@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from align.errors import IntegrityError, nearest
-from align.registry import durable, fingerprints, layout, lineage, origins
+from align.errors import IntegrityError, MachineError, nearest
+from align.registry import durable, fingerprints, hub, layout, lineage, origins
 from align.registry.checkpoint import MANIFEST, Checkpoint, read_folder, read_version
 from align.registry.durable import DISK, Disk
 from align.registry.references import LATEST, VERSION, Folder, Hub, check_alias, check_name, is_local_name, parse
@@ -32,7 +31,7 @@ class Registry:
 
     def __init__(self, root: Path, disk: Disk = DISK) -> None:
         self.root = root
-        self._disk = disk
+        self.disk = disk
         self._announced: set[str] = set()
         layout.check_format(root)
 
@@ -41,13 +40,18 @@ class Registry:
         """Where the comparison page appends its votes."""
         return self.root / "votes"
 
+    @property
+    def cache_dir(self) -> Path:
+        """Where what can be computed again is kept; deleting it costs time only."""
+        return self.root / "cache"
+
     def runs_dir(self, name: str) -> Path:
         """Where training runs of a name keep their logs and checkpoints."""
         return self.root / "runs" / check_name(name)
 
     def names(self) -> list[str]:
         """The registered names, sorted; a name without a readable version is none."""
-        return [name for name in layout.named_folders(self._models) if next(self._readable(name), None)]
+        return [name for name in layout.named_folders(self.models) if next(self._readable(name), None)]
 
     def versions(self, name: str) -> list[Checkpoint]:
         """The whole versions of a name, oldest first; torn ones and other people's files are left out."""
@@ -55,8 +59,8 @@ class Registry:
         return whole[::-1]
 
     def aliases(self, name: str) -> dict[str, int]:
-        """The aliases of a name and the versions they stand for, `latest` left out."""
-        read = ((path.name, layout.read_alias(path)) for path in layout.alias_files(self._refs(name)))
+        """The aliases of a name and the versions they stand for, `latest` left out; whole or not is not asked."""
+        read = ((path.name, layout.read_alias(path)) for path in layout.alias_files(self.refs(name)))
         return {alias: line[0] for alias, line in read if line}
 
     def resolve(self, reference: str) -> Checkpoint:
@@ -76,7 +80,7 @@ class Registry:
         if not checkpoint.is_adapter:
             return checkpoint
         home = origins.home_of(checkpoint)
-        beside = Registry(home, self._disk) if home and home != self.root else None
+        beside = Registry(home, self.disk) if home and home != self.root else None
         return origins.find_base(checkpoint, self, beside)
 
     def base_digests(self, location: str | Path) -> dict[str, str]:
@@ -86,10 +90,29 @@ class Registry:
     def stage(self, name: str) -> Staging:
         """A new folder to write a checkpoint into; use it in a `with` block and commit it there."""
         check_name(name)
-        self._prepare()
-        folder = self.root / "tmp" / f"{uuid.uuid4().hex}-{socket.gethostname()}-{os.getpid()}"
+        self.check_writable(name)
+        folder = self.root / "tmp" / layout.staging_name(uuid.uuid4().hex)
         folder.mkdir()
-        return Staging(folder, self._home(name), self.root, self._disk)
+        return Staging(folder, self.home(name), self.root, self.disk)
+
+    def check_writable(self, name: str | None = None) -> None:
+        """Create what a writer needs and prove that it can write there, to `name` too; MachineError when it cannot.
+
+        Called before the work, so that hours of training do not end at a folder that nobody may write to.
+        """
+        places = [self.root / "tmp", self.models, self.root / "refs"]
+        places += [folder for folder in (self.home(name), self.refs(name)) if folder.is_dir()] if name else []
+        try:
+            self._prepare()
+            for place in places:
+                probe = place / f".probe-{uuid.uuid4().hex}"
+                probe.write_bytes(b"\n")
+                probe.unlink()
+        except OSError as error:
+            raise MachineError(
+                f"{error.filename or self.root}: the registry cannot be written to ({error.strerror}); make it"
+                " writable, free space, or choose another with --registry"
+            ) from None
 
     def set_alias(self, name: str, alias: str, version: int) -> Checkpoint:
         """Let `name@alias` stand for a version from now on."""
@@ -98,10 +121,11 @@ class Registry:
             raise IntegrityError(f"{name}: no such name in the registry;{nearest(name, known)}")
         checkpoint = self._version(name, version)
         checkpoint.check()
-        folder = self._refs(name)
-        durable.make_folder(folder, self.root, self._disk)
+        self.check_writable(name)
+        folder = self.refs(name)
+        durable.make_folder(folder, self.root, self.disk)
         line = layout.alias_line(version, checkpoint.digest or "")
-        durable.write_durably(folder / alias, line.encode(), self._disk)
+        durable.write_durably(folder / alias, line.encode(), self.disk)
         return checkpoint
 
     def lineage(self, checkpoint: Checkpoint) -> lineage.Ancestor:
@@ -113,45 +137,65 @@ class Registry:
         if reference is not None:
             checkpoint = self.resolve(reference)
             return [f"{checkpoint.reference}: {problem}" for problem in _problems(checkpoint, hashes=True)]
-        names = {*layout.named_folders(self._models), *layout.named_folders(self.root / "refs")}
+        names = {*layout.named_folders(self.models), *layout.named_folders(self.root / "refs")}
         return [problem for name in sorted(names) for problem in self._verify_name(name)]
 
     @property
-    def _models(self) -> Path:
+    def models(self) -> Path:
+        """Where the names are."""
         return self.root / "models"
 
-    def _home(self, name: str) -> Path:
-        return self._models / name
+    def home(self, name: str) -> Path:
+        """Where the versions of a name are."""
+        return self.models / name
 
-    def _refs(self, name: str) -> Path:
+    def refs(self, name: str) -> Path:
+        """Where the aliases of a name are."""
         return self.root / "refs" / name
+
+    def all_versions(self) -> Iterator[Checkpoint]:
+        """Every version whose manifest can be read, by name, oldest first."""
+        for name in layout.named_folders(self.models):
+            yield from reversed(list(self._readable(name)))
+
+    def bases_like(self, digests: dict[str, str]) -> Iterator[Checkpoint]:
+        """The registered bases that were committed with these digests."""
+        for version in self.all_versions() if digests else ():
+            recorded = (version.manifest or {}).get("base") or {}
+            if version.kind == "base" and (recorded.get("digests") or {}) == digests:
+                yield version
 
     def _prepare(self) -> None:
         """Create what a writer needs; safe to do by several at once."""
         fresh = not self.root.is_dir()
         for folder in ("tmp", "models", "refs"):
-            durable.make_folder(self.root / folder, self.root, self._disk)
+            durable.make_folder(self.root / folder, self.root, self.disk)
         if fresh:
-            self._disk.sync_folder(self.root.parent)
+            self.disk.sync_folder(self.root.parent)
         if not (self.root / layout.FORMAT_FILE).exists():
             text = json.dumps({"align_registry": layout.FORMAT}) + "\n"
-            durable.write_durably(self.root / layout.FORMAT_FILE, text.encode(), self._disk)
+            durable.write_durably(self.root / layout.FORMAT_FILE, text.encode(), self.disk)
 
     def _taken_names(self) -> list[str]:
         """Every name with a version folder, whole or not, so that damage is told apart from a misspelt name."""
-        return [name for name in layout.named_folders(self._models) if layout.version_numbers(self._home(name))]
+        return [name for name in layout.named_folders(self.models) if layout.last_number(self.home(name))]
 
     def _readable(self, name: str) -> Iterator[Checkpoint]:
         """The versions whose manifest can be read, newest first."""
-        for number, folder in reversed(layout.version_numbers(self._home(name)).items()):
+        for number, folder in reversed(layout.version_numbers(self.home(name)).items()):
             try:
                 yield read_version(folder, name, number)
             except IntegrityError:
                 continue  # `verify` is the one that tells.
 
     def _version(self, name: str, version: int) -> Checkpoint:
-        numbers = layout.version_numbers(self._home(name))
+        numbers = layout.version_numbers(self.home(name))
         if version not in numbers:
+            if removed := layout.read_tombstone(self.home(name), version):
+                raise IntegrityError(
+                    f"{name}@v{version}: was removed on {removed['when'][:10]} ({removed['why']}); use another version,"
+                    " or move it back from where it was put"
+                )
             known = [f"v{number}" for number in numbers]
             raise IntegrityError(f"{name}@v{version}: no such version;{nearest(f'v{version}', known)}")
         return read_version(numbers[version], name, version)
@@ -167,12 +211,12 @@ class Registry:
         # An alias never looks like a version, so `v3` can only be one.
         if match := VERSION.fullmatch(selector):
             return int(match[1])
-        line = layout.read_alias(self._refs(name) / selector)
+        line = layout.read_alias(self.refs(name) / selector)
         if line is None:
             known = nearest(selector, [LATEST, *self.aliases(name)])
             set_it = f"python -m align.registry alias {name} {selector} VERSION"
             raise IntegrityError(f"{name}@{selector}: no such alias;{known} Set it with: {set_it}")
-        if problem := self._alias_problem(name, self._refs(name) / selector):
+        if problem := self._alias_problem(name, self.refs(name) / selector):
             raise IntegrityError(f"{problem}; set the alias again or restore the version")
         return line[0]
 
@@ -191,21 +235,24 @@ class Registry:
     def _in_folder(self, folder: Path) -> Checkpoint:
         """A version reached by its path is the same version as when reached by its name."""
         number = layout.version_number(folder.name)
-        if number and folder.parent.parent == self._models:
+        if number and folder.parent.parent == self.models:
             return read_version(folder, folder.parent.name, number)
         return read_folder(folder)
 
     def _hub(self, meaning: Hub) -> Checkpoint:
+        """A hub repository; one that holds an adapter is read from the local cache."""
         suffix = f"@{meaning.revision}" if meaning.revision else ""
         reference = f"hf://{meaning.repository}{suffix}"
         if meaning.guessed and reference not in self._announced:
             self._announced.add(reference)
             sys.stderr.write(f"{meaning.repository}: no such folder here, taken as a hub id ({reference})\n")
+        if adapter := hub.cached_adapter(meaning.repository, meaning.revision):
+            return read_folder(adapter, reference)
         return Checkpoint(reference, kind="base", location=meaning.repository, revision=meaning.revision)
 
     def _verify_name(self, name: str) -> list[str]:
         problems: list[str] = []
-        for number, folder in layout.version_numbers(self._home(name)).items():
+        for number, folder in layout.version_numbers(self.home(name)).items():
             try:
                 checkpoint = read_version(folder, name, number)
             except IntegrityError as error:
@@ -213,7 +260,7 @@ class Registry:
                 continue
             found = [*_problems(checkpoint, hashes=True), *self._broken_links(checkpoint)]
             problems += [f"{checkpoint.reference}: {problem}" for problem in found]
-        aliases = (self._alias_problem(name, path) for path in layout.alias_files(self._refs(name)))
+        aliases = (self._alias_problem(name, path) for path in layout.alias_files(self.refs(name)))
         return problems + [problem for problem in aliases if problem]
 
     def _broken_links(self, checkpoint: Checkpoint) -> list[str]:
@@ -228,13 +275,16 @@ def _is_broken(parent: lineage.Ancestor) -> bool:
 
 def _problems(checkpoint: Checkpoint, hashes: bool) -> list[str]:
     """What is wrong with the files of a checkpoint; with `hashes`, files that nobody committed count too."""
+    problems = checkpoint.problems(hashes)
+    strays = added_files(checkpoint) if hashes else []
+    return problems + [f"{path}: is not in the manifest; somebody added it later" for path in strays]
+
+
+def added_files(checkpoint: Checkpoint) -> list[Path]:
+    """The files in a version's folder that nobody committed, hidden ones left out."""
     if checkpoint.manifest is None:
         return []
     folder = Path(checkpoint.location)
-    problems = durable.verify_seal(folder, MANIFEST, hashes)
-    if not hashes:
-        return problems
     listed = {MANIFEST, *checkpoint.manifest["files"]}
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    strays = sorted(name for name in present - listed if not name.startswith("."))
-    return problems + [f"{folder / name}: is not in the manifest; somebody added it later" for name in strays]
+    return [folder / name for name in sorted(present - listed) if not name.startswith(".")]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_models import write_model
 
 from align.registry import Checkpoint, Registry, open_registry
 
@@ -26,9 +27,7 @@ def commit() -> Commit:
 
     def write(registry: Registry, name: str, stage: str = "sft", kind: str = "policy", **fields: Any) -> Checkpoint:
         with registry.stage(name) as staging:
-            weights, config = ("model", "config.json") if kind == "base" else ("adapter_model", "adapter_config.json")
-            (staging.path / f"{weights}.safetensors").write_bytes(b"weights of " + name.encode())
-            (staging.path / config).write_text("{}")
+            write_model(staging.path, b"weights of " + name.encode(), kind)
             return staging.commit({"stage": stage, "kind": kind, **fields})
 
     return write

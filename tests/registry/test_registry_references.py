@@ -4,8 +4,11 @@ import json
 import shutil
 
 import pytest
+from small_models import write_model
 
 from align.errors import IntegrityError, UsageError
+
+LORA = {"peft_type": "LORA"}
 
 
 @pytest.fixture
@@ -102,13 +105,14 @@ def test_a_hub_reference_keeps_its_revision_apart(registry):
     ("files", "kind", "is_adapter"),
     [
         ({"config.json": {}}, "base", False),
-        ({"adapter_config.json": {"task_type": "CAUSAL_LM"}}, "policy", True),
-        ({"adapter_config.json": {"task_type": "SEQ_CLS"}}, "reward", True),
-        ({"adapter_config.json": {}, "config.json": {}, "manifest.json": {"manifest_version": 3}}, "policy", True),
+        ({"adapter_config.json": {**LORA, "task_type": "CAUSAL_LM"}}, "policy", True),
+        ({"adapter_config.json": {**LORA, "task_type": "SEQ_CLS"}}, "reward", True),
+        ({"adapter_config.json": LORA, "config.json": {}, "manifest.json": {"manifest_version": 3}}, "policy", True),
     ],
 )
 def test_the_kind_of_a_plain_folder_is_inferred(registry, tmp_path, files, kind, is_adapter):
-    (tmp_path / "model").mkdir()
+    write_model(tmp_path / "model", b"weights", kind)
+    (tmp_path / "model" / "config.json").unlink(missing_ok=True)
     for name, content in files.items():
         (tmp_path / "model" / name).write_text(json.dumps(content))
 

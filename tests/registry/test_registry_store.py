@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from small_models import write_model
 
 from align.errors import IntegrityError, UsageError
 from align.registry import open_registry
@@ -21,7 +22,7 @@ def test_versions_count_up_and_say_what_they_are(registry, commit):
     assert registry.versions("support-sft") == [first, second]
     assert second.manifest["metrics"] == {"loss": 0.5}
     assert set(second.manifest) >= {"format", "name", "version", "created", "commit_id", "git", "versions", "files"}
-    assert second.manifest["files"]["adapter_config.json"]["size"] == 2
+    assert second.manifest["files"]["adapter_config.json"]["size"] == 21
     assert first.manifest["commit_id"] != second.manifest["commit_id"]
     assert json.loads((registry.root / "FORMAT.json").read_text()) == {"align_registry": 1}
 
@@ -257,7 +258,9 @@ def test_the_base_of_an_adapter_is_found_by_reference_then_location_then_its_own
     nowhere = commit(registry, "m")
     plain = tmp_path / "plain"
     plain.mkdir()
-    (plain / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(outside)}))
+    write_model(plain, b"plain")
+    claim = {"peft_type": "LORA", "base_model_name_or_path": str(outside)}
+    (plain / "adapter_config.json").write_text(json.dumps(claim))
 
     assert registry.resolve_base(base) == base
     assert registry.resolve_base(by_reference) == base

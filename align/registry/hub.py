@@ -1,0 +1,78 @@
+"""The model hub: what of it already lies in the local cache, and sending a version there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.errors import IntegrityError, MachineError, UsageError
+
+if TYPE_CHECKING:
+    from align.registry.checkpoint import Checkpoint
+
+
+def cached_snapshot(repository: str, revision: str | None) -> Path | None:
+    """The folder of a hub repository in the local cache; None when it was never downloaded. Asks no network."""
+    home = _cache() / f"models--{repository.replace('/', '--')}"
+    wanted = revision or "main"
+    ref = home / "refs" / wanted
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else wanted
+    snapshot = home / "snapshots" / commit
+    return snapshot if snapshot.is_dir() and ".." not in Path(wanted).parts else None
+
+
+def cached_adapter(repository: str, revision: str | None) -> Path | None:
+    """The cached folder of a hub repository that holds an adapter and no model of its own."""
+    snapshot = cached_snapshot(repository, revision)
+    if snapshot is None or not (snapshot / "adapter_config.json").is_file() or (snapshot / "config.json").is_file():
+        return None
+    return snapshot
+
+
+def _cache() -> Path:
+    # The places and their order are huggingface_hub's; reading them here keeps it from being imported for `show`.
+    if chosen := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def push(checkpoint: Checkpoint, repository: str, *, public: bool = False) -> str:
+    """Upload a checkpoint's folder to a hub repository, made private when it is new; returns its address.
+
+    Raises UsageError without a token, MachineError when the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if repository.count("/") != 1:
+        raise UsageError(f"push to {repository}: no hub repository; write org/name")
+    if checkpoint.is_hub:
+        raise UsageError(f"push {checkpoint.reference}: it is on the hub already; push a registered version")
+    token = get_token()
+    if not token:
+        raise UsageError(
+            f"push {checkpoint.reference} to {repository}: no access token was found; set HF_TOKEN to a token that may"
+            " write, or log in with: hf auth login"
+        )
+    problems = checkpoint.problems(hashes=True)
+    if problems:
+        raise IntegrityError(f"push {checkpoint.reference}: {problems[0]}; only a whole version is sent")
+    hub = HfApi(token=token)
+    try:
+        hub.create_repo(repository, private=not public, exist_ok=True)
+        sent = hub.upload_folder(
+            repo_id=repository,
+            folder_path=checkpoint.location,
+            commit_message=f"{checkpoint.reference} {checkpoint.digest or ''}".strip(),
+        )
+    except HFValidationError as error:
+        raise UsageError(f"push to {repository}: {str(error).splitlines()[0]}; write org/name") from None
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise MachineError(
+            f"push {checkpoint.reference} to {repository}: {str(error).splitlines()[0]}; check the network, the token's"
+            " rights and HF_HUB_OFFLINE"
+        ) from None
+    return str(sent.commit_url)
