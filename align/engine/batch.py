@@ -185,6 +185,9 @@ def running(model: Any, adapters: Sequence[str], lane: str) -> Iterator[dict[str
     elif lane == MIXED:
         with _without_leftover_hooks(model):
             yield {"adapter_names": list(adapters)}
+    elif lane == BASE:
+        with model.disable_adapter():
+            yield {}
     else:
         before = model.active_adapter
         model.set_adapter(lane, inference_mode=True)
@@ -218,10 +221,21 @@ def adapters_of(model: Any) -> dict[str, Any]:
     return dict(model.peft_config) if isinstance(model, PeftModel) else {}
 
 
-def lane_of(model: Any, adapter: str) -> str:
-    """`MIXED` for an adapter whose rows can share a batch with others', else its own name."""
-    config = adapters_of(model).get(adapter)
-    if config is None:
-        return MIXED
-    alone = config.use_dora or getattr(config, "alora_invocation_tokens", None) or getattr(config, "arrow_config", None)
-    return adapter if alone else MIXED
+def lanes_of(model: Any, probe: torch.Tensor) -> dict[str, str]:
+    """For the base and every adapter, `MIXED` when its rows can share a batch with others', else its own name.
+
+    DoRA cannot be mixed. An architecture that flattens rows and positions into one dimension on its way (OPT does)
+    cannot be either: PEFT then finds more rows than adapter names. `probe` (1, T > 1) is run to see.
+    """
+    configs = adapters_of(model)
+    try:
+        with running(model, [BASE], MIXED) as options:
+            model(input_ids=probe, **options)
+    except ValueError:
+        return {name: name for name in (BASE, *configs)}
+    return {BASE: MIXED} | {name: name if _runs_alone(config) else MIXED for name, config in configs.items()}
+
+
+def _runs_alone(config: Any) -> bool:
+    others = (getattr(config, "alora_invocation_tokens", None), getattr(config, "arrow_config", None))
+    return bool(config.use_dora or any(others))

@@ -14,7 +14,8 @@ from align.engine.batch import (
     CLOSED,
     MIXED,
     LiveRow,
-    lane_of,
+    adapters_of,
+    lanes_of,
     run_batch,
     running,
 )
@@ -35,10 +36,21 @@ class ModelFacts:
 
     reference: str
     adapter: str
-    alone: bool
-    """its rows cannot share a batch with other adapters' (DoRA), so they run one model after the other"""
+    lane: str
+    """the rows it can share a batch with: `MIXED`, or its own name"""
     shift: float
     """largest difference of a logit from the base's on a fixed probe; 0 for the base itself"""
+    is_dora: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether its rows cannot share a batch with other models', so that they run one model after the other."""
+        return self.lane != MIXED
+
+    @property
+    def why_alone(self) -> str:
+        """A line on rows that run alone."""
+        return ("DoRA" if self.is_dora else "this architecture's") + " rows run one model after the other"
 
 
 @dataclass
@@ -59,6 +71,7 @@ class LocalEngine:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._facts: list[ModelFacts] = []
+        self._lanes: dict[str, str] = {}
         self._failure: BaseException | None = None
         started = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(started,), name="align-engine", daemon=True)
@@ -80,7 +93,7 @@ class LocalEngine:
     @property
     def notes(self) -> list[str]:
         """What a user should know about these models, one line each."""
-        lines = [f"{fact.reference}: DoRA rows run one model after the other" for fact in self._facts if fact.alone]
+        lines = [f"{fact.reference}: {fact.why_alone}" for fact in self._facts if fact.alone]
         same = [fact for fact in self._facts if fact.adapter != BASE and fact.shift == 0]
         return lines + [f"{fact.reference}: writes exactly what its base writes" for fact in same]
 
@@ -94,7 +107,7 @@ class LocalEngine:
             if adapter is None:
                 live.fail(f"{row.model}: not one of the loaded models;{nearest(row.model, self.models)}")
             else:
-                lanes.setdefault(lane_of(self._resident.model, adapter), []).append(live)
+                lanes.setdefault(self._lanes[adapter], []).append(live)
         self._enqueue([_Job(lane, part) for lane, rows in lanes.items() for part in self._parts(rows)])
         return stream
 
@@ -131,6 +144,7 @@ class LocalEngine:
     def _work(self, started: threading.Event) -> None:
         try:
             self._facts = probe(self._resident)
+            self._lanes = {fact.adapter: fact.lane for fact in self._facts}
         except Exception as error:  # whatever it is, the constructor raises it in the caller's thread
             self._failure = error
             return
@@ -207,18 +221,22 @@ def probe(resident: Resident) -> list[ModelFacts]:
     model.generation_config = GenerationConfig()
     ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.inference_mode():
-        logits = {name: _probe_one(model, ids, name) for name in {BASE, *resident.adapters.values()}}
+        lanes = lanes_of(model, ids)
+        names = {BASE, *resident.adapters.values()}
+        logits = {name: _probe_one(model, ids, name, lanes.get(name, MIXED)) for name in names}
+    configs = adapters_of(model)
     return [
         ModelFacts(
             reference=reference,
             adapter=name,
-            alone=lane_of(model, name) != MIXED,
+            lane=lanes[name],
             shift=float((logits[name] - logits[BASE]).abs().max()),
+            is_dora=name in configs and configs[name].use_dora,
         )
         for reference, name in resident.adapters.items()
     ]
 
 
-def _probe_one(model: Any, ids: Any, adapter: str) -> Any:
-    with running(model, [adapter], lane_of(model, adapter)) as options:
+def _probe_one(model: Any, ids: Any, adapter: str, lane: str) -> Any:
+    with running(model, [adapter], lane) as options:
         return model(input_ids=ids, **options).logits.float()

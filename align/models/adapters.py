@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.errors import IntegrityError, UsageError, nearest
+from align.config import write
+from align.errors import IntegrityError, UsageError
 from align.models.loading import Precision, load_base
+from align.models.lora import ALL_LINEAR, has_fused_experts, insert, new_config, saved_config
 from align.models.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from align.config import LoraSettings
     from align.registry import Checkpoint, Registry
@@ -42,15 +44,59 @@ class Resident:
 def start_policy(
     registry: Registry, checkpoint: Checkpoint, lora: LoraSettings | None, precision: Precision
 ) -> Resident:
-    """Make the trainable adapter `default`: the checkpoint's own, continued, or a new LoRA when it is a base."""
+    """Make the trainable adapter `default`: the checkpoint's own, continued, or a new LoRA when it is a base.
+
+    With `lora` None the whole model is trainable instead, and a checkpoint's adapter is merged into it.
+    """
     refuse_reward(checkpoint)
-    resident = _resident_base(registry, checkpoint, precision)
+    if lora is None:
+        return _start_full(registry, checkpoint, precision)
+    resident = _resident_base(registry, checkpoint, precision, write)
+    _without_router_loss(resident.model)
+    _tell_frozen_experts(resident, checkpoint, lora)
     if checkpoint.is_adapter:
         attach_adapter(resident, checkpoint, "default", trainable=True)
     else:
         add_lora(resident, "default", lora)
     resident.model.train()
     return resident
+
+
+def _start_full(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> Resident:
+    """A model of which every weight trains, held in fp32: steps of 1e-5 would vanish in bfloat16."""
+    if precision.quantization != "none":
+        raise UsageError(
+            f"lora=none with quantization={precision.quantization}: rounded weights cannot be trained; "
+            "give quantization=none, or train an adapter"
+        )
+    resident = _resident_base(registry, checkpoint, Precision(bf16=False), write)
+    if checkpoint.is_adapter:
+        attach_adapter(resident, checkpoint, "default")
+        resident.model = resident.model.merge_and_unload()
+        resident.adapters.clear()
+        write(f"{checkpoint.reference}: its adapter is merged into the weights, and all of them are trained")
+    resident.model.requires_grad_(True)
+    resident.model.train()
+    return resident
+
+
+def _without_router_loss(model: Any) -> None:
+    """Leave the balance of a mixture of experts alone while its router is frozen.
+
+    TRL would add it to the loss, so that DPO would not start at ln 2, and transformers 5.23 cannot compute it in
+    generation with a cache.
+    """
+    config = model.config.get_text_config()
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits, config.router_aux_loss_coef = False, 0.0
+
+
+def _tell_frozen_experts(resident: Resident, checkpoint: Checkpoint, lora: LoraSettings) -> None:
+    if lora.target_modules == ALL_LINEAR and not checkpoint.is_adapter and has_fused_experts(resident.model):
+        names = ", ".join(sorted(new_config(resident.model, lora).target_modules or []))
+        write(
+            f"{resident.base.reference}: a mixture of experts; {names} are adapted, experts and router stay as they are"
+        )
 
 
 def load_resident(registry: Registry, references: list[str], precision: Precision) -> Resident:
@@ -62,6 +108,7 @@ def load_resident(registry: Registry, references: list[str], precision: Precisio
     for checkpoint in checkpoints:
         refuse_reward(checkpoint)
     resident = _resident_base(registry, checkpoints[0], precision)
+    _without_router_loss(resident.model)
     for index, checkpoint in enumerate(checkpoints):
         if checkpoint.is_adapter:
             attach_adapter(resident, checkpoint, f"adapter{index}")
@@ -85,10 +132,12 @@ def refuse_reward(checkpoint: Checkpoint) -> None:
         )
 
 
-def _resident_base(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> Resident:
+def _resident_base(
+    registry: Registry, checkpoint: Checkpoint, precision: Precision, say: Callable[[str], None] | None = None
+) -> Resident:
     base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
     model = load_base(base, precision)
-    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base))
+    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base), say)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise IntegrityError(
@@ -108,31 +157,16 @@ def tokenizer_home(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
 def add_lora(resident: Resident, name: str, lora: LoraSettings | None) -> None:
     """Add a new trainable LoRA adapter; it starts as an exact no-op.
 
-    Raises UsageError listing the model's linear modules when none of the target modules exists.
+    Raises UsageError when a target module does not exist, with those that do, or when the settings do not go together.
     """
-    from peft import LoraConfig
-
-    config = LoraConfig(**lora_arguments(lora), task_type="CAUSAL_LM")
+    assert lora is not None, "lora=none is for start_policy and for stages that train every weight"
+    config = new_config(resident.model, lora)
     try:
-        _add(resident, config, name)
+        resident.model = insert(resident.model, config, name)
     except ValueError as error:
-        known = sorted({key.rsplit(".", 1)[-1] for key, module in resident.model.named_modules() if _is_linear(module)})
         raise UsageError(
-            f"lora.target_modules={config.target_modules}: {str(error).splitlines()[0]};{nearest('', known)}"
+            f"lora: {str(error).splitlines()[0]}; change lora.target_modules or what does not go with it"
         ) from None
-
-
-def lora_arguments(lora: LoraSettings | None) -> dict[str, Any]:
-    """Our LoRA settings under PEFT's names."""
-    assert lora is not None, "a stage without full_training always has settings of an adapter"
-    return {
-        "r": lora.r,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": lora.target_modules,
-        "use_rslora": lora.use_rslora,
-        "use_dora": lora.use_dora,
-    }
 
 
 def attach_adapter(resident: Resident, checkpoint: Checkpoint, name: str, *, trainable: bool = False) -> None:
@@ -140,15 +174,10 @@ def attach_adapter(resident: Resident, checkpoint: Checkpoint, name: str, *, tra
 
     A reward adapter is attached without its score head (`align.models.heads` loads that).
     """
-    from peft import LoraConfig
-
     check_base(resident, checkpoint)
-    config = LoraConfig.from_pretrained(checkpoint.location)
-    config.task_type = "CAUSAL_LM"
-    config.modules_to_save = None
-    config.inference_mode = not trainable
+    config = saved_config(resident.model, checkpoint, trainable=trainable)
     state = _read_adapter(checkpoint)
-    _add(resident, config, name)
+    resident.model = insert(resident.model, config, name)
     _load_state(resident.model, state, name, checkpoint)
     set_trainable(resident.model, name, trainable)
     resident.adapters[checkpoint.reference] = name
@@ -282,16 +311,3 @@ def save_adapter(model: Any, adapter: str, folder: Path, base_location: str) -> 
     config.inference_mode = True
     config.base_model_name_or_path = base_location
     config.save_pretrained(folder)
-
-
-def _add(resident: Resident, config: Any, name: str) -> None:
-    from peft import PeftModel, get_peft_model
-
-    if isinstance(resident.model, PeftModel):
-        resident.model.add_adapter(name, config)
-    else:
-        resident.model = get_peft_model(resident.model, config, adapter_name=name)
-
-
-def _is_linear(module: Any) -> bool:
-    return "Linear" in type(module).__name__

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from align.models.adapters import lora_arguments
+from align.models.hub import no_telemetry
+from align.models.loading import explained
+from align.models.lora import insert, new_config, saved_config
 
 if TYPE_CHECKING:
     from align.config import LoraSettings
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
 
 def context_length(base: Checkpoint) -> int | None:
     """How many positions a base holds, or None when its config does not say."""
-    from align.models.loading import explained
-
     with explained(base):
         from transformers import AutoConfig
 
@@ -23,18 +23,25 @@ def context_length(base: Checkpoint) -> int | None:
 
 
 def count_trainable(parent: Checkpoint, base: Checkpoint, lora: LoraSettings | None) -> tuple[int, int]:
-    """Trainable and total parameters of a run from `parent`: its own adapter's, or those of a new LoRA."""
+    """Trainable and total parameters of a run from `parent`: its own adapter's, a new LoRA's, or all."""
     import torch
-    from peft import LoraConfig, get_peft_model
+
+    model = shape_of(base)
+    with torch.device("meta"):
+        if lora is not None and parent.is_adapter:
+            model = insert(model, saved_config(model, parent, trainable=True), "default")
+        elif lora is not None:
+            model = insert(model, new_config(model, lora), "default")
+    parameters = list(model.parameters())
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return trainable, sum(parameter.numel() for parameter in parameters)
+
+
+def shape_of(base: Checkpoint) -> Any:
+    """A base as modules and shapes on torch's meta device: nothing is read but its config."""
+    no_telemetry()
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if parent.is_adapter:
-        config = LoraConfig.from_pretrained(parent.location)
-        config.inference_mode = False
-    else:
-        config = LoraConfig(**lora_arguments(lora), task_type="CAUSAL_LM")
-    with torch.device("meta"):
-        shape = AutoConfig.from_pretrained(base.location, revision=base.revision)
-        model = get_peft_model(AutoModelForCausalLM.from_config(shape), config)
-    trainable, total = model.get_nb_trainable_parameters()
-    return int(trainable), int(total)
+    with torch.device("meta"), explained(base):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.location, revision=base.revision))

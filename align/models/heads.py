@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.config import write
 from align.errors import IntegrityError
 from align.models.adapters import (
     WEIGHTS,
@@ -12,18 +13,20 @@ from align.models.adapters import (
     _load_state,
     _read_adapter,
     check_base,
-    lora_arguments,
     refuse_reward,
     tokenizer_home,
 )
 from align.models.loading import Precision, load_base
-from align.models.tokenizers import load_tokenizer
+from align.models.lora import insert, new_config, saved_config
+from align.models.tokenizers import load_tokenizer, own_pad_token
 
 if TYPE_CHECKING:
     import torch
 
     from align.config import LoraSettings
     from align.registry import Checkpoint, Registry
+
+_TASK = "SEQ_CLS"
 
 
 def start_reward(
@@ -36,8 +39,8 @@ def start_reward(
     refuse_reward(checkpoint)
     base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
     model = load_base(base, precision, head="score")
-    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base))
-    _refuse_ambiguous_padding(checkpoint, tokenizer)
+    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base), write)
+    own_pad_token(tokenizer, checkpoint.reference, write)
     model.config.pad_token_id = tokenizer.pad_token_id
     resident = Resident(model, tokenizer, base, registry=registry)
     _wrap(resident, checkpoint, lora)
@@ -46,16 +49,15 @@ def start_reward(
 
 
 def _wrap(resident: Resident, checkpoint: Checkpoint, lora: LoraSettings | None) -> None:
-    from peft import LoraConfig, TaskType, get_peft_model
-
     if checkpoint.is_adapter:
         check_base(resident, checkpoint)
-        config = LoraConfig.from_pretrained(checkpoint.location)
+        config = saved_config(resident.model, checkpoint, _TASK, trainable=True)
     else:
-        config = LoraConfig(**lora_arguments(lora))
-    config.task_type, config.modules_to_save, config.inference_mode = TaskType.SEQ_CLS, ["score"], False
+        assert lora is not None, "a reward model is an adapter"
+        config = new_config(resident.model, lora, _TASK)
+    config.modules_to_save = ["score"]
     state = _read_adapter(checkpoint) if checkpoint.is_adapter else None
-    resident.model = get_peft_model(resident.model, config)
+    resident.model = insert(resident.model, config, "default")
     if state is not None:
         _continue(resident.model, state, checkpoint)
 
@@ -66,14 +68,6 @@ def _continue(model: Any, state: dict[str, Any], checkpoint: Checkpoint) -> None
     new = get_peft_model_state_dict(model)
     head = {key: tensor for key, tensor in new.items() if ".score." in key}
     _load_state(model, state | head, "default", checkpoint)
-
-
-def _refuse_ambiguous_padding(checkpoint: Checkpoint, tokenizer: Any) -> None:
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise IntegrityError(
-            f"{checkpoint.reference}: its tokenizer pads with the EOS token, so the last token of a text cannot be "
-            "told from padding; give the tokenizer a pad token of its own"
-        )
 
 
 def load_score_head(checkpoint: Checkpoint) -> torch.nn.Linear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,13 @@ PLAIN_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
 )
 
+_CHOICES: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+_SPARE = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
+_ZERO_BYTE = ("<0x00>", "\u0100")
+"""as sentencepiece and byte-level tokenizers write it"""
+
 
 def load_tokenizer(checkpoint: Checkpoint, say: Callable[[str], None] | None = None) -> Any:
     """The checkpoint's tokenizer, never without a pad token and a chat template; choices made are told to `say`.
@@ -30,13 +38,38 @@ def load_tokenizer(checkpoint: Checkpoint, say: Callable[[str], None] | None = N
             f"{checkpoint.reference}: its tokenizer has no EOS token, so no model could learn to stop; "
             "set eos_token in tokenizer_config.json"
         )
+    chosen = _CHOICES.setdefault(tokenizer, {})
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _spare_special_token(tokenizer)
+        chosen["pad_token"] = tokenizer.pad_token
         _tell(say, f"{checkpoint.reference}: no pad token; {tokenizer.pad_token!r} is used")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
+        chosen["chat_template"] = "turns as 'Role: text', each ended by EOS"
         _tell(say, f"{checkpoint.reference}: no chat template; turns are written as 'Role: text' and end with EOS")
     return tokenizer
+
+
+def choices(tokenizer: Any) -> dict[str, str]:
+    """What `load_tokenizer` or `own_pad_token` had to choose because the tokenizer did not say; for the manifest."""
+    return dict(_CHOICES.get(tokenizer, {}))
+
+
+def own_pad_token(tokenizer: Any, reference: str, say: Callable[[str], None] | None = None) -> None:
+    """Give a tokenizer that pads with EOS another pad token, one that never ends a text.
+
+    transformers scores a text at its last token that is not padding: padded with EOS that would be the token before the
+    end. The zero byte is taken where nothing better is spare; it is only ever written under a mask.
+    """
+    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    vocabulary = tokenizer.get_vocab()
+    spare = (name for name in (*_SPARE, tokenizer.unk_token, *_ZERO_BYTE) if name in vocabulary)
+    ordinary = (name for name in reversed(list(vocabulary)) if name not in tokenizer.all_special_tokens)
+    never_last = (name for names in (spare, ordinary) for name in names if name != tokenizer.eos_token)
+    tokenizer.pad_token = next(never_last)
+    _CHOICES.setdefault(tokenizer, {})["pad_token"] = tokenizer.pad_token
+    _tell(say, f"{reference}: its pad token is its EOS token, which is scored; {tokenizer.pad_token!r} pads instead")
 
 
 def _read(location: str, revision: str | None) -> Any:
@@ -55,7 +88,7 @@ def _read(location: str, revision: str | None) -> Any:
 def _spare_special_token(tokenizer: Any) -> str:
     """A special token that never ends a turn, so that padding is never taken for a stop; EOS when there is none."""
     vocabulary = tokenizer.get_vocab()
-    for candidate in ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", tokenizer.unk_token):
+    for candidate in (*_SPARE, tokenizer.unk_token):
         if candidate in vocabulary and candidate != tokenizer.eos_token:
             return str(candidate)
     return str(tokenizer.eos_token)

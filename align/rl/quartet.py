@@ -16,6 +16,7 @@ from align.models.adapters import (
     prove_frozen_copy,
     start_policy,
 )
+from align.models.dropout import switch_off_dropout
 from align.models.heads import load_score_head, score_last_token
 from align.models.loading import Precision
 from align.rl.maths import entropy, token_logprobs
@@ -84,7 +85,8 @@ def build_quartet(
     else:
         score_head = None
         copy_adapter(resident.model, POLICY, VALUE, trainable=True)
-    _switch_off_dropout(resident.model)
+    # With dropout the first ratio would not be 1.
+    switch_off_dropout(resident.model)
     if config.gradient_checkpointing:
         _checkpoint_activations(resident.model.get_base_model())
     resident.model.set_adapter(POLICY)
@@ -129,17 +131,6 @@ def _checkpoint_activations(model: Any) -> None:
         # The name that works from transformers 5.5 on; 5.23 has a newer one beside it.
         warnings.simplefilter("ignore", FutureWarning)
         model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _switch_off_dropout(model: Any) -> None:
-    """Make training and scoring the same function, or the first ratio would not be 1."""
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if "attention_dropout" in vars(module):
-            module.attention_dropout = 0.0
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def test_truncated_weights_are_refused(registry, tiny_base, tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
 
-    with pytest.raises(IntegrityError, match="weights cannot be read"):
+    with pytest.raises(IntegrityError, match=r"model\.safetensors: .* announces"):
         load_base(registry.resolve(str(folder)), Precision(bf16=False))
 
 

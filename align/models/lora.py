@@ -1,0 +1,129 @@
+"""What a LoRA adapter is set on: the modules that are there, those asked for, and PEFT's configuration for them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from align.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from peft import LoraConfig
+
+    from align.config import LoraSettings
+    from align.registry import Checkpoint
+
+ALL_LINEAR = "all-linear"
+
+_EXPERT_NAMES = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
+"""What PEFT 0.21 takes for experts and their router in a model whose experts are fused, wherever the name stands."""
+
+
+def lora_arguments(lora: LoraSettings) -> dict[str, Any]:
+    """Our LoRA settings under PEFT's names."""
+    return {
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": lora.target_modules,
+        "use_rslora": lora.use_rslora,
+        "use_dora": lora.use_dora,
+    }
+
+
+def new_config(model: Any, lora: LoraSettings, task: str = "CAUSAL_LM") -> LoraConfig:
+    """PEFT's configuration of a new adapter on `model`.
+
+    `all-linear` is every linear module except the head. In a mixture of experts the experts are fused parameters and
+    no modules; they and their router stay frozen, because PEFT would build the full update of every expert in each
+    pass and could neither run adapters side by side in a batch nor apply DoRA or dropout. Naming the experts' modules
+    (`gate_proj`, `up_proj` and `down_proj` together, `w1`, `w2` and `w3` in Mixtral) adapts them all the same.
+
+    Raises UsageError with the model's linear modules when a module that was asked for is not there.
+    """
+    from peft import LoraConfig
+
+    check_targets(model, lora)
+    arguments = lora_arguments(lora)
+    if lora.target_modules == ALL_LINEAR and has_fused_experts(model):
+        arguments["target_modules"] = sorted(set(linear_names(model)) - _EXPERT_NAMES)
+    return LoraConfig(**arguments, task_type=task, fan_in_fan_out=_is_transposed(model))
+
+
+def saved_config(model: Any, checkpoint: Checkpoint, task: str = "CAUSAL_LM", *, trainable: bool) -> LoraConfig:
+    """PEFT's configuration of a saved adapter, for attaching it to `model` without what is beside its LoRA."""
+    from peft import LoraConfig
+
+    config = LoraConfig.from_pretrained(checkpoint.location)
+    config.task_type, config.modules_to_save, config.inference_mode = task, None, not trainable
+    config.fan_in_fan_out = _is_transposed(model)
+    return config
+
+
+def insert(model: Any, config: LoraConfig, name: str) -> Any:
+    """`model` with a new adapter of that name in it: a PeftModel, the same one if it is one already."""
+    from peft import PeftModel, get_peft_model
+
+    with warnings.catch_warnings():
+        # PEFT 0.21 looks for the ranks of fused experts among modules, where they are not, and says that it found none.
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys", category=RuntimeWarning)
+        if not isinstance(model, PeftModel):
+            return get_peft_model(model, config, adapter_name=name)
+        model.add_adapter(name, config)
+        return model
+
+
+def check_targets(model: Any, lora: LoraSettings) -> None:
+    """Raise UsageError with the model's linear modules unless every module asked for is there."""
+    import re
+
+    asked = lora.target_modules
+    if asked == ALL_LINEAR:
+        return
+    paths = [path for path, module in model.named_modules() if path]
+    if isinstance(asked, str):
+        missing = [] if any(re.fullmatch(asked, path) for path in paths) else [asked]
+    else:
+        ends = {path[start:] for path in paths for start in _starts(path)}
+        ends |= _EXPERT_NAMES if has_fused_experts(model) else set()
+        missing = [name for name in asked if name not in ends]
+    if missing:
+        known = sorted(set(linear_names(model)))
+        hint = nearest(missing[0], known)
+        listed = f" Its linear modules: {', '.join(known)}." if "Known" not in hint else ""
+        raise UsageError(
+            f"lora.target_modules: {', '.join(missing)} asked; the model has no such module;{hint}{listed} "
+            f"Or write {ALL_LINEAR}"
+        )
+
+
+def linear_names(model: Any) -> Iterator[str]:
+    """The last part of the path of every linear module except the heads."""
+    heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}
+    for path, module in model.named_modules():
+        within_adapter = ".lora_" in path or path.endswith(".base_layer")
+        if is_linear(module) and id(module) not in heads and not within_adapter:
+            yield path.rpartition(".")[2]
+
+
+def is_linear(module: Any) -> bool:
+    """Whether a module multiplies with a matrix: torch's Linear, a quantized one, or the Conv1D of GPT-2."""
+    name = type(module).__name__
+    return "Linear" in name or name == "Conv1D"
+
+
+def has_fused_experts(model: Any) -> bool:
+    """Whether a model holds the weights of its experts as parameters of three dimensions."""
+    return any(parameter.ndim == 3 for parameter in model.parameters())
+
+
+def _is_transposed(model: Any) -> bool:
+    """Whether its layers hold (inputs, outputs), as GPT-2's do; PEFT wants to know."""
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
+
+
+def _starts(path: str) -> Iterator[int]:
+    yield 0
+    yield from (index + 1 for index, letter in enumerate(path) if letter == ".")

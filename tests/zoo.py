@@ -1,0 +1,147 @@
+"""Tiny real models of the architectures in use, each with a tokenizer as its family has; nothing is downloaded.
+
+Every one has a peculiarity that a stage has to survive, named in its comment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiny import CHATML, WORDS
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
+
+POSITIONS = 128
+VOCABULARY = 320
+
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+}
+_GROUPED = _SIZES | {"num_key_value_heads": 2}
+_EXPERTS = {"num_experts_per_tok": 2, "output_router_logits": True}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # Grouped heads, untied head, <s> in front of every text, no pad token.
+    "llama": _GROUPED | {"tie_word_embeddings": False},
+    # Biases in the attention.
+    "qwen2": _GROUPED | {"tie_word_embeddings": True},
+    "qwen3": _GROUPED | {"head_dim": 8, "tie_word_embeddings": True},
+    # Soft-capped logits and attention, alternating sliding window, a template that refuses a system turn.
+    "gemma2": _GROUPED
+    | {"head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0},
+    "gemma3_text": _GROUPED
+    | {"head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    # A sliding window shorter than a row, no pad token.
+    "mistral": _GROUPED | {"head_dim": 8, "sliding_window": 16},
+    # A head with a bias, part of each head rotated, embeddings padded above the tokenizer, pad is EOS, no template.
+    "phi": _SIZES | {"vocab_size": VOCABULARY + 16, "tie_word_embeddings": False},
+    # Query, key and value in one module, gate and up in another.
+    "phi3": _GROUPED,
+    # Conv1D instead of Linear, learned positions under another name, dropout, pad is EOS, no template.
+    "gpt2": {
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_inner": 48,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": POSITIONS,
+    },
+    # Query, key and value in one module, embeddings padded above the tokenizer, pad is EOS, no template.
+    "gpt_neox": _SIZES | {"vocab_size": VOCABULARY + 16},
+    # Learned positions behind an offset of two, a projection around smaller embeddings, rows and positions flattened.
+    "opt": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": POSITIONS,
+        "word_embed_proj_dim": 16,
+    },
+    # Experts in fused parameters, a loss of the router beside that of the tokens.
+    "mixtral": _GROUPED | _EXPERTS | {"num_local_experts": 4, "sliding_window": None},
+    "qwen3_moe": _GROUPED
+    | _EXPERTS
+    | {"head_dim": 8, "num_experts": 4, "moe_intermediate_size": 16, "tie_word_embeddings": True},
+}
+
+GEMMA = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "<start_of_turn>{{ role }}\n{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+LLAMA = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ bos_token }}[INST] {{ message['content'] }} [/INST]"
+    "{% elif message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+
+_END_OF_TEXT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+_CHATML = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", "chat_template": CHATML}
+_LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": LLAMA}
+_GEMMA = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "chat_template": GEMMA}
+
+_TOKENIZERS: dict[str, dict[str, str]] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": _LLAMA,
+    "phi3": _LLAMA,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "phi": _END_OF_TEXT,
+    "gpt2": _END_OF_TEXT,
+    "gpt_neox": _END_OF_TEXT,
+    "opt": {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"},
+}
+_TURNS = {"gemma2": ["<start_of_turn>", "<end_of_turn>"], "gemma3_text": ["<start_of_turn>", "<end_of_turn>"]}
+
+
+def zoo_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 320 tokens with the special tokens and template of the family."""
+    named = dict(_TOKENIZERS.get(architecture, _CHATML))
+    template = named.pop("chat_template", None)
+    control = [*dict.fromkeys(named.values()), *_TURNS.get(architecture, [])]
+    control += ["<|im_start|>"] if template is CHATML else []
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=control,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 20, trainer)
+    if named.get("bos_token") not in (None, named["eos_token"]):
+        bos = named["bos_token"]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=control, **named)
+    fast.chat_template = template
+    return fast
+
+
+def build_zoo_model(architecture: str, folder: Path, seed: int = 0) -> Path:
+    """Write a two-layer model of an architecture, under 100k parameters, with its tokenizer into `folder`."""
+    tokenizer = zoo_tokenizer(architecture)
+    set_seed(seed)
+    config = AutoConfig.for_model(
+        architecture,
+        **ARCHITECTURES[architecture],
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
