@@ -6,7 +6,8 @@
     ├── IntegrityError       4   a model, an adapter or the registry
     ├── DivergedError        5   training left the finite numbers
     ├── MachineError         6   disk, memory, a port, a missing optional package
-    └── PreemptedError      75   stopped from outside after saving
+    ├── PreemptedError      75   stopped from outside after saving
+    └── StoppedError       130   interrupted by Ctrl-C
 
 A message has three parts: what was asked; what was found; what to do.
 """
@@ -62,6 +63,12 @@ class PreemptedError(AlignError):
 
 
 INTERRUPTED = 130
+
+
+class StoppedError(AlignError, KeyboardInterrupt):
+    """Ctrl-C ended a run; the message says what was saved."""
+
+    exit_code = INTERRUPTED
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

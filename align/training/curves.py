@@ -5,41 +5,76 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-_FIRST = ("loss", "eval_loss", "accuracy", "eval_accuracy", "rewards/accuracies", "rewards/margins", "score_mean", "kl")
+_FIRST = ("loss", "accuracy", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "score_mean", "kl")
 _LEFT_OUT = {"step", "epoch", "num_tokens", "tokens_per_second"}
+_CLOCKS = ("_runtime", "_per_second")
+_EVAL = "eval_"
 _PANELS = 9
 
+Series = dict[str, tuple[list[int], list[float]]]
 
-def read_log(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+
+def read_log(path: Path) -> Series:
     """The series of a metrics.jsonl: key to (steps, values)."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
+    series: Series = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         for key, value in row.items():
-            if key not in _LEFT_OUT and isinstance(value, int | float):
+            if key not in _LEFT_OUT and not key.endswith(_CLOCKS) and isinstance(value, int | float):
                 steps, values = series.setdefault(key, ([], []))
                 steps.append(row["step"])
                 values.append(value)
     return series
 
 
+def panels(series: Series) -> dict[str, Series]:
+    """Up to nine panels, the ones that matter most first; what was also measured on held-out data shares a panel."""
+    shared: dict[str, Series] = {}
+    for key, points in series.items():
+        title, kind = (key.removeprefix(_EVAL), "held out") if key.startswith(_EVAL) else (key, "training")
+        shared.setdefault(title, {})[kind] = points
+    order = sorted(shared, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
+    return {key: shared[key] for key in order[:_PANELS]}
+
+
 def draw_curves(log: Path, target: Path, *, title: str) -> None:
-    """Draw up to nine series of a log as small panels, the ones that matter most first."""
+    """Draw a log as small panels, one a series, training and held-out values in one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    series = read_log(log)
-    keys = sorted(series, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))[:_PANELS]
-    columns = min(3, max(1, len(keys)))
-    rows = max(1, -(-len(keys) // columns))
-    figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.4), layout="constrained")
+    shown = panels(read_log(log))
+    columns = min(3, max(1, len(shown)))
+    rows = max(1, -(-len(shown) // columns))
+    width, height = 4.2 * columns, 2.7 * rows + 0.5
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    for position, key in enumerate(keys, start=1):
-        axes = figure.add_subplot(rows, columns, position)
-        steps, values = series[key]
-        axes.plot(steps, values, marker="o" if len(steps) == 1 else None, linewidth=1.4)
-        axes.set_title(key, fontsize=10)
-        axes.set_xlabel("step", fontsize=8)
-        axes.grid(alpha=0.3)
+    figure.suptitle(title, y=1 - 0.12 / height, va="top")
+    # Margins in inches: matplotlib's own layouts draw everything twice to find them.
+    figure.subplots_adjust(
+        left=0.65 / width, right=1 - 0.2 / width, bottom=0.5 / height, top=1 - 0.75 / height, wspace=0.28, hspace=0.5
+    )
+    for position, (key, kinds) in enumerate(shown.items(), start=1):
+        _draw_panel(figure.add_subplot(rows, columns, position), key, kinds)
     figure.savefig(target, dpi=90)
+
+
+def _draw_panel(axes: object, key: str, kinds: Series) -> None:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
+
+    assert isinstance(axes, Axes)
+    for kind, (steps, values) in kinds.items():
+        few = len(steps) <= 12
+        axes.plot(
+            steps, values, label=kind, linewidth=1.4, color="C0" if kind == "training" else "C1",
+            marker="o" if few or kind != "training" else None, markersize=4 if few else 2.5,
+        )  # fmt: skip
+    axes.set_title(key, fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    if len(every := {step for steps, _ in kinds.values() for step in steps}) == 1:
+        axes.set_xlim(min(every) - 1, min(every) + 1)
+    axes.grid(alpha=0.3)
+    if len(kinds) > 1 or "training" not in kinds:
+        axes.legend(fontsize=8)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
+import os
 import shutil
-import signal
-import threading
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.config import StageConfig, dump_yaml
 from align.errors import IntegrityError, MachineError
-from align.training.checkpoints import SEAL, difference
+from align.registry.durable import write_durably
+from align.training.checkpoints import check_allowed, refuse_changes
 from align.training.run import Run
+from align.training.shortage import explain_shortage
+from align.training.stops import heed_signals
 
 if TYPE_CHECKING:
     from align.registry import Registry
     from align.training.stage import Stage
 
 STARTED, FINISHED = "run.json", "finished.json"
-_FULL = 64 * 1024
-"""bytes; with less than this nothing a run writes fits"""
 
 
 @contextmanager
@@ -34,54 +34,43 @@ def open_run(
 ) -> Iterator[Run]:
     """Open a new run folder, or with `resume` the one to go on with, and hold it against other processes.
 
-    SIGTERM sets `run.stopping`; a stage then saves a checkpoint and raises PreemptedError. A run that ends before it
-    has logged anything leaves no folder behind.
+    SIGTERM and Ctrl-C set `run.stopping`; a stage then saves a checkpoint and raises PreemptedError. Without disk or
+    memory it ends with a MachineError. A run that ends before it has logged anything leaves no folder behind.
     """
     runs = registry.runs_dir(config.name)
     folder = (_unfinished(runs) if resume else None) or _new_folder(runs)
     run = Run(stage, config, registry, folder, resume=resume)
-    run.allow_change = allow_change
-    with _locked(folder), _on_sigterm(run):
-        try:
-            _start(run)
-            yield run
-        except BaseException as error:
-            full = _full_disk(folder, error)
-            if not _holds_work(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-            if full is not None:
-                raise full from None
-            raise
+    run.checkpoints.allow_change = allow_change
+    with _locked(folder), heed_signals(run), _tidied(run), explain_shortage(run):
+        _start(run)
+        yield run
 
 
-def _full_disk(folder: Path, error: BaseException) -> MachineError | None:
-    """The error to raise when another is the disk's: torch reports a full one as a RuntimeError about its stream."""
-    free = shutil.disk_usage(folder).free
-    if not isinstance(error, OSError | RuntimeError):
-        return None
-    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and free > _FULL:
-        return None
-    kept = sorted(path.parent.name for path in folder.glob(f"checkpoint-*/{SEAL}"))
-    return MachineError(
-        f"{folder}: the disk is full, {free:,} bytes are free; whole checkpoints: {', '.join(kept) or 'none'}; "
-        "free space and go on with the same command and --resume"
-    )
+@contextmanager
+def _tidied(run: Run) -> Iterator[None]:
+    """Leave no folder of a run that failed before it had logged anything, and no open file of one that did not."""
+    try:
+        yield
+    except BaseException:
+        if not _holds_work(run.folder):
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+    finally:
+        run.close()
 
 
 def _start(run: Run) -> None:
     """Refuse to go on with a run that was started otherwise; only then write what this one is."""
     identity = json.loads(json.dumps(run.identity()))
+    allowed = run.checkpoints.allow_change
+    check_allowed(allowed, identity)
     path = run.folder / STARTED
     if path.is_file():
-        changed = difference(json.loads(path.read_text(encoding="utf-8")), identity)
-        if changed:
-            raise IntegrityError(
-                f"--resume {run.folder}: this is not the run that was started ({changed}); "
-                "restore those settings, or start a new run without --resume"
-            )
+        what = f"--resume {run.folder}: this is not the run that was started"
+        refuse_changes(what, json.loads(path.read_text(encoding="utf-8")), identity, allowed)
     if run.finished is None:
-        path.write_text(json.dumps(identity), encoding="utf-8")
-        (run.folder / "config.yaml").write_text(dump_yaml(run.config), encoding="utf-8")
+        write_durably(path, json.dumps(identity).encode())
+        write_durably(run.folder / "config.yaml", dump_yaml(run.config).encode())
         _seed(run.config.seed)
 
 
@@ -120,30 +109,20 @@ def _holds_work(folder: Path) -> bool:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as file:
+    # Opened for appending: whoever asks in vain must not wipe out who holds it.
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
             raise IntegrityError(
-                f"{folder}: another process is running in it; wait for it to end, or start a new run without --resume"
+                f"{folder}: {holder} is running in it; wait for it to end, stop it, or start a new run without --resume"
             ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield
-
-
-@contextmanager
-def _on_sigterm(run: Run) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, _frame: Any) -> None:
-        run.stopping = True
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _seed(seed: int) -> None:

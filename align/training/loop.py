@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from align.errors import DivergedError, PreemptedError, UsageError
+from align.training.patience import Patience
+from align.training.shortage import refuse_small_disk
 from align.training.stage import keep
 
 if TYPE_CHECKING:
@@ -17,102 +20,221 @@ if TYPE_CHECKING:
 
 # Running totals and settings: the last value of a logging window stands for it, everything else is averaged.
 _LAST = {"num_tokens", "learning_rate", "epoch"}
-_SUMMARY = ("train_runtime", "total_flos", "train_loss", "train_samples_per_second", "train_steps_per_second")
+# What a trainer says about itself: a summary at the end, and its own count of tokens and speed since it was started.
+_OWN = {
+    "train_runtime", "total_flos", "train_loss", "train_samples_per_second", "train_steps_per_second",
+    "train_tokens_per_second", "num_input_tokens_seen",
+}  # fmt: skip
+_STILL = 10
+"""steps in a row with a gradient of exactly zero before a run is ended"""
 
 
 def train(run: Run, trainer: Any) -> dict[str, float]:
-    """Train to the end and return the last logged numbers.
+    """Train to the end and return the last logged numbers, or those of the best step when the run stops early.
 
     Raises DivergedError at the first number that is not finite and PreemptedError after a SIGTERM, its state saved.
     """
-    trainer.remove_callback(PrinterCallback)
+    _prepare(trainer)
+    refuse_small_disk(run, trainer.model)
     found = run.resume_point()
-    watch = _Watch(run)
-    trainer.add_callback(watch)
-    trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
-    state = trainer.state
-    if run.stopping and state.global_step < state.max_steps:
+    with ExitStack() as stack:
+        watch = _Watch(run, stack)
+        if found is not None:
+            watch.restore(run.checkpoints.progress_of(found[1]))
+        trainer.add_callback(watch)
+        if found is not None and watch.over:
+            # The trainer itself would take one more step.
+            run.say("training is already complete; what is left is to register it")
+            _load(trainer, found[1])
+            trainer.state.global_step = found[0]
+        else:
+            watch.training = True
+            trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
+            watch.training = False
+    if run.stopping and not watch.over:
         raise PreemptedError(
-            f"stopped at step {state.global_step} of {state.max_steps}, saved in {run.folder}; "
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, saved in {run.folder}; "
             "go on with the same command and --resume"
         )
-    _check_weights(trainer.model)
+    _take_best(run, trainer, watch)
+    _refuse_nonfinite_weights(run, trainer.model)
     return watch.last
+
+
+def _prepare(trainer: Any) -> None:
+    """Leave printing, pictures and counting to us; a plain trainer pads nothing, so it counts every token."""
+    from transformers.integrations import TensorBoardCallback
+
+    for callback in (PrinterCallback, TensorBoardCallback):
+        trainer.remove_callback(callback)
+    trainer.args.include_num_input_tokens_seen = "all" if type(trainer) is Trainer else "non_padding"
+
+
+def _load(trainer: Any, checkpoint: Path) -> None:
+    """Put a checkpoint's weights into the model, as the trainer itself does when it resumes."""
+    trainer._load_from_checkpoint(str(checkpoint))
+
+
+def _take_best(run: Run, trainer: Any, watch: _Watch) -> None:
+    """Go back to the step with the lowest eval_loss when the run was asked to watch it."""
+    patience = watch.patience
+    if patience.limit is None or patience.best is None:
+        return
+    early = f"stopped early after {patience.misses} evaluations without a lower eval_loss; " if patience.spent else ""
+    run.say(f"{early}the best eval_loss is {patience.best:.4g} at step {patience.step}, whose weights are taken")
+    watch.last = dict(patience.numbers)
+    _load(trainer, run.checkpoints.path_of(patience.step))
 
 
 class _Watch(TrainerCallback):
     """Writes the log, seals checkpoints, and stops the trainer when the run must stop."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, stack: ExitStack) -> None:
         self.run = run
         self.last: dict[str, float] = {}
+        self.over = False
+        """whether the last step has been trained"""
+        self.training = False
+        """whether the trainer is between its first step and its last; evaluations after that only give numbers"""
+        self.patience = Patience(getattr(run.config, "early_stopping_patience", None))
+        self._stack = stack
         self._window: list[dict[str, float]] = []
         self._progress: Progress | None = None
-        self._tokens, self._clock = 0.0, time.perf_counter()
+        self._still, self._moved = 0, False
+        self._tokens, self._seconds, self._clock = 0, 0.0, time.perf_counter()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on as when the checkpoint was sealed: the open logging window and the patience left."""
+        self.last, self._window, self.over = saved["last"], saved["window"], saved["over"]
+        self._still, self._moved = saved["still"], saved["moved"]
+        self.patience = Patience.restored(self.patience.limit, saved["patience"])
+        self.run.checkpoints.best = self.patience.step or None
+        if self.run.checkpoints.best is not None and self.patience.limit is not None:
+            self.run.checkpoints.path_of(self.patience.step)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         if args.get_warmup_steps(state.max_steps) >= state.max_steps:
             raise UsageError(
                 f"warmup_ratio={self.run.config.warmup_ratio:g}: that is every one of the {state.max_steps} steps, so "
                 "nothing would be learned; raise max_steps or set warmup_ratio=0"
             )
-        self._context = self.run.progress(state.max_steps)
-        self._progress = self._context.__enter__()
+        _apply_changes(self.run, parts["optimizer"], parts["lr_scheduler"])
+        self._progress = self._stack.enter_context(self.run.progress(state.max_steps))
         self._progress.advance(state.global_step)
-        self._clock = time.perf_counter()
+        self._tokens, self._clock = state.num_input_tokens_seen, time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._count_time()
         if self._progress is not None:
             self._progress.advance(1)
-        if self.run.stopping:
-            control.should_save = True
-            control.should_training_stop = True
+        self.over = state.global_step >= state.max_steps
+        self._heed(control)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        numbers = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        numbers = {
+            key: float(value)
+            for key, value in (logs or {}).items()
+            if isinstance(value, int | float) and key not in _OWN
+        }
         if any(key.startswith("eval_") for key in numbers):
+            numbers.pop("eval_num_tokens", None)
             self.last |= numbers
             self.run.log(state.global_step, numbers)
         elif "loss" in numbers:
+            numbers["num_tokens"] = float(state.num_input_tokens_seen)
             self._window.append(numbers)
-            _refuse_nonfinite(self.run, state.global_step, numbers)
-            if state.global_step % self.run.config.logging_steps == 0 or state.global_step >= state.max_steps:
+            self._refuse(state.global_step, numbers)
+            if state.global_step % self.run.config.logging_steps == 0 or self.over:
                 self._flush(state.global_step)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._flush(state.global_step)
-        self._context.__exit__(None, None, None)
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if not self.training:
+            return
+        loss = (metrics or {}).get("eval_loss")
+        if self.patience.limit is not None and loss is not None:
+            if self.patience.see(state.global_step, loss, self.last):
+                self.run.checkpoints.best = state.global_step
+                control.should_save = True
+            if self.patience.spent:
+                self.over = control.should_save = control.should_training_stop = True
+                self._flush(state.global_step)
+        self._heed(control)
+        self._clock = time.perf_counter()
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.run.checkpoints.seal(state.global_step)
+    def on_save(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        _refuse_nonfinite_weights(self.run, parts["model"])
+        self.run.checkpoints.seal(state.global_step, self._saved())
+        self._clock = time.perf_counter()
+
+    def _heed(self, control: Any) -> None:
+        """Save and stop here when somebody asked for it; a run at its last step ends by itself."""
+        if self.run.stopping and not self.over:
+            control.should_save = control.should_training_stop = True
+
+    def _saved(self) -> dict[str, Any]:
+        return {
+            "last": self.last, "window": self._window, "over": self.over, "still": self._still, "moved": self._moved,
+            "patience": self.patience.saved(),
+        }  # fmt: skip
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self._seconds, self._clock = self._seconds + now - self._clock, now
 
     def _flush(self, step: int) -> None:
+        """Write the mean of the steps since the last line; the speed is that of training alone."""
         if not self._window:
             return
         numbers = _average(self._window)
-        now = time.perf_counter()
-        tokens = numbers.get("num_tokens", 0.0)
-        numbers["tokens_per_second"] = (tokens - self._tokens) / max(now - self._clock, 1e-9)
-        self._tokens, self._clock, self._window = tokens, now, []
+        tokens = int(numbers["num_tokens"])
+        numbers["tokens_per_second"] = (tokens - self._tokens) / max(self._seconds, 1e-9)
+        self._tokens, self._seconds, self._window = tokens, 0.0, []
         self.last |= numbers
         self.run.log(step, numbers)
 
+    def _refuse(self, step: int, numbers: dict[str, float]) -> None:
+        """End the run at a number that is not finite, and when nothing has been learned for many steps."""
+        for key, value in keep(numbers, "loss", "grad_norm").items():
+            if value != value or value in (float("inf"), float("-inf")):
+                raise self.run.diverged(f"step {step}: {key} is {value}")
+        moves = numbers.get("grad_norm") != 0
+        self._moved |= moves
+        # A hinge that holds for every pair has loss zero: that run has learned what it was asked to.
+        learned = self._moved and numbers["loss"] == 0
+        self._still = 0 if moves or learned else self._still + 1
+        if self._still >= _STILL:
+            raise DivergedError(
+                f"step {step}: the gradient was exactly 0 for {_STILL} steps in a row (loss {numbers['loss']:g}), so "
+                "nothing is learned and nothing was registered; look at the data with python -m align.data preview "
+                "(answers that are equal once they are tokens, or nothing trained), or at a setting that takes the "
+                "loss away (beta, loss_type, lora.alpha)"
+            )
+
 
 def _average(window: list[dict[str, float]]) -> dict[str, float]:
-    keys = [key for key in window[-1] if key not in _SUMMARY]
     return {
         key: window[-1][key] if key in _LAST else sum(line.get(key, 0.0) for line in window) / len(window)
-        for key in keys
+        for key in window[-1]
     }
 
 
-def _refuse_nonfinite(run: Run, step: int, numbers: dict[str, float]) -> None:
-    watched = keep(numbers, "loss", "grad_norm")
-    if not all(math.isfinite(value) for value in watched.values()):
-        run.log(step, watched)
+def _apply_changes(run: Run, optimizer: Any, scheduler: Any) -> None:
+    """Let an allowed change of learning_rate or weight_decay take effect: what was saved would bring back the old."""
+    allowed, config = run.checkpoints.allow_change, run.config
+    if "weight_decay" in allowed:
+        # The trainer puts what is not decayed (biases, norms) into a second group.
+        optimizer.param_groups[0]["weight_decay"] = config.weight_decay
+    if "learning_rate" in allowed:
+        scheduler.base_lrs = [config.learning_rate] * len(scheduler.base_lrs)
+        for group, share in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"] = config.learning_rate
+            group["lr"] = config.learning_rate * share(scheduler.last_epoch)
 
 
-def _check_weights(model: Any) -> None:
+def _refuse_nonfinite_weights(run: Run, model: Any) -> None:
     for key, parameter in model.named_parameters():
         if parameter.requires_grad and not bool(parameter.isfinite().all()):
-            raise DivergedError(f"{key}: not finite after training; nothing was registered; lower learning_rate")
+            run.checkpoints.drop_unsealed()
+            raise run.diverged(f"{key} is not finite")

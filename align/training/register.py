@@ -14,6 +14,7 @@ from align.registry import open_registry
 from align.registry.fingerprints import base_digests, template_digest
 from align.training.curves import draw_curves
 from align.training.run import Run, package_versions
+from align.training.shortage import explain_shortage
 from align.training.stage import Stage, Trained
 
 if TYPE_CHECKING:
@@ -22,14 +23,15 @@ if TYPE_CHECKING:
 
 def register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> Checkpoint:
     """Save weights, tokenizer, settings, log and model card into the registry and tell what came out."""
-    with run.registry.stage(config.name) as staging:
+    # Explained in here, while what was written so far still takes its room.
+    with run.registry.stage(config.name) as staging, explain_shortage(run):
         base = _write_weights(run, trained, staging.path)
         write_facts(stage, config, run, trained, staging.path)
         parents = [{"reference": parent.reference, "digest": parent.digest} for parent in trained.parents]
         checkpoint = staging.commit(
             {
                 "stage": stage.name,
-                "kind": stage.produces,
+                "kind": stage.kind(config),
                 "parents": parents,
                 "base": base,
                 "template_digest": template_digest(trained.tokenizer.chat_template),
@@ -79,7 +81,7 @@ def model_card(stage: Stage, config: StageConfig, run: Run, trained: Trained) ->
         [
             "---", *front, "---", "",
             f"# {config.name}", "",
-            f"A {stage.produces} made by `align.{stage.name}` from {parents}.", "",
+            f"A {stage.kind(config)} made by `align.{stage.name}` from {parents}.", "",
             "## Data", "", data, "",
             "## Numbers", "", "| metric | value |", "|---|---|", numbers, "",
             "`config.yaml` holds every setting, `metrics.jsonl` the log, `manifest.json` digests and lineage.", "",

@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig
 from align.errors import DataError, DivergedError
+from align.registry.durable import write_durably
 from align.schema import View
-from align.training.checkpoints import Checkpoints
+from align.training.checkpoints import LOG, Checkpoints
+from align.training.events import Events
 from align.training.progress import Progress, tell
 
 if TYPE_CHECKING:
     from align.data import RecordSet
-    from align.data.render import Rendered
+    from align.data.tokenised import TokenSet
     from align.registry import Checkpoint, Registry
     from align.training.stage import Stage
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
-_MUST_BE_FINITE = ("loss", "grad_norm", "policy_loss", "value_loss")
+_MUST_BE_FINITE = ("loss", "grad_norm", "eval_loss", "policy_loss", "value_loss")
 # Settings that may differ between a run and its continuation: they change what is reported, not what is trained.
-_FREE = {"logging_steps", "save_steps", "eval_steps", "report_to"}
+_FREE = {"logging_steps", "save_steps", "report_to", "dataset_num_proc"}
 
 
 class Run:
@@ -36,10 +38,17 @@ class Run:
         self.stage, self.config, self.registry, self.folder = stage, config, registry, folder
         self.checkpoints = Checkpoints(folder, self.fingerprint, resume=resume)
         self.data: list[dict[str, Any]] = []
-        self.stopping = False
-        self.allow_change: tuple[str, ...] = ()
-        """settings in which a resumed run may differ from the one that was saved"""
+        self.stopped_by: int | None = None
+        """the signal that asked the run to stop"""
+        self.begun = False
+        """whether a loop has started, so that there is something to save before stopping"""
         self._progress: Progress | None = None
+        self._events = Events(folder) if "tensorboard" in config.report_to else None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked the run to stop."""
+        return self.stopped_by is not None
 
     @cached_property
     def parent(self) -> Checkpoint:
@@ -66,16 +75,33 @@ class Run:
         self.data.append(found.describe())
         return found
 
-    def count_dropped(self, rendered: Rendered) -> Rendered:
-        """Tell how many tokens are trained and which rows were dropped in rendering; keep it for the manifest."""
-        if self.data:
-            self.data[-1]["dropped"] = self.data[-1]["dropped"] | rendered.dropped
-        share = rendered.trained_tokens / max(rendered.tokens, 1)
+    def held_out(self, train: RecordSet) -> RecordSet | None:
+        """The `eval_data`, when there is any.
+
+        Raises DataError when it shares rows with `train`.
+        """
+        if self.config.eval_data is None:
+            return None
+        from align.data.checks import refuse_leak
+
+        found = self.records(self.config.eval_data)
+        refuse_leak(train, found)
+        return found
+
+    def count_dropped(self, records: RecordSet, tokens: TokenSet) -> None:
+        """Tell how many tokens are trained and which rows were dropped or cut; keep it for the manifest."""
+        for entry in self.data:
+            if entry["digest"] == records.digest:
+                entry["dropped"] = entry["dropped"] | tokens.dropped
+                entry["trained_rows"] = len(tokens.rows)
+        share = tokens.trained_tokens / max(tokens.tokens, 1)
         trained = f", {share:.0%} of them trained" if share else ""
-        self.say(f"{len(rendered.rows)} rows, {rendered.tokens} tokens{trained}")
-        for reason, count in rendered.dropped.items():
+        before = " (tokenised before)" if tokens.reused else ""
+        self.say(f"{records.name}: {len(tokens.rows)} rows, {tokens.tokens} tokens{trained}{before}")
+        if tokens.shortened:
+            self.say(f"  shortened {tokens.shortened}: oldest turns left out to fit max_length")
+        for reason, count in tokens.dropped.items():
             self.say(f"  dropped {count}: {reason}")
-        return rendered
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -88,36 +114,50 @@ class Run:
         """
         for key in _MUST_BE_FINITE:
             if key in numbers and not math.isfinite(numbers[key]):
-                raise DivergedError(
-                    f"step {step}: {key} is {numbers[key]}; training left the finite numbers and nothing was "
-                    f"registered; lower learning_rate (now {self.config.learning_rate:g}) or check the data"
-                )
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                raise self.diverged(f"step {step}: {key} is {numbers[key]}")
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | numbers) + "\n")
+        if self._events is not None:
+            self._events.add(step, numbers)
         if self._progress is not None:
             self._progress.note(step, numbers)
+
+    def diverged(self, found: str) -> DivergedError:
+        """The error that ends a run whose numbers are not finite any more; it names the last good checkpoint."""
+        rate, whole = self.config.learning_rate, self.checkpoints.whole()
+        good = f"; {whole[-1]} in {self.folder} is good" if whole else ""
+        go_on = f", also from there: --resume --allow-change learning_rate learning_rate={rate / 10:g}" if whole else ""
+        return DivergedError(
+            f"{found}; training left the finite numbers and nothing was registered{good}; "
+            f"lower learning_rate (now {rate:g}){go_on}, or check the data"
+        )
 
     def resume_point(self) -> tuple[int, Path] | None:
         """The step and folder to go on from, or None for a start; what was logged after that step is forgotten."""
         found = self.checkpoints.newest()
         for torn in self.checkpoints.torn:
-            self.say(f"{torn} is incomplete or damaged and was set aside")
+            self.say(f"checkpoint set aside as {torn}: it is incomplete or damaged")
         self._forget_after(found[0] if found is not None else 0)
+        for change in self.checkpoints.changes:
+            self.say(f"allowed to differ: {change}")
         if found is not None:
-            self.say(f"resuming from step {found[0]}")
+            self.say(f"{'going back to and ' if self.checkpoints.torn else ''}resuming from step {found[0]}")
         elif self.checkpoints.resume:
             self.say("no checkpoint yet; starting at step 0")
         return found
 
     def _forget_after(self, step: int) -> None:
-        log = self.folder / "metrics.jsonl"
+        log = self.folder / LOG
         if log.is_file():
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            log.write_text("".join(line for line in lines if _logged_by(line, step)), encoding="utf-8")
+            write_durably(log, "".join(line for line in lines if _logged_by(line, step)).encode())
+        if self._events is not None:
+            self._events.forget_after(step)
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Progress]:
         """Show progress over `total` steps; `advance` it once a step."""
+        self.begun = True
         with Progress(self.config.name, total) as self._progress:
             yield self._progress
         self._progress = None
@@ -147,7 +187,9 @@ class Run:
 
     def fingerprint(self) -> dict[str, Any]:
         """What must not change between a run and its continuation."""
-        return self.identity() | {f"data[{index}]": entry["digest"] for index, entry in enumerate(self.data)}
+        return self.identity() | {
+            f"data[{i}]": f"{entry['name']} {entry['digest']}" for i, entry in enumerate(self.data)
+        }
 
     @property
     def finished(self) -> str | None:
@@ -157,7 +199,12 @@ class Run:
 
     def finish(self, reference: str) -> None:
         """Mark the run as complete."""
-        (self.folder / "finished.json").write_text(json.dumps({"reference": reference}), encoding="utf-8")
+        write_durably(self.folder / "finished.json", json.dumps({"reference": reference}).encode())
+
+    def close(self) -> None:
+        """Let go of the files it holds open."""
+        if self._events is not None:
+            self._events.close()
 
 
 def _logged_by(line: str, step: int) -> bool:
