@@ -27,7 +27,7 @@ _PROBE_TOKENS = 16
 
 @dataclass(frozen=True)
 class Merged:
-    """A model that was written: where, what it was made of, in which type its weights are, and how many bytes it has."""
+    """A model that was written: from what, where, the type of its weights, and its size in bytes."""
 
     reference: str
     folder: Path
@@ -69,11 +69,11 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
     model.to(_stored_dtype(base) if dtype == "auto" else getattr(torch, dtype))
     difference = float((_probe(model) - apart).abs().max())
     notes = [*_warnings(adapters), f"on a probe its outputs differ from base and adapter together by {difference:.1e}"]
-    facts = {"reference": checkpoint.reference, "digest": checkpoint.digest, "adapters": len(adapters)}
-    facts["base"] = {"reference": base.reference, "digests": digests_of_base(base, registry)}
-    size = _write(model, tokenizer, out, facts)
-    kind = checkpoint.kind != "reward"
-    return Merged(checkpoint.reference, out, str(model.dtype).removeprefix("torch."), size, kind, tuple(notes))
+    origin = {"reference": base.reference, "digests": digests_of_base(base, registry)}
+    links = [{"reference": adapter.reference, "digest": adapter.digest} for adapter in adapters]
+    size = _write(model, tokenizer, out, {"base": origin, "adapters": links})
+    writes_text = checkpoint.kind != "reward"
+    return Merged(checkpoint.reference, out, str(model.dtype).removeprefix("torch."), size, writes_text, tuple(notes))
 
 
 def chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Checkpoint]]:

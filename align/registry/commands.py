@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from align.config import write
 from align.errors import IntegrityError
+from align.registry import lineage as family
+from align.registry import listing, tables
 from align.registry.checkpoint import Checkpoint
 from align.registry.lineage import Ancestor
-from align.registry.references import LATEST
 from align.registry.store import Registry
 
-_METRICS_SHOWN = 2
 
-
-def ls(registry: Registry, as_json: bool = False) -> None:
-    """List every whole version of every name with its aliases."""
-    rows = [row for name in registry.names() for row in _rows(registry, name)]
+def ls(registry: Registry, name: str | None = None, as_json: bool = False) -> None:
+    """List every whole version of every name, or of one, with its aliases."""
+    if name is not None:
+        registry.resolve(name)
+    rows = listing.rows(registry, name)
     if as_json:
-        write(json.dumps(rows, indent=1, ensure_ascii=False))
+        _write_json(rows)
     elif rows:
-        head = ("reference", "kind", "stage", "from", "numbers", "created", "aliases")
-        write(_table([head, *(_cells(row) for row in rows)]))
+        write(listing.draw(rows, tables.terminal_width()))
     else:
         write(
             f"Nothing is registered in {registry.root} yet.\n"
@@ -46,20 +45,23 @@ def show(registry: Registry, reference: str, as_json: bool = False) -> None:
     }
     manifest = checkpoint.manifest
     if as_json:
-        write(json.dumps({**facts, "manifest": manifest}, indent=1, ensure_ascii=False))
+        _write_json({**facts, "manifest": manifest})
         return
     if manifest is None:
         facts["note"] = "not in the registry: nothing is recorded about where it came from"
     lines = {**facts, **_readable_facts(registry, checkpoint)}
-    write(_table([(key, str(value)) for key, value in lines.items() if value]))
+    write(tables.table([(key, str(value)) for key, value in lines.items() if value]))
     if manifest is not None:
-        write("\n" + _table([("file", "bytes", "sha256"), *_file_cells(manifest)]))
+        write("\n" + tables.table([("file", "bytes", "sha256"), *_file_cells(manifest)]))
 
 
 def lineage(registry: Registry, reference: str, as_json: bool = False) -> None:
     """Draw what a checkpoint was made from."""
     tree = registry.lineage(registry.resolve(reference))
-    write(json.dumps(tree.as_dict(), indent=1, ensure_ascii=False) if as_json else "\n".join(_draw(tree)))
+    if as_json:
+        _write_json(tree.as_dict())
+    else:
+        write("\n".join(_draw(tree)))
 
 
 def alias(registry: Registry, name: str, word: str, version: int) -> None:
@@ -92,47 +94,20 @@ def _verified(registry: Registry, reference: str | None) -> str:
     return f"{reference}: verified, every file is as it was committed"
 
 
-def _rows(registry: Registry, name: str) -> Iterator[dict[str, Any]]:
-    versions = registry.versions(name)
-    aliases = registry.aliases(name)
-    for checkpoint in versions:
-        manifest = checkpoint.manifest or {}
-        yield {
-            "reference": checkpoint.reference,
-            "kind": checkpoint.kind,
-            "stage": manifest["stage"],
-            "parents": [parent["reference"] for parent in manifest.get("parents") or []],
-            "metrics": manifest.get("metrics") or {},
-            "created": manifest["created"],
-            "aliases": _words(aliases, checkpoint) + [LATEST] * (checkpoint is versions[-1]),
-            "digest": checkpoint.digest,
-            "location": checkpoint.location,
-        }
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        row["reference"],
-        row["kind"],
-        row["stage"],
-        ", ".join(Path(parent).name if parent.startswith("/") else parent for parent in row["parents"]) or "-",
-        _numbers(row["metrics"], _METRICS_SHOWN) or "-",
-        row["created"][:16].replace("T", " "),
-        ", ".join(row["aliases"]) or "-",
-    )
-
-
 def _readable_facts(registry: Registry, checkpoint: Checkpoint) -> dict[str, str]:
     manifest = checkpoint.manifest
     if manifest is None:
         return {}
     return {
         "stage": manifest["stage"],
-        "created": manifest["created"],
+        "created": f"{manifest['created']} ({tables.age(manifest['created'])} ago)",
+        "size": tables.size(sum(entry["size"] for entry in manifest["files"].values())),
         "parents": ", ".join(parent["reference"] for parent in manifest.get("parents") or []),
         "base": (manifest.get("base") or {}).get("reference", ""),
+        "settings": ", ".join(_settings(manifest.get("config") or {})),
         "data": "; ".join(_data_line(entry) for entry in manifest.get("data") or []),
         "metrics": _numbers(manifest.get("metrics") or {}),
+        "used by": ", ".join(child.reference for child in family.children(checkpoint, registry.all_versions())),
         "aliases": ", ".join(_words(registry.aliases(manifest["name"]), checkpoint)),
         "versions": ", ".join(f"{key} {value}" for key, value in (manifest.get("versions") or {}).items()),
         "git": manifest.get("git") or "",
@@ -143,25 +118,32 @@ def _words(aliases: dict[str, int], checkpoint: Checkpoint) -> list[str]:
     return [word for word, version in aliases.items() if version == checkpoint.version]
 
 
+def _settings(config: dict[str, Any]) -> Iterator[str]:
+    """The settings that were given a value, nested ones by their key on the command line."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in _settings(value))
+        elif value not in (None, [], ""):
+            yield f"{key} {value}"
+
+
 def _data_line(entry: dict[str, Any]) -> str:
     dropped = sum((entry.get("dropped") or {}).values())
     return f"{entry.get('name')}, {entry.get('rows')} rows" + (f", {dropped} dropped" if dropped else "")
 
 
-def _numbers(metrics: dict[str, Any], most: int | None = None) -> str:
+def _numbers(metrics: dict[str, Any]) -> str:
     found = [(key, value) for key, value in metrics.items() if isinstance(value, int | float)]
-    return ", ".join(f"{key} {value:.4g}" for key, value in found[:most])
+    return ", ".join(f"{key} {value:.4g}" for key, value in found)
+
+
+def _write_json(value: Any) -> None:
+    write(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def _file_cells(manifest: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, entry in sorted(manifest["files"].items()):
         yield name, f"{entry['size']:,}", entry["sha256"]
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _draw(node: Ancestor, first: str = "", rest: str = "") -> Iterator[str]:

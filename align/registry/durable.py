@@ -125,21 +125,37 @@ def measure(folder: Path, filename: str, disk: Disk = DISK) -> Files:
         if name != filename:
             disk.sync_file(path)
             files[name] = {"sha256": hash_file(path), "size": path.stat().st_size}
+    _sync_folders(folder, disk)
+    return files
+
+
+def sync_all(folder: Path, disk: Disk = DISK) -> None:
+    """Make every file and folder below `folder` durable."""
+    for path in walk_files(folder):
+        disk.sync_file(path)
+    _sync_folders(folder, disk)
+
+
+def _sync_folders(folder: Path, disk: Disk) -> None:
     for inner in [*(path for path in sorted(folder.rglob("*")) if path.is_dir()), folder]:
         disk.sync_folder(inner)
-    return files
 
 
 def write_seal(folder: Path, fields: dict[str, Any], files: Files, filename: str, disk: Disk = DISK) -> dict[str, Any]:
     """Write the seal over files already measured; use `seal` unless the fields change between two tries."""
+    text = seal_text(fields, files, filename)
+    write_durably(folder / filename, text.encode(), disk)
+    return dict(json.loads(text))
+
+
+def seal_text(fields: dict[str, Any], files: Files, filename: str) -> str:
+    """What a seal over files already measured says."""
     try:
         body = json.loads(json.dumps({**fields, "files": files}, allow_nan=False))
     except ValueError as error:
         raise IntegrityError(f"{filename}: {error}; nothing was written, leave that value out of the fields") from None
     sealed = {**body, "seal": _seal_digest(body)}
-    text = json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    write_durably(folder / filename, text.encode(), disk)
-    return sealed
+    return json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_seal(folder: Path, filename: str) -> dict[str, Any]:

@@ -161,7 +161,9 @@ def check_whole(path: Path) -> None:
     except (KeyError, TypeError, IndexError):
         raise IntegrityError(f"{path}: not a whole safetensors file; download or save it again") from None
     if (size := path.stat().st_size) != end:
-        raise IntegrityError(f"{path}: {size} bytes, its header announces {end}; download or save it again")
+        raise IntegrityError(
+            f"{path}: weights cannot be read; {size} bytes, its header announces {end}; download or save it again"
+        )
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, list[Any]]]:

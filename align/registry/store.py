@@ -216,11 +216,12 @@ class Registry:
             known = nearest(selector, [LATEST, *self.aliases(name)])
             set_it = f"python -m align.registry alias {name} {selector} VERSION"
             raise IntegrityError(f"{name}@{selector}: no such alias;{known} Set it with: {set_it}")
-        if problem := self._alias_problem(name, self.refs(name) / selector):
+        if problem := self.alias_problem(name, self.refs(name) / selector):
             raise IntegrityError(f"{problem}; set the alias again or restore the version")
         return line[0]
 
-    def _alias_problem(self, name: str, path: Path) -> str | None:
+    def alias_problem(self, name: str, path: Path) -> str | None:
+        """What is wrong with an alias file; None when it leads to the version it was set to."""
         line = layout.read_alias(path)
         if line is None:
             return f"{name}@{path.name}: the alias file cannot be read"
@@ -260,7 +261,7 @@ class Registry:
                 continue
             found = [*_problems(checkpoint, hashes=True), *self._broken_links(checkpoint)]
             problems += [f"{checkpoint.reference}: {problem}" for problem in found]
-        aliases = (self._alias_problem(name, path) for path in layout.alias_files(self.refs(name)))
+        aliases = (self.alias_problem(name, path) for path in layout.alias_files(self.refs(name)))
         return problems + [problem for problem in aliases if problem]
 
     def _broken_links(self, checkpoint: Checkpoint) -> list[str]:

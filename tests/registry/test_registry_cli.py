@@ -68,9 +68,9 @@ def test_ls_shows_versions_parents_numbers_and_aliases(run):
 
     lines = out.splitlines()
     assert code == 0
-    assert lines[0].split() == ["reference", "kind", "stage", "from", "numbers", "created", "aliases"]
-    assert lines[1].startswith("base@v1    base    pretrain  -        loss 2.5")
-    assert lines[2].endswith("best, latest")
+    assert lines[0].split() == ["reference", "aliases", "stage", "kind", "from", "base", "metric", "age", "size"]
+    assert lines[1].split() == ["base@v1", "latest", "pretrain", "base", "-", "-", "loss", "2.5", "now", "87", "B"]
+    assert lines[2].startswith("m@v1       best, latest  sft       policy  base@v1  base@v1  loss 1.25  now  ")
 
 
 def test_ls_json_is_for_programs(run):
