@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,10 +58,18 @@ class DatasetConfig(Settings):
     """which column plays which part, where it is not called as usual"""
     tags: dict[str, str] = Field(default_factory=dict)
     """how conversations spell role, content and the roles system, user, assistant, tool and tool_call"""
-    label_map: dict[str, Literal["a", "b", "tie"]] = Field(default_factory=dict)
-    """which verdict of a pair means what"""
-    ties: Literal["drop", "both"] = "drop"
-    """pairs without a winner: left out and counted, or kept in both orders"""
+    label_map: dict[str, bool | Literal["a", "b", "tie"]] = Field(default_factory=dict)
+    """which verdict of a pair means a, b or tie; or which label of an answer means true (good) or false"""
+    ties: Literal["drop", "both", "half"] = "drop"
+    """pairs without a winner: left out and counted, kept in both orders, or so with half the weight each"""
+    encoding: str = "auto"
+    """how text files are encoded; auto is UTF-8, with or without a BOM, and refuses anything else"""
+    header: list[str] = Field(default_factory=list)
+    """the columns of a CSV or TSV file that does not name them in its first line"""
+    quoting: Literal["auto", "none", "csv"] = "auto"
+    """whether quotes in a table are characters or hold cells together; auto is csv, and for TSV what fits more rows"""
+    rows_at: str | None = None
+    """the key, or dotted path of keys, under which a JSON or YAML file holds its rows"""
     entry: str | None = None
     """the dataset to take of a dataset_info.json"""
     subset: str | None = None
@@ -85,7 +94,7 @@ class DatasetConfig(Settings):
     @field_validator("label_map", mode="before")
     @classmethod
     def _text_keys(cls, value: Any) -> Any:
-        return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
+        return dict(_spelled(value)) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _known_parts(self) -> DatasetConfig:
@@ -126,6 +135,13 @@ def _check_mixture(config: DatasetConfig) -> None:
     names = [member.name for member in config.mix]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"mix: {twice} is listed twice; list it once with the sum of the weights")
+
+
+def _spelled(label_map: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries of a label map by the text of their keys; YAML takes a bare yes for true, so both are meant."""
+    for key, meaning in label_map.items():
+        spellings = {True: ("true", "yes"), False: ("false", "no")}[key] if isinstance(key, bool) else (str(key),)
+        yield from ((spelling, meaning) for spelling in spellings)
 
 
 def _all_parts() -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from align.errors import DataError
 from align.schema import Record
 
 _CONTENT = ("prompt", "completion", "chosen", "rejected", "label", "answer", "text", "tools")
@@ -64,5 +65,8 @@ def _canonical(content: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # numbers beyond 64 bits, lone surrogates, dates of Parquet files
-        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+        try:
+            text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+        except RecursionError:
+            raise DataError("a row is nested too deeply to be told from others; flatten it or remove it") from None
         return text.encode("utf-8", "surrogatepass")

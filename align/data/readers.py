@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from align.data.problems import RowError, RowSkipped
+from align.data.reshape import (
+    Part,
+    join_preferred,
+    split_choice,
+    split_instances,
+    split_questions,
+    split_ranked,
+    split_solutions,
+)
 from align.data.rows import COMMON, Layout, Row, Synonyms, read_label
+from align.data.sniff import SIDES, TALKS, VERDICTS
 from align.data.turns import (
     OPENAI_TAGS,
     SHAREGPT_TAGS,
+    SPEAKER_TAGS,
     Tags,
     checked_text,
+    read_bare_turns,
     read_context,
     read_turns,
     split_pair,
@@ -32,10 +44,38 @@ def read_messages(row: Row, layout: Layout) -> list[Record]:
     turns = _with_system(read_turns(value, column, layout.tags), layout.optional_text(row, "system"))
     if layout.column(row, "chosen"):
         return _pair(row, layout, turns)
+    if rejected := layout.column(row, "rejected"):
+        return _pair_of_last(turns, column, layout.answer(row, "rejected"), rejected)
     prompt, completion = split_turns(turns, column, as_prompt=layout.view == "prompt")
     if completion is None and layout.view not in (None, "prompt"):
         raise RowError("no assistant turn", column, "has no assistant turn", "add an answer or remove the row")
     return [Record(prompt=prompt, completion=completion, label=layout.label(row) if completion else None)]
+
+
+def read_bare_turns_of(row: Row, layout: Layout) -> list[Record]:
+    """A conversation without roles, in which user and assistant take turns; a last line nobody answers is left out."""
+    column, value = layout.need(row, "messages")
+    turns = read_bare_turns(value, column)
+    if len(turns) < 2:
+        raise RowError("no assistant turn", column, f"has {len(turns)} turns", "a conversation needs two")
+    if len(turns) % 2 and layout.view != "prompt":
+        layout.remarks["conversations without roles end with a line that nobody answers; it was left out"] += 1
+        turns = turns[:-1]
+    prompt, completion = split_turns(_with_system(turns, layout.optional_text(row, "system")), column, as_prompt=True)
+    return [Record(prompt=prompt, completion=completion)]
+
+
+def read_plain(row: Row, layout: Layout) -> list[Record]:
+    """The rows that `reshape` makes: a pair, an answer with or without a label, or a prompt."""
+    if layout.column(row, "chosen"):
+        [record] = read_preference(row, layout)
+    elif layout.column(row, "completion"):
+        record = _demonstration(row, layout)
+        record.label = layout.label(row)
+    else:
+        [record] = read_prompt(row, layout)
+    record.answer = layout.optional_text(row, "answer")
+    return [record]
 
 
 def read_prompt_completion(row: Row, layout: Layout) -> list[Record]:
@@ -47,7 +87,7 @@ def read_unpaired(row: Row, layout: Layout) -> list[Record]:
     """TRL's unpaired preference: prompt, completion and a label."""
     record = _demonstration(row, layout)
     column, value = layout.need(row, "label")
-    record.label = read_label(value, column)
+    record.label = read_label(value, column, layout.label_map)
     return [record]
 
 
@@ -103,9 +143,18 @@ def read_qa(row: Row, layout: Layout) -> list[Record]:
 
 
 def read_pairs(row: Row, layout: Layout) -> list[Record]:
-    """Two answers and a verdict; several verdict columns are judges who vote, and no majority is a tie."""
-    context = _with_system(_question(row, layout), layout.optional_text(row, "system"))
+    """Two answers and a verdict; several verdict columns are judges who vote, and no majority is a tie.
+
+    The answers may be whole conversations, which then must begin with the same turns.
+    """
     answers = {side: layout.answer(row, side) for side in ("a", "b")}
+    if layout.column(row, "prompt"):
+        context = _question(row, layout)
+    elif any(turns[0]["role"] != "assistant" for turns in answers.values()):
+        context, answers["a"], answers["b"] = split_pair(answers["a"], answers["b"])
+    else:
+        layout.need(row, "prompt")
+    context = _with_system(context, layout.optional_text(row, "system"))
     return _judged(context, answers, _verdict(row, layout), layout)
 
 
@@ -132,28 +181,34 @@ def read_votes(row: Row, layout: Layout) -> list[Record]:
 
 
 def read_text(row: Row, layout: Layout) -> list[Record]:
-    """Raw text for pretraining."""
-    return [Record(text=layout.text(row, "text", "empty text"))]
+    """Raw text for pretraining; a list of texts is the paragraphs of one."""
+    column, value = layout.need(row, "text")
+    if isinstance(value, list):
+        value = "\n".join(checked_text(part, f"{column}[{index}]", None) for index, part in enumerate(value))
+    return [Record(text=checked_text(value, column, "empty text"))]
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A public format: its reader, the columns it knows by itself and how its turns are tagged."""
+    """A public format: its reader, the columns it knows by itself and how its turns are tagged.
+
+    `reshape` makes the rows that are read of one row of the file, where these are not the same.
+    """
 
     read: Callable[[Row, Layout], list[Record]]
     synonyms: Synonyms
     tags: Tags = OPENAI_TAGS
+    reshape: Callable[[Row, Layout], Iterator[Part]] | None = None
 
 
-_PAIR: Synonyms = {"chosen": ("chosen", "chosen_messages"), "rejected": ("rejected", "rejected_messages")}
+_PAIR: Synonyms = {
+    "chosen": ("chosen", "chosen_messages", "chosen_response"),
+    "rejected": ("rejected", "rejected_messages", "rejected_response"),
+}
 _SYSTEM: Synonyms = {"system": ("system", "system_prompt"), **COMMON}
 _PROMPT: Synonyms = {"prompt": ("prompt", "question", "instruction"), **_SYSTEM}
-_TALK: Synonyms = {
-    "messages": ("messages", "conversations", "conversation"),
-    "label": ("label", "kto_tag"),
-    **_PAIR,
-    **_SYSTEM,
-}
+_LABEL: Synonyms = {"label": ("label", "kto_tag", "is_correct")}
+_TALK: Synonyms = {"messages": TALKS, **_LABEL, **_PAIR, **_SYSTEM}
 _ALPACA: Synonyms = {
     "prompt": ("instruction", "prompt", "question"),
     "input": ("input", "context"),
@@ -166,28 +221,43 @@ _ALPACA: Synonyms = {
 _SIDES: Synonyms = {
     "prompt": ("prompt", "instruction", "question", "input"),
     "input": ("input", "context"),
-    "a": ("a", "output_1", "response1", "response_a", "response_A"),
-    "b": ("b", "output_2", "response2", "response_b", "response_B"),
-    "label": ("label", "preference", "winner"),
+    "a": tuple(a for a, _ in SIDES),
+    "b": tuple(b for _, b in SIDES),
+    "label": VERDICTS,
+    **_SYSTEM,
+}
+_PLAIN: Synonyms = {
+    "prompt": ("prompt", "question", "problem"),
+    "completion": ("completion",),
+    "label": ("label",),
+    "answer": ("answer", "ground_truth"),
+    **_PAIR,
     **_SYSTEM,
 }
 _VOTES: Synonyms = {"prompt": ("prompt",), "a": ("a",), "b": ("b",), "label": ("choice",), **COMMON}
+_UNPAIRED: Synonyms = {"completion": ("completion", "response"), **_LABEL, **_PROMPT}
+_QA: Synonyms = {"answer": ("answer", "target"), **_PROMPT, "prompt": ("question", "prompt", "input", "problem")}
 
 FORMATS: dict[str, Format] = {
     "messages": Format(read_messages, _TALK),
     "sharegpt": Format(read_messages, _TALK, SHAREGPT_TAGS),
+    "speakers": Format(read_messages, _TALK, SPEAKER_TAGS),
+    "turns": Format(read_bare_turns_of, {"messages": TALKS, **_SYSTEM}),
     "prompt_completion": Format(read_prompt_completion, {"completion": ("completion", "response"), **_PROMPT}),
-    "unpaired": Format(
-        read_unpaired, {"completion": ("completion", "response"), "label": ("label", "kto_tag"), **_PROMPT}
-    ),
+    "unpaired": Format(read_unpaired, _UNPAIRED),
     "prompt": Format(read_prompt, {"answer": ("answer", "reference", "target"), **_PROMPT}),
     "preference": Format(read_preference, {**_PAIR, **_PROMPT}),
+    "preferred_output": Format(read_plain, _PLAIN, reshape=join_preferred),
     "hh": Format(read_hh, {**_PAIR, **COMMON}),
-    "alpaca": Format(read_alpaca, _ALPACA),
-    "qa": Format(read_qa, {"answer": ("answer",), **_PROMPT, "prompt": ("question", "prompt", "input")}),
+    "alpaca": Format(read_alpaca, _ALPACA, reshape=split_instances),
+    "qa": Format(read_qa, _QA),
+    "choice": Format(read_plain, _PLAIN, reshape=split_choice),
+    "squad": Format(read_plain, _PLAIN, reshape=split_questions),
     "pairs": Format(read_pairs, _SIDES),
+    "ranked": Format(read_plain, _PLAIN, reshape=split_ranked),
+    "solutions": Format(read_plain, _PLAIN, reshape=split_solutions),
     "votes": Format(read_votes, _VOTES),
-    "text": Format(read_text, {"text": ("text", "content"), **COMMON}),
+    "text": Format(read_text, {"text": ("text", "content", "paragraphs"), **COMMON}),
 }
 
 
@@ -215,27 +285,57 @@ def _pair(row: Row, layout: Layout, context: Messages) -> list[Record]:
     return [Record(prompt=context, chosen=good, rejected=bad)]
 
 
+def _pair_of_last(turns: Messages, column: str, rejected: Messages, other: str) -> list[Record]:
+    """A conversation whose last answer is the chosen one, and another answer (or conversation) that is not."""
+    if turns[-1]["role"] != "assistant":
+        problem = f"ends with a {turns[-1]['role']} turn, where {other} needs an answer to stand against"
+        raise RowError("last turn is not the assistant's", column, problem, "end it with the chosen answer")
+    if rejected[0]["role"] != "assistant":
+        prompt, good, bad = split_pair(turns, rejected)
+        return [Record(prompt=prompt, chosen=good, rejected=bad)]
+    return [Record(prompt=turns[:-1], chosen=turns[-1:], rejected=rejected)]
+
+
 def _judged(context: Messages, answers: dict[str, Messages], verdict: str, layout: Layout) -> list[Record]:
     first = Record(prompt=context, chosen=answers["a"], rejected=answers["b"])
     second = Record(prompt=context, chosen=answers["b"], rejected=answers["a"])
-    if verdict == "tie" and layout.ties == "drop":
+    if verdict != "tie":
+        return [first if verdict == "a" else second]
+    if layout.ties == "drop":
         raise RowSkipped("tie")
-    return {"a": [first], "b": [second], "tie": [first, second]}[verdict]
+    if layout.ties == "half":
+        first.weight = second.weight = 0.5
+    return [first, second]
+
+
+_SPELLED = {
+    "a": ("a", "1", "a>b", "a>>b", "b<a", "b<<a", "[[a]]", "[[a>b]]", "[[a>>b]]", "model_a", "output_1"),
+    "b": ("b", "2", "b>a", "b>>a", "a<b", "a<<b", "[[b]]", "[[b>a]]", "[[b>>a]]", "model_b", "output_2"),
+    "tie": ("tie", "0", "a=b", "b=a", "a~=b", "[[c]]", "[[a=b]]", "tie (bothbad)", "tie (both bad)", "both_bad"),
+}
+VERDICT_OF = {spelling: verdict for verdict, spellings in _SPELLED.items() for spelling in spellings}
+"""What the usual spellings of a verdict mean, in lower case, without a label map."""
 
 
 def _verdict(row: Row, layout: Layout) -> str:
     named = layout.columns.get("label")
     columns = named if isinstance(named, list) else [layout.need(row, "label")[0]]
-    known = layout.label_map or {"1": "a", "2": "b", "0": "tie", "a": "a", "b": "b", "tie": "tie"}
-    verdicts: Counter[str] = Counter()
-    for column in columns:
-        verdict = known.get(str(row.get(column)))
-        if verdict is None:
-            problem = f"is {shorten(row.get(column))}, which label_map does not know"
-            raise RowError("bad label", column, problem, f"known: {', '.join(known)}; add it to label_map")
-        verdicts[verdict] += 1
+    verdicts = Counter(_one_verdict(row.get(column), column, layout) for column in columns)
     winner, count = verdicts.most_common(1)[0]
     return winner if count * 2 > len(columns) else "tie"
+
+
+def _one_verdict(value: object, column: str, layout: Layout) -> str:
+    known = layout.label_map or VERDICT_OF
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, float) and 1 < value < 2 and not layout.label_map:  # a preference between 1 and 2
+        return "tie" if value == 1.5 else "a" if value < 1.5 else "b"
+    verdict = known.get(str(value), known.get(str(value).strip().lower()))
+    if not isinstance(verdict, str):
+        problem = f"is {shorten(value)}, which label_map does not know"
+        raise RowError("bad label", column, problem, f"known: {', '.join(known)}; add it to label_map")
+    return verdict
 
 
 def _question(row: Row, layout: Layout) -> Messages:
@@ -285,7 +385,8 @@ def check_record(record: Record) -> None:
     """Raise a RowError for what no format may produce: a prompt nobody asks, equal or unmaskable answers."""
     if record.text is not None:
         return
-    if not any(turn["role"] == "user" for turn in record.prompt):
+    prompt = record.prompt
+    if not (prompt and prompt[-1]["role"] == "user") and not any(turn["role"] == "user" for turn in prompt):
         raise RowError("empty prompt", "prompt", "has no user turn", "add the question or remove the row")
     if record.chosen is None or record.rejected is None:
         return

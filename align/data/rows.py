@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.data.problems import RowError
 from align.data.turns import OPENAI_TAGS, Tags, checked_text, read_answer, read_context
@@ -26,6 +27,20 @@ COMMON: Synonyms = {
 """Parts that every format knows."""
 
 
+class Plan(NamedTuple):
+    """Which part each column of a kind of row plays."""
+
+    columns: dict[str, str]
+    """the column of every part the row has"""
+    extras: tuple[tuple[str, str], ...]
+    """weight, margin, score, tools and id with their columns, as far as the row has them"""
+    unused: tuple[str, ...]
+    """the columns without a part"""
+
+
+_MOST_PLANS = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The columns, tags and policies a reader follows.
@@ -37,15 +52,38 @@ class Layout:
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
     tags: Tags = OPENAI_TAGS
     view: View | None = None
-    label_map: Mapping[str, str] = field(default_factory=dict)
+    label_map: Mapping[str, str | bool] = field(default_factory=dict)
     ties: str = "drop"
+    remarks: Counter[str] = field(default_factory=Counter)
+    """what readers decided about rows they took, and how often"""
+    _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
 
-    def column(self, row: Row, part: str) -> str | None:
-        """The name of the column that plays this part in this row, if any."""
+    def plan(self, row: Row) -> Plan:
+        """The plan of a row; rows with the same columns share one."""
+        keys = tuple(row)
+        plan = self._plans.get(keys)
+        if plan is None:
+            if len(self._plans) >= _MOST_PLANS:  # rows whose keys are data, such as names
+                self._plans.clear()
+            plan = self._plans[keys] = self._make_plan(row)
+        return plan
+
+    def _make_plan(self, row: Row) -> Plan:
+        parts = {*self.synonyms, *self.columns}
+        columns = {part: column for part in parts if (column := self._find(row, part)) is not None}
+        used = self.used()
+        extras = tuple((part, columns[part]) for part in COMMON if part in columns)
+        return Plan(columns, extras, tuple(key for key in row if key not in used))
+
+    def _find(self, row: Row, part: str) -> str | None:
         named = self.columns.get(part)
         if isinstance(named, str):
             return named if named in row else None
         return next((name for name in self.synonyms.get(part, ()) if name in row), None)
+
+    def column(self, row: Row, part: str) -> str | None:
+        """The name of the column that plays this part in this row, if any."""
+        return self.plan(row).columns.get(part)
 
     def get(self, row: Row, part: str) -> Any:
         """The value of an optional part; None when absent, null or (as tables write it) empty."""
@@ -93,10 +131,10 @@ class Layout:
         if column is None:
             return None
         value = row[column]
-        if not isinstance(value, bool) and "label" not in self.columns:
+        if not isinstance(value, bool) and "label" not in self.columns and not self.label_map:
             value = {"true": True, "false": False}.get(str(value).lower(), value)
             return value if isinstance(value, bool) else None
-        return read_label(value, column)
+        return read_label(value, column, self.label_map)
 
     def used(self) -> set[str]:
         """Every column name this layout gives a meaning."""
@@ -106,12 +144,14 @@ class Layout:
         return names
 
 
-def read_label(value: Any, column: str) -> bool:
-    """A label as files write it: true, false, 1, 0 or those words."""
-    known = {"true": True, "false": False, "1": True, "0": False}
-    found = known.get(str(value).lower())
-    if found is None:
-        raise RowError("bad label", column, f"is {shorten(value)}, neither true nor false", "write true or false")
+def read_label(value: Any, column: str, label_map: Mapping[str, str | bool] | None = None) -> bool:
+    """A label as files write it: true, false, 1, 0 or those words; or as a label map says."""
+    known = label_map or {"true": True, "false": False, "1": True, "0": False}
+    found = known.get(str(value), known.get(str(value).strip().lower()))
+    if not isinstance(found, bool):
+        words = ", ".join(f"{word}: {meaning}" for word, meaning in known.items()) if label_map else "true, false, 1, 0"
+        problem = f"is {shorten(value)}, neither true nor false"
+        raise RowError("bad label", column, problem, f"write true or false (known: {words}), or give a label_map")
     return found
 
 

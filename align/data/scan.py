@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 from align.data import containers
 from align.data.catalog import Dataset, find, make_tags
-from align.data.containers import RawRow
+from align.data.containers import RawRow, Reading
 from align.data.digest import Digest
 from align.data.problems import SHOWN, BadRow, RowError, RowSkipped, tell
-from align.data.readers import FORMATS, check_record
-from align.data.rows import COMMON, Layout, read_number, read_tools
+from align.data.readers import FORMATS, Format, check_record
+from align.data.reshape import Part
+from align.data.rows import COMMON, Layout, Plan, Row, read_number, read_tools
 from align.data.sniff import LOOKED_AT, sniff
+from align.data.turns import kind_of
 from align.data.views import a_kind, convert, natural_view
 from align.errors import DataError, UsageError, nearest
 from align.schema import VIEWS, Record, View
@@ -84,7 +86,7 @@ def scan(
 
     def batches(found: Scan) -> Iterator[list[Record]]:
         digest = Digest()
-        records = _read(dataset, found, view, roots, on_bad or (lambda _row: None))
+        records = _read(dataset, found, view, roots, on_bad)
         if dataset.config.seed is not None:
             records = _sample(records, dataset.config.seed, dataset.config.limit)
         if view is not None:
@@ -112,25 +114,38 @@ def nothing_left(name: str, rows: int, reasons: Mapping[str, int]) -> str:
 
 
 def read_row(row: dict[str, Any], format_name: str, layout: Layout) -> list[Record]:
-    """The records of one raw row, checked; raises RowError or RowSkipped."""
-    records = FORMATS[format_name].read(row, layout)
-    used = layout.used()
+    """The records of one raw row, checked; raises RowError or RowSkipped, be it for one of several examples in it."""
+    known = FORMATS[format_name]
+    records: list[Record] = []
+    for part in (row,) if known.reshape is None else known.reshape(row, layout):
+        if isinstance(part, RowSkipped):
+            raise part
+        records += _read_part(part, known, layout)
+    return records
+
+
+def _read_part(row: Row, known: Format, layout: Layout) -> list[Record]:
+    records = known.read(row, layout)
+    plan = layout.plan(row)
     for record in records:
-        _add_extras(record, row, layout, used)
+        if plan.extras:
+            _add_extras(record, row, plan)
+        if plan.unused:
+            record.meta = {key: row[key] for key in plan.unused}
         check_record(record)
     return records
 
 
-def _add_extras(record: Record, row: dict[str, Any], layout: Layout, used: set[str]) -> None:
-    for part in ("weight", "margin", "score"):
-        column = layout.column(row, part)
-        if column is not None:
-            setattr(record, part, read_number(row[column], column))
-    if (column := layout.column(row, "tools")) is not None:
-        record.tools = read_tools(row[column], column)
-    number = layout.get(row, "id")
-    record.id = None if number is None else str(number)
-    record.meta = {key: value for key, value in row.items() if key not in used}
+def _add_extras(record: Record, row: Row, plan: Plan) -> None:
+    for part, column in plan.extras:
+        value = row[column]
+        if part == "id":
+            record.id = None if value is None or value == "" else str(value)
+        elif part == "tools":
+            record.tools = read_tools(value, column)
+        elif (number := read_number(value, column)) is not None:
+            given = record.weight if part == "weight" else None
+            setattr(record, part, number if given is None else number * given)
 
 
 def _read(
@@ -138,7 +153,7 @@ def _read(
     found: Scan,
     view: View | None,
     roots: Mapping[str, Path] | None,
-    on_bad: Callable[[BadRow], None],
+    on_bad: Callable[[BadRow], None] | None,
 ) -> Iterator[Record]:
     """The records of a dataset as their rows make them, up to its limit unless a sample is wanted."""
     config = dataset.config
@@ -149,18 +164,24 @@ def _read(
     tags = make_tags(config.tags, known.tags)
     layout = Layout(known.synonyms, config.columns, tags, view, config.label_map, config.ties)
     limit = config.limit if config.seed is None else None
-    yield from itertools.islice(_read_rows(rows, format_name, layout, found, on_bad), limit)
+    yield from itertools.islice(_read_rows(rows, _RowReader(known, layout, found, on_bad)), limit)
 
 
 def _open(dataset: Dataset, roots: Mapping[str, Path] | None, notes: list[str]) -> Iterator[RawRow]:
     config = dataset.config
     if config.source.startswith("hf://"):
-        return containers.read_hub(config.source.removeprefix("hf://"), config.subset, config.split)
-    if config.split or config.subset:
-        raise UsageError(f"{dataset.name}: only hub datasets have a split or subset; name the file of the split")
-    path = _resolve(dataset, roots or {})
+        return containers.read_hub(config.source.removeprefix("hf://"), config.subset, config.split, config.revision)
+    if config.split or config.subset or config.revision:
+        raise UsageError(
+            f"{dataset.name}: only hub datasets have a split, subset or revision; name the file of the split"
+        )
+    try:
+        path = _resolve(dataset, roots or {})
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise DataError(f"{dataset.name}: cannot be read ({error.strerror}); check the path") from None
     shown = config.source if path == Path(config.source) else path.name
-    return containers.read_path(path, shown, notes)
+    reading = Reading(config.encoding, tuple(config.header), config.quoting, config.rows_at)
+    return containers.read_path(path, shown, notes, reading)
 
 
 def _resolve(dataset: Dataset, roots: Mapping[str, Path]) -> Path:
@@ -185,7 +206,9 @@ def _decide_format(dataset: Dataset, rows: Iterator[RawRow], notes: list[str]) -
     everything = itertools.chain(head, rows)
     if dataset.config.format != "auto":
         return everything, dataset.config.format
-    named = [row for raw in head if isinstance(row := _as_row(raw.value), dict)]
+    values = [raw.value for raw in head]
+    named = [{"messages": value} if isinstance(value, list) else value for value in values]
+    named = [value for value in named if isinstance(value, dict)]
     if not named:
         return everything, "text"
     format_name, reason = sniff(named, dataset.name)
@@ -193,58 +216,89 @@ def _decide_format(dataset: Dataset, rows: Iterator[RawRow], notes: list[str]) -
     return everything, format_name
 
 
-def _as_row(value: Any) -> Any:
-    """A bare string is a row of text."""
-    return {"text": value} if isinstance(value, str) else value
-
-
-def _read_rows(
-    rows: Iterator[RawRow], format_name: str, layout: Layout, found: Scan, on_bad: Callable[[BadRow], None]
-) -> Iterator[Record]:
-    kind: str | None = None
-    unused: dict[str, None] = {}  # an ordered set
+def _read_rows(rows: Iterator[RawRow], reader: _RowReader) -> Iterator[Record]:
+    found, layout = reader.found, reader.layout
     try:
         for raw in rows:
             found.rows += 1
-            try:
-                records = _read_raw(raw, format_name, layout)
-                kind = kind or natural_view(records[0])
-                _require_kind(kind, records[0])
-            except RowSkipped as skip:
-                found.skipped[skip.reason] += 1
-                continue
-            except RowError as error:
-                bad = BadRow(f"{raw.source}:{raw.line}", error, raw.value)
-                found.refuse(bad)
-                on_bad(bad)
-                continue
-            unused.update(dict.fromkeys(records[0].meta))
-            yield from records
+            yield from reader.read(raw)
     finally:
-        if unused:
-            kept = ", ".join(map(str, unused))
-            found.notes.append(f"{found.name}: columns kept as meta: {kept}{_near_miss(unused, layout)}")
+        if reader.unused:
+            kept = ", ".join(map(str, reader.unused))
+            found.notes.append(f"{found.name}: columns kept as meta: {kept}{_near_miss(reader.unused, layout)}")
+        found.notes += [f"{found.name}: {count} {remark}" for remark, count in layout.remarks.items()]
 
 
-def _read_raw(raw: RawRow, format_name: str, layout: Layout) -> list[Record]:
-    if isinstance(raw.value, RowError):
-        raise raw.value
-    row = _as_row(raw.value)
-    if not isinstance(row, dict):
-        raise RowError("not a row", "row", f"is {type(row).__name__}, not an object", "write {column: value}")
-    records = read_row(row, format_name, layout)
-    for record in records:
-        record.source, record.line = raw.source, raw.line
-    return records
+class _RowReader:
+    """Rows of one dataset to records, all of one kind; what is refused or left out goes into the account."""
+
+    def __init__(self, known: Format, layout: Layout, found: Scan, on_bad: Callable[[BadRow], None] | None) -> None:
+        self.known, self.layout, self.found, self.on_bad = known, layout, found, on_bad
+        self.kind: View | None = None
+        self.unused: dict[str, None] = {}  # an ordered set
+
+    def read(self, raw: RawRow) -> list[Record]:
+        """The records of a row; one of several examples in it that is bad spoils no other."""
+        try:
+            row = _checked_row(raw, self.known)
+            if self.known.reshape is None:
+                return self._take(row, raw)
+            return [record for part in self.known.reshape(row, self.layout) for record in self._take(part, raw)]
+        except RowError as error:
+            return self._refuse(raw, error)
+        except RowSkipped as skip:
+            self.found.skipped[skip.reason] += 1
+            return []
+
+    def _take(self, part: Part, raw: RawRow) -> list[Record]:
+        if isinstance(part, RowSkipped):
+            self.found.skipped[part.reason] += 1
+            return []
+        try:
+            records = _read_part(part, self.known, self.layout)
+            for record in records:
+                record.source, record.line = raw.source, raw.line
+                self._require_kind(record)
+                if record.meta:
+                    self.unused.update(dict.fromkeys(record.meta))
+        except RowError as error:
+            return self._refuse(raw, error)
+        except RowSkipped as skip:
+            self.found.skipped[skip.reason] += 1
+            return []
+        return records
+
+    def _refuse(self, raw: RawRow, error: RowError) -> list[Record]:
+        bad = BadRow(f"{raw.source}:{raw.line}", error, raw.value)
+        self.found.refuse(bad)
+        if self.on_bad is not None:
+            self.on_bad(bad)
+        return []
+
+    def _require_kind(self, record: Record) -> None:
+        found = natural_view(record)
+        if self.kind is None:
+            self.kind = found
+        if found == self.kind:
+            return
+        if found == "prompt" and self.kind == "demonstration":
+            raise RowError("no assistant turn", "row", "has no assistant turn", "add an answer or remove the row")
+        problem = f"is {a_kind(found)} row among {self.kind} rows"
+        raise RowError("mixed rows", "row", problem, "keep one kind in a dataset")
 
 
-def _require_kind(kind: str, record: Record) -> None:
-    found = natural_view(record)
-    if found == kind:
-        return
-    if found == "prompt" and kind == "demonstration":
-        raise RowError("no assistant turn", "row", "has no assistant turn", "add an answer or remove the row")
-    raise RowError("mixed rows", "row", f"is {a_kind(found)} row among {kind} rows", "keep one kind in a dataset")
+def _checked_row(raw: RawRow, known: Format) -> Row:
+    """The row as columns: a bare string is a text, and a bare list the turns of a conversation."""
+    row = raw.value
+    if isinstance(row, dict):
+        return row
+    if isinstance(row, RowError):
+        raise row
+    if isinstance(row, str):
+        return {"text": row}
+    if isinstance(row, list) and "messages" in known.synonyms:
+        return {"messages": row}
+    raise RowError("not a row", "row", f"is {kind_of(row)}, not an object", "write {column: value}")
 
 
 def _near_miss(unused: Iterable[str], layout: Layout) -> str:

@@ -135,7 +135,7 @@ def test_bare_strings_are_texts(tmp_path):
         ("a.json", b'{"a": 1,\n "b": 2}', "holds one object"),
         ("a.json", b'{"a": 1,\n "b"', r"a\.json:2 not valid JSON"),
         ("a.jsonl.gz", gzip.compress(LINES.encode())[:-9], "gzip data is damaged"),
-        ("a.jsonl", b"\x28\xb5\x2f\xfd....", "zstd-compressed"),
+        ("a.jsonl", b"\x28\xb5\x2f\xfd....", "zstd data is damaged"),
         ("a.docx", b"PK", "files of this kind are not read"),
     ],
 )

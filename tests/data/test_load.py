@@ -315,7 +315,7 @@ BAD_ROWS = {
     "bad tools": ("messages", {**GOOD["messages"], "tools": "[oops"}, "tools: is no valid JSON"),
     "mixed rows": ("sharegpt", {**GOOD["sharegpt"], "label": True}, "an unpaired row among demonstration rows"),
     "invalid JSON": ("text", '{"text": "cut of', "is not valid JSON"),
-    "not a row": ("alpaca", "[1, 2]", "is list, not an object"),
+    "not a row": ("alpaca", "[1, 2]", "is a list, not an object"),
     "empty text": ("text", {"text": " "}, "text: is empty"),
 }
 SURROGATE = {"text": "a\ud800"}

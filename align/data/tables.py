@@ -1,0 +1,89 @@
+"""CSV and TSV, row by row. Cells stay text: an answer "NA" or "null" is an answer."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from align.data.json_rows import RawRow
+from align.data.problems import RowError
+from align.data.streams import DataFile
+from align.errors import DataError, shorten
+
+_STYLES = {"none": csv.QUOTE_NONE, "csv": csv.QUOTE_MINIMAL}
+_OTHERS = ("\t", ";", "|")
+_WIDEST = 64 << 20
+"""Characters of one cell; more than that is a quote that was never closed."""
+
+
+def read_csv(file: DataFile) -> Iterator[RawRow]:
+    """The rows of a `.csv` file; another separator than the comma is taken when the header has it and no comma."""
+    style = "csv" if file.reading.quoting == "auto" else file.reading.quoting
+    return _rows(file, _separator(file), style)
+
+
+def read_tsv(file: DataFile) -> Iterator[RawRow]:
+    """The rows of a `.tsv` file, which come with and without quoting."""
+    style = file.reading.quoting
+    if style == "auto":
+        # A quote that is only a character swallows whole rows, so both ways are tried.
+        misfits = {one: sum(isinstance(row.value, RowError) for row in _rows(file, "\t", one)) for one in _STYLES}
+        style = "csv" if misfits["csv"] < misfits["none"] else "none"
+        if style == "csv":
+            file.note("quotes were read as CSV quoting, because more rows then fit the header")
+    return _rows(file, "\t", style)
+
+
+def _separator(file: DataFile) -> str:
+    first = next(file.decoded_lines(), "")
+    if "," in first:
+        return ","
+    found = next((other for other in _OTHERS if other in first), ",")
+    if found != ",":
+        file.note(f"its cells are separated by {found!r}, not by commas")
+    return found
+
+
+def _rows(file: DataFile, separator: str, style: str) -> Iterator[RawRow]:
+    csv.field_size_limit(_WIDEST)
+    table = csv.reader(_csv_lines(file), delimiter=separator, quoting=_STYLES[style])  # type: ignore[arg-type]
+    start, header = 1, list(file.reading.header)
+    while True:
+        try:
+            cells = next(table, None)
+        except csv.Error as error:
+            raise DataError(
+                f"{file.name}:{start}: no readable table ({error}); close the quotes, or say `quoting: none`"
+            ) from None
+        if cells is None:
+            return
+        if cells and not header:
+            header = _checked_header(cells, file, start)
+        elif cells:
+            yield RawRow(file.name, start, _fit_cells(header, cells))
+        start = table.line_num + 1
+
+
+def _csv_lines(file: DataFile) -> Iterator[str]:
+    for line in file.decoded_lines():
+        # The csv module refuses a lone CR inside a line; outside quotes it ends one.
+        yield from io.StringIO(line, newline="") if "\r" in line else (line,)
+
+
+def _checked_header(cells: list[str], file: DataFile, line: int) -> list[str]:
+    twice = next((cell for cell in cells if cells.count(cell) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"{file.name}:{line} {shorten(twice)}: written twice in the header; rename one, "
+            "or give `header: [...]` in a dataset YAML if the file has no header"
+        )
+    return cells
+
+
+def _fit_cells(header: list[str], cells: list[str]) -> Any:
+    if len(cells) == len(header):
+        return dict(zip(header, cells, strict=True))
+    problem = f"has {len(cells)} cells where the header has {len(header)}"
+    return RowError("wrong number of cells", "row", problem, "quote cells that hold the separator")
