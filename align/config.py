@@ -55,6 +55,8 @@ class StageConfig(Settings):
 
     full_training: ClassVar[bool] = False
     """whether `lora=none` is possible: the stages with a reference or a score head need adapters on one base"""
+    row_setting: ClassVar[str] = "max_length"
+    """the setting that says how long a row may be"""
 
     model: str
     """what to start from: a registry reference, a folder, or a hub id such as org/name"""
@@ -135,6 +137,16 @@ class StageConfig(Settings):
     def data_specs(self) -> list[str]:
         """`data` as a list."""
         return [self.data] if isinstance(self.data, str) else list(self.data)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of the longest row the model has to hold."""
+        return int(getattr(self, self.row_setting))
+
+    @property
+    def token_length(self) -> int:
+        """Tokens of the longest row of data."""
+        return self.row_length
 
     @property
     def rows_per_step(self) -> int:

@@ -40,17 +40,20 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     from trl import DPOConfig, DPOTrainer
 
     from align.models.adapters import prove_frozen_copy, start_policy, unrounded
+    from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
     from align.training.arguments import trl_arguments
-    from align.training.datasets import preference_sets, stand_in
+    from align.training.datasets import stand_in, token_sets
 
     # 1. Data: records seen as chosen and rejected answers to one prompt.
     records = run.records()
-    held_out = run.records(config.eval_data) if config.eval_data else None
+    held_out = run.held_out(records)
 
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
     resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
-    train_set, eval_set = preference_sets(run, records, held_out, resident.tokenizer, config.max_length)
+    if config.trainer.get("disable_dropout", True):
+        switch_off_dropout(resident.model)
+    train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
 
     # 3. Optimise: TRL owns the loop. It would tokenise rows itself, so it is built on a stand-in and given ours after.
     with unrounded(resident.model):

@@ -94,6 +94,11 @@ class PpoConfig(StageConfig):
         return {"model": self.model} | ({"reward_model": self.reward_model} if self.reward_model else {})
 
     @property
+    def token_length(self) -> int:
+        """Tokens of the longest prompt: what the completion leaves."""
+        return self.max_length - self.sampling.max_new_tokens
+
+    @property
     def rows_per_step(self) -> int:
         """Prompts of one rollout."""
         return self.rollout_batch_size
@@ -125,25 +130,26 @@ class PpoConfig(StageConfig):
 
 def ppo(config: PpoConfig, run: Run) -> Trained:
     """Train a policy on the scores of its own completions."""
-    from align.data.render import render_prompts, stop_token_ids
+    from align.data.render import stop_token_ids
     from align.rl.quartet import build_quartet
     from align.rl.report import Clock, describe, keep_sample
     from align.rl.rollout import PromptStream, iterations, sample
     from align.rl.scoring import observe, score
+    from align.training.datasets import token_sets
 
     # 1. Data: records seen as prompts; rewards may read the rest of a record.
-    records = run.records().records
+    found = run.records()
     rewards = RewardSum(config.rewards)
-    rewards.check(records)
+    rewards.check(found.records)
 
     # 2. Models: policy, reference, reward model and value model as adapters on one base.
     reward_model = run.registry.resolve(config.reward_model) if config.reward_model else None
     quartet = build_quartet(run.registry, run.parent, reward_model, config)
     tokenizer, stops = quartet.resident.tokenizer, stop_token_ids(quartet.resident.tokenizer)
-    rendered = run.count_dropped(render_prompts(records, tokenizer, config.max_length - config.sampling.max_new_tokens))
+    rows, _ = token_sets(run, found, None, tokenizer)
 
     # 3. Optimise: sample, score, compare with the reference, update; a step is one rollout.
-    rows, size = rendered.rows, config.per_device_train_batch_size
+    size = config.per_device_train_batch_size
     total = iterations(len(rows), config.rollout_batch_size, config.num_train_epochs, config.max_steps)
     state = _start(config, quartet, PromptStream(len(rows), config.seed), total)
     first = _resume(run, state)
@@ -153,7 +159,7 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
         for step in range(first + 1, total + 1):
             clock = Clock()
             taken = [rows[index] for index in state.prompts.take(config.rollout_batch_size)]
-            asked = [records[row["record"]] for row in taken]
+            asked = [found.records[row["record"]] for row in taken]
             prompt_ids = [row["prompt_ids"] for row in taken]
             rollout = sample(quartet, prompt_ids, config.sampling, stops)
             clock.lap("rollout")

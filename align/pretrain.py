@@ -1,18 +1,18 @@
-"""Pretraining: a small base model and its tokenizer from nothing but text.
+"""Pretraining: a small base from nothing but text, or an existing base taken further on more of it.
 
-The loss is the mean negative log-likelihood of every token. Meant for small worlds and for tests: a base of general use
-takes more text and time than one machine gives.
+The loss is the mean negative log-likelihood of every token. From nothing it is meant for small worlds and for tests: a
+base of general use takes more text and time than one machine gives.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from align.config import Scheduler, TrainerStageConfig, write
+from align.config import LoraSettings, Scheduler, TrainerStageConfig
 from align.errors import UsageError
 from align.models.scratch import find_preset
 from align.training.stage import Stage, Trained, keep, main
@@ -20,25 +20,30 @@ from align.training.stage import Stage, Trained, keep, main
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from align.data.render import Rendered
-    from align.registry import Registry
+    from align.data import RecordSet
     from align.schema import Record
+    from align.training.plan import Outline
     from align.training.run import Run
 
 SCRATCH = "scratch:"
 
 
 class PretrainConfig(TrainerStageConfig):
-    """Settings of pretraining; the new model is trained in full, so `lora` and `quantization` do not apply."""
+    """Settings of pretraining."""
+
+    full_training: ClassVar[bool] = True
+    row_setting: ClassVar[str] = "block_size"
 
     model: str = "scratch:nano"
-    """what to build: scratch:tiny, scratch:nano, scratch:micro or scratch:mini"""
+    """what to build: scratch:tiny, scratch:nano, scratch:micro or scratch:mini; or the base to continue"""
     vocab_size: int = Field(768, ge=262)
     """tokens of the new tokenizer, bytes and control tokens included"""
     block_size: int = Field(128, ge=8)
     """tokens in a training row; documents are packed, with an end token after each"""
     max_length: int = Field(512, gt=8)
-    """positions of the new model"""
+    """positions of a new model"""
+    lora: LoraSettings | None = None
+    """shape of an adapter to train over the base that is continued; none trains every weight"""
     learning_rate: float = Field(3e-3, gt=0, le=1)
     """peak learning rate; a million parameters bear more than a large model"""
     lr_scheduler_type: Scheduler = "linear"
@@ -54,64 +59,97 @@ class PretrainConfig(TrainerStageConfig):
 
     @property
     def references(self) -> dict[str, str]:
-        """Nothing: it starts from scratch."""
-        return {}
+        """The base that is continued; nothing for a new model."""
+        return {} if self.preset else {"model": self.model}
 
     @property
-    def preset(self) -> str:
-        """The preset that `model` names."""
-        return self.model.removeprefix(SCRATCH)
+    def preset(self) -> str | None:
+        """The preset that `model` names, if it does not name a base."""
+        return self.model.removeprefix(SCRATCH) if self.model.startswith(SCRATCH) else None
 
     @field_validator("model")
     @classmethod
-    def _check_model(cls, value: str) -> str:
-        if not value.startswith(SCRATCH):
-            raise UsageError(f"model={value}: pretraining starts from nothing; give scratch:PRESET, or use align.sft")
-        find_preset(value.removeprefix(SCRATCH))
+    def _known_preset(cls, value: str) -> str:
+        if value.startswith(SCRATCH):
+            find_preset(value.removeprefix(SCRATCH))
         return value
 
-    @field_validator("lora", "quantization")
-    @classmethod
-    def _refuse_adapter_settings(cls, value: Any) -> Any:
-        raise UsageError(f"lora, quantization: found {value!r}; a new model is trained in full; remove the setting")
+    @model_validator(mode="after")
+    def _check_scratch(self) -> Self:
+        if self.preset is None:
+            return self
+        if self.lora is not None or self.quantization != "none":
+            raise UsageError(
+                f"lora, quantization: {self.model} is new and trained in full; remove them, or give a base as model"
+            )
+        if self.block_size > self.max_length:
+            raise UsageError(
+                f"block_size={self.block_size}: the new model holds max_length={self.max_length} positions; "
+                "lower the first or raise the second"
+            )
+        return self
 
 
 def pretrain(config: PretrainConfig, run: Run) -> Trained:
-    """Train a new base on text."""
+    """Train a new base on text, or continue one."""
     from transformers import Trainer, TrainingArguments
 
-    from align.data.render import render_texts
-    from align.models.scratch import build_base, train_tokenizer
     from align.training.arguments import trl_arguments
+    from align.training.datasets import token_sets
 
-    # 1. Data: documents, and conversations written out by the chat template; the tokenizer learns from both.
-    records = run.records().records
-    tokenizer = train_tokenizer(texts_of(records), config.vocab_size)
-    train_set = blocks_of(run.count_dropped(render_texts(records, tokenizer, config.block_size)))
-    held_out = None
-    if config.eval_data:
-        kept_back = run.records(config.eval_data).records
-        held_out = blocks_of(run.count_dropped(render_texts(kept_back, tokenizer, config.block_size)))
+    # 1. Data: documents, and conversations written out by the chat template; a new tokenizer learns from both.
+    records = run.records()
+    held_out = run.held_out(records)
 
-    # 2. Model: random weights in the shape of a preset.
-    model = build_base(config.preset, tokenizer, config.max_length)
-    run.say(f"{config.preset}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(train_set)} blocks")
+    # 2. Model: random weights in the shape of a preset, or the base to continue, in full or under an adapter.
+    model, tokenizer, base = _build(config, run, records) if config.preset else _continue(config, run)
+    train_set, eval_set = token_sets(run, records, held_out, tokenizer)
+    run.say(f"{config.model}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(train_set)} blocks")
 
     # 3. Optimise: the trainer owns the loop; rows are all of one length, so it pads nothing.
     trainer = Trainer(
         model=model,
-        args=trl_arguments(TrainingArguments, config, run, adam_beta2=0.99),
+        args=trl_arguments(
+            TrainingArguments, config, run, adam_beta2=0.99, remove_unused_columns=False, label_names=["labels"]
+        ),
+        data_collator=collate_blocks,
         train_dataset=train_set,
-        eval_dataset=held_out,
+        eval_dataset=eval_set,
         processing_class=tokenizer,
     )
     numbers = run.train(trainer)
-    if held_out is not None:
+    if eval_set is not None:
         numbers |= measure(trainer)
 
-    # 4. Hand back the whole model; it is a base, so it has no parent and no adapter.
+    # 4. Hand back the whole model as a base, or the adapter over the one that was continued.
     kept = keep(numbers, "loss", "eval_loss", "perplexity")
-    return Trained(model, tokenizer, base=None, adapter=None, metrics=kept)
+    parents = [] if config.preset else [run.parent]
+    return Trained(model, tokenizer, base, None if config.lora is None else "default", metrics=kept, parents=parents)
+
+
+def _build(config: PretrainConfig, run: Run, records: RecordSet) -> tuple[Any, Any, None]:
+    """A new model and its tokenizer, learned from the training text."""
+    from align.models.scratch import build_base, train_tokenizer
+
+    assert config.preset is not None
+    tokenizer = train_tokenizer(texts_of(records.records), config.vocab_size)
+    return build_base(config.preset, tokenizer, config.max_length), tokenizer, None
+
+
+def _continue(config: PretrainConfig, run: Run) -> tuple[Any, Any, Any]:
+    from align.models.adapters import start_policy
+    from align.models.loading import Precision
+
+    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    return resident.model, resident.tokenizer, resident.base if config.lora else None
+
+
+def collate_blocks(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Blocks of one length as a batch in which every token is a label."""
+    import torch
+
+    ids = torch.tensor([row["input_ids"] for row in rows])
+    return {"input_ids": ids, "labels": ids}
 
 
 def texts_of(records: list[Record]) -> Iterator[str]:
@@ -123,45 +161,30 @@ def texts_of(records: list[Record]) -> Iterator[str]:
             yield from (message["content"] for message in [*record.prompt, *(record.completion or [])])
 
 
-def blocks_of(rendered: Rendered) -> list[dict[str, Any]]:
-    """Packed rows as the trainer takes them: every token is a label."""
-    import torch
-
-    rows = [torch.tensor(row["input_ids"]) for row in rendered.rows]
-    return [{"input_ids": row, "labels": row} for row in rows]
-
-
 def measure(trainer: Any) -> dict[str, float]:
     """Loss and perplexity on the held-out text."""
     loss = trainer.evaluate()["eval_loss"]
     return {"eval_loss": loss, "perplexity": math.exp(loss)}
 
 
-def plan(config: PretrainConfig, registry: Registry) -> None:
-    """Print what a run would train on, without training."""
-    from align.data import load_records
-    from align.data.render import render_texts
-    from align.models.scratch import build_base, train_tokenizer
+def outline(config: PretrainConfig, records: RecordSet) -> Outline:
+    """A new model's tokenizer and size, for the plan."""
+    import torch
 
-    roots = {"registry": registry.root}
-    found = load_records(config.data, view="text", on_bad_row=config.on_bad_row, roots=roots)
-    tokenizer = train_tokenizer(texts_of(found.records), config.vocab_size)
-    blocks = len(render_texts(found.records, tokenizer, config.block_size).rows)
-    steps = math.ceil(math.ceil(blocks / config.rows_per_step) * config.num_train_epochs)
-    lines = {
-        "start": f"{config.model}, {build_base(config.preset, tokenizer).num_parameters():,} new parameters",
-        "data": f"{found.name}: {len(found.records)} rows, dropped {found.dropped}",
-        "tokens": f"{blocks * config.block_size} an epoch",
-        "steps": f"{steps if config.max_steps < 0 else config.max_steps} of {config.rows_per_step} blocks",
-    }
-    for key, text in lines.items():
-        write(f"{key:<10} {text}")
+    from align.models.scratch import build_base, train_tokenizer
+    from align.training.plan import Outline
+
+    assert config.preset is not None
+    tokenizer = train_tokenizer(texts_of(records.records), config.vocab_size)
+    with torch.device("meta"):
+        parameters = build_base(config.preset, tokenizer, config.max_length).num_parameters()
+    return Outline(f"{config.model}, new", tokenizer, parameters, parameters)
 
 
 STAGE = Stage(
     "pretrain", PretrainConfig, pretrain, view="text", produces="base", trl_config="TrainingArguments",
     next_command="python -m align.sft --model {name} --data DEMONSTRATIONS --name {name}-sft",
-    plan=plan,
+    outline=outline,
 )  # fmt: skip
 
 if __name__ == "__main__":

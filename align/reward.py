@@ -32,18 +32,21 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     from trl import RewardTrainer
 
     from align.models.adapters import unrounded
+    from align.models.dropout import switch_off_dropout
     from align.models.heads import start_reward
     from align.models.loading import Precision
     from align.training.arguments import trl_arguments
-    from align.training.datasets import joined_sets
+    from align.training.datasets import token_sets
 
     # 1. Data: records seen as chosen and rejected answers to one prompt.
     records = run.records()
-    held_out = run.records(config.eval_data) if config.eval_data else None
+    held_out = run.held_out(records)
 
     # 2. Models: the start's base with a score head; a policy's adapter is continued, a base gets a new one.
     resident = start_reward(run.registry, run.parent, config.lora, Precision.of(config))
-    train_set, eval_set = joined_sets(run, records, held_out, resident.tokenizer, config.max_length)
+    if config.trainer.get("disable_dropout", True):
+        switch_off_dropout(resident.model)
+    train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
 
     # 3. Optimise: TRL owns the loop and finds its columns already tokenised.
     with unrounded(resident.model):
@@ -65,7 +68,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
 
 
 STAGE = Stage(
-    "reward", RewardConfig, reward, view="preference", produces="reward", trl_config="RewardConfig",
+    "reward", RewardConfig, reward, view="preference", columns="joined", produces="reward", trl_config="RewardConfig",
     next_command="python -m align.ppo --model {parent} --reward_model {name} --data PROMPTS --name {parent}-ppo",
 )  # fmt: skip
 

@@ -20,31 +20,48 @@ class SftConfig(TrainerStageConfig):
 
     full_training: ClassVar[bool] = True
 
+    packing: bool = False
+    """put several demonstrations into one row of max_length tokens, each attending to itself only"""
+
 
 def sft(config: SftConfig, run: Run) -> Trained:
-    """Fine-tune an adapter on demonstrations."""
+    """Fine-tune an adapter, or every weight, on demonstrations."""
     from trl import SFTConfig, SFTTrainer
 
     from align.models.adapters import start_policy, unrounded
     from align.models.loading import Precision
     from align.training.arguments import trl_arguments
-    from align.training.datasets import demonstration_sets
+    from align.training.datasets import token_sets
+    from align.training.packing import pack_rows, packed_collator, prove_packing
 
     # 1. Data: records seen as demonstrations; read and checked before any weight is loaded.
     records = run.records()
-    held_out = run.records(config.eval_data) if config.eval_data else None
+    held_out = run.held_out(records)
 
-    # 2. Models: the start's own adapter goes on training; over a bare base a new one begins as a no-op.
+    # 2. Models: the start's own adapter goes on training; over a bare base a new one begins as a no-op. Without an
+    #    adapter every weight of the base is trained.
     resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
-    train_set, eval_set = demonstration_sets(run, records, held_out, resident.tokenizer, config.max_length)
+    train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
+
+    if config.packing:
+        prove_packing(resident.model, resident.tokenizer)
+        train_set = pack_rows(train_set, config.max_length)
+        run.say(f"packed into {len(train_set)} rows of up to {config.max_length} tokens")
 
     # 3. Optimise: TRL owns the loop; our token masks arrive as labels, so it prepares nothing.
     with unrounded(resident.model):
         trainer = SFTTrainer(
             model=resident.model,
             args=trl_arguments(
-                SFTConfig, config, run, max_length=None, packing=False, dataset_kwargs={"skip_prepare_dataset": True}
+                SFTConfig,
+                config,
+                run,
+                max_length=None,
+                packing=False,
+                remove_unused_columns=False,
+                dataset_kwargs={"skip_prepare_dataset": True},
             ),
+            data_collator=packed_collator(resident.tokenizer) if config.packing else None,
             train_dataset=train_set,
             eval_dataset=eval_set,
             processing_class=resident.tokenizer,
@@ -53,11 +70,11 @@ def sft(config: SftConfig, run: Run) -> Trained:
 
     # 4. Hand back the adapter and the numbers worth keeping.
     kept = keep(numbers, "loss", "mean_token_accuracy", "eval_loss")
-    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
+    return Trained.of(resident, config, metrics=kept, parents=[run.parent])
 
 
 STAGE = Stage(
-    "sft", SftConfig, sft, view="demonstration", produces="policy", trl_config="SFTConfig",
+    "sft", SftConfig, sft, view="demonstration", columns="labels", produces="policy", trl_config="SFTConfig",
     next_command="python -m align.dpo --model {name} --data PREFERENCES --name {name}-dpo",
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.update(
@@ -49,32 +50,50 @@ def _sentence(rng: random.Random, low: int, high: int) -> str:
     return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
 
 
+def _write(path: Path, rows: Iterator[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _conversations(seed: int, count: int) -> Iterator[dict]:
+    rng = random.Random(seed)
+    for index in range(count):
+        turns = []
+        for _ in range(1 + index % 2):
+            turns.append({"role": "user", "content": _sentence(rng, 3, 8)})
+            turns.append({"role": "assistant", "content": _sentence(rng, 3, 9)})
+        yield {"messages": turns}
+
+
+def _pairs(seed: int, count: int) -> Iterator[dict]:
+    rng = random.Random(seed)
+    for _ in range(count):
+        yield {
+            "prompt": [{"role": "user", "content": _sentence(rng, 3, 8)}],
+            "chosen": [{"role": "assistant", "content": _sentence(rng, 2, 5) + " blue eggs"}],
+            "rejected": [{"role": "assistant", "content": _sentence(rng, 3, 6)}],
+        }
+
+
 @pytest.fixture(scope="session")
 def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 conversations of one or two turns."""
-    rng = random.Random(1)
-    path = tmp_path_factory.mktemp("data") / "demonstrations.jsonl"
-    with path.open("w") as file:
-        for index in range(64):
-            turns = []
-            for _ in range(1 + index % 2):
-                turns.append({"role": "user", "content": _sentence(rng, 3, 8)})
-                turns.append({"role": "assistant", "content": _sentence(rng, 3, 9)})
-            file.write(json.dumps({"messages": turns}) + "\n")
-    return path
+    return _write(tmp_path_factory.mktemp("data") / "demonstrations.jsonl", _conversations(1, 64))
+
+
+@pytest.fixture(scope="session")
+def held_out_demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 others."""
+    return _write(tmp_path_factory.mktemp("data") / "held_out_demonstrations.jsonl", _conversations(3, 16))
 
 
 @pytest.fixture(scope="session")
 def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 pairs in which the chosen answer always says 'blue eggs'."""
-    rng = random.Random(2)
-    path = tmp_path_factory.mktemp("data") / "preferences.jsonl"
-    with path.open("w") as file:
-        for _ in range(64):
-            row = {
-                "prompt": [{"role": "user", "content": _sentence(rng, 3, 8)}],
-                "chosen": [{"role": "assistant", "content": _sentence(rng, 2, 5) + " blue eggs"}],
-                "rejected": [{"role": "assistant", "content": _sentence(rng, 3, 6)}],
-            }
-            file.write(json.dumps(row) + "\n")
-    return path
+    return _write(tmp_path_factory.mktemp("data") / "preferences.jsonl", _pairs(2, 64))
+
+
+@pytest.fixture(scope="session")
+def held_out_preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 others."""
+    return _write(tmp_path_factory.mktemp("data") / "held_out_preferences.jsonl", _pairs(4, 32))

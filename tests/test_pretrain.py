@@ -69,9 +69,10 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(files, tmp_path, capsys):
     assert run(files, tmp_path / "registry", "--dry-run") == 0
 
     printed = capsys.readouterr().out
-    assert "new parameters" in printed
+    assert "scratch:tiny, new" in printed
     assert "300 rows" in printed
-    assert "20 of 8 blocks" in printed
+    assert "20 of 8 rows" in printed
+    assert "held out   chats_eval.jsonl: " in printed
     assert not (tmp_path / "registry").exists()
 
 
@@ -79,7 +80,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(files, tmp_path, capsys):
     ("word", "message"),
     [
         ("model=scratch:nanno", "Did you mean nano"),
-        ("model=some-base", "scratch:PRESET"),
+        ("block_size=1024", "block_size=1024: the new model holds max_length=512"),
         ("lora.r=8", "trained in full"),
         ("quantization=nf4", "trained in full"),
         ("vocab_size=100", "vocab_size"),
@@ -143,3 +144,34 @@ def test_presets_have_the_sizes_their_description_says():
     expected = {"nano": 0.79, "micro": 3.61, "mini": 14.46}
     for name, count in expected.items():
         assert millions[name] + spare * PRESETS[name].hidden_size / 1e6 == pytest.approx(count, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def small_base(files, tmp_path_factory):
+    """A registry with a base of forty steps."""
+    root = tmp_path_factory.mktemp("continued")
+    assert run(files, root, "max_steps=40", "name=small") == 0
+    return root
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "weights"),
+    [(["lora=none"], "base", "model.safetensors"), (["lora.r=4"], "policy", "adapter_model.safetensors")],
+    ids=["full", "lora"],
+)
+def test_a_base_is_continued_in_full_or_under_an_adapter(files, small_base, capsys, words, kind, weights):
+    more = ["model=small", f"name=more-{kind}", "max_steps=40", "learning_rate=3e-3", *words]
+    assert run(files, small_base, *more) == 0
+
+    registry = open_registry(small_base)
+    first, second = registry.resolve("small"), registry.resolve(f"more-{kind}")
+    assert second.kind == kind
+    assert second.manifest["parents"] == [{"reference": "small@v1", "digest": first.digest}]
+    assert (small_base / f"models/more-{kind}/v0001" / weights).is_file()
+    assert second.manifest["metrics"]["perplexity"] < first.manifest["metrics"]["perplexity"]
+
+
+def test_blocks_longer_than_the_base_that_is_continued_are_refused_before_it_is_loaded(files, small_base, capsys):
+    assert run(files, small_base, "model=small", "name=long", "block_size=600") == 2
+
+    assert "block_size=600: small@v1 holds 512 positions; give block_size=512 or less" in capsys.readouterr().err

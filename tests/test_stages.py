@@ -97,15 +97,15 @@ def test_the_first_dpo_loss_from_a_bare_base_is_ln_2(tmp_path, tiny_base, prefer
     assert log_of(open_registry(tmp_path), "fresh")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
-def test_dpo_learns_the_preference(tmp_path, tiny_base, preferences):
-    words = [f"model={tiny_base}", f"data={preferences}", f"eval_data={preferences}", "name=learns", "beta=0.5"]
+def test_dpo_learns_the_preference(tmp_path, tiny_base, preferences, held_out_preferences):
+    words = [f"model={tiny_base}", f"data={preferences}", f"eval_data={held_out_preferences}", "name=learns", "beta=0.5"]
     assert run(dpo.STAGE, tmp_path, *words, "max_steps=30", "eval_steps=30", "per_device_train_batch_size=8") == 0
 
     assert open_registry(tmp_path).resolve("learns").manifest["metrics"]["eval_rewards/accuracies"] > 0.9
 
 
-def test_a_reward_model_learns_to_rank(tmp_path, tiny_base, preferences):
-    words = [f"model={tiny_base}", f"data={preferences}", f"eval_data={preferences}", "name=ranks"]
+def test_a_reward_model_learns_to_rank(tmp_path, tiny_base, preferences, held_out_preferences):
+    words = [f"model={tiny_base}", f"data={preferences}", f"eval_data={held_out_preferences}", "name=ranks"]
     gentle = ["learning_rate=3e-3", "per_device_train_batch_size=8", "logging_steps=20"]
     assert run(reward.STAGE, tmp_path, *words, "max_steps=60", "eval_steps=60", *gentle) == 0
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.config import OnLong
 from align.data.encode import cut, encode_all
+from align.data.fitting import TOO_LONG, Fit, Talk, cut_left, droppable, encode_renderings, first_that_fits, fitted
 from align.data.templates import ChatFormat, Rendering, TemplateRefusal, chat_format, control_pattern, disarm
 from align.errors import DataError
 from align.schema import Messages, Record
 
-TOO_LONG = "longer than max_length"
 NOTHING_TRAINED = "no token to train"
+SAME_ANSWER = "chosen and rejected are the same tokens"
+NOT_FULL = "last block not full"
 _GROUP = 512
 
 
@@ -33,24 +36,31 @@ class Rendered:
     tokens: int = 0
     trained_tokens: int = 0
     shortened: int = 0
-    """rows kept without their oldest turns"""
+    """rows kept without their oldest turns or prompt tokens"""
+    stopped: int = 0
+    """rows that train a stop token"""
+    asked: int = 0
+    """records that were to be rendered"""
+
+    def require_rows(self) -> Rendered:
+        """Itself; DataError when no row is left."""
+        if self.rows:
+            return self
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items()) or "no rows given"
+        raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); raise max_length or give other data")
+
+    def require_stops(self) -> Rendered:
+        """Itself; DataError when rows are left and none of them trains a stop token."""
+        if self.stopped or not self.rows:
+            return self
+        raise DataError(
+            f"{len(self.rows)} rendered rows: none trains a stop token, so the model would never end an answer; "
+            "train the last assistant turn, or use a chat template that closes it"
+        )
 
 
-@dataclass(slots=True)
-class _Talk:
-    """A conversation on its way to tokens: `trained` are the indices of the turns to learn."""
-
-    index: int
-    messages: Messages
-    tools: Any
-    trained: set[int]
-    rendering: Rendering | None = None
-    pieces: list[list[int]] = field(default_factory=list)
-    shortened: bool = False
-
-    @property
-    def length(self) -> int:
-        return sum(map(len, self.pieces))
+Renderer = Callable[[Sequence[Record], Any, Fit], Rendered]
+"""Records, tokenizer and length to rows; nothing is required of the whole, so that parts can be rendered apart."""
 
 
 def stop_token_ids(tokenizer: Any) -> list[int]:
@@ -65,65 +75,91 @@ def render_chat(messages: Messages, tokenizer: Any, tools: list[dict[str, Any]] 
         rendering = style.locate(messages, tools, generate=True)
     except TemplateRefusal as error:
         raise DataError(f"conversation of {len(messages)} messages: {error}; change its turns") from None
-    return [token for ids in _encode_renderings(style, [rendering])[0] for token in ids]
+    return [token for ids in encode_renderings(style, [rendering])[0] for token in ids]
 
 
-def render_prompts(records: Sequence[Record], tokenizer: Any, max_length: int) -> Rendered:
+def render_prompts(records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop") -> Rendered:
     """Prompts to generate from: rows of `prompt_ids` and `record`, the index of the record they come from."""
+    return prompt_rows(records, tokenizer, Fit(max_length, on_long)).require_rows()
+
+
+def prompt_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> Rendered:
+    """Rows of `render_prompts`, of which none may be left."""
     tally = _Tally()
-    style = _template_of(tokenizer)
-    talks = (_Talk(index, record.prompt, record.tools, set()) for index, record in enumerate(records))
-    for talk in _fitted(style, talks, max_length, tally, generate=True):
-        ids = [token for piece in talk.pieces for token in piece]
-        tally.add({"prompt_ids": ids, "record": talk.index}, len(ids), 0, talk.shortened)
+    talks = (Talk(index, record.prompt, record.tools, set()) for index, record in enumerate(records))
+    for talk in fitted(_template_of(tokenizer), talks, fit, tally.dropped, generate=True):
+        ids = talk.ids
+        if len(ids) > fit.max_length:
+            ids = cut_left(ids, len(ids), fit.max_length, tokenizer.bos_token_id) or []
+        tally.add({"prompt_ids": ids, "record": talk.index}, len(ids), 0, talk.shortened or len(ids) < talk.length)
     return tally.result(len(records))
 
 
-def render_demonstrations(records: Sequence[Record], tokenizer: Any, max_length: int) -> Rendered:
+def render_demonstrations(
+    records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop"
+) -> Rendered:
     """Demonstrations: rows of `input_ids` and `completion_mask`, 1 on assistant tokens to learn with their stop token.
 
     Raises DataError when nothing would be trained, or never a stop token.
     """
+    return demonstration_rows(records, tokenizer, Fit(max_length, on_long)).require_rows().require_stops()
+
+
+def demonstration_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> Rendered:
+    """Rows of `render_demonstrations`, of which none may be left and none train a stop token."""
     tally = _Tally()
     style = _template_of(tokenizer)
     _require_stop(style)
     stops = set(style.stop_ids)
-    for talk in _fitted(style, _demonstrations(records), max_length, tally):
+    for talk in fitted(style, _demonstrations(records), fit, tally.dropped):
         ids, mask = _masked(style, talk)
-        if any(mask):
-            tally.add({"input_ids": ids, "completion_mask": mask}, len(ids), sum(mask), talk.shortened)
-            tally.stops += not stops.isdisjoint(itertools.compress(ids, mask))
-        else:
+        if not any(mask):
             tally.dropped[NOTHING_TRAINED] += 1
-    if tally.rows and not tally.stops:
-        raise DataError(
-            f"{len(tally.rows)} rendered rows: none trains a stop token, so the model would never end an answer; "
-            "train the last assistant turn, or use a chat template that closes it"
-        )
+            continue
+        kept: list[int] | None = ids
+        if len(ids) > fit.max_length:
+            kept = cut_left(ids, mask.index(1), fit.max_length, tokenizer.bos_token_id)
+        if kept is None:
+            tally.dropped[TOO_LONG] += 1
+            continue
+        mask = mask[len(mask) - len(kept) :]
+        tally.add({"input_ids": kept, "completion_mask": mask}, len(kept), sum(mask), talk.shortened or kept is not ids)
+        tally.stops += not stops.isdisjoint(itertools.compress(kept, mask))
     return tally.result(len(records))
 
 
-def render_preferences(records: Sequence[Record], tokenizer: Any, max_length: int) -> Rendered:
+def render_preferences(
+    records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop"
+) -> Rendered:
     """Pairs: rows of `prompt_ids`, `chosen_ids` and `rejected_ids`, each answer up to and with its stop token.
 
     `margin` is there too if every record has one.
     """
+    return preference_rows(records, tokenizer, Fit(max_length, on_long)).require_rows()
+
+
+def preference_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> Rendered:
+    """Rows of `render_preferences`, of which none may be left."""
     tally = _Tally()
     style = _template_of(tokenizer)
     _require_stop(style)
     with_margin = all(record.margin is not None for record in records)
     for record in records:
         try:
-            row, shortened = _pair(style, record, max_length)
+            row, shortened = _pair(style, record, fit)
         except TemplateRefusal as error:
             tally.dropped[str(error)] += 1
             continue
         if row is None:
             tally.dropped[TOO_LONG] += 1
             continue
+        if row["chosen_ids"] == row["rejected_ids"]:
+            tally.dropped[SAME_ANSWER] += 1
+            continue
         answers = len(row["chosen_ids"]) + len(row["rejected_ids"])
         tokens = 2 * len(row["prompt_ids"]) + answers
         tally.add(row | ({"margin": record.margin} if with_margin else {}), tokens, answers, shortened)
+    tally.stops = len(tally.rows)
     return tally.result(len(records))
 
 
@@ -133,21 +169,41 @@ def render_texts(records: Sequence[Record], tokenizer: Any, block_size: int) -> 
     A conversation is a document too, written by the chat template. The last block is dropped when it is not full,
     unless it is the only one.
     """
+    documents = document_rows(records, tokenizer, Fit(block_size))
     tally = _Tally()
-    buffer: list[int] = []
+    tally.dropped += Counter(documents.dropped)
+    for block in pack_blocks((row["input_ids"] for row in documents.rows), block_size):
+        if len(block) == block_size or not tally.rows:
+            tally.add({"input_ids": block}, len(block), len(block), False)
+        else:
+            tally.dropped[NOT_FULL] += 1
+    return tally.result(len(records)).require_rows()
+
+
+def document_rows(records: Sequence[Record], tokenizer: Any, _fit: Fit) -> Rendered:
+    """Whole documents as rows of `input_ids`, EOS after each."""
+    tally = _Tally()
     for start in range(0, len(records), _GROUP):
         group = records[start : start + _GROUP]
         texts = iter(_text_documents([record for record in group if record.text is not None], tokenizer))
         chats = iter(_chat_documents([record for record in group if record.text is None], tokenizer, tally))
         for record in group:
-            buffer += next(chats if record.text is None else texts)
-    for start in range(0, len(buffer), block_size):
-        block = buffer[start : start + block_size]
-        if len(block) == block_size or start == 0:
-            tally.add({"input_ids": block}, len(block), len(block), False)
-        else:
-            tally.dropped["last block not full"] += 1
+            if ids := next(chats if record.text is None else texts):
+                tally.add({"input_ids": ids}, len(ids), len(ids), False)
     return tally.result(len(records))
+
+
+def pack_blocks(documents: Iterable[Sequence[int]], block_size: int) -> Iterator[list[int]]:
+    """Documents joined and cut into blocks of `block_size` tokens; the last one may be shorter."""
+    buffer: list[int] = []
+    for ids in documents:
+        buffer.extend(ids)
+        whole = len(buffer) - len(buffer) % block_size
+        for start in range(0, whole, block_size):
+            yield buffer[start : start + block_size]
+        del buffer[:whole]
+    if buffer:
+        yield buffer
 
 
 def _text_documents(records: Sequence[Record], tokenizer: Any) -> list[list[int]]:
@@ -171,7 +227,7 @@ def _chat_documents(records: Sequence[Record], tokenizer: Any, tally: _Tally) ->
         except TemplateRefusal as error:
             tally.dropped[str(error)] += 1
     documents: list[list[int]] = [[] for _ in records]
-    for index, pieces in zip(renderings, _encode_renderings(style, list(renderings.values())), strict=True):
+    for index, pieces in zip(renderings, encode_renderings(style, list(renderings.values())), strict=True):
         ids = [token for piece in pieces for token in piece]
         last = max(place for place, token in enumerate(ids) if token in style.stop_ids)
         closed = ids[: last + 1]
@@ -194,11 +250,9 @@ class _Tally:
         self.shortened += shortened
 
     def result(self, asked: int) -> Rendered:
-        """The finished rows; DataError when none is left."""
-        if not self.rows:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.most_common()) or "no rows given"
-            raise DataError(f"{asked} rows to render: 0 are left ({reasons}); raise max_length or give other data")
-        return Rendered(self.rows, dict(self.dropped.most_common()), self.tokens, self.trained, self.shortened)
+        """The finished rows."""
+        dropped = dict(self.dropped.most_common())
+        return Rendered(self.rows, dropped, self.tokens, self.trained, self.shortened, self.stops, asked)
 
 
 def _template_of(tokenizer: Any) -> ChatFormat:
@@ -215,53 +269,15 @@ def _require_stop(style: ChatFormat) -> None:
         )
 
 
-def _demonstrations(records: Sequence[Record]) -> Iterator[_Talk]:
+def _demonstrations(records: Sequence[Record]) -> Iterator[Talk]:
     for index, record in enumerate(records):
         messages = [*record.prompt, *(record.completion or [])]
         answers = range(len(record.prompt), len(messages))
         learn = {i for i in answers if messages[i]["role"] == "assistant" and messages[i].get("train", True)}
-        yield _Talk(index, messages, record.tools, learn)
+        yield Talk(index, messages, record.tools, learn)
 
 
-def _fitted(
-    style: ChatFormat, talks: Iterator[_Talk], limit: int, tally: _Tally, *, generate: bool = False
-) -> Iterator[_Talk]:
-    """Encoded conversations of at most `limit` tokens, in order; the rest is counted in `tally`."""
-    group: list[_Talk] = []
-    for talk in talks:
-        try:
-            talk.rendering = style.locate(talk.messages, talk.tools, generate=generate)
-        except TemplateRefusal as error:
-            tally.dropped[str(error)] += 1
-            continue
-        group.append(talk)
-        if len(group) == _GROUP:
-            yield from _fit_group(style, group, limit, tally, generate)
-            group = []
-    yield from _fit_group(style, group, limit, tally, generate)
-
-
-def _fit_group(style: ChatFormat, group: list[_Talk], limit: int, tally: _Tally, generate: bool) -> Iterator[_Talk]:
-    encoded = _encode_renderings(style, [talk.rendering for talk in group if talk.rendering])
-    for talk, pieces in zip(group, encoded, strict=True):
-        talk.pieces = pieces
-        fitted = talk if talk.length <= limit else _shorten(style, talk, limit, generate)
-        if fitted is None:
-            tally.dropped[TOO_LONG] += 1
-        else:
-            yield fitted
-
-
-def _encode_renderings(style: ChatFormat, renderings: Sequence[Rendering]) -> list[list[list[int]]]:
-    cuts = [cut(rendering) for rendering in renderings]
-    texts = [piece for pieces in cuts for piece in pieces]
-    seams = [rendering.seam for rendering, pieces in zip(renderings, cuts, strict=True) for _ in pieces]
-    opens = [number == 0 for pieces in cuts for number, _ in enumerate(pieces)]
-    encoded = iter(encode_all(style.tokenizer, texts, seams, opens))
-    return [[next(encoded) for _ in pieces] for pieces in cuts]
-
-
-def _masked(style: ChatFormat, talk: _Talk) -> tuple[list[int], list[int]]:
+def _masked(style: ChatFormat, talk: Talk) -> tuple[list[int], list[int]]:
     """All ids of a conversation, and 1 for each that is learned: a trained turn up to its first stop token."""
     assert talk.rendering is not None
     turns = {span.start: span.turn for span in talk.rendering.spans}
@@ -284,50 +300,23 @@ def _answer_length(ids: list[int], stops: list[int], otherwise: int) -> int:
     return next((place + 1 for place, token in enumerate(ids) if token in stops), otherwise)
 
 
-def _shorten(style: ChatFormat, talk: _Talk, limit: int, generate: bool) -> _Talk | None:
-    """The conversation without as few of its oldest turns as will do, or None when its last exchange is too long."""
-
-    def attempt(first: int) -> _Talk | None:
-        dropped = first - head
-        kept = {turn - dropped for turn in talk.trained if turn >= first}
-        messages = [*talk.messages[:head], *talk.messages[first:]]
-        shorter = _Talk(talk.index, messages, talk.tools, kept, shortened=True)
-        try:
-            shorter.rendering = style.locate(messages, talk.tools, generate=generate)
-        except TemplateRefusal:
-            return None
-        shorter.pieces = _encode_renderings(style, [shorter.rendering])[0]
-        return shorter if shorter.length <= limit else None
-
-    head = next((i for i, turn in enumerate(talk.messages) if turn["role"] != "system"), len(talk.messages))
-    starts = [i for i, turn in enumerate(talk.messages) if turn["role"] == "user" and i > head]
-    return _first_success(starts, attempt)
-
-
-def _first_success(starts: list[int], attempt: Callable[[int], Any]) -> Any:
-    """What `attempt` returns for the earliest start that succeeds; whatever succeeds early succeeds later too."""
-    best, low, high = None, 0, len(starts)
-    while low < high:
-        middle = (low + high) // 2
-        found = attempt(starts[middle])
-        best, low, high = (found, low, middle) if found is not None else (best, middle + 1, high)
-    return best
-
-
-def _pair(style: ChatFormat, record: Record, limit: int) -> tuple[dict[str, Any] | None, bool]:
-    """The row of one pair within `limit` tokens (None when it cannot be), and whether old turns were left out."""
-    prompt = record.prompt
-    row = _pair_row(style, record, prompt)
-    if _pair_length(row) <= limit:
+def _pair(style: ChatFormat, record: Record, fit: Fit) -> tuple[dict[str, Any] | None, bool]:
+    """The row of one pair within the length (None when it cannot be), and whether its prompt was shortened."""
+    row = _pair_row(style, record, record.prompt)
+    if _pair_length(row) <= fit.max_length:
         return row, False
-    head = next((i for i, turn in enumerate(prompt) if turn["role"] != "system"), len(prompt))
+    head, starts = droppable(record.prompt)
 
-    def attempt(first: int) -> dict[str, Any] | None:
-        shorter = _pair_row(style, record, [*prompt[:head], *prompt[first:]])
-        return shorter if _pair_length(shorter) <= limit else None
+    def attempt(first: int) -> dict[str, Any]:
+        return _pair_row(style, record, [*record.prompt[:head], *record.prompt[first:]])
 
-    starts = [i for i, turn in enumerate(prompt) if turn["role"] == "user" and i > head]
-    return _first_success(starts, attempt), True
+    short = first_that_fits(starts, attempt, lambda found: _pair_length(found) <= fit.max_length) or row
+    over = _pair_length(short) - fit.max_length
+    if over <= 0:
+        return short, True
+    prompt = short["prompt_ids"]
+    kept = cut_left(prompt, len(prompt), len(prompt) - over, style.tokenizer.bos_token_id) if fit.cuts else None
+    return (short | {"prompt_ids": kept} if kept else None), True
 
 
 def _pair_length(row: dict[str, Any]) -> int:
@@ -337,7 +326,7 @@ def _pair_length(row: dict[str, Any]) -> int:
 def _pair_row(style: ChatFormat, record: Record, prompt: Messages) -> dict[str, Any]:
     sides = [record.chosen or [], record.rejected or []]
     renderings = [style.locate([*prompt, *side], record.tools) for side in sides]
-    encoded = _encode_renderings(style, renderings)
+    encoded = encode_renderings(style, renderings)
     starts = [next(span.start for span in found.spans if span.turn == len(prompt)) for found in renderings]
     contexts, answers = [], []
     for found, pieces, start in zip(renderings, encoded, starts, strict=True):

@@ -3,50 +3,115 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig, write
-from align.data import load_records
-from align.data.render import Rendered, render_demonstrations, render_preferences, render_prompts, render_texts
+from align.data import RecordSet, load_records
+from align.data.checks import refuse_leak
+from align.data.tokenised import TokenSet, tokenise
 from align.models.adapters import tokenizer_home
 from align.models.counting import count_trainable
 from align.models.tokenizers import load_tokenizer
-from align.schema import Record, View
 from align.training.preflight import preflight
 
 if TYPE_CHECKING:
-    from align.registry import Registry
+    from align.registry import Checkpoint, Registry
     from align.training.stage import Stage
 
-_RENDERERS = {
-    "demonstration": render_demonstrations,
-    "preference": render_preferences,
-    "prompt": render_prompts,
-    "text": render_texts,
-}
+
+@dataclass(frozen=True)
+class Outline:
+    """What a run starts from: a line about it, its tokenizer, and its trainable and total parameters."""
+
+    start: str
+    tokenizer: Any
+    trainable: int
+    total: int
 
 
 def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
-    """Check model and data as a run would and print the plan."""
-    parent = preflight(stage, config, registry)["model"]
-    base = registry.resolve_base(parent) if parent.is_adapter else parent
-    found = load_records(config.data, view=stage.view, on_bad_row=config.on_bad_row, roots={"registry": registry.root})
-    tokenizer = load_tokenizer(tokenizer_home(parent, base), write)
-    rendered = render_view(stage.view, found.records, tokenizer, config.max_length)
-    batch = config.rows_per_step
-    steps = math.ceil(math.ceil(len(rendered.rows) / batch) * config.num_train_epochs)
-    trainable, total = count_trainable(parent, base, config.lora)
+    """Check start and data as a run would and print the plan; rows are tokenised, and kept for the run.
+
+    Raises what the run would raise before it loads weights.
+    """
+    started = preflight(stage, config, registry)
+    found = _load(stage, config, registry, config.data)
+    outline = stage.outline(config, found) if stage.outline and not started else _outline(config, registry, started)
+    tokens = _tokenise(stage, config, registry, found, outline.tokenizer)
     lines = {
-        "start": f"{parent.reference} (base {base.reference})",
-        "data": f"{found.name}: {len(found.records)} rows, dropped {dict(found.dropped) | dict(rendered.dropped)}",
-        "tokens": f"{rendered.tokens} an epoch, {rendered.trained_tokens} of them trained",
-        "steps": f"{steps if config.max_steps < 0 else config.max_steps} of {batch} rows",
-        "trainable": f"{trainable:,} of {total:,} parameters ({trainable / total:.2%})",
+        "start": outline.start,
+        "data": f"{found.name}: {len(found.records)} rows, {_tell_dropped(found.dropped | tokens.dropped)}",
+        "tokens": _tell_tokens(config, tokens),
+        "steps": _tell_steps(config, _count_rows(config, tokens)),
+        "trainable": f"{outline.trainable:,} of {outline.total:,} parameters ({outline.trainable / outline.total:.2%})",
     }
+    if config.eval_data is not None:
+        held_out = _load(stage, config, registry, config.eval_data)
+        refuse_leak(found, held_out)
+        rows = _tokenise(stage, config, registry, held_out, outline.tokenizer)
+        lines["held out"] = f"{held_out.name}: {len(rows.rows)} rows, {rows.tokens} tokens"
     for key, text in lines.items():
         write(f"{key:<10} {text}")
 
 
-def render_view(view: View, records: list[Record], tokenizer: Any, max_length: int) -> Rendered:
-    """Render records as the stages with this view do."""
-    return _RENDERERS[view](records, tokenizer, max_length)
+def _load(stage: Stage, config: StageConfig, registry: Registry, spec: str | list[str]) -> RecordSet:
+    return load_records(spec, view=stage.view, on_bad_row=config.on_bad_row, roots={"registry": registry.root})
+
+
+def _outline(config: StageConfig, registry: Registry, started: dict[str, Checkpoint]) -> Outline:
+    parent = started["model"]
+    base = registry.resolve_base(parent) if parent.is_adapter else parent
+    trainable, total = count_trainable(parent, base, config.lora)
+    tokenizer = load_tokenizer(tokenizer_home(parent, base), write)
+    return Outline(f"{parent.reference} (base {base.reference})", tokenizer, trainable, total)
+
+
+def _tokenise(stage: Stage, config: StageConfig, registry: Registry, found: RecordSet, tokenizer: Any) -> TokenSet:
+    """The rows of the run, kept for it, unless there is no registry yet: a plan does not make one."""
+    plan, processes = stage.token_plan(config), getattr(config, "dataset_num_proc", None)
+    if registry.root.is_dir():
+        return tokenise(found, tokenizer, plan, cache=registry.cache_dir / "tokens", processes=processes)
+    with TemporaryDirectory() as folder:
+        return tokenise(found, tokenizer, plan, cache=Path(folder), processes=processes)
+
+
+def _tell_dropped(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{count} dropped: {reason}" for reason, count in dropped.items()) or "none dropped"
+
+
+def _tell_tokens(config: StageConfig, tokens: TokenSet) -> str:
+    parts = [f"{tokens.tokens} an epoch"]
+    if tokens.trained_tokens:
+        parts.append(f"{tokens.trained_tokens} of them trained ({tokens.trained_tokens / tokens.tokens:.0%})")
+    padding = 0.0 if _packs(config) else padding_share(tokens, config.per_device_train_batch_size, config.seed)
+    return ", ".join([*parts, f"{padding:.0%} padding beside them"])
+
+
+def _tell_steps(config: StageConfig, rows: int) -> str:
+    steps = math.ceil(math.ceil(rows / config.rows_per_step) * config.num_train_epochs)
+    return f"{steps if config.max_steps < 0 else config.max_steps} of {config.rows_per_step} rows"
+
+
+def _count_rows(config: StageConfig, tokens: TokenSet) -> int:
+    if not _packs(config):
+        return len(tokens.rows)
+    from align.training.packing import pack_rows
+
+    return len(pack_rows(tokens.rows, config.max_length))
+
+
+def _packs(config: StageConfig) -> bool:
+    return bool(getattr(config, "packing", False))
+
+
+def padding_share(tokens: TokenSet, batch_size: int, seed: int) -> float:
+    """The share of a batch that is padding, when rows are shuffled and padded to the longest of their batch."""
+    import numpy
+
+    lengths = numpy.random.default_rng(seed).permutation(tokens.lengths())
+    batches = numpy.split(lengths, range(batch_size, len(lengths), batch_size))
+    padded = sum(int(batch.max()) * batch.size for batch in batches)
+    return 1 - float(lengths.sum()) / padded

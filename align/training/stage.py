@@ -18,7 +18,11 @@ from align.errors import guard
 from align.schema import Kind, View
 
 if TYPE_CHECKING:
+    from align.data import RecordSet
+    from align.data.tokenised import Columns, TokenPlan
+    from align.models.adapters import Resident
     from align.registry import Checkpoint, Registry
+    from align.training.plan import Outline
     from align.training.run import Run
 
 
@@ -37,6 +41,12 @@ class Trained:
     metrics: dict[str, float] = field(default_factory=dict)
     parents: list[Checkpoint] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, resident: Resident, config: StageConfig, **rest: Any) -> Trained:
+        """The adapter `default` of a resident base, or its every weight when the settings ask for no adapter."""
+        adapter = None if config.lora is None else "default"
+        return cls(resident.model, resident.tokenizer, resident.base if adapter else None, adapter, **rest)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -47,13 +57,27 @@ class Stage:
     run: Callable[[Any, Run], Trained]
     view: View
     produces: Kind
+    columns: Columns = "rendered"
+    """the columns in which the trainer takes its rows"""
     trl_config: str | None = None
     """name of the TRL config that `trainer:` passes through to"""
     next_command: str = ""
     """the command to try next; {name} is the registered name, {parent} what it was made from"""
 
-    plan: Callable[[Any, Registry], None] | None = None
-    """prints the plan of a dry run for a stage that starts from no checkpoint"""
+    outline: Callable[[Any, RecordSet], Outline] | None = None
+    """what a run that starts from no checkpoint starts from, for its plan"""
+
+    def token_plan(self, config: StageConfig) -> TokenPlan:
+        """How a run with these settings turns records into rows."""
+        from align.data.tokenised import TokenPlan
+
+        return TokenPlan(self.view, config.token_length, config.on_long, self.columns)
+
+    def kind(self, config: StageConfig) -> Kind:
+        """The kind a run with these settings makes: a base when every weight is trained, else what has an adapter."""
+        if config.lora is None:
+            return "base"
+        return "policy" if self.produces == "base" else self.produces
 
     @property
     def purpose(self) -> str:
@@ -85,9 +109,6 @@ def _command(stage: Stage, argv: list[str]) -> None:
     from align.registry import open_registry
 
     registry = open_registry(line.registry)
-    if line.dry_run and stage.plan is not None:
-        stage.plan(config, registry)
-        return
     if line.dry_run:
         from align.training.plan import print_plan
 

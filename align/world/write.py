@@ -31,7 +31,7 @@ Generator = Callable[[random.Random, Question], Row]
 
 @dataclass(frozen=True)
 class WorldFiles:
-    """Where each data set of a written world lies; those called eval are held out by wording or by draw."""
+    """Where each data set of a written world lies; those called eval are held out by wording."""
 
     corpus: Path
     chats: Path
@@ -68,7 +68,7 @@ def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = Sizes()) -> Wo
     rows: dict[str, Iterable[Row]] = {
         "corpus": draw("corpus", corpus_row, sizes.corpus),
         "chats": draw("chats", chat_row, sizes.chats),
-        "chats_eval": draw("chats_eval", chat_row, sizes.chats_eval),
+        "chats_eval": draw("chats_eval", held_out_chat_row, sizes.chats_eval),
         "sft": draw("sft", demonstration_row, sizes.sft),
         "preference": draw("preference", preference_row, sizes.preference),
         "preference_eval": draw("preference_eval", held_out_preference_row, sizes.preference_eval),
@@ -83,9 +83,15 @@ def corpus_row(rng: random.Random, question: Question) -> Row:
     return {"text": page(rng, question.product, question.language, CORPUS_FAULTS.wrong)}
 
 
-def chat_row(rng: random.Random, question: Question) -> Row:
+def chat_row(rng: random.Random, question: Question, *, held_out: bool = False) -> Row:
     """An exchange to pretrain on, so that a base knows the form of a chat; it has every fault there is."""
-    return {"messages": [user(ask(rng, question)), assistant(answer(rng, question, CORPUS_FAULTS.draw(rng)))]}
+    asked = ask(rng, question, held_out=held_out)
+    return {"messages": [user(asked), assistant(answer(rng, question, CORPUS_FAULTS.draw(rng)))]}
+
+
+def held_out_chat_row(rng: random.Random, question: Question) -> Row:
+    """An exchange over a held-out wording."""
+    return chat_row(rng, question, held_out=True)
 
 
 def demonstration_row(rng: random.Random, question: Question) -> Row:
