@@ -102,8 +102,9 @@ def _with_head(base: Checkpoint, checkpoint: Checkpoint) -> Any:
 
 def _attach(model: Any, adapter: Checkpoint) -> Any:
     config = saved_config(model, adapter, trainable=False)
-    # Without a task PEFT wraps any model, with a language head or a score head alike.
-    config.task_type = None
+    # Without a task PEFT wraps any model, with a language head or a score head alike; by content we know the base
+    # better than by the path that was written down.
+    config.task_type = config.base_model_name_or_path = None
     state = _read_adapter(adapter)
     attached = insert(model, config, "default")
     _load_state(attached, state, "default", adapter)

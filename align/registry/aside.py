@@ -48,9 +48,9 @@ def set_aside(root: Path, place: Place, path: Path, why: str, disk: Disk = DISK)
 def set_version_aside(root: Path, place: Place, path: Path, why: str, disk: Disk = DISK) -> Aside:
     """Set a version aside and keep its number from being given again."""
     number = layout.version_number(path.name) or 0
-    mark = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "why": why, "digest": _digest(path)}
+    mark = layout.mark_path(path.parent, number, "removed")
     # First the mark: a number that is both marked and in use is harmless, one that is neither would be given again.
-    durable.write_durably(layout.tombstone(path.parent, number), json.dumps(mark).encode() + b"\n", disk)
+    durable.write_durably(mark, layout.mark_text(why, _digest(path)), disk)
     return set_aside(root, place, path, why, disk)
 
 

@@ -50,7 +50,7 @@ def show(registry: Registry, reference: str, as_json: bool = False) -> None:
     if manifest is None:
         facts["note"] = "not in the registry: nothing is recorded about where it came from"
     lines = {**facts, **_readable_facts(registry, checkpoint)}
-    write(tables.table([(key, str(value)) for key, value in lines.items() if value]))
+    write(tables.facts([(key, str(value)) for key, value in lines.items() if value], tables.terminal_width()))
     if manifest is not None:
         write("\n" + tables.table([("file", "bytes", "sha256"), *_file_cells(manifest)]))
 
@@ -100,7 +100,7 @@ def _readable_facts(registry: Registry, checkpoint: Checkpoint) -> dict[str, str
         return {}
     return {
         "stage": manifest["stage"],
-        "created": f"{manifest['created']} ({tables.age(manifest['created'])} ago)",
+        "created": f"{manifest['created']}, age {tables.age(manifest['created'])}",
         "size": tables.size(sum(entry["size"] for entry in manifest["files"].values())),
         "parents": ", ".join(parent["reference"] for parent in manifest.get("parents") or []),
         "base": (manifest.get("base") or {}).get("reference", ""),

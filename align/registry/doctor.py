@@ -22,18 +22,14 @@ _QUARANTINED = ("torn", "damaged", "alias", "abandoned")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be; `foreign` ones are only told."""
+    """One thing that is not as it should be; what is not `wrong` is only told."""
 
     trouble: Trouble
     path: Path
     what: str
     remedy: str
     affects: tuple[str, ...] = ()
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether something has to be done about it."""
-        return self.trouble != "foreign"
+    wrong: bool = True
 
 
 def examine(registry: Registry, hashes: bool = True) -> list[Finding]:
@@ -48,7 +44,10 @@ def examine(registry: Registry, hashes: bool = True) -> list[Finding]:
         Finding("abandoned", path, "was never finished and nobody is writing it", "--repair quarantines it, gc too")
         for path in garbage.left_overs(registry)
     ]
-    return found + [Finding("foreign", path, "is not the registry's", "left alone") for path in _foreign(registry)]
+    others = [
+        Finding("foreign", path, "is not the registry's", "left alone", wrong=False) for path in _foreign(registry)
+    ]
+    return found + others
 
 
 def repair(registry: Registry, findings: list[Finding]) -> list[str]:
@@ -115,12 +114,13 @@ def _affected(registry: Registry, of: Checkpoint | str) -> tuple[str, ...]:
 
 
 def _origins(registry: Registry, checkpoint: Checkpoint) -> Iterator[Finding]:
-    folder = Path(checkpoint.location)
+    folder, imported = Path(checkpoint.location), registry.was_imported(checkpoint)
     for link in (checkpoint.manifest or {}).get("parents") or []:
         parent = lineage.follow(link, registry.resolve)
         if parent.note and is_local_name(parent.reference):
-            remedy = "import it again, or live without its history"
-            yield Finding("parent", folder, f"its parent {parent.reference} {parent.note}", remedy)
+            remedy = "it was imported without" if imported else "restore it, or live without this history"
+            what = f"its parent {parent.reference} {parent.note}"
+            yield Finding("parent", folder, what, remedy, wrong=not imported)
     try:
         if checkpoint.is_adapter and (checkpoint.manifest or {}).get("base"):
             registry.resolve_base(checkpoint)
@@ -146,7 +146,7 @@ def _foreign(registry: Registry) -> Iterator[Path]:
     yield from _others(registry.models, set(names))
     yield from _others(refs, set(named))
     for home in map(registry.home, names):
-        marks = {path.name for path in layout.entries(home) if layout.is_tombstone(path)}
+        marks = {path.name for path in layout.entries(home) if layout.is_mark(path)}
         yield from _others(home, marks | {path.name for path in layout.version_numbers(home).values()})
     for folder in map(registry.refs, named):
         yield from _others(folder, {path.name for path in layout.alias_files(folder)})

@@ -103,7 +103,7 @@ def _outside(registry: Registry, base: Checkpoint) -> Parcel:
         "kind": "base",
         "parents": [],
         "base": {"reference": None, "location": None, "digests": digests},
-        "created": datetime.fromtimestamp(0, UTC).isoformat(),
+        "created": datetime.fromtimestamp(int(max(path.stat().st_mtime for path in files.values())), UTC).isoformat(),
         "commit_id": fingerprints.digest_json(digests)[7:39],
     }
     measured = {key: {"sha256": durable.hash_file(path), "size": path.stat().st_size} for key, path in files.items()}

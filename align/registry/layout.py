@@ -7,18 +7,21 @@ import os
 import re
 import socket
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Literal
 
 from align.errors import IntegrityError
 from align.registry.references import LATEST, NAME
 
 FORMAT = 1
 FORMAT_FILE = "FORMAT.json"
+Mark = Literal["removed", "imported"]
 STALE = 7 * 24 * 3600
 """seconds after which what another machine was writing is taken for abandoned"""
 
 _VERSION_FOLDER = re.compile(r"v(\d{4,9})")
-_TOMBSTONE = re.compile(r"v(\d{4,9})\.removed")
+_MARK = re.compile(r"v(\d{4,9})\.(removed|imported)")
 _STAGING = re.compile(r"[0-9a-f]{32}-(?P<host>.+)-(?P<pid>\d+)")
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.probe-[0-9a-f]{32}")
 _ALIAS_LINE = re.compile(r"v(\d{4,9}) (sha256:[0-9a-f]{64})\s*")
@@ -58,27 +61,33 @@ def version_numbers(home: Path) -> dict[int, Path]:
 
 def last_number(home: Path) -> int:
     """The highest number ever given below a name's folder, by removed versions too; 0 when there is none."""
-    removed = (_TOMBSTONE.fullmatch(path.name) for path in entries(home))
-    return max([*version_numbers(home), *(int(match[1]) for match in removed if match)], default=0)
+    marked = (_MARK.fullmatch(path.name) for path in entries(home))
+    return max([*version_numbers(home), *(int(match[1]) for match in marked if match)], default=0)
 
 
-def tombstone(home: Path, number: int) -> Path:
-    """The file that keeps the number of a removed version from being given again."""
-    return home / f"{version_folder(number)}.removed"
+def mark_path(home: Path, number: int, what: Mark) -> Path:
+    """The file beside a version's place that says what happened to it: a removed one's number is not given again."""
+    return home / f"{version_folder(number)}.{what}"
 
 
-def read_tombstone(home: Path, number: int) -> dict[str, str] | None:
-    """What is known of a removed version: `when`, `why` and `digest`; None when there was none."""
+def read_mark(home: Path, number: int, what: Mark) -> dict[str, Any] | None:
+    """What a mark says: `when`, `why`, and the manifest's `digest`; None when there is none."""
     try:
-        found = json.loads(tombstone(home, number).read_bytes())
+        found = json.loads(mark_path(home, number, what).read_bytes())
     except (OSError, ValueError):
         return None
     return {"when": "", "why": "", "digest": ""} | found if isinstance(found, dict) else None
 
 
-def is_tombstone(path: Path) -> bool:
-    """Whether a path in a name's folder marks a removed version."""
-    return bool(_TOMBSTONE.fullmatch(path.name)) and path.is_file()
+def mark_text(why: str, digest: str) -> bytes:
+    """What to write into a mark now."""
+    found = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "why": why, "digest": digest}
+    return json.dumps(found).encode() + b"\n"
+
+
+def is_mark(path: Path) -> bool:
+    """Whether a path in a name's folder says what happened to a version."""
+    return bool(_MARK.fullmatch(path.name)) and path.is_file()
 
 
 def staging_name(unique: str) -> str:

@@ -54,11 +54,14 @@ class Staging:
         fields changed the manifest, and so the digest, stays what it was.
         """
         number = manifest["version"]
-        removed = layout.read_tombstone(self._home, number)
+        removed = layout.read_mark(self._home, number, "removed")
         keeps = self._home.name == manifest["name"] and number not in layout.version_numbers(self._home)
         same = removed is None or removed["digest"] == digest
         fields = {key: value for key, value in manifest.items() if key not in ("files", "seal")}
-        return self._publish({**fields, **changes, "name": self._home.name}, number if keeps and same else None)
+        found = self._publish({**fields, **changes, "name": self._home.name}, number if keeps and same else None)
+        mark = layout.mark_path(self._home, found.version or 0, "imported")
+        durable.write_durably(mark, layout.mark_text(f"as {manifest['name']}@v{number}", digest), self._disk)
+        return found
 
     def _publish(self, fields: dict[str, Any], number: int | None = None) -> Checkpoint:
         """Make everything durable and rename it to `number`, or the next when that is None or taken meanwhile."""

@@ -158,6 +158,11 @@ class Registry:
         for name in layout.named_folders(self.models):
             yield from reversed(list(self._readable(name)))
 
+    def was_imported(self, checkpoint: Checkpoint) -> bool:
+        """Whether a version came from another registry."""
+        home = self.home(checkpoint.name or "")
+        return layout.read_mark(home, checkpoint.version or 0, "imported") is not None
+
     def bases_like(self, digests: dict[str, str]) -> Iterator[Checkpoint]:
         """The registered bases that were committed with these digests."""
         for version in self.all_versions() if digests else ():
@@ -191,7 +196,7 @@ class Registry:
     def _version(self, name: str, version: int) -> Checkpoint:
         numbers = layout.version_numbers(self.home(name))
         if version not in numbers:
-            if removed := layout.read_tombstone(self.home(name), version):
+            if removed := layout.read_mark(self.home(name), version, "removed"):
                 raise IntegrityError(
                     f"{name}@v{version}: was removed on {removed['when'][:10]} ({removed['why']}); use another version,"
                     " or move it back from where it was put"
@@ -203,6 +208,8 @@ class Registry:
     def _select(self, name: str, selector: str) -> int:
         if selector == LATEST:
             newest = next(self._readable(name), None)
+            if not layout.version_numbers(self.home(name)):
+                raise IntegrityError(f"{name}: every version of it was removed; use another name or train it again")
             if newest is None or newest.version is None:
                 raise IntegrityError(
                     f"{name}: none of its versions can be read; python -m align.registry verify says why"
@@ -265,7 +272,12 @@ class Registry:
         return problems + [problem for problem in aliases if problem]
 
     def _broken_links(self, checkpoint: Checkpoint) -> list[str]:
-        """Parents in this registry that are gone or changed; folders and hub models elsewhere may come and go."""
+        """Parents in this registry that are gone or changed; folders and hub models elsewhere may come and go.
+
+        What was imported came without its history, which is no damage.
+        """
+        if self.was_imported(checkpoint):
+            return []
         parents = (lineage.follow(link, self.resolve) for link in lineage.links(checkpoint))
         return [f"its parent {parent.reference} {parent.note}" for parent in parents if _is_broken(parent)]
 

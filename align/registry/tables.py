@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 import unicodedata
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 _ANY_WIDTH = 100_000
@@ -20,6 +22,19 @@ def table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def facts(rows: list[tuple[str, str]], width: int) -> str:
+    """Names and what is said of them, long sayings continued below themselves."""
+    left = max(_width(key) for key, _ in rows) + 2
+    room = max(width - left, 30)
+    wrapped = [(key, textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False)) for key, value in rows]
+    lines = [(key if first else "", line) for key, found in wrapped for first, line in _with_first(found)]
+    return "\n".join(f"{_pad(key, left)}{line}" for key, line in lines)
+
+
+def _with_first(lines: list[str]) -> Iterator[tuple[bool, str]]:
+    return ((index == 0, line) for index, line in enumerate(lines))
 
 
 def fitted(rows: list[dict[str, str]], least_first: tuple[str, ...], width: int) -> str:
@@ -48,7 +63,7 @@ def size(count: int) -> str:
 
 
 def age(created: str, now: datetime | None = None) -> str:
-    """How long ago an ISO time was: `3 d`; a time that is yet to come, by a clock that went back, is `now`."""
+    """How long ago an ISO time was: `3 d`; less than a minute, or yet to come by a clock that went back, is `now`."""
     try:
         then = datetime.fromisoformat(created)
     except ValueError:

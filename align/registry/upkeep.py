@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from align.registry.garbage import Garbage
 from align.registry.store import Registry
 
 _CELL = 44
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]{52}")
 
 
 def diff(registry: Registry, first: str, second: str, as_json: bool = False) -> None:
@@ -52,8 +54,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if text.startswith("sha256:"):
-        return text[:19]
+    text = _DIGEST.sub(r"\1", text)
     return text if len(text) <= _CELL else text[: _CELL - 3] + "..."
 
 
@@ -62,7 +63,7 @@ def examine(registry: Registry, repair: bool = False, as_json: bool = False) -> 
     findings = doctor.examine(registry)
     done = doctor.repair(registry, findings) if repair else []
     left = doctor.examine(registry, hashes=False) if done else findings
-    wrong = [finding for finding in left if finding.is_wrong]
+    wrong = [finding for finding in left if finding.wrong]
     if as_json:
         write(json.dumps({"findings": [_as_dict(registry, each) for each in findings], "done": done}, indent=1))
     else:
@@ -96,7 +97,7 @@ def _told(registry: Registry, finding: Finding) -> str:
 def _as_dict(registry: Registry, finding: Finding) -> dict[str, Any]:
     where = finding.path.relative_to(registry.root).as_posix()
     told = {"trouble": finding.trouble, "path": where, "what": finding.what, "remedy": finding.remedy}
-    return {**told, "affects": list(finding.affects), "wrong": finding.is_wrong}
+    return {**told, "affects": list(finding.affects), "wrong": finding.wrong}
 
 
 def collect(registry: Registry, yes: bool = False, days: int = garbage.KEEP_DAYS) -> None:
