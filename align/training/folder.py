@@ -65,13 +65,25 @@ def _start(run: Run) -> None:
     allowed = run.checkpoints.allow_change
     check_allowed(allowed, identity)
     path = run.folder / STARTED
-    if path.is_file():
+    resuming = path.is_file()
+    if resuming:
         what = f"--resume {run.folder}: this is not the run that was started"
         refuse_changes(what, json.loads(path.read_text(encoding="utf-8")), identity, allowed)
+    if resuming and run.finished is None:
+        _notice_registered(run)
     if run.finished is None:
         write_durably(path, json.dumps(identity).encode())
         write_durably(run.folder / "config.yaml", dump_yaml(run.config).encode())
         _seed(run.config.seed)
+        _hide_bars()
+
+
+def _notice_registered(run: Run) -> None:
+    """Mark a run as complete that ended between registering its version and saying so."""
+    for version in reversed(run.registry.versions(run.config.name)):
+        if (version.manifest or {}).get("run") == run.folder.name:
+            run.finish(version.reference)
+            return
 
 
 def _new_folder(runs: Path) -> Path:
@@ -129,3 +141,12 @@ def _seed(seed: int) -> None:
     from transformers import set_seed
 
     set_seed(seed)
+
+
+def _hide_bars() -> None:
+    """Keep the libraries' bars (tokenising, writing shards) out of the run's own progress."""
+    from datasets import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bars()
+    disable_progress_bar()

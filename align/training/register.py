@@ -39,6 +39,7 @@ def register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> C
                 "metrics": trained.metrics,
                 "config": config.model_dump(mode="json"),
                 "versions": package_versions(),
+                "run": run.folder.name,
             }
         )
     run.finish(checkpoint.reference)
