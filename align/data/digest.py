@@ -13,9 +13,6 @@ import orjson
 from align.errors import DataError
 from align.schema import Record
 
-_CONTENT = ("prompt", "completion", "chosen", "rejected", "label", "answer", "text", "tools")
-_EXTRAS = ("weight", "margin", "score", "id", "meta")
-
 
 class Digest:
     """A digest that grows record by record and holds eight bytes of memory for each.
@@ -30,12 +27,12 @@ class Digest:
 
     def add(self, record: Record) -> None:
         """Take one more record in."""
-        content = {name: value for name in _CONTENT if (value := getattr(record, name)) is not None}
-        text = _canonical(content)
+        text = _canonical(_content(record))
         # Python's own hash is keyed afresh in every process, so no data can be made to collide on purpose.
         self._seen.append(hash(text))
-        extras = {name: value for name in _EXTRAS if (value := getattr(record, name)) not in (None, {})}
-        self._whole.update(_canonical(content | extras) if extras else text)
+        self._whole.update(text)
+        if extras := _extras(record):
+            self._whole.update(_canonical(extras))
         self._whole.update(b"\n")
 
     @property
@@ -58,6 +55,39 @@ def digest_records(records: Iterable[Record]) -> tuple[str, int]:
     for record in records:
         digest.add(record)
     return digest.value, digest.repeated
+
+
+def _content(record: Record) -> dict[str, Any]:
+    """What a record says. Spelled out, since this runs once a row and a loop over names takes three times as long."""
+    content: dict[str, Any] = {"prompt": record.prompt}
+    if record.completion is not None:
+        content["completion"] = record.completion
+    if record.chosen is not None:
+        content["chosen"] = record.chosen
+        content["rejected"] = record.rejected
+    if record.label is not None:
+        content["label"] = record.label
+    if record.answer is not None:
+        content["answer"] = record.answer
+    if record.text is not None:
+        content["text"] = record.text
+    if record.tools is not None:
+        content["tools"] = record.tools
+    return content
+
+
+def _extras(record: Record) -> dict[str, Any]:
+    """What else came with it."""
+    extras: dict[str, Any] = {"meta": record.meta} if record.meta else {}
+    if record.id is not None:
+        extras["id"] = record.id
+    if record.weight is not None:
+        extras["weight"] = record.weight
+    if record.margin is not None:
+        extras["margin"] = record.margin
+    if record.score is not None:
+        extras["score"] = record.score
+    return extras
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -23,6 +24,7 @@ COMMON: Synonyms = {
     "weight": ("weight",),
     "margin": ("margin",),
     "score": ("score",),
+    "meta": ("meta",),
 }
 """Parts that every format knows."""
 
@@ -57,15 +59,19 @@ class Layout:
     remarks: Counter[str] = field(default_factory=Counter)
     """what readers decided about rows they took, and how often"""
     _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
+    _last: list[Any] = field(default_factory=list)
 
     def plan(self, row: Row) -> Plan:
         """The plan of a row; rows with the same columns share one."""
+        if self._last and self._last[0] is row:  # readers ask for one part of a row after the other
+            return self._last[1]
         keys = tuple(row)
         plan = self._plans.get(keys)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:  # rows whose keys are data, such as names
                 self._plans.clear()
             plan = self._plans[keys] = self._make_plan(row)
+        self._last[:] = (row, plan)
         return plan
 
     def _make_plan(self, row: Row) -> Plan:
@@ -90,6 +96,11 @@ class Layout:
         column = self.column(row, part)
         value = row[column] if column is not None else None
         return None if value == "" else value
+
+    def reference(self, row: Row) -> str | None:
+        """The answer to check a completion against, where there is one."""
+        value = self.get(row, "answer")
+        return None if value is None else str(value)
 
     def need(self, row: Row, part: str) -> tuple[str, Any]:
         """Name and value of a part every row must have."""
@@ -166,6 +177,16 @@ def read_number(value: Any, column: str) -> float | None:
     if not math.isfinite(number):
         raise RowError("not a finite number", column, f"is {number}", "write a finite number or remove the row")
     return number
+
+
+def read_meta(value: Any, column: str) -> dict[str, Any]:
+    """What else is known of a row: an object (or the JSON text of one, as tables hold it) as it is."""
+    if value is None:
+        return {}
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    return value if isinstance(value, dict) else {column: value}
 
 
 def read_tools(value: Any, column: str) -> list[dict[str, Any]] | None:

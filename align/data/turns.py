@@ -122,7 +122,10 @@ def is_sound(text: str) -> bool:
     """Whether a text is neither blank nor holds characters that are none."""
     if not text or text.isspace() or "\0" in text:
         return False
-    return text.isascii() or _NOT_TEXT.search(text) is None
+    try:
+        return text.isascii() or bool(text.encode())  # encoding finds lone surrogates faster than a search for them
+    except UnicodeEncodeError:
+        return False
 
 
 def read_bare_turns(value: Any, field: str) -> Messages:
@@ -211,6 +214,21 @@ def split_pair(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages
         problem = f"chosen and rejected differ in a {chosen[shared]['role']} turn (turn {shared + 1})"
         raise RowError("prompts differ", "chosen", problem, "a pair must answer the same prompt; remove the row")
     return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def with_system(turns: Messages, system: str | None) -> Messages:
+    """Turns with a system turn before them, if there is one to say."""
+    first: Message = {"role": "system", "content": system or ""}
+    return [first, *turns] if system else turns
+
+
+def same_answers(first: Messages, second: Messages) -> bool:
+    """Whether two answers say and call the same, but for space around them."""
+    return [_essence(turn) for turn in first] == [_essence(turn) for turn in second]
+
+
+def _essence(turn: Message) -> tuple[str, object]:
+    return turn["content"].strip(), turn.get("tool_calls")
 
 
 def _read_turn(turn: Any, field: str, tags: Tags) -> Message:

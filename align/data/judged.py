@@ -1,0 +1,97 @@
+"""Readers of judged answers: two answers and a verdict, from files or from the comparison page."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from align.data.problems import RowError, RowSkipped
+from align.data.rows import Layout, Row
+from align.data.turns import read_context, same_answers, split_pair, with_system
+from align.errors import shorten
+from align.schema import Messages, Record
+
+
+def read_pairs(row: Row, layout: Layout) -> list[Record]:
+    """Two answers and a verdict; several verdict columns are judges who vote, and no majority is a tie.
+
+    The answers may be whole conversations, which then must begin with the same turns.
+    """
+    answers = {side: layout.answer(row, side) for side in ("a", "b")}
+    if layout.column(row, "prompt"):
+        context = _read_question(row, layout)
+    elif any(turns[0]["role"] != "assistant" for turns in answers.values()):
+        context, answers["a"], answers["b"] = split_pair(answers["a"], answers["b"])
+    else:
+        layout.need(row, "prompt")
+    context = with_system(context, layout.optional_text(row, "system"))
+    return _judged(context, answers, _verdict(row, layout), layout)
+
+
+def read_votes(row: Row, layout: Layout) -> list[Record]:
+    """The comparison page's votes; one without a single pair of answers to learn from is left out, never an error."""
+    context = layout.context(row, "prompt")
+    choice = layout.text(row, "label", None)
+    if choice not in ("a", "b", "tie", "bad"):
+        raise RowError("bad label", "choice", f"is {shorten(choice)}", "write a, b, tie or bad")
+    if choice == "bad":
+        raise RowSkipped("vote: both bad")
+    try:
+        answers = {side: layout.answer(row, side) for side in ("a", "b")}
+    except RowError as error:
+        if error.reason != "empty completion":
+            raise
+        raise RowSkipped("vote: empty answer") from None
+    if same_answers(answers["a"], answers["b"]):
+        raise RowSkipped("vote: equal answers")
+    # After its first answer each side went on with its own history: there is no context both share to learn a pair in.
+    if any(turn["role"] != "assistant" for turns in answers.values() for turn in turns):
+        raise RowSkipped("vote: several turns")
+    return _judged(context, answers, choice, layout)
+
+
+def _read_question(row: Row, layout: Layout) -> Messages:
+    column, value = layout.need(row, "prompt")
+    extra = layout.optional_text(row, "input") if layout.column(row, "input") != column else None
+    return read_context(f"{value}\n{extra}" if extra and isinstance(value, str) else value, column, layout.tags)
+
+
+def _judged(context: Messages, answers: dict[str, Messages], verdict: str, layout: Layout) -> list[Record]:
+    first = Record(prompt=context, chosen=answers["a"], rejected=answers["b"])
+    second = Record(prompt=context, chosen=answers["b"], rejected=answers["a"])
+    if verdict != "tie":
+        return [first if verdict == "a" else second]
+    if layout.ties == "drop":
+        raise RowSkipped("tie")
+    if layout.ties == "half":
+        first.weight = second.weight = 0.5
+    return [first, second]
+
+
+_SPELLED = {
+    "a": ("a", "1", "a>b", "a>>b", "b<a", "b<<a", "[[a]]", "[[a>b]]", "[[a>>b]]", "model_a", "output_1"),
+    "b": ("b", "2", "b>a", "b>>a", "a<b", "a<<b", "[[b]]", "[[b>a]]", "[[b>>a]]", "model_b", "output_2"),
+    "tie": ("tie", "0", "a=b", "b=a", "a~=b", "[[c]]", "[[a=b]]", "tie (bothbad)", "tie (both bad)", "both_bad"),
+}
+VERDICT_OF = {spelling: verdict for verdict, spellings in _SPELLED.items() for spelling in spellings}
+"""What the usual spellings of a verdict mean, in lower case, without a label map."""
+
+
+def _verdict(row: Row, layout: Layout) -> str:
+    named = layout.columns.get("label")
+    columns = named if isinstance(named, list) else [layout.need(row, "label")[0]]
+    verdicts = Counter(_one_verdict(row.get(column), column, layout) for column in columns)
+    winner, count = verdicts.most_common(1)[0]
+    return winner if count * 2 > len(columns) else "tie"
+
+
+def _one_verdict(value: object, column: str, layout: Layout) -> str:
+    known = layout.label_map or VERDICT_OF
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, float) and 1 < value < 2 and not layout.label_map:  # a preference between 1 and 2
+        return "tie" if value == 1.5 else "a" if value < 1.5 else "b"
+    verdict = known.get(str(value), known.get(str(value).strip().lower()))
+    if not isinstance(verdict, str):
+        problem = f"is {shorten(value)}, which label_map does not know"
+        raise RowError("bad label", column, problem, f"known: {', '.join(known)}; add it to label_map")
+    return verdict
