@@ -1,4 +1,4 @@
-"""`python -m align.data list | check | preview`: what data there is, what is wrong with it, what a model would see."""
+"""`python -m align.data COMMAND`: what data there is, what is wrong with it, what a model would see of it."""
 
 from __future__ import annotations
 
@@ -6,74 +6,149 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from align.config import build, read_yaml, write
-from align.data.catalog import DatasetConfig, catalogue, find
-from align.data.load import Survey, load_records, survey
-from align.data.problems import SHOWN, count_reasons
+from align.config import write
+from align.data.catalog import catalogue, find, read_entry
+from align.data.checks import Findings, Leak
+from align.data.load import load_records
+from align.data.mix import leaves, open_scan
+from align.data.problems import BadRow
+from align.data.scan import Scan
 from align.data.views import natural_view
+from align.data.writing import check_target, dump_row, replacing
 from align.errors import DataError, guard
-from align.schema import VIEWS
+from align.schema import VIEWS, Record
+
+_DATA = "a name of the catalogue, a file, a folder or hf://owner/name, with options such as :limit=500"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(argv)
-    commands = {"list": _list, "check": _check, "preview": _preview}
-    return guard(lambda: commands[options.command](options), debug=options.debug)
+    return guard(lambda: _COMMANDS[options.command](options), debug=options.debug)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m align.data", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="the datasets of the catalogue")
+    listing = commands.add_parser("list", help="the datasets of the catalogue")
+    listing.add_argument("--json", action="store_true", help="as JSON")
     check = commands.add_parser("check", help="read data and tell every row that cannot be used")
-    check.add_argument("data", nargs="+", help="a name, a file, a folder or hf://owner/name")
+    check.add_argument("data", nargs="+", help=_DATA)
     check.add_argument("--report", type=Path, help="write every bad row to this JSON-lines file")
+    check.add_argument("--against", metavar="DATA", help="refuse rows that this other data has too (a leak)")
     preview = commands.add_parser("preview", help="the exact tokens of some rows, the trained ones marked")
-    preview.add_argument("data", help="a name, a file, a folder or hf://owner/name")
-    preview.add_argument("--model", required=True, help="whose tokenizer and chat template: a reference or a folder")
     preview.add_argument("--rows", type=int, default=3, help="how many rows (3)")
-    preview.add_argument("--max-length", type=int, default=1024, help="tokens of a row, or of a block of text (1024)")
     preview.add_argument("--plain", action="store_true", help="mark trained tokens [[like this]] in place of colour")
-    for command in (check, preview):
+    stats = commands.add_parser("stats", help="counts, lengths, languages and what leans to one side")
+    stats.add_argument("--json", action="store_true", help="as JSON")
+    split = commands.add_parser("split", help="write train.jsonl and eval.jsonl, by the content of the prompts")
+    split.add_argument("--out", type=Path, required=True, help="the folder to write to")
+    split.add_argument("--eval", type=float, required=True, metavar="SHARE", help="the held-out share, such as 0.05")
+    split.add_argument("--by", choices=("prompt", "first_turn"), default="prompt", help="what keeps rows together")
+    split.add_argument("--seed", type=int, default=0, help="another number splits otherwise (0)")
+    convert = commands.add_parser("convert", help="write data in another shape")
+    convert.add_argument("--out", type=Path, required=True, help="a .jsonl, .jsonl.gz or .parquet file")
+    convert.add_argument("--to", default="trl", help="trl (the default), messages, sharegpt, alpaca or openai")
+    scrub = commands.add_parser("scrub", help="find e-mail addresses, telephone and card numbers, IBANs and secrets")
+    scrub.add_argument("--out", type=Path, help="write a copy with placeholders to this file; without it only report")
+    for command in (preview, stats, split, convert, scrub):
+        command.add_argument("data", help=_DATA)
+    preview.add_argument("--model", required=True, help="whose tokenizer and chat template: a reference or a folder")
+    stats.add_argument("--model", help="count tokens as this model's tokenizer and chat template make them")
+    for command in (preview, stats):
+        command.add_argument("--max-length", type=int, default=1024, help="tokens of a row or block (1024)")
+    for command in (split, convert, scrub):
+        command.add_argument("--force", action="store_true", help="replace files that are there already")
+    for command in (stats, split, convert, scrub):
+        command.add_argument(
+            "--on-bad-row", choices=("error", "skip"), default="error", help="refuse, or count (error)"
+        )
+    for command in (check, preview, stats, split, convert, scrub):
         command.add_argument("--view", choices=VIEWS, help="what a stage would ask for; by default what the data is")
         command.add_argument("--registry", help="where registry:// sources and models lie")
     return parser
 
 
-def _list(_options: argparse.Namespace) -> int:
-    for name, path in catalogue().items():
-        config = build(DatasetConfig, read_yaml(path))
-        language = config.language if isinstance(config.language, str) else ",".join(config.language)
-        write(f"{name:<16} {config.format:<18} {language or '-':<7} {config.license or '-':<14} {config.description}")
+def _list(options: argparse.Namespace) -> int:
+    rows = [_entry(name, path) for name, path in catalogue().items()]
+    if options.json:
+        write(json.dumps(rows, ensure_ascii=False, indent=2))
+        return 0
+    keys = ("name", "format", "language", "license")
+    widths = {key: max(len(row[key]) for row in rows) for key in keys}
+    for row in rows:
+        write("  ".join([*(f"{row[key] or '-':<{widths[key]}}" for key in keys), row["description"]]))
     return 0
 
 
+def _entry(name: str, path: Path) -> dict[str, str]:
+    config = read_entry(name, path).config
+    language = config.language if isinstance(config.language, str) else ",".join(config.language)
+    held = {"name": name, "format": "mix" if config.mix else config.format, "language": language}
+    source = config.source or "+".join(member.name for member in config.mix)
+    return held | {"license": config.license, "source": source, "description": config.description}
+
+
 def _check(options: argparse.Namespace) -> int:
-    surveys = [survey(spec, view=options.view, roots=_roots(spec, options)) for spec in options.data]
-    for found in surveys:
-        _tell_survey(found)
-    if options.report:
-        lines = [json.dumps(row.report(), ensure_ascii=False, default=str) for found in surveys for row in found.bad]
-        options.report.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        write(f"{len(lines)} bad rows written to {options.report}")
-    return DataError.exit_code if any(found.bad or not found.records for found in surveys) else 0
+    known = Leak()
+    if options.against:
+        for record in _records(_open(options.against, options, on_bad_row="skip")):
+            known.know(record)
+    sound = True
+    with _reporter(options.report) as report:
+        for spec in options.data:
+            found = _open(spec, options, on_bad_row="collect", on_bad=report)
+            findings, kinds = Findings(), Counter[str]()
+            for record in _records(found):
+                findings.add(record)
+                kinds[natural_view(record)] += 1
+                known.look(record)
+            _tell(found, kinds, findings.remarks())
+            sound &= bool(found.kept) and not found.reasons
+    known.refuse(options.against or "", " and ".join(options.data))
+    return 0 if sound else DataError.exit_code
 
 
-def _tell_survey(found: Survey) -> None:
-    kinds = Counter(natural_view(record) for record in found.records)
+@contextmanager
+def _reporter(path: Path | None) -> Iterator[Callable[[BadRow], None] | None]:
+    """What writes bad rows to a file of JSON-lines as they are met; None without a path."""
+    if path is None:
+        yield None
+        return
+    count = 0
+    with replacing(path) as part, part.open("wb") as file:
+
+        def report(row: BadRow) -> None:
+            nonlocal count
+            file.write(dump_row(row.report()))
+            count += 1
+
+        yield report
+    write(f"{count} bad rows written to {path}")
+
+
+def _tell(found: Scan, kinds: Counter[str], remarks: list[str]) -> None:
     held = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "nothing usable"
-    write(f"{found.name}: {found.rows} rows read, {len(found.bad)} bad; gives {held}")
+    write(f"{found.name}: {found.rows} rows read, {sum(found.reasons.values())} bad; gives {held}")
     for note in found.notes:
         write(f"  note: {note}")
-    for row in found.bad[:SHOWN]:
+    for remark in remarks:
+        write(f"  warning: {remark}")
+    for row in found.bad:
         write(f"  {row}")
-    if len(found.bad) > SHOWN:
-        write(f"  ... and {len(found.bad) - SHOWN} more")
-    for reason, count in (count_reasons(found.bad) | dict(found.skipped)).items():
+    if (more := sum(found.reasons.values()) - len(found.bad)) > 0:
+        write(f"  ... and {more} more of these kinds")
+    _tell_counts(found.left_out())
+
+
+def _tell_counts(counts: dict[str, int]) -> None:
+    for reason, count in counts.items():
         write(f"  {count:>7}  {reason}")
 
 
@@ -81,12 +156,10 @@ def _preview(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from align.data.preview import mark_colour, mark_plain, preview_parts
-    from align.models.tokenizers import load_tokenizer
-    from align.registry import open_registry
 
     roots = _roots(options.data, options)
     found = load_records(f"{options.data}:limit={options.rows}", view=options.view, on_bad_row="skip", roots=roots)
-    tokenizer = load_tokenizer(open_registry(options.registry).resolve(options.model))
+    tokenizer = _tokenizer(options)
     view = options.view or natural_view(found.records[0])
     view = "demonstration" if view == "unpaired" else view
     console = Console(highlight=False)
@@ -99,14 +172,113 @@ def _preview(options: argparse.Namespace) -> int:
     return 0
 
 
+def _stats(options: argparse.Namespace) -> int:
+    from align.data.stats import Stats
+
+    found = _open(options.data, options)
+    counted = Stats(_tokenizer(options) if options.model else None, options.max_length)
+    for batch in found:
+        counted.add(batch)
+    if options.json:
+        account = {"name": found.name, "digest": found.digest, "rows": found.rows, "left_out": found.left_out()}
+        write(json.dumps(account | counted.summary(), ensure_ascii=False, indent=2))
+        return 0
+    write(f"{found.name}: {found.rows} rows read, {found.kept} records, {found.digest}")
+    for line in counted.table():
+        write(line)
+    for note in found.notes:
+        write(f"  note: {note}")
+    for remark in counted.findings.remarks():
+        write(f"  warning: {remark}")
+    _tell_counts(found.left_out())
+    return 0
+
+
+def _split(options: argparse.Namespace) -> int:
+    from align.data.split import split_records
+
+    found = _open(options.data, options)
+    halves = split_records(found, options.out, options.eval, seed=options.seed, by=options.by, force=options.force)
+    share = halves.held_out / sum(halves)
+    write(f"{options.out / 'train.jsonl'}: {halves.train} rows")
+    write(f"{options.out / 'eval.jsonl'}: {halves.held_out} rows ({share:.1%})")
+    _tell_counts(found.left_out())
+    write(f"train with data={options.out / 'train.jsonl'} eval_data={options.out / 'eval.jsonl'}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from align.data.convert import convert_records
+
+    suffix = check_target(options.out, force=options.force)
+    found = _open(options.data, options)
+    done = convert_records(found, options.out, suffix, options.to)
+    write(f"{options.out}: {done.written} rows of {found.rows}, as {options.to}")
+    _tell_counts(found.left_out() | dict(done.left_out))
+    return 0
+
+
+def _scrub(options: argparse.Namespace) -> int:
+    from align.data.convert import convert_records
+    from align.data.scrub import Scrubber
+
+    scrubber = Scrubber()
+    found = _open(options.data, options)
+    clean = ([scrubber.record(record) for record in batch] for batch in found)
+    if options.out:
+        done = convert_records(clean, options.out, check_target(options.out, force=options.force), "trl")
+        write(f"{options.out}: {done.written} rows, {scrubber.touched} of them changed")
+    else:
+        for _ in clean:
+            pass
+        write(f"{found.name}: {scrubber.rows} rows, {scrubber.touched} of them hold what may be personal or secret")
+    for kind, account in scrubber.found.items():
+        if account.count:
+            place = f"first {account.first}: {account.example}"
+            write(f"  {kind:<8}{account.count:>7} in {account.rows} rows; {place}")
+    if scrubber.touched and not options.out:
+        write("  look at some of them (numbers are often no telephone); --out FILE writes a copy with placeholders")
+    _tell_counts(found.left_out())
+    return 0
+
+
+def _open(
+    spec: str, options: argparse.Namespace, *, on_bad_row: Any = None, on_bad: Callable[[BadRow], None] | None = None
+) -> Scan:
+    """The scan a command was asked for."""
+    policy = on_bad_row or options.on_bad_row
+    return open_scan(spec, view=options.view, roots=_roots(spec, options), on_bad_row=policy, on_bad=on_bad)
+
+
+def _records(batches: Iterable[list[Record]]) -> Iterator[Record]:
+    return (record for batch in batches for record in batch)
+
+
+def _tokenizer(options: argparse.Namespace) -> Any:
+    from align.models.tokenizers import load_tokenizer
+    from align.registry import open_registry
+
+    return load_tokenizer(open_registry(options.registry).resolve(options.model))
+
+
 def _roots(spec: str, options: argparse.Namespace) -> dict[str, Path]:
     """Where registry:// lies, asked for only by the data that needs it."""
-    if not find(spec).config.source.startswith("registry://"):
+    if not any(leaf.config.source.startswith("registry://") for leaf in leaves(find(spec))):
         return {}
     from align.registry import open_registry
 
     return {"registry": open_registry(options.registry).root}
 
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "list": _list,
+    "check": _check,
+    "preview": _preview,
+    "stats": _stats,
+    "split": _split,
+    "convert": _convert,
+    "scrub": _scrub,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,7 +18,7 @@ from align.data.digest import Digest
 from align.data.problems import SHOWN, BadRow, RowError, RowSkipped, tell
 from align.data.readers import FORMATS, Format, check_record
 from align.data.reshape import Part
-from align.data.rows import COMMON, Layout, Plan, Row, read_number, read_tools
+from align.data.rows import COMMON, Layout, Plan, Row, read_meta, read_number, read_tools
 from align.data.sniff import LOOKED_AT, sniff
 from align.data.turns import kind_of
 from align.data.views import a_kind, convert, natural_view
@@ -131,7 +131,7 @@ def _read_part(row: Row, known: Format, layout: Layout) -> list[Record]:
         if plan.extras:
             _add_extras(record, row, plan)
         if plan.unused:
-            record.meta = {key: row[key] for key in plan.unused}
+            record.meta = record.meta | {key: row[key] for key in plan.unused}
         check_record(record)
     return records
 
@@ -143,6 +143,8 @@ def _add_extras(record: Record, row: Row, plan: Plan) -> None:
             record.id = None if value is None or value == "" else str(value)
         elif part == "tools":
             record.tools = read_tools(value, column)
+        elif part == "meta":
+            record.meta = read_meta(value, column)
         elif (number := read_number(value, column)) is not None:
             given = record.weight if part == "weight" else None
             setattr(record, part, number if given is None else number * given)

@@ -1,0 +1,210 @@
+"""Statistics of a dataset, gathered in one pass: what it holds, how long its rows are, and what leans to one side."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from align.data.checks import Findings
+from align.data.render import Rendered, render_demonstrations, render_preferences, render_prompts, render_texts
+from align.data.views import natural_view
+from align.schema import Messages, Record
+
+_SCRIPTS = {
+    "Latin": re.compile("[A-Za-zÀ-ɏ]+"),
+    "Han": re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+"),
+    "Kana": re.compile("[\u3040-\u30ff]+"),
+    "Hangul": re.compile("[\uac00-\ud7af\u1100-\u11ff]+"),
+    "Cyrillic": re.compile("[\u0400-\u04ff]+"),
+    "Greek": re.compile("[\u0370-\u03ff]+"),
+    "Arabic": re.compile("[\u0600-\u06ff]+"),
+    "Hebrew": re.compile("[\u0590-\u05ff]+"),
+    "Devanagari": re.compile("[\u0900-\u097f]+"),
+    "Thai": re.compile("[\u0e00-\u0e7f]+"),
+}
+_LOOKED_AT = 1000
+"""So many characters of every turn are looked at to tell its script."""
+_UNLIMITED = 1 << 30
+
+
+class Spread:
+    """The distribution of a count over rows, at eight bytes a row."""
+
+    def __init__(self) -> None:
+        self._values = array("q")
+
+    def add(self, value: int) -> None:
+        """Take one more value in."""
+        self._values.append(value)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def over(self, limit: int) -> int:
+        """How many values are larger than a limit."""
+        return sum(value > limit for value in self._values)
+
+    def summary(self) -> dict[str, float]:
+        """Total, mean, percentiles (nearest rank) and extremes."""
+        ordered = sorted(self._values)
+        if not ordered:
+            return {}
+        ranks = {f"p{share}": ordered[max(0, -(-share * len(ordered) // 100) - 1)] for share in (50, 90, 99)}
+        total = sum(ordered)
+        ends = {"min": ordered[0], "max": ordered[-1]}
+        return {"total": total, "mean": round(total / len(ordered), 1), **ranks, **ends}
+
+
+@dataclass
+class Stats:
+    """Everything counted so far; feed it batches, then read `summary()` or `table()`."""
+
+    tokenizer: Any = None
+    max_length: int = 1024
+    findings: Findings = field(default_factory=Findings)
+    kinds: Counter[str] = field(default_factory=Counter)
+    roles: Counter[str] = field(default_factory=Counter)
+    scripts: Counter[str] = field(default_factory=Counter)
+    systems: int = 0
+    with_tools: int = 0
+    spreads: dict[str, Spread] = field(default_factory=dict)
+    too_long: int = 0
+    untrainable: Counter[str] = field(default_factory=Counter)
+
+    def add(self, batch: list[Record]) -> None:
+        """Take a batch of records into account."""
+        for record in batch:
+            self._add(record)
+        if self.tokenizer is not None:
+            self._add_tokens(batch)
+
+    def _add(self, record: Record) -> None:
+        self.findings.add(record)
+        self.kinds[natural_view(record)] += 1
+        turns = [*record.prompt, *(record.completion or record.chosen or [])]
+        if record.text is not None:
+            self._spread("text characters", len(record.text))
+            self._count_scripts(record.text)
+            return
+        self._spread("turns", len(turns))
+        self._spread("prompt characters", _length(record.prompt))
+        parts = {"answer": record.completion, "chosen": record.chosen, "rejected": record.rejected}
+        for part, answer in parts.items():
+            if answer is not None:
+                self._spread(f"{part} characters", _length(answer))
+        self.systems += any(turn["role"] == "system" for turn in turns)
+        self.with_tools += bool(record.tools)
+        for turn in [*turns, *((record.rejected or []) if record.chosen else [])]:
+            self.roles[turn["role"]] += 1
+            self._count_scripts(turn["content"])
+
+    def _spread(self, name: str, value: int) -> None:
+        self.spreads.setdefault(name, Spread()).add(value)
+
+    def _count_scripts(self, text: str) -> None:
+        text = text[:_LOOKED_AT]
+        known = {"Latin": _SCRIPTS["Latin"]} if text.isascii() else _SCRIPTS
+        for script, pattern in known.items():
+            if count := sum(map(len, pattern.findall(text))):
+                self.scripts[script] += count
+
+    def _add_tokens(self, batch: list[Record]) -> None:
+        for counts in _token_counts(batch, self.tokenizer, self.untrainable):
+            self.too_long += max(counts.values()) > self.max_length
+            for name, count in counts.items():
+                self._spread(name, count)
+
+    def summary(self) -> dict[str, Any]:
+        """All numbers, for `--json`."""
+        found = self.findings
+        letters = sum(self.scripts.values())
+        numbers: dict[str, Any] = {
+            "records": found.rows,
+            "kinds": dict(self.kinds),
+            "prompts": found.prompts,
+            "roles": dict(self.roles),
+            "with_system": self.systems,
+            "with_tools": self.with_tools,
+            "scripts": {script: round(count / letters, 4) for script, count in self.scripts.most_common()},
+            "repeated": found.repeated.count,
+            **{name.replace(" ", "_"): spread.summary() for name, spread in self.spreads.items()},
+        }
+        if found.chosen_longer or found.rejected_longer:
+            numbers |= {"chosen_longer": found.chosen_longer, "rejected_longer": found.rejected_longer}
+        if found.good or found.bad:
+            numbers |= {"labelled_good": found.good, "labelled_bad": found.bad}
+        if self.tokenizer is not None:
+            numbers |= {"max_length": self.max_length, "longer_than_max_length": self.too_long}
+            numbers |= {"not_rendered": dict(self.untrainable)} if self.untrainable else {}
+        return numbers | {"remarks": found.remarks()}
+
+    def table(self) -> Iterator[str]:
+        """The same as lines of text."""
+        found = self.findings
+        letters = sum(self.scripts.values())
+        yield _line("records", _counts(self.kinds))
+        yield _line("prompts", f"{found.prompts} different")
+        if self.roles:
+            yield _line("roles", _counts(self.roles))
+            yield _line("system", f"{self.systems} rows" + (f"; tools in {self.with_tools}" if self.with_tools else ""))
+        shares = {script: count / letters for script, count in self.scripts.most_common() if count / letters >= 0.001}
+        yield _line("scripts", ", ".join(f"{script} {share:.1%}" for script, share in shares.items()) or "none")
+        yield _line("repeated", f"{found.repeated.count} rows")
+        if unequal := found.chosen_longer + found.rejected_longer:
+            share = found.chosen_longer / unequal
+            yield _line("chosen longer", f"{found.chosen_longer} of {unequal} pairs of unequal length ({share:.0%})")
+        if found.good or found.bad:
+            yield _line("labels", f"{found.good} good, {found.bad} bad")
+        yield from self._spread_table()
+        if self.tokenizer is not None:
+            yield _line("too long", f"{self.too_long} rows have more than {self.max_length} tokens")
+            for reason, count in self.untrainable.items():
+                yield _line("not rendered", f"{count} rows: {reason}")
+
+    def _spread_table(self) -> Iterator[str]:
+        columns = ("mean", "p50", "p90", "p99", "max", "total")
+        yield f"  {'':<20}" + "".join(f"{column:>12}" for column in columns)
+        for name, spread in self.spreads.items():
+            numbers = spread.summary()
+            yield f"  {name:<20}" + "".join(f"{numbers[column]:>12,}" for column in columns)
+
+
+def _line(name: str, value: str) -> str:
+    return f"  {name:<20}{value}"
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counter.most_common()) or "0"
+
+
+def _length(turns: Messages) -> int:
+    return sum(len(turn["content"]) for turn in turns)
+
+
+def _token_counts(batch: list[Record], tokenizer: Any, dropped: Counter[str]) -> Iterator[dict[str, int]]:
+    """Tokens of every row as a stage would render it, nothing cut; rows no template takes are counted by reason."""
+
+    def kept(rendered: Rendered) -> list[dict[str, Any]]:
+        dropped.update(rendered.dropped)
+        return rendered.rows
+
+    kind = natural_view(batch[0])
+    if kind == "text":
+        for record in batch:
+            for row in kept(render_texts([record], tokenizer, _UNLIMITED)):
+                yield {"tokens": len(row["input_ids"])}
+    elif kind == "prompt":
+        for row in kept(render_prompts(batch, tokenizer, _UNLIMITED)):
+            yield {"prompt tokens": len(row["prompt_ids"])}
+    elif kind == "preference":
+        for row in kept(render_preferences(batch, tokenizer, _UNLIMITED)):
+            prompt = len(row["prompt_ids"])
+            sides = {side: prompt + len(row[f"{side}_ids"]) for side in ("chosen", "rejected")}
+            yield {"prompt tokens": prompt} | {f"{side} tokens": count for side, count in sides.items()}
+    else:
+        for row in kept(render_demonstrations(batch, tokenizer, _UNLIMITED)):
+            yield {"tokens": len(row["input_ids"]), "trained tokens": sum(row["completion_mask"])}
