@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from align.data.problems import RowError, RowSkipped
+from align.data.judged import read_pairs, read_votes
+from align.data.problems import RowError
 from align.data.reshape import (
     Part,
     join_preferred,
@@ -28,11 +28,13 @@ from align.data.turns import (
     read_bare_turns,
     read_context,
     read_turns,
+    same_answers,
     split_pair,
     split_turns,
+    with_system,
 )
 from align.errors import shorten
-from align.schema import Message, Messages, Record, assistant, user
+from align.schema import Messages, Record, assistant, user
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _FINAL = "####"
@@ -41,10 +43,13 @@ _FINAL = "####"
 def read_messages(row: Row, layout: Layout) -> list[Record]:
     """A conversation (OpenAI or ShareGPT tags): a demonstration, a labelled one, or the prompt of a pair."""
     column, value = layout.need(row, "messages")
-    turns = _with_system(read_turns(value, column, layout.tags), layout.optional_text(row, "system"))
-    if layout.column(row, "chosen"):
+    turns = read_turns(value, column, layout.tags)
+    columns = layout.plan(row).columns
+    if "system" in columns:
+        turns = with_system(turns, layout.optional_text(row, "system"))
+    if "chosen" in columns:
         return _pair(row, layout, turns)
-    if rejected := layout.column(row, "rejected"):
+    if rejected := columns.get("rejected"):
         return _pair_of_last(turns, column, layout.answer(row, "rejected"), rejected)
     prompt, completion = split_turns(turns, column, as_prompt=layout.view == "prompt")
     if completion is None and layout.view not in (None, "prompt"):
@@ -61,7 +66,7 @@ def read_bare_turns_of(row: Row, layout: Layout) -> list[Record]:
     if len(turns) % 2 and layout.view != "prompt":
         layout.remarks["conversations without roles end with a line that nobody answers; it was left out"] += 1
         turns = turns[:-1]
-    prompt, completion = split_turns(_with_system(turns, layout.optional_text(row, "system")), column, as_prompt=True)
+    prompt, completion = split_turns(with_system(turns, layout.optional_text(row, "system")), column, as_prompt=True)
     return [Record(prompt=prompt, completion=completion)]
 
 
@@ -93,7 +98,7 @@ def read_unpaired(row: Row, layout: Layout) -> list[Record]:
 
 def read_prompt(row: Row, layout: Layout) -> list[Record]:
     """Prompts alone, with a reference answer where there is one."""
-    context = _with_system(layout.context(row, "prompt"), layout.optional_text(row, "system"))
+    context = with_system(layout.context(row, "prompt"), layout.optional_text(row, "system"))
     return [Record(prompt=context, answer=layout.reference(row))]
 
 
@@ -103,7 +108,7 @@ def read_preference(row: Row, layout: Layout) -> list[Record]:
     if column is None and "prompt" in layout.columns:
         layout.need(row, "prompt")
     context = read_context(row[column], column, layout.tags) if column else []
-    return _pair(row, layout, _with_system(context, layout.optional_text(row, "system")))
+    return _pair(row, layout, with_system(context, layout.optional_text(row, "system")))
 
 
 def read_hh(row: Row, layout: Layout) -> list[Record]:
@@ -122,7 +127,7 @@ def read_alpaca(row: Row, layout: Layout) -> list[Record]:
     column = layout.column(row, "prompt") or "instruction"
     question = "\n".join(part for part in (instruction, extra) if part and part.strip())
     turns: Messages = [*_history(row, layout), user(checked_text(question, column, "empty prompt"))]
-    turns = _with_system(turns, layout.optional_text(row, "system"))
+    turns = with_system(turns, layout.optional_text(row, "system"))
     if layout.column(row, "chosen"):
         return _pair(row, layout, turns)
     output = assistant(layout.text(row, "output", "empty completion"))
@@ -134,49 +139,11 @@ def read_qa(row: Row, layout: Layout) -> list[Record]:
     """Question and answer; what follows `####` (or else the whole answer) is the reference to check against."""
     question = layout.text(row, "prompt", "empty prompt")
     answer = layout.text(row, "answer", "empty completion")
-    context = _with_system([user(question)], layout.optional_text(row, "system"))
+    context = with_system([user(question)], layout.optional_text(row, "system"))
     final = answer.rsplit(_FINAL, 1)[-1].strip()
     if re.fullmatch(r"[-+]?\$?\d{1,3}(,\d{3})+(\.\d+)?", final):
         final = final.replace(",", "")
     return [Record(prompt=context, completion=[assistant(answer)], answer=final)]
-
-
-def read_pairs(row: Row, layout: Layout) -> list[Record]:
-    """Two answers and a verdict; several verdict columns are judges who vote, and no majority is a tie.
-
-    The answers may be whole conversations, which then must begin with the same turns.
-    """
-    answers = {side: layout.answer(row, side) for side in ("a", "b")}
-    if layout.column(row, "prompt"):
-        context = _question(row, layout)
-    elif any(turns[0]["role"] != "assistant" for turns in answers.values()):
-        context, answers["a"], answers["b"] = split_pair(answers["a"], answers["b"])
-    else:
-        layout.need(row, "prompt")
-    context = _with_system(context, layout.optional_text(row, "system"))
-    return _judged(context, answers, _verdict(row, layout), layout)
-
-
-def read_votes(row: Row, layout: Layout) -> list[Record]:
-    """The comparison page's votes; one without a single pair of answers to learn from is left out, never an error."""
-    context = layout.context(row, "prompt")
-    choice = layout.text(row, "label", None)
-    if choice not in ("a", "b", "tie", "bad"):
-        raise RowError("bad label", "choice", f"is {shorten(choice)}", "write a, b, tie or bad")
-    if choice == "bad":
-        raise RowSkipped("vote: both bad")
-    try:
-        answers = {side: layout.answer(row, side) for side in ("a", "b")}
-    except RowError as error:
-        if error.reason != "empty completion":
-            raise
-        raise RowSkipped("vote: empty answer") from None
-    if _same(answers["a"], answers["b"]):
-        raise RowSkipped("vote: equal answers")
-    # After its first answer each side went on with its own history: there is no context both share to learn a pair in.
-    if any(turn["role"] != "assistant" for turns in answers.values() for turn in turns):
-        raise RowSkipped("vote: several turns")
-    return _judged(context, answers, choice, layout)
 
 
 def read_text(row: Row, layout: Layout) -> list[Record]:
@@ -262,7 +229,7 @@ FORMATS: dict[str, Format] = {
 
 
 def _demonstration(row: Row, layout: Layout) -> Record:
-    context = _with_system(layout.context(row, "prompt"), layout.optional_text(row, "system"))
+    context = with_system(layout.context(row, "prompt"), layout.optional_text(row, "system"))
     turns = [*context, *layout.answer(row, "completion")]
     column = layout.column(row, "completion") or "completion"
     if turns[len(context)]["role"] != "assistant":
@@ -296,54 +263,6 @@ def _pair_of_last(turns: Messages, column: str, rejected: Messages, other: str) 
     return [Record(prompt=turns[:-1], chosen=turns[-1:], rejected=rejected)]
 
 
-def _judged(context: Messages, answers: dict[str, Messages], verdict: str, layout: Layout) -> list[Record]:
-    first = Record(prompt=context, chosen=answers["a"], rejected=answers["b"])
-    second = Record(prompt=context, chosen=answers["b"], rejected=answers["a"])
-    if verdict != "tie":
-        return [first if verdict == "a" else second]
-    if layout.ties == "drop":
-        raise RowSkipped("tie")
-    if layout.ties == "half":
-        first.weight = second.weight = 0.5
-    return [first, second]
-
-
-_SPELLED = {
-    "a": ("a", "1", "a>b", "a>>b", "b<a", "b<<a", "[[a]]", "[[a>b]]", "[[a>>b]]", "model_a", "output_1"),
-    "b": ("b", "2", "b>a", "b>>a", "a<b", "a<<b", "[[b]]", "[[b>a]]", "[[b>>a]]", "model_b", "output_2"),
-    "tie": ("tie", "0", "a=b", "b=a", "a~=b", "[[c]]", "[[a=b]]", "tie (bothbad)", "tie (both bad)", "both_bad"),
-}
-VERDICT_OF = {spelling: verdict for verdict, spellings in _SPELLED.items() for spelling in spellings}
-"""What the usual spellings of a verdict mean, in lower case, without a label map."""
-
-
-def _verdict(row: Row, layout: Layout) -> str:
-    named = layout.columns.get("label")
-    columns = named if isinstance(named, list) else [layout.need(row, "label")[0]]
-    verdicts = Counter(_one_verdict(row.get(column), column, layout) for column in columns)
-    winner, count = verdicts.most_common(1)[0]
-    return winner if count * 2 > len(columns) else "tie"
-
-
-def _one_verdict(value: object, column: str, layout: Layout) -> str:
-    known = layout.label_map or VERDICT_OF
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, float) and 1 < value < 2 and not layout.label_map:  # a preference between 1 and 2
-        return "tie" if value == 1.5 else "a" if value < 1.5 else "b"
-    verdict = known.get(str(value), known.get(str(value).strip().lower()))
-    if not isinstance(verdict, str):
-        problem = f"is {shorten(value)}, which label_map does not know"
-        raise RowError("bad label", column, problem, f"known: {', '.join(known)}; add it to label_map")
-    return verdict
-
-
-def _question(row: Row, layout: Layout) -> Messages:
-    column, value = layout.need(row, "prompt")
-    extra = layout.optional_text(row, "input") if layout.column(row, "input") != column else None
-    return read_context(f"{value}\n{extra}" if extra and isinstance(value, str) else value, column, layout.tags)
-
-
 def _history(row: Row, layout: Layout) -> Messages:
     turns: Messages = []
     for index, pair in enumerate(layout.get(row, "history") or []):
@@ -358,11 +277,6 @@ def _history(row: Row, layout: Layout) -> Messages:
     return turns
 
 
-def _with_system(turns: Messages, system: str | None) -> Messages:
-    first: Message = {"role": "system", "content": system or ""}
-    return [first, *turns] if system else turns
-
-
 def _transcript(text: str, field: str) -> Messages:
     parts = _HH_TURN.split(text)
     if parts[0].strip() or len(parts) < 3:
@@ -371,14 +285,6 @@ def _transcript(text: str, field: str) -> Messages:
     pairs = zip(parts[1::2], parts[2::2], strict=True)
     turns = [{"from": "human" if who == "Human" else "gpt", "value": said.strip()} for who, said in pairs]
     return read_turns(turns, field, SHAREGPT_TAGS)
-
-
-def _same(first: Messages, second: Messages) -> bool:
-    return [_essence(turn) for turn in first] == [_essence(turn) for turn in second]
-
-
-def _essence(turn: Message) -> tuple[str, object]:
-    return turn["content"].strip(), turn.get("tool_calls")
 
 
 def check_record(record: Record) -> None:
@@ -395,5 +301,5 @@ def check_record(record: Record) -> None:
         if others or not turns:
             problem = f"goes on with a {', '.join(sorted(others))} turn"
             raise RowError("answers part early", part, problem, "chosen and rejected may differ in one answer only")
-    if _same(record.chosen, record.rejected):
+    if same_answers(record.chosen, record.rejected):
         raise RowError("chosen equals rejected", "chosen", "equals rejected", "nothing can be learned; remove the row")

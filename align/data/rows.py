@@ -59,15 +59,19 @@ class Layout:
     remarks: Counter[str] = field(default_factory=Counter)
     """what readers decided about rows they took, and how often"""
     _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
+    _last: list[Any] = field(default_factory=list)
 
     def plan(self, row: Row) -> Plan:
         """The plan of a row; rows with the same columns share one."""
+        if self._last and self._last[0] is row:  # readers ask for one part of a row after the other
+            return self._last[1]
         keys = tuple(row)
         plan = self._plans.get(keys)
         if plan is None:
             if len(self._plans) >= _MOST_PLANS:  # rows whose keys are data, such as names
                 self._plans.clear()
             plan = self._plans[keys] = self._make_plan(row)
+        self._last[:] = (row, plan)
         return plan
 
     def _make_plan(self, row: Row) -> Plan:
