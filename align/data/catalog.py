@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings, build, load_yaml, read_yaml
+from align.data.json_rows import rows_key
 from align.data.readers import FORMATS
 from align.data.turns import CALL, Tags
 from align.errors import DataError, UsageError, nearest
@@ -203,7 +204,10 @@ def _find_target(target: str) -> Dataset:
     if target.startswith("hf://"):
         return Dataset(target.removeprefix("hf://"), DatasetConfig(source=target), Path())
     if path.suffix in (".yaml", ".yml"):
-        return Dataset(path.stem, _build_from(path, _read_recipe(path)), path.parent)
+        recipe = _read_recipe(path)
+        if recipe is None:
+            return Dataset(path.name, DatasetConfig(source=target), Path())
+        return Dataset(path.stem, _build_from(path, recipe), path.parent)
     known = catalogue()
     if target in known:
         return read_entry(target, known[target])
@@ -217,8 +221,8 @@ def _find_target(target: str) -> Dataset:
     )
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
-    """The settings in a dataset YAML; DataError for a YAML file that holds rows."""
+def _read_recipe(path: Path) -> dict[str, Any] | None:
+    """The settings in a dataset YAML; None for a YAML file of rows, and DataError for one that is neither."""
     held = load_yaml(path.read_text(encoding="utf-8-sig", errors="replace"), str(path)) if path.is_file() else None
     if held is None:
         return read_yaml(path)
@@ -226,10 +230,12 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         held.keys() & {"source", "format", "mix"} or held.keys() <= DatasetConfig.model_fields.keys()
     ):
         return read_yaml(path)
+    if isinstance(held, list) or (isinstance(held, dict) and rows_key(held) is not None):
+        return None
     found = ", ".join(map(str, list(held)[:8])) if isinstance(held, dict) else f"a {type(held).__name__}"
     raise DataError(
-        f"{path}: a YAML file describes a dataset (source:, format: ...); this one has {found}; "
-        "convert the rows to .jsonl, or name the data file under source:"
+        f"{path}: a YAML file describes a dataset (source:, format: ...) or is a list of rows; this one has {found}; "
+        "name the data file under source: in another YAML, with rows_at: for the key that holds its rows"
     )
 
 

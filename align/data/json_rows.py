@@ -6,6 +6,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import orjson
@@ -57,7 +58,7 @@ def rows_of_object(whole: dict[str, Any], file: DataFile) -> Iterator[RawRow]:
     """The rows inside one object, numbered in place of lines: under a key, by key, or the object itself."""
     if file.reading.rows_at:
         yield from _numbered(file, _dig(whole, file))
-    elif (key := _rows_key(whole)) is not None:
+    elif (key := rows_key(whole)) is not None:
         others = [other for other in whole if other != key and isinstance(whole[other], list)]
         beside = f" (beside {', '.join(others[:5])}; say `rows_at:` in a dataset YAML for another)" if others else ""
         file.note(f"the rows are the list under {key!r}, numbered in place of lines{beside}")
@@ -75,7 +76,8 @@ def rows_of_object(whole: dict[str, Any], file: DataFile) -> Iterator[RawRow]:
         )
 
 
-def _rows_key(whole: dict[str, Any]) -> str | None:
+def rows_key(whole: dict[str, Any]) -> str | None:
+    """The key under which an object usually holds a list of rows, if it has one."""
     known = next((key for key in _ROW_LISTS if isinstance(whole.get(key), list)), None)
     if known is not None:
         return known
@@ -301,36 +303,27 @@ def broken(file: DataFile, line: int, reason: str) -> DataError:
 
 
 def _array_rows(file: DataFile) -> Iterator[RawRow]:
+    """The rows of a file that is one list, by the line they start on; of a list on one line by their number."""
     text = _Text(file)
     text.take("[")
-    yield from _items(text)
+    items = _items(text)
+    head = list(islice(items, 2))
+    if len(head) == 2 and head[0].line == head[1].line:
+        file.note("a JSON array on one line; rows are numbered in place of lines")
+        yield from (row._replace(line=number) for number, row in enumerate(chain(head, items), start=1))
+    else:
+        yield from chain(head, items)
     if text.peek():
         raise broken(file, text.line, "more follows after the closing ]")
 
 
 def _items(text: _Text) -> Iterator[RawRow]:
-    """The items of the list whose [ was taken, up to its ]."""
-    file = text.file
-    first: RawRow | None = None
-    by_line = True
-    number = 0
+    """The items of the list whose [ was taken, up to its ], with the lines they start on."""
     while not text.take("]"):
-        text.peek()
         line, value = text.line, text.value()
-        number += 1
-        if first is None:
-            first = RawRow(file.name, line, value)
-        else:
-            if number == 2 and line == first.line:
-                by_line = False
-                file.note("a JSON array on one line; rows are numbered in place of lines")
-            if number == 2:
-                yield first if by_line else first._replace(line=1)
-            yield RawRow(file.name, line if by_line else number, value)
+        yield RawRow(text.file.name, line, value)
         if not text.take(",") and text.peek() != "]":
-            raise broken(file, text.line, "no , or ] after a row")
-    if number == 1 and first is not None:
-        yield first
+            raise broken(text.file, text.line, "no , or ] after a row")
 
 
 def _object_rows(file: DataFile) -> Iterator[RawRow]:

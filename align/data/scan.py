@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import heapq
 import itertools
 import random
@@ -19,7 +18,7 @@ from align.data.problems import SHOWN, BadRow, RowError, RowSkipped, tell
 from align.data.readers import FORMATS, Format, check_record
 from align.data.reshape import Part
 from align.data.rows import COMMON, Layout, Plan, Row, read_meta, read_number, read_tools
-from align.data.sniff import LOOKED_AT, sniff
+from align.data.sniff import LOOKED_AT, slip_of, sniff
 from align.data.turns import kind_of
 from align.data.views import a_kind, convert, natural_view
 from align.errors import DataError, UsageError, nearest
@@ -100,7 +99,8 @@ def scan(
         if on_bad_row == "error" and found.reasons:
             raise DataError(tell(found.name, found.bad, found.rows, found.reasons))
         if on_bad_row != "collect" and not found.kept:
-            raise DataError(nothing_left(found.name, found.rows, found.left_out()))
+            first = f"\n  {found.bad[0]}" if found.bad else ""
+            raise DataError(nothing_left(found.name, found.rows, found.left_out()) + first)
 
     return Scan(dataset.name, batches)
 
@@ -306,10 +306,8 @@ def _checked_row(raw: RawRow, known: Format) -> Row:
 def _near_miss(unused: Iterable[str], layout: Layout) -> str:
     """A hint for every unused column whose name is nearly that of an optional part."""
     parts = {name for part, names in layout.synonyms.items() if part not in COMMON for name in names}
-    pairs = [
-        (name, near[0]) for name in unused if (near := difflib.get_close_matches(str(name), parts, 1, cutoff=0.85))
-    ]
-    return "".join(f"; did you mean {part} by {name}?" for name, part in pairs)
+    hints = [(name, near) for name in unused if (near := slip_of(str(name), parts))]
+    return "".join(f"; did you mean {part} by {name}?" for name, part in hints)
 
 
 def _sample(records: Iterator[Record], seed: int, limit: int | None) -> Iterator[Record]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from align.errors import DataError
@@ -75,17 +76,18 @@ def _misspelt(rows: list[dict[str, Any]]) -> tuple[str, str] | None:
     """A column and the telling one it nearly is, unless the rows have that one, too."""
     seen = {str(key): None for row in rows for key in row}
     for column in seen:
-        if column in _TELLING or column.rstrip("0123456789_") in _TELLING:
-            continue
-        near = difflib.get_close_matches(column, _TELLING, 1, cutoff=0.8)
-        if near and near[0] not in seen and _is_slip(column, near[0]):
-            return column, near[0]
+        near = slip_of(column, _TELLING)
+        if near is not None and near not in seen and column.rstrip("0123456789_") not in _TELLING:
+            return column, near
     return None
 
 
-def _is_slip(column: str, other: str) -> bool:
-    """Whether a column is a mistyped other one rather than its plural or a longer name of its own."""
-    return abs(len(column) - len(other)) <= 1 and column != other + "s" and column + "s" != other
+def slip_of(column: str, known: Iterable[str]) -> str | None:
+    """The known name that a column is a mistyped form of, and not its plural or a longer name of its own."""
+    near = difflib.get_close_matches(column, known, 1, cutoff=0.8)
+    if not near or column in (near[0], near[0] + "s") or column + "s" == near[0]:
+        return None
+    return near[0] if abs(len(column) - len(near[0])) <= 1 else None
 
 
 def _as_vote(_row: dict[str, Any], keys: set[str]) -> tuple[str, str] | None:
