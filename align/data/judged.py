@@ -52,7 +52,9 @@ def read_votes(row: Row, layout: Layout) -> list[Record]:
 def _read_question(row: Row, layout: Layout) -> Messages:
     column, value = layout.need(row, "prompt")
     extra = layout.optional_text(row, "input") if layout.column(row, "input") != column else None
-    return read_context(f"{value}\n{extra}" if extra and isinstance(value, str) else value, column, layout.tags)
+    if extra and isinstance(value, str):
+        value = f"{value}\n{extra}" if value.strip() else extra
+    return read_context(value, column, layout.tags)
 
 
 def _judged(context: Messages, answers: dict[str, Messages], verdict: str, layout: Layout) -> list[Record]:
