@@ -131,13 +131,13 @@ def zoo_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
     return fast
 
 
-def build_zoo_model(architecture: str, folder: Path, seed: int = 0) -> Path:
-    """Write a two-layer model of an architecture, under 100k parameters, with its tokenizer into `folder`."""
+def build_zoo_model(architecture: str, folder: Path, **changes: Any) -> Path:
+    """Write a two-layer model of an architecture, under 100k parameters unless changed, and its tokenizer."""
     tokenizer = zoo_tokenizer(architecture)
-    set_seed(seed)
+    set_seed(0)
     config = AutoConfig.for_model(
         architecture,
-        **ARCHITECTURES[architecture],
+        **ARCHITECTURES[architecture] | changes,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -233,7 +233,8 @@ def _read_adapter(checkpoint: Checkpoint) -> dict[str, Any]:
 def _load_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    expected = {key: tensor.shape for key, tensor in get_peft_model_state_dict(model, adapter_name=name).items()}
+    fresh = get_peft_model_state_dict(model, adapter_name=name)
+    expected = {key: tensor.shape for key, tensor in fresh.items()}
     found = {key: tensor.shape for key, tensor in state.items()}
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:
@@ -242,9 +243,17 @@ def _load_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkp
             f"{checkpoint.reference}: {len(wrong)} of {len(expected)} adapter tensors do not fit its base, first {key} "
             f"(expected {expected.get(key)}, found {found.get(key)}); the file is incomplete or of another model"
         )
-    if not any(bool(tensor.any()) for key, tensor in state.items() if "lora_B" in key):
+    if not _is_live(state, fresh):
         raise IntegrityError(f"{checkpoint.reference}: every lora_B is zero, so it changes nothing; train it again")
     set_peft_model_state_dict(model, state, adapter_name=name)
+
+
+def _is_live(state: dict[str, Any], fresh: dict[str, Any]) -> bool:
+    """Whether an adapter does something: an update that is not zero, or (DoRA) magnitudes that are not the base's."""
+    if any(bool(tensor.any()) for key, tensor in state.items() if "lora_B" in key):
+        return True
+    magnitudes = [key for key in state if "lora_magnitude_vector" in key]
+    return any(not state[key].float().allclose(fresh[key].float().cpu(), rtol=1e-4) for key in magnitudes)
 
 
 def copy_adapter(model: Any, source: str, target: str, *, trainable: bool = False) -> None:
@@ -280,7 +289,9 @@ def unrounded(model: Any) -> Iterator[None]:
     TRL 1.16 rounds them to bfloat16 there. A continued adapter would not be what was saved, nor equal its frozen copy,
     and steps of 5e-6 would vanish in the rounding.
     """
-    kept = {key: value.detach().clone() for key, value in model.named_parameters() if value.requires_grad}
+    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    trained = ((key, value) for key, value in model.named_parameters() if value.requires_grad)
+    kept = {key: value.detach().clone() for key, value in trained} if quantized else {}
     yield
     for key, value in model.named_parameters():
         if key in kept:
