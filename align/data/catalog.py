@@ -46,7 +46,7 @@ class DatasetConfig(Settings):
     """Where a dataset is and how its rows are laid out, or which datasets it mixes."""
 
     source: str = ""
-    """a file or folder (looked up from the YAML's folder, then from here), hf://owner/name or registry://path"""
+    """a file or folder (looked up from the YAML's folder, then from here), hf://owner/name, hf://owner/name/file or registry://"""
     mix: list[Member] = Field(default_factory=list)
     """datasets to interleave, in place of a source"""
     rows: int | None = Field(None, ge=1)

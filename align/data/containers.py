@@ -45,7 +45,10 @@ def read_path(path: Path, name: str, notes: list[str], reading: Reading | None =
 
 
 def read_hub(name: str, subset: str | None, split: str | None, revision: str | None = None) -> Iterator[RawRow]:
-    """The rows of a dataset on the Hugging Face hub, from the local cache where it is there."""
+    """The rows of a dataset on the Hugging Face hub, or of one file in it (`owner/name/path`), cached or fetched."""
+    if name.count("/") > 1:
+        yield from read_path(_fetch_hub_file(name, revision), f"hf://{name}", [])
+        return
     from datasets import load_dataset
 
     place = f"hf://{name}"
@@ -59,6 +62,20 @@ def read_hub(name: str, subset: str | None, split: str | None, revision: str | N
         ) from None
     for number, row in enumerate(rows, start=1):
         yield RawRow(place, number, row)
+
+
+def _fetch_hub_file(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    owner, repository, path = name.split("/", 2)
+    try:
+        return Path(hf_hub_download(f"{owner}/{repository}", path, repo_type="dataset", revision=revision))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"hf://{name}: the file cannot be fetched ({shorten(reason, 120)}); check its name and the revision, "
+            "and the network unless it is in the local cache"
+        ) from None
 
 
 def _read_folder(folder: Path, name: str, notes: list[str], reading: Reading | None) -> Iterator[RawRow]:

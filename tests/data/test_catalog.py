@@ -71,6 +71,8 @@ def test_a_yaml_names_columns_and_tags_of_its_own(tmp_path):
         ("source: a\ntags: {usr: x}", "no tag 'usr'"),
         ("format: alpaca", "source: missing"),
         ("source: a\nlimit: 0", "limit: "),
+        ("source: a\nlimit: 1\nlimit: 2", "mine.yaml:3 limit: written twice"),
+        ("source: a\nformt: alpaca", "mine.yaml: formt"),
     ],
 )
 def test_a_wrong_recipe_is_a_usage_error(tmp_path, text, message):
@@ -218,3 +220,33 @@ def test_a_yaml_that_is_neither_rows_nor_a_recipe_says_what_it_has(tmp_path):
         DataError, match=r"talks\.yaml: a YAML file describes .* this one has conversations, language; "
     ):
         load_records(str(tmp_path / "talks.yaml"))
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A local hub cache that holds one file of one dataset, at a commit and as main."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = "1" * 40
+    repository = tmp_path / "hub" / "datasets--owner--pairs"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    part = repository / "snapshots" / commit / "harmless-base"
+    part.mkdir(parents=True)
+    (part / "train.jsonl").write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n")
+    return commit
+
+
+def test_a_file_of_a_hub_dataset_is_read_from_the_cache(hub_cache, tmp_path):
+    source = "hf://owner/pairs/harmless-base/train.jsonl"
+    (tmp_path / "mine.yaml").write_text(f"source: {source}\nrevision: '{hub_cache}'\n")
+
+    for spec in (source, f"{source}:revision={hub_cache}", str(tmp_path / "mine.yaml")):
+        [record] = load_records(spec).records
+        assert record.where == f"{source}:1"
+
+
+def test_a_file_that_is_not_on_the_hub_or_not_at_that_revision_is_a_data_error(hub_cache):
+    with pytest.raises(DataError, match=r"hf://owner/pairs/none.jsonl: the file cannot be fetched"):
+        load_records("hf://owner/pairs/none.jsonl")
+    with pytest.raises(DataError, match="check its name and the revision"):
+        load_records("hf://owner/pairs/harmless-base/train.jsonl:revision=" + "2" * 40)
