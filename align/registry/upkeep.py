@@ -104,6 +104,8 @@ def collect(registry: Registry, yes: bool = False, days: int = garbage.KEEP_DAYS
     """Say what can go, and with `yes` let it go: to trash/ first, for good after `days` there."""
     if days < 0:
         raise UsageError(f"gc --days {days}: a number of days is 0 or more; 0 lets go of all that may go")
+    if yes:
+        registry.check_writable()
     found = garbage.find_garbage(registry, days)
     if not found:
         write("nothing can go; versions stay until `rm REF` moves them to trash/")
