@@ -15,7 +15,7 @@ from align.config import Settings, build, load_yaml, read_yaml
 from align.data.json_rows import rows_key
 from align.data.readers import FORMATS
 from align.data.turns import CALL, Tags
-from align.errors import DataError, UsageError, nearest
+from align.errors import DataError, UsageError, nearest, shorten
 
 SHIPPED = Path(__file__).resolve().parents[2] / "datasets_cfg"
 _INFO = "dataset_info.json"
@@ -158,7 +158,12 @@ def catalogue() -> dict[str, Path]:
 def find(spec: str) -> Dataset:
     """The dataset a spec names: NAME, a file, a folder or hf://owner/name, then options such as `:limit=500`."""
     target, *options = OPTION.split(spec)
-    dataset = _find_target(target)
+    try:
+        dataset = _find_target(target)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise DataError(
+            f"{shorten(target, 300)}: cannot be read ({error.strerror}); check the path and its permissions"
+        ) from None
     values = dict(_read_option(spec, option) for option in options)
     if values:
         given = dataset.config.model_dump(exclude_unset=True)
@@ -223,6 +228,8 @@ def _find_target(target: str) -> Dataset:
 
 def _read_recipe(path: Path) -> dict[str, Any] | None:
     """The settings in a dataset YAML; None for a YAML file of rows, and DataError for one that is neither."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is no regular file; name the file itself")
     held = load_yaml(path.read_text(encoding="utf-8-sig", errors="replace"), str(path)) if path.is_file() else None
     if held is None:
         return read_yaml(path)
@@ -243,6 +250,8 @@ def _open_info(dataset: Dataset) -> Dataset:
     """The entry of a LLaMA-Factory dataset_info.json as our own settings."""
     path = dataset.folder / dataset.config.source
     path = path if path.is_file() else Path(dataset.config.source)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is no regular file; name the file itself")
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

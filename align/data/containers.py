@@ -35,8 +35,9 @@ def read_path(path: Path, name: str, notes: list[str], reading: Reading | None =
         siblings = [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings) if siblings else " check the path"
         raise DataError(f"{name}: no such file;{hint}") from None
-    except OSError as error:  # a loop of links, no permission, a name that is too long
-        raise DataError(f"{name}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    except (OSError, ValueError) as error:  # a loop of links, no permission, a name that can be none
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{name}: cannot be read ({reason}); check the path and its permissions") from None
     file = DataFile(path, name, notes, reading or Reading())
     reader = _READERS.get(file.suffix)
     if reader is None:

@@ -208,10 +208,19 @@ def _parse_slowly(line: str) -> Any:
         return parser.row(parser.decode(line))
     except RecursionError:
         return _TOO_DEEP
-    except ValueError as error:
-        place = f"at character {error.colno}" if isinstance(error, json.JSONDecodeError) else "somewhere"
-        problem = f"is not valid JSON {place} ({shorten(line.strip(), 40)})"
-        return RowError("invalid JSON", "row", problem, "mend or remove the line")
+    except json.JSONDecodeError as error:
+        problem = f"is not valid JSON at character {error.colno} ({shorten(line.strip(), 40)})"
+        remedy = "mend or remove the line"
+        if _is_cut_off(error):
+            problem += ", where it is cut off"
+            remedy = "fetch the file again, or remove the line"
+        return RowError("invalid JSON", "row", problem, remedy)
+    except ValueError as error:  # a number of thousands of digits
+        return RowError("invalid JSON", "row", f"cannot be read ({shorten(str(error))})", "mend or remove the line")
+
+
+def _is_cut_off(error: json.JSONDecodeError) -> bool:
+    return error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
 
 
 class _Text:

@@ -24,6 +24,8 @@ HALUEVAL = (
     "format: unpaired\ncolumns: {prompt: user_query, completion: chatgpt_response, label: hallucination, id: ID}\n"
 )
 
+ABCD = "format: messages\ncolumns: {messages: original}\ntags: {user: customer, assistant: agent, tool: action}\n"
+
 
 @dataclass
 class Expected:
@@ -90,7 +92,7 @@ FILES = {
         "demonstration",
         2,
         {"last turn is not the assistant's": 1},
-        recipe="format: messages\ncolumns: {messages: original}\ntags: {user: customer, assistant: agent, tool: action}\n",
+        recipe=ABCD,
     ),
     "customer_service/abcd_guidelines.json": Expected(
         "text", 10, notes=("key became their id",), recipe="format: text\ncolumns: {text: description}\n"
