@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from align.config import write
 from align.errors import IntegrityError, UsageError
+from align.models.adapter_files import WEIGHTS, load_state, read_adapter
 from align.models.loading import Precision, load_base
 from align.models.lora import ALL_LINEAR, has_fused_experts, insert, new_config, saved_config
-from align.models.tokenizers import load_tokenizer
+from align.models.tokenizers import check_template, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 BASE = "__base__"
 """The name under which PEFT runs a row through the bare base."""
-
-WEIGHTS = "adapter_model.safetensors"
-_HEAD = ".score."
 
 
 @dataclass
@@ -64,11 +62,7 @@ def start_policy(
 
 def _start_full(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> Resident:
     """A model of which every weight trains, held in fp32: steps of 1e-5 would vanish in bfloat16."""
-    if precision.quantization != "none":
-        raise UsageError(
-            f"lora=none with quantization={precision.quantization}: rounded weights cannot be trained; "
-            "give quantization=none, or train an adapter"
-        )
+    precision.refuse_full_training()
     resident = _resident_base(registry, checkpoint, Precision(bf16=False), write)
     if checkpoint.is_adapter:
         attach_adapter(resident, checkpoint, "default")
@@ -102,7 +96,7 @@ def _tell_frozen_experts(resident: Resident, checkpoint: Checkpoint, lora: LoraS
 def load_resident(registry: Registry, references: list[str], precision: Precision) -> Resident:
     """One frozen base with every referenced adapter attached, ready to generate.
 
-    Raises IntegrityError when the references do not share a base.
+    Raises IntegrityError when the references do not share a base, or were trained with different chat templates.
     """
     checkpoints = [registry.resolve(reference) for reference in references]
     for checkpoint in checkpoints:
@@ -111,6 +105,7 @@ def load_resident(registry: Registry, references: list[str], precision: Precisio
     _without_router_loss(resident.model)
     for index, checkpoint in enumerate(checkpoints):
         if checkpoint.is_adapter:
+            check_template(checkpoint, resident.tokenizer, checkpoints[0].reference)
             attach_adapter(resident, checkpoint, f"adapter{index}")
         elif checkpoint.location == resident.base.location:
             resident.adapters[checkpoint.reference] = BASE
@@ -176,9 +171,9 @@ def attach_adapter(resident: Resident, checkpoint: Checkpoint, name: str, *, tra
     """
     check_base(resident, checkpoint)
     config = saved_config(resident.model, checkpoint, trainable=trainable)
-    state = _read_adapter(checkpoint)
+    state = read_adapter(checkpoint)
     resident.model = insert(resident.model, config, name)
-    _load_state(resident.model, state, name, checkpoint)
+    load_state(resident.model, state, name, checkpoint)
     set_trainable(resident.model, name, trainable)
     resident.adapters[checkpoint.reference] = name
 
@@ -196,6 +191,7 @@ def check_digests(checkpoint: Checkpoint, base: Checkpoint, registry: Registry |
     found = digests_of_base(base, registry)
     for part, digest in recorded.items():
         if found.get(part) != digest:
+            base.check(hashes=True)
             raise IntegrityError(
                 f"{checkpoint.reference}: trained over a base whose {part} is {digest}, but {base.reference} "
                 f"has {found.get(part)}; restore that base or train the adapter again"
@@ -215,45 +211,6 @@ def digests_of_base(base: Checkpoint, registry: Registry | None = None) -> dict[
 
         location = snapshot_download(location, revision=base.revision, local_files_only=True)
     return registry.base_digests(location) if registry is not None else base_digests(location)
-
-
-def _read_adapter(checkpoint: Checkpoint) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(checkpoint.location) / WEIGHTS
-    checkpoint.check(hashes=True)
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{path}: the adapter cannot be read ({error}); copy or train it again") from None
-    return {key: tensor for key, tensor in state.items() if _HEAD not in key}
-
-
-def _load_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    fresh = get_peft_model_state_dict(model, adapter_name=name)
-    expected = {key: tensor.shape for key, tensor in fresh.items()}
-    found = {key: tensor.shape for key, tensor in state.items()}
-    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-    if wrong:
-        key = wrong[0]
-        raise IntegrityError(
-            f"{checkpoint.reference}: {len(wrong)} of {len(expected)} adapter tensors do not fit its base, first {key} "
-            f"(expected {expected.get(key)}, found {found.get(key)}); the file is incomplete or of another model"
-        )
-    if not _is_live(state, fresh):
-        raise IntegrityError(f"{checkpoint.reference}: every lora_B is zero, so it changes nothing; train it again")
-    set_peft_model_state_dict(model, state, adapter_name=name)
-
-
-def _is_live(state: dict[str, Any], fresh: dict[str, Any]) -> bool:
-    """Whether an adapter does something: an update that is not zero, or (DoRA) magnitudes that are not the base's."""
-    if any(bool(tensor.any()) for key, tensor in state.items() if "lora_B" in key):
-        return True
-    magnitudes = [key for key in state if "lora_magnitude_vector" in key]
-    return any(not state[key].float().allclose(fresh[key].float().cpu(), rtol=1e-4) for key in magnitudes)
 
 
 def copy_adapter(model: Any, source: str, target: str, *, trainable: bool = False) -> None:

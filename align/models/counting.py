@@ -15,11 +15,20 @@ if TYPE_CHECKING:
 
 def context_length(base: Checkpoint) -> int | None:
     """How many positions a base holds, or None when its config does not say."""
+    return getattr(text_config(base), "max_position_embeddings", None)
+
+
+def vocabulary_size(base: Checkpoint) -> int | None:
+    """How many tokens a base has embeddings for, or None when its config does not say."""
+    return getattr(text_config(base), "vocab_size", None)
+
+
+def text_config(base: Checkpoint) -> Any:
+    """The part of a base's config that is about text."""
     with explained(base):
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(base.location, revision=base.revision).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+        return AutoConfig.from_pretrained(base.location, revision=base.revision).get_text_config()
 
 
 def count_trainable(parent: Checkpoint, base: Checkpoint, lora: LoraSettings | None) -> tuple[int, int]:

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.config import write
 from align.errors import IntegrityError
-from align.models.adapters import (
-    WEIGHTS,
-    Resident,
-    _load_state,
-    _read_adapter,
-    check_base,
-    refuse_reward,
-    tokenizer_home,
-)
+from align.models.adapter_files import WEIGHTS, load_state, read_adapter
+from align.models.adapters import Resident, check_base, refuse_reward, tokenizer_home
 from align.models.loading import Precision, load_base
 from align.models.lora import insert, new_config, saved_config
 from align.models.tokenizers import load_tokenizer, own_pad_token
@@ -27,6 +20,7 @@ if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
 
 _TASK = "SEQ_CLS"
+_HEAD = "score.weight"
 
 
 def start_reward(
@@ -56,7 +50,7 @@ def _wrap(resident: Resident, checkpoint: Checkpoint, lora: LoraSettings | None)
         assert lora is not None, "a reward model is an adapter"
         config = new_config(resident.model, lora, _TASK)
     config.modules_to_save = ["score"]
-    state = _read_adapter(checkpoint) if checkpoint.is_adapter else None
+    state = read_adapter(checkpoint) if checkpoint.is_adapter else None
     resident.model = insert(resident.model, config, "default")
     if state is not None:
         _continue(resident.model, state, checkpoint)
@@ -67,7 +61,28 @@ def _continue(model: Any, state: dict[str, Any], checkpoint: Checkpoint) -> None
 
     new = get_peft_model_state_dict(model)
     head = {key: tensor for key, tensor in new.items() if ".score." in key}
-    _load_state(model, state | head, "default", checkpoint)
+    load_state(model, state | head, "default", checkpoint)
+
+
+def check_score_head(checkpoint: Checkpoint) -> None:
+    """Raise IntegrityError unless a checkpoint is a reward model with one head of one score; reads shapes only."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(checkpoint.location) / WEIGHTS
+    shapes = []
+    if checkpoint.is_adapter:
+        try:
+            with safe_open(path, "np") as file:
+                heads = [key for key in file.keys() if key.endswith(_HEAD)]  # noqa: SIM118
+                shapes = [tuple(file.get_slice(key).get_shape()) for key in heads]
+        except (OSError, SafetensorError) as error:
+            raise IntegrityError(f"{path}: the adapter cannot be read ({error}); copy or train it again") from None
+    if checkpoint.kind != "reward" or len(shapes) != 1 or shapes[0][0] != 1:
+        heads_found = f"{len(shapes)} heads" + (f" of shapes {shapes}" if shapes else "")
+        raise IntegrityError(
+            f"{checkpoint.reference}: expected a reward model with one score head, found kind {checkpoint.kind} and "
+            f"{heads_found}; train one with python -m align.reward"
+        )
 
 
 def load_score_head(checkpoint: Checkpoint) -> torch.nn.Linear:
@@ -75,15 +90,11 @@ def load_score_head(checkpoint: Checkpoint) -> torch.nn.Linear:
     import torch
     from safetensors.torch import load_file
 
+    check_score_head(checkpoint)
     state = load_file(Path(checkpoint.location) / WEIGHTS)
-    weights = [tensor for key, tensor in state.items() if key.endswith("score.weight")]
-    if checkpoint.kind != "reward" or len(weights) != 1 or weights[0].shape[0] != 1:
-        raise IntegrityError(
-            f"{checkpoint.reference}: expected a reward model with one score head, found kind {checkpoint.kind} and "
-            f"{len(weights)} heads; train one with python -m align.reward"
-        )
-    head = torch.nn.Linear(weights[0].shape[1], 1, bias=False)
-    head.weight.data.copy_(weights[0])
+    weight = next(tensor for key, tensor in state.items() if key.endswith(_HEAD))
+    head = torch.nn.Linear(weight.shape[1], 1, bias=False)
+    head.weight.data.copy_(weight)
     return head.requires_grad_(False)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.errors import IntegrityError, MachineError
+from align.errors import IntegrityError, MachineError, UsageError
 from align.models.hub import no_telemetry
 
 if TYPE_CHECKING:
@@ -45,14 +46,38 @@ class Precision:
             return self.bf16
         import torch
 
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+    def check(self) -> None:
+        """Raise MachineError or UsageError when this machine cannot hold a base so."""
+        if self.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+            raise MachineError(
+                f"quantization={self.quantization}: bitsandbytes is not installed; pip install 'align[qlora]'"
+            )
+        if self.bf16:
+            import torch
+
+            if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+                raise UsageError(
+                    f"bf16=true: {torch.cuda.get_device_name()} has no bfloat16 arithmetic; set bf16=false, or use a "
+                    "GPU of the Ampere generation or a later one"
+                )
+
+    def refuse_full_training(self) -> None:
+        """Raise UsageError when weights held so cannot all be trained."""
+        if self.quantization != "none":
+            raise UsageError(
+                f"lora=none with quantization={self.quantization}: rounded weights cannot be trained; "
+                "give quantization=none, or train an adapter"
+            )
 
 
 def load_base(checkpoint: Checkpoint, precision: Precision, head: Head = "causal") -> Any:
     """Load the weights of a base, frozen; with `head="score"` the language head is replaced by one scalar score.
 
-    Raises IntegrityError when the folder holds no readable safetensors model, MachineError without bitsandbytes.
+    Raises IntegrityError when the folder holds no readable safetensors model, and what `Precision.check` raises.
     """
+    precision.check()
     no_telemetry()
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -81,12 +106,6 @@ def _weight_options(precision: Precision) -> dict[str, Any]:
 
 
 def _quantization_config(quantization: str, dtype: Any) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise MachineError(
-            f"quantization={quantization}: bitsandbytes is not installed; pip install 'align[qlora]'"
-        ) from None
     from transformers import BitsAndBytesConfig
 
     if quantization == "int8":

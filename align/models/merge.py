@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
-from align.models.adapters import _load_state, _read_adapter, check_digests, digests_of_base, tokenizer_home
+from align.models.adapter_files import load_state, read_adapter
+from align.models.adapters import check_digests, digests_of_base, tokenizer_home
 from align.models.heads import load_score_head
 from align.models.loading import Precision, explained, load_base, save_base
 from align.models.lora import insert, saved_config
@@ -105,9 +106,9 @@ def _attach(model: Any, adapter: Checkpoint) -> Any:
     # Without a task PEFT wraps any model, with a language head or a score head alike; by content we know the base
     # better than by the path that was written down.
     config.task_type = config.base_model_name_or_path = None
-    state = _read_adapter(adapter)
+    state = read_adapter(adapter)
     attached = insert(model, config, "default")
-    _load_state(attached, state, "default", adapter)
+    load_state(attached, state, "default", adapter)
     return attached.eval()
 
 

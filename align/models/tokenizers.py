@@ -55,6 +55,19 @@ def choices(tokenizer: Any) -> dict[str, str]:
     return dict(_CHOICES.get(tokenizer, {}))
 
 
+def check_template(checkpoint: Checkpoint, tokenizer: Any, whose: str) -> None:
+    """Raise IntegrityError, with both digests, when a checkpoint was trained with another chat template than this."""
+    from align.registry.fingerprints import template_digest
+
+    trained = (checkpoint.manifest or {}).get("template_digest")
+    ours = template_digest(tokenizer.chat_template)
+    if trained not in (None, ours):
+        raise IntegrityError(
+            f"{checkpoint.reference}: trained with the chat template {trained}, {whose} has {ours}; it would read "
+            "text written in a way it never saw; use models of one template together, or train it again from this one"
+        )
+
+
 def own_pad_token(tokenizer: Any, reference: str, say: Callable[[str], None] | None = None) -> None:
     """Give a tokenizer that pads with EOS another pad token, one that never ends a text.
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from align.errors import IntegrityError
 from align.models.adapters import (
     Resident,
     adapter_parameters,
@@ -19,6 +18,7 @@ from align.models.adapters import (
 from align.models.dropout import switch_off_dropout
 from align.models.heads import load_score_head, score_last_token
 from align.models.loading import Precision
+from align.models.tokenizers import check_template
 from align.rl.maths import entropy, token_logprobs
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def build_quartet(
     reference = _freeze_reference(resident, start)
     if reward_model is not None:
         attach_adapter(resident, reward_model, REWARD)
-        _check_template(resident, reward_model)
+        check_template(reward_model, resident.tokenizer, "the policy")
         score_head = load_score_head(reward_model).to(resident.model.device)
         copy_adapter(resident.model, REWARD, VALUE, trainable=True)
     else:
@@ -100,18 +100,6 @@ def _freeze_reference(resident: Resident, start: Checkpoint) -> str | None:
     copy_adapter(resident.model, POLICY, REFERENCE)
     prove_frozen_copy(resident.model, POLICY, REFERENCE)
     return REFERENCE
-
-
-def _check_template(resident: Resident, reward_model: Checkpoint) -> None:
-    from align.registry.fingerprints import template_digest
-
-    trained = (reward_model.manifest or {}).get("template_digest")
-    ours = template_digest(resident.tokenizer.chat_template)
-    if trained not in (None, ours):
-        raise IntegrityError(
-            f"{reward_model.reference}: trained with the chat template {trained}, the policy uses {ours}; "
-            "it would score text it never saw; train the reward model from this policy"
-        )
 
 
 def _value_head(model: Any, score_head: torch.nn.Linear | None) -> torch.nn.Linear:

@@ -6,8 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from align.errors import MachineError, UsageError
-from align.models.adapters import check_digests
-from align.models.counting import context_length
+from align.models.checks import check_models
 from align.training.arguments import check_passthrough
 
 if TYPE_CHECKING:
@@ -23,21 +22,9 @@ def preflight(stage: Stage, config: StageConfig, registry: Registry) -> dict[str
         if importlib.util.find_spec(tracker) is None:
             raise MachineError(f"report_to={tracker}: the package {tracker} is not installed; pip install {tracker}")
     found = {key: registry.resolve(reference) for key, reference in config.references.items()}
-    for checkpoint in found.values():
-        _check_start(config, registry, checkpoint)
+    check_models(config, registry, found)
     _check_name(stage, config, registry)
     return found
-
-
-def _check_start(config: StageConfig, registry: Registry, checkpoint: Checkpoint) -> None:
-    base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
-    check_digests(checkpoint, base, registry)
-    positions = context_length(base)
-    if positions is not None and config.max_length > positions:
-        raise UsageError(
-            f"max_length={config.max_length}: {base.reference} holds {positions} positions; "
-            f"give max_length={positions} or less"
-        )
 
 
 def _check_name(stage: Stage, config: StageConfig, registry: Registry) -> None:
@@ -45,8 +32,8 @@ def _check_name(stage: Stage, config: StageConfig, registry: Registry) -> None:
     if config.name not in registry.names():
         return
     newest = registry.resolve(config.name)
-    if newest.kind != stage.produces:
+    if newest.kind != stage.kind(config):
         raise UsageError(
-            f"name={config.name}: {newest.reference} is a {newest.kind} and this makes a {stage.produces}; "
+            f"name={config.name}: {newest.reference} is a {newest.kind} and this makes a {stage.kind(config)}; "
             "choose another name"
         )

@@ -1,0 +1,97 @@
+"""What can be known to be wrong with a model before its weights are loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from align.errors import IntegrityError, UsageError
+from align.models.adapter_files import check_state, read_adapter
+from align.models.adapters import check_digests, tokenizer_home
+from align.models.counting import context_length, shape_of, vocabulary_size
+from align.models.heads import check_score_head
+from align.models.loading import Precision
+from align.models.lora import check_targets, insert, saved_config
+from align.models.tokenizers import check_template, load_tokenizer
+
+if TYPE_CHECKING:
+    from align.config import StageConfig
+    from align.registry import Checkpoint, Registry
+
+
+def check_models(config: StageConfig, registry: Registry, starts: dict[str, Checkpoint]) -> None:
+    """Check settings and the checkpoints they name (by setting) against each other.
+
+    Raises UsageError for a setting that cannot work with them, IntegrityError for a checkpoint that is damaged or does
+    not belong to its base or to the others, MachineError for what this machine lacks.
+    """
+    precision = Precision.of(config)
+    precision.check()
+    if config.lora is None:
+        precision.refuse_full_training()
+    tokenizers = {}
+    for setting, checkpoint in starts.items():
+        base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
+        check_digests(checkpoint, base, registry)
+        _check_committed(base, registry)
+        _check_positions(config, base)
+        tokenizers[setting] = _check_tokenizer(checkpoint, base)
+        if checkpoint.is_adapter:
+            check_adapter(checkpoint, base)
+        elif config.lora is not None and config.lora.target_modules != "all-linear":
+            check_targets(shape_of(base), config.lora)
+    if "reward_model" in starts:
+        check_score_head(starts["reward_model"])
+        _check_same_text(starts["reward_model"], tokenizers["reward_model"], tokenizers["model"])
+
+
+def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """Raise IntegrityError unless a saved adapter is whole, alive and of the shape of its base."""
+    import torch
+
+    state = read_adapter(checkpoint)
+    model = shape_of(base)
+    with torch.device("meta"):
+        model = insert(model, saved_config(model, checkpoint, trainable=True), "default")
+    check_state(model, state, "default", checkpoint)
+
+
+def _check_committed(base: Checkpoint, registry: Registry) -> None:
+    """A registered base is as it was committed; its weights are hashed once and remembered."""
+    recorded = ((base.manifest or {}).get("base") or {}).get("digests")
+    if recorded and registry.base_digests(base.location) != recorded:
+        base.check(hashes=True)
+
+
+def _check_positions(config: StageConfig, base: Checkpoint) -> None:
+    positions = context_length(base)
+    if positions is not None and config.row_length > positions:
+        raise UsageError(
+            f"{config.row_setting}={config.row_length}: {base.reference} holds {positions} positions; "
+            f"give {config.row_setting}={positions} or less"
+        )
+
+
+def _check_tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> Any:
+    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base))
+    if checkpoint.is_adapter:
+        check_template(checkpoint, tokenizer, "its own tokenizer")
+    rows = vocabulary_size(base)
+    if rows is not None and len(tokenizer) > rows:
+        raise IntegrityError(
+            f"{checkpoint.reference}: its tokenizer has {len(tokenizer)} tokens, the base {base.reference} only "
+            f"{rows} embeddings; use the tokenizer the base was made with"
+        )
+    return tokenizer
+
+
+def _check_same_text(reward_model: Checkpoint, theirs: Any, ours: Any) -> None:
+    """A reward model reads the policy's tokens as they are, so both must mean the same by them."""
+    from align.registry.fingerprints import digest_json
+
+    check_template(reward_model, ours, "the policy")
+    read, written = (digest_json(tokenizer.get_vocab()) for tokenizer in (theirs, ours))
+    if read != written:
+        raise IntegrityError(
+            f"{reward_model.reference}: its tokenizer has the vocabulary {read}, the policy's {written}; "
+            "it would read other words than were written; train the reward model from this policy"
+        )
