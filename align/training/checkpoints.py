@@ -112,6 +112,8 @@ class Checkpoints:
             with log.open("rb+") as file:
                 # A resumed run keeps the log up to here, so it must not be younger than the checkpoint.
                 os.fsync(file.fileno())
+        # A pickle of every setting, access tokens included, that resuming never reads.
+        (self.folder / f"checkpoint-{step}" / "training_args.bin").unlink(missing_ok=True)
         fields = {"step": step, "fingerprint": self._fingerprint(), "progress": json.dumps(progress or {})}
         seal(self.folder / f"checkpoint-{step}", fields, SEAL)
         fsync_folder(self.folder)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from align.config import StageConfig, dump_yaml
 from align.errors import IntegrityError, MachineError
 from align.registry.durable import write_durably
+from align.registry.redaction import redact_lines
 from align.training.checkpoints import check_allowed, refuse_changes
 from align.training.run import Run
 from align.training.shortage import explain_shortage
@@ -73,7 +74,7 @@ def _start(run: Run) -> None:
         _notice_registered(run)
     if run.finished is None:
         write_durably(path, json.dumps(identity).encode())
-        write_durably(run.folder / "config.yaml", dump_yaml(run.config).encode())
+        write_durably(run.folder / "config.yaml", redact_lines(dump_yaml(run.config)).encode())
         _seed(run.config.seed)
         _hide_bars()
 

@@ -138,6 +138,7 @@ def run_stage(
 
     no_telemetry()
     started_from = preflight(stage, config, registry)
+    registry.check_writable(config.name)
     with open_run(stage, config, registry, resume=resume, allow_change=allow_change) as run:
         if run.finished is not None:
             run.say(f"{run.folder.name} is already complete: {run.finished}")
