@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from align.config import StageConfig
 from align.errors import DataError, DivergedError
 from align.registry.durable import write_durably
+from align.registry.redaction import redact
 from align.schema import View
 from align.training.checkpoints import LOG, Checkpoints
 from align.training.events import Events
@@ -169,10 +170,13 @@ class Run:
         return train(self, trainer)
 
     def identity(self) -> dict[str, Any]:
-        """What a run is before it has read its data: stage, settings, versions, and what its references stand for."""
+        """What a run is before it has read its data: stage, settings, versions, and what its references stand for.
+
+        Access tokens among the settings are left out: this is written to disk, and another token is no other run.
+        """
         settings = {key: value for key, value in self.config.model_dump(mode="json").items() if key not in _FREE}
         starts = {key: self._identify(reference) for key, reference in self.config.references.items()}
-        return {"stage": self.stage.name} | settings | starts | {"versions": package_versions()}
+        return {"stage": self.stage.name} | redact(settings) | starts | {"versions": package_versions()}
 
     def _identify(self, reference: str) -> dict[str, Any]:
         from align.models.adapters import digests_of_base
