@@ -25,8 +25,8 @@ class Digest:
         self._whole = hashlib.sha256()
         self._seen = array("q")
 
-    def add(self, record: Record) -> None:
-        """Take one more record in."""
+    def add(self, record: Record) -> int:
+        """Take one more record in, and give the bytes it says it in."""
         text = _canonical(_content(record))
         # Python's own hash is keyed afresh in every process, so no data can be made to collide on purpose.
         self._seen.append(hash(text))
@@ -34,6 +34,7 @@ class Digest:
         if extras := _extras(record):
             self._whole.update(_canonical(extras))
         self._whole.update(b"\n")
+        return len(text)
 
     @property
     def value(self) -> str:

@@ -22,6 +22,8 @@ _ROW_LISTS = ("data", "examples", "rows", "train")
 _TALK_LISTS = ("conversations", "dialogues", "dialogs")
 _PARTIAL = 12
 """A broken place this near to the end of what was read may be sound once more is read: no literal is longer."""
+_OF_NUMBER = 3
+"""A number this near to the end may go on: what may follow the part that is read is at most `e-`."""
 _TOO_DEEP = RowError("nested too deeply", "row", "is nested too deeply to be read", "flatten it or remove the row")
 
 
@@ -267,7 +269,7 @@ class _Text:
                 raise broken(self.file, line, error.msg) from None
             except RecursionError:
                 raise broken(self.file, self.line, "it is nested too deeply") from None
-            if end == len(self.text) and self._more():  # a number may go on
+            if end > len(self.text) - _OF_NUMBER and isinstance(value, (int, float)) and self._more():
                 continue
             self.place = end
             return self.parser.row(value)

@@ -26,6 +26,8 @@ from align.schema import VIEWS, Record, View
 
 BATCH = 1000
 """The most records a batch of a scan holds."""
+LARGEST_BATCH = 4 << 20
+"""Bytes of content after which a batch ends early, so that long records do not add up."""
 
 OnBadRow = Literal["error", "skip", "collect"]
 
@@ -90,11 +92,7 @@ def scan(
             records = _sample(records, dataset.config.seed, dataset.config.limit)
         if view is not None:
             records = _in_view(records, view, found)
-        while batch := list(itertools.islice(records, BATCH)):
-            found.kept += len(batch)
-            for record in batch:
-                digest.add(record)
-            yield batch
+        yield from _batches(records, digest, found)
         found.digest, found.repeated = digest.value, digest.repeated
         if on_bad_row == "error" and found.reasons:
             raise DataError(tell(found.name, found.bad, found.rows, found.reasons))
@@ -103,6 +101,21 @@ def scan(
             raise DataError(nothing_left(found.name, found.rows, found.left_out()) + first)
 
     return Scan(dataset.name, batches)
+
+
+def _batches(records: Iterator[Record], digest: Digest, found: Scan) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        size += digest.add(record)
+        batch.append(record)
+        if len(batch) == BATCH or size >= LARGEST_BATCH:
+            found.kept += len(batch)
+            yield batch
+            batch, size = [], 0
+    if batch:
+        found.kept += len(batch)
+        yield batch
 
 
 def nothing_left(name: str, rows: int, reasons: Mapping[str, int]) -> str:
