@@ -63,8 +63,11 @@ _KINDS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
         _telephone,
     ),
 }
-_HINT = re.compile(r"[@0-9]|BEGIN")
-"""What every kind has at least one of; text without it is passed over."""
+_MARKS = {
+    "secret": ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AKIA", "xox", "PRIVATE KEY"),
+    "email": ("@",),
+}
+"""What a kind never lacks: looking for it first is many times faster than the pattern."""
 
 
 @dataclass
@@ -109,10 +112,10 @@ class Scrubber:
 
     def text(self, text: str) -> str:
         """A text with placeholders."""
-        if not _HINT.search(text) and "_" not in text and "-" not in text:
-            return text
         for kind, (pattern, check) in _KINDS.items():
-            text = pattern.sub(partial(self._replace, kind, check), text)
+            marks = _MARKS.get(kind)
+            if marks is None or any(mark in text for mark in marks):
+                text = pattern.sub(partial(self._replace, kind, check), text)
         return text
 
     def _replace(self, kind: str, check: Callable[[str], bool], match: re.Match[str]) -> str:

@@ -62,7 +62,8 @@ def split_records(
         check_target(target, force=force)
     counts = [0, 0]
     with ExitStack() as stack:
-        files = [stack.enter_context(stack.enter_context(replacing(target)).open("wb")) for target in targets]
+        parts = [stack.enter_context(replacing(target)) for target in targets]
+        files = [stack.enter_context(part.open("wb")) for part in parts]  # closed before either takes its name
         for batch in batches:
             for record in batch:
                 side = is_held_out(record, share, seed, by)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import itertools
 import json
@@ -13,24 +14,36 @@ from typing import IO, Any
 
 import orjson
 
-from align.errors import UsageError, nearest
+from align.errors import MachineError, UsageError
 
 Row = dict[str, Any]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _BATCH = 1000
+_COMPRESSION = 6  # the 9 that Python takes is six times as slow for one per cent
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends well, and is removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary file beside `path` that takes its name when the block ends well, and is removed otherwise.
+
+    Raises UsageError where no file can be made, and MachineError when the disk is full.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); give another place") from None
     try:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MachineError(f"{path}: not written, {error.strerror}; free space or give another place") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -39,9 +52,10 @@ def check_target(path: Path, *, force: bool) -> str:
     """The suffix that says how to write; UsageError for another one, or for a file that is there already."""
     suffix = next((known for known in reversed(SUFFIXES) if path.name.endswith(known)), None)
     if suffix is None:
-        raise UsageError(f"{path}: files end in {', '.join(SUFFIXES)};{nearest(path.suffix, SUFFIXES)}")
+        what = "a folder; name a file in it" if path.is_dir() else "is no kind of file that can be written; name it"
+        raise UsageError(f"{path}: {what} with the ending {' or '.join(SUFFIXES)}")
     if path.is_dir():
-        raise UsageError(f"{path}: a folder; name a file in it")
+        raise UsageError(f"{path}: a folder; give another name")
     if path.exists() and not force:
         raise UsageError(f"{path}: there already; give another name, or --force to replace it")
     return suffix
@@ -71,7 +85,7 @@ def open_lines(path: Path, *, compress: bool = False) -> Iterator[IO[bytes]]:
         if not compress:
             yield file
             return
-        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        with gzip.GzipFile("", "wb", _COMPRESSION, fileobj=file, mtime=0) as packed:
             yield packed  # type: ignore[misc]
 
 

@@ -8,6 +8,7 @@ from align.config import build, read_yaml
 from align.data import load_records
 from align.data.catalog import DatasetConfig, catalogue, find, make_tags
 from align.data.load import read_row
+from align.data.mix import leaves
 from align.data.readers import FORMATS
 from align.data.rows import Layout
 from align.errors import DataError, UsageError
@@ -16,7 +17,15 @@ from align.schema import assistant, user
 TALK = [{"from": "human", "value": "When?"}, {"from": "gpt", "value": "At nine."}]
 
 
-@pytest.mark.parametrize("name", sorted(catalogue()))
+MIXED = {name for name in catalogue() if find(name).config.mix}
+
+
+@pytest.mark.parametrize("name", sorted(MIXED))
+def test_every_shipped_mixture_is_made_of_shipped_datasets(name):
+    assert {leaf.name for leaf in leaves(find(name))} <= set(catalogue())
+
+
+@pytest.mark.parametrize("name", sorted(set(catalogue()) - MIXED))
 def test_every_shipped_dataset_reads_its_example_row(name):
     config = build(DatasetConfig, read_yaml(catalogue()[name]))
     known = FORMATS[config.format]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 
@@ -145,7 +146,9 @@ def test_equal_rows_make_equal_compressed_files(tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--out", "x.csv"], 2, "files end in .jsonl, .jsonl.gz, .parquet"),
+        (["--out", "x.csv"], 2, "name it with the ending .jsonl or .jsonl.gz or .parquet"),
+        (["--out", "folder"], 2, "folder: a folder; name a file in it"),
+        (["--out", "there.jsonl/x.jsonl"], 2, "there.jsonl/x.jsonl: cannot be written"),
         (["--out", "there.jsonl"], 2, "there already; give another name, or --force"),
         (["--out", "x.jsonl", "--to", "mesages"], 2, "--to mesages: unknown; Did you mean messages"),
         (["--out", "x.parquet", "--to", "openai"], 2, "openai takes JSON-lines"),
@@ -157,11 +160,12 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FILES["texts"]))
     (tmp_path / "there.jsonl").write_text("mine")
+    (tmp_path / "folder").mkdir()
 
     assert main(["convert", "a.jsonl", *options]) == code
 
     assert message in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "there.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "folder", "there.jsonl"]
     assert (tmp_path / "there.jsonl").read_text() == "mine"
 
 
@@ -174,6 +178,25 @@ def test_a_bad_row_leaves_the_old_file_as_it_was(tmp_path, capsys):
     assert out.read_text() == "old"
     assert main(["convert", str(source), "--out", str(out), "--force", "--on-bad-row", "skip"]) == 0
     assert out.read_text() == '{"text":"x"}\n'
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys, suffix):
+    source, out = tmp_path / "a.jsonl", tmp_path / f"out{suffix}"
+    source.write_text("".join(json.dumps({"text": f"{n}"}) + "\n" for n in range(40)))
+    written = []
+
+    def full(row):  # a disk that is really full needs root to make
+        written.append(row)
+        if len(written) > 30:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return json.dumps(row).encode() + b"\n"
+
+    monkeypatch.setattr("align.data.writing.dump_row", full)
+
+    assert main(["convert", str(source), "--out", str(out)]) == 6
+    assert f"{out}: not written, No space left on device; free space" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.mark.parametrize(
