@@ -50,9 +50,10 @@ def load_tokenizer(checkpoint: Checkpoint, say: Callable[[str], None] | None = N
     return tokenizer
 
 
-def choices(tokenizer: Any) -> dict[str, str]:
-    """What `load_tokenizer` or `own_pad_token` had to choose because the tokenizer did not say; for the manifest."""
-    return dict(_CHOICES.get(tokenizer, {}))
+def special_tokens(tokenizer: Any) -> dict[str, Any]:
+    """What a model stops and pads with, and under `chosen` what was decided here because its tokenizer did not say."""
+    chosen = dict(_CHOICES.get(tokenizer, {}))
+    return {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token, "chosen": chosen}
 
 
 def check_template(checkpoint: Checkpoint, tokenizer: Any, whose: str) -> None:

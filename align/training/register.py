@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from align.config import StageConfig, dump_yaml
 from align.models.adapters import digests_of_base, save_adapter
 from align.models.loading import save_base
+from align.models.tokenizers import special_tokens
 from align.registry import open_registry
 from align.registry.fingerprints import base_digests, template_digest
 from align.training.curves import draw_curves
@@ -35,6 +36,7 @@ def register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> C
                 "parents": parents,
                 "base": base,
                 "template_digest": template_digest(trained.tokenizer.chat_template),
+                "tokenizer": special_tokens(trained.tokenizer),
                 "data": run.data,
                 "metrics": trained.metrics,
                 "config": config.model_dump(mode="json"),
