@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from align import dpo, sft
 from align.data import load_records
-from align.data.render import render_demonstrations, render_preferences
+from align.data.answers import render_preferences
+from align.data.render import render_demonstrations
 from align.registry import Registry, open_registry
 from align.training.stage import main
 

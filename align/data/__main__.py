@@ -161,7 +161,6 @@ def _preview(options: argparse.Namespace) -> int:
     found = load_records(f"{options.data}:limit={options.rows}", view=options.view, on_bad_row="skip", roots=roots)
     tokenizer = _tokenizer(options)
     view = options.view or natural_view(found.records[0])
-    view = "demonstration" if view == "unpaired" else view
     console = Console(highlight=False)
     for title, ids, mask in preview_parts(found.records, tokenizer, view, options.max_length):
         write(f"--- {title}: {len(ids)} tokens, {sum(mask)} trained")

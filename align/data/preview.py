@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from align.data.render import render_demonstrations, render_preferences, render_prompts, render_texts
-from align.errors import UsageError
+from align.data.answers import render_preferences, render_unpaired
+from align.data.render import render_demonstrations, render_prompts, render_texts
+from align.data.rendered import Rendered
 from align.schema import Record, View
 
 if TYPE_CHECKING:
@@ -15,30 +16,38 @@ if TYPE_CHECKING:
 _SHADES = ("black on green3", "black on dark_sea_green2")
 _PLAIN_SHADES = ("", "dim")
 
+_RENDERERS: dict[View, Callable[..., Rendered]] = {
+    "demonstration": render_demonstrations,
+    "preference": render_preferences,
+    "unpaired": render_unpaired,
+    "prompt": render_prompts,
+    "text": render_texts,
+}
+
 Part = tuple[str, list[int], list[int]]
 """Title, token ids and a mask of the trained ones."""
 
 
 def preview_parts(records: Sequence[Record], tokenizer: Any, view: View, max_length: int) -> Iterator[Part]:
     """What a stage would train on, row by row, as titled token lists with masks."""
-    if view == "demonstration":
-        for number, row in enumerate(render_demonstrations(records, tokenizer, max_length).rows, start=1):
-            yield f"row {number}", row["input_ids"], row["completion_mask"]
-    elif view == "preference":
-        for number, row in enumerate(render_preferences(records, tokenizer, max_length).rows, start=1):
-            for side in ("chosen", "rejected"):
-                prompt, answer = row["prompt_ids"], row[f"{side}_ids"]
-                yield f"row {number} {side}", [*prompt, *answer], [0] * len(prompt) + [1] * len(answer)
-    elif view == "text":
-        for number, row in enumerate(render_texts(records, tokenizer, max_length).rows, start=1):
-            yield f"block {number}", row["input_ids"], [1] * len(row["input_ids"])
-    elif view == "prompt":
-        for number, row in enumerate(render_prompts(records, tokenizer, max_length).rows, start=1):
-            yield f"row {number}", row["prompt_ids"], [0] * len(row["prompt_ids"])
-    else:
-        raise UsageError(
-            f"preview of the view {view} is not possible; give --view demonstration, which shows its masks"
-        )
+    rendered = _RENDERERS[view](records, tokenizer, max_length)
+    for number, row in enumerate(rendered.rows, start=1):
+        yield from _parts(row, number)
+
+
+def _parts(row: dict[str, Any], number: int) -> Iterator[Part]:
+    """The sequences of one row: a masked one, a block without a mask, a bare prompt, or a prompt with each answer."""
+    if "input_ids" in row:
+        ids = row["input_ids"]
+        yield f"row {number}", ids, row.get("completion_mask", [1] * len(ids))
+        return
+    prompt = row["prompt_ids"]
+    answers = {key: ids for key, ids in row.items() if key.endswith("_ids") and key != "prompt_ids"}
+    if not answers:
+        yield f"row {number}", prompt, [0] * len(prompt)
+    for key, ids in answers.items():
+        side = key.removesuffix("_ids") if "label" not in row else "good" if row["label"] else "bad"
+        yield f"row {number} {side}", [*prompt, *ids], [0] * len(prompt) + [1] * len(ids)
 
 
 def mark_plain(ids: list[int], mask: list[int], tokenizer: Any) -> str:

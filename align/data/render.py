@@ -9,58 +9,20 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from align.config import OnLong
 from align.data.encode import cut, encode_all
-from align.data.fitting import TOO_LONG, Fit, Talk, cut_left, droppable, encode_renderings, first_that_fits, fitted
+from align.data.fitting import TOO_LONG, Fit, Talk, cut_left, encode_renderings, fitted
+from align.data.rendered import Rendered, Tally, require_stop, template_of
 from align.data.templates import ChatFormat, Rendering, TemplateRefusal, chat_format, control_pattern, disarm
 from align.errors import DataError
 from align.schema import Messages, Record
 
 NOTHING_TRAINED = "no token to train"
-SAME_ANSWER = "chosen and rejected are the same tokens"
 NOT_FULL = "last block not full"
 _GROUP = 512
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Rendered rows and what became of the others."""
-
-    rows: list[dict[str, Any]]
-    dropped: dict[str, int] = field(default_factory=dict)
-    """rows left out, by reason"""
-    tokens: int = 0
-    trained_tokens: int = 0
-    shortened: int = 0
-    """rows kept without their oldest turns or prompt tokens"""
-    stopped: int = 0
-    """rows that train a stop token"""
-    asked: int = 0
-    """records that were to be rendered"""
-
-    def require_rows(self) -> Rendered:
-        """Itself; DataError when no row is left."""
-        if self.rows:
-            return self
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items()) or "no rows given"
-        raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); raise max_length or give other data")
-
-    def require_stops(self) -> Rendered:
-        """Itself; DataError when rows are left and none of them trains a stop token."""
-        if self.stopped or not self.rows:
-            return self
-        raise DataError(
-            f"{len(self.rows)} rendered rows: none trains a stop token, so the model would never end an answer; "
-            "train the last assistant turn, or use a chat template that closes it"
-        )
-
-
-Renderer = Callable[[Sequence[Record], Any, Fit], Rendered]
-"""Records, tokenizer and length to rows; nothing is required of the whole, so that parts can be rendered apart."""
 
 
 def stop_token_ids(tokenizer: Any) -> list[int]:
@@ -70,7 +32,7 @@ def stop_token_ids(tokenizer: Any) -> list[int]:
 
 def render_chat(messages: Messages, tokenizer: Any, tools: list[dict[str, Any]] | None = None) -> list[int]:
     """The ids of a conversation that waits for the assistant: exactly what training saw before the completion."""
-    style = _template_of(tokenizer)
+    style = template_of(tokenizer)
     try:
         rendering = style.locate(messages, tools, generate=True)
     except TemplateRefusal as error:
@@ -85,9 +47,9 @@ def render_prompts(records: Sequence[Record], tokenizer: Any, max_length: int, o
 
 def prompt_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> Rendered:
     """Rows of `render_prompts`, of which none may be left."""
-    tally = _Tally()
+    tally = Tally()
     talks = (Talk(index, record.prompt, record.tools, set()) for index, record in enumerate(records))
-    for talk in fitted(_template_of(tokenizer), talks, fit, tally.dropped, generate=True):
+    for talk in fitted(template_of(tokenizer), talks, fit, tally.dropped, generate=True):
         ids = talk.ids
         if len(ids) > fit.max_length:
             ids = cut_left(ids, len(ids), fit.max_length, tokenizer.bos_token_id) or []
@@ -107,9 +69,9 @@ def render_demonstrations(
 
 def demonstration_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> Rendered:
     """Rows of `render_demonstrations`, of which none may be left and none train a stop token."""
-    tally = _Tally()
-    style = _template_of(tokenizer)
-    _require_stop(style)
+    tally = Tally()
+    style = template_of(tokenizer)
+    require_stop(style)
     stops = set(style.stop_ids)
     for talk in fitted(style, _demonstrations(records), fit, tally.dropped):
         ids, mask = _masked(style, talk)
@@ -128,41 +90,6 @@ def demonstration_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> R
     return tally.result(len(records))
 
 
-def render_preferences(
-    records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop"
-) -> Rendered:
-    """Pairs: rows of `prompt_ids`, `chosen_ids` and `rejected_ids`, each answer up to and with its stop token.
-
-    `margin` is there too if every record has one.
-    """
-    return preference_rows(records, tokenizer, Fit(max_length, on_long)).require_rows()
-
-
-def preference_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> Rendered:
-    """Rows of `render_preferences`, of which none may be left."""
-    tally = _Tally()
-    style = _template_of(tokenizer)
-    _require_stop(style)
-    with_margin = all(record.margin is not None for record in records)
-    for record in records:
-        try:
-            row, shortened = _pair(style, record, fit)
-        except TemplateRefusal as error:
-            tally.dropped[str(error)] += 1
-            continue
-        if row is None:
-            tally.dropped[TOO_LONG] += 1
-            continue
-        if row["chosen_ids"] == row["rejected_ids"]:
-            tally.dropped[SAME_ANSWER] += 1
-            continue
-        answers = len(row["chosen_ids"]) + len(row["rejected_ids"])
-        tokens = 2 * len(row["prompt_ids"]) + answers
-        tally.add(row | ({"margin": record.margin} if with_margin else {}), tokens, answers, shortened)
-    tally.stops = len(tally.rows)
-    return tally.result(len(records))
-
-
 def render_texts(records: Sequence[Record], tokenizer: Any, block_size: int) -> Rendered:
     """Documents packed into blocks of `block_size` tokens: rows of `input_ids`, EOS after every document.
 
@@ -170,7 +97,7 @@ def render_texts(records: Sequence[Record], tokenizer: Any, block_size: int) -> 
     unless it is the only one.
     """
     documents = document_rows(records, tokenizer, Fit(block_size))
-    tally = _Tally()
+    tally = Tally()
     tally.dropped += Counter(documents.dropped)
     for block in pack_blocks((row["input_ids"] for row in documents.rows), block_size):
         if len(block) == block_size or not tally.rows:
@@ -182,7 +109,7 @@ def render_texts(records: Sequence[Record], tokenizer: Any, block_size: int) -> 
 
 def document_rows(records: Sequence[Record], tokenizer: Any, _fit: Fit) -> Rendered:
     """Whole documents as rows of `input_ids`, EOS after each."""
-    tally = _Tally()
+    tally = Tally()
     for start in range(0, len(records), _GROUP):
         group = records[start : start + _GROUP]
         texts = iter(_text_documents([record for record in group if record.text is not None], tokenizer))
@@ -214,12 +141,12 @@ def _text_documents(records: Sequence[Record], tokenizer: Any) -> list[list[int]
     return [[*ids, tokenizer.eos_token_id] for ids in encoded]
 
 
-def _chat_documents(records: Sequence[Record], tokenizer: Any, tally: _Tally) -> list[list[int]]:
+def _chat_documents(records: Sequence[Record], tokenizer: Any, tally: Tally) -> list[list[int]]:
     """Whole conversations, each cut after its last stop token and closed by EOS; empty where the template refuses."""
     if not records:
         return []
-    style = _template_of(tokenizer)
-    _require_stop(style)
+    style = template_of(tokenizer)
+    require_stop(style)
     renderings: dict[int, Rendering] = {}
     for talk in _demonstrations(records):
         try:
@@ -233,40 +160,6 @@ def _chat_documents(records: Sequence[Record], tokenizer: Any, tally: _Tally) ->
         closed = ids[: last + 1]
         documents[index] = closed if closed[-1] == tokenizer.eos_token_id else [*closed, tokenizer.eos_token_id]
     return documents
-
-
-class _Tally:
-    """Rows kept and rows dropped while rendering."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.dropped: Counter[str] = Counter()
-        self.tokens = self.trained = self.shortened = self.stops = 0
-
-    def add(self, row: dict[str, Any], tokens: int, trained: int, shortened: bool) -> None:
-        self.rows.append(row)
-        self.tokens += tokens
-        self.trained += trained
-        self.shortened += shortened
-
-    def result(self, asked: int) -> Rendered:
-        """The finished rows."""
-        dropped = dict(self.dropped.most_common())
-        return Rendered(self.rows, dropped, self.tokens, self.trained, self.shortened, self.stops, asked)
-
-
-def _template_of(tokenizer: Any) -> ChatFormat:
-    if tokenizer.chat_template is None:
-        raise DataError("tokenizer: it has no chat template, which says how a conversation is written; set one")
-    return chat_format(tokenizer)
-
-
-def _require_stop(style: ChatFormat) -> None:
-    if style.end_of_turn is None:
-        raise DataError(
-            "chat template: no control token follows an assistant turn, so a model could not learn to stop; "
-            "use a template that ends assistant turns with the EOS token"
-        )
 
 
 def _demonstrations(records: Sequence[Record]) -> Iterator[Talk]:
@@ -298,52 +191,3 @@ def _masked(style: ChatFormat, talk: Talk) -> tuple[list[int], list[int]]:
 def _answer_length(ids: list[int], stops: list[int], otherwise: int) -> int:
     """How many ids there are up to the first stop token, counting it."""
     return next((place + 1 for place, token in enumerate(ids) if token in stops), otherwise)
-
-
-def _pair(style: ChatFormat, record: Record, fit: Fit) -> tuple[dict[str, Any] | None, bool]:
-    """The row of one pair within the length (None when it cannot be), and whether its prompt was shortened."""
-    row = _pair_row(style, record, record.prompt)
-    if _pair_length(row) <= fit.max_length:
-        return row, False
-    head, starts = droppable(record.prompt)
-
-    def attempt(first: int) -> dict[str, Any]:
-        return _pair_row(style, record, [*record.prompt[:head], *record.prompt[first:]])
-
-    short = first_that_fits(starts, attempt, lambda found: _pair_length(found) <= fit.max_length) or row
-    over = _pair_length(short) - fit.max_length
-    if over <= 0:
-        return short, True
-    prompt = short["prompt_ids"]
-    kept = cut_left(prompt, len(prompt), len(prompt) - over, style.tokenizer.bos_token_id) if fit.cuts else None
-    return (short | {"prompt_ids": kept} if kept else None), True
-
-
-def _pair_length(row: dict[str, Any]) -> int:
-    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-
-
-def _pair_row(style: ChatFormat, record: Record, prompt: Messages) -> dict[str, Any]:
-    sides = [record.chosen or [], record.rejected or []]
-    renderings = [style.locate([*prompt, *side], record.tools) for side in sides]
-    encoded = encode_renderings(style, renderings)
-    starts = [next(span.start for span in found.spans if span.turn == len(prompt)) for found in renderings]
-    contexts, answers = [], []
-    for found, pieces, start in zip(renderings, encoded, starts, strict=True):
-        context, answer = _divide(found, pieces, start)
-        last = max(place for place, token in enumerate(answer) if token in style.stop_ids)
-        contexts.append(context)
-        answers.append(answer[: last + 1])
-    if contexts[0] != contexts[1]:
-        raise TemplateRefusal("refused by the chat template: it writes the prompts of chosen and rejected differently")
-    return {"prompt_ids": contexts[0], "chosen_ids": answers[0], "rejected_ids": answers[1]}
-
-
-def _divide(rendering: Rendering, pieces: list[list[int]], start: int) -> tuple[list[int], list[int]]:
-    before: list[int] = []
-    after: list[int] = []
-    place = 0
-    for text, ids in zip(cut(rendering), pieces, strict=True):
-        (before if place < start else after).extend(ids)
-        place += len(text)
-    return before, after

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.data.answers import render_preferences
 from align.data.checks import Findings
-from align.data.render import Rendered, render_demonstrations, render_preferences, render_prompts, render_texts
+from align.data.render import render_demonstrations, render_prompts, render_texts
+from align.data.rendered import Rendered
 from align.data.views import natural_view
 from align.schema import Messages, Record
 

@@ -17,18 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.config import OnLong
+from align.data.answers import preference_rows, unpaired_rows
 from align.data.fitting import TOO_LONG, Fit
 from align.data.load import RecordSet
-from align.data.render import (
-    NOT_FULL,
-    Rendered,
-    Renderer,
-    demonstration_rows,
-    document_rows,
-    pack_blocks,
-    preference_rows,
-    prompt_rows,
-)
+from align.data.render import NOT_FULL, demonstration_rows, document_rows, pack_blocks, prompt_rows
+from align.data.rendered import Rendered, Renderer
 from align.errors import DataError, MachineError
 from align.schema import Record, View
 
@@ -52,6 +45,7 @@ KEPT = 32
 RENDERERS: dict[View, Renderer] = {
     "demonstration": demonstration_rows,
     "preference": preference_rows,
+    "unpaired": unpaired_rows,
     "prompt": prompt_rows,
     "text": document_rows,
 }
@@ -100,7 +94,7 @@ class TokenSet:
             for key in table.column_names
             if key.endswith("_ids")
         }
-        if {"prompt_ids", "chosen_ids"} <= sizes.keys():
+        if "prompt_ids" in sizes and len(sizes) > 1:
             prompt = sizes.pop("prompt_ids")
             sizes = {key: prompt + size for key, size in sizes.items()}
         return numpy.stack(list(sizes.values()), axis=1)
@@ -313,7 +307,8 @@ def _packed(parts: Iterator[Part], plan: TokenPlan) -> Iterator[Part]:
 def _batch(rows: list[dict[str, Any]]) -> RecordBatch:
     import pyarrow
 
-    kinds = {int: pyarrow.int64(), float: pyarrow.float64(), list: pyarrow.list_(pyarrow.int32())}
+    ids = pyarrow.list_(pyarrow.int32())
+    kinds = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), list: ids}
     schema = [(key, kinds[type(value)]) for key, value in rows[0].items()] if rows else []
     return pyarrow.RecordBatch.from_pylist(rows, schema=pyarrow.schema(schema))
 

@@ -41,7 +41,7 @@ def prove_packing(model: Any, tokenizer: Any) -> None:
     import torch
 
     collate = packed_collator(tokenizer)
-    sequences = [[_FIRST, _SECOND], [_OTHER, _SECOND], [_SECOND]]
+    sequences: list[list[tuple[int, ...]]] = [[_FIRST, _SECOND], [_OTHER, _SECOND], [_SECOND]]
     was_training = model.training
     model.eval()
     try:

@@ -7,12 +7,12 @@ import time
 import pytest
 from template_zoo import CLOSED, CONTROLS, build, build_spaced
 
+from align.data.answers import render_preferences
 from align.data.render import (
     NOTHING_TRAINED,
     TOO_LONG,
     render_chat,
     render_demonstrations,
-    render_preferences,
     render_prompts,
     render_texts,
     stop_token_ids,

@@ -7,8 +7,9 @@ import random
 import pytest
 from template_zoo import build
 
+from align.data.answers import render_preferences, render_unpaired
 from align.data.load import RecordSet, digest_records
-from align.data.render import render_demonstrations, render_preferences, render_prompts, render_texts
+from align.data.render import render_demonstrations, render_prompts, render_texts
 from align.data.tokenised import TokenPlan, tokenise
 from align.errors import DataError
 from align.schema import Record, assistant, user
@@ -34,6 +35,7 @@ def talks(count: int, seed: int = 0) -> RecordSet:
                 chosen=[assistant(sentence(rng, 2, 9) + " good")],
                 rejected=[assistant(sentence(rng, 2, 9))],
                 text=sentence(rng, 1, 40),
+                label=rng.random() < 0.5,
             )
             for _ in range(count)
         ]
@@ -48,6 +50,7 @@ def tokenizer():
 RENDERED = {
     "demonstration": render_demonstrations,
     "preference": render_preferences,
+    "unpaired": render_unpaired,
     "prompt": render_prompts,
     "text": render_texts,
 }
@@ -160,7 +163,7 @@ def test_over_long_rows_above_one_percent_are_refused_with_the_ways_out(tmp_path
     assert kept.dropped == {"longer than max_length": 2}
 
 
-@pytest.mark.parametrize("view", ["demonstration", "preference", "prompt"])
+@pytest.mark.parametrize("view", ["demonstration", "preference", "unpaired", "prompt"])
 def test_over_long_prompts_are_cut_on_the_left_and_answers_never(tmp_path, tokenizer, view):
     found = long_ones(40, 8)
     plan = TokenPlan(view, 64, "truncate_left")
@@ -171,7 +174,7 @@ def test_over_long_prompts_are_cut_on_the_left_and_answers_never(tmp_path, token
     assert (len(cut.rows), cut.shortened, cut.dropped) == (40, 8, {})
     for row, full in zip(cut.rows, whole, strict=True):
         for key, value in full.items():
-            if key == "record" or len(value) <= len(row[key]):
+            if key in ("record", "label") or len(value) <= len(row[key]):
                 assert row[key] == value
             else:
                 assert row[key] == value[-len(row[key]) :]

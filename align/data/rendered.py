@@ -1,0 +1,87 @@
+"""What rendering gives: rows, what became of the records that gave none, and what a template must be able to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from align.data.fitting import Fit
+from align.data.templates import ChatFormat, chat_format
+from align.errors import DataError
+from align.schema import Record
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Rendered rows and what became of the others."""
+
+    rows: list[dict[str, Any]]
+    dropped: dict[str, int] = field(default_factory=dict)
+    """rows left out, by reason"""
+    tokens: int = 0
+    trained_tokens: int = 0
+    shortened: int = 0
+    """rows kept without their oldest turns or prompt tokens"""
+    stopped: int = 0
+    """rows that train a stop token"""
+    asked: int = 0
+    """records that were to be rendered"""
+
+    def require_rows(self) -> Rendered:
+        """Itself; DataError when no row is left."""
+        if self.rows:
+            return self
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items()) or "no rows given"
+        raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); raise max_length or give other data")
+
+    def require_stops(self) -> Rendered:
+        """Itself; DataError when rows are left and none of them trains a stop token."""
+        if self.stopped or not self.rows:
+            return self
+        raise DataError(
+            f"{len(self.rows)} rendered rows: none trains a stop token, so the model would never end an answer; "
+            "train the last assistant turn, or use a chat template that closes it"
+        )
+
+
+Renderer = Callable[[Sequence[Record], Any, Fit], Rendered]
+"""Records, tokenizer and length to rows; nothing is required of the whole, so that parts can be rendered apart."""
+
+
+class Tally:
+    """Rows kept and rows dropped while rendering."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.dropped: Counter[str] = Counter()
+        self.tokens = self.trained = self.shortened = self.stops = 0
+
+    def add(self, row: dict[str, Any], tokens: int, trained: int, shortened: bool) -> None:
+        """Keep a row."""
+        self.rows.append(row)
+        self.tokens += tokens
+        self.trained += trained
+        self.shortened += shortened
+
+    def result(self, asked: int) -> Rendered:
+        """The finished rows."""
+        dropped = dict(self.dropped.most_common())
+        return Rendered(self.rows, dropped, self.tokens, self.trained, self.shortened, self.stops, asked)
+
+
+def template_of(tokenizer: Any) -> ChatFormat:
+    """What is known of a tokenizer's chat template; DataError when it has none."""
+    if tokenizer.chat_template is None:
+        raise DataError("tokenizer: it has no chat template, which says how a conversation is written; set one")
+    return chat_format(tokenizer)
+
+
+def require_stop(style: ChatFormat) -> None:
+    """Raise DataError when no control token follows an assistant turn."""
+    if style.end_of_turn is None:
+        raise DataError(
+            "chat template: no control token follows an assistant turn, so a model could not learn to stop; "
+            "use a template that ends assistant turns with the EOS token"
+        )
