@@ -67,13 +67,12 @@ def _looking(verb: Verb) -> None:
 
 def _keeping(verb: Verb) -> None:
     """The commands that keep a registry in order."""
-    naming = verb(
-        "alias",
-        "let NAME@ALIAS stand for a version",
-        lambda r, o: commands.alias(r, o.name, o.alias, parse_version(o.version)),
-    )
-    for word in ("name", "alias", "version"):
-        naming.add_argument(word, metavar=word.upper())
+    naming = verb("alias", "let NAME@ALIAS stand for a version", _alias)
+    naming.add_argument("name", metavar="NAME")
+    naming.add_argument("alias", metavar="ALIAS")
+    meaning = naming.add_mutually_exclusive_group(required=True)
+    meaning.add_argument("version", metavar="VERSION", nargs="?")
+    meaning.add_argument("--remove", action="store_true", help="let it mean nothing any more")
     curing = verb("doctor", "what is wrong, and whose files are here", lambda r, o: upkeep.examine(r, o.repair, o.json))
     curing.add_argument("--repair", action="store_true", help="move damage to quarantine/; nothing is deleted")
     curing.add_argument("--json", action="store_true", help="as JSON")
@@ -112,6 +111,13 @@ def _moving(verb: Verb) -> None:
     sending.add_argument("reference", metavar="REF")
     sending.add_argument("repository", metavar="ORG/NAME")
     sending.add_argument("--public", action="store_true", help="a new repository is private otherwise")
+
+
+def _alias(registry: Registry, options: argparse.Namespace) -> None:
+    if options.remove:
+        commands.unalias(registry, options.name, options.alias)
+    else:
+        commands.alias(registry, options.name, options.alias, parse_version(options.version))
 
 
 def _merge(registry: Registry, options: argparse.Namespace) -> None:

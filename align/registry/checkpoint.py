@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from align.errors import IntegrityError
+from align.errors import IntegrityError, shorten
 from align.registry import durable
 from align.registry.fingerprints import digest_file, read_json
 from align.registry.foreign import check_foreign
@@ -114,6 +114,32 @@ def newer_format(manifest: dict[str, Any]) -> bool:
     return not isinstance(written, int) or written > MANIFEST_FORMAT
 
 
+_FIELDS = {"name": str, "version": int, "stage": str, "kind": str, "created": str, "commit_id": str}
+_SOMETIMES = {"parents": list, "base": dict, "data": list, "metrics": dict, "config": dict, "versions": dict}
+
+
+def _malformed(manifest: dict[str, Any]) -> str | None:
+    """What a manifest lacks; everything that reads one relies on these fields and their types."""
+    for key, kind in _FIELDS.items():
+        if not isinstance(manifest.get(key), kind):
+            return f"has no {key}"
+    for key, kind in _SOMETIMES.items():
+        if manifest.get(key) is not None and not isinstance(manifest[key], kind):
+            return f"has {key} of another type"
+    if manifest["kind"] not in get_args(Kind):
+        return f"names the kind {shorten(manifest['kind'])}, which there is not"
+    if not all(
+        isinstance(link, dict) and isinstance(link.get("reference"), str) for link in manifest.get("parents") or []
+    ):
+        return "has a parent without reference"
+    if not all(isinstance(entry, dict) for entry in manifest.get("data") or []):
+        return "has data of another type"
+    entries = manifest["files"].values()
+    if not all(isinstance(entry, dict) and isinstance(entry.get("size"), int) for entry in entries):
+        return "lists a file without its size"
+    return None
+
+
 def _is_ours(path: Path) -> bool:
     """Whether a manifest is one of this program's; other programs use the same file name."""
     if not path.is_file():
@@ -132,8 +158,8 @@ def _from_manifest(folder: Path, reference: str) -> Checkpoint:
             f"{reference}: its manifest has format {manifest.get('format')}, this program reads {MANIFEST_FORMAT};"
             " update align"
         )
-    if manifest.get("kind") not in ("base", "policy", "reward"):
-        raise IntegrityError(f"{reference}: its manifest names no kind; restore the folder")
+    if problem := _malformed(manifest):
+        raise IntegrityError(f"{reference}: its manifest {problem}; restore the folder or register it again")
     return Checkpoint(
         reference=reference,
         kind=manifest["kind"],

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from align.config import write
 from align.errors import IntegrityError
+from align.registry import layout, listing, tables
 from align.registry import lineage as family
-from align.registry import listing, tables
 from align.registry.checkpoint import Checkpoint
 from align.registry.lineage import Ancestor
 from align.registry.store import Registry
@@ -24,6 +26,7 @@ def ls(registry: Registry, name: str | None = None, as_json: bool = False) -> No
         _write_json(rows)
     elif rows:
         write(listing.draw(rows, tables.terminal_width()))
+        _tell_unlisted(registry, name, len(rows))
     else:
         write(
             f"Nothing is registered in {registry.root} yet.\n"
@@ -31,6 +34,13 @@ def ls(registry: Registry, name: str | None = None, as_json: bool = False) -> No
             "Train on your own data:                   "
             "python -m align.sft --model org/model --data FILE --name my-model"
         )
+
+
+def _tell_unlisted(registry: Registry, name: str | None, listed: int) -> None:
+    names = layout.named_folders(registry.models) if name is None else [name]
+    hidden = sum(len(layout.version_numbers(registry.home(each))) for each in names) - listed
+    if hidden > 0:
+        sys.stderr.write(f"{hidden} more cannot be read; python -m align.registry doctor says why\n")
 
 
 def show(registry: Registry, reference: str, as_json: bool = False) -> None:
@@ -72,6 +82,13 @@ def alias(registry: Registry, name: str, word: str, version: int) -> None:
     write(f"{name}@{word} is now {checkpoint.reference}{moved}")
 
 
+def unalias(registry: Registry, name: str, word: str) -> None:
+    """Take an alias away and say so."""
+    before = registry.aliases(name).get(word)
+    registry.remove_alias(name, word)
+    write(f"{name}@{word} means nothing now" + (f" (was v{before})" if before is not None else ""))
+
+
 def verify(registry: Registry, reference: str | None = None) -> None:
     """Read every byte again; IntegrityError when something is not as it was committed."""
     problems = registry.verify(reference)
@@ -111,7 +128,13 @@ def _readable_facts(registry: Registry, checkpoint: Checkpoint) -> dict[str, str
         "aliases": ", ".join(_words(registry.aliases(manifest["name"]), checkpoint)),
         "versions": ", ".join(f"{key} {value}" for key, value in (manifest.get("versions") or {}).items()),
         "git": manifest.get("git") or "",
+        "imported": _imported(checkpoint),
     }
+
+
+def _imported(checkpoint: Checkpoint) -> str:
+    mark = layout.read_mark(Path(checkpoint.location).parent, checkpoint.version or 0, "imported")
+    return f"{mark['when']}, {mark['why']}" if mark else ""
 
 
 def _words(aliases: dict[str, int], checkpoint: Checkpoint) -> list[str]:

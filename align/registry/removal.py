@@ -36,7 +36,9 @@ def _in_use(registry: Registry, checkpoint: Checkpoint) -> list[str]:
     below = [child.reference for child in lineage.descendants(checkpoint, registry.all_versions())]
     reasons = []
     if aliases:
-        reasons.append(f"{_several(aliases)} would mean nothing, set the alias to another version first")
+        reasons.append(
+            f"{_several(aliases)} would mean nothing, move it or take it away with alias NAME ALIAS --remove"
+        )
     if below:
         reasons.append(f"{_several(below)} {'was' if len(below) == 1 else 'were'} made from it, remove that first")
     return reasons

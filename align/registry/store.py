@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.errors import IntegrityError, MachineError, nearest
-from align.registry import durable, fingerprints, hub, layout, lineage, origins
+from align.registry import aside, durable, fingerprints, hub, layout, lineage, origins
 from align.registry.checkpoint import MANIFEST, Checkpoint, read_folder, read_version
 from align.registry.durable import DISK, Disk
 from align.registry.references import LATEST, VERSION, Folder, Hub, check_alias, check_name, is_local_name, parse
@@ -127,6 +127,14 @@ class Registry:
         line = layout.alias_line(version, checkpoint.digest or "")
         durable.write_durably(folder / alias, line.encode(), self.disk)
         return checkpoint
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Let `name@alias` mean nothing any more; its file goes to trash/."""
+        path = self.refs(name) / check_alias(alias)
+        if name not in layout.named_folders(self.root / "refs") or path not in layout.alias_files(self.refs(name)):
+            raise IntegrityError(f"{name}@{alias}: no such alias;{nearest(alias, self.aliases(name))}")
+        self.check_writable(name)
+        aside.set_aside(self.root, "trash", path, "alias --remove", self.disk)
 
     def lineage(self, checkpoint: Checkpoint) -> lineage.Ancestor:
         """A checkpoint with what it was made from, and what those were made from, to the roots."""

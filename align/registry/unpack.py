@@ -13,16 +13,17 @@ from typing import Any
 
 from align.errors import IntegrityError, MachineError, UsageError, shorten
 from align.registry import durable
-from align.registry.checkpoint import MANIFEST, Checkpoint, newer_format
+from align.registry.checkpoint import MANIFEST, Checkpoint, read_folder
 from align.registry.export import EXPORT_FORMAT, INDEX, OUTSIDE, SUMS
 from align.registry.fingerprints import digest_file
-from align.registry.foreign import PICKLES, check_foreign
+from align.registry.foreign import PICKLES
 from align.registry.layout import version_number
 from align.registry.references import NAME, check_name
 from align.registry.staging import Staging
 from align.registry.store import Registry, added_files
 
 _MOST_MEMBERS = 10_000
+_LONGEST = 200
 _MOST_INDEX_BYTES = 1 << 20
 
 
@@ -85,6 +86,8 @@ def _objection(member: tarfile.TarInfo, found: dict[str, tarfile.TarInfo]) -> st
     name = member.name
     if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name or "\0" in name:
         return "leaves the folder it is unpacked in"
+    if str(PurePosixPath(name)) != name or max(map(len, name.encode(errors="replace").split(b"/"))) > _LONGEST:
+        return "is no plain path"
     if not member.isreg() or member.issparse():
         return "is no regular file"
     if PurePosixPath(name).suffix.lower() in PICKLES:
@@ -139,12 +142,12 @@ def _unpack(
     tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], entry: dict[str, Any], staging: Staging, path: Path
 ) -> dict[str, Any]:
     """Unpack one version, check every byte of it, and return its manifest."""
-    for name, member in members.items():
-        if _version_of(name) == (entry["name"], entry["version"]):
-            target = staging.path.joinpath(*PurePosixPath(name).parts[3:])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with _open(tar, member) as source, target.open("xb") as stream:
-                shutil.copyfileobj(source, stream)
+    try:
+        _write_out(tar, members, entry, staging.path)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise IntegrityError(
+            f"import {path}: a file and a folder have one name ({error.filename}); export again"
+        ) from None
     what = f"{entry['name']}@v{entry['version']}"
     if not (staging.path / MANIFEST).is_file() or digest_file(staging.path / MANIFEST) != entry["digest"]:
         raise IntegrityError(f"import {path}: the manifest of {what} is not the one that was exported; copy it again")
@@ -155,12 +158,19 @@ def _unpack(
     if problems:
         told = problems[0].replace(f"{staging.path}/", "")
         raise IntegrityError(f"import {path}: {what} is not as it was exported ({told}); copy it again")
-    if newer_format(manifest):
-        raise IntegrityError(f"import {path}: {what} was written by a newer align; update this one")
     if (manifest.get("name"), manifest.get("version")) != (entry["name"], entry["version"]):
         raise IntegrityError(f"import {path}: the manifest of {what} is of another version; export it again")
-    check_foreign(staging.path, f"import {path}: {what}")
+    read_folder(staging.path, f"import {path}: {what}")
     return manifest
+
+
+def _write_out(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], entry: dict[str, Any], folder: Path) -> None:
+    for name, member in members.items():
+        if _version_of(name) == (entry["name"], entry["version"]):
+            target = folder.joinpath(*PurePosixPath(name).parts[3:])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _open(tar, member) as source, target.open("xb") as stream:
+                shutil.copyfileobj(source, stream)
 
 
 def _commit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from small_models import write_model
 
 from align.errors import IntegrityError, MachineError, UsageError
-from align.registry import Registry, open_registry, removal, unpack
+from align.registry import Registry, durable, open_registry, removal, unpack
 from align.registry.__main__ import main
 from align.registry.export import export
 
@@ -206,6 +207,9 @@ HOME = "models/m/v0002"
 HOSTILE = {
     "absolute path": (_added("/etc/passwd"), "leaves the folder"),
     "parent folder": (_added(f"{HOME}/../../../x"), "leaves the folder"),
+    "a path with a detour": (_added(f"./{HOME}/config.json"), "no plain path"),
+    "a file below a file": (_added(f"{HOME}/adapter_config.json/x"), "have one name"),
+    "a very long name": (_added(f"{HOME}/{'x' * 250}"), "no plain path"),
     "symbolic link": (_added(f"{HOME}/link", tarfile.SYMTYPE, "/etc/passwd"), "no regular file"),
     "hard link": (_added(f"{HOME}/link", tarfile.LNKTYPE, f"{HOME}/manifest.json"), "no regular file"),
     "device": (_added(f"{HOME}/null", tarfile.CHRTYPE), "no regular file"),
@@ -238,6 +242,38 @@ def test_what_export_did_not_write_is_refused_and_leaves_nothing(registry, parce
     assert registry.names() == []
     assert list((registry.root / "tmp").iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "origin", "registry", "sent"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stage", None),
+        ("kind", "evil"),
+        ("created", 3),
+        ("parents", [3]),
+        ("metrics", []),
+        ("data", ["x"]),
+        ("format", 9),
+    ],
+)
+def test_a_sealed_manifest_that_would_break_a_reader_is_refused(registry, commit, parcel, tmp_path, field, value):
+    with tarfile.open(parcel) as tar:
+        manifest = json.loads(tar.extractfile(f"{HOME}/manifest.json").read())
+    fields = {key: each for key, each in manifest.items() if key not in ("files", "seal")}
+    text = durable.seal_text({**fields, field: value}, manifest["files"], "manifest.json").encode()
+
+    def forge(members):
+        index = _first_of(members, "v0002/manifest.json")
+        members[index] = (members[index][0], text)
+        listed = json.loads(members[0][1])
+        listed["versions"][1]["digest"] = f"sha256:{hashlib.sha256(text).hexdigest()}"
+        members[0] = (members[0][0], json.dumps(listed).encode())
+
+    _rewrite(parcel, forge)
+
+    with pytest.raises(IntegrityError, match=r"m@v2: its manifest (has|names)"):
+        unpack.import_file(registry, parcel)
+    assert registry.names() == []
 
 
 def test_a_file_torn_before_or_within_any_member_is_refused(registry, parcel):

@@ -50,15 +50,37 @@ def test_the_installed_command_has_the_promised_exit_codes(filled, tmp_path):
     assert "Traceback" not in unknown.stderr + misused.stderr
 
 
+LIGHT = [
+    "ls", "ls --json", "show m", "lineage m", "diff base m", "verify", "alias m best v1", "doctor --repair", "gc --yes",
+    "export m m.tar --with-base", "import m.tar --name other", "rm other@v1", "alias m best --remove",
+]  # fmt: skip
+
+
 def test_the_commands_import_nothing_heavy(filled, tmp_path):
     script = (
-        "import sys; from align.registry.__main__ import main; main(['ls']);"
-        "sys.exit(','.join(sorted({'torch', 'transformers', 'numpy', 'safetensors'} & set(sys.modules))) or 0)"
+        "import sys; from align.registry.__main__ import main\n"
+        f"codes = [main([*line.split(), '--registry', {str(filled.root)!r}]) for line in {LIGHT!r}]\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'safetensors', 'huggingface_hub', 'peft'} & set(sys.modules)\n"
+        "sys.exit(','.join(sorted(heavy)) or ','.join(map(str, codes)))"
+    )
+
+    done = _python("-c", script, cwd=tmp_path)
+
+    assert done.stderr.splitlines()[-1] == ",".join("0" for _ in LIGHT)
+
+
+@pytest.mark.parametrize("command", ["", "merge", "push", "import", "doctor"])
+def test_help_says_what_a_command_does_and_imports_nothing_heavy(command, tmp_path):
+    script = (
+        "import sys; from align.registry.__main__ import main\n"
+        f"try: main({[*command.split(), '--help']!r})\n"
+        "except SystemExit as end: sys.exit(','.join({'torch', 'transformers'} & set(sys.modules)) or end.code)"
     )
 
     done = _python("-c", script, cwd=tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: python -m align.registry {command}".rstrip())
 
 
 def test_ls_shows_versions_parents_numbers_and_aliases(run):
@@ -113,6 +135,28 @@ def test_alias_says_where_it_pointed_before(run, filled, commit):
 
     assert run("alias", "m", "best", "1")[1] == "m@best is now m@v1\n"
     assert run("alias", "m", "best", "v2")[1] == "m@best is now m@v2 (was v1)\n"
+
+
+def test_an_alias_can_be_taken_away(run, filled):
+    run("alias", "m", "best", "1")
+
+    assert run("alias", "m", "best", "--remove")[:2] == (0, "m@best means nothing now (was v1)\n")
+
+    assert filled.aliases("m") == {}
+    assert [path.read_text()[:5] for path in filled.root.glob("trash/*/best")] == ["v0001"]
+    assert run("alias", "m", "best", "--remove")[0] == 4
+    assert run("alias", "../m", "best", "--remove")[0] == 4
+
+
+def test_ls_says_that_something_cannot_be_read(run, filled):
+    manifest = filled.root / "models/m/v0001/manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_text("{")
+
+    code, out, error = run("ls")
+
+    assert (code, error) == (0, "1 more cannot be read; python -m align.registry doctor says why\n")
+    assert "m@v1" not in out
 
 
 @pytest.mark.parametrize(
