@@ -27,12 +27,12 @@ class Digest:
 
     def add(self, record: Record) -> int:
         """Take one more record in, and give the bytes it says it in."""
-        text = _canonical(_content(record))
+        text = _canonical(_content(record), record)
         # Python's own hash is keyed afresh in every process, so no data can be made to collide on purpose.
         self._seen.append(hash(text))
         self._whole.update(text)
         if extras := _extras(record):
-            self._whole.update(_canonical(extras))
+            self._whole.update(_canonical(extras, record))
         self._whole.update(b"\n")
         return len(text)
 
@@ -91,13 +91,12 @@ def _extras(record: Record) -> dict[str, Any]:
     return extras
 
 
-def _canonical(content: dict[str, Any]) -> bytes:
+def _canonical(content: dict[str, Any], record: Record) -> bytes:
     """One JSON text for one content, whatever the order of its keys."""
     try:
         return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # numbers beyond 64 bits, lone surrogates, dates of Parquet files
-        try:
-            text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-        except RecursionError:
-            raise DataError("a row is nested too deeply to be told from others; flatten it or remove it") from None
+    except TypeError as error:  # numbers beyond 64 bits, lone surrogates, dates and bytes of Parquet files
+        if "ecursion" in str(error):
+            raise DataError(f"{record.where} row: is nested too deeply; flatten it or remove the row") from None
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
         return text.encode("utf-8", "surrogatepass")

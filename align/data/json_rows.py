@@ -138,10 +138,14 @@ def _sound_row(value: Any) -> Any:
 
 def _inner_error(value: Any) -> RowError | None:
     """The first object with a key written twice anywhere in a value."""
-    if isinstance(value, RowError):
-        return value
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((error for part in parts if (error := _inner_error(part))), None)
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, RowError):
+            return part
+        if isinstance(part, (dict, list)):
+            waiting += reversed(list(part.values()) if isinstance(part, dict) else part)
+    return None
 
 
 def _first_bytes(file: DataFile) -> bytes:

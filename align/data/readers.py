@@ -265,7 +265,10 @@ def _pair_of_last(turns: Messages, column: str, rejected: Messages, other: str) 
 
 def _history(row: Row, layout: Layout) -> Messages:
     turns: Messages = []
-    for index, pair in enumerate(layout.get(row, "history") or []):
+    history = layout.get(row, "history") or []
+    if not isinstance(history, list):
+        raise RowError("bad history", "history", f"is {shorten(history, 40)}", "write [[question, answer], ...]")
+    for index, pair in enumerate(history):
         where = f"history[{index}]"
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise RowError("bad history", where, f"is {shorten(pair, 40)}", "write [question, answer]")
