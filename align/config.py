@@ -232,14 +232,17 @@ _StrictLoader.add_implicit_resolver(
 
 def load_yaml(text: str, origin: str) -> Any:
     """Parse YAML strictly; `origin` names it in messages."""
-    loader = _StrictLoader(text)
+    try:
+        loader = _StrictLoader(text)
+    except yaml.YAMLError as error:  # a control character
+        raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; mend it") from None
     loader.name = origin
     try:
         return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{origin}:{line} not valid YAML: {error.problem}; mend it") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; mend it") from None
     finally:
         loader.dispose()

@@ -164,8 +164,6 @@ def find(spec: str) -> Dataset:
         raise DataError(
             f"{shorten(target, 300)}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from None
-    except RecursionError:
-        raise DataError(f"{target}: YAML that is nested too deeply to be read; flatten it") from None
     values = dict(_read_option(spec, option) for option in options)
     if values:
         given = dataset.config.model_dump(exclude_unset=True)
