@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from align.errors import IntegrityError, UsageError
 from align.models.adapter_files import check_state, read_adapter
 from align.models.adapters import check_digests, tokenizer_home
-from align.models.counting import context_length, shape_of, vocabulary_size
+from align.models.counting import context_length, shape_of, stored_modules, vocabulary_size
 from align.models.heads import check_score_head
 from align.models.loading import Precision
-from align.models.lora import check_targets, insert, saved_config
+from align.models.lora import ALL_LINEAR, check_stored_targets, check_targets, insert, saved_config
 from align.models.tokenizers import check_template, load_tokenizer
 
 if TYPE_CHECKING:
@@ -19,29 +19,39 @@ if TYPE_CHECKING:
 
 
 def check_models(config: StageConfig, registry: Registry, starts: dict[str, Checkpoint]) -> None:
-    """Check settings and the checkpoints they name (by setting) against each other.
+    """Check settings and the checkpoints they name (by setting) against each other, the quick questions first.
 
     Raises UsageError for a setting that cannot work with them, IntegrityError for a checkpoint that is damaged or does
     not belong to its base or to the others, MachineError for what this machine lacks.
     """
     precision = Precision.of(config)
-    precision.check()
     if config.lora is None:
         precision.refuse_full_training()
-    tokenizers = {}
+    bases = {setting: registry.resolve_base(checkpoint) for setting, checkpoint in starts.items()}
     for setting, checkpoint in starts.items():
-        base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
-        check_digests(checkpoint, base, registry)
-        _check_committed(base, registry)
-        _check_positions(config, base)
-        tokenizers[setting] = _check_tokenizer(checkpoint, base)
-        if checkpoint.is_adapter:
-            check_adapter(checkpoint, base)
-        elif config.lora is not None and config.lora.target_modules != "all-linear":
-            check_targets(shape_of(base), config.lora)
+        _check_files(config, registry, checkpoint, bases[setting])
     if "reward_model" in starts:
         check_score_head(starts["reward_model"])
+    precision.check()
+    tokenizers = {setting: _check_tokenizer(starts[setting], base) for setting, base in bases.items()}
+    if "reward_model" in starts:
         _check_same_text(starts["reward_model"], tokenizers["reward_model"], tokenizers["model"])
+    for setting, checkpoint in starts.items():
+        if checkpoint.is_adapter:
+            check_adapter(checkpoint, bases[setting])
+        elif config.lora is not None and config.lora.target_modules != ALL_LINEAR:
+            check_targets(shape_of(bases[setting]), config.lora)
+
+
+def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """What files alone tell, without a library that takes seconds to import."""
+    check_digests(checkpoint, base, registry)
+    _check_committed(base, registry)
+    _check_positions(config, base)
+    if checkpoint.is_adapter:
+        checkpoint.check(hashes=True)
+    elif config.lora is not None:
+        check_stored_targets(stored_modules(base), config.lora)
 
 
 def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:

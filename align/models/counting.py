@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.errors import IntegrityError
 from align.models.hub import no_telemetry
 from align.models.loading import explained
 from align.models.lora import insert, new_config, saved_config
@@ -13,22 +15,56 @@ if TYPE_CHECKING:
     from align.registry import Checkpoint
 
 
+_POSITIONS = ("max_position_embeddings", "n_positions")
+
+
 def context_length(base: Checkpoint) -> int | None:
     """How many positions a base holds, or None when its config does not say."""
-    return getattr(text_config(base), "max_position_embeddings", None)
+    return _size(base, *_POSITIONS)
 
 
 def vocabulary_size(base: Checkpoint) -> int | None:
     """How many tokens a base has embeddings for, or None when its config does not say."""
-    return getattr(text_config(base), "vocab_size", None)
+    return _size(base, "vocab_size")
+
+
+def _size(base: Checkpoint, *names: str) -> int | None:
+    """A size from a base's config: from its file when it is written there, since transformers takes a second to ask."""
+    from align.registry.fingerprints import read_json
+
+    written = read_json(Path(base.location) / "config.json")
+    written = written.get("text_config", written)
+    for name in names:
+        if isinstance(written.get(name), int):
+            return int(written[name])
+    return getattr(text_config(base), names[0], None)
 
 
 def text_config(base: Checkpoint) -> Any:
     """The part of a base's config that is about text."""
+    no_telemetry()
     with explained(base):
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(base.location, revision=base.revision).get_text_config()
+
+
+def stored_modules(base: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The paths of the modules with a weight in a base's folder, and the shapes of these; only headers are read.
+
+    Empty for a base that is not on this machine.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(Path(base.location).glob("*.safetensors")) if Path(base.location).is_dir() else []:
+        try:
+            with safe_open(path, "np") as file:
+                weights = [key for key in file.keys() if key.endswith(".weight")]  # noqa: SIM118
+                found |= {key[: -len(".weight")]: tuple(file.get_slice(key).get_shape()) for key in weights}
+        except SafetensorError as error:
+            raise IntegrityError(f"{path}: weights cannot be read ({error}); copy or train the model again") from None
+    return found
 
 
 def count_trainable(parent: Checkpoint, base: Checkpoint, lora: LoraSettings | None) -> tuple[int, int]:

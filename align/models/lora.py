@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from align.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from peft import LoraConfig
 
@@ -19,6 +19,9 @@ ALL_LINEAR = "all-linear"
 
 _EXPERT_NAMES = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 """What PEFT 0.21 takes for experts and their router in a model whose experts are fused, wherever the name stands."""
+
+_NOT_ADAPTED = {"embed_tokens", "embed_positions", "embed_in", "embed_out", "wte", "wpe", "lm_head", "score"}
+"""Stored matrices that are no linear layers inside the model."""
 
 
 def lora_arguments(lora: LoraSettings) -> dict[str, Any]:
@@ -89,8 +92,26 @@ def check_targets(model: Any, lora: LoraSettings) -> None:
         ends = {path[start:] for path in paths for start in _starts(path)}
         ends |= _EXPERT_NAMES if has_fused_experts(model) else set()
         missing = [name for name in asked if name not in ends]
+    _refuse(missing, linear_names(model))
+
+
+def check_stored_targets(stored: dict[str, tuple[int, ...]], lora: LoraSettings) -> None:
+    """What `check_targets` raises, from the names a base's weights are stored under, where these leave no doubt.
+
+    Plain names of a model without experts do; patterns and paths wait for the model, whose paths may be others.
+    """
+    asked = lora.target_modules
+    if isinstance(asked, str) or any("." in name for name in asked) or any("expert" in path for path in stored):
+        return
+    names = {path.rpartition(".")[2] for path in stored}
+    if stored:
+        linear = {path.rpartition(".")[2] for path, shape in stored.items() if len(shape) == 2}
+        _refuse([name for name in asked if name not in names], linear - _NOT_ADAPTED)
+
+
+def _refuse(missing: list[str], linear: Iterable[str]) -> None:
     if missing:
-        known = sorted(set(linear_names(model)))
+        known = sorted(set(linear))
         hint = nearest(missing[0], known)
         listed = f" Its linear modules: {', '.join(known)}." if "Known" not in hint else ""
         raise UsageError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -363,3 +364,44 @@ def test_58_a_pickle_is_never_opened(world):
     assert _run(sft.STAGE, world.root, f"model={world.base}", f"data={world.demonstrations}", "name=z") == 4
 
     assert not (world.folder / "exploded").exists()
+
+
+QUICK = """
+import json, sys
+from align import ppo, sft
+from align.training.stage import main
+stages = {"sft": sft.STAGE, "ppo": ppo.STAGE}
+codes = [main(stages[name], words) for name, words in json.loads(sys.argv[1])]
+sys.stdout.write(json.dumps([codes, sorted({"torch", "transformers", "peft"} & set(sys.modules))]))
+"""
+
+
+def test_what_files_alone_tell_is_told_without_a_heavy_import(world):
+    """A new process: importing torch, transformers and PEFT takes longer than a user should wait for these."""
+    cases = [
+        "46-more-than-the-context", "47-no-such-module", "50-rounded-weights", "51-path", "51-name",
+        "52-base-flipped", "57-a-policy-as-judge", "57-two-scores",
+    ]  # fmt: skip
+    asked = []
+    for case in cases:
+        module, damage, code, _ = CASES[case]
+        words = [
+            "--registry",
+            world.root,
+            f"data={world.demonstrations}",
+            "name=z",
+            "max_length=128",
+            "per_device_train_batch_size=4",
+        ]
+        name = "ppo" if module is ppo else "sft"
+        asked.append((code, (name, [str(word) for word in [*words, *damage(world, None)]])))
+
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", QUICK, json.dumps([words for _, words in asked])],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+
+    assert json.loads(done.stdout) == [[code for code, _ in asked], []], done.stderr
+    assert seconds < 4
