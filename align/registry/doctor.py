@@ -52,6 +52,8 @@ def examine(registry: Registry, hashes: bool = True) -> list[Finding]:
 
 def repair(registry: Registry, findings: list[Finding]) -> list[str]:
     """Quarantine damage and take write permissions away; returns what was done, one line each."""
+    if not registry.root.is_dir():
+        return []
     registry.check_writable()
     done = [_mend(registry, finding) for finding in findings]
     # A version that went takes its aliases with it; those were still good when they were looked at.

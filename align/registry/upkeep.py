@@ -104,7 +104,7 @@ def collect(registry: Registry, yes: bool = False, days: int = garbage.KEEP_DAYS
     """Say what can go, and with `yes` let it go: to trash/ first, for good after `days` there."""
     if days < 0:
         raise UsageError(f"gc --days {days}: a number of days is 0 or more; 0 lets go of all that may go")
-    if yes:
+    if yes and registry.root.is_dir():
         registry.check_writable()
     found = garbage.find_garbage(registry, days)
     if not found:

@@ -17,8 +17,9 @@ import pytest
 from small_models import write_model
 
 from align.errors import IntegrityError, MachineError, UsageError
-from align.registry import Registry, durable, open_registry, removal, unpack
+from align.registry import Registry, doctor, durable, open_registry, removal, unpack
 from align.registry.__main__ import main
+from align.registry.durable import Disk
 from align.registry.export import export
 
 
@@ -68,6 +69,28 @@ def test_a_second_import_does_nothing_and_says_so(parcel, registry, capsys):
         "m@v2: is here already, nothing to do",
     ]
     assert [len(registry.versions(name)) for name in registry.names()] == [1, 1]
+
+
+class _RacingDisk(Disk):
+    """Lets somebody else take the first version in at the last moment."""
+
+    def __init__(self, other: Callable[[], object]) -> None:
+        self.other = [other]
+
+    def rename(self, source, target):
+        if self.other and target.name == "v0001":
+            self.other.pop()()
+        super().rename(source, target)
+
+
+def test_two_imports_at_once_make_one_version(parcel, registry):
+    late = open_registry(registry.root, _RacingDisk(lambda: unpack.import_file(registry, parcel)))
+
+    taken = unpack.import_file(late, parcel)
+
+    assert [each.checkpoint.reference for each in taken] == ["base@v1", "m@v2"]
+    assert [version.reference for version in registry.all_versions()] == ["base@v1", "m@v2"]
+    assert doctor.examine(registry) == []
 
 
 def test_a_number_that_is_taken_means_the_next_and_the_base_is_found_by_its_content(parcel, registry, commit):

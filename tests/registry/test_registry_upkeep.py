@@ -82,6 +82,13 @@ def test_a_healthy_registry_has_nothing_wrong(run):
     assert json.loads(run("doctor", "--json")[1]) == {"findings": [], "done": []}
 
 
+@pytest.mark.parametrize("words", [["doctor", "--repair"], ["gc", "--yes"], ["verify"], ["ls"]], ids=" ".join)
+def test_looking_after_a_registry_that_is_not_there_makes_none(tmp_path, words):
+    assert main([*words, "--registry", str(tmp_path / "none")]) == 0
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_doctor_finds_a_torn_version_and_says_what_stands_on_it(filled, run):
     (_thaw(filled.home("m") / "v0001") / "manifest.json").unlink()
 
