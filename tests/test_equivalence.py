@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from align import dpo, sft
@@ -116,43 +115,3 @@ def test_gradient_accumulation_gives_the_same_curve_as_a_larger_batch(start, dem
     )  # fmt: skip
 
     assert losses(parts) == pytest.approx(losses(whole), abs=2e-5)
-
-
-@pytest.mark.parametrize("stage", [sft.STAGE, dpo.STAGE], ids=["sft", "dpo"])
-def test_a_resumed_run_ends_with_the_same_bits_as_an_uninterrupted_one(
-    start, tmp_path, demonstrations, preferences, stage, monkeypatch
-):
-    """A run is killed after its checkpoint at step 4 by a loss that is made to raise at step 6, then resumed."""
-    from align.training.run import Run
-
-    data = demonstrations if stage.name == "sft" else preferences
-    straight = run(stage, start.root, model="start", data=data, name=f"straight-{stage.name}", save_steps=4)
-    settings = COMMON | {"bf16": "false", "logging_steps": 1, "lora.r": 4, "save_steps": 4, "model": "start"}
-    line = ["--registry", str(start.root), *words(**settings, data=data, name=f"broken-{stage.name}")]
-    log = Run.log
-
-    def power_cut(self, step, numbers):
-        if step == 6:
-            raise KeyboardInterrupt
-        log(self, step, numbers)
-
-    monkeypatch.setattr(Run, "log", power_cut)
-    assert main(stage, line) == 130
-    monkeypatch.setattr(Run, "log", log)
-
-    assert main(stage, [*line, "--resume"]) == 0
-
-    resumed = Path(start.resolve(f"broken-{stage.name}").location)
-    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (straight, resumed))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert losses(resumed) == losses(straight)
-
-
-def test_resuming_a_finished_run_changes_nothing(start, demonstrations, capsys):
-    line = words(**COMMON, model="start", data=demonstrations, name="done", bf16="false")
-    assert main(sft.STAGE, ["--registry", str(start.root), *line]) == 0
-
-    assert main(sft.STAGE, ["--registry", str(start.root), *line, "--resume"]) == 0
-
-    assert "already complete: done@v1" in capsys.readouterr().out
-    assert len(start.versions("done")) == 1

@@ -51,7 +51,8 @@ class Warm:
         """Start `python -m align.STAGE WORDS`.
 
         `plan` may hold `signal` with `at_step` (a logged step) or with `at_call` and `count` (before the count-th call
-        of a function, by its dotted name), and `memory` (bytes it may allocate beyond what it starts with).
+        of a function, by its dotted name), `then` (another such plan), and `memory` (bytes it may allocate beyond what
+        it starts with).
         """
         self._count += 1
         out, err = (self._folder / f"{self._count}.{kind}" for kind in ("out", "err"))
@@ -134,33 +135,31 @@ def _run(request: dict[str, Any]) -> int:
         os._exit(code)
 
 
-def _arrange(*, signal: int = 0, at_step: int = 0, at_call: str = "", count: int = 1, memory: int = 0) -> None:
-    if at_step:
-        at_call, matches = "align.training.run.Run.log", lambda arguments: arguments[1] == at_step
-    else:
-        calls: list[Any] = []
-        matches = lambda _: calls.append(1) or len(calls) == count  # noqa: E731
-    if at_call:
-        _interrupt(at_call, matches, signal, after=bool(at_step))
+def _arrange(*, memory: int = 0, then: dict[str, Any] | None = None, **when: Any) -> None:
+    if when:
+        _interrupt(**when)
+    if then:
+        _interrupt(**then)
     if memory:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + memory
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _interrupt(dotted: str, matches: Any, number: int, *, after: bool) -> None:
-    """Let the process send itself a signal around a call."""
-    path, _, name = dotted.rpartition(".")
+def _interrupt(*, signal: int, at_step: int = 0, at_call: str = "align.training.run.Run.log", count: int = 1) -> None:
+    """Let the process send itself a signal: after a step is logged, or before a call."""
+    path, _, name = at_call.rpartition(".")
     owner = _find(path)
     function = getattr(owner, name)
+    calls: list[Any] = []
 
     def wrapped(*arguments: Any, **more: Any) -> Any:
-        now = matches(arguments)
-        if now and not after:
-            os.kill(os.getpid(), number)
+        calls.append(arguments)
+        if not at_step and len(calls) == count:
+            os.kill(os.getpid(), signal)
         result = function(*arguments, **more)
-        if now and after:
-            os.kill(os.getpid(), number)
+        if at_step and arguments[1] == at_step:
+            os.kill(os.getpid(), signal)
         return result
 
     setattr(owner, name, wrapped)

@@ -57,7 +57,7 @@ def train(run: Run, trainer: Any) -> dict[str, float]:
             "go on with the same command and --resume"
         )
     _take_best(run, trainer, watch)
-    _refuse_nonfinite_weights(run, trainer.model)
+    refuse_nonfinite_weights(run, trainer.model)
     return watch.last
 
 
@@ -164,7 +164,7 @@ class _Watch(TrainerCallback):
         self._clock = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        _refuse_nonfinite_weights(self.run, parts["model"])
+        refuse_nonfinite_weights(self.run, parts["model"])
         self.run.checkpoints.seal(state.global_step, self._saved())
         self._clock = time.perf_counter()
 
@@ -231,9 +231,12 @@ def _apply_changes(run: Run, optimizer: Any, scheduler: Any) -> None:
         for group, share in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
             group["initial_lr"] = config.learning_rate
             group["lr"] = config.learning_rate * share(scheduler.last_epoch)
+        # The trainer logs the rate from here.
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
-def _refuse_nonfinite_weights(run: Run, model: Any) -> None:
+def refuse_nonfinite_weights(run: Run, model: Any) -> None:
+    """Raise DivergedError when a trained tensor is not finite; what was being saved then is removed."""
     for key, parameter in model.named_parameters():
         if parameter.requires_grad and not bool(parameter.isfinite().all()):
             run.checkpoints.drop_unsealed()

@@ -126,7 +126,7 @@ class Run:
     def diverged(self, found: str) -> DivergedError:
         """The error that ends a run whose numbers are not finite any more; it names the last good checkpoint."""
         rate, whole = self.config.learning_rate, self.checkpoints.whole()
-        good = f"; {whole[-1]} in {self.folder} is good" if whole else ""
+        good = f"; the last whole checkpoint is {whole[-1]} in {self.folder}" if whole else ""
         go_on = f", also from there: --resume --allow-change learning_rate learning_rate={rate / 10:g}" if whole else ""
         return DivergedError(
             f"{found}; training left the finite numbers and nothing was registered{good}; "

@@ -33,6 +33,13 @@ class Course:
         given = (self.settings | changed).items()
         return ["--registry", str(root), *(f"{key}={value}" for key, value in given if value is not None), *more]
 
+    def held_out(self, folder: Path) -> Path:
+        """A file of 16 rows that are none of the training data."""
+        path = folder / "held_out.jsonl"
+        lines = Path(str(self.settings["data"]).partition(":")[0]).read_text().splitlines()[:16]
+        path.write_text("".join(line.replace('"content": "', '"content": "well ') + "\n" for line in lines))
+        return path
+
 
 def build_course(stage: str, base: Path, demonstrations: Path, preferences: Path) -> Course:
     settings = {

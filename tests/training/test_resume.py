@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from align import dpo, sft
@@ -29,11 +28,6 @@ def cut_at(monkeypatch, step: int):
         log(self, now, numbers)
 
     monkeypatch.setattr(Run, "log", cut)
-
-
-def steps_of(root: Path, name: str) -> list[int]:
-    path = Path(open_registry(root).resolve(name).location) / "metrics.jsonl"
-    return [json.loads(row)["step"] for row in path.read_text().splitlines()]
 
 
 def test_a_start_that_has_got_a_newer_version_is_refused(
@@ -79,20 +73,6 @@ def test_a_finished_run_with_other_settings_is_refused(tmp_path, tiny_base, demo
     assert "max_steps was 6, is 8" in capsys.readouterr().err
 
 
-def test_a_run_without_a_checkpoint_starts_over_and_its_log_too(
-    tmp_path, tiny_base, demonstrations, monkeypatch, capsys
-):
-    words = line(tmp_path, model=tiny_base, data=demonstrations, name="early", save_steps=4)
-    with monkeypatch.context() as patch:
-        cut_at(patch, 3)
-        assert main(sft.STAGE, words) == 130
-
-    assert main(sft.STAGE, [*words, "--resume"]) == 0
-
-    assert "no checkpoint yet; starting at step 0" in capsys.readouterr().out
-    assert steps_of(tmp_path, "early") == [1, 2, 3, 4, 5, 6]
-
-
 def test_a_failed_attempt_in_between_does_not_hide_the_work(tmp_path, tiny_base, demonstrations, monkeypatch, capsys):
     words = line(tmp_path, model=tiny_base, data=demonstrations, name="hidden")
     with monkeypatch.context() as patch:
@@ -112,19 +92,6 @@ def test_a_run_that_fails_before_it_logs_leaves_no_folder(tmp_path, tiny_base):
     assert main(sft.STAGE, line(tmp_path, model=tiny_base, data="absent.jsonl", name="empty")) == 3
 
     assert list((tmp_path / "runs").rglob("*.yaml")) == []
-
-
-def test_when_no_checkpoint_is_whole_nothing_is_started_over(tmp_path, tiny_base, demonstrations, monkeypatch, capsys):
-    words = line(tmp_path, model=tiny_base, data=demonstrations, name="torn")
-    with monkeypatch.context() as patch:
-        cut_at(patch, 5)
-        assert main(sft.STAGE, words) == 130
-    for state in (tmp_path / "runs" / "torn").glob("*/checkpoint-*/optimizer.pt"):
-        state.write_bytes(b"")
-
-    assert main(sft.STAGE, [*words, "--resume"]) == 4
-
-    assert "checkpoint-4.torn, checkpoint-2.torn were set aside" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_does_not_stop_training(tmp_path, tiny_base, demonstrations):
