@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _TEMPLATE_VARIABLE = re.compile(r"\{\{\s*[A-Za-z_][\w.]{0,40}\s*\}\}")
 # UTF-8 read as Latin-1 or Windows-1252, and the two best known accidents of GBK.
 _MOJIBAKE = re.compile("[ÃÂ][\x80-\xbf]|â€[\x80-\xbf™œ“”˜¦]|ï»¿|锟斤拷|烫烫烫")
+_MOJIBAKE_STARTS = ("Ã", "Â", "â€", "ï»¿", "锟", "烫")
+"""Looked for before the pattern is: a plain search is several times faster, and nearly no text has any of these."""
 _REPLACEMENT = "\ufffd"
 
 LONGER_SHARE = 0.7
@@ -69,7 +71,7 @@ class Findings:
     mojibake: Tally = field(default_factory=Tally)
     _contents: set[int] = field(default_factory=set)
     _ids: dict[int, tuple[str, int | None]] = field(default_factory=dict)
-    _prompts: set[int] = field(default_factory=set)
+    _prompts: set[object] = field(default_factory=set)
     _verdicts: dict[int, tuple[str, int | None]] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
@@ -83,7 +85,8 @@ class Findings:
             self._add_label(record, record.label)
 
     def _add_identity(self, record: Record) -> None:
-        key = hash((_content(record, ordered=True), record.label))
+        content = _content(record, ordered=True)
+        key = hash((content, record.label))
         if key in self._contents:
             self.repeated.hit(record.where)
         self._contents.add(key)
@@ -92,7 +95,7 @@ class Findings:
             place = (record.source, record.line)
             if self._ids.setdefault(hash(record.id), place) != place:
                 self.same_id.hit(record.where)
-        prompt = prompt_key(record)
+        prompt = content[0]
         if prompt in self._prompts:
             if record.chosen is not None:
                 self.shared_prompt.hit(record.where)
@@ -108,7 +111,8 @@ class Findings:
                 found["variables"] = True
             if not text.isascii():
                 found["replaced"] |= _REPLACEMENT in text
-                found["mojibake"] |= _MOJIBAKE.search(text) is not None
+                if any(start in text for start in _MOJIBAKE_STARTS):
+                    found["mojibake"] |= _MOJIBAKE.search(text) is not None
         for name, hit in found.items():
             if hit:
                 getattr(self, name).hit(record.where)
