@@ -46,4 +46,5 @@ def test_a_short_log_is_drawn_too(tmp_path, rows):
 
     draw_curves(log, tmp_path / "curves.png", title="sft: x")
 
-    assert Image.open(tmp_path / "curves.png").width >= 300
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width >= 300
