@@ -174,3 +174,39 @@ def test_the_length_a_model_takes_is_found_before_it_is_loaded(trained, chats, c
     assert run(sft.STAGE, trained.root, f"model={base}", f"data={chats['pairs']}", "name=long", "max_length=129") == 2
 
     assert "holds 128 positions" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module", params=["qwen3_moe", "mixtral"])
+def experts_trained(request, tmp_path_factory, chats) -> Registry:
+    """A mixture whose experts were asked for by name: adapted as parameters, not as modules."""
+    folder = tmp_path_factory.mktemp(f"{request.param}-experts")
+    base, root = build_zoo_model(request.param, folder / "base"), folder / "registry"
+    names = {"qwen3_moe": "gate_proj, up_proj, down_proj", "mixtral": "w1, w2, w3"}[request.param]
+    words = [f"model={base}", f"data={chats['demonstrations']}", f"lora.target_modules=[q_proj, {names}]", "lora.r=2"]
+    assert run(sft.STAGE, root, *words, "name=sft") == 0
+    assert run(dpo.STAGE, root, "model=sft", f"data={chats['pairs']}", "name=dpo") == 0
+    return open_registry(root)
+
+
+def test_experts_are_adapted_when_they_are_named(experts_trained):
+    from safetensors.torch import load_file
+
+    state = load_file(Path(experts_trained.resolve("sft").location) / "adapter_model.safetensors")
+    touched = {key for key, tensor in state.items() if "experts" in key and "lora_B" in key and tensor.any()}
+
+    assert len(touched) == 4
+    assert logged(experts_trained, "dpo")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")
+def test_adapted_experts_load_by_plain_peft_and_write_beside_their_base(experts_trained):
+    test_what_plain_peft_loads_gives_the_same_logits(experts_trained)
+    base = experts_trained.resolve_base(experts_trained.resolve("sft")).reference
+    chat = [{"role": "user", "content": "the lazy dog"}]
+
+    engine = LocalEngine(load_resident(experts_trained, ["sft", "dpo", base], FP32))
+    rows = [Row(model, chat, 0) for model in engine.models]
+    texts = engine.complete(rows, Sampling(max_new_tokens=4, temperature=0.0))
+    engine.close()
+
+    assert len(texts) == 3

@@ -16,6 +16,13 @@ _QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 
+_CHATTY = (
+    # At import: that an optional kernel package for CPU inference is absent; we do not use that path.
+    "bitsandbytes.backends.cpu.ops",
+    # Once a layer: that int8 rounds its inputs to float16 on the way, which is how it works.
+    "bitsandbytes.autograd._functions",
+)
+
 
 def no_telemetry() -> None:
     """Switch library telemetry and advice off; called before transformers is first imported.
@@ -24,7 +31,9 @@ def no_telemetry() -> None:
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
-    # It warns at import that an optional kernel package for CPU inference is absent; we do not use that path.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     # peft 0.21 asks transformers 5.23 by a name that is going away.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    # It looks for the ranks of fused experts among modules, where they are not, and says that it found none.
+    warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys", category=RuntimeWarning)

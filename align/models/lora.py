@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UsageError, nearest
@@ -69,13 +68,10 @@ def insert(model: Any, config: LoraConfig, name: str) -> Any:
     """`model` with a new adapter of that name in it: a PeftModel, the same one if it is one already."""
     from peft import PeftModel, get_peft_model
 
-    with warnings.catch_warnings():
-        # PEFT 0.21 looks for the ranks of fused experts among modules, where they are not, and says that it found none.
-        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys", category=RuntimeWarning)
-        if not isinstance(model, PeftModel):
-            return get_peft_model(model, config, adapter_name=name)
-        model.add_adapter(name, config)
-        return model
+    if not isinstance(model, PeftModel):
+        return get_peft_model(model, config, adapter_name=name)
+    model.add_adapter(name, config)
+    return model
 
 
 def check_targets(model: Any, lora: LoraSettings) -> None:
