@@ -58,6 +58,31 @@ def test_killed_three_times_and_resumed_equals_uninterrupted(warm, course, strai
     assert weights_of(copied) == weights_of(straight)
 
 
+@pytest.mark.parametrize("course", ["sft"], indirect=True)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"packing": "true", "max_length": 96, "per_device_train_batch_size": 4},
+        {"lora": "none", "lora.r": None, "lora.dropout": None},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "gradient_checkpointing": "true"},
+    ],
+    ids=["packing", "every weight", "accumulation"],
+)
+def test_other_ways_to_train_resume_to_the_same_bits_too(warm, course, tmp_path, settings):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert warm.run("sft", course.words(straight, **settings)).code == 0
+    ended = warm.run("sft", course.words(killed, **settings), signal=signal.SIGKILL, at_step=14)
+    assert ended.code == -signal.SIGKILL, ended.err
+
+    ended = warm.run("sft", course.words(killed, "--resume", **settings))
+
+    assert ended.code == 0, ended.err
+    assert "\nresuming from step 12\n" in ended.out
+    assert log_of(killed)[11]["epoch"] not in (0.5, 1.0, 2.0)
+    assert log_of(killed) == log_of(straight)
+    assert weights_of(killed) == weights_of(straight)
+
+
 def goes_back(warm, course, straight, root, file: str, how: str) -> None:
     damage(root, "checkpoint-12", file, how)
 
