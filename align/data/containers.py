@@ -42,7 +42,22 @@ def read_path(path: Path, name: str, notes: list[str], reading: Reading | None =
     reader = _READERS.get(file.suffix)
     if reader is None:
         raise DataError(f"{name}: files of this kind are not read; convert it to one of {', '.join(_READERS)}")
+    _check_reading(file)
     yield from reader(file)
+
+
+def _check_reading(file: DataFile) -> None:
+    """Refuse settings that mean nothing for a file of this kind, rather than pass them over."""
+    reading = file.reading
+    meant = {
+        "header": (bool(reading.header), _TABLES),
+        "quoting": (reading.quoting != "auto", _TABLES),
+        "rows_at": (reading.rows_at is not None, (".json", *_YAML)),
+        "encoding": (reading.encoding != "auto", tuple(set(_READERS) - {".parquet"})),
+    }
+    for setting, (given, suffixes) in meant.items():
+        if given and file.suffix not in suffixes:
+            raise UsageError(f"{file.name}: {setting} means nothing for a {file.suffix} file; take it out")
 
 
 def read_hub(name: str, subset: str | None, split: str | None, revision: str | None = None) -> Iterator[RawRow]:
@@ -80,7 +95,9 @@ def _fetch_hub_file(name: str, revision: str | None) -> Path:
 
 
 def _read_folder(folder: Path, name: str, notes: list[str], reading: Reading | None) -> Iterator[RawRow]:
-    files = sorted(found for found in folder.rglob("*") if _is_data(found) and not _hidden(found, folder))
+    held = sorted(found for found in folder.rglob("*") if _is_data(found) and not _hidden(found, folder))
+    # Beside data a YAML file describes it; alone it is the data.
+    files = [file for file in held if file.suffix.lower() not in _YAML] or held
     if not files:
         raise DataError(f"{name}: a folder without data files; put one of {', '.join(_READERS)} there")
     for file in files:
@@ -88,9 +105,8 @@ def _read_folder(folder: Path, name: str, notes: list[str], reading: Reading | N
 
 
 def _is_data(path: Path) -> bool:
-    """Whether a file in a folder holds rows; a YAML file there rather describes them, and needs to be named itself."""
     suffixes = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in PACKED]
-    return bool(suffixes) and suffixes[-1] in _READERS and suffixes[-1] not in _YAML and path.is_file()
+    return bool(suffixes) and suffixes[-1] in _READERS and path.is_file()
 
 
 def _hidden(file: Path, root: Path) -> bool:
@@ -159,6 +175,7 @@ def _read_document(file: DataFile) -> Iterator[RawRow]:
         yield RawRow(file.name, start, {"text": "".join(lines)})
 
 
+_TABLES = (".csv", ".tsv")
 _YAML = (".yaml", ".yml")
 _READERS: dict[str, Callable[[DataFile], Iterator[RawRow]]] = {
     ".json": read_json,

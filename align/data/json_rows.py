@@ -14,7 +14,7 @@ import orjson
 from align.data.problems import RowError
 from align.data.sniff import recognise
 from align.data.streams import DataFile
-from align.errors import DataError, shorten
+from align.errors import DataError, UsageError, shorten
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _KEY_THEN_SPACE = re.compile(rb'"[ \t\r\n]+:').search
@@ -38,10 +38,12 @@ class RawRow(NamedTuple):
 def read_json(file: DataFile) -> Iterator[RawRow]:
     """The rows of a `.json` file: a list, an object that holds one, or lines of JSON after all."""
     start = _first_bytes(file)
-    if start.startswith(b"[") and not _is_list_of_lines(start):
-        return _array_rows(file)
     if start.startswith(b"{") and not _is_lines(start):
         return _object_rows(file)
+    if file.reading.rows_at and start:
+        raise UsageError(f"{file.name}: rows_at means nothing here, the file is a list of rows; take it out")
+    if start.startswith(b"[") and not _is_list_of_lines(start):
+        return _array_rows(file)
     if start:
         file.note("named .json but holds JSON-lines; it was read as such")
     return _line_rows(file)

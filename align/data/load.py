@@ -12,7 +12,7 @@ from align.data.checks import remarks
 from align.data.digest import digest_records
 from align.data.mix import Mixture, open_scan
 from align.data.problems import BadRow
-from align.data.scan import read_row, scan
+from align.data.scan import read_row
 from align.errors import UsageError, nearest
 from align.schema import VIEWS, Record, View
 
@@ -90,7 +90,7 @@ def load_records(
 def survey(spec: str, *, view: View | None = None, roots: Mapping[str, Path] | None = None) -> Survey:
     """Read one dataset and collect what is wrong with it; only what makes it unreadable as a whole is raised."""
     bad: list[BadRow] = []
-    scanned = scan(spec, view=view, roots=roots, on_bad_row="collect", on_bad=bad.append)
+    scanned = open_scan(spec, view=view, roots=roots, on_bad_row="collect", on_bad=bad.append)
     records = [record for batch in scanned for record in batch]
     return Survey(
         scanned.name, records, bad, scanned.skipped, scanned.notes, scanned.rows, scanned.digest, scanned.repeated

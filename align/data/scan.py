@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +85,8 @@ def scan(
     if view is not None and view not in VIEWS:
         raise UsageError(f"view {view!r} is not known;{nearest(view, VIEWS)}")
     dataset = find(spec)
+    if dataset.config.mix:
+        raise UsageError(f"{dataset.name}: is a mixture, which is not read in one pass; scan its members")
 
     def batches(found: Scan) -> Iterator[list[Record]]:
         digest = Digest()
@@ -179,7 +182,8 @@ def _read(
     tags = make_tags(config.tags, known.tags)
     layout = Layout(known.synonyms, config.columns, tags, view, config.label_map, config.ties)
     limit = config.limit if config.seed is None else None
-    yield from itertools.islice(_read_rows(rows, _RowReader(known, layout, found, on_bad)), limit)
+    with contextlib.closing(_read_rows(rows, _RowReader(known, layout, found, on_bad))) as records:
+        yield from itertools.islice(records, limit)
 
 
 def _open(dataset: Dataset, roots: Mapping[str, Path] | None, notes: list[str]) -> Iterator[RawRow]:
@@ -231,7 +235,7 @@ def _decide_format(dataset: Dataset, rows: Iterator[RawRow], notes: list[str]) -
     return everything, format_name
 
 
-def _read_rows(rows: Iterator[RawRow], reader: _RowReader) -> Iterator[Record]:
+def _read_rows(rows: Iterator[RawRow], reader: _RowReader) -> Generator[Record, None, None]:
     found, layout = reader.found, reader.layout
     try:
         for raw in rows:
@@ -239,7 +243,8 @@ def _read_rows(rows: Iterator[RawRow], reader: _RowReader) -> Iterator[Record]:
             yield from reader.read(raw)
     finally:
         if reader.unused:
-            kept = ", ".join(map(str, reader.unused))
+            kept = ", ".join(map(str, itertools.islice(reader.unused, SHOWN)))
+            kept += f" and {len(reader.unused) - SHOWN} more" if len(reader.unused) > SHOWN else ""
             found.notes.append(f"{found.name}: columns kept as meta: {kept}{_near_miss(reader.unused, layout)}")
         found.notes += [f"{found.name}: {count} {remark}" for remark, count in layout.remarks.items()]
 

@@ -242,6 +242,7 @@ def _with_end(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _decoder(encoding: str) -> Any:
     try:
+        b"a".decode(encoding, "replace")  # refuses codecs that are not of text, such as hex
         return codecs.getincrementaldecoder(encoding)("strict")
     except LookupError:
         raise UsageError(

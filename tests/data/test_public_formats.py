@@ -7,7 +7,7 @@ import json
 import pytest
 
 from align.data import load_records
-from align.errors import DataError
+from align.errors import DataError, UsageError
 from align.schema import Record, assistant, user
 
 ASK, ANSWER = user("When?"), assistant("At nine.")
@@ -385,6 +385,43 @@ def test_an_object_without_rows_and_a_wrong_path_are_refused(load):
         load('{"a": 1, "b": [2]}', name="a.json")
     with pytest.raises(DataError, match="nothing is at rows_at: c; its keys are"):
         load('{"a": 1, "b": [2]}', name="a.json", recipe="rows_at: c\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("a.jsonl", "header: [a, b]"),
+        ("a.jsonl", "quoting: none"),
+        ("a.jsonl", "rows_at: data"),
+        ("a.json", "rows_at: data"),
+        ("a.csv", "rows_at: data"),
+        ("a.parquet", "encoding: gb18030"),
+    ],
+)
+def test_settings_that_mean_nothing_for_a_file_are_refused(load, name, recipe):
+    with pytest.raises(UsageError, match=f"{recipe.partition(':')[0]} means nothing"):
+        load([{"messages": [ASK, ANSWER]}] * 2, name=name, recipe=recipe + "\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-9", "hex", "rot13"])
+def test_what_is_no_encoding_of_text_is_refused(load, encoding):
+    with pytest.raises(UsageError, match=f"encoding: '{encoding}' is not known"):
+        load([{"messages": [ASK, ANSWER]}], recipe=f"encoding: {encoding}\n")
+
+
+def test_yaml_in_a_folder_is_data_only_when_it_is_alone(tmp_path):
+    (tmp_path / "a.yml").write_text("- [Hello, At nine.]\n")
+
+    assert load_records(str(tmp_path)).rows == 1
+    (tmp_path / "b.jsonl").write_text((json.dumps({"messages": [ASK, ANSWER]}) + "\n") * 2)
+    assert load_records(str(tmp_path)).rows == 2
+
+
+def test_many_unknown_columns_are_not_all_listed(load):
+    [note] = [note for note in load([{"text": "a"} | {f"c{n}": n for n in range(50)}]).notes if "meta" in note]
+
+    assert "c0, c1," in note
+    assert note.endswith("c19 and 30 more")
 
 
 def test_yaml_that_repeats_itself_by_aliases_is_refused(load):
