@@ -51,8 +51,8 @@ class Warm:
         """Start `python -m align.STAGE WORDS`.
 
         `plan` may hold `signal` with `at_step` (a logged step) or with `at_call` and `count` (before the count-th call
-        of a function, by its dotted name), `then` (another such plan), and `memory` (bytes it may allocate beyond what
-        it starts with).
+        of a function, by its dotted name), `then` (another such plan), `memory` (bytes it may allocate beyond what it
+        starts with), and `environment` (variables to set).
         """
         self._count += 1
         out, err = (self._folder / f"{self._count}.{kind}" for kind in ("out", "err"))
@@ -135,7 +135,10 @@ def _run(request: dict[str, Any]) -> int:
         os._exit(code)
 
 
-def _arrange(*, memory: int = 0, then: dict[str, Any] | None = None, **when: Any) -> None:
+def _arrange(
+    *, memory: int = 0, then: dict[str, Any] | None = None, environment: dict[str, str] | None = None, **when: Any
+) -> None:
+    os.environ.update(environment or {})
     if when:
         _interrupt(**when)
     if then:

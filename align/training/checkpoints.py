@@ -12,6 +12,7 @@ from typing import Any
 
 from align.errors import IntegrityError, UsageError, nearest
 from align.registry.durable import fsync_folder, read_seal, seal, verify_seal
+from align.training.ranks import Ranks
 
 SEAL = "align_checkpoint.json"
 KEEP = 2
@@ -87,6 +88,7 @@ class Checkpoints:
         self._fingerprint = fingerprint
         self.resume = resume
         self.allow_change: tuple[str, ...] = ()
+        self.ranks = Ranks()
         self.best: int | None = None
         """a step whose checkpoint is kept whatever comes after it"""
         self.torn: list[str] = []
@@ -106,8 +108,13 @@ class Checkpoints:
     def seal(self, step: int, progress: dict[str, Any] | None = None) -> None:
         """Make a written folder durable and rotate; only from here on can it be resumed from.
 
-        `progress` is kept with it and comes back from `progress_of`.
+        `progress` is kept with it and comes back from `progress_of`. Of several processes the first does it, once all
+        have written their part.
         """
+        self.ranks.wait()
+        self.ranks.share(lambda: self._seal(step, progress))
+
+    def _seal(self, step: int, progress: dict[str, Any] | None) -> None:
         if (log := self.folder / LOG).is_file():
             with log.open("rb+") as file:
                 # A resumed run keeps the log up to here, so it must not be younger than the checkpoint.
@@ -160,6 +167,8 @@ class Checkpoints:
 
     def drop_unsealed(self) -> None:
         """Remove what was being written when the run failed; it can never be resumed from."""
+        if not self.ranks.first:
+            return
         for _, path in self._found():
             if not (path / SEAL).is_file():
                 shutil.rmtree(path, ignore_errors=True)

@@ -9,15 +9,16 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.config import StageConfig, dump_yaml
-from align.errors import IntegrityError, MachineError
+from align.errors import IntegrityError, MachineError, UsageError
 from align.registry.durable import write_durably
 from align.registry.redaction import redact_lines
 from align.training.checkpoints import check_allowed, refuse_changes
+from align.training.ranks import Ranks, join_ranks
 from align.training.run import Run
 from align.training.shortage import explain_shortage
 from align.training.stops import heed_signals
@@ -38,13 +39,23 @@ def open_run(
     SIGTERM and Ctrl-C set `run.stopping`; a stage then saves a checkpoint and raises PreemptedError. Without disk or
     memory it ends with a MachineError. A run that ends before it has logged anything leaves no folder behind.
     """
+    ranks = _ranks_of(stage)
     runs = registry.runs_dir(config.name)
-    folder = (_unfinished(runs) if resume else None) or _new_folder(runs)
+    folder = ranks.share(lambda: (_unfinished(runs) if resume else None) or _new_folder(runs))
     run = Run(stage, config, registry, folder, resume=resume)
+    run.ranks, run.checkpoints.ranks = ranks, ranks
     run.checkpoints.allow_change = allow_change
-    with _locked(folder), heed_signals(run), _tidied(run), explain_shortage(run):
-        _start(run)
+    with _locked(run), heed_signals(run), _tidied(run), explain_shortage(run):
+        run.finished = ranks.share(lambda: _start(run))
+        _prepare_libraries(config.seed)
         yield run
+
+
+def _ranks_of(stage: Stage) -> Ranks:
+    asked = os.environ.get("WORLD_SIZE", "1")
+    if asked != "1" and stage.trl_config is None:
+        raise UsageError(f"WORLD_SIZE={asked}: align.{stage.name} runs in one process; start it without torchrun")
+    return join_ranks()
 
 
 @contextmanager
@@ -53,38 +64,43 @@ def _tidied(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not _holds_work(run.folder):
+        if run.ranks.first and not _holds_work(run.folder):
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
     finally:
         run.close()
 
 
-def _start(run: Run) -> None:
-    """Refuse to go on with a run that was started otherwise; only then write what this one is."""
+def _start(run: Run) -> str | None:
+    """Refuse to go on with a run that was started otherwise; only then write what this one is.
+
+    Returns the reference that a finished run has registered.
+    """
     identity = json.loads(json.dumps(run.identity()))
     allowed = run.checkpoints.allow_change
     check_allowed(allowed, identity)
     path = run.folder / STARTED
-    resuming = path.is_file()
-    if resuming:
+    if path.is_file():
         what = f"--resume {run.folder}: this is not the run that was started"
         refuse_changes(what, json.loads(path.read_text(encoding="utf-8")), identity, allowed)
-    if resuming and run.finished is None:
-        _notice_registered(run)
-    if run.finished is None:
-        write_durably(path, json.dumps(identity).encode())
-        write_durably(run.folder / "config.yaml", redact_lines(dump_yaml(run.config)).encode())
-        _seed(run.config.seed)
-        _hide_bars()
+        if (registered := _registered(run)) is not None:
+            return registered
+    write_durably(path, json.dumps(identity).encode())
+    write_durably(run.folder / "config.yaml", redact_lines(dump_yaml(run.config)).encode())
+    return None
 
 
-def _notice_registered(run: Run) -> None:
-    """Mark a run as complete that ended between registering its version and saying so."""
+def _registered(run: Run) -> str | None:
+    """The reference that a run has registered, also when it ended before it could say so."""
+    path = run.folder / FINISHED
+    if path.is_file():
+        reference: str = json.loads(path.read_text(encoding="utf-8"))["reference"]
+        return reference
     for version in reversed(run.registry.versions(run.config.name)):
         if (version.manifest or {}).get("run") == run.folder.name:
             run.finish(version.reference)
-            return
+            return version.reference
+    return None
 
 
 def _new_folder(runs: Path) -> Path:
@@ -121,33 +137,35 @@ def _holds_work(folder: Path) -> bool:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    # Opened for appending: whoever asks in vain must not wipe out who holds it.
-    with (folder / "lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise IntegrityError(
-                f"{folder}: {holder} is running in it; wait for it to end, stop it, or start a new run without --resume"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+def _locked(run: Run) -> Iterator[None]:
+    """Hold the folder; the processes of one run hold it together, by the hand of the first."""
+    with ExitStack() as stack:
+        run.ranks.share(lambda: _hold(run.folder, stack))
         yield
 
 
-def _seed(seed: int) -> None:
-    from transformers import set_seed
+def _hold(folder: Path, stack: ExitStack) -> None:
+    # Opened for appending: whoever asks in vain must not wipe out who holds it.
+    file = stack.enter_context((folder / "lock").open("a+", encoding="utf-8"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise IntegrityError(
+            f"{folder}: {holder} is running in it; wait for it to end, stop it, or start a new run without --resume"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
 
-    set_seed(seed)
 
-
-def _hide_bars() -> None:
-    """Keep the libraries' bars (tokenising, writing shards) out of the run's own progress."""
+def _prepare_libraries(seed: int) -> None:
+    """Seed every random state, and keep the libraries' bars (tokenising, shards) out of the run's own progress."""
     from datasets import disable_progress_bars
+    from transformers import set_seed
     from transformers.utils.logging import disable_progress_bar
 
+    set_seed(seed)
     disable_progress_bars()
     disable_progress_bar()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,7 +36,7 @@ def train(run: Run, trainer: Any) -> dict[str, float]:
     Raises DivergedError at the first number that is not finite and PreemptedError after a SIGTERM, its state saved.
     """
     _prepare(trainer)
-    refuse_small_disk(run, trainer.model)
+    run.ranks.share(lambda: refuse_small_disk(run, trainer.model))
     found = run.resume_point()
     with ExitStack() as stack:
         watch = _Watch(run, stack)
@@ -170,7 +171,8 @@ class _Watch(TrainerCallback):
 
     def _heed(self, control: Any) -> None:
         """Save and stop here when somebody asked for it; a run at its last step ends by itself."""
-        if self.run.stopping and not self.over:
+        if self.run.ranks.any(self.run.stopping) and not self.over:
+            self.run.stopped_by = self.run.stopped_by or signal.SIGTERM
             control.should_save = control.should_training_stop = True
 
     def _saved(self) -> dict[str, Any]:

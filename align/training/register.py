@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 def register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> Checkpoint:
     """Save weights, tokenizer, settings, log and model card into the registry and tell what came out."""
+    return run.ranks.share(lambda: _register(stage, config, run, trained))
+
+
+def _register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> Checkpoint:
     # Explained in here, while what was written so far still takes its room.
     with run.registry.stage(config.name) as staging, explain_shortage(run):
         base = _write_weights(run, trained, staging.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from align.schema import View
 from align.training.checkpoints import LOG, Checkpoints
 from align.training.events import Events
 from align.training.progress import Progress, tell
+from align.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from align.data import RecordSet
@@ -41,6 +42,9 @@ class Run:
         self.data: list[dict[str, Any]] = []
         self.stopped_by: int | None = None
         """the signal that asked the run to stop"""
+        self.finished: str | None = None
+        """the reference this run registered, when it had already ended well"""
+        self.ranks = Ranks()
         self.begun = False
         """whether a loop has started, so that there is something to save before stopping"""
         self._progress: Progress | None = None
@@ -105,8 +109,9 @@ class Run:
             self.say(f"  dropped {count}: {reason}")
 
     def say(self, text: str) -> None:
-        """One line for the user."""
-        tell(text)
+        """One line for the user, from the first process of the run alone."""
+        if self.ranks.first:
+            tell(text)
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Append a line to metrics.jsonl and show it.
@@ -116,6 +121,8 @@ class Run:
         for key in _MUST_BE_FINITE:
             if key in numbers and not math.isfinite(numbers[key]):
                 raise self.diverged(f"step {step}: {key} is {numbers[key]}")
+        if not self.ranks.first:
+            return
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | numbers) + "\n")
         if self._events is not None:
@@ -135,10 +142,11 @@ class Run:
 
     def resume_point(self) -> tuple[int, Path] | None:
         """The step and folder to go on from, or None for a start; what was logged after that step is forgotten."""
-        found = self.checkpoints.newest()
+        found = self.ranks.share(self.checkpoints.newest)
         for torn in self.checkpoints.torn:
             self.say(f"checkpoint set aside as {torn}: it is incomplete or damaged")
-        self._forget_after(found[0] if found is not None else 0)
+        if self.ranks.first:
+            self._forget_after(found[0] if found is not None else 0)
         for change in self.checkpoints.changes:
             self.say(f"allowed to differ: {change}")
         if found is not None:
@@ -159,7 +167,8 @@ class Run:
     def progress(self, total: int) -> Iterator[Progress]:
         """Show progress over `total` steps; `advance` it once a step."""
         self.begun = True
-        with Progress(self.config.name, total) as self._progress:
+        self._progress = Progress(self.config.name, total)
+        with self._progress if self.ranks.first else nullcontext():
             yield self._progress
         self._progress = None
 
@@ -176,7 +185,12 @@ class Run:
         """
         settings = {key: value for key, value in self.config.model_dump(mode="json").items() if key not in _FREE}
         starts = {key: self._identify(reference) for key, reference in self.config.references.items()}
-        return {"stage": self.stage.name} | redact(settings) | starts | {"versions": package_versions()}
+        return (
+            {"stage": self.stage.name}
+            | redact(settings)
+            | starts
+            | {"world_size": self.ranks.count, "versions": package_versions()}
+        )
 
     def _identify(self, reference: str) -> dict[str, Any]:
         from align.models.adapters import digests_of_base
@@ -194,12 +208,6 @@ class Run:
         return self.identity() | {
             f"data[{i}]": f"{entry['name']} {entry['digest']}" for i, entry in enumerate(self.data)
         }
-
-    @property
-    def finished(self) -> str | None:
-        """The reference this run registered, when it already ended well."""
-        path = self.folder / "finished.json"
-        return json.loads(path.read_text(encoding="utf-8"))["reference"] if path.is_file() else None
 
     def finish(self, reference: str) -> None:
         """Mark the run as complete."""

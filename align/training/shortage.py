@@ -21,6 +21,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # torch and safetensors report a file that could not be written without an error number, and without its name.
 _UNWRITTEN = ("inline_container", "iostream error", "No space left on device", "Disk quota exceeded", "File too large")
 _UNALLOCATED = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", "Cannot allocate memory")
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 _ROOM = 3
 """checkpoints that must fit before training starts: the two that are kept and the one being written"""
 
@@ -36,7 +37,11 @@ def explain_shortage(run: Run) -> Iterator[None]:
     except (AlignError, KeyboardInterrupt):
         raise
     except Exception as error:
-        found = _full_disk(run, error) or out_of_memory(run.config, run.checkpoints.whole(), error)
+        found = (
+            _full_disk(run, error)
+            or out_of_memory(run.config, run.checkpoints.whole(), error)
+            or _left_alone(run, error)
+        )
         if found is None:
             raise
         run.checkpoints.drop_unsealed()
@@ -57,6 +62,16 @@ def _full_disk(run: Run, error: Exception) -> MachineError | None:
     return MachineError(
         f"{at}: {why}, {free:,} bytes are free; nothing was registered; whole checkpoints in {run.folder}: "
         f"{kept or 'none'}; free space and {'go on with the same command and --resume' if kept else 'start again'}"
+    )
+
+
+def _left_alone(run: Run, error: Exception) -> MachineError | None:
+    """The error to raise when another is that of a collective whose other processes are gone."""
+    if run.ranks.count == 1 or not any(sign in str(error) for sign in _GONE):
+        return None
+    return MachineError(
+        f"process {run.ranks.index} of {run.ranks.count}: another process of this run ended; nothing was registered; "
+        "what it said comes before this, go on with the same command and --resume"
     )
 
 
