@@ -1,6 +1,7 @@
 """Reward modelling: a LoRA adapter with a score head that ranks chosen above rejected (Bradley and Terry 1952).
 
 The loss is -log sigmoid(score(chosen) - score(rejected)), as in Ouyang et al. 2022, equation 1.
+`python -m align.reward score REF FILE` scores a file of records with what came out.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from align.config import TrainerStageConfig
-from align.training.stage import Stage, Trained, keep, main
+from align.config import TrainerStageConfig, write
+from align.training import stage
+from align.training.stage import Stage, Trained, keep
 
 if TYPE_CHECKING:
+    from align.registry import Checkpoint
     from align.training.run import Run
 
 
@@ -35,6 +38,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     from align.models.dropout import switch_off_dropout
     from align.models.heads import start_reward
     from align.models.loading import Precision
+    from align.rl.held_out import report_pairs
     from align.training.arguments import trl_arguments
     from align.training.datasets import token_sets
 
@@ -44,6 +48,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
 
     # 2. Models: the start's base with a score head; a policy's adapter is continued, a base gets a new one.
     resident = start_reward(run.registry, run.parent, config.lora, Precision.of(config))
+    run.say(describe_head(run.parent))
     if config.trainer.get("disable_dropout", True):
         switch_off_dropout(resident.model)
     train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
@@ -62,9 +67,21 @@ def reward(config: RewardConfig, run: Run) -> Trained:
         )  # fmt: skip
     numbers = run.train(trainer)
 
-    # 4. Hand back adapter and head together.
-    kept = keep(numbers, "loss", "accuracy", "margin", "eval_loss", "eval_accuracy")
-    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
+    # 4. Hand back adapter and head together, with what they make of the held-out pairs.
+    report = report_pairs(resident, eval_set, 2 * config.per_device_train_batch_size)
+    for remark in report.remarks:
+        run.say(remark)
+    kept = keep(numbers, "loss", "accuracy", "margin", "eval_loss", "eval_accuracy") | report.numbers
+    parents, panels = [run.parent], report.panels
+    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=parents, panels=panels)
+
+
+def describe_head(start: Checkpoint) -> str:
+    """The line that says which score head a run starts with, and what its first loss should be."""
+    if start.kind == "reward":
+        return f"score head: continued from {start.reference} with its adapter; the first loss is what that had reached"
+    adapter = f"the adapter is continued from {start.reference}" if start.is_adapter else "the adapter is new too"
+    return f"score head: new ({adapter}); its scores mean nothing yet, so the first loss is near ln 2 = 0.693"
 
 
 STAGE = Stage(
@@ -72,5 +89,19 @@ STAGE = Stage(
     next_command="python -m align.ppo --model {parent} --reward_model {name} --data PROMPTS --name {parent}-ppo",
 )  # fmt: skip
 
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, or with `score` as the first word score a file; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["score"]:
+        from align.rl import score_file
+
+        return score_file.main(words[1:])
+    code = stage.main(STAGE, words)
+    if {"--help", "-h"} & set(words):
+        write("python -m align.reward score REF FILE scores a file of records; see python -m align.reward score --help")
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main(STAGE))
+    sys.exit(main())

@@ -49,7 +49,7 @@ RENDERERS: dict[View, Renderer] = {
     "prompt": prompt_rows,
     "text": document_rows,
 }
-_FORMAT = 1
+_FORMAT = 2
 """counted up when the same records would give other rows"""
 _CHUNK = 1000
 _ROWS, _FACTS = "rows.arrow", "facts.json"
@@ -263,6 +263,7 @@ class _Work:
         elif self.plan.columns == "joined":
             prompt = row.pop("prompt_ids")
             row |= {key: prompt + row[key] for key in ("chosen_ids", "rejected_ids")}
+            row["prompt_length"] = len(prompt)
         return row
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.config import write
 from align.errors import IntegrityError
 from align.models.adapter_files import WEIGHTS, load_state, read_adapter
-from align.models.adapters import Resident, check_base, refuse_reward, tokenizer_home
+from align.models.adapters import Resident, check_digests, tokenizer_home
 from align.models.loading import Precision, load_base
 from align.models.lora import insert, new_config, saved_config
-from align.models.tokenizers import load_tokenizer, own_pad_token
+from align.models.tokenizers import check_template, check_vocabulary, load_tokenizer, own_pad_token
 
 if TYPE_CHECKING:
     import torch
@@ -28,40 +28,65 @@ def start_reward(
 ) -> Resident:
     """A trainable reward model `default`: a LoRA adapter and a scalar score head over the checkpoint's base.
 
-    Started from a policy, the adapter continues the policy's weights (as InstructGPT does, Ouyang et al. 2022, 3.5).
+    Started from a reward model, adapter and head go on from where they are. Started from a policy, the adapter
+    continues the policy's weights (as InstructGPT does, Ouyang et al. 2022, 3.5) under a new head.
     """
-    refuse_reward(checkpoint)
-    base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
-    model = load_base(base, precision, head="score")
-    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base), write)
-    own_pad_token(tokenizer, checkpoint.reference, write)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    resident = Resident(model, tokenizer, base, registry=registry)
-    _wrap(resident, checkpoint, lora)
+    resident = _over_base(registry, checkpoint, precision)
+    if checkpoint.is_adapter:
+        _attach(resident, checkpoint, trainable=True)
+    else:
+        assert lora is not None, "a reward model is an adapter"
+        config = new_config(resident.model, lora, _TASK)
+        config.modules_to_save = ["score"]
+        resident.model = insert(resident.model, config, "default")
     resident.model.train()
     return resident
 
 
-def _wrap(resident: Resident, checkpoint: Checkpoint, lora: LoraSettings | None) -> None:
-    if checkpoint.is_adapter:
-        check_base(resident, checkpoint)
-        config = saved_config(resident.model, checkpoint, _TASK, trainable=True)
-    else:
-        assert lora is not None, "a reward model is an adapter"
-        config = new_config(resident.model, lora, _TASK)
-    config.modules_to_save = ["score"]
-    state = read_adapter(checkpoint) if checkpoint.is_adapter else None
-    resident.model = insert(resident.model, config, "default")
-    if state is not None:
-        _continue(resident.model, state, checkpoint)
+def load_scorer(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> Resident:
+    """A saved reward model, frozen, as `model(input_ids, attention_mask).logits` of one score a row.
+
+    Raises IntegrityError unless it is a whole reward model over this base that reads text with this base's tokens.
+    """
+    check_score_head(checkpoint)
+    resident = _over_base(registry, checkpoint, precision)
+    if checkpoint.manifest is None:  # a registered version holds the tokenizer that was committed with it
+        check_vocabulary(checkpoint, resident.tokenizer, resident.base)
+    check_template(checkpoint, resident.tokenizer, "its own tokenizer")
+    _attach(resident, checkpoint, trainable=False)
+    resident.model.requires_grad_(False)
+    resident.model.eval()
+    return resident
 
 
-def _continue(model: Any, state: dict[str, Any], checkpoint: Checkpoint) -> None:
+def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> Resident:
+    """The checkpoint's base with a new score head in place of its language head, and no adapter yet."""
+    from align.models.score_layer import use_score_layer
+
+    if checkpoint.kind == "reward":
+        check_score_head(checkpoint)
+    base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
+    check_digests(checkpoint, base, registry)
+    model = load_base(base, precision, head="score")
+    use_score_layer(model)
+    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base), write)
+    own_pad_token(tokenizer, checkpoint.reference, write)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return Resident(model, tokenizer, base, registry=registry)
+
+
+def _attach(resident: Resident, checkpoint: Checkpoint, *, trainable: bool) -> None:
+    """Set a saved adapter on the base, with its own score head when it is a reward model."""
     from peft import get_peft_model_state_dict
 
-    new = get_peft_model_state_dict(model)
-    head = {key: tensor for key, tensor in new.items() if ".score." in key}
-    load_state(model, state | head, "default", checkpoint)
+    config = saved_config(resident.model, checkpoint, _TASK, trainable=trainable)
+    config.modules_to_save = ["score"]
+    state = read_adapter(checkpoint)
+    resident.model = insert(resident.model, config, "default")
+    fresh = get_peft_model_state_dict(resident.model)
+    (key,) = (key for key in fresh if key.endswith(_HEAD))
+    head = load_score_head(checkpoint).weight if checkpoint.kind == "reward" else fresh[key]
+    load_state(resident.model, state | {key: head}, "default", checkpoint)
 
 
 def check_score_head(checkpoint: Checkpoint) -> None:

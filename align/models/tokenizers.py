@@ -69,6 +69,22 @@ def check_template(checkpoint: Checkpoint, tokenizer: Any, whose: str) -> None:
         )
 
 
+def check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, base: Checkpoint) -> None:
+    """Raise IntegrityError, with both digests, when an adapter's tokenizer gives other ids than its base's own.
+
+    Tokens may have been added; those that the base knows must have kept their ids.
+    """
+    from align.registry.fingerprints import digest_json
+
+    ours, theirs = tokenizer.get_vocab(), load_tokenizer(base).get_vocab()
+    if any(ours.get(token) != place for token, place in theirs.items()):
+        raise IntegrityError(
+            f"{checkpoint.reference}: its tokenizer has the vocabulary {digest_json(ours)}, that of its base "
+            f"{base.reference} is {digest_json(theirs)}; it would read other words than it was trained on; put back "
+            "the tokenizer it was trained with"
+        )
+
+
 def own_pad_token(tokenizer: Any, reference: str, say: Callable[[str], None] | None = None) -> None:
     """Give a tokenizer that pads with EOS another pad token, one that never ends a text.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 _FIRST = ("loss", "accuracy", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "score_mean", "kl")
 _LEFT_OUT = {"step", "epoch", "num_tokens", "tokens_per_second"}
@@ -37,14 +39,18 @@ def panels(series: Series) -> dict[str, Series]:
     return {key: shared[key] for key in order[:_PANELS]}
 
 
-def draw_curves(log: Path, target: Path, *, title: str) -> None:
-    """Draw a log as small panels, one a series, training and held-out values in one."""
+def draw_curves(log: Path, target: Path, *, title: str, more: Sequence[Callable[[Any], None]] = ()) -> None:
+    """Draw a log as small panels, one a series, training and held-out values in one.
+
+    Each of `more` draws a panel of its own after them.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = panels(read_log(log))
-    columns = min(3, max(1, len(shown)))
-    rows = max(1, -(-len(shown) // columns))
+    count = max(1, len(shown) + len(more))
+    columns = min(3, count)
+    rows = -(-count // columns)
     width, height = 4.2 * columns, 2.7 * rows + 0.5
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
@@ -55,6 +61,8 @@ def draw_curves(log: Path, target: Path, *, title: str) -> None:
     )
     for position, (key, kinds) in enumerate(shown.items(), start=1):
         _draw_panel(figure.add_subplot(rows, columns, position), key, kinds)
+    for position, draw in enumerate(more, start=len(shown) + 1):
+        draw(figure.add_subplot(rows, columns, position))
     figure.savefig(target, dpi=90)
 
 

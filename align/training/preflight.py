@@ -6,7 +6,9 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from align.errors import MachineError, UsageError
+from align.models.adapters import refuse_reward
 from align.models.checks import check_models
+from align.models.heads import check_score_head
 from align.training.arguments import check_passthrough
 
 if TYPE_CHECKING:
@@ -22,9 +24,20 @@ def preflight(stage: Stage, config: StageConfig, registry: Registry) -> dict[str
         if importlib.util.find_spec(tracker) is None:
             raise MachineError(f"report_to={tracker}: the package {tracker} is not installed; pip install {tracker}")
     found = {key: registry.resolve(reference) for key, reference in config.references.items()}
+    _check_start(stage, found)
     check_models(config, registry, found)
     _check_name(stage, config, registry)
     return found
+
+
+def _check_start(stage: Stage, found: dict[str, Checkpoint]) -> None:
+    """A reward model is a start for another one only, and only with its score head."""
+    start = found.get("model")
+    if start is None or start.kind != "reward":
+        return
+    if stage.produces != "reward":
+        refuse_reward(start)
+    check_score_head(start)
 
 
 def _check_name(stage: Stage, config: StageConfig, registry: Registry) -> None:

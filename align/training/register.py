@@ -72,7 +72,7 @@ def write_facts(stage: Stage, config: StageConfig, run: Run, trained: Trained, f
     log = run.folder / "metrics.jsonl"
     if log.is_file():
         shutil.copyfile(log, folder / "metrics.jsonl")
-        draw_curves(log, folder / "curves.png", title=f"{stage.name}: {config.name}")
+        draw_curves(log, folder / "curves.png", title=f"{stage.name}: {config.name}", more=trained.panels)
     (folder / "README.md").write_text(model_card(stage, config, run, trained), encoding="utf-8")
 
 

@@ -40,6 +40,8 @@ class Trained:
     adapter: str | None = "default"
     metrics: dict[str, float] = field(default_factory=dict)
     parents: list[Checkpoint] = field(default_factory=list)
+    panels: tuple[Callable[[Any], None], ...] = ()
+    """pictures beside the training curves, each drawn on a matplotlib Axes"""
 
     @classmethod
     def of(cls, resident: Resident, config: StageConfig, **rest: Any) -> Trained:

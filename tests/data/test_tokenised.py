@@ -131,6 +131,7 @@ def test_joined_pairs_hold_the_prompt_before_each_answer(tmp_path, tokenizer):
     for row, rendered in zip(rows, render_preferences(found.records, tokenizer, 64).rows, strict=True):
         assert row["chosen_ids"] == rendered["prompt_ids"] + rendered["chosen_ids"]
         assert row["rejected_ids"] == rendered["prompt_ids"] + rendered["rejected_ids"]
+        assert row["prompt_length"] == len(rendered["prompt_ids"])
 
 
 def test_a_margin_is_a_column_only_when_every_pair_has_one(tmp_path, tokenizer):
