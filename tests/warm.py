@@ -52,10 +52,11 @@ class Warm:
 
         `plan` may hold `signal` with `at_step` (a logged step) or with `at_call` and `count` (before the count-th call
         of a function, by its dotted name), `then` (another such plan), `memory` (bytes it may allocate beyond what it
-        starts with), and `environment` (variables to set).
+        starts with), `environment` (variables to set) and `out` (a pipe to write to instead of a file).
         """
         self._count += 1
         out, err = (self._folder / f"{self._count}.{kind}" for kind in ("out", "err"))
+        out = plan.pop("out", out)
         pid = self._ask(ask="start", stage=stage, words=words, plan=plan, out=str(out), err=str(err))
         return Started(self, pid, out, err)
 
@@ -88,7 +89,7 @@ class Started:
 
     def wait(self) -> Ended:
         code = self.warm._ask(ask="wait", pid=self.pid)
-        return Ended(code, self.out.read_text(), self.err.read_text())
+        return Ended(code, self.out.read_text() if self.out.is_file() else "", self.err.read_text())
 
 
 def serve() -> None:

@@ -294,6 +294,7 @@ def test_an_allowed_change_lets_exactly_that_field_differ(warm, course, copied, 
     assert now == pytest.approx({step: rate if step <= 12 else rate / 10 for step, rate in before.items()})
 
 
+@pytest.mark.slow
 @one_stage
 def test_two_changed_runs_of_one_name_do_not_meet(warm, course, copied, tmp_path):
     """The newest run is the one that --resume means, also when an older one could go on."""

@@ -16,6 +16,7 @@ from align.errors import UsageError
 from align.training.ranks import Ranks, join_ranks
 
 one_stage = pytest.mark.parametrize("course", ["sft"], indirect=True)
+SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("pretrain", "reward", "dpo")]
 PLAIN = {"lora.dropout": None, "max_steps": 8}
 
 
@@ -38,9 +39,7 @@ def run_two(warm, course, words: list[str], **second) -> list:
     return [run.wait() for run in reversed(started)][::-1]
 
 
-@pytest.mark.parametrize(
-    "course", ["sft", "pretrain", *(pytest.param(s, marks=pytest.mark.slow) for s in ("reward", "dpo"))], indirect=True
-)
+@pytest.mark.parametrize("course", ["sft", *SLOW], indirect=True)
 def test_two_processes_register_once_and_learn_what_one_learns(warm, course, tmp_path):
     plain = {key: value for key, value in PLAIN.items() if key in course.settings}
     size = 10 if course.stage == "pretrain" else 8
@@ -88,6 +87,7 @@ def test_a_killed_process_ends_the_run_and_both_resume_to_the_same_bits(warm, co
     assert weights_of(killed) == weights_of(straight)
 
 
+@pytest.mark.slow
 @one_stage
 def test_sigterm_to_one_process_stops_both_at_one_step(warm, course, tmp_path):
     first, second = run_two(

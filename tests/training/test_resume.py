@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from align import dpo, sft
@@ -94,17 +95,15 @@ def test_a_run_that_fails_before_it_logs_leaves_no_folder(tmp_path, tiny_base):
     assert list((tmp_path / "runs").rglob("*.yaml")) == []
 
 
-def test_a_reader_that_goes_away_does_not_stop_training(tmp_path, tiny_base, demonstrations):
-    import subprocess
-    import sys
-
+def test_a_reader_that_goes_away_does_not_stop_training(warm, tmp_path, tiny_base, demonstrations):
     words = line(tmp_path, model=tiny_base, data=demonstrations, name="piped")
-    with subprocess.Popen(
-        [sys.executable, "-u", "-m", "align.sft", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        error = process.stderr.read()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
 
-    assert process.returncode == 0, error
+    run = warm.start("sft", words, out=pipe)
+    with pipe.open() as reader:
+        reader.readline()
+    ended = run.wait()
+
+    assert ended.code == 0, ended.err
     assert open_registry(tmp_path).names() == ["piped"]

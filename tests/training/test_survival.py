@@ -64,7 +64,10 @@ def test_killed_three_times_and_resumed_equals_uninterrupted(warm, course, strai
     [
         {"packing": "true", "max_length": 96, "per_device_train_batch_size": 4},
         {"lora": "none", "lora.r": None, "lora.dropout": None},
-        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "gradient_checkpointing": "true"},
+        pytest.param(
+            {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "gradient_checkpointing": "true"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["packing", "every weight", "accumulation"],
 )
@@ -131,7 +134,9 @@ def test_with_every_checkpoint_torn_it_ends_with_code_4_and_loses_nothing(warm, 
 
 
 @one_stage
-@pytest.mark.parametrize("call", ["torch.save", "align.training.checkpoints.seal"])
+@pytest.mark.parametrize(
+    "call", ["torch.save", pytest.param("align.training.checkpoints.seal", marks=pytest.mark.slow)]
+)
 def test_killed_while_a_checkpoint_is_written(warm, course, straight, tmp_path, call):
     """Before the last of its files, the random states; and before the seal."""
     ended = warm.run(

@@ -13,8 +13,8 @@ from aftermath import checkpoints, log_of, run_folder, versions, weights_of
 from safetensors.torch import load_file
 
 one_stage = pytest.mark.parametrize("course", ["sft"], indirect=True)
-SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("reward", "dpo")]
-some_stages = pytest.mark.parametrize("course", ["sft", "pretrain", *SLOW], indirect=True)
+SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("pretrain", "reward", "dpo")]
+some_stages = pytest.mark.parametrize("course", ["sft", *SLOW], indirect=True)
 
 
 def raw_log(root: Path) -> list[dict[str, float]]:
