@@ -1,25 +1,36 @@
 """Direct preference optimisation: move a policy towards chosen completions (Rafailov et al. 2023, equation 7).
 
-The reference is always a frozen copy of what the policy starts as, so the first loss is ln 2.
+The reference is always a frozen copy of what the policy starts as, so the first loss is ln 2; step 1 proves it.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from align.config import TrainerStageConfig
+from align.errors import UsageError
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
+    from align.models.adapters import Resident
+    from align.training.first_step import Expected
     from align.training.run import Run
 
 LossType = Literal[
-    "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop",
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
 ]  # fmt: skip
+
+_SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}
+"""the losses in which label_smoothing stands; in the first two it divides or is a logarithm's argument"""
+_WITH_DIVERGENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+"""the losses for which another f-divergence than reverse KL is defined (Wang et al. 2023)"""
+_FALLEN = 0.1
+"""share of their log-probability that chosen answers may lose before a line warns about it"""
 
 
 class DpoConfig(TrainerStageConfig):
@@ -29,28 +40,79 @@ class DpoConfig(TrainerStageConfig):
     """peak learning rate"""
     beta: float = Field(0.1, gt=0)
     """how strongly the policy is held to its reference"""
-    loss_type: LossType = "sigmoid"
-    """loss on the margin, by its TRL name"""
+    loss_type: list[LossType] = Field(["sigmoid"], min_length=1)
+    """loss on the margin, by its TRL name, or several that are added up, such as [sigmoid, sft]"""
+    loss_weights: list[float] | None = None
+    """weight of each loss, such as [1.0, 0.1]; by default 1"""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """share of pairs assumed to be labelled the wrong way round"""
+    """share of pairs assumed to be labelled the wrong way round (robust, exo_pair, aot, aot_unpaired)"""
+    adapter: Literal["continue", "stack"] = "continue"
+    """train the start's own adapter on, or a new one (lora) beside it; both are registered as one adapter"""
+    cache_reference: bool = True
+    """compute the reference's log-probabilities once and keep them, instead of in every step"""
+
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _losses_go_together(self) -> Self:
+        weights, kinds = self.loss_weights, set(self.loss_type)
+        if weights is not None and (len(weights) != len(self.loss_type) or min(weights, default=0) <= 0):
+            raise UsageError(
+                f"loss_weights: {weights} for loss_type {self.loss_type}; give one weight above 0 for each loss"
+            )
+        if self.label_smoothing and not kinds & _SMOOTHED:
+            raise UsageError(
+                f"label_smoothing={self.label_smoothing:g}: {', '.join(self.loss_type)} has none; set it to 0, or use "
+                f"one of {', '.join(sorted(_SMOOTHED))}"
+            )
+        for kind in ("robust", "exo_pair"):
+            if kind in kinds and not self.label_smoothing:
+                raise UsageError(
+                    f"loss_type={kind}: label_smoothing is 0, for which this loss is not defined or plain sigmoid; "
+                    f"give label_smoothing={'0.1' if kind == 'robust' else '1e-3'}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _passed_on_settings_fit_the_loss(self) -> Self:
+        kinds = set(self.loss_type)
+        divergence = self.trainer.get("f_divergence_type", "reverse_kl")
+        if divergence != "reverse_kl" and not kinds <= _WITH_DIVERGENCE:
+            raise UsageError(
+                f"trainer.f_divergence_type={divergence}: not defined for {', '.join(sorted(kinds - _WITH_DIVERGENCE))}"
+                f"; use one of {', '.join(sorted(_WITH_DIVERGENCE))}"
+            )
+        if self.trainer.get("use_weighting") and kinds & {"aot", "aot_unpaired"}:
+            raise UsageError(
+                "trainer.use_weighting: aot sorts its pairs, so they have no weights; use another loss_type"
+            )
+        return self
 
 
 def dpo(config: DpoConfig, run: Run) -> Trained:
     """Train a policy on preference pairs against a frozen copy of itself."""
     from trl import DPOConfig, DPOTrainer
 
-    from align.models.adapters import prove_frozen_copy, start_policy, unrounded
+    from align.models.adapters import start_policy, unrounded
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
+    from align.models.stack import WHOLE, check_stackable, concatenate
     from align.training.arguments import trl_arguments
     from align.training.datasets import stand_in, token_sets
+    from align.training.first_step import expect_first
 
     # 1. Data: records seen as chosen and rejected answers to one prompt.
+    stacks = config.adapter == "stack"
+    if stacks:
+        check_stackable(run.parent, config.lora)
     records = run.records()
     held_out = run.held_out(records)
 
-    # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
-    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    # 2. Models: one base; the policy continues the start's adapter, or is a new one beside it.
+    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config), fresh=stacks)
     if config.trainer.get("disable_dropout", True):
         switch_off_dropout(resident.model)
     train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
@@ -60,26 +122,114 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
         trainer = DPOTrainer(
             model=resident.model,
             args=trl_arguments(
-                DPOConfig, config, run, max_length=None, beta=config.beta, loss_type=[config.loss_type],
-                label_smoothing=config.label_smoothing,
+                DPOConfig, config, run, max_length=None, beta=config.beta, loss_type=config.loss_type,
+                loss_weights=config.loss_weights, label_smoothing=config.label_smoothing,
             ),
             train_dataset=stand_in(),
             eval_dataset=stand_in() if eval_set is not None else None,
             processing_class=resident.tokenizer,
         )  # fmt: skip
     trainer.train_dataset, trainer.eval_dataset = train_set, eval_set
-    prove_frozen_copy(resident.model, "default", "ref")
-    run.say(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
+    _set_reference(config, run, trainer, resident)
+    if config.trainer.get("disable_dropout", True):
+        expect_first(run, trainer, first_numbers(config))
     numbers = run.train(trainer)
+    _warn_of_fall(config, run, numbers)
 
-    # 4. Hand back the policy's adapter; the reference is not kept.
-    kept = keep(numbers, *_KEPT)
-    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
+    # 4. Hand back the policy's adapter (a stack as one); the reference is not kept.
+    if stacks:
+        concatenate(resident.model)
+    adapter, kept = WHOLE if stacks else "default", keep(numbers, *_KEPT)
+    return Trained(resident.model, resident.tokenizer, resident.base, adapter, metrics=kept, parents=[run.parent])
+
+
+def _set_reference(config: DpoConfig, run: Run, trainer: Any, resident: Resident) -> None:
+    """Prove the frozen adapter `ref`, or put the start's own in its place, and read it once where that is possible."""
+    from align.models.adapters import prove_frozen_copy
+    from align.models.stack import prove_fresh, set_beside
+    from align.training.reference import PAIRS, give_reference
+
+    if config.adapter == "stack":
+        set_beside(resident, run.parent)
+        prove_fresh(resident.model)
+        what = f"{run.parent.reference} itself, frozen beside the new adapter"
+    else:
+        prove_frozen_copy(resident.model, "default", "ref")
+        what = f"a frozen copy of {run.parent.reference}"
+    run.say(f"reference: {what}; it equals the policy at step 0, so KL is 0")
+    # With these the reference's number of a row is not one sum, or not the same twice.
+    moving = [key for key in ("ld_alpha", "disable_dropout") if config.trainer.get(key) is not None]
+    if moving and config.cache_reference:
+        run.say(f"reference: not cached, because trainer.{moving[0]} is set; it is computed in every step")
+    elif config.cache_reference:
+        give_reference(run, trainer, resident.base, PAIRS)
+        if config.adapter != "stack":
+            resident.model.delete_adapter("ref")
+
+
+def first_numbers(config: DpoConfig) -> dict[str, Expected]:
+    """What step 1 logs when every log-ratio is 0: no rewards, and a loss that is known for each type."""
+    from align.models.loading import Precision
+    from align.training.first_step import Expected
+
+    exact = not Precision.of(config).uses_bf16 and config.quantization != "int8" and not config.trainer.get("fp16")
+    # Batches of other shapes are rounded otherwise: this share of a log-probability, several times what was measured.
+    share = 1e-6 if exact else 1e-2
+    expected = {
+        f"rewards/{side}": Expected(0.0, 1e-4 * config.beta, share * config.beta, f"logps/{side}")
+        for side in ("chosen", "rejected")
+    }
+    losses = [first_loss(kind, config.beta, config.label_smoothing) for kind in config.loss_type]
+    weights = config.loss_weights or [1.0] * len(losses)
+    if None not in losses and not config.trainer.keys() & {"use_weighting", "router_aux_loss_coef"}:
+        total = sum(weight * loss for weight, loss in zip(weights, losses, strict=True) if loss is not None)
+        slope = (
+            4 * sum(weights) * max(config.beta, 1 / config.beta if {"ipo", "sppo_hard"} & {*config.loss_type} else 0)
+        )
+        expected["loss"] = Expected(total, 1e-5 * max(1.0, total), slope * share, "logps/chosen")
+    return expected
+
+
+def first_loss(kind: LossType, beta: float, smoothing: float) -> float | None:
+    """The loss of one type when policy and reference are equal; None for `sft`, which has no reference."""
+    match kind:
+        case "sft":
+            return None
+        case "hinge" | "apo_zero" | "apo_down":
+            return 1.0
+        case "ipo":
+            return 1 / (4 * beta**2)
+        case "sppo_hard":
+            return 1 / (2 * beta**2)
+        case "nca_pair" | "bco_pair":
+            return 2 * math.log(2)
+        case "discopop":
+            return (1 + math.log(2)) / 2
+        case "exo_pair":
+            return -math.log(2) - math.log(smoothing * (1 - smoothing)) / 2
+        case _:
+            return math.log(2)
+
+
+def _warn_of_fall(config: DpoConfig, run: Run, numbers: dict[str, float]) -> None:
+    """Say so when chosen answers became much less likely, as long as the margin grows nothing else would tell."""
+    prefix = "eval_" if "eval_rewards/chosen" in numbers else ""
+    now, reward = numbers.get(f"{prefix}logps/chosen"), numbers.get(f"{prefix}rewards/chosen")
+    if now is None or reward is None:
+        return
+    change = reward / config.beta
+    if -change > max(1.0, _FALLEN * abs(now - change)):
+        which = "held-out chosen" if prefix else "chosen"
+        run.say(
+            f"warning: {which} answers lost {-change:.3g} of their {abs(now - change):.3g} nats of log-probability; "
+            "DPO permits it as long as rejected ones lose more; if the model gets worse, add likelihood "
+            "(loss_type=[sigmoid,sft] loss_weights=[1,0.1]), lower learning_rate or raise beta"
+        )
 
 
 _KEPT = (
     "loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "eval_loss",
-    "eval_rewards/accuracies", "eval_rewards/margins",
+    "eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen", "eval_logps/rejected",
 )  # fmt: skip
 
 STAGE = Stage(

@@ -92,7 +92,8 @@ def test_the_dpo_loss_curve_equals_plain_trl_on_the_same_text(start, tiny_base, 
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    ours = losses(run(dpo.STAGE, start.root, model="start", data=preferences, name="ours-dpo"))
+    words = {"model": "start", "data": preferences, "name": "ours-dpo", "cache_reference": "false"}
+    ours = losses(run(dpo.STAGE, start.root, **words))
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     records = load_records(str(preferences), view="preference").records
     rows = render_preferences(records, tokenizer, 1024).rows

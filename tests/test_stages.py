@@ -173,7 +173,10 @@ def test_print_config_reads_back_to_the_same_settings(tmp_path, capsys):
     assert build(sft.SftConfig, values).learning_rate == 5e-3
 
 
-def test_dpo_holds_one_base_and_two_adapters_and_no_second_model(tmp_path, tiny_base, preferences, monkeypatch):
+@pytest.mark.parametrize(("cached", "held"), [("false", {"default", "ref"}), ("true", {"default"})])
+def test_dpo_holds_one_base_and_its_adapters_and_no_second_model(
+    tmp_path, tiny_base, preferences, monkeypatch, cached, held
+):
     from transformers import AutoModelForCausalLM
 
     from align.training.run import Run
@@ -185,14 +188,15 @@ def test_dpo_holds_one_base_and_two_adapters_and_no_second_model(tmp_path, tiny_
         return {}
 
     monkeypatch.setattr(Run, "train", capture)
-    assert run(dpo.STAGE, tmp_path, f"model={tiny_base}", f"data={preferences}", "name=one") == 0
+    words = [f"model={tiny_base}", f"data={preferences}", "name=one", f"cache_reference={cached}"]
+    assert run(dpo.STAGE, tmp_path, *words) == 0
 
     second_model, sizes = seen[0]
     base = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_base).parameters())
     adapters = [size for key, size in sizes.items() if "lora_" in key]
     assert second_model is None
     assert sum(sizes.values()) == base + sum(adapters)
-    assert {key.split(".")[-2] for key in sizes if "lora_" in key} == {"default", "ref"}
+    assert {key.split(".")[-2] for key in sizes if "lora_" in key} == held
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

@@ -40,11 +40,17 @@ class Resident:
 
 
 def start_policy(
-    registry: Registry, checkpoint: Checkpoint, lora: LoraSettings | None, precision: Precision
+    registry: Registry,
+    checkpoint: Checkpoint,
+    lora: LoraSettings | None,
+    precision: Precision,
+    *,
+    fresh: bool = False,
 ) -> Resident:
     """Make the trainable adapter `default`: the checkpoint's own, continued, or a new LoRA when it is a base.
 
-    With `lora` None the whole model is trainable instead, and a checkpoint's adapter is merged into it.
+    With `fresh` it is a new LoRA in any case, and the checkpoint's own is left for the caller to attach. With `lora`
+    None the whole model is trainable instead, and a checkpoint's adapter is merged into it.
     """
     refuse_reward(checkpoint)
     if lora is None:
@@ -52,7 +58,7 @@ def start_policy(
     resident = _resident_base(registry, checkpoint, precision, write)
     _without_router_loss(resident.model)
     _tell_frozen_experts(resident, checkpoint, lora)
-    if checkpoint.is_adapter:
+    if checkpoint.is_adapter and not fresh:
         attach_adapter(resident, checkpoint, "default", trainable=True)
     else:
         add_lora(resident, "default", lora)

@@ -1,0 +1,170 @@
+"""Log-probabilities under a frozen reference: computed once for each answer and kept by content.
+
+One file for each reference model holds records of 24 bytes that prove themselves: the digest of an answer and its
+prompt as token ids, the sum of the answer's log-probabilities, and a checksum. A file is only appended to, under a
+lock, so any number of processes may fill it; a record that is torn or damaged is no record, and is computed again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.models.adapter_files import WEIGHTS
+from align.registry.durable import hash_file, write_durably
+
+if TYPE_CHECKING:
+    import numpy
+
+    from align.registry import Checkpoint
+
+KEPT = 32
+"""references in the cache; those used longest ago go"""
+
+_FORMAT = 1
+"""counted up when the same key and row would mean another number"""
+_PACKAGES = ("torch", "transformers", "peft")
+_DIGEST = 16
+_RECORD = _DIGEST + 4 + 4
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Token ids of a prompt and an answer to it (int32, one array), and the place where the answer begins."""
+
+    ids: numpy.ndarray
+    start: int
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of what the model reads and what of it is scored."""
+        return hashlib.blake2b(self.start.to_bytes(4, "little") + self.ids.tobytes(), digest_size=_DIGEST).digest()
+
+
+def reference_key(base: dict[str, str], adapter: Checkpoint | None, precision: dict[str, Any]) -> str:
+    """What a reference is: the digests of its base and of its adapter's files (None: the bare base), and how it counts.
+
+    Versions of the libraries are part of it: one of them may mend how a model is computed.
+    """
+    from importlib.metadata import version
+
+    files = (WEIGHTS, "adapter_config.json")
+    facts = {
+        "format": _FORMAT,
+        "base": base,
+        "adapter": {name: hash_file(Path(adapter.location) / name) for name in files} if adapter else None,
+        "precision": precision,
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class ReferenceCache:
+    """The sums known for one reference, in `folder`/`key`.bin."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.path = folder / f"{key}.bin"
+        folder.mkdir(parents=True, exist_ok=True)
+        _keep_newest(folder)
+
+    def read(self) -> dict[bytes, float]:
+        """Every whole record: digest of an answer to the sum of its log-probabilities, in nats."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        os.utime(self.path)
+        return dict(_whole(data))
+
+    def add(self, found: Iterable[tuple[bytes, float]]) -> None:
+        """Append records durably; a file with damage in it is written anew with what is whole."""
+        new = b"".join(_record(digest, value) for digest, value in found)
+        with self._locked():
+            data = self.path.read_bytes() if self.path.is_file() else b""
+            kept = list(_whole(data))
+            if len(kept) * _RECORD != len(data):
+                write_durably(self.path, b"".join(_record(*record) for record in kept) + new)
+                return
+            with self.path.open("ab") as file:
+                file.write(new)
+                file.flush()
+                os.fsync(file.fileno())
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self.path.with_suffix(".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _record(digest: bytes, value: float) -> bytes:
+    import numpy
+
+    body = digest + numpy.float32(value).tobytes()
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def _whole(data: bytes) -> Iterator[tuple[bytes, float]]:
+    import numpy
+
+    for start in range(0, len(data) - _RECORD + 1, _RECORD):
+        body, check = data[start : start + _RECORD - 4], data[start + _RECORD - 4 : start + _RECORD]
+        if zlib.crc32(body).to_bytes(4, "little") == check:
+            yield body[:_DIGEST], float(numpy.frombuffer(body, numpy.float32, 1, _DIGEST)[0])
+
+
+def _keep_newest(folder: Path) -> None:
+    for path in sorted(folder.glob("*.bin"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def batches(answers: Sequence[Answer], capacity: int) -> list[list[int]]:
+    """Places in `answers`, as batches of at most `capacity` tokens once padded: long with long, equal prompts together.
+
+    The longest come first, so that a batch that does not fit into memory fails at once.
+    """
+    prompts = [answer.ids[: answer.start].tobytes() for answer in answers]
+    longest: dict[bytes, int] = {}
+    for prompt, answer in zip(prompts, answers, strict=True):
+        longest[prompt] = max(longest.get(prompt, 0), len(answer.ids))
+    order = sorted(range(len(answers)), key=lambda place: (-longest[prompts[place]], prompts[place]))
+    made: list[list[int]] = []
+    width = 0
+    for place in order:
+        width = max(width, len(answers[place].ids))
+        if not made or width * (len(made[-1]) + 1) > capacity:
+            made.append([])
+            width = len(answers[place].ids)
+        made[-1].append(place)
+    return made
+
+
+def score_answers(model: Any, answers: Sequence[Answer]) -> list[float]:
+    """The sum of log-probabilities of each answer in nats, under the adapters that are active; one padded batch.
+
+    The model is one a TRL trainer was built around: it takes labels and gives their log-probabilities.
+    """
+    import torch
+
+    width = max(len(answer.ids) for answer in answers)
+    ids = torch.zeros(len(answers), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for row, answer in enumerate(answers):
+        tokens = torch.from_numpy(answer.ids.astype("int64"))
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        labels[row, answer.start : len(tokens)] = tokens[answer.start :]
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    on_device = {key: value.to(model.device) for key, value in inputs.items()}
+    with torch.no_grad():
+        sums = model(**on_device, use_cache=False, fused_lm_head=True).log_probs.sum(dim=1)
+    return [float(value) for value in sums.float().cpu()]

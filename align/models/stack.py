@@ -1,0 +1,137 @@
+"""A fresh adapter trained beside a frozen one, and the two as one adapter afterwards.
+
+Both add to the same layer: W + s1 B1 A1 + s2 B2 A2 = W + [s1 B1, s2 B2] [A1; A2], which has rank r1 + r2 and scale 1.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import IntegrityError, UsageError
+from align.models.adapters import adapter_parameters, attach_adapter, set_trainable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from align.config import LoraSettings
+    from align.models.adapters import Resident
+    from align.registry import Checkpoint
+
+FRESH, FROZEN, WHOLE = "default", "ref", "stacked"
+"""the trained adapter, the frozen one under the name by which TRL asks for the reference, and both as one"""
+
+_NO_SUM = ("use_dora", "lora_bias", "target_parameters", "alora_invocation_tokens")
+"""settings of an adapter that make it more than a product of two matrices"""
+
+
+def check_stackable(checkpoint: Checkpoint, lora: LoraSettings | None) -> None:
+    """Raise UsageError unless a checkpoint is an adapter on which a new one can be stacked exactly."""
+    if not checkpoint.is_adapter:
+        raise UsageError(
+            f"adapter=stack: {checkpoint.reference} is a base without an adapter; leave adapter out, a new adapter is "
+            "what a base gets anyway"
+        )
+    path = Path(checkpoint.location) / "adapter_config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    found = [key for key in _NO_SUM if stored.get(key)]
+    if lora is not None and lora.use_dora:
+        found.append("use_dora")
+    if found:
+        why = "DoRA normalises base and update together" if "use_dora" in found else f"{found[0]} is no sum of products"
+        raise UsageError(
+            f"adapter=stack: {checkpoint.reference} with a new adapter beside it cannot be one adapter ({why}); "
+            "use adapter=continue, or plain LoRA for both"
+        )
+
+
+def set_beside(resident: Resident, checkpoint: Checkpoint) -> None:
+    """Attach a saved adapter as the frozen `ref`, and let the policy be the trainable `default` on top of it.
+
+    Call it when a TRL trainer has been built around the model: it has made a `ref` of its own, a copy of the fresh
+    adapter, which would be the bare base. TRL reads its reference by activating `ref` alone and then activates
+    `default` again; from here on that means both.
+    """
+    model = resident.model
+    if FROZEN in model.peft_config:
+        model.delete_adapter(FROZEN)
+    attach_adapter(resident, checkpoint, FROZEN)
+    resident.model.set_adapter = types.MethodType(_set_adapter, resident.model)
+    resident.model.set_adapter(FRESH)
+
+
+def _set_adapter(model: Any, name: str, inference_mode: bool = False) -> None:
+    """PEFT's `set_adapter`, except that the fresh adapter never stands alone."""
+    type(model).set_adapter(model, name, inference_mode)
+    if name == FRESH:
+        # The first is the one a trainer saves and restores as its own.
+        model.base_model.set_adapter([FRESH, FROZEN], inference_mode)
+    set_trainable(model, FROZEN, False)
+
+
+def prove_fresh(model: Any) -> None:
+    """Raise IntegrityError unless the fresh adapter adds exactly nothing yet and the frozen one stays as it is."""
+    updates = [key for key, value in model.named_parameters() if f"lora_B.{FRESH}." in key and bool(value.any())]
+    moving = [value for value in adapter_parameters(model, FROZEN) if value.requires_grad]
+    if updates or moving or model.active_adapters != [FRESH, FROZEN]:
+        raise IntegrityError(
+            f"the policy does not start as the frozen adapter: {len(updates)} updates are not zero, {len(moving)} "
+            f"frozen tensors would train, active are {model.active_adapters}; report this"
+        )
+
+
+def concatenate(model: Any, names: tuple[str, ...] = (FROZEN, FRESH), target: str = WHOLE) -> None:
+    """Add adapter `target` to a PEFT model: the exact sum of adapters `names` as one of rank r1 + r2 and scale 1.
+
+    A module that only some of them adapt gets zeros in B for the rest, so every module has the same rank and any
+    loader of LoRA takes it; those parts of A are fresh, so that training can go on with them.
+    """
+    from peft import LoraConfig
+
+    layers = list(_layers(model))
+    rank = max(sum(layer.r.get(name, 0) for name in names) for _, layer in layers)
+    first = model.peft_config[names[0]]
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=_targets(model, names), task_type=first.task_type,
+        fan_in_fan_out=first.fan_in_fan_out, inference_mode=True,
+    )  # fmt: skip
+    model.add_adapter(target, config)
+    set_trainable(model, target, False)
+    for _, layer in _layers(model):
+        start = 0
+        whole_a, whole_b = _matrices(layer, target)
+        for name in names:
+            if name not in layer.r:
+                continue
+            a, b = _matrices(layer, name)
+            part = slice(start, start + a.shape[0])
+            whole_a.data[part] = a.data.to(whole_a.dtype)
+            whole_b.data[:, part] = (b.data.float() * layer.scaling[name]).to(whole_b.dtype)
+            start = part.stop
+
+
+def _layers(model: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    return ((path, module) for path, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def _matrices(layer: Any, name: str) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) of one adapter of a layer; those of a convolution have more dimensions behind."""
+    if name in layer.lora_embedding_A:
+        return layer.lora_embedding_A[name], layer.lora_embedding_B[name]
+    return layer.lora_A[name].weight, layer.lora_B[name].weight
+
+
+def _targets(model: Any, names: tuple[str, ...]) -> list[str]:
+    """Module names that cover what the adapters are set on; full paths where one of them names no plain set."""
+    sets = [model.peft_config[name].target_modules for name in names]
+    if not any(isinstance(found, str) for found in sets):
+        return sorted(set().union(*sets))
+    prefix = "base_model.model."
+    adapted = (path for path, layer in _layers(model) if any(name in layer.r for name in names))
+    return sorted(path.removeprefix(prefix) for path in adapted)

@@ -1,0 +1,59 @@
+"""Proof that training starts where it should: the numbers of step 1 are known when the policy equals its reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from align.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from align.training.run import Run
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What step 1 must log: `value`, give or take `within`, and `share` of the number that is logged as `of`.
+
+    Log-probabilities are sums over tokens, so what rounding adds to them grows with their size.
+    """
+
+    value: float
+    within: float
+    share: float = 0.0
+    of: str = ""
+
+    def admits(self, found: float, numbers: Mapping[str, float]) -> bool:
+        """Whether a logged number is what was expected; one that is not finite is another error's business."""
+        allowed = self.within + self.share * abs(numbers.get(self.of, 0.0))
+        return not math.isfinite(found) or abs(found - self.value) <= allowed
+
+
+def expect_first(run: Run, trainer: Any, expected: Mapping[str, Expected]) -> None:
+    """Let a trainer end with an IntegrityError when step 1 logs anything else; a line tells what it logged.
+
+    A number that is not logged is not checked. A resumed run was checked when it was started.
+    """
+    trainer.add_callback(_FirstStep(run, expected))
+
+
+class _FirstStep(TrainerCallback):
+    def __init__(self, run: Run, expected: Mapping[str, Expected]) -> None:
+        self.run, self.expected = run, expected
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if state.global_step != 1 or "loss" not in (logs or {}):
+            return
+        numbers = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        shown = {key: wanted for key, wanted in self.expected.items() if key in numbers}
+        told = ", ".join(f"{key} {numbers[key]:.6g} ({wanted.value:.6g})" for key, wanted in shown.items())
+        if any(not wanted.admits(numbers[key], numbers) for key, wanted in shown.items()):
+            raise IntegrityError(
+                f"step 1, found (expected): {told}; the reference is not what the policy starts as, and training "
+                "would be held to another model; report this, or check what trainer: changes"
+            )
+        self.run.say(f"step 1 as expected, policy equals reference: {told}")
