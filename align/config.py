@@ -161,6 +161,8 @@ class TrainerStageConfig(StageConfig):
     """stop after so many evaluations without a lower eval_loss, and keep the best weights; none never does"""
     dataset_num_proc: int | None = Field(None, ge=1)
     """processes that tokenise; by default several for large data only"""
+    fast_path: bool = True
+    """compute each shared prefix once and no padding, where the model allows it; the numbers stay TRL's"""
     trainer: dict[str, Any] = {}
     """anything else of the TRL config this stage fills, checked by name"""
 

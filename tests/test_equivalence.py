@@ -29,7 +29,7 @@ def words(**settings: object) -> list[str]:
 
 
 def run(stage, root: Path, **settings: object) -> Path:
-    arguments = COMMON | {"bf16": "false", "logging_steps": 1, "lora.r": 4} | settings
+    arguments = COMMON | {"bf16": "false", "logging_steps": 1, "lora.r": 4, "fast_path": "false"} | settings
     assert main(stage, ["--registry", str(root), *words(**arguments)]) == 0
     return Path(open_registry(root).resolve(str(settings["name"])).location)
 

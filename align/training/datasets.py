@@ -34,6 +34,22 @@ def stand_in() -> Dataset:
     return Dataset.from_list([{"prompt": "", "chosen": "b", "rejected": "c"}])
 
 
+def mismatched(rows: Dataset, batch_size: int, seed: int) -> Dataset:
+    """Answers with a verdict, shuffled, each beside the answer to another prompt of its batch as `KL_completion_ids`.
+
+    The KL of a batch is estimated on prompts whose answers were passed on by one, so the rows must be read in order.
+    """
+    answers = rows.shuffle(seed=seed).flatten_indices()
+    ids = answers["completion_ids"]
+    starts = range(0, len(ids), batch_size)
+    passed_on = [
+        ids[start - 1 if place == start and start + 1 >= len(ids) else place - 1 if place > start else stop - 1]
+        for start, stop in ((start, min(start + batch_size, len(ids))) for start in starts)
+        for place in range(start, stop)
+    ]
+    return answers.add_column("KL_completion_ids", passed_on)
+
+
 def _token_set(run: Run, records: RecordSet, tokenizer: Any) -> Dataset:
     plan = run.stage.token_plan(run.config)
     processes = getattr(run.config, "dataset_num_proc", None)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from align.config import TrainerStageConfig
 from align.errors import DivergedError, PreemptedError, UsageError
+from align.models.packed import use_fast_path
 from align.training.patience import Patience
 from align.training.shortage import refuse_small_disk
 from align.training.stage import keep
@@ -36,6 +38,8 @@ def train(run: Run, trainer: Any) -> dict[str, float]:
     Raises DivergedError at the first number that is not finite and PreemptedError after a SIGTERM, its state saved.
     """
     _prepare(trainer)
+    if isinstance(run.config, TrainerStageConfig) and run.config.fast_path and type(trainer) is not Trainer:
+        use_fast_path(trainer.model, run.say)
     run.ranks.share(lambda: refuse_small_disk(run, trainer.model))
     found = run.resume_point()
     with ExitStack() as stack:

@@ -1,0 +1,101 @@
+"""Kahneman-Tversky optimisation: learn from answers that are good or bad by themselves (Ethayarajh et al. 2024, eq. 8).
+
+The reference is always a frozen copy of what the policy starts as, so the first loss is a half of the mean weight.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from align.config import TrainerStageConfig
+from align.training.stage import Stage, Trained, keep, main
+
+if TYPE_CHECKING:
+    from align.training.run import Run
+
+
+class KtoConfig(TrainerStageConfig):
+    """Settings of Kahneman-Tversky optimisation."""
+
+    learning_rate: float = Field(5e-6, gt=0, le=1)
+    """peak learning rate"""
+    per_device_train_batch_size: int = Field(8, ge=2)
+    """rows in a forward pass; the KL is estimated over them, so there are at least two"""
+    beta: float = Field(0.1, gt=0)
+    """how strongly the policy is held to its reference"""
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """loss on an answer, by its TRL name"""
+    desirable_weight: float | None = Field(None, gt=0)
+    """weight of good answers; by default such that good and bad ones weigh the same together"""
+    undesirable_weight: float | None = Field(None, gt=0)
+    """weight of bad answers; by default as above"""
+
+
+def kto(config: KtoConfig, run: Run) -> Trained:
+    """Train a policy on good and bad answers against a frozen copy of itself."""
+    from trl import KTOConfig, KTOTrainer
+
+    from align.models.adapters import prove_frozen_copy, start_policy, unrounded
+    from align.models.loading import Precision
+    from align.training.arguments import trl_arguments
+    from align.training.datasets import mismatched, stand_in, token_sets
+
+    # 1. Data: records seen as answers with a verdict; a pair gives two.
+    records = run.records()
+    held_out = run.held_out(records)
+
+    # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
+    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
+    count = sum(train_set["label"])
+    good, bad = balance(count, len(train_set) - count, config)
+    run.say(f"{count} good answers of weight {good:.3g}, {len(train_set) - count} bad ones of weight {bad:.3g}")
+
+    # 3. Optimise: TRL owns the loop. It would tokenise rows itself, so it is built on a stand-in and given ours after.
+    with unrounded(resident.model):
+        trainer = KTOTrainer(
+            model=resident.model,
+            args=trl_arguments(
+                KTOConfig, config, run, max_length=config.max_length, beta=config.beta, loss_type=config.loss_type,
+                desirable_weight=good, undesirable_weight=bad,
+            ),
+            train_dataset=stand_in(),
+            eval_dataset=stand_in() if eval_set is not None else None,
+            processing_class=resident.tokenizer,
+        )  # fmt: skip
+    size = config.per_device_train_batch_size
+    trainer.train_dataset = mismatched(train_set, size, config.seed)
+    trainer.eval_dataset = mismatched(eval_set, size, config.seed) if eval_set is not None else None
+    prove_frozen_copy(resident.model, "default", "ref")
+    run.say(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
+    numbers = run.train(trainer)
+
+    # 4. Hand back the policy's adapter; the reference is not kept.
+    kept = keep(numbers, "loss", "kl", "rewards/margins", "logps/chosen", "logps/rejected", "eval_loss")
+    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
+
+
+def balance(good: int, bad: int, config: KtoConfig) -> tuple[float, float]:
+    """Weights of good and bad answers: as asked, else the rarer ones are raised until both sums are equal.
+
+    The paper (section 4.2) advises a ratio of the two sums between 1 and 4/3.
+    """
+    most = max(good, bad)
+    weights = [most / max(count, 1) for count in (good, bad)]
+    asked = (config.desirable_weight, config.undesirable_weight)
+    if all(weight is None for weight in asked):
+        return weights[0], weights[1]
+    first, second = (1.0 if weight is None else weight for weight in asked)
+    return first, second
+
+
+STAGE = Stage(
+    "kto", KtoConfig, kto, view="unpaired", produces="policy", trl_config="KTOConfig",
+    next_command="python -m align.compare {name} {parent}",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main(STAGE))

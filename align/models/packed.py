@@ -1,0 +1,223 @@
+"""The fast path below TRL's call: a batch as one row, every shared prefix computed once and nothing padded.
+
+TRL asks a model for the log-probabilities of labels (`fused_lm_head=True`), or a reward model for scores. What happens
+below that call is ours: sequences are packed, each attends to itself only, the head is applied to trained positions,
+and the answers are put back where TRL expects them. Its trainers, losses and metrics stay what they are.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from align.models.prefixes import Packed, Sequence, pack, pair_keys, prompt_keys, sequences_of
+from align.models.trained_head import score_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ATTENTION = "align_packed"
+
+FAMILIES = {
+    "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi", "phi3", "qwen2", "qwen3",
+    "qwen3_moe",
+}  # fmt: skip
+"""model types whose attention is plain and whose positions are given: the ones this is tested with"""
+
+_CHANGES_LOGITS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
+
+_CLOSE = {"float32": 1e-4, "other": 5e-2}
+_IGNORABLE = {"use_cache", "return_dict", "margin", "num_items_in_batch"}
+_SEQUENCE_STARTS = "cu_seq_lens_q"
+_OF_PACKING = {"position_ids", _SEQUENCE_STARTS, "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
+
+
+@dataclass
+class FastPath:
+    """The packed forward of one model, beside its stock one."""
+
+    model: Any
+    stock: Callable[..., Any]
+    say: Callable[[str], None]
+    proved: bool = False
+    active: bool = True
+    shares_prefixes: bool = True
+    """what several sequences begin with is computed once; off for ablations only"""
+    slopes_forward: bool = True
+    """a frozen head forms its gradient in the forward pass; off for ablations only"""
+
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        """What the model's own forward returns, computed packed where that is possible."""
+        # PEFT names every argument, also those nobody gave.
+        inputs = {key: value for key, value in inputs.items() if value is not None}
+        if args or not self.active or not self._takes(inputs):
+            return self.stock(*args, **inputs)
+        if not self.proved:
+            self._prove(inputs)
+            if not self.active:
+                return self.stock(**inputs)
+        return self._packed(inputs)
+
+    def _takes(self, inputs: dict[str, Any]) -> bool:
+        """Whether this is a call for scores of given tokens, with nothing in it that packing would lose."""
+        asked = inputs.get("fused_lm_head", False) if self._has_head else inputs.get("labels") is None
+        known = {"input_ids", "attention_mask", "labels", "fused_lm_head", *_IGNORABLE}
+        known |= _OF_PACKING if _SEQUENCE_STARTS in inputs else set()
+        return bool(asked) and inputs.keys() <= known and self._fits_window(inputs["input_ids"])
+
+    @property
+    def _has_head(self) -> bool:
+        return not hasattr(self.model, "score")
+
+    def _fits_window(self, ids: Tensor) -> bool:
+        window = getattr(self.model.config, "sliding_window", None)
+        return window is None or ids.shape[1] <= window
+
+    def _packed(self, inputs: dict[str, Any]) -> Any:
+        ids, labels = inputs["input_ids"], inputs.get("labels")
+        sequences = sequences_of(ids, inputs.get("attention_mask"), labels, inputs.get(_SEQUENCE_STARTS))
+        packed = pack(sequences, self._keys(sequences), ids.device)
+        hidden = self._backbone(packed)
+        if not self._has_head:
+            from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+            return SequenceClassifierOutputWithPast(logits=self.model.score(hidden[packed.last]))
+        return self._token_scores(hidden, packed, labels)
+
+    def _keys(self, sequences: list[Sequence]) -> list[Hashable]:
+        if not self.shares_prefixes:
+            return list(range(len(sequences)))
+        return prompt_keys(sequences) if self._has_head else pair_keys(sequences)
+
+    def _backbone(self, packed: Packed) -> Tensor:
+        """Hidden states (T, H) of the packed row."""
+        # A mask of four dimensions is passed on as it is, so none is built; our attention reads `packed` in its place.
+        no_mask = packed.ids.new_zeros((1, 1, 1, 1))
+        output = self.model.base_model(
+            input_ids=packed.ids, position_ids=packed.positions, attention_mask=no_mask, use_cache=False, packed=packed
+        )
+        return output.last_hidden_state[0]
+
+    def _token_scores(self, hidden: Tensor, packed: Packed, labels: Any) -> Any:
+        from trl.trainer.utils import FusedCausalLMOutput
+
+        head = self.model.get_output_embeddings()
+        frozen = self.slopes_forward and not head.weight.requires_grad
+        scores = score_tokens(head, hidden[packed.sources], packed.targets, frozen=frozen)
+        wanted = labels[:, 1:]
+
+        def spread(values: Tensor) -> Tensor:
+            return values.new_zeros(wanted.shape).index_put((packed.rows, packed.columns), values)
+
+        return FusedCausalLMOutput(
+            loss=-scores.log_probs.sum() / max(len(packed.targets), 1),
+            log_probs=spread(scores.log_probs),
+            entropy=spread(scores.entropy),
+            mean_logits=spread(scores.mean_logits),
+            is_top1=spread(scores.is_top1),
+            label_mask=wanted != -100,
+        )
+
+    def _prove(self, inputs: dict[str, Any]) -> None:
+        """Compare the shortest rows of the first batch with the stock path; step aside for good when they differ."""
+        import torch
+
+        inputs = _shortest(inputs)
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            stock, ours = self.stock(**inputs), self._packed(inputs)
+        self.model.train(training)
+        field = "log_probs" if self._has_head else "logits"
+        expected, found = getattr(stock, field).float(), getattr(ours, field).float()
+        difference = float(((expected - found).abs() / (1 + expected.abs())).max())
+        bound = _CLOSE["float32" if getattr(stock, field).dtype == torch.float32 else "other"]
+        self.proved = True
+        if difference > bound:
+            self.active = False
+            self.say(
+                f"fast path: the first batch differs from the stock path by {difference:.1e}; the stock path is used"
+            )
+
+
+def _shortest(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The pair of rows (one of each half of the batch) with the fewest tokens; a packed batch is one row and stays."""
+    mask = inputs.get("attention_mask")
+    if mask is None or len(mask) < 2 or len(mask) % 2:
+        return inputs
+    half = len(mask) // 2
+    row = int((mask[:half].sum(1) + mask[half:].sum(1)).argmin())
+    batched = {key: value for key, value in inputs.items() if getattr(value, "shape", ())[:1] == mask.shape[:1]}
+    return inputs | {key: value[[row, row + half]] for key, value in batched.items()}
+
+
+def use_fast_path(model: Any, say: Callable[[str], None]) -> FastPath | None:
+    """Let a model (bare or under PEFT) compute packed batches; None, and a printed reason, where it cannot.
+
+    Call it after a TRL trainer was built around the model, so that what TRL put on the model is what is stepped into.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kind = base.config.model_type
+    if kind not in FAMILIES or any(getattr(base.config, name, None) is not None for name in _CHANGES_LOGITS):
+        say(f"fast path: not for {kind} models; the stock path is used")
+        return None
+    _register_attention()
+    base.set_attn_implementation(ATTENTION)
+    path = FastPath(base, base.forward, say)
+    base.forward = types.MethodType(lambda _self, *args, **inputs: path.forward(*args, **inputs), base)
+    return path
+
+
+def _register_attention() -> None:
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+def packed_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention of a packed row, (1, heads, T, d) each: every branch sees its stem and itself; else plain SDPA."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    packed: Packed | None = options.pop("packed", None)
+    if packed is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    fixed = {
+        "scale": options.get("scaling"), "dropout_p": options.get("dropout", 0.0),
+        "enable_gqa": key.shape[1] != query.shape[1],
+    }  # fmt: skip
+    parts = []
+    for tree in packed.trees:
+        (_, first_end), *others = tree.branches
+        whole = slice(tree.start, first_end)
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, whole], key[:, :, whole], value[:, :, whole], is_causal=True, **fixed
+            )
+        )
+        stem = slice(tree.start, tree.stem_end)
+        for begin, end in others:
+            if begin == end:
+                continue
+            own = slice(begin, end)
+            keys, values = (torch.cat([each[:, :, stem], each[:, :, own]], 2) for each in (key, value))
+            parts.append(
+                scaled_dot_product_attention(
+                    query[:, :, own], keys, values, attn_mask=packed.mask(tree, begin, end), **fixed
+                )
+            )
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
