@@ -134,7 +134,8 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     if config.trainer.get("disable_dropout", True):
         expect_first(run, trainer, first_numbers(config))
     numbers = run.train(trainer)
-    _warn_of_fall(config, run, numbers)
+    if (fall := fall_of_chosen(config.beta, numbers)) is not None:
+        run.say(fall)
 
     # 4. Hand back the policy's adapter (a stack as one); the reference is not kept.
     if stacks:
@@ -211,20 +212,23 @@ def first_loss(kind: LossType, beta: float, smoothing: float) -> float | None:
             return math.log(2)
 
 
-def _warn_of_fall(config: DpoConfig, run: Run, numbers: dict[str, float]) -> None:
-    """Say so when chosen answers became much less likely, as long as the margin grows nothing else would tell."""
-    prefix = "eval_" if "eval_rewards/chosen" in numbers else ""
+def fall_of_chosen(beta: float, numbers: dict[str, float]) -> str | None:
+    """A line about chosen answers that became much less likely, held-out ones where there are any; else None.
+
+    The mean reward over beta is exactly the change since the start, on the same rows.
+    """
+    prefix, which = ("eval_", "held-out chosen") if "eval_rewards/chosen" in numbers else ("", "chosen")
     now, reward = numbers.get(f"{prefix}logps/chosen"), numbers.get(f"{prefix}rewards/chosen")
     if now is None or reward is None:
-        return
-    change = reward / config.beta
-    if -change > max(1.0, _FALLEN * abs(now - change)):
-        which = "held-out chosen" if prefix else "chosen"
-        run.say(
-            f"warning: {which} answers lost {-change:.3g} of their {abs(now - change):.3g} nats of log-probability; "
-            "DPO permits it as long as rejected ones lose more; if the model gets worse, add likelihood "
-            "(loss_type=[sigmoid,sft] loss_weights=[1,0.1]), lower learning_rate or raise beta"
-        )
+        return None
+    lost, before = -reward / beta, abs(now - reward / beta)
+    if lost <= max(1.0, _FALLEN * before):
+        return None
+    return (
+        f"warning: {which} answers became less likely, by {lost:.3g} nats from -{before:.3g}; DPO permits it while "
+        "rejected ones lose more; if the model gets worse, add likelihood (loss_type=[sigmoid,sft] "
+        "loss_weights=[1,0.1]), lower learning_rate or raise beta"
+    )
 
 
 _KEPT = (
