@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from align.rl.ranking import Pairs, calibration_error, reliability
+from align.rl.ranking import Pairs, calibration_error, reliability, wilson
 
 _BARS = 30
 
@@ -18,16 +18,19 @@ def panels_of(pairs: Pairs) -> tuple[Callable[[Any], None], ...]:
 
 
 def draw_reliability(axes: Any, pairs: Pairs) -> None:
-    """Observed against predicted preference; the area of a point is its share of the pairs."""
+    """Observed against predicted preference with 95% intervals; the area of a point is its share of the pairs."""
     curve = reliability(pairs.margins)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="perfect")
-    axes.plot(curve.predicted, curve.observed, color="C1", linewidth=1.2)
+    shares = [wilson(*bin_) for bin_ in zip(curve.observed, curve.counts, strict=True)]
+    ends = [[share.mean - share.low for share in shares], [share.high - share.mean for share in shares]]
+    # Rounding may leave an end of an interval a hair on the wrong side of its middle.
+    axes.errorbar(curve.predicted, curve.observed, np.maximum(ends, 0), color="C1", linewidth=1, linestyle="none")
     sizes = 10 + 300 * curve.counts / curve.counts.sum()
     axes.scatter(curve.predicted, curve.observed, s=sizes, color="C1", alpha=0.7, label="held out", zorder=3)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.set_title(f"calibration (ECE {calibration_error(curve):.3f})", fontsize=10)
     axes.set_xlabel("predicted: sigmoid(margin)", fontsize=8)
-    axes.set_ylabel("chosen", fontsize=8)
+    axes.set_ylabel("was chosen", fontsize=8)
     _finish(axes, "upper left")
 
 

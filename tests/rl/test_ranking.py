@@ -44,7 +44,7 @@ def test_the_interval_of_a_perfect_share_has_a_width_and_stays_within_one():
 
 
 def test_reliability_sees_every_pair_in_both_orders():
-    # Four pairs at 3/4, three of them right: seen both ways, bin 0.7 holds 3 chosen and 1 that was not, bin 0.2 mirrors it.
+    # Four pairs at 3/4, three of them right: seen both ways, bin 0.7 holds 3 chosen and 1 that was not; 0.2 mirrors it.
     curve = reliability(np.array([LN3, LN3, LN3, -LN3]))
 
     assert curve.predicted == pytest.approx([0.25, 0.75])
@@ -57,7 +57,7 @@ def test_a_model_that_is_as_right_as_it_says_has_no_calibration_error():
 
 
 def test_calibration_error_is_the_weighted_distance_of_the_bins():
-    # Two pairs at 3/4, both right (distance 1/4), and two at 1/2 (distance 0): over all eight views (4 * 1/4 + 4 * 0) / 8.
+    # Two pairs at 3/4, both right (distance 1/4), and two at 1/2 (distance 0): over eight views (4 * 1/4 + 4 * 0) / 8.
     assert calibration_error(reliability(np.array([LN3, LN3, 0.0, 0.0]))) == pytest.approx(1 / 8)
 
 
