@@ -201,13 +201,17 @@ def _start(config: PpoConfig, quartet: Quartet, prompts: Any, total: int) -> Tra
 def _resume(run: Run, state: TrainingState) -> int:
     """The step to go on after: 0, or that of the newest checkpoint, whose state is then restored."""
     from align.rl.report import forget_samples
+    from align.training.loop import apply_changes
+    from align.training.shortage import refuse_small_disk
 
+    refuse_small_disk(run, state.quartet.model)
     found = run.resume_point()
     forget_samples(run.folder, after=found[0] if found else 0)
     if found is None:
         return 0
     step, folder = found
     state.load(folder)
+    apply_changes(run, state.optimizer, state.scheduler, decayed=2)
     return step
 
 

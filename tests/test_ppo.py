@@ -239,6 +239,19 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(registry, sft, rew
     assert timeless[0] == timeless[1]
 
 
+def test_an_allowed_change_of_learning_rate_takes_effect(registry, sft, settings):
+    settings |= {"model": "sft", "rewards": [{"name": "stops_in_this_test"}], "max_steps": 4}
+    settings |= {"lr_scheduler_type": "constant"}
+    stop_at(2 * 8)
+    with pytest.raises(PreemptedError):
+        run_stage(STAGE, build(PpoConfig, settings), registry)
+
+    lower = build(PpoConfig, settings | {"learning_rate": 1e-3})
+    run_stage(STAGE, lower, registry, resume=True, allow_change=("learning_rate",))
+
+    assert [row["learning_rate"] for row in logged(registry)] == [1e-2, 1e-2, 1e-3, 1e-3]
+
+
 def test_checkpoints_are_made_at_the_end_of_a_rollout_every_save_steps(registry, sft, settings):
     run_stage(STAGE, build(PpoConfig, settings | {"model": "sft", "max_steps": 3, "save_steps": 1}), registry)
 

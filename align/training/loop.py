@@ -123,7 +123,8 @@ class _Watch(TrainerCallback):
                 f"warmup_ratio={self.run.config.warmup_ratio:g}: that is every one of the {state.max_steps} steps, so "
                 "nothing would be learned; raise max_steps or set warmup_ratio=0"
             )
-        _apply_changes(self.run, parts["optimizer"], parts["lr_scheduler"])
+        # The trainer puts what is not decayed (biases, norms) into a second group.
+        apply_changes(self.run, parts["optimizer"], parts["lr_scheduler"], decayed=1)
         self._progress = self._stack.enter_context(self.run.progress(state.max_steps))
         self._progress.advance(state.global_step)
         self._tokens, self._clock = state.num_input_tokens_seen, time.perf_counter()
@@ -226,12 +227,15 @@ def _average(window: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def _apply_changes(run: Run, optimizer: Any, scheduler: Any) -> None:
-    """Let an allowed change of learning_rate or weight_decay take effect: what was saved would bring back the old."""
+def apply_changes(run: Run, optimizer: Any, scheduler: Any, *, decayed: int) -> None:
+    """Let an allowed change of learning_rate or weight_decay take effect: what was saved would bring back the old.
+
+    The first `decayed` groups of the optimizer are those that weight decay applies to.
+    """
     allowed, config = run.checkpoints.allow_change, run.config
     if "weight_decay" in allowed:
-        # The trainer puts what is not decayed (biases, norms) into a second group.
-        optimizer.param_groups[0]["weight_decay"] = config.weight_decay
+        for group in optimizer.param_groups[:decayed]:
+            group["weight_decay"] = config.weight_decay
     if "learning_rate" in allowed:
         scheduler.base_lrs = [config.learning_rate] * len(scheduler.base_lrs)
         for group, share in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +81,8 @@ def out_of_memory(config: StageConfig, whole: list[str], error: BaseException) -
     named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
     if not (named or (isinstance(error, RuntimeError | OSError) and any(sign in str(error) for sign in _UNALLOCATED))):
         return None
-    said = str(error).strip().splitlines()[0][:160] if str(error).strip() else "no more could be allocated"
+    asked = re.search(r"tried to allocate [\d.,]+ ?\w+", str(error), re.IGNORECASE)
+    said = asked[0] if asked else "no more could be allocated"
     changes = _smaller(config)
     go_on = ""
     if whole and changes:

@@ -82,11 +82,11 @@ def test_memory_that_runs_out_ends_with_code_6_and_settings_that_keep_the_batch(
     data.write_text('{"prompt": "count", "completion": "%s"}\n' % ("nine blue eggs " * 250) * 64)
     changes = {"data": data, "per_device_train_batch_size": 32, "max_length": 1024, "on_long": "truncate_left"}
 
-    ended = warm.run("sft", course.words(tmp_path / "registry", **changes), memory=700_000_000)
+    ended = warm.run("sft", course.words(tmp_path / "registry", **changes), memory=150_000_000)
 
     told = one_line(ended)
     assert ended.code == 6
-    assert "out of memory with per_device_train_batch_size=32 and max_length=1024" in told
+    assert "out of memory with per_device_train_batch_size=32 and max_length=1024: tried to allocate 268173312" in told
     assert "per_device_train_batch_size=16 gradient_accumulation_steps=2 gradient_checkpointing=true" in told
 
 
