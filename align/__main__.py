@@ -13,10 +13,11 @@ COMMANDS = {
     "sft": "supervised fine-tuning: an adapter that answers as the demonstrations do",
     "reward": "a reward model from preference pairs",
     "dpo": "direct preference optimisation against a frozen copy of the start",
+    "kto": "Kahneman-Tversky optimisation on answers that are good or bad by themselves",
     "ppo": "proximal policy optimisation on a reward model or on programs",
     "generate": "one prompt, or a chat on the terminal",
     "compare": "models side by side in the browser, named or blind, with votes",
-    "data": "list, check and preview datasets",
+    "data": "list, check, preview, split, convert and scrub datasets",
     "registry": "what is registered, from what, and whether it is whole",
 }
 

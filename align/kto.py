@@ -14,6 +14,7 @@ from align.config import TrainerStageConfig
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
+    from align.training.first_step import Expected
     from align.training.run import Run
 
 
@@ -32,6 +33,8 @@ class KtoConfig(TrainerStageConfig):
     """weight of good answers; by default such that good and bad ones weigh the same together"""
     undesirable_weight: float | None = Field(None, gt=0)
     """weight of bad answers; by default as above"""
+    cache_reference: bool = True
+    """compute the reference's log-probabilities once and keep them, instead of in every step"""
 
 
 def kto(config: KtoConfig, run: Run) -> Trained:
@@ -39,9 +42,12 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     from trl import KTOConfig, KTOTrainer
 
     from align.models.adapters import prove_frozen_copy, start_policy, unrounded
+    from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
     from align.training.arguments import trl_arguments
     from align.training.datasets import mismatched, stand_in, token_sets
+    from align.training.first_step import expect_first
+    from align.training.reference import UNPAIRED, give_reference
 
     # 1. Data: records seen as answers with a verdict; a pair gives two.
     records = run.records()
@@ -49,6 +55,7 @@ def kto(config: KtoConfig, run: Run) -> Trained:
 
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
     resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    switch_off_dropout(resident.model)
     train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
     count = sum(train_set["label"])
     good, bad = balance(count, len(train_set) - count, config)
@@ -71,6 +78,10 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     trainer.eval_dataset = mismatched(eval_set, size, config.seed) if eval_set is not None else None
     prove_frozen_copy(resident.model, "default", "ref")
     run.say(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
+    if config.cache_reference:
+        give_reference(run, trainer, resident.base, UNPAIRED)
+        resident.model.delete_adapter("ref")
+    expect_first(run, trainer, first_numbers(config, good, bad))
     numbers = run.train(trainer)
 
     # 4. Hand back the policy's adapter; the reference is not kept.
@@ -90,6 +101,26 @@ def balance(good: int, bad: int, config: KtoConfig) -> tuple[float, float]:
         return weights[0], weights[1]
     first, second = (1.0 if weight is None else weight for weight in asked)
     return first, second
+
+
+def first_numbers(config: KtoConfig, good: float, bad: float) -> dict[str, Expected]:
+    """What step 1 logs when every log-ratio is 0: no KL, no rewards, and half the weight as loss where all weigh alike.
+
+    Batches of other shapes are rounded otherwise; the share of a log-probability is several times what was measured.
+    """
+    from align.models.loading import Precision
+    from align.training.first_step import Expected
+
+    exact = not Precision.of(config).uses_bf16 and config.quantization != "int8"
+    share = 1e-6 if exact else 1e-2
+    expected = {
+        f"rewards/{side}": Expected(0.0, 1e-4 * config.beta, share * config.beta, f"logps/{side}")
+        for side in ("chosen", "rejected")
+    }
+    expected["kl"] = Expected(0.0, 1e-4, share, "logps/rejected")
+    if good == bad:
+        expected["loss"] = Expected(good / 2, 1e-5 * good, good * share * config.beta, "logps/chosen")
+    return expected
 
 
 STAGE = Stage(

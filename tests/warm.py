@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ALL = ("align.sft", "align.pretrain", "align.reward", "align.dpo", "align.ppo")
+ALL = ("align.sft", "align.pretrain", "align.reward", "align.dpo", "align.kto", "align.ppo")
 HEAVY = (
     "datasets", "matplotlib.backends.backend_agg", "matplotlib.figure", "PIL.PngImagePlugin", "PIL.JpegImagePlugin",
     "PIL.GifImagePlugin", "peft.tuners.lora", "transformers.models.qwen3.modeling_qwen3",
     "transformers.models.llama.modeling_llama", "torch.utils.data", "accelerate", "trl.trainer.sft_trainer",
-    "trl.trainer.dpo_trainer", "trl.trainer.reward_trainer", "align.training.loop", "align.training.register",
+    "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer", "trl.trainer.reward_trainer", "align.training.loop", "align.training.register",
     "align.models.adapters", "align.models.heads", "align.models.scratch", "align.data",
 )  # fmt: skip
 

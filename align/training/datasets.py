@@ -39,6 +39,9 @@ def mismatched(rows: Dataset, batch_size: int, seed: int) -> Dataset:
 
     The KL of a batch is estimated on prompts whose answers were passed on by one, so the rows must be read in order.
     """
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
     answers = rows.shuffle(seed=seed).flatten_indices()
     ids = answers["completion_ids"]
     starts = range(0, len(ids), batch_size)

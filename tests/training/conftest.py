@@ -52,10 +52,12 @@ def build_course(stage: str, base: Path, demonstrations: Path, preferences: Path
             "model": "scratch:tiny", "data": f"{demonstrations}:limit=32", "vocab_size": 300, "block_size": 16,
             "per_device_train_batch_size": 11, "lora.r": None, "lora.dropout": None,
         }  # fmt: skip
+    if stage == "kto":
+        settings |= {"per_device_train_batch_size": 16}
     return Course(stage, settings)
 
 
-@pytest.fixture(scope="session", params=["sft", "pretrain", "reward", "dpo"])
+@pytest.fixture(scope="session", params=["sft", "pretrain", "reward", "dpo", pytest.param("kto", marks=pytest.mark.slow)])
 def course(request, tiny_base, demonstrations, preferences) -> Course:
     return build_course(request.param, tiny_base, demonstrations, preferences)
 
