@@ -110,7 +110,7 @@ def test_a_run_killed_after_it_stopped_early_only_registers(warm, course, early,
 
 @one_stage
 def test_without_its_best_checkpoint_a_run_that_watches_for_it_is_not_resumed(warm, course, early, tmp_path):
-    words = course.words(tmp_path, **early.settings)
+    words = course.words(tmp_path, **early.settings | {"save_steps": 1})
     assert warm.run(course.stage, words, signal=signal.SIGKILL, at_step=early.last).code == -signal.SIGKILL
     shutil.rmtree(run_folder(tmp_path) / f"checkpoint-{early.best}")
 
