@@ -23,8 +23,8 @@ HEAVY = (
     "datasets", "matplotlib.backends.backend_agg", "matplotlib.figure", "PIL.PngImagePlugin", "PIL.JpegImagePlugin",
     "PIL.GifImagePlugin", "peft.tuners.lora", "transformers.models.qwen3.modeling_qwen3",
     "transformers.models.llama.modeling_llama", "torch.utils.data", "accelerate", "trl.trainer.sft_trainer",
-    "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer", "trl.trainer.reward_trainer", "align.training.loop", "align.training.register",
-    "align.models.adapters", "align.models.heads", "align.models.scratch", "align.data",
+    "trl.trainer.dpo_trainer", "trl.trainer.kto_trainer", "trl.trainer.reward_trainer", "align.training.loop",
+    "align.training.register", "align.models.adapters", "align.models.heads", "align.models.scratch", "align.data",
 )  # fmt: skip
 
 

@@ -57,7 +57,9 @@ def build_course(stage: str, base: Path, demonstrations: Path, preferences: Path
     return Course(stage, settings)
 
 
-@pytest.fixture(scope="session", params=["sft", "pretrain", "reward", "dpo", pytest.param("kto", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="session", params=["sft", "pretrain", "reward", "dpo", pytest.param("kto", marks=pytest.mark.slow)]
+)
 def course(request, tiny_base, demonstrations, preferences) -> Course:
     return build_course(request.param, tiny_base, demonstrations, preferences)
 
