@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file's tests share models, so they stay in one process; each process computes on one core.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-slow lint clean
 
@@ -9,10 +11,10 @@ demo: $(VENV)/.app
 	$(BIN)/python -m align.quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(TESTS) -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
