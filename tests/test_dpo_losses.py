@@ -42,6 +42,14 @@ FIRST = {
 SMOOTHED = ("robust", "exo_pair")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Half of a run of this size is the drawing of its curves, which others test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
+        yield
+
+
 def run(root: Path, *words: object) -> int:
     fixed = [f"beta={BETA}", "bf16=false", "lora.r=2", "lora.target_modules=[q_proj]", "learning_rate=1e-3"]
     rest = ["max_steps=1", "warmup_ratio=0", "logging_steps=1", "save_steps=0", "per_device_train_batch_size=4"]

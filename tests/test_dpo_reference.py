@@ -9,10 +9,20 @@ from pathlib import Path
 import pytest
 
 from align import dpo, sft
+from align.errors import UsageError
 from align.registry import open_registry
+from align.training.run import Run
 from align.training.stage import main
 
 FIXED = ["bf16=false", "lora.r=4", "learning_rate=2e-3", "logging_steps=1", "per_device_train_batch_size=4"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Half of a run of this size is the drawing of its curves, which others test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
+        yield
 
 
 def run(stage, root: Path, *words: object) -> int:
@@ -25,12 +35,17 @@ def lines_of(root: Path, name: str) -> list[dict]:
 
 
 @pytest.fixture
-def computed(root, capsys):
-    """Runs DPO and tells how many answers its reference had to score."""
+def computed(root, capsys, monkeypatch):
+    """Runs DPO up to its first step and tells how many answers its reference had to score."""
+
+    def enough(self, trainer):
+        raise UsageError("this is as far as the test goes")
+
+    monkeypatch.setattr(Run, "train", enough)
 
     def count(name: str, *words: object) -> int:
         capsys.readouterr()
-        assert run(dpo.STAGE, root, f"name={name}", *words) == 0
+        assert run(dpo.STAGE, root, f"name={name}", *words) == 2
         told = capsys.readouterr().out
         known, asked = map(int, re.search(r"(\d+) of (\d+) answers in the cache", told).groups())
         found = re.search(r"(\d+) answers computed, \d+ tokens in", told)
@@ -101,7 +116,13 @@ def test_other_token_ids_of_the_same_rows_are_computed(computed, root, tiny_base
     assert computed("cut", "model=start", f"data={long}", "max_length=64") == 2
 
 
-@pytest.mark.parametrize("extra", [[], ["loss_type=[ipo,sft]", "gradient_accumulation_steps=2"]], ids=["plain", "mix"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param([], id="plain"),
+        pytest.param(["loss_type=[ipo,sft]", "gradient_accumulation_steps=2"], id="mix", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_logged_is_what_is_logged_without_the_cache(root, preferences, held_out_preferences, extra):
     words = ["model=start", f"data={preferences}", f"eval_data={held_out_preferences}", "max_steps=10", "eval_steps=5"]
     words.append("warmup_ratio=0")
@@ -121,6 +142,7 @@ def test_what_is_logged_is_what_is_logged_without_the_cache(root, preferences, h
             assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-5), key
 
 
+@pytest.mark.slow
 def test_a_torn_file_is_computed_again(computed, root, tiny_base, preferences, tmp_path):
     words = [f"model={tiny_base}", f"data={preferences}", "quantization=none", "trainer.tf32=false"]
     before = set((root / "cache" / "reference").glob("*.bin"))

@@ -22,6 +22,14 @@ FIXED = ["bf16=false", "learning_rate=5e-3", "logging_steps=1", "per_device_trai
 IDS = torch.arange(3, 40).reshape(1, -1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Half of a run of this size is the drawing of its curves, which others test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
+        yield
+
+
 def run(stage, root: Path, *words: object) -> int:
     return main(stage, ["--registry", str(root), *FIXED, "max_steps=3", "save_steps=0", *map(str, words)])
 

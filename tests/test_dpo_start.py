@@ -19,6 +19,14 @@ from align.training.stage import main
 FIXED = ["bf16=false", "lora.r=4", "learning_rate=5e-3", "logging_steps=1", "per_device_train_batch_size=4"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Half of a run of this size is the drawing of its curves, which others test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
+        yield
+
+
 def run(stage, root: Path, *words: object) -> int:
     return main(stage, ["--registry", str(root), *FIXED, "max_steps=3", "save_steps=0", *map(str, words)])
 
@@ -47,7 +55,12 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("name", STARTS)
+SLOW = {"accumulated", "uncached", "stacked-nf4"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in STARTS]
+)
 def test_the_first_loss_is_ln_2_and_the_first_rewards_are_0(root, tiny_base, preferences, capsys, name):
     if "nf4" in name:
         pytest.importorskip("bitsandbytes", reason="quantization needs align[qlora]")
