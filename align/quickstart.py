@@ -1,4 +1,4 @@
-"""Everything once, on a small world: base, SFT, reward model, DPO, PPO, and a table of how good each is.
+"""Everything once, on a small world: base, SFT, reward model, DPO, KTO, PPO, and a table of how good each is.
 
     python -m align.quickstart [--registry DIR] [--seed N]
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from align import dpo, ppo, pretrain, reward, sft
+from align import dpo, kto, ppo, pretrain, reward, sft
 from align.command_line import help_text, read_command_line
 from align.config import Settings, StageConfig, build, write
 from align.errors import guard
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from align.evaluation import ModelScore
     from align.registry import Checkpoint, Registry
 
-LABELS = {"world-base": "base", "world-sft": "SFT", "world-dpo": "DPO", "world-ppo": "PPO"}
+LABELS = {"world-base": "base", "world-sft": "SFT", "world-dpo": "DPO", "world-kto": "KTO", "world-ppo": "PPO"}
 
 
 class QuickstartConfig(Settings):
@@ -47,7 +47,7 @@ class Step:
 
 
 def plan(seed: int) -> list[Step]:
-    """The five stages; every setting that differs from a stage's default is one a million parameters need."""
+    """The six stages; every setting that differs from a stage's default is one a million parameters need."""
     return [
         Step(pretrain.STAGE, pretrain.PretrainConfig(
             name="world-base", data=["world-corpus", "world-chats"], eval_data="world-chats-eval", seed=seed,
@@ -68,6 +68,11 @@ def plan(seed: int) -> list[Step]:
             learning_rate=2e-4, beta=0.5, per_device_train_batch_size=16, max_length=256,
             logging_steps=25, save_steps=0,
         )),
+        Step(kto.STAGE, kto.KtoConfig(
+            name="world-kto", model="world-sft", data="world-preferences", seed=seed,
+            learning_rate=2e-4, beta=0.5, per_device_train_batch_size=32, max_length=256,
+            logging_steps=25, save_steps=0,
+        )),
         Step(ppo.STAGE, ppo.PpoConfig(
             name="world-ppo", model="world-sft", reward_model="world-reward", data="world-prompts", seed=seed,
             learning_rate=7e-4, max_steps=24, rollout_batch_size=64, per_device_train_batch_size=32,
@@ -78,7 +83,7 @@ def plan(seed: int) -> list[Step]:
 
 
 def quickstart(config: QuickstartConfig, registry: Registry) -> list[ModelScore]:
-    """Write the world, make what is not yet registered, and score the four models that write."""
+    """Write the world, make what is not yet registered, and score the five models that write."""
     started = time.perf_counter()
     write_world(registry.root / "world", config.seed)
     for number, step in enumerate(steps := plan(config.seed), start=1):
@@ -120,7 +125,7 @@ def _parent_references(config: StageConfig) -> list[str]:
 
 
 def evaluate(seed: int, registry: Registry) -> list[ModelScore]:
-    """Score base, SFT, DPO and PPO on the held-out prompts; print the table and keep it as JSON."""
+    """Score base, SFT, DPO, KTO and PPO on the held-out prompts; print the table and keep it as JSON."""
     from align.data import load_records
     from align.evaluation import Contender, render_table, score_models, to_json
     from align.evaluation.judges import judge_world
