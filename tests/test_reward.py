@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from align import dpo, ppo, reward, sft
 from align.config import LoraSettings
@@ -245,3 +247,35 @@ def test_a_reward_model_is_no_policy(trained, preferences, capsys, stage, monkey
     assert train(trained.root, "judge", preferences, "z", *words, stage=stage) == 2
 
     assert "judge@v1: a reward model scores text and cannot write any" in capsys.readouterr().err
+
+
+def test_a_policy_scores_nothing_and_a_reward_model_without_its_head_starts_nothing(
+    trained, preferences, tmp_path, capsys
+):
+    assert reward.main(["score", "policy", str(preferences), "--registry", str(trained.root)]) == 4
+    assert "policy@v1: expected a reward model with one score head, found kind policy" in capsys.readouterr().err
+
+    folder = tmp_path / "headless"
+    shutil.copytree(folder_of(trained, "judge"), folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    (folder / "manifest.json").unlink()
+    state = {key: value for key, value in load_file(folder / WEIGHTS).items() if "score" not in key}
+    save_file(state, folder / WEIGHTS)
+    assert train(trained.root, folder, preferences, "z") == 4
+    assert "found kind reward and 0 heads" in capsys.readouterr().err
+
+
+def test_weights_taken_from_an_earlier_step_are_those_that_are_reported(
+    tmp_path, tiny_base, preferences, held_out_preferences
+):
+    """At this rate the loss rises again: the best adapter comes back with the head of its step."""
+    words = ["learning_rate=0.1", "early_stopping_patience=1", "eval_steps=3", f"eval_data={held_out_preferences}"]
+
+    assert train(tmp_path, tiny_base, preferences, "best", *words) == 0
+
+    registry = open_registry(tmp_path)
+    numbers = registry.resolve("best").manifest["metrics"]
+    log = (folder_of(registry, "best") / "metrics.jsonl").read_text().splitlines()
+    losses = [row["eval_loss"] for row in map(json.loads, log) if "eval_loss" in row]
+    assert losses[-1] > min(losses)
+    assert numbers["held_out_loss"] == pytest.approx(min(losses), rel=1e-4)
