@@ -57,8 +57,8 @@ def test_dpo_converges_to_the_closed_form_optimum(registry, twelve_tokens, tmp_p
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(seed=0)))
     config = build(DpoConfig, {
         "model": str(base), "data": str(data), "name": "tuned", "bf16": False, "beta": BETA, "learning_rate": 1e-2,
-        "per_device_train_batch_size": 256, "num_train_epochs": 2, "fast_path": False, "max_length": 16, "save_steps": 0,
-        "logging_steps": 50,
+        "per_device_train_batch_size": 256, "num_train_epochs": 2, "fast_path": False, "max_length": 16,
+        "save_steps": 0, "logging_steps": 50,
     })  # fmt: skip
 
     # Thousands of answers to one prompt of five tokens are not what the fast path is for; it gives the same.

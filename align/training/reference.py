@@ -85,18 +85,16 @@ def _known(run: Run, trainer: Any, base: Checkpoint, answers: Sequence[Answer]) 
     key = reference_key(digests_of_base(base, run.registry), adapter, _arithmetic(run, trainer))
     cache = ReferenceCache(run.registry.cache_dir / "reference", key)
     wanted = {answer.digest: answer for answer in answers}
-    known = cache.read()
+    known, world = cache.read(), trainer.accelerator
+    # Everyone has read before anyone adds, so that the processes of a run share the same list out among them.
+    world.wait_for_everyone()
     missing = [answer for digest, answer in wanted.items() if digest not in known]
     run.say(f"reference log-probabilities: {len(wanted) - len(missing)} of {len(wanted)} answers in the cache")
-    if missing:
-        # Each process computes its share; where they share no disk, the rest as well.
-        world = trainer.accelerator
-        _compute(run, trainer, cache, missing[world.process_index :: world.num_processes])
-        world.wait_for_everyone()
-        known = cache.read()
-        rest = [answer for answer in missing if answer.digest not in known]
-        known |= _compute(run, trainer, cache, rest)
-    return known
+    known |= _compute(run, trainer, cache, missing[world.process_index :: world.num_processes])
+    world.wait_for_everyone()
+    known |= cache.read() if world.num_processes > 1 else {}
+    # Where the processes share no disk, each computes the rest as well.
+    return known | _compute(run, trainer, cache, [answer for answer in missing if answer.digest not in known])
 
 
 def _arithmetic(run: Run, trainer: Any) -> dict[str, Any]:
