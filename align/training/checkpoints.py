@@ -19,7 +19,7 @@ KEEP = 2
 LOG = "metrics.jsonl"
 
 # The saved tensors have the shape these give them, so no continuation can have them otherwise.
-FIXED = ("stage", "name", "model", "lora.r", "lora.target_modules", "lora.use_dora")
+FIXED = ("stage", "name", "model", "lora.r", "lora.target_modules", "lora.use_dora", "adapter")
 
 
 def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
