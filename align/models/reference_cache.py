@@ -166,5 +166,6 @@ def score_answers(model: Any, answers: Sequence[Answer]) -> list[float]:
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     on_device = {key: value.to(model.device) for key, value in inputs.items()}
     with torch.no_grad():
-        sums = model(**on_device, use_cache=False, fused_lm_head=True).log_probs.sum(dim=1)
-    return [float(value) for value in sums.float().cpu()]
+        log_probs = model(**on_device, use_cache=False, fused_lm_head=True).log_probs
+    # At a thousand nats single precision is a ten-thousandth, so what can be exact is.
+    return log_probs.cpu().double().sum(dim=1).tolist()
