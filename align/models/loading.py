@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ def load_base(checkpoint: Checkpoint, precision: Precision, head: Head = "causal
             checkpoint.location, revision=checkpoint.revision, use_safetensors=True, **options
         )
     _keep_trainable_after_eval(model)
+    if precision.quantization != "none":
+        _let_go_of_files(model)
     model.requires_grad_(False)
     return model.to(_device()) if precision.quantization == "none" else model
 
@@ -123,6 +126,21 @@ def _keep_trainable_after_eval(model: Any) -> None:
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let a model compute its activations again in the backward pass instead of keeping them."""
+    with warnings.catch_warnings():
+        # The name that works from transformers 5.5 on; 5.23 has a newer one beside it.
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _let_go_of_files(model: Any) -> None:
+    """Copy the weights that were not rounded: one that is still the file's own memory keeps the whole file in it."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
 
 
 @contextmanager

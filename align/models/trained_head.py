@@ -21,6 +21,11 @@ class Scores(NamedTuple):
     is_top1: Tensor
 
 
+def rows_of_a_tile(vocabulary: int) -> int:
+    """How many tokens are scored against the whole vocabulary at once."""
+    return max(32, min(512, _TILE // vocabulary))
+
+
 def score_tokens(head: nn.Linear, hidden: Tensor, targets: Tensor, *, frozen: bool) -> Scores:
     """Score the target of each hidden state (n, H); logits exist for a tile of tokens at a time.
 
@@ -33,7 +38,7 @@ def score_tokens(head: nn.Linear, hidden: Tensor, targets: Tensor, *, frozen: bo
     offset = head.bias.float().mean() if head.bias is not None else 0.0
     with torch.no_grad():
         mean_logits = hidden.float() @ mean + offset
-    rows = max(32, min(512, _TILE // head.weight.shape[0]))
+    rows = rows_of_a_tile(head.weight.shape[0])
     tiles = [
         _score_frozen(head, some, wanted) if frozen else _score_trainable(head, some, wanted)
         for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)

@@ -17,7 +17,7 @@ from align.models.adapters import (
 )
 from align.models.dropout import switch_off_dropout
 from align.models.heads import load_score_head, score_last_token
-from align.models.loading import Precision
+from align.models.loading import Precision, checkpoint_activations
 from align.models.tokenizers import check_template
 from align.rl.maths import entropy, token_logprobs
 
@@ -88,7 +88,7 @@ def build_quartet(
     # With dropout the first ratio would not be 1.
     switch_off_dropout(resident.model)
     if config.gradient_checkpointing:
-        _checkpoint_activations(resident.model.get_base_model())
+        checkpoint_activations(resident.model.get_base_model())
     resident.model.set_adapter(POLICY)
     resident.model.eval()
     return Quartet(resident, reference, score_head, _value_head(resident.model, score_head))
@@ -110,15 +110,6 @@ def _value_head(model: Any, score_head: torch.nn.Linear | None) -> torch.nn.Line
     with torch.no_grad():
         head.weight.copy_(score_head.weight) if score_head else head.weight.zero_()
     return head.to(model.device)
-
-
-def _checkpoint_activations(model: Any) -> None:
-    import warnings
-
-    with warnings.catch_warnings():
-        # The name that works from transformers 5.5 on; 5.23 has a newer one beside it.
-        warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 @contextmanager

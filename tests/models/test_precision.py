@@ -154,7 +154,6 @@ def test_without_the_protection_the_same_training_breaks(interrupted, registry, 
             _train(registry, base, few, monkeypatch)
     else:
         broken = _train(registry, base, few, monkeypatch).losses
-        assert broken[:3] == interrupted[1].losses[:3]
         assert all(ours != theirs for ours, theirs in zip(broken[4:], interrupted[1].losses[4:], strict=True))
 
 

@@ -1,0 +1,221 @@
+"""How much memory a training step needs at its peak, by part, before a weight is loaded.
+
+Activations are not a formula: the model is run once on tensors without storage and what autograd keeps is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.models.counting import shape_of
+from align.models.loading import Precision, checkpoint_activations
+from align.models.lora import has_fused_experts, insert, is_linear, new_config, saved_config
+from align.models.packed import FAMILIES
+from align.models.trained_head import rows_of_a_tile
+
+if TYPE_CHECKING:
+    from align.config import StageConfig
+    from align.registry import Checkpoint
+
+Head = Literal["packed", "fused", "full", "score"]
+
+_FULL_PRECISION = 4
+_HALF_PRECISION = 2
+_BYTES = {"nf4": 0.516, "int8": 1.004}
+"""bytes a quantized weight takes: 4 or 8 bits and its share of the scales (nf4: a byte every 64, quantized again)"""
+
+_ADAMW_STATES = 2
+_TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
+"""TRL 1.16's fused head scores so many tokens against so many words at once"""
+_FUSED_TILES = 8.25
+"""float32 arrays of a tile's size that its backward pass holds at once where there is no Triton kernel"""
+_PACKED_TILES = {"frozen": 4, "learned": 7}
+"""the same for the head of the fast path, in the forward pass when it is frozen, else in the backward pass"""
+_FULL_LOGITS = 4
+"""logits, their log-softmax, and the gradients of both"""
+_HEAP_HOLES = 0.6
+"""of activations and logits: what glibc's heap keeps in holes from step to step. It differs from run to run, 0.2 (full)
+to 1.4 (gradient checkpointing) were measured with benchmarks/memory_plan.py; a GPU's allocator has not been measured"""
+_HEAP_FLOOR = 8 << 20
+"""bytes by which a process grows in any training"""
+_USUAL_HIDDENS = 20
+"""hidden states a layer keeps, for the rare model that cannot be run without storage; Llama with LoRA keeps 19"""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward and backward pass: its rows, the tokens of its longest row, and what stands on the hidden states.
+
+    `packed` is the fast path, `fused` TRL's own head, `full` the logits of every token (transformers' loss), `score`
+    one number. A preference pair is two rows. `filled` is the share of positions that are no padding: only the fast
+    path gains by it.
+    """
+
+    rows: int
+    tokens: int
+    head: Head = "packed"
+    filled: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns that are computed."""
+        return (1, round(self.rows * self.tokens * self.filled)) if self.head == "packed" else (self.rows, self.tokens)
+
+    @property
+    def positions(self) -> int:
+        """Tokens that are computed, padding included."""
+        return self.shape[0] * self.shape[1]
+
+
+def estimate(parent: Checkpoint, base: Checkpoint, config: StageConfig, work: Pass) -> dict[str, int]:
+    """Bytes at the peak of a training step, by part, and their `total` beside the bare process.
+
+    Parts: weights, adapters, gradients, optimizer, activations, logits, allocator. Gradients grow while activations
+    are freed, so the total counts the larger of the two moments, not both.
+    """
+    import torch
+
+    precision = Precision.of(config) if config.lora is not None else Precision(bf16=False)
+    model = _trained_model(parent, base, config, precision)
+    if work.head == "packed" and model.config.model_type not in FAMILIES:
+        work = replace(work, head="fused")
+    sizes = _parameter_bytes(model, precision, adapted=config.lora is not None)
+    parameters = list(model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    sizes["gradients"] = trained * _FULL_PRECISION
+    sizes["optimizer"] = trained * _FULL_PRECISION * _ADAMW_STATES
+    sizes["activations"] = _activations(model, config, work)
+    sizes["logits"] = _logits(model, Precision.of(config), work)
+    churned = sizes["activations"] + sizes["logits"]
+    sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(_HEAP_HOLES * churned)
+    return sizes | {"total": _peak(sizes, accumulates=config.gradient_accumulation_steps > 1)}
+
+
+def _peak(sizes: dict[str, int], *, accumulates: bool) -> int:
+    held = sum(sizes[part] for part in ("weights", "adapters", "optimizer", "allocator"))
+    passing = sizes["activations"] + sizes["logits"]
+    return held + (passing + sizes["gradients"] if accumulates else max(passing, sizes["gradients"]))
+
+
+def _trained_model(parent: Checkpoint, base: Checkpoint, config: StageConfig, precision: Precision) -> Any:
+    """The model as it will be trained, as shapes."""
+    import torch
+
+    model = shape_of(base).to(torch.bfloat16 if precision.uses_bf16 else torch.float32)
+    if config.lora is None:
+        return model
+    with torch.device("meta"):
+        found = saved_config(model, parent, trainable=True) if parent.is_adapter else new_config(model, config.lora)
+        return insert(model, found, "default")
+
+
+def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict[str, int]:
+    quantized = set()
+    if precision.quantization != "none":
+        head = model.get_output_embeddings()
+        linear = (module for path, module in model.named_modules() if is_linear(module) and ".lora_" not in path)
+        quantized = {id(module.weight) for module in linear if module is not head}
+    sizes = {"weights": 0.0, "adapters": 0.0}
+    for parameter in model.parameters():
+        part = "adapters" if adapted and parameter.requires_grad else "weights"
+        each = _BYTES[precision.quantization] if id(parameter) in quantized else parameter.element_size()
+        sizes[part] += parameter.numel() * each
+    return {part: int(size) for part, size in sizes.items()}
+
+
+def _activations(model: Any, config: StageConfig, work: Pass) -> int:
+    """Bytes that the forward pass keeps for the backward pass, at most."""
+    kept = _kept_by_autograd(model, config, work)
+    if not config.gradient_checkpointing:
+        return kept
+    causal = getattr(model, "get_base_model", lambda: model)()
+    checkpoint_activations(causal)
+    causal.enable_input_require_grads()
+    # While one layer is computed again, it keeps what it would have kept.
+    layers = model.config.get_text_config().num_hidden_layers
+    return _kept_by_autograd(model, config, work) + kept // layers
+
+
+def _kept_by_autograd(model: Any, config: StageConfig, work: Pass) -> int:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    causal = getattr(model, "get_base_model", lambda: model)()
+    if work.head == "packed":
+        causal.config._attn_implementation = _whole_attention()
+    body = causal.base_model
+    # The product of fused experts has a shape rule for bfloat16 only.
+    scale = 1
+    tensors = {**dict(body.named_parameters()), **dict(body.named_buffers())}
+    if has_fused_experts(body) and any(tensor.dtype == torch.float32 for tensor in tensors.values()):
+        scale, halved = 2, torch.bfloat16
+    else:
+        halved = None
+    kept: dict[int, Any] = {}
+    with FakeTensorMode():
+        imagined = {name: _imagine(tensor, halved) for name, tensor in tensors.items()}
+        own = {tensor.untyped_storage()._cdata for tensor in imagined.values()}
+
+        def keep(tensor: Any) -> Any:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage
+            return tensor
+
+        ids = torch.zeros(work.shape, dtype=torch.long)
+        mask = None if work.head == "packed" else torch.ones_like(ids)
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        arithmetic = torch.autocast("cpu", torch.bfloat16, enabled=Precision.of(config).uses_bf16)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), arithmetic:
+                torch.func.functional_call(body.train(), imagined, kwargs=inputs)
+        except RuntimeError:
+            return _usual_activations(model, work)
+        return scale * sum(storage.nbytes() for storage in kept.values())
+
+
+def _whole_attention() -> str:
+    """The name of an attention without a mask: without storage, transformers builds one that real rows do not need."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register("align_whole", sdpa_attention_forward)
+    AttentionMaskInterface.register("align_whole", lambda *_, **__: None)
+    return "align_whole"
+
+
+def _imagine(tensor: Any, dtype: Any) -> Any:
+    """A tensor like this one, without storage but on a real device, so that the kernels of that device are asked."""
+    import torch
+
+    chosen = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    empty = torch.empty(tensor.shape, dtype=chosen)
+    return torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
+
+
+def _usual_activations(model: Any, work: Pass) -> int:
+    config = model.config.get_text_config()
+    return _USUAL_HIDDENS * config.num_hidden_layers * work.positions * config.hidden_size * _FULL_PRECISION
+
+
+def _logits(model: Any, precision: Precision, work: Pass) -> int:
+    """Bytes above the hidden states at the worst moment of a step."""
+    import torch
+
+    if work.head == "score":
+        return 0
+    head = model.get_output_embeddings()
+    vocabulary, width = head.weight.shape
+    learned = vocabulary * width * _FULL_PRECISION if head.weight.requires_grad else 0
+    if work.head == "full":
+        return learned + _FULL_LOGITS * work.positions * vocabulary * _FULL_PRECISION
+    if work.head == "packed":
+        tile = min(rows_of_a_tile(vocabulary), work.positions) * vocabulary * _FULL_PRECISION
+        return 2 * learned + _PACKED_TILES["learned" if learned else "frozen"] * tile
+    tile = min(work.positions, _TILE_TOKENS) * min(vocabulary, _TILE_VOCABULARY)
+    product = tile * (_HALF_PRECISION if precision.uses_bf16 else _FULL_PRECISION)
+    if torch.cuda.is_available():
+        return learned + product
+    return learned + product + int((_FUSED_TILES - 1) * tile * _FULL_PRECISION)

@@ -1,0 +1,193 @@
+"""The memory estimate of a training step against the measured peak of a real run, each in a process of its own.
+
+    python benchmarks/memory_plan.py            # all cases: about four minutes on two cores
+    python benchmarks/memory_plan.py tiny-lora  # one
+
+Measured is the growth of the process's largest resident size from before the model is loaded, after the same stage has
+run once with a model of two layers, so that imports and libraries' own buffers are not counted. Rows have unequal
+lengths, as real ones do. glibc never gives memory back while it is measured (see ENVIRONMENT); otherwise the figure
+depends on when it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "200000000000",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+}
+
+TINY = {"vocab_size": 768, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+LARGE = {
+    "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a batch and the settings of a run."""
+
+    size: dict[str, int]
+    rows: int
+    tokens: int
+    words: list[str] = field(default_factory=list)
+    head: str = "packed"
+
+
+CASES = {
+    "tiny-lora": Case(TINY, 8, 512),
+    "tiny-full": Case(TINY, 8, 512, ["lora=none"]),
+    "100m-lora": Case(LARGE, 4, 256),
+    "100m-lora-long": Case(LARGE, 2, 512),
+    "100m-lora-checkpointing": Case(LARGE, 4, 256, ["gradient_checkpointing=true"]),
+    "100m-lora-nf4": Case(LARGE, 4, 256, ["quantization=nf4"]),
+    "100m-full": Case(LARGE, 2, 256, ["lora=none"]),
+    "tiny-lora-stock": Case(TINY, 8, 512, ["fast_path=false"], "fused"),
+    "100m-lora-stock": Case(LARGE, 4, 256, ["fast_path=false"], "fused"),
+    "100m-full-stock": Case(LARGE, 2, 256, ["lora=none", "fast_path=false"], "fused"),
+}
+
+
+def compare(case: Case) -> dict[str, Any]:
+    """Estimated and measured bytes of one case, measured in a new process."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", json.dumps(asdict(case))],
+        capture_output=True, text=True, check=False, env=os.environ | ENVIRONMENT,
+        cwd=Path(__file__).resolve().parents[1],
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{case}: {done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Run SFT for three steps in this process and compare its peak with the estimate."""
+    from align.config import build
+    from align.models.memory import Pass, estimate
+    from align.registry import open_registry
+    from align.sft import SftConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        tokenizer = _write_base(root / "warm", TINY)
+        _write_base(root / "base", case.size)
+        _write_rows(root / "rows.jsonl", tokenizer, case)
+        peaks = _watch_peaks()
+        _train(root, "warm", case)
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        before = _status("VmRSS")
+        _train(root, "base", case)
+        config = build(SftConfig, _settings(root, "base", case))
+        base = open_registry(root / "registry").resolve(str(root / "base"))
+        # Every other row is half as long.
+        work = Pass(case.rows, case.tokens, case.head, filled=0.75)
+        return {"estimate": estimate(base, base, config, work), "measured": peaks[-1] - before}
+
+
+def _write_base(folder: Path, size: dict[str, int]) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from align.models.loading import save_base
+    from align.models.scratch import train_tokenizer
+
+    tokenizer = train_tokenizer(["seven is a number"])
+    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    config = LlamaConfig(**size, max_position_embeddings=2048, tie_word_embeddings=True, **special)
+    save_base(LlamaForCausalLM(config), tokenizer, folder)
+    return tokenizer
+
+
+def _write_rows(path: Path, tokenizer: Any, case: Case) -> None:
+    """Every other row fills the length, the rest half of it; a 7 is one token."""
+
+    def chat(row: int, sevens: int) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"{row:03}"}, {"role": "assistant", "content": "7" * sevens}]
+
+    around = len(tokenizer.apply_chat_template(chat(0, 0), tokenize=True, return_dict=False))
+    lengths = [case.tokens // (1 + row % 2) - around for row in range(4 * case.rows)]
+    rows = ({"messages": chat(row, length)} for row, length in enumerate(lengths))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _settings(root: Path, base: str, case: Case) -> dict[str, Any]:
+    from align.command_line import read_command_line
+
+    words = [
+        f"model={root / base}", f"data={root / 'rows.jsonl'}", f"name={base}", "bf16=false", "max_steps=3",
+        "save_steps=0", f"max_length={case.tokens}", f"per_device_train_batch_size={case.rows}", *case.words,
+    ]  # fmt: skip
+    return read_command_line(words).values
+
+
+def _train(root: Path, base: str, case: Case) -> None:
+    from align import sft
+    from align.config import build
+    from align.registry import open_registry
+    from align.training.stage import run_stage
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        run_stage(sft.STAGE, build(sft.SftConfig, _settings(root, base, case)), open_registry(root / "registry"))
+
+
+def _watch_peaks() -> list[int]:
+    """The largest resident size while steps are made, one entry a run from now on."""
+    from transformers import TrainerCallback
+
+    from align.training.run import Run
+
+    peaks: list[int] = []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            peaks.append(_status("VmHWM"))
+
+    train = Run.train
+
+    def watched(run: Run, trainer: Any) -> Any:
+        trainer.add_callback(Watch())
+        return train(run, trainer)
+
+    Run.train = watched  # type: ignore[method-assign]
+    return peaks
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(Case(**json.loads(sys.argv[2])))))
+        return
+    for name in sys.argv[1:] or CASES:
+        found = compare(CASES[name])
+        parts = {part: round(size / 2**20) for part, size in found["estimate"].items()}
+        measured = found["measured"] / 2**20
+        print(f"{name:<24} estimated {parts['total']:>5} MiB, measured {measured:5.0f} MiB, "
+              f"{parts['total'] / measured - 1:+.0%}  {parts}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    main()
