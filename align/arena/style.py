@@ -56,7 +56,8 @@ footer { opacity: .8; margin: 4px 0 !important; }
 }
 """
 
-# Digits vote and Escape stops, but a digit typed into a field is only a digit.
+# Digits vote and Escape stops, but a digit typed into a field is only a digit. Of impatient clicks the first counts: sent
+# all at once, they could arrive in any order.
 JS = """() => {
   const buttons = () => Array.from(document.querySelectorAll('#votes button'));
   const number = () => buttons().forEach((button, index) => button.setAttribute('data-key', index + 1));
@@ -69,6 +70,12 @@ JS = """() => {
     const button = buttons()[Number(event.key) - 1];
     if (button && !button.disabled) button.click();
   });
+  let voted = -Infinity;
+  document.addEventListener('click', (event) => {
+    if (!event.target.closest?.('#votes button')) return;
+    if (event.timeStamp - voted < 1000) { event.stopImmediatePropagation(); event.preventDefault(); return; }
+    voted = event.timeStamp;
+  }, true);
 }"""
 
 # An answer is markdown from a model: without this, an image in it makes the reader's browser call any address it names.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ATTENTION = "align_packed"
+_PATH = "align_fast_path"
 
 FAMILIES = {
     "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "opt", "phi", "phi3", "qwen2", "qwen3",
@@ -139,13 +140,21 @@ class FastPath:
         field = "log_probs" if self._has_head else "logits"
         expected, found = getattr(stock, field).float(), getattr(ours, field).float()
         difference = float(((expected - found).abs() / (1 + expected.abs())).max())
-        bound = _CLOSE["float32" if getattr(stock, field).dtype == torch.float32 else "other"]
+        bound = _CLOSE["float32" if self._computes_exactly() else "other"]
         self.proved = True
         if difference > bound:
             self.active = False
             self.say(
                 f"fast path: the first batch differs from the stock path by {difference:.1e}; the stock path is used"
             )
+
+    def _computes_exactly(self) -> bool:
+        """Whether all arithmetic is in single precision: no smaller weights, no autocast, nothing in 8 bits."""
+        import torch
+
+        exact = torch.float32, torch.uint8  # nf4 weights lie packed in bytes and are multiplied in single precision
+        device = next(self.model.parameters()).device.type
+        return not torch.is_autocast_enabled(device) and all(each.dtype in exact for each in self.model.parameters())
 
 
 def _shortest(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -162,9 +171,12 @@ def _shortest(inputs: dict[str, Any]) -> dict[str, Any]:
 def use_fast_path(model: Any, say: Callable[[str], None]) -> FastPath | None:
     """Let a model (bare or under PEFT) compute packed batches; None, and a printed reason, where it cannot.
 
-    Call it after a TRL trainer was built around the model, so that what TRL put on the model is what is stepped into.
+    A model that does already is left as it is. Call it after a TRL trainer was built around the model, so that what
+    TRL put on the model is what is stepped into.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if _PATH in vars(base):
+        return vars(base)[_PATH]
     kind = base.config.model_type
     if kind not in FAMILIES or any(getattr(base.config, name, None) is not None for name in _CHANGES_LOGITS):
         say(f"fast path: not for {kind} models; the stock path is used")
@@ -173,6 +185,7 @@ def use_fast_path(model: Any, say: Callable[[str], None]) -> FastPath | None:
     base.set_attn_implementation(ATTENTION)
     path = FastPath(base, base.forward, say)
     base.forward = types.MethodType(lambda _self, *args, **inputs: path.forward(*args, **inputs), base)
+    object.__setattr__(base, _PATH, path)
     return path
 
 
@@ -200,24 +213,15 @@ def packed_attention(
         "scale": options.get("scaling"), "dropout_p": options.get("dropout", 0.0),
         "enable_gqa": key.shape[1] != query.shape[1],
     }  # fmt: skip
-    parts = []
-    for tree in packed.trees:
-        (_, first_end), *others = tree.branches
-        whole = slice(tree.start, first_end)
-        parts.append(
-            scaled_dot_product_attention(
-                query[:, :, whole], key[:, :, whole], value[:, :, whole], is_causal=True, **fixed
-            )
-        )
-        stem = slice(tree.start, tree.stem_end)
-        for begin, end in others:
-            if begin == end:
-                continue
-            own = slice(begin, end)
+    answers = []
+    for part in packed.parts:
+        own = slice(part.begin, part.end)
+        keys, values = key[:, :, own], value[:, :, own]
+        if part.stem is not None:
+            stem = slice(*part.stem)
             keys, values = (torch.cat([each[:, :, stem], each[:, :, own]], 2) for each in (key, value))
-            parts.append(
-                scaled_dot_product_attention(
-                    query[:, :, own], keys, values, attn_mask=packed.mask(tree, begin, end), **fixed
-                )
-            )
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+        asked = query[:, :, own]
+        answers.append(
+            scaled_dot_product_attention(asked, keys, values, attn_mask=part.mask, is_causal=part.mask is None, **fixed)
+        )
+    return torch.cat(answers, 2).transpose(1, 2).contiguous(), None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os.path
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100
+SMALL = 256
+"""tokens up to which a masked call costs less than several calls"""
+_STEM = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +34,24 @@ class Tree:
     stem_end: int
     ends: tuple[int, ...]
 
-    @property
-    def branches(self) -> Iterable[tuple[int, int]]:
-        """Start and end of each branch."""
-        return zip((self.stem_end, *self.ends[:-1]), self.ends, strict=True)
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Tokens of the packed row whose attention is computed in one call, and which tokens each of them may see.
+
+    The keys are those of `stem` (when there is one outside the part) and the part's own; without a `mask` the part is
+    one sequence, seen causally.
+    """
+
+    begin: int
+    end: int
+    stem: tuple[int, int] | None = None
+    mask: Tensor | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Packed:
-    """A batch as one row of T tokens: `ids` and `positions` (1, T), the trees in it, and where its answers are.
+    """A batch as one row of T tokens: `ids` and `positions` (1, T), its parts, and where its answers are.
 
     For each of the n trained tokens, `sources` says which hidden state predicts it, `targets` which token it is, and
     `rows` and `columns` where its log-probability belongs in the padded batch. `last` is the place of the last token of
@@ -49,23 +61,72 @@ class Packed:
     ids: Tensor
     positions: Tensor
     trees: tuple[Tree, ...]
+    parts: tuple[Part, ...]
     sources: Tensor
     targets: Tensor
     rows: Tensor
     columns: Tensor
     last: Tensor
-    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    def mask(self, tree: Tree, begin: int, end: int) -> Tensor:
-        """Which keys (the stem, then the branch) each token of a branch may see: (branch, stem + branch)."""
+
+def parts_of(trees: tuple[Tree, ...], device: Any) -> tuple[Part, ...]:
+    """The calls in which the attention of some trees is computed: few where they are small, exact where they are large.
+
+    Small trees, and small branches of a large one, share a call under a mask; a large sequence has one of its own.
+    """
+    spans: list[tuple[int, int, tuple[int, int] | None, bool]] = []
+    for tree in trees:
+        if tree.ends[-1] - tree.start <= SMALL:
+            _join(spans, tree.start, tree.ends[-1], None, single=len(tree.ends) == 1)
+            continue
+        spans.append((tree.start, tree.ends[0], None, True))
+        stem = (tree.start, tree.stem_end)
+        for begin, end in pairwise(tree.ends):
+            if begin < end:
+                _join(spans, begin, end, stem, single=False)
+    seen = _Sight(trees, device)
+    return tuple(
+        Part(begin, end, stem, None if single else seen.mask(begin, end, stem)) for begin, end, stem, single in spans
+    )
+
+
+def _join(spans: list[Any], begin: int, end: int, stem: tuple[int, int] | None, *, single: bool) -> None:
+    """Append a span, or widen the last one by it where both are small and see the same stem."""
+    if spans:
+        first, last, other, _ = spans[-1]
+        if other == stem and last == begin and end - first <= SMALL:
+            spans[-1] = (first, end, stem, False)
+            return
+    spans.append((begin, end, stem, single))
+
+
+class _Sight:
+    """Who may see whom in a packed row."""
+
+    def __init__(self, trees: tuple[Tree, ...], device: Any) -> None:
         import torch
 
-        stem, branch = tree.stem_end - tree.start, end - begin
-        found = self._masks.get((stem, branch))
-        if found is None:
-            ones = torch.ones(branch, stem + branch, dtype=torch.bool, device=self.ids.device)
-            found = self._masks[stem, branch] = ones.tril(stem)
-        return found
+        tree_of: list[int] = []
+        branch_of: list[int] = []
+        for number, tree in enumerate(trees):
+            tree_of += [number] * (tree.ends[-1] - tree.start)
+            branch_of += [_STEM] * (tree.stem_end - tree.start)
+            begins = (tree.stem_end, *tree.ends[:-1])
+            for branch, (begin, end) in enumerate(zip(begins, tree.ends, strict=True)):
+                branch_of += [branch] * (end - begin)
+        self._tree, self._branch = torch.tensor(tree_of, device=device), torch.tensor(branch_of, device=device)
+        self._place = torch.arange(len(tree_of), device=device)
+
+    def mask(self, begin: int, end: int, stem: tuple[int, int] | None) -> Tensor:
+        """Whether each token from `begin` to `end` sees each key, first those of the stem: (tokens, keys)."""
+        import torch
+
+        asks = self._place[begin:end]
+        keys = asks if stem is None else torch.cat([self._place[stem[0] : stem[1]], asks])
+        before = keys <= asks[:, None]
+        related = self._tree[keys] == self._tree[asks][:, None]
+        shared = (self._branch[keys] == _STEM) | (self._branch[keys] == self._branch[asks][:, None])
+        return before & related & shared
 
 
 def sequences_of(
@@ -75,8 +136,7 @@ def sequences_of(
     ids = input_ids.tolist()
     targets = labels.tolist() if labels is not None else [[IGNORED] * len(row) for row in ids]
     if starts is not None:
-        edges = [*starts.tolist()]
-        return [Sequence(ids[0][a:b], targets[0][a:b], 0, a) for a, b in zip(edges, edges[1:], strict=False)]
+        return [Sequence(ids[0][a:b], targets[0][a:b], 0, a) for a, b in pairwise(starts.tolist())]
     found = []
     for row, (tokens, wanted) in enumerate(zip(ids, targets, strict=True)):
         kept = attention_mask[row].tolist() if attention_mask is not None else [1] * len(tokens)
@@ -111,6 +171,12 @@ def pair_keys(sequences: list[Sequence]) -> list[Hashable]:
     return [index % half for index in range(len(sequences))] if len(sequences) % 2 == 0 else list(range(len(sequences)))
 
 
+def _shared_length(rows: list[list[int]]) -> int:
+    """How many tokens all rows begin with; the first and last in order differ where any two do."""
+    first, last = min(rows), max(rows)
+    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
 class _Layout:
     """A packed row under construction."""
 
@@ -123,8 +189,7 @@ class _Layout:
 
     def add(self, members: list[tuple[int, Sequence]]) -> None:
         """Append sequences that may share their beginning."""
-        stem = os.path.commonprefix([sequence.tokens for _, sequence in members])
-        shared = len(stem) if len(members) > 1 else 0
+        shared = _shared_length([sequence.tokens for _, sequence in members]) if len(members) > 1 else 0
         start = len(self.ids)
         self._extend(members[0][1].tokens[:shared], 0)
         ends = []
@@ -156,4 +221,6 @@ class _Layout:
         )
         last = [self.last[index] for index in range(len(self.last))]
         ids, positions, places = (torch.tensor(each, device=device) for each in (self.ids, self.positions, last))
-        return Packed(ids[None], positions[None], tuple(self.trees), sources, targets, rows, columns, places)
+        trees = tuple(self.trees)
+        parts = parts_of(trees, device)
+        return Packed(ids[None], positions[None], trees, parts, sources, targets, rows, columns, places)

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from align.config import TrainerStageConfig
 from align.models.adapters import digests_of_base
 from align.models.loading import Precision
+from align.models.packed import use_fast_path
 from align.models.reference_cache import Answer, ReferenceCache, batches, reference_key, score_answers
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ def give_reference(run: Run, trainer: Any, base: Checkpoint, columns: Mapping[st
     Call it when the trainer has its final rows and its model a frozen adapter `ref`. What the cache does not know is
     computed in large batches, long rows with long ones.
     """
+    if isinstance(run.config, TrainerStageConfig) and run.config.fast_path:
+        use_fast_path(trainer.model, run.say)
     answers = {split: _answers(rows, columns, trainer) for split, rows in _splits(trainer)}
     known = _known(run, trainer, base, [answer for each in answers.values() for answer in each])
     for split, rows in _splits(trainer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import torch
 from zoo import build_zoo_model
 
 from align import dpo, kto, reward, sft
-from align.models import packed
+from align.models import packed, prefixes
 from align.models.packed import FAMILIES, use_fast_path
-from align.models.prefixes import IGNORED, Sequence, pack, pair_keys, prompt_keys, sequences_of
+from align.models.prefixes import IGNORED, Part, Sequence, pack, pair_keys, prompt_keys, sequences_of
 from align.models.trained_head import score_tokens
 from align.registry import open_registry
 from align.training.stage import Stage, main
@@ -151,6 +152,27 @@ def test_halves_of_a_batch_are_pairs():
     assert pair_keys(sequences[:5]) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("small", [0, 4, 6, 256])
+def test_every_token_sees_what_it_saw_alone_however_the_calls_are_cut(monkeypatch, small):
+    monkeypatch.setattr(prefixes, "SMALL", small)
+    found = pack(sequences := sequences_of(**batch_of(ROWS), starts=None), prompt_keys(sequences), "cpu")
+    tokens = found.ids.shape[1]
+    sees: dict[int, set[int]] = {}
+    for part in found.parts:
+        own = list(range(part.begin, part.end))
+        keys = [*range(*part.stem), *own] if part.stem else own
+        for row, token in enumerate(own):
+            allowed = part.mask[row].tolist() if part.mask is not None else [key <= token for key in keys]
+            sees[token] = {key for key, allows in zip(keys, allowed, strict=True) if allows}
+
+    assert sorted(sees) == list(range(tokens))
+    # 5 6 7 8 | 9 | 3 2 and 4 5 | 9 | 6 7 8
+    before = {4: {0, 1, 2, 3}, 5: {0, 1, 2, 3}, 6: {0, 1, 2, 3, 5}, 9: {7, 8}, 10: {7, 8}, 12: {7, 8, 10, 11}}
+    for token, others in before.items():
+        assert sees[token] == others | {token}
+    assert len(found.parts) == {0: 4, 4: 4, 6: 3, 256: 1}[small]
+
+
 def test_one_sequence_that_begins_another_shares_all_of_it():
     found = pack([Sequence([1, 2], [], 0, 0), Sequence([1, 2, 3], [], 1, 0)], [0, 0], "cpu")
 
@@ -209,10 +231,7 @@ def test_a_first_batch_that_differs_makes_it_step_aside(zoo, monkeypatch):
 
 
 def _without_ends(found):
-    from align.models.prefixes import Tree
-
-    found.trees = (Tree(0, 0, (found.ids.shape[1],)),)
-    return found
+    return replace(found, parts=(Part(0, found.ids.shape[1]),))
 
 
 def test_a_row_longer_than_the_window_takes_the_stock_path(tmp_path):

@@ -83,7 +83,8 @@ def test_help_says_what_a_command_does_and_imports_nothing_heavy(command, tmp_pa
     assert done.stdout.startswith(f"usage: python -m align.registry {command}".rstrip())
 
 
-def test_ls_shows_versions_parents_numbers_and_aliases(run):
+def test_ls_shows_versions_parents_numbers_and_aliases(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     run("alias", "m", "best", "v1")
 
     code, out, _ = run("ls")
