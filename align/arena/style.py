@@ -56,8 +56,8 @@ footer { opacity: .8; margin: 4px 0 !important; }
 }
 """
 
-# Digits vote and Escape stops, but a digit typed into a field is only a digit. Of impatient clicks the first counts: sent
-# all at once, they could arrive in any order.
+# Digits vote and Escape stops, but a digit typed into a field is only a digit. Of impatient clicks the first counts:
+# sent all at once, they could arrive in any order.
 JS = """() => {
   const buttons = () => Array.from(document.querySelectorAll('#votes button'));
   const number = () => buttons().forEach((button, index) => button.setAttribute('data-key', index + 1));

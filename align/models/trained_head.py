@@ -1,4 +1,4 @@
-"""The language head on trained positions only: log-probabilities of given tokens without the logits of a whole batch."""
+"""The language head on trained positions only: log-probabilities without the logits of a whole batch."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _frozen_tile() -> Any:
     from torch import nn
 
     class FrozenTile(torch.autograd.Function):
-        """log p(target) = z[target] - log sum exp z, so its gradient by the hidden state is W[target] - softmax(z) W."""
+        """log p(target) = z[target] - log sum exp z, so its gradient by the state is W[target] - softmax(z) W."""
 
         @staticmethod
         def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Any:
