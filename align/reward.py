@@ -85,7 +85,8 @@ def describe_head(start: Checkpoint) -> str:
 
 
 STAGE = Stage(
-    "reward", RewardConfig, reward, view="preference", columns="joined", produces="reward", trl_config="RewardConfig",
+    "reward", RewardConfig, reward, view="preference", columns="joined", head="score", produces="reward",
+    trl_config="RewardConfig",
     next_command="python -m align.ppo --model {parent} --reward_model {name} --data PROMPTS --name NAME",
 )  # fmt: skip
 

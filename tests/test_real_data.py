@@ -23,7 +23,16 @@ def registry(tmp_path_factory) -> Registry:
 def train(stage, registry: Registry, start: object, data: Path, name: str, *words: str) -> dict:
     """Run a stage's command line for a few steps and return the manifest of what it registered."""
     small = ["max_steps=6", "per_device_train_batch_size=4", "logging_steps=1", "save_steps=0", "bf16=false"]
-    line = [f"model={start}", f"data={data}", f"name={name}", "max_length=384", "on_bad_row=skip", "on_long=drop", *small, *words]
+    line = [
+        f"model={start}",
+        f"data={data}",
+        f"name={name}",
+        "max_length=384",
+        "on_bad_row=skip",
+        "on_long=drop",
+        *small,
+        *words,
+    ]
     assert main(stage, ["--registry", str(registry.root), *line]) == 0
     return registry.resolve(name).manifest
 

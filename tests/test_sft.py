@@ -195,3 +195,4 @@ def test_the_plan_of_a_packed_run_counts_packed_rows_and_no_padding(shared, tiny
     assert int(packed.split("steps")[1].split()[0]) < 8
     assert "0% padding" in packed
     assert "0% padding" not in plain
+    assert "memory     about" in plain

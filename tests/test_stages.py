@@ -98,7 +98,13 @@ def test_the_first_dpo_loss_from_a_bare_base_is_ln_2(tmp_path, tiny_base, prefer
 
 
 def test_dpo_learns_the_preference(tmp_path, tiny_base, preferences, held_out_preferences):
-    words = [f"model={tiny_base}", f"data={preferences}", f"eval_data={held_out_preferences}", "name=learns", "beta=0.5"]
+    words = [
+        f"model={tiny_base}",
+        f"data={preferences}",
+        f"eval_data={held_out_preferences}",
+        "name=learns",
+        "beta=0.5",
+    ]
     assert run(dpo.STAGE, tmp_path, *words, "max_steps=30", "eval_steps=30", "per_device_train_batch_size=8") == 0
 
     assert open_registry(tmp_path).resolve("learns").manifest["metrics"]["eval_rewards/accuracies"] > 0.9

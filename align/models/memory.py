@@ -34,10 +34,10 @@ _PACKED_TILES = {"frozen": 4, "learned": 7}
 """the same for the head of the fast path, in the forward pass when it is frozen, else in the backward pass"""
 _FULL_LOGITS = 4
 """logits, their log-softmax, and the gradients of both"""
-_HEAP_HOLES = 0.6
-"""of activations and logits: what glibc's heap keeps in holes from step to step. It differs from run to run, 0.2 (full)
-to 1.4 (gradient checkpointing) were measured with benchmarks/memory_plan.py; a GPU's allocator has not been measured"""
-_HEAP_FLOOR = 8 << 20
+_HEAP_HOLES = {"adapter": 0.8, "full": 0.4}
+"""of activations and logits: what glibc's heap keeps in holes from step to step, fewer where gradients and states fill
+them. It differs from run to run, 0.2 to 1.4 were measured with benchmarks/memory_plan.py; a GPU's allocator was not"""
+_HEAP_FLOOR = 12 << 20
 """bytes by which a process grows in any training"""
 _USUAL_HIDDENS = 20
 """hidden states a layer keeps, for the rare model that cannot be run without storage; Llama with LoRA keeps 19"""
@@ -87,8 +87,9 @@ def estimate(parent: Checkpoint, base: Checkpoint, config: StageConfig, work: Pa
     sizes["optimizer"] = trained * _FULL_PRECISION * _ADAMW_STATES
     sizes["activations"] = _activations(model, config, work)
     sizes["logits"] = _logits(model, Precision.of(config), work)
+    holes = _HEAP_HOLES["full" if config.lora is None else "adapter"]
     churned = sizes["activations"] + sizes["logits"]
-    sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(_HEAP_HOLES * churned)
+    sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(holes * churned)
     return sizes | {"total": _peak(sizes, accumulates=config.gradient_accumulation_steps > 1)}
 
 

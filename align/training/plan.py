@@ -1,4 +1,4 @@
-"""What a run would do, without loading a weight: rows, tokens, steps and trainable parameters."""
+"""What a run would do, without loading a weight: rows, tokens, steps, trainable parameters and memory."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from align.config import StageConfig, write
+from align.config import StageConfig, TrainerStageConfig, write
 from align.data import RecordSet, load_records
 from align.data.checks import refuse_leak
 from align.data.tokenised import TokenSet, tokenise
 from align.models.adapters import tokenizer_home
 from align.models.counting import count_trainable
+from align.models.memory import Head, Pass, estimate
 from align.models.tokenizers import load_tokenizer
 from align.training.preflight import preflight
 
@@ -48,6 +49,8 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
         "steps": _tell_steps(config, _count_rows(config, tokens)),
         "trainable": f"{outline.trainable:,} of {outline.total:,} parameters ({outline.trainable / outline.total:.2%})",
     }
+    if started and isinstance(config, TrainerStageConfig):
+        lines["memory"] = _tell_memory(stage, config, registry, started["model"], tokens)
     if config.eval_data is not None:
         held_out = _load(stage, config, registry, config.eval_data)
         refuse_leak(found, held_out)
@@ -88,6 +91,26 @@ def _tell_tokens(config: StageConfig, tokens: TokenSet) -> str:
         parts.append(f"{tokens.trained_tokens} of them trained ({tokens.trained_tokens / tokens.tokens:.0%})")
     padding = 0.0 if _packs(config) else padding_share(tokens, config.per_device_train_batch_size, config.seed)
     return ", ".join([*parts, f"{padding:.0%} padding beside them"])
+
+
+def _tell_memory(
+    stage: Stage, config: TrainerStageConfig, registry: Registry, parent: Checkpoint, tokens: TokenSet
+) -> str:
+    """The peak of a training step by part, in a process that does nothing else."""
+    base = registry.resolve_base(parent) if parent.is_adapter else parent
+    lengths = tokens.lengths()
+    longest = config.row_length if _packs(config) else int(lengths.max())
+    filled = 1.0 if _packs(config) else 1 - padding_share(tokens, config.per_device_train_batch_size, config.seed)
+    head: Head = stage.head if stage.head != "fused" or not config.fast_path else "packed"
+    rows = config.per_device_train_batch_size * lengths.shape[1]
+    parts = estimate(parent, base, config, Pass(rows, longest, head, filled))
+    total = parts.pop("total")
+    shown = ", ".join(f"{part} {_mebibytes(size)}" for part, size in parts.items() if size >= 2**19)
+    return f"about {_mebibytes(total)} beside the bare process: {shown}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def _tell_steps(config: StageConfig, rows: int) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from align.data import RecordSet
     from align.data.tokenised import Columns, TokenPlan
     from align.models.adapters import Resident
+    from align.models.memory import Head
     from align.registry import Checkpoint, Registry
     from align.training.plan import Outline
     from align.training.run import Run
@@ -61,6 +62,8 @@ class Stage:
     produces: Kind
     columns: Columns = "rendered"
     """the columns in which the trainer takes its rows"""
+    head: Head = "fused"
+    """what the trainer puts on the hidden states, for the memory in the plan"""
     trl_config: str | None = None
     """name of the TRL config that `trainer:` passes through to"""
     next_command: str = ""
