@@ -1,0 +1,36 @@
+"""What libraries print of their own accord stays out of a run's output; what they report as errors does not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from align.models.hub import no_telemetry
+
+
+@pytest.mark.parametrize("name", ["bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"])
+def test_advice_is_hidden_and_errors_are_not(name):
+    no_telemetry()
+
+    logger = logging.getLogger(name)
+    assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.isEnabledFor(logging.ERROR)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_a_run_writes_nothing_to_stderr(tmp_path, tiny_base, demonstrations, quantization):
+    if quantization != "none":
+        pytest.importorskip("bitsandbytes", reason="quantization needs align[qlora]")
+    settings = [f"model={tiny_base}", f"data={demonstrations}", "name=quiet", "max_steps=2", "bf16=false"]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "align.sft", "--registry", str(tmp_path), f"quantization={quantization}", *settings],
+        capture_output=True, text=True, check=False, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (0, "")
