@@ -131,6 +131,7 @@ def test_a_dora_adapter_of_which_only_the_magnitudes_moved_is_alive(trained, tmp
     assert not torch.equal(loaded, _logits(AutoModelForCausalLM.from_pretrained(base)))
 
 
+@pytest.mark.slow
 def test_dpo_and_ppo_continue_it(trained, preferences, demonstrations):
     assert _run(dpo.STAGE, trained.root, "model=policy", f"data={preferences}", "name=dpo") == 0
     small = ["rollout_batch_size=4", "num_ppo_epochs=1", "sampling.max_new_tokens=5"]
