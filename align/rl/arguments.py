@@ -13,8 +13,11 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from align.errors import UsageError, nearest, shorten
 
 
-def read_arguments(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments as the types the function asks for; UsageError for an unknown, absent or unfit one."""
+def read_arguments(where: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments as the types the function asks for; UsageError for an unknown, absent or unfit one.
+
+    `where` begins the message: the setting and the reward's name.
+    """
     signature = inspect.signature(function)
     try:
         signature.bind(None, "", **given)
@@ -22,26 +25,31 @@ def read_arguments(name: str, function: Callable[..., Any], given: Mapping[str, 
         own = list(signature.parameters)[2:]
         unknown = next((key for key in given if key not in own), None)
         hint = nearest(unknown, own) if unknown else ""
-        raise UsageError(f"rewards: {name}: {error};{hint} It is {name}{signature}; mend its args") from None
+        raise UsageError(f"{where}: {error};{hint} It is {function.__name__}{signature}; mend its args") from None
     rest = next((one for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD), None)
-    return {key: _read(name, function, signature.parameters.get(key) or rest, key, given[key]) for key in given}
+    return {key: _read(where, function, signature.parameters.get(key) or rest, key, given[key]) for key in given}
 
 
-def _read(name: str, function: Callable[..., Any], parameter: inspect.Parameter | None, key: str, value: Any) -> Any:
+def _read(where: str, function: Callable[..., Any], parameter: inspect.Parameter | None, key: str, value: Any) -> Any:
     if parameter is None or parameter.annotation is parameter.empty:
         return value
     try:
-        adapter = TypeAdapter(_kind(function, parameter.annotation), config=ConfigDict(arbitrary_types_allowed=True))
+        kind = _kind(function, parameter.annotation)
+        # What a person would call it: without the limits, which the second message tells.
+        bare = typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+        adapters = [TypeAdapter(one, config=ConfigDict(arbitrary_types_allowed=True)) for one in (bare, kind)]
     except (NameError, PydanticUserError):
         return value  # Imported for type checkers only, or with rules of its own: the reward has to look itself.
     try:
-        return adapter.validate_python(value)
+        adapters[0].validate_python(value)
     except ValidationError:
-        expected = parameter.annotation
-        expected = expected if isinstance(expected, str) else inspect.formatannotation(expected)
-        raise UsageError(
-            f"rewards: {name}: {key}: expected {expected}, found {shorten(value)}; mend its args"
-        ) from None
+        expected = inspect.formatannotation(bare)
+        raise UsageError(f"{where}: {key}: expected {expected}, found {shorten(value)}; mend its args") from None
+    try:
+        return adapters[1].validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        raise UsageError(f"{where}: {key}: {reason}, found {shorten(value)}; mend its args") from None
 
 
 def _kind(function: Callable[..., Any], annotation: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from fractions import Fraction
 
+import numpy
 import pytest
 
 from align.config import build
 from align.errors import DataError, UsageError
+from align.ppo import PpoConfig
 from align.rl.rewards import RewardSettings, RewardSum, find_reward, reward, reward_names
 from align.rl.rewards.answers import last_number
 from align.schema import Record
@@ -112,33 +114,17 @@ def test_rewards_add_up_by_weight():
 
 def test_an_unknown_reward_names_the_nearest_one():
     with pytest.raises(UsageError, match=r"'numeric_macth'; no reward has that name; Did you mean numeric_match"):
-        find_reward(RewardSettings(name="numeric_macth"))
+        find_reward("numeric_macth")
 
 
 def test_a_wrong_argument_shows_the_signature():
-    with pytest.raises(UsageError, match=r"unexpected keyword argument 'goal'.*target: 'int'"):
-        find_reward(RewardSettings(name="length", args={"target": 3, "goal": 3}))
+    with pytest.raises(UsageError, match=r"unexpected keyword argument 'goal'.*target: 'Positive'"):
+        RewardSum([RewardSettings(name="length", args={"target": 3, "goal": 3})])
 
 
 def test_a_missing_argument_shows_the_signature():
     with pytest.raises(UsageError, match="missing a required argument: 'pattern'"):
-        find_reward(RewardSettings(name="regex"))
-
-
-def test_a_broken_pattern_is_a_usage_error():
-    with pytest.raises(UsageError, match="mend the pattern"):
-        score("regex", "x", pattern="(")
-
-
-@pytest.mark.parametrize("args", [{"target": 0}, {"target": 3, "unit": "tokens"}])
-def test_length_refuses_what_it_cannot_measure(args):
-    with pytest.raises(UsageError, match="reward length"):
-        score("length", "x", **args)
-
-
-def test_keyword_needs_words():
-    with pytest.raises(UsageError, match="give words"):
-        score("keyword", "x", words=[])
+        RewardSum([RewardSettings(name="regex")])
 
 
 def test_unknown_keys_of_a_reward_are_refused():
@@ -173,13 +159,72 @@ def test_a_name_is_not_taken_twice():
         reward(exact_match)
 
 
-def test_a_reward_must_be_finite():
-    @reward
-    def broken_in_this_test(record, completion):
-        return float("nan")
+@reward
+def plays_in_these_tests(record, completion):
+    """Returns what a test put there, or raises it."""
+    if isinstance(PLAYED[0], Exception):
+        raise PLAYED[0]
+    return PLAYED[0]
 
-    with pytest.raises(DataError, match="broken_in_this_test: returned nan"):
-        score("broken_in_this_test", "x")
+
+PLAYED = [0.0]
+ROW = Record(source="a.jsonl", line=7)
+WHERE = r"for the completion 'word word .*\.\.\. of a\.jsonl:7"
+
+
+def play(value):
+    PLAYED[:] = [value]
+    return RewardSum([RewardSettings(name="plays_in_these_tests")])(ROW, "word " * 40)["plays_in_these_tests"]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (float("nan"), "returned nan"),
+        (float("-inf"), "returned -inf"),
+        (10**400, r"returned 1000\d*\.\.\."),
+        (1j, "returned 1j"),
+        (None, "returned None"),
+        ("3", "returned '3'"),
+        ({"score": 1.0}, r"returned \{'score': 1.0\}"),
+        ([1.0, 2.0], r"returned 2 values, \[1.0, 2.0\],"),
+        ((), r"returned 0 values, \(\),"),
+        (numpy.array([1.0, 2.0]), r"returned 2 values, array\(\[1., 2.\]\),"),
+        (numpy.array([]), "returned 0 values, array.*,"),
+    ],
+)
+def test_what_is_no_finite_number_names_reward_completion_and_record(value, told):
+    with pytest.raises(DataError, match=f"reward plays_in_these_tests: {told} {WHERE}; expected one finite number"):
+        play(value)
+
+
+@pytest.mark.parametrize("error", [ValueError("bad\nrow"), KeyError("answer"), ZeroDivisionError(), UsageError("no")])
+def test_a_reward_that_raises_names_itself_completion_and_record(error):
+    told = rf"reward plays_in_these_tests: raised {type(error).__name__} {WHERE}: .*; mend the reward or the row"
+
+    with pytest.raises(DataError, match=told) as caught:
+        play(error)
+
+    assert caught.value.__cause__ is error
+    assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_inside_a_reward_is_still_ctrl_c():
+    @reward
+    def interrupted_in_this_test(record, completion):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score("interrupted_in_this_test", "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(True, 1.0), (3, 3.0), (Fraction(1, 2), 0.5), (numpy.float32(0.5), 0.5), (numpy.array(2.0), 2.0),
+     (numpy.array([2.0]), 2.0)],
+)  # fmt: skip
+def test_numbers_of_every_kind_are_taken(value, number):
+    assert play(value) == number
 
 
 def test_a_reward_named_twice_counts_twice():
@@ -205,14 +250,23 @@ def test_a_reward_named_twice_counts_twice():
         ("keyword", {"words": [1, 2]}, r"rewards: keyword: words: expected list\[str\], found \[1, 2\]"),
         ("length", {"target": "abc"}, "rewards: length: target: expected int, found 'abc'"),
         ("length", {"target": None}, "rewards: length: target: expected int, found None"),
+        ("length", {"target": 0}, "rewards: length: target: should be greater than 0, found 0; mend its args"),
+        ("length", {"target": 3, "unit": "tokens"}, r"length: unit: expected Literal\['words', .*, found 'tokens'"),
         ("regex", {"pattern": 5}, "rewards: regex: pattern: expected str, found 5"),
+        ("regex", {"pattern": "("}, r"rewards: regex: pattern: no regular expression: missing \), .*, found '\('"),
+        ("keyword", {"words": []}, r"rewards: keyword: words: give words: \[...\], none of them empty, found \[\]"),
+        ("keyword", {"words": ["please", ""]}, "rewards: keyword: words: give words"),
+        ("numeric_match", {"tolerance": -1}, "tolerance: should be greater than or equal to 0, found -1"),
+        ("numeric_match", {"tolerance": float("nan")}, "tolerance: should be a finite number, found nan"),
         ("length", {"target": 3, "unti": "words"}, "rewards: length: .*'unti'.*Did you mean unit"),
         ("length", {"target": 3, "record": 1}, "rewards: length: .*record"),
     ],
 )
-def test_an_argument_a_reward_cannot_take_is_refused_before_anything_is_sampled(name, args, message):
+def test_an_argument_a_reward_cannot_take_is_refused_when_the_settings_are_read(name, args, message):
+    settings = {"model": "m", "data": "d", "name": "n", "rewards": [{"name": name, "args": args}]}
+
     with pytest.raises(UsageError, match=message):
-        RewardSum([RewardSettings(name=name, args=args)])
+        build(PpoConfig, settings)
 
 
 def test_arguments_reach_a_reward_as_the_types_it_asks_for():

@@ -2,6 +2,9 @@
 
 Every module of this folder is imported on first use, so adding a reward is adding one file here. A program of your own
 registers one by decorating it before it calls `align.training.stage.run_stage`; YAML itself never names code.
+
+The annotation of an argument is its check, made when the settings are read: `target: Annotated[int, Field(gt=0)]`
+refuses 0 and "ten" before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -80,15 +83,14 @@ def reward_names() -> list[str]:
     return sorted(_REGISTERED)
 
 
-def find_reward(settings: RewardSettings) -> Reward:
-    """The registered reward that the settings name, or a UsageError for an unknown name or a wrong argument."""
+def find_reward(name: str, setting: str = "rewards") -> Reward:
+    """The registered reward of a name, or a UsageError that begins with the setting that asked for it."""
     _import_built_in()
-    if settings.name not in _REGISTERED:
-        hint = nearest(settings.name, reward_names())
-        raise UsageError(f"rewards: asked for {shorten(settings.name)}; no reward has that name;{hint}")
-    found = _REGISTERED[settings.name]
-    read_arguments(found.name, found.function, settings.args)
-    return found
+    if name not in _REGISTERED:
+        raise UsageError(
+            f"{setting}: asked for {shorten(name)}; no reward has that name;{nearest(name, reward_names())}"
+        )
+    return _REGISTERED[name]
 
 
 @dataclass(frozen=True)
@@ -101,21 +103,24 @@ class _Part:
     args: dict[str, Any]
 
 
-def _parts(settings: Sequence[RewardSettings]) -> Iterator[_Part]:
+def _parts(settings: Sequence[RewardSettings], setting: str) -> Iterator[_Part]:
     times: Counter[str] = Counter()
     for item in settings:
-        found = find_reward(item)
+        found = find_reward(item.name, setting)
         times[item.name] += 1
         # Names are Python names, so a label with a dash is never the name of another reward.
         label = item.name if times[item.name] == 1 else f"{item.name}-{times[item.name]}"
-        yield _Part(label, item.weight, found, read_arguments(found.name, found.function, item.args))
+        yield _Part(label, item.weight, found, read_arguments(f"{setting}: {item.name}", found.function, item.args))
 
 
 class RewardSum:
-    """The weighted sum of some rewards, checked against the data before anything is sampled."""
+    """The weighted sum of some rewards, checked against the data before anything is sampled.
 
-    def __init__(self, settings: Sequence[RewardSettings]):
-        self._parts = list(_parts(settings))
+    Raises UsageError for an unknown name or a wrong argument, beginning with the name of the `setting`.
+    """
+
+    def __init__(self, settings: Sequence[RewardSettings], setting: str = "rewards"):
+        self._parts = list(_parts(settings, setting))
 
     @property
     def names(self) -> list[str]:
@@ -142,10 +147,34 @@ class RewardSum:
         return sum(part.weight * values[part.label] for part in self._parts)
 
     def _value(self, part: _Part, record: Record, completion: str) -> float:
-        value = float(part.reward.function(record, completion, **part.args))
-        if not math.isfinite(value):
+        asked = f"for the completion {shorten(completion)} of {record.where}"
+        try:
+            value = part.reward.function(record, completion, **part.args)
+        except Exception as error:  # Whatever a program of the user's raises, the row it raised at is what helps.
             raise DataError(
-                f"reward {part.label}: returned {value} for {shorten(completion)}, prompt {record.where}; "
-                "a reward must be a finite number"
+                f"reward {part.label}: raised {type(error).__name__} {asked}: {shorten(str(error))}; "
+                "mend the reward or the row; --debug shows where"
+            ) from error
+        number = _as_number(value)
+        if number is None or not math.isfinite(number):
+            raise DataError(
+                f"reward {part.label}: returned {_described(value)} {asked}; expected one finite number; "
+                "mend the reward"
             )
-        return value
+        return number
+
+
+def _as_number(value: Any) -> float | None:
+    """What a reward returned as a number, also from an array of one; None when it is anything else."""
+    try:
+        single = value.item() if getattr(value, "ndim", 0) else value
+        # Text has no __float__, though float() reads it: a reward that returns text is a mistake.
+        return float(single) if hasattr(single, "__float__") or hasattr(single, "__index__") else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+
+
+def _described(value: Any) -> str:
+    if getattr(value, "ndim", 0) or isinstance(value, list | tuple):
+        return f"{len(value)} values, {shorten(value)},"
+    return shorten(value)

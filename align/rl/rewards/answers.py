@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from fractions import Fraction
+from typing import Annotated
+
+from pydantic import Field
 
 from align.rl.rewards import reward
 from align.schema import Record
@@ -37,6 +40,9 @@ def _value(match: re.Match[str]) -> Fraction:
     return -value if negative else value
 
 
+Tolerance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 def _normalise(text: str, ignore_case: bool) -> str:
     text = " ".join(text.split())
     return text.casefold() if ignore_case else text
@@ -49,7 +55,7 @@ def exact_match(record: Record, completion: str, ignore_case: bool = False) -> f
 
 
 @reward(needs=("answer",))
-def numeric_match(record: Record, completion: str, tolerance: float = 0.0) -> float:
+def numeric_match(record: Record, completion: str, tolerance: Tolerance = 0.0) -> float:
     """1 when the last number in the completion equals the last number in the record's answer."""
     wanted, given = last_number(record.answer or ""), last_number(completion)
     if wanted is None or given is None:
