@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import signal
 import sys
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from align.config import write
 from align.engine.options import add_model_options, add_sampling_options, precision_from, sampling_from
@@ -105,24 +109,39 @@ class Chat:
         row = Row(self._engine.models[0], list(self._messages), self._seed)
         self._seed += 1
         stream = self._engine.submit(GenerationRequest((row,), self._sampling))
-        events, code = iter(stream), 0
-        while True:
-            try:
-                event = next(events, None)
-            except KeyboardInterrupt:
-                stream.cancel()
-                events, code = iter(stream), INTERRUPTED
-                continue
-            if isinstance(event, RowDelta):
-                sys.stdout.write(printable(event.text))
-                sys.stdout.flush()
-            elif isinstance(event, RowDone):
-                self._messages.append(assistant(event.text))
-            elif isinstance(event, RowError):
-                raise IntegrityError(event.message)
-            else:
-                write("")
-                return code
+        with _noticed_interrupt() as interrupted:
+            for event in stream:
+                if interrupted.is_set():
+                    stream.cancel()
+                if isinstance(event, RowDelta):
+                    sys.stdout.write(printable(event.text))
+                    sys.stdout.flush()
+                elif isinstance(event, RowDone):
+                    self._messages.append(assistant(event.text))
+                elif isinstance(event, RowError):
+                    raise IntegrityError(event.message)
+            write("")
+        return INTERRUPTED if interrupted.is_set() else 0
+
+
+@contextmanager
+def _noticed_interrupt() -> Iterator[threading.Event]:
+    """Note a Ctrl-C in place of being torn out of whatever is being written; a second one ends the program."""
+    noticed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noticed
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(_signal: int, _frame: Any) -> None:
+        noticed.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noticed
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def printable(text: str) -> str:

@@ -5,7 +5,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -227,15 +226,3 @@ def test_memory_stays_far_below_the_size_of_the_files(tmp_path):
     assert (tmp_path / "a.jsonl").stat().st_size > 115e6
     assert kept == 50 * (150 + 40 + 40 + 10)
     assert peak < 80
-
-
-def test_chats_are_checked_and_converted_at_twenty_thousand_a_second(tmp_path):
-    talk = [{"role": role, "content": "nine of the clock, 九点, on week days " * 5} for role in ("user", "assistant")]
-    path = write(tmp_path / "a.jsonl", [{"id": str(n), "messages": talk * (1 + n % 2)} for n in range(10_000)])
-
-    start = time.process_time()
-    kept = sum(len(batch) for batch in scan(path, view="demonstration"))
-    seconds = time.process_time() - start
-
-    assert kept == 10_000
-    assert seconds < 0.5
