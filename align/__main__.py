@@ -15,6 +15,7 @@ COMMANDS = {
     "dpo": "direct preference optimisation against a frozen copy of the start",
     "kto": "Kahneman-Tversky optimisation on answers that are good or bad by themselves",
     "ppo": "proximal policy optimisation on a reward model or on programs",
+    "grpo": "group-relative policy optimisation on programs, without a value model",
     "generate": "one prompt, or a chat on the terminal",
     "compare": "models side by side in the browser, named or blind, with votes",
     "data": "list, check, preview, split, convert and scrub datasets",

@@ -149,6 +149,11 @@ class StageConfig(Settings):
         return self.row_length
 
     @property
+    def save_unit(self) -> int:
+        """Steps from one point at which a run can be saved to the next; in between is state that no checkpoint has."""
+        return 1
+
+    @property
     def rows_per_step(self) -> int:
         """Rows of data in one step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps

@@ -114,7 +114,7 @@ def test_help_explains_every_setting():
     assert all(info.description for info in TrainerStageConfig.model_fields.values())
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto", "ppo", "pretrain"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto", "ppo", "grpo", "pretrain"])
 def test_help_imports_no_torch_and_lists_at_most_40_settings(stage):
     code = (
         "import sys, importlib; from align.training.stage import main; "

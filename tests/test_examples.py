@@ -15,7 +15,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
 def test_every_stage_has_an_example():
-    assert {"pretrain", "sft", "reward", "dpo", "kto", "ppo"} <= {path.stem for path in EXAMPLES}
+    assert {"pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo"} <= {path.stem for path in EXAMPLES}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -48,6 +48,8 @@ class FastPath:
     model: Any
     stock: Callable[..., Any]
     say: Callable[[str], None]
+    temperature: float = 1.0
+    """what the logits are divided by"""
     proved: bool = False
     active: bool = True
     shares_prefixes: bool = True
@@ -112,7 +114,9 @@ class FastPath:
 
         head = self.model.get_output_embeddings()
         frozen = self.slopes_forward and not head.weight.requires_grad
-        scores = score_tokens(head, hidden[packed.sources], packed.targets, frozen=frozen)
+        # The head has no bias where this is not 1, so the states may be divided in place of the logits.
+        states = hidden[packed.sources] if self.temperature == 1 else hidden[packed.sources] / self.temperature
+        scores = score_tokens(head, states, packed.targets, frozen=frozen)
         wanted = labels[:, 1:]
 
         def spread(values: Tensor) -> Tensor:
@@ -168,7 +172,7 @@ def _shortest(inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs | {key: value[[row, row + half]] for key, value in batched.items()}
 
 
-def use_fast_path(model: Any, say: Callable[[str], None]) -> FastPath | None:
+def use_fast_path(model: Any, say: Callable[[str], None], temperature: float = 1.0) -> FastPath | None:
     """Let a model (bare or under PEFT) compute packed batches; None, and a printed reason, where it cannot.
 
     A model that does already is left as it is. Call it after a TRL trainer was built around the model, so that what
@@ -181,9 +185,13 @@ def use_fast_path(model: Any, say: Callable[[str], None]) -> FastPath | None:
     if kind not in FAMILIES or any(getattr(base.config, name, None) is not None for name in _CHANGES_LOGITS):
         say(f"fast path: not for {kind} models; the stock path is used")
         return None
+    head = base.get_output_embeddings()
+    if temperature != 1 and getattr(head, "bias", None) is not None:
+        say(f"fast path: not with temperature={temperature:g} over a head with a bias; the stock path is used")
+        return None
     _register_attention()
     base.set_attn_implementation(ATTENTION)
-    path = FastPath(base, base.forward, say)
+    path = FastPath(base, base.forward, say, temperature)
     base.forward = types.MethodType(lambda _self, *args, **inputs: path.forward(*args, **inputs), base)
     object.__setattr__(base, _PATH, path)
     return path

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-_FIRST = ("loss", "accuracy", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "score_mean", "kl")
+_FIRST = (
+    "loss", "accuracy", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "score_mean", "reward", "kl",
+)  # fmt: skip
 _LEFT_OUT = {"step", "epoch", "num_tokens", "tokens_per_second"}
 _CLOCKS = ("_runtime", "_per_second")
 _EVAL = "eval_"

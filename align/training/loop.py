@@ -39,7 +39,7 @@ def train(run: Run, trainer: Any) -> dict[str, float]:
     """
     _prepare(trainer)
     if isinstance(run.config, TrainerStageConfig) and run.config.fast_path and type(trainer) is not Trainer:
-        use_fast_path(trainer.model, run.say)
+        use_fast_path(trainer.model, run.say, getattr(trainer, "temperature", 1.0))
     run.ranks.share(lambda: refuse_small_disk(run, trainer.model))
     found = run.resume_point()
     with ExitStack() as stack:
@@ -67,12 +67,16 @@ def train(run: Run, trainer: Any) -> dict[str, float]:
 
 
 def _prepare(trainer: Any) -> None:
-    """Leave printing, pictures and counting to us; a plain trainer pads nothing, so it counts every token."""
+    """Leave printing, pictures and counting to us; a plain trainer pads nothing, so it counts every token.
+
+    A trainer that samples (it has a number of generations) counts prompts and completions itself.
+    """
     from transformers.integrations import TensorBoardCallback
 
     for callback in (PrinterCallback, TensorBoardCallback):
         trainer.remove_callback(callback)
-    trainer.args.include_num_input_tokens_seen = "all" if type(trainer) is Trainer else "non_padding"
+    counted = "no" if hasattr(trainer, "num_generations") else "non_padding"
+    trainer.args.include_num_input_tokens_seen = "all" if type(trainer) is Trainer else counted
 
 
 def _load(trainer: Any, checkpoint: Path) -> None:
@@ -134,7 +138,8 @@ class _Watch(TrainerCallback):
         if self._progress is not None:
             self._progress.advance(1)
         self.over = state.global_step >= state.max_steps
-        self._heed(control)
+        if state.global_step % self.run.config.save_unit == 0:
+            self._heed(control)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         numbers = {
@@ -206,7 +211,8 @@ class _Watch(TrainerCallback):
         for key, value in keep(numbers, "loss", "grad_norm").items():
             if value != value or value in (float("inf"), float("-inf")):
                 raise self.run.diverged(f"step {step}: {key} is {value}")
-        moves = numbers.get("grad_norm") != 0
+        # Completions that all scored the same teach nothing, and the next rollout may.
+        moves = numbers.get("grad_norm") != 0 or numbers.get("frac_reward_zero_std") == 1
         self._moved |= moves
         # A hinge that holds for every pair has loss zero: that run has learned what it was asked to.
         learned = self._moved and numbers["loss"] == 0
@@ -221,10 +227,12 @@ class _Watch(TrainerCallback):
 
 
 def _average(window: list[dict[str, float]]) -> dict[str, float]:
-    return {
-        key: window[-1][key] if key in _LAST else sum(line.get(key, 0.0) for line in window) / len(window)
-        for key in window[-1]
-    }
+    """Means over the steps that have a number: a rollout's are logged by the first step on it alone."""
+    found: dict[str, list[float]] = {}
+    for line in window:
+        for key, value in line.items():
+            found.setdefault(key, []).append(value)
+    return {key: values[-1] if key in _LAST else sum(values) / len(values) for key, values in found.items()}
 
 
 def apply_changes(run: Run, optimizer: Any, scheduler: Any, *, decayed: int) -> None:

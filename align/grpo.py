@@ -1,0 +1,237 @@
+"""Group-relative policy optimisation: several completions of a prompt are judged against each other (Shao et al. 2024).
+
+There is no value model: the baseline of a completion is the mean reward of its group (equation 3, 4.1). TRL owns the
+loop; the reference, with beta above 0, is a frozen copy of what the policy starts as.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from align.config import TrainerStageConfig
+from align.errors import UsageError
+from align.rl.rewards import RewardSettings, RewardSum
+from align.training.stage import Stage, Trained, keep, main
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from align.training.first_step import Expected
+    from align.training.run import Run
+
+LossType = Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
+
+_REFUSED = {
+    "shuffle_dataset": "the order of the prompts follows from seed; remove it",
+    "generation_batch_size": "say steps_per_generation instead",
+    "reward_weights": "give each of rewards its weight",
+    "log_completions": "samples.jsonl in the run's folder holds completions; remove it",
+    "chat_template_kwargs": "prompts are rendered by align.data; remove it",
+}
+"""settings of TRL's config that would do nothing here, or something else than they say"""
+
+
+class GrpoConfig(TrainerStageConfig):
+    """Settings of group-relative policy optimisation."""
+
+    learning_rate: float = Field(1e-5, gt=0, le=1)
+    """peak learning rate"""
+    rewards: list[RewardSettings] = Field(min_length=1)
+    """rewards that are programs: [{name, weight, args}]"""
+    num_generations: int = Field(8, ge=2)
+    """completions sampled for a prompt: the group"""
+    temperature: float = Field(1.0, gt=0)
+    """softmax temperature; the policy that is trained is the tempered one"""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """sample from the smallest set of tokens with this probability; 1 samples from all"""
+    max_completion_length: int = Field(512, ge=1)
+    """tokens of a completion at most; max_length less these is what a prompt may have"""
+    beta: float = Field(0.0, ge=0)
+    """price of KL from the reference; with 0 there is no reference"""
+    epsilon: float = Field(0.2, gt=0)
+    """the policy's ratio is clipped to 1 plus and minus this"""
+    loss_type: LossType = "dapo"
+    """how the tokens' losses are added up, by its TRL name"""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """divide advantages by the spread of the rewards of their group or batch, or not at all"""
+    num_iterations: int = Field(1, ge=1)
+    """passes over a rollout"""
+
+    @property
+    def token_length(self) -> int:
+        """Tokens of the longest prompt: what the completion leaves."""
+        return self.max_length - self.max_completion_length
+
+    @property
+    def passes_per_rollout(self) -> int:
+        """Batches in which a rollout's completions are read once; completions of a rollout over the batch size."""
+        asked = self.trainer.get("steps_per_generation")
+        return self.gradient_accumulation_steps if asked is None else asked
+
+    @property
+    def save_unit(self) -> int:
+        """Optimiser steps from one rollout boundary to the next."""
+        passes = self.passes_per_rollout * self.num_iterations
+        return passes // math.gcd(passes, self.gradient_accumulation_steps)
+
+    @property
+    def prompts_per_unit(self) -> int:
+        """Prompts that one process takes between two rollout boundaries."""
+        rollouts = self.save_unit * self.gradient_accumulation_steps // (self.passes_per_rollout * self.num_iterations)
+        return rollouts * self.per_device_train_batch_size * self.passes_per_rollout // self.num_generations
+
+    @property
+    def rows_per_step(self) -> int:
+        """Prompts in an optimiser step."""
+        return max(1, self.prompts_per_unit // self.save_unit)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        for key in _REFUSED.keys() & self.trainer.keys():
+            raise UsageError(f"trainer.{key}: not a setting of this stage; {_REFUSED[key]}")
+        passes = self.passes_per_rollout
+        if not isinstance(passes, int) or passes < 1:
+            raise UsageError(f"trainer.steps_per_generation: expected a whole number above 0, found {passes!r}")
+        completions = self.per_device_train_batch_size * passes
+        if completions % self.num_generations:
+            ours = passes == self.gradient_accumulation_steps
+            other = "gradient_accumulation_steps" if ours else "trainer.steps_per_generation"
+            raise UsageError(
+                f"num_generations: {self.num_generations} does not divide the completions of a rollout, "
+                f"per_device_train_batch_size * {other} = {completions}; groups must be whole, so change one of them"
+            )
+        if self.max_completion_length >= self.max_length:
+            raise UsageError(
+                f"max_completion_length: {self.max_completion_length} leaves no room for a prompt in "
+                f"max_length={self.max_length}; lower the first or raise the second"
+            )
+        if self.eval_data is not None:
+            raise UsageError("eval_data: GRPO has no evaluation pass; remove it and compare the result with its start")
+        RewardSum(self.rewards)
+        return self
+
+
+def grpo(config: GrpoConfig, run: Run) -> Trained:
+    """Train a policy on how its completions of one prompt score beside each other."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    from align.models.adapters import start_policy, unrounded
+    from align.models.dropout import switch_off_dropout
+    from align.models.loading import Precision
+    from align.rl.group_rewards import Judges
+    from align.training.arguments import trl_arguments
+    from align.training.datasets import token_sets
+    from align.training.first_step import expect_first
+
+    # 1. Data: records seen as prompts; rewards may read the rest of a record.
+    found = run.records()
+    rewards = RewardSum(config.rewards)
+    rewards.check(found.records)
+
+    # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
+    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    switch_off_dropout(resident.model)
+    _stop_as_rendered(resident.model, resident.tokenizer)
+    rows, _ = token_sets(run, found, None, resident.tokenizer)
+
+    # 3. Optimise: TRL owns the loop; prompts go in as our tokens, in an order of which a checkpoint is always a place.
+    prompts, steps = _in_order(config, run, rows)
+    judges = Judges(config.rewards, found.records, run.folder if run.ranks.first else None)
+    with unrounded(resident.model):
+        trainer = GRPOTrainer(
+            model=resident.model,
+            reward_funcs=judges.functions(),
+            args=trl_arguments(
+                GRPOConfig, config, run, max_steps=steps, num_train_epochs=1, shuffle_dataset=False,
+                save_steps=_save_steps(config, run), reward_weights=[reward.weight for reward in config.rewards],
+                num_generations=config.num_generations, temperature=config.temperature, top_p=config.top_p,
+                max_completion_length=config.max_completion_length, beta=config.beta, epsilon=config.epsilon,
+                loss_type=config.loss_type, scale_rewards=config.scale_rewards, num_iterations=config.num_iterations,
+            ),
+            train_dataset=prompts,
+            processing_class=resident.tokenizer,
+        )  # fmt: skip
+    give_tokens(trainer)
+    if config.beta:
+        _prove_reference(run, resident.model)
+        expect_first(run, trainer, first_numbers(config))
+    numbers = run.train(trainer)
+    if numbers.get("frac_reward_zero_std") == 1:
+        run.say(
+            "warning: at the end all completions of every group scored the same, and nothing is learned from such "
+            "groups; raise num_generations or temperature, or take rewards that tell completions apart"
+        )
+
+    # 4. Hand back the policy's adapter; the reference is not kept.
+    kept = keep(numbers, "loss", "reward", "reward_std", *(f"rewards/{name}/mean" for name in rewards.names), "kl")
+    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
+
+
+def give_tokens(trainer: Any) -> None:
+    """Let a GRPOTrainer generate from prompts that are tokens already; it would render and tokenise texts itself."""
+    trainer._tokenize_prompts = lambda prompts: (prompts, None, {})
+
+
+def _stop_as_rendered(model: Any, tokenizer: Any) -> None:
+    """Let completions end where our rendering ends an answer, and inherit no other default of the model's own."""
+    from transformers import GenerationConfig
+
+    from align.data.render import stop_token_ids
+
+    model.get_base_model().generation_config = GenerationConfig(eos_token_id=stop_token_ids(tokenizer))
+
+
+def _in_order(config: GrpoConfig, run: Run, rows: Dataset) -> tuple[Dataset, int]:
+    """The prompts in the order of the whole run, reshuffled every epoch, and the optimiser steps they last.
+
+    TRL's sampler would shuffle with a generator that no checkpoint holds, so a resumed second epoch would be the first.
+    """
+    from align.rl.rollout import PromptStream, iterations
+
+    size = config.prompts_per_unit * run.ranks.count
+    units = iterations(len(rows), size, config.num_train_epochs, math.ceil(config.max_steps / config.save_unit))
+    order = PromptStream(len(rows), config.seed).take(units * size)
+    steps = config.max_steps if config.max_steps > 0 else units * config.save_unit
+    return rows.select(order).rename_column("prompt_ids", "prompt"), steps
+
+
+def _save_steps(config: GrpoConfig, run: Run) -> int:
+    """`save_steps`, raised to the next rollout boundary: a rollout in use is in no checkpoint."""
+    if not config.save_steps:
+        return 500
+    steps = math.ceil(config.save_steps / config.save_unit) * config.save_unit
+    if steps != config.save_steps:
+        run.say(f"save_steps={config.save_steps}: a rollout lasts {config.save_unit} steps, so every {steps} are saved")
+    return steps
+
+
+def _prove_reference(run: Run, model: Any) -> None:
+    from align.models.adapters import prove_frozen_copy
+
+    prove_frozen_copy(model, "default", "ref")
+    run.say(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
+
+
+def first_numbers(config: GrpoConfig) -> dict[str, Expected]:
+    """What step 1 logs when policy and reference are equal: no KL.
+
+    A token's KL is half the square of what rounding puts between two log-probabilities.
+    """
+    from align.models.loading import Precision
+    from align.training.first_step import Expected
+
+    exact = not Precision.of(config).uses_bf16 and config.quantization != "int8" and not config.trainer.get("fp16")
+    return {"kl": Expected(0.0, 1e-6 if exact else 1e-2)}
+
+
+STAGE = Stage(
+    "grpo", GrpoConfig, grpo, view="prompt", produces="policy", trl_config="GRPOConfig",
+    next_command="python -m align.compare {name} {parent}",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main(STAGE))
