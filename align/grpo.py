@@ -89,6 +89,16 @@ class GrpoConfig(TrainerStageConfig):
         """Prompts in an optimiser step."""
         return max(1, self.prompts_per_unit // self.save_unit)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _programs_only(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("reward_model") is not None:
+            raise UsageError(
+                f"reward_model: found {values['reward_model']}, and GRPO takes rewards that are programs; "
+                "give rewards=[{name: ...}], or train on a reward model with python -m align.ppo"
+            )
+        return values
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         for key in _REFUSED.keys() & self.trainer.keys():

@@ -185,8 +185,7 @@ def use_fast_path(model: Any, say: Callable[[str], None], temperature: float = 1
     if kind not in FAMILIES or any(getattr(base.config, name, None) is not None for name in _CHANGES_LOGITS):
         say(f"fast path: not for {kind} models; the stock path is used")
         return None
-    head = base.get_output_embeddings()
-    if temperature != 1 and getattr(head, "bias", None) is not None:
+    if temperature != 1 and base.get_output_embeddings().bias is not None:
         say(f"fast path: not with temperature={temperature:g} over a head with a bias; the stock path is used")
         return None
     _register_attention()
