@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -169,7 +170,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     if config.beta:
         _prove_reference(run, resident.model)
         expect_first(run, trainer, first_numbers(config))
-    numbers = run.train(trainer)
+    numbers = _train(run, trainer)
     if numbers.get("frac_reward_zero_std") == 1:
         run.say(
             "warning: at the end all completions of every group scored the same, and nothing is learned from such "
@@ -184,6 +185,14 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
 def give_tokens(trainer: Any) -> None:
     """Let a GRPOTrainer generate from prompts that are tokens already; it would render and tokenise texts itself."""
     trainer._tokenize_prompts = lambda prompts: (prompts, None, {})
+
+
+def _train(run: Run, trainer: Any) -> dict[str, float]:
+    """Train; TRL switches gradient checkpointing off and on around every rollout, under names that are going away."""
+    with warnings.catch_warnings():
+        message = "`gradient_checkpointing_(en|dis)able` is deprecated"
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+        return run.train(trainer)
 
 
 def _stop_as_rendered(model: Any, tokenizer: Any) -> None:
