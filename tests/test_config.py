@@ -156,3 +156,32 @@ def test_null_empties_a_setting_and_none_is_a_word():
     config = parse("eval_data=null", "quantization=none")
 
     assert (config.eval_data, config.quantization) == (None, "none")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["lerning_rate=1"], 2),
+        (["model=nobody"], 4),
+        (["data=nofile.jsonl"], 3),
+        (["data={bad}"], 3),
+        (["eval_data=nofile.jsonl"], 3),
+        (["max_length=9999"], 2),
+    ],
+    ids=["a misspelt key", "no such model", "no such file", "a bad row", "no held-out file", "too long for the model"],
+)
+def test_what_is_wrong_is_told_before_torch_is_imported(tiny_base, demonstrations, tmp_path, words, code):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}]}\n')
+    line = [f"model={tiny_base}", f"data={demonstrations}", "name=x", "--registry", str(tmp_path / "registry")]
+    program = (
+        "import sys; from align import sft; code = sft.main(sft.STAGE, sys.argv[1:]); "
+        "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+
+    given = [word.format(bad=bad) for word in words]
+    done = subprocess.run([sys.executable, "-c", program, *line, *given], capture_output=True, text=True, check=False)
+
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: ")

@@ -18,21 +18,28 @@ if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
 
 
-def check_models(config: StageConfig, registry: Registry, starts: dict[str, Checkpoint]) -> None:
-    """Check settings and the checkpoints they name (by setting) against each other, the quick questions first.
+def check_files(config: StageConfig, registry: Registry, starts: dict[str, Checkpoint]) -> None:
+    """Check settings and the files of the checkpoints they name (by setting), without importing torch.
 
     Raises UsageError for a setting that cannot work with them, IntegrityError for a checkpoint that is damaged or does
-    not belong to its base or to the others, MachineError for what this machine lacks.
+    not belong to its base.
     """
-    precision = Precision.of(config)
     if config.lora is None:
-        precision.refuse_full_training()
-    bases = {setting: registry.resolve_base(checkpoint) for setting, checkpoint in starts.items()}
-    for setting, checkpoint in starts.items():
-        _check_files(config, registry, checkpoint, bases[setting])
+        Precision.of(config).refuse_full_training()
+    for checkpoint in starts.values():
+        _check_files(config, registry, checkpoint, registry.resolve_base(checkpoint))
     if "reward_model" in starts:
         check_score_head(starts["reward_model"])
-    precision.check()
+
+
+def check_models(config: StageConfig, registry: Registry, starts: dict[str, Checkpoint]) -> None:
+    """Check what takes libraries that import for seconds: precision, tokenizers, templates, adapters on their bases.
+
+    Raises IntegrityError for a checkpoint that does not belong to its base or to the others, UsageError for modules
+    that are not there, MachineError for what this machine lacks.
+    """
+    bases = {setting: registry.resolve_base(checkpoint) for setting, checkpoint in starts.items()}
+    Precision.of(config).check()
     tokenizers = {setting: _check_tokenizer(starts[setting], base) for setting, base in bases.items()}
     if "reward_model" in starts:
         _check_same_text(starts["reward_model"], tokenizers["reward_model"], tokenizers["model"])

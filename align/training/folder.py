@@ -47,7 +47,6 @@ def open_run(
     run.checkpoints.allow_change = allow_change
     with _locked(run), heed_signals(run), _tidied(run), explain_shortage(run):
         run.finished = ranks.share(lambda: _start(run))
-        _prepare_libraries(config.seed)
         yield run
 
 
@@ -160,7 +159,7 @@ def _hold(folder: Path, stack: ExitStack) -> None:
     file.flush()
 
 
-def _prepare_libraries(seed: int) -> None:
+def prepare_libraries(seed: int) -> None:
     """Seed every random state, and keep the libraries' bars (tokenising, shards) out of the run's own progress."""
     from datasets import disable_progress_bars
     from transformers import set_seed

@@ -13,6 +13,7 @@ from align.data import RecordSet, load_records
 from align.data.checks import refuse_leak
 from align.data.tokenised import TokenSet, tokenise
 from align.models.adapters import tokenizer_home
+from align.models.checks import check_models
 from align.models.counting import count_trainable
 from align.models.memory import Head, Pass, estimate
 from align.models.tokenizers import load_tokenizer
@@ -40,6 +41,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     """
     started = preflight(stage, config, registry)
     found = _load(stage, config, registry, config.data)
+    check_models(config, registry, started)
     outline = stage.outline(config, found) if stage.outline and not started else _outline(config, registry, started)
     tokens = _tokenise(stage, config, registry, found, outline.tokenizer)
     lines = {

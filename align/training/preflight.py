@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import MachineError, UsageError
 from align.models.adapters import refuse_reward
-from align.models.checks import check_models
+from align.models.checks import check_files
 from align.models.heads import check_score_head
 from align.training.arguments import check_passthrough
 
@@ -25,7 +25,7 @@ def preflight(stage: Stage, config: StageConfig, registry: Registry) -> dict[str
             raise MachineError(f"report_to={tracker}: the package {tracker} is not installed; pip install {tracker}")
     found = {key: registry.resolve(reference) for key, reference in config.references.items()}
     _check_start(stage, found)
-    check_models(config, registry, found)
+    check_files(config, registry, found)
     _check_name(stage, config, registry)
     return found
 

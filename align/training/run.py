@@ -40,6 +40,7 @@ class Run:
         self.stage, self.config, self.registry, self.folder = stage, config, registry, folder
         self.checkpoints = Checkpoints(folder, self.fingerprint, resume=resume)
         self.data: list[dict[str, Any]] = []
+        self._read: dict[str, RecordSet] = {}
         self.stopped_by: int | None = None
         """the signal that asked the run to stop"""
         self.finished: str | None = None
@@ -65,20 +66,30 @@ class Run:
 
         Raises DataError when no row is left.
         """
-        from align.data import load_records
-
-        found = load_records(
-            spec if spec is not None else self.config.data,
-            view=view or self.stage.view,
-            on_bad_row=self.config.on_bad_row,
-            roots={"registry": self.registry.root},
-        )
+        wanted = spec if spec is not None else self.config.data
+        found = self._read.pop(str(wanted), None) if view is None else None
+        if found is None:
+            found = self._load(wanted, view or self.stage.view)
         for note in found.notes:
             self.say(note)
         if not found.records:
             raise DataError(f"{found.name}: 0 rows left to train on, dropped {found.dropped}; check the file")
         self.data.append(found.describe())
         return found
+
+    def read_ahead(self) -> None:
+        """Read `data` and `eval_data` for `records` to hand out: what is wrong with them is told before the seconds
+        that the heavy libraries take to import.
+        """
+        for spec in (self.config.data, self.config.eval_data):
+            if spec is not None:
+                self._read[str(spec)] = self._load(spec, self.stage.view)
+
+    def _load(self, spec: str | list[str], view: View) -> RecordSet:
+        from align.data import load_records
+
+        roots = {"registry": self.registry.root}
+        return load_records(spec, view=view, on_bad_row=self.config.on_bad_row, roots=roots)
 
     def held_out(self, train: RecordSet) -> RecordSet | None:
         """The `eval_data`, when there is any.

@@ -136,8 +136,9 @@ def run_stage(
 
     Raises the AlignError that stopped it; nothing is registered unless training ended well.
     """
+    from align.models.checks import check_models
     from align.models.hub import no_telemetry
-    from align.training.folder import open_run
+    from align.training.folder import open_run, prepare_libraries
     from align.training.preflight import preflight
     from align.training.register import register
 
@@ -150,5 +151,8 @@ def run_stage(
             return registry.resolve(run.finished)
         for setting, checkpoint in started_from.items():
             run.say(f"{setting}: {checkpoint.reference}")
+        run.read_ahead()
+        check_models(config, registry, started_from)
+        prepare_libraries(config.seed)
         trained = stage.run(config, run)
         return register(stage, config, run, trained)

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,16 +313,13 @@ def test_a_bad_model_ends_with_its_code_and_one_line_before_a_weight_is_loaded(c
 
     monkeypatch.setattr("align.models.adapters.load_base", refuse)
     monkeypatch.setattr("align.models.heads.load_base", refuse)
-    started = time.perf_counter()
     found = _run(module.STAGE, world.root, f"data={world.demonstrations}", "name=z", *words)
-    seconds = time.perf_counter() - started
 
     lines = capsys.readouterr().err.strip().splitlines()
     assert found == code, lines
     # A list of the places where a base was looked for may follow.
     assert all(line.startswith("  ") for line in lines[1:])
     assert re.match(f"error: .*{message}", "".join(lines)), lines
-    assert seconds < 2
     assert before == {path: path.stat().st_mtime_ns for path in (world.root / "models").glob("*/v*/manifest.json")}
 
 
@@ -396,12 +392,9 @@ def test_what_files_alone_tell_is_told_without_a_heavy_import(world):
         name = "ppo" if module is ppo else "sft"
         asked.append((code, (name, [str(word) for word in [*words, *damage(world, None)]])))
 
-    started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", QUICK, json.dumps([words for _, words in asked])],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    seconds = time.perf_counter() - started
 
     assert json.loads(done.stdout) == [[code for code, _ in asked], []], done.stderr
-    assert seconds < 4
