@@ -27,6 +27,10 @@ def read_pairs(row: Row, layout: Layout) -> list[Record]:
     return _judged(context, answers, _verdict(row, layout), layout)
 
 
+# What a model wrote is nobody's to mend, so such a vote is left out and counted.
+_UNUSABLE = {"empty completion": "vote: empty answer", "not text": "vote: an answer holds what is no text"}
+
+
 def read_votes(row: Row, layout: Layout) -> list[Record]:
     """The comparison page's votes; one without a single pair of answers to learn from is left out, never an error."""
     context = layout.context(row, "prompt")
@@ -38,9 +42,9 @@ def read_votes(row: Row, layout: Layout) -> list[Record]:
     try:
         answers = {side: layout.answer(row, side) for side in ("a", "b")}
     except RowError as error:
-        if error.reason != "empty completion":
+        if error.reason not in _UNUSABLE:
             raise
-        raise RowSkipped("vote: empty answer") from None
+        raise RowSkipped(_UNUSABLE[error.reason]) from None
     if same_answers(answers["a"], answers["b"]):
         raise RowSkipped("vote: equal answers")
     # After its first answer each side went on with its own history: there is no context both share to learn a pair in.

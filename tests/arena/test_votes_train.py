@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 from align import dpo
 from align.arena.battles import Arena
 from align.arena.votes import VoteStore
 from align.compare import describe
+from align.data import load_records
 from align.engine.protocol import Sampling
 from align.registry import Registry
 from align.training.stage import main
@@ -15,13 +17,13 @@ from align.training.stage import main
 FIRST, SECOND, BASE = "crimson-sft", "azure-dpo", "granite-base"
 
 
-def judge(arena: Arena, prompt: str, choice: str) -> None:
+def judge(arena: Arena, prompt: str, choice: str, seed: int) -> None:
     async def follow() -> None:
         async for _ in arena.frames(battle):
             pass
 
     battle = arena.new_battle()
-    arena.ask(battle, prompt, arena.new_turn(Sampling(temperature=1.0, max_new_tokens=16), None))
+    arena.ask(battle, prompt, arena.new_turn(Sampling(temperature=1.0, max_new_tokens=16), seed))
     asyncio.run(follow())
     arena.vote(battle, choice, battle.nonce)
 
@@ -30,7 +32,7 @@ def test_votes_train_dpo(contest: Registry, engine, capsys):
     setup = describe([contest.resolve(FIRST), contest.resolve(SECOND)], contest.resolve(BASE), True)
     arena = Arena(engine, setup, VoteStore(contest.votes_dir))
     for index, choice in enumerate(["a", "b", "a", "b", "tie", "bad"]):
-        judge(arena, f"question {index}", choice)
+        judge(arena, f"question {index}", choice, seed=index)
 
     code = main(
         dpo.STAGE,
@@ -51,3 +53,20 @@ def test_votes_train_dpo(contest: Registry, engine, capsys):
     assert (votes["name"], votes["rows"]) == ("votes", 4)
     assert sum(votes["dropped"].values()) == 2
     assert manifest["parents"][0]["reference"] == f"{FIRST}@v1"
+
+
+def test_an_answer_with_a_zero_byte_leaves_its_vote_out_and_counted(tmp_path):
+    votes = tmp_path / "votes"
+    votes.mkdir()
+    rows = [vote("fine"), vote("not\0fine")]
+    (votes / "shard.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    found = load_records("votes", view="preference", roots={"registry": tmp_path})
+
+    assert (found.rows, found.dropped) == (1, {"vote: an answer holds what is no text": 1})
+
+
+def vote(answer: str) -> dict:
+    prompt = [{"role": "user", "content": "question"}]
+    sides = {side: [{"role": "assistant", "content": text}] for side, text in (("a", answer), ("b", "other"))}
+    return {"id": answer, "prompt": prompt, "choice": "a", **sides}
