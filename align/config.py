@@ -104,8 +104,6 @@ class StageConfig(Settings):
     """steps between two lines of metrics.jsonl"""
     save_steps: int = Field(200, ge=0)
     """steps between two checkpoints; 0 saves none"""
-    eval_steps: int = Field(100, ge=1)
-    """steps between two evaluations when eval_data is given"""
     report_to: list[Tracker] = []
     """trackers to report to, such as tensorboard; none by default"""
 
@@ -162,6 +160,8 @@ class StageConfig(Settings):
 class TrainerStageConfig(StageConfig):
     """What the stages take whose loop is a TRL or transformers trainer."""
 
+    eval_steps: int = Field(100, ge=1)
+    """steps between two evaluations when eval_data is given"""
     early_stopping_patience: int | None = Field(None, ge=1)
     """stop after so many evaluations without a lower eval_loss, and keep the best weights; none never does"""
     dataset_num_proc: int | None = Field(None, ge=1)

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from align.config import Scheduler, Settings, StageConfig
 from align.errors import DivergedError, IntegrityError, PreemptedError, UsageError
+from align.rl.gold import Gold
 from align.rl.maths import KlEstimator
 from align.rl.rewards import RewardSettings, RewardSum
 from align.rl.rollout import SamplingSettings
@@ -61,6 +62,8 @@ class PpoConfig(StageConfig):
     """a reward model over the same base, by reference"""
     rewards: list[RewardSettings] = Field(default=[])
     """rewards that are programs: [{name, weight, args}]"""
+    gold: list[RewardSettings] = Field(default=[])
+    """rewards that are logged as gold_mean beside the score and never trained on: [{name, args}]"""
     rollout_batch_size: int = Field(default=64, ge=1)
     """completions sampled in a step"""
     sampling: SamplingSettings = SamplingSettings()
@@ -108,6 +111,14 @@ class PpoConfig(StageConfig):
         """Completions in an optimiser step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_evaluation(cls, values: Any) -> Any:
+        # PPO never evaluated, but the settings that earlier runs kept say how often.
+        if isinstance(values, dict):
+            return {key: value for key, value in values.items() if key != "eval_steps"}
+        return values
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if not self.rewards and self.reward_model is None:
@@ -125,6 +136,7 @@ class PpoConfig(StageConfig):
         if self.eval_data is not None:
             raise UsageError("eval_data: PPO has no evaluation pass; remove it and compare the result with its start")
         RewardSum(self.rewards)
+        Gold(self.gold)
         return self
 
 
@@ -139,8 +151,9 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
 
     # 1. Data: records seen as prompts; rewards may read the rest of a record.
     found = run.records()
-    rewards = RewardSum(config.rewards)
+    rewards, gold = RewardSum(config.rewards), Gold(config.gold)
     rewards.check(found.records)
+    gold.check(found.records)
 
     # 2. Models: policy, reference, reward model and value model as adapters on one base.
     reward_model = run.registry.resolve(config.reward_model) if config.reward_model else None
@@ -170,6 +183,7 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
             updated = _update(config, state, experience)
             clock.lap("update")
             numbers = describe(experience, scores, observed.entropy, state.kl_coef) | updated | clock.speeds(rollout)
+            numbers |= gold.measure(asked, scores.texts)
             if step == 1:
                 _prove_start(run, numbers)
             if step % config.logging_steps == 0 or step == total:
@@ -182,7 +196,8 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     # 4. Hand back the policy's adapter; reference, reward model and value model are not kept.
     kept = {key: numbers[key] for key in _KEPT if key in numbers}
     parents = [run.parent] if reward_model is None else [run.parent, reward_model]
-    return Trained(quartet.model, tokenizer, quartet.resident.base, metrics=kept, parents=parents)
+    pictures = gold.panels(run.folder / "metrics.jsonl")
+    return Trained(quartet.model, tokenizer, quartet.resident.base, metrics=kept, parents=parents, panels=pictures)
 
 
 def _start(config: PpoConfig, quartet: Quartet, prompts: Any, total: int) -> TrainingState:
@@ -360,7 +375,8 @@ def _checkpoint(run: Run, state: TrainingState, step: int, total: int) -> None:
 _ZERO = 1e-3
 
 _KEPT = (
-    "score_mean", "score_std", "kl", "entropy", "explained_variance", "completion_length", "share_without_eos",
+    "score_mean", "gold_mean", "score_std", "kl", "entropy", "explained_variance", "completion_length",
+    "share_without_eos",
 )  # fmt: skip
 
 STAGE = Stage(

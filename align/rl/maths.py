@@ -4,7 +4,7 @@ Shapes: B completions, T tokens of the longest one. A mask is 1 on the tokens of
 included) and 0 on padding; no number under a 0 ever reaches a result. Losses return `(loss, metrics)`.
 
 Papers: Schulman et al. 2015 (arXiv:1506.02438, GAE), Schulman et al. 2017 (arXiv:1707.06347, PPO), Ziegler et al. 2019
-(arXiv:1909.08593, KL-penalised reward and adaptive coefficient), Schulman 2020 (joschu.net/blog/kl-approx.html, k1 and
+(arXiv:1909.08593, KL-penalised reward and adaptive coefficient), Schulman 2020 (joschu.net/blog/kl-approx.html, k1 to
 k3).
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-KlEstimator = Literal["k1", "k3"]
+KlEstimator = Literal["k1", "k2", "k3"]
 Metrics = dict[str, "Tensor"]
 
 
@@ -52,11 +52,14 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
 def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator = "k1") -> Tensor:
     """Estimate KL(policy || ref) at each sampled token; (B, T), (B, T) -> (B, T).
 
-    With r = ref / policy: k1 = -log r (unbiased, may be negative), k3 = (r - 1) - log r (unbiased, never negative).
+    With r = ref / policy: k1 = -log r (unbiased, may be negative), k2 = (log r)^2 / 2 (biased, never negative),
+    k3 = (r - 1) - log r (unbiased, never negative).
     """
     log_ratio = logprobs - ref_logprobs
     if estimator == "k1":
         return log_ratio
+    if estimator == "k2":
+        return log_ratio**2 / 2
     return (-log_ratio).expm1() + log_ratio
 
 

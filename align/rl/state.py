@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +54,16 @@ class TrainingState:
         self.prompts.cursor = state["cursor"]
         self.kl_coef = state["kl_coef"]
         _restore_random(state["random"])
+
+
+@contextmanager
+def untouched_random_states() -> Iterator[None]:
+    """Whatever is drawn inside, the random numbers drawn afterwards are the same."""
+    states = _random_states()
+    try:
+        yield
+    finally:
+        _restore_random(states)
 
 
 def _random_states() -> dict[str, Any]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 _MUST_BE_FINITE = ("loss", "grad_norm", "eval_loss", "policy_loss", "value_loss")
 # Settings that may differ between a run and its continuation: they change what is reported, not what is trained.
-_FREE = {"logging_steps", "save_steps", "report_to", "dataset_num_proc"}
+_FREE = {"logging_steps", "save_steps", "report_to", "dataset_num_proc", "gold"}
 
 
 class Run:

@@ -39,16 +39,17 @@ def test_whiten_of_equal_values_stays_finite():
 
 
 def test_kl_estimators():
-    """policy 0.5 and ref 0.25: r = 1/2, k1 = log 2, k3 = (1/2 - 1) + log 2."""
+    """policy 0.5 and ref 0.25: r = 1/2, k1 = log 2, k2 = (log 2)^2 / 2, k3 = (1/2 - 1) + log 2."""
     logprobs, ref = tensor([math.log(0.5)]), tensor([math.log(0.25)])
 
     assert maths.kl_per_token(logprobs, ref, "k1").item() == pytest.approx(math.log(2))
+    assert maths.kl_per_token(logprobs, ref, "k2").item() == pytest.approx(math.log(2) ** 2 / 2)
     assert maths.kl_per_token(logprobs, ref, "k3").item() == pytest.approx(math.log(2) - 0.5)
     assert maths.kl_per_token(ref, logprobs, "k1").item() == pytest.approx(-math.log(2))
     assert maths.kl_per_token(ref, logprobs, "k3").item() == pytest.approx(1 - math.log(2))
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k3"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_kl_of_equal_policies_is_exactly_zero(estimator):
     logprobs = torch.randn(4, 7).log_softmax(-1)
 

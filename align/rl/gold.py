@@ -1,0 +1,85 @@
+"""Over-optimisation made visible: a gold score beside the proxy that is trained on (Gao et al. 2023, arXiv:2210.10760).
+
+The gold rewards see what is sampled and are logged; nothing that is trained ever sees them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.rl.rewards import RewardSettings, RewardSum
+from align.schema import Record
+
+_KEYS = ("kl", "score_mean", "gold_mean")
+
+
+class Gold:
+    """The weighted sum of some rewards, measured on each rollout; without any, it measures and draws nothing.
+
+    Raises UsageError for an unknown name or a wrong argument.
+    """
+
+    def __init__(self, settings: Sequence[RewardSettings]):
+        self._rewards = RewardSum(settings, "gold")
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Raise DataError for the first record that lacks a field some reward needs."""
+        self._rewards.check(records)
+
+    def measure(self, records: Sequence[Record], completions: Sequence[str]) -> dict[str, float]:
+        """The mean over a rollout as `gold_mean`, and each part as `gold/NAME` where there are several.
+
+        A reward that draws random numbers leaves those of the training as they were.
+        """
+        from align.rl.state import untouched_random_states
+
+        names = self._rewards.names
+        if not names:
+            return {}
+        with untouched_random_states():
+            values = [self._rewards(record, text) for record, text in zip(records, completions, strict=True)]
+        parts = {f"gold/{name}": sum(value[name] for value in values) / len(values) for name in names}
+        mean = sum(map(self._rewards.total, values)) / len(values)
+        return {"gold_mean": mean} | (parts if len(names) > 1 else {})
+
+    def panels(self, log: Path) -> tuple[Callable[[Any], None], ...]:
+        """What draws proxy and gold against KL from a metrics.jsonl on a matplotlib Axes."""
+        return (lambda axes: draw_against_kl(axes, log),) if self._rewards.names else ()
+
+
+def read_points(log: Path) -> list[tuple[float, float, float]]:
+    """KL, proxy score and gold score of every logged step that has all three, in order."""
+    rows = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return [(row["kl"], row["score_mean"], row["gold_mean"]) for row in rows if all(key in row for key in _KEYS)]
+
+
+def draw_against_kl(axes: Any, log: Path) -> None:
+    """Proxy score on the left scale and gold score on the right one, each over the KL its rollout had.
+
+    A step is a point, the later the darker. A curve is the mean of a tenth of the steps, in the order of their KL.
+    """
+    points = sorted((*point, step) for step, point in enumerate(read_points(log), start=1))
+    left, bottom, width, height = axes.get_position().bounds
+    axes.set_position((left, bottom, 0.84 * width, height))  # room for the second scale
+    shades = [0.1 + 0.5 * point[3] / len(points) for point in points]
+    for scale, column, color, name in ((axes, 1, "C0", "proxy"), (axes.twinx(), 2, "C1", "gold")):
+        curve = _means(points, column)
+        if points:
+            scale.scatter([p[0] for p in points], [p[column] for p in points], s=9, color=color, alpha=shades)
+        scale.plot([kl for kl, _ in curve], [score for _, score in curve], color=color, linewidth=1.6)
+        scale.set_ylabel(name, fontsize=8, color=color)
+        scale.tick_params(labelsize=8)
+        scale.tick_params(axis="y", labelcolor=color)
+    axes.set_title("proxy and gold score against KL", fontsize=10)
+    axes.set_xlabel("KL from the reference, nats a completion", fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _means(points: Sequence[tuple[float, ...]], column: int) -> list[tuple[float, float]]:
+    """Means of up to ten groups of neighbouring points, as (KL, score)."""
+    size = -(-len(points) // 10) if points else 1
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(p[0] for p in group) / len(group), sum(p[column] for p in group) / len(group)) for group in groups]
