@@ -30,6 +30,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_qwen3(tmp_path_factory.mktemp("tiny-qwen3"))
 
 
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Half of a run of a tiny model is the drawing of its curves; for modules that test something else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture
 def registry(tmp_path: Path):
     from align.registry import open_registry

@@ -13,7 +13,7 @@ import torch
 from tiny import WORDS
 from zoo import ARCHITECTURES, build_zoo_model
 
-from align import dpo, ppo, reward, sft
+from align import dpo, kto, ppo, pretrain, reward, sft
 from align.engine.local import LocalEngine
 from align.engine.protocol import Row, Sampling
 from align.models.adapters import attach_adapter, load_resident
@@ -23,7 +23,7 @@ from align.registry import Registry, open_registry
 from align.training.stage import Stage, main
 
 FP32 = Precision(bf16=False)
-STAGES = ("sft", "dpo", "reward", "ppo")
+STAGES = ("sft", "dpo", "reward", "ppo", "kto")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,7 @@ def trained(request, tmp_path_factory, chats) -> Registry:
                 ppo.STAGE, root, "model=sft", "reward_model=reward", f"data={chats['demonstrations']}", "name=ppo",
                 "rollout_batch_size=4", "num_ppo_epochs=1", "sampling.max_new_tokens=5",
             ),
+            "kto": run(kto.STAGE, root, "model=sft", f"data={chats['pairs']}", "name=kto"),
         }  # fmt: skip
         gc.unfreeze()
     assert codes == dict.fromkeys(STAGES, 0)
@@ -166,6 +167,19 @@ def test_all_models_write_side_by_side_and_as_they_do_alone(trained):
 
     assert together == alone
     assert engine.models == ["sft@v1", "dpo@v1", "ppo@v1", base]
+
+
+def test_pretraining_continues_every_architecture_in_full_and_under_an_adapter(trained, chats):
+    base = trained.resolve_base(trained.resolve("sft"))
+    words = [f"model={base.location}", f"data={chats['demonstrations']}", "block_size=32"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
+        assert run(pretrain.STAGE, trained.root, *words, "name=more") == 0
+        assert run(pretrain.STAGE, trained.root, *words, "name=more-lora", "lora.r=4") == 0
+
+    assert (trained.resolve("more").kind, trained.resolve("more-lora").kind) == ("base", "policy")
+    for name in ("more", "more-lora"):
+        assert all(math.isfinite(value) for line in logged(trained, name) for value in line.values())
 
 
 def test_the_length_a_model_takes_is_found_before_it_is_loaded(trained, chats, capsys):

@@ -41,13 +41,7 @@ FIRST = {
 }
 SMOOTHED = ("robust", "exo_pair")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """Half of a run of this size is the drawing of its curves, which others test."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def run(root: Path, *words: object) -> int:

@@ -18,13 +18,7 @@ from align.training.stage import main
 
 FIXED = ["bf16=false", "lora.r=4", "learning_rate=5e-3", "logging_steps=1", "per_device_train_batch_size=4"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """Half of a run of this size is the drawing of its curves, which others test."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def run(stage, root: Path, *words: object) -> int:

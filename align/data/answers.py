@@ -24,12 +24,12 @@ def render_preferences(
 
     `margin` is there too if every record has one.
     """
-    return preference_rows(records, tokenizer, Fit(max_length, on_long)).require_rows()
+    return preference_rows(records, tokenizer, Fit(max_length, on_long)).usable()
 
 
 def render_unpaired(records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop") -> Rendered:
     """Answers with a verdict: rows of `prompt_ids`, `completion_ids` up to and with its stop token, and `label`."""
-    return unpaired_rows(records, tokenizer, Fit(max_length, on_long)).require_rows()
+    return unpaired_rows(records, tokenizer, Fit(max_length, on_long)).usable()
 
 
 def preference_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> Rendered:

@@ -14,7 +14,7 @@ from typing import Any
 
 from align.config import OnLong
 from align.data.encode import cut, encode_all
-from align.data.fitting import TOO_LONG, Fit, Talk, cut_left, encode_renderings, fitted
+from align.data.fitting import GROUP, TOO_LONG, Fit, Talk, cut_left, encode_renderings, fitted
 from align.data.rendered import Rendered, Tally, require_stop, template_of
 from align.data.templates import ChatFormat, Rendering, TemplateRefusal, chat_format, control_pattern, disarm
 from align.errors import DataError
@@ -22,7 +22,6 @@ from align.schema import Messages, Record
 
 NOTHING_TRAINED = "no token to train"
 NOT_FULL = "last block not full"
-_GROUP = 512
 
 
 def stop_token_ids(tokenizer: Any) -> list[int]:
@@ -42,7 +41,7 @@ def render_chat(messages: Messages, tokenizer: Any, tools: list[dict[str, Any]] 
 
 def render_prompts(records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop") -> Rendered:
     """Prompts to generate from: rows of `prompt_ids` and `record`, the index of the record they come from."""
-    return prompt_rows(records, tokenizer, Fit(max_length, on_long)).require_rows()
+    return prompt_rows(records, tokenizer, Fit(max_length, on_long)).usable()
 
 
 def prompt_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> Rendered:
@@ -64,7 +63,7 @@ def render_demonstrations(
 
     Raises DataError when nothing would be trained, or never a stop token.
     """
-    return demonstration_rows(records, tokenizer, Fit(max_length, on_long)).require_rows().require_stops()
+    return demonstration_rows(records, tokenizer, Fit(max_length, on_long)).usable(stops=True)
 
 
 def demonstration_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> Rendered:
@@ -104,14 +103,14 @@ def render_texts(records: Sequence[Record], tokenizer: Any, block_size: int) -> 
             tally.add({"input_ids": block}, len(block), len(block), False)
         else:
             tally.dropped[NOT_FULL] += 1
-    return tally.result(len(records)).require_rows()
+    return tally.result(len(records)).usable()
 
 
 def document_rows(records: Sequence[Record], tokenizer: Any, _fit: Fit) -> Rendered:
     """Whole documents as rows of `input_ids`, EOS after each."""
     tally = Tally()
-    for start in range(0, len(records), _GROUP):
-        group = records[start : start + _GROUP]
+    for start in range(0, len(records), GROUP):
+        group = records[start : start + GROUP]
         texts = iter(_text_documents([record for record in group if record.text is not None], tokenizer))
         chats = iter(_chat_documents([record for record in group if record.text is None], tokenizer, tally))
         for record in group:

@@ -13,11 +13,10 @@ from align.errors import DataError
 from align.schema import Record
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """Rendered rows and what became of the others."""
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What became of records that were rendered."""
 
-    rows: list[dict[str, Any]]
     dropped: dict[str, int] = field(default_factory=dict)
     """rows left out, by reason"""
     tokens: int = 0
@@ -29,21 +28,33 @@ class Rendered:
     asked: int = 0
     """records that were to be rendered"""
 
-    def require_rows(self) -> Rendered:
-        """Itself; DataError when no row is left."""
-        if self.rows:
-            return self
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items()) or "no rows given"
-        raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); raise max_length or give other data")
+    def require_rows(self, kept: int) -> None:
+        """Raise DataError when no row was kept."""
+        if not kept:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items()) or "no rows given"
+            raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); raise max_length or give other data")
 
-    def require_stops(self) -> Rendered:
-        """Itself; DataError when rows are left and none of them trains a stop token."""
-        if self.stopped or not self.rows:
-            return self
-        raise DataError(
-            f"{len(self.rows)} rendered rows: none trains a stop token, so the model would never end an answer; "
-            "train the last assistant turn, or use a chat template that closes it"
-        )
+    def require_stops(self, kept: int) -> None:
+        """Raise DataError when rows were kept and none of them trains a stop token."""
+        if kept and not self.stopped:
+            raise DataError(
+                f"{kept} rendered rows: none trains a stop token, so the model would never end an answer; "
+                "train the last assistant turn, or use a chat template that closes it"
+            )
+
+
+@dataclass(frozen=True)
+class Rendered(Counts):
+    """Rendered rows and what became of the others."""
+
+    rows: list[dict[str, Any]]
+
+    def usable(self, *, stops: bool = False) -> Rendered:
+        """Itself; DataError when no row is left, or with `stops` when none trains a stop token."""
+        self.require_rows(len(self.rows))
+        if stops:
+            self.require_stops(len(self.rows))
+        return self
 
 
 Renderer = Callable[[Sequence[Record], Any, Fit], Rendered]
@@ -67,8 +78,15 @@ class Tally:
 
     def result(self, asked: int) -> Rendered:
         """The finished rows."""
-        dropped = dict(self.dropped.most_common())
-        return Rendered(self.rows, dropped, self.tokens, self.trained, self.shortened, self.stops, asked)
+        return Rendered(
+            self.rows,
+            dropped=dict(self.dropped.most_common()),
+            tokens=self.tokens,
+            trained_tokens=self.trained,
+            shortened=self.shortened,
+            stopped=self.stops,
+            asked=asked,
+        )
 
 
 def template_of(tokenizer: Any) -> ChatFormat:

@@ -19,7 +19,6 @@ from align.errors import DataError, UsageError
 from align.schema import Record
 
 By = Literal["prompt", "first_turn"]
-BY: tuple[By, ...] = ("prompt", "first_turn")
 
 
 class Halves(NamedTuple):

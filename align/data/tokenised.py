@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,7 @@ from align.data.answers import preference_rows, unpaired_rows
 from align.data.fitting import TOO_LONG, Fit
 from align.data.load import RecordSet
 from align.data.render import NOT_FULL, demonstration_rows, document_rows, pack_blocks, prompt_rows
-from align.data.rendered import Rendered, Renderer
+from align.data.rendered import Counts, Renderer
 from align.errors import DataError, MachineError
 from align.schema import Record, View
 
@@ -70,16 +70,10 @@ class TokenPlan:
 
 
 @dataclass(frozen=True)
-class TokenSet:
+class TokenSet(Counts):
     """A tokenised dataset, memory-mapped, and what became of the records it was made from."""
 
     rows: Dataset
-    dropped: dict[str, int] = field(default_factory=dict)
-    tokens: int = 0
-    trained_tokens: int = 0
-    shortened: int = 0
-    stopped: int = 0
-    asked: int = 0
     reused: bool = False
     """read from the cache; nothing was tokenised"""
 
@@ -118,7 +112,7 @@ def tokenise(
     return ready
 
 
-def refuse_long_rows(name: str, counts: Rendered | TokenSet, plan: TokenPlan) -> None:
+def refuse_long_rows(name: str, counts: Counts, plan: TokenPlan) -> None:
     """Raise DataError when more rows were too long than may be dropped in silence."""
     long = counts.dropped.get(TOO_LONG, 0)
     if plan.on_long == "error" and long > BEARABLE * counts.asked:
@@ -168,8 +162,7 @@ def _write(folder: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, proc
     try:
         counts = _write_rows(made / _ROWS, found, tokenizer, plan, processes)
         refuse_long_rows(found.name, counts, plan)
-        facts = {key: value for key, value in vars(counts).items() if key != "rows"}
-        facts["sha256"] = _digest_file(made / _ROWS)
+        facts = vars(counts) | {"sha256": _digest_file(made / _ROWS)}
         (made / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
         try:
             made.rename(folder)
@@ -180,8 +173,8 @@ def _write(folder: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, proc
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _write_rows(path: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, processes: int | None) -> Rendered:
-    """Write all rows as an Arrow stream and return the counts, with as many empty rows as were written."""
+def _write_rows(path: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, processes: int | None) -> Counts:
+    """Write all rows as an Arrow stream and return the counts."""
     import pyarrow
 
     total = Counter[str]()
@@ -199,14 +192,16 @@ def _write_rows(path: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, p
                 written += part.num_rows
         if writer is not None:
             writer.close()
-    counts = Rendered([{}] * written, dict(dropped.most_common()), **total)
-    counts.require_rows()
-    return counts.require_stops() if plan.view == "demonstration" else counts
+    counts = Counts(dropped=dict(dropped.most_common()), **total)
+    counts.require_rows(written)
+    if plan.view == "demonstration":
+        counts.require_stops(written)
+    return counts
 
 
 _SUMMED = ("tokens", "trained_tokens", "shortened", "stopped", "asked")
-Part = tuple["RecordBatch", Rendered]
-"""Rows of some records, and the counts (their own rows left out)."""
+Part = tuple["RecordBatch", Counts]
+"""Rows of some records, and what became of these."""
 
 
 def _parts(records: Sequence[Record], tokenizer: Any, plan: TokenPlan, processes: int | None) -> Iterator[Part]:
@@ -250,7 +245,7 @@ class _Work:
         some = self.records[start : start + _CHUNK]
         rendered = RENDERERS[self.plan.view](some, self.tokenizer, Fit(self.plan.max_length, self.plan.on_long))
         rows = [self._shape(row, start) for row in rendered.rows]
-        return _batch(rows), Rendered([], **{key: getattr(rendered, key) for key in ("dropped", *_SUMMED)})
+        return _batch(rows), Counts(**{key: getattr(rendered, key) for key in ("dropped", *_SUMMED)})
 
     def _shape(self, row: dict[str, Any], start: int) -> dict[str, Any]:
         if not self.with_margin:
@@ -300,9 +295,9 @@ def _packed(parts: Iterator[Part], plan: TokenPlan) -> Iterator[Part]:
         full, tokens = full + 1, tokens + len(block)
         rows.append({"input_ids": block})
         if len(rows) == _CHUNK:
-            yield _batch(rows), Rendered([])
+            yield _batch(rows), Counts()
             rows = []
-    yield _batch(rows), Rendered([], dict(dropped), tokens, tokens, asked=counted["asked"])
+    yield _batch(rows), Counts(dropped=dict(dropped), tokens=tokens, trained_tokens=tokens, asked=counted["asked"])
 
 
 def _batch(rows: list[dict[str, Any]]) -> RecordBatch:

@@ -166,12 +166,16 @@ def swapped(value: object, rng: random.Random) -> object:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(row)[:40])
 def test_values_of_the_wrong_kind_give_only_our_errors(tmp_path, row):
     rng = random.Random(str(row))
+    outcomes: Counter[str] = Counter()
 
     for _ in range(CASES // 3):
         path = tmp_path / "a.jsonl"
         path.write_text("".join(json.dumps(one) + "\n" for one in (row, swapped(row, rng), swapped(row, rng))))
-        outcome(str(path), rng)
-        outcome(f"{path}:format={rng.choice(list(FORMATS))}", rng)
+        outcomes[outcome(str(path), rng)] += 1
+        outcomes[outcome(f"{path}:format={rng.choice(list(FORMATS))}", rng)] += 1
+
+    assert outcomes.total() == 2 * (CASES // 3)
+    assert outcomes["refused"]
 
 
 @pytest.mark.parametrize(

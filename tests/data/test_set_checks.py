@@ -154,6 +154,8 @@ def test_rows_that_share_only_the_prompt_or_the_answer_are_no_leak(tmp_path):
 
     refuse_leak(train, held_out)
 
+    assert (train.rows, held_out.rows) == (1, 2)
+
 
 def test_a_pair_with_the_verdict_turned_round_is_a_leak_too(tmp_path):
     train = load_records(write(tmp_path / "a.jsonl", [{"prompt": "q", "chosen": "x", "rejected": "y"}]))
