@@ -1,0 +1,116 @@
+"""Scorers: programs that turn a record and a completion into named numbers, each file one published rule.
+
+`@scorer def name(record, completion) -> dict[str, float]` registers one by its name; the mean of each number over the
+records is what a table shows, so a number that is right or wrong is 1.0 or 0.0. A scorer that compares continuations
+instead of reading a completion says which ones: `@scorer(options=...)` is then called with the sum of log-probs and
+the number of tokens of each option. Every module of this folder is imported on first use. YAML names a scorer, never
+code: `scorer: gsm8k` in a dataset's YAML.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, overload
+
+from align.errors import DataError, UsageError, nearest, shorten
+from align.schema import Record
+
+ScoreFunction = Callable[[Record, Any], dict[str, float]]
+
+
+class Likelihood(NamedTuple):
+    """How likely a model finds a continuation of a prompt: the sum of its tokens' log-probs in nats, and how many."""
+
+    logprob: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A registered scorer, called as `scorer(record, completion)`."""
+
+    name: str
+    function: ScoreFunction
+    needs: tuple[str, ...] = ()
+    """fields of the record it cannot do without; `meta.KEY` for one of the data set's own columns"""
+    options: Callable[[Record], list[str]] | None = None
+    """the continuations of the record's prompt it compares; such a scorer takes likelihoods, and nothing is sampled"""
+    executes_code: bool = False
+    """whether it runs what the model wrote; it is called only where the user allowed that"""
+
+    def __call__(self, record: Record, completion: str | Sequence[Likelihood]) -> dict[str, float]:
+        """The numbers of one completion; of the likelihoods of `options`, where it has them."""
+        return self.function(record, completion)
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Raise DataError for the first record that lacks something the scorer needs."""
+        for record in records:
+            missing = next((field for field in self.needs if _lacks(record, field)), None)
+            if missing:
+                raise DataError(
+                    f"scorer {self.name}: needs {missing}; {record.where} has none; "
+                    "name its column in the dataset's YAML, or take another scorer"
+                )
+
+
+def _lacks(record: Record, field: str) -> bool:
+    owner, _, key = field.partition(".")
+    return record.meta.get(key) is None if owner == "meta" else getattr(record, field) is None
+
+
+_REGISTERED: dict[str, Scorer] = {}
+
+
+@overload
+def scorer(function: ScoreFunction) -> ScoreFunction: ...
+@overload
+def scorer(
+    *,
+    needs: tuple[str, ...] = (),
+    options: Callable[[Record], list[str]] | None = None,
+    executes_code: bool = False,
+) -> Callable[[ScoreFunction], ScoreFunction]: ...
+def scorer(
+    function: ScoreFunction | None = None,
+    *,
+    needs: tuple[str, ...] = (),
+    options: Callable[[Record], list[str]] | None = None,
+    executes_code: bool = False,
+) -> ScoreFunction | Callable[[ScoreFunction], ScoreFunction]:
+    """Register a scorer under the name of its function; the parts are those of `Scorer`."""
+
+    def register(function: ScoreFunction) -> ScoreFunction:
+        name = function.__name__
+        known = _REGISTERED.get(name)
+        if known is not None and known.function.__module__ != function.__module__:
+            raise UsageError(f"scorer {name}: already registered by {known.function.__module__}; choose another name")
+        _REGISTERED[name] = Scorer(name, function, needs, options, executes_code)
+        return function
+
+    return register if function is None else register(function)
+
+
+@cache
+def _import_built_in() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def scorer_names() -> list[str]:
+    """The names of all registered scorers."""
+    _import_built_in()
+    return sorted(_REGISTERED)
+
+
+def scorer_named(name: str, setting: str = "scorer") -> Scorer:
+    """The registered scorer of a name, or a UsageError that begins with the setting that asked for it."""
+    _import_built_in()
+    if name not in _REGISTERED:
+        raise UsageError(
+            f"{setting}: asked for {shorten(name)}; no scorer has that name;{nearest(name, scorer_names())}"
+        )
+    return _REGISTERED[name]
