@@ -5,21 +5,72 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.protocol import (
+    Busy,
+    FinishReason,
+    GenerationRequest,
+    Row,
+    RowDelta,
+    RowDone,
+    RowError,
+    Sampling,
+    ShiftedToken,
+    Token,
+)
 from align.engine.stream import Stream, collect
+from align.errors import UsageError
+from align.schema import Messages
+
+_LOGPROB = -0.5
+
+
+@dataclass
+class _Speech:
+    """What one row has yet to say."""
+
+    row: Row
+    words: list[str]
+    reason: FinishReason
+    said: str = ""
+    count: int = 0
 
 
 class FakeEngine:
-    """Answers with what `reply` returns, a word at a time; a reply of None is a row that fails."""
+    """Answers with what `reply` returns, a word at a time; a reply of None is a row that fails.
 
-    def __init__(self, models: list[str], reply: Callable[[Row], str | None], seconds_per_word: float = 0.0) -> None:
+    With `max_waiting_rows`, as many rows may be unfinished before `submit` raises Busy. `score` gives `reward`.
+    """
+
+    def __init__(
+        self,
+        models: list[str],
+        reply: Callable[[Row], str | None],
+        seconds_per_word: float = 0.0,
+        *,
+        max_waiting_rows: int | None = None,
+        score: Callable[[Messages], float | None] | None = None,
+    ) -> None:
         self.models = models
         self._reply = reply
         self._pause = seconds_per_word
+        self._most = max_waiting_rows
+        self._score = score
+        self._unfinished = 0
+        self._lock = threading.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """How many rows have not ended."""
+        return self._unfinished
 
     def submit(self, request: GenerationRequest) -> Stream:
         """Start a thread that speaks all rows in turn, word by word."""
+        with self._lock:
+            if self._most is not None and self._unfinished + len(request.rows) > self._most:
+                raise Busy(f"{self._unfinished} rows are waiting; try again in a second", retry_after=1.0)
+            self._unfinished += len(request.rows)
         stream = Stream(len(request.rows))
         threading.Thread(target=self._speak, args=(request, stream), daemon=True).start()
         return stream
@@ -28,27 +79,65 @@ class FakeEngine:
         """The replies to some rows."""
         return collect(self.submit(GenerationRequest(tuple(rows), sampling)), len(rows))
 
+    def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
+        """The words of the answer, more likely under the model by a tenth of a nat a letter."""
+        if model not in self.models:
+            raise UsageError(f"{model}: not one of the models; name one of them")
+        words = [*messages[-1]["content"].split(" "), "<end>"]
+        return [
+            ShiftedToken(word, _LOGPROB, _LOGPROB - len(word) / 10, ((word, _LOGPROB),), (("other", _LOGPROB),))
+            for word in words
+        ]
+
+    def reward(self, messages: Messages) -> float | None:
+        """What `score` says."""
+        return None if self._score is None else self._score(messages)
+
     def close(self) -> None:
         """Nothing to end."""
 
     def _speak(self, request: GenerationRequest, stream: Stream) -> None:
-        words: dict[int, list[str]] = {}
+        speeches: dict[int, _Speech] = {}
         for index, row in enumerate(request.rows):
             reply = self._reply(row)
             if reply is None:
-                stream.put(RowError(index, f"{row.model}: no reply; ask another model"))
+                self._end(stream, RowError(index, f"{row.model}: no reply; ask another model"))
             else:
-                words[index] = [word + " " for word in reply.split(" ")][: request.sampling.max_new_tokens]
+                speeches[index] = _speech(row, reply, request.sampling_of(row))
         started = time.perf_counter()
-        said: dict[int, str] = dict.fromkeys(words, "")
-        while said:
+        while speeches:
             time.sleep(self._pause)
-            for index in list(said):
-                if words[index] and not stream.is_cancelled(index):
-                    said[index] += words[index][0]
-                    stream.put(RowDelta(index, words[index].pop(0)))
+            for index, speech in list(speeches.items()):
+                cancelled = stream.is_cancelled(index)
+                if speech.words and not cancelled:
+                    stream.put(_say(index, speech))
                     continue
-                reason = "cancelled" if stream.is_cancelled(index) else "stop"
-                text = said.pop(index).rstrip()
+                del speeches[index]
                 seconds = time.perf_counter() - started
-                stream.put(RowDone(index, text, reason, 1, len(text.split()), self._pause, seconds))  # type: ignore[arg-type]
+                reason = "cancelled" if cancelled else speech.reason
+                self._end(stream, RowDone(index, speech.said, reason, 1, speech.count, self._pause, seconds))
+
+    def _end(self, stream: Stream, event: RowDone | RowError) -> None:
+        with self._lock:
+            self._unfinished -= 1
+        stream.put(event)
+
+
+def _speech(row: Row, reply: str, sampling: Sampling) -> _Speech:
+    stops = [place for place in map(reply.find, sampling.stop) if place >= 0]
+    words = reply[: min(stops)].split(" ") if stops else reply.split(" ")
+    spoken = words[: sampling.max_new_tokens]
+    pieces = [word + " " for word in spoken[:-1]] + spoken[-1:]
+    return _Speech(row, pieces, "length" if len(spoken) < len(words) else "stop")
+
+
+def _say(index: int, speech: _Speech) -> RowDelta:
+    word = speech.words.pop(0)
+    speech.said += word
+    speech.count += 1
+    if speech.row.logprobs is None:
+        return RowDelta(index, word)
+    others = tuple((f"other{place}", _LOGPROB - place) for place in range(1, speech.row.logprobs))
+    return RowDelta(
+        index, word, (Token(speech.count, word, _LOGPROB, ((word, _LOGPROB), *others)[: speech.row.logprobs]),)
+    )

@@ -19,9 +19,10 @@ from align.engine.batch import (
     run_batch,
     running,
 )
-from align.engine.protocol import GenerationRequest, Row, Sampling
+from align.engine.protocol import GenerationRequest, Row, Sampling, ShiftedToken
 from align.engine.stream import Stream, collect
-from align.errors import AlignError, nearest
+from align.errors import AlignError, UsageError, nearest
+from align.schema import Messages
 
 if TYPE_CHECKING:
     from align.models.adapters import Resident
@@ -97,13 +98,19 @@ class LocalEngine:
         same = [fact for fact in self._facts if fact.adapter != BASE and fact.shift == 0]
         return lines + [f"{fact.reference}: writes exactly what its base writes" for fact in same]
 
+    @property
+    def waiting(self) -> int:
+        """How many rows are queued and not yet being written."""
+        with self._changed:
+            return sum(len(job.rows) for job in self._waiting)
+
     def submit(self, request: GenerationRequest) -> Stream:
         """Queue a request; a row that cannot be written ends with a RowError, the others go on."""
         stream = Stream(len(request.rows), on_cancel=self._drop_cancelled)
         lanes: dict[str, list[LiveRow]] = {}
         for index, row in enumerate(request.rows):
             adapter = self._resident.adapters.get(row.model)
-            live = LiveRow(stream, index, row, adapter or "", request.sampling)
+            live = LiveRow(stream, index, row, adapter or "", request.sampling_of(row))
             if adapter is None:
                 live.fail(f"{row.model}: not one of the loaded models;{nearest(row.model, self.models)}")
             else:
@@ -114,6 +121,14 @@ class LocalEngine:
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
         """The texts of some rows, in as few batches as fit; raises IntegrityError if a row failed."""
         return collect(self.submit(GenerationRequest(tuple(rows), sampling)), len(rows))
+
+    def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
+        """Not offered by this engine."""
+        raise UsageError(f"{model}: this engine does not compare tokens with the base")
+
+    def reward(self, messages: Messages) -> float | None:
+        """None: no reward model is held."""
+        return None
 
     def close(self) -> None:
         """End the thread; rows still running or waiting end with a RowError."""

@@ -6,27 +6,61 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from align.errors import UsageError
+from align.errors import MachineError, UsageError
 from align.schema import Messages
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
+MOST_ALTERNATIVES = 20
+"""As many log-probabilities beside a token's own as the OpenAI API gives."""
+
+
+class Busy(MachineError):
+    """The engine's queue is full; `retry_after` is how many seconds from now to ask again."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: temperature 0 is greedy, `top_p` keeps the smallest set with that much probability."""
+    """How tokens are drawn. Temperature 0 is greedy, and everything else is off by default.
+
+    In this order: penalties, temperature, `top_k`, `top_p` (the smallest set with that much probability), `min_p`
+    (tokens at least so likely as this share of the likeliest). A text ends before the first of the `stop` strings.
+    """
 
     temperature: float = 0.7
     top_p: float = 1.0
     max_new_tokens: int = 256
+    top_k: int = 0
+    """how many tokens may be drawn; 0 is all"""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """divides the logits of tokens in prompt and answer (Keskar et al. 2019, section 4.1); 1 is off"""
+    frequency_penalty: float = 0.0
+    """taken from a token's logit for each time it is in the answer"""
+    presence_penalty: float = 0.0
+    """taken from the logit of every token that is in the answer"""
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 10:
-            raise UsageError(f"temperature={self.temperature}: out of range; give 0 (greedy) to 10")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p={self.top_p}: out of range; give more than 0, at most 1")
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens={self.max_new_tokens}: nothing would be written; give at least 1")
+        checks = (
+            ("temperature", 0 <= self.temperature <= 10, "give 0 (greedy) to 10"),
+            ("top_p", 0 < self.top_p <= 1, "give more than 0, at most 1"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "give at least 1, or nothing would be written"),
+            ("top_k", self.top_k >= 0, "give 0 (all tokens) or more"),
+            ("min_p", 0 <= self.min_p <= 1, "give 0 to 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty <= 10, "give more than 0, at most 10; 1 is off"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "give -2 to 2"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "give -2 to 2"),
+        )
+        for name, good, advice in checks:
+            if not good:
+                raise UsageError(f"{name}={getattr(self, name)}: out of range; {advice}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise UsageError(f"stop={self.stop!r}: not a list of texts; give each stop string, none of them empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +73,18 @@ class Row:
     model: str
     messages: Messages
     seed: int = 0
+    sampling: Sampling | None = None
+    """of this row alone, in place of the request's"""
+    text: str | None = None
+    """a raw prompt to continue, in place of a conversation"""
+    logprobs: int | None = None
+    """tell each token's log-probability, with so many of the likeliest tokens beside it"""
+
+    def __post_init__(self) -> None:
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_ALTERNATIVES:
+            raise UsageError(f"logprobs={self.logprobs}: out of range; give 0 to {MOST_ALTERNATIVES}")
+        if self.text is not None and self.messages:
+            raise UsageError("a row has both a text and messages; give one of them")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +94,32 @@ class GenerationRequest:
     rows: tuple[Row, ...]
     sampling: Sampling = Sampling()
 
+    def sampling_of(self, row: Row) -> Sampling:
+        """How one of the rows is drawn."""
+        return self.sampling if row.sampling is None else row.sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of an answer and how likely the model found it, before temperature and whatever else bends the draw."""
+
+    id: int
+    text: str
+    """this token alone, decoded: half a character is a replacement character here"""
+    logprob: float
+    """nats"""
+    top: tuple[tuple[str, float], ...]
+    """the likeliest tokens here with their log-probabilities, likeliest first"""
+
 
 @dataclass(frozen=True, slots=True)
 class RowDelta:
-    """New text of one row; incomplete characters are held back until they are whole."""
+    """New text of one row; incomplete characters and what may become a stop string are held back."""
 
     row: int
     text: str
+    tokens: tuple[Token, ...] = ()
+    """the tokens of this text, when the row asked for log-probabilities"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +148,19 @@ class RowError:
 Event = RowDelta | RowDone | RowError
 
 
+@dataclass(frozen=True, slots=True)
+class ShiftedToken:
+    """A token of an answer under a model and under its base."""
+
+    text: str
+    logprob: float
+    """nats under the model, after everything before it"""
+    base_logprob: float
+    top: tuple[tuple[str, float], ...]
+    """what the model found likeliest here, likeliest first"""
+    base_top: tuple[tuple[str, float], ...]
+
+
 class Handle(Protocol):
     """A submitted request: its events, read once, and the means to stop it."""
 
@@ -107,12 +185,31 @@ class Engine(Protocol):
         """The references rows may name."""
         ...
 
+    @property
+    def waiting(self) -> int:
+        """How many rows are queued and not yet being written."""
+        ...
+
     def submit(self, request: GenerationRequest) -> Handle:
-        """Queue a request; never blocks, never raises for a bad row (that row ends with a RowError)."""
+        """Queue a request; never blocks, never raises for a bad row (that row ends with a RowError).
+
+        Raises Busy when the queue is full.
+        """
         ...
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
         """The texts of some rows, written in as few batches as possible; raises IntegrityError if a row failed."""
+        ...
+
+    def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
+        """Where a model differs from its base over the answer that ends a conversation, its end token included.
+
+        Blocks. Raises UsageError where this engine cannot tell.
+        """
+        ...
+
+    def reward(self, messages: Messages) -> float | None:
+        """The score of a conversation by the reward model held beside the models; None without one. Blocks."""
         ...
 
     def close(self) -> None:
