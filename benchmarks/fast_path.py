@@ -1,15 +1,16 @@
 """One training step of a stage on the fast path, beside TRL's own and beside plain full logits, in the real trainer.
 
-    python benchmarks/fast_path.py [--stage dpo] [--shape long-prompts] [--vocab 32000] [--steps 6] [--json FILE]
+    python benchmarks/fast_path.py [--stage dpo kto] [--shape long-prompts] [--vocab 32000] [--steps 5] [--json FILE]
 
 The same batches go through every variant, in turn; a step is forward, backward and every metric TRL logs. Ratios are
 medians of the ratios of one round, with the lowest and highest. Losses must agree, or nothing is printed. Peak memory
-is that of a process that runs one variant only.
+is that of a process that runs one variant only. Every combination of the stages, shapes and vocabularies given is run.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -44,6 +45,11 @@ ABLATED = {
     "align, prefixes not shared": "shares_prefixes",
     "align, head gradient in the backward pass": "slopes_forward",
 }
+PADDED = {
+    "padded, align's head on trained positions": True,
+    "padded, align's head on every position": False,
+}
+"""what align's head alone gives, without packing: on trained positions only, or on all"""
 
 
 def lengths(rng: random.Random, shape: str) -> tuple[int, int]:
@@ -69,6 +75,8 @@ def make_rows(stage: str, shape: str, vocab: int, count: int) -> list[dict[str, 
             rows.append({"input_ids": prompt + first, "labels": [-100] * asked + first})
         elif stage == "reward":
             rows.append({"chosen_ids": prompt + first, "rejected_ids": prompt + second})
+        elif stage == "kto":
+            rows.append({"prompt_ids": prompt, "completion_ids": first, "label": len(rows) % 2 == 0})
         else:
             rows.append({"prompt_ids": prompt, "chosen_ids": first, "rejected_ids": second})
     return rows
@@ -80,7 +88,9 @@ def make_trainer(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Any
     from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+    from align.training.datasets import mismatched, stand_in
 
     disable_progress_bars()
     torch.manual_seed(0)
@@ -104,8 +114,11 @@ def make_trainer(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Any
         return SFTTrainer(args=SFTConfig(**common, **prepared), train_dataset=data, **given)
     if score:
         return RewardTrainer(args=RewardConfig(**common), train_dataset=data, **given)
-    plain = Dataset.from_list([{"prompt": "", "chosen": "b", "rejected": "c"}])
-    trainer = DPOTrainer(args=DPOConfig(**common), train_dataset=plain, **given)
+    if options.stage == "kto":
+        trainer = KTOTrainer(args=KTOConfig(**common), train_dataset=stand_in(), **given)
+        trainer.train_dataset = mismatched(data, options.batch, 0)
+        return trainer
+    trainer = DPOTrainer(args=DPOConfig(**common), train_dataset=stand_in(), **given)
     trainer.train_dataset = data
     return trainer
 
@@ -140,6 +153,32 @@ def full_logits(base: Any) -> Callable[..., Any]:
     return forward
 
 
+def padded_head(base: Any, trained_only: bool) -> Callable[..., Any]:
+    """The stock backbone on the padded batch under align's head: what remains of the fast path without packing."""
+    import torch
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    from align.models.trained_head import score_tokens
+
+    def forward(_self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **_: Any) -> Any:
+        hidden = base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        wanted = labels[:, 1:]
+        mask = wanted != -100
+        chosen = mask if trained_only else torch.ones_like(mask)
+        targets = wanted.clamp(min=0)[chosen]
+        scores = score_tokens(base.get_output_embeddings(), hidden[:, :-1][chosen], targets, frozen=True)
+
+        def spread(values: Any) -> Any:
+            return values.new_zeros(wanted.shape).masked_scatter(chosen, values) * mask
+
+        return FusedCausalLMOutput(
+            log_probs=spread(scores.log_probs), entropy=spread(scores.entropy), mean_logits=spread(scores.mean_logits),
+            is_top1=spread(scores.is_top1), label_mask=mask,
+        )  # fmt: skip
+
+    return forward
+
+
 def switches(trainer: Any) -> dict[str, Callable[[], None]]:
     """What to call before a step to take each variant."""
     from align.models.packed import ATTENTION, use_fast_path
@@ -163,6 +202,9 @@ def switches(trainer: Any) -> dict[str, Callable[[], None]]:
     if not hasattr(base, "score"):
         variants[FULL] = take(types.MethodType(full_logits(base), base), "sdpa")
         variants |= {name: take(fast, ATTENTION, **{part: False}) for name, part in ABLATED.items()}
+        variants |= {
+            name: take(types.MethodType(padded_head(base, only), base), "sdpa") for name, only in PADDED.items()
+        }
     return variants
 
 
@@ -210,7 +252,9 @@ def _ratio(stock: list[float], ours: list[float]) -> dict[str, float]:
 
 def peak(options: argparse.Namespace, variant: str) -> float:
     """Peak resident memory, in MiB beyond what was there before the first step, of a process with one variant."""
-    words = [sys.executable, __file__, "--only", variant, *sys.argv[1:]]
+    keys = ("stage", "shape", "vocab", "hidden", "layers", "batch")
+    shape = [word for key in keys for word in (f"--{key}", str(getattr(options, key)))]
+    words = [sys.executable, __file__, "--only", variant, *shape]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
@@ -236,20 +280,37 @@ def resident() -> float:
 
 def main() -> int:
     """Print a table, and write it as JSON when asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=["sft", "dpo", "reward"], default="dpo")
-    parser.add_argument("--shape", choices=SHAPES, default="long-prompts")
-    parser.add_argument("--vocab", type=int, default=32_000)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser().parse_args()
+    cases = [
+        argparse.Namespace(**vars(options) | {"stage": stage, "shape": shape, "vocab": vocab})
+        for stage, shape, vocab in itertools.product(options.stage, options.shape, options.vocab)
+    ]
     if options.only:
-        run_alone(options)
+        run_alone(cases[0])
         return 0
+    results = [run_case(case) for case in cases]
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--stage", nargs="+", choices=["sft", "reward", "dpo", "kto"], default=["dpo"])
+    found.add_argument("--shape", nargs="+", choices=SHAPES, default=["long-prompts"])
+    found.add_argument("--vocab", nargs="+", type=int, default=[32_000])
+    found.add_argument("--hidden", type=int, default=256)
+    found.add_argument("--layers", type=int, default=6)
+    found.add_argument("--batch", type=int, default=8)
+    found.add_argument("--steps", type=int, default=5)
+    found.add_argument("--json", type=Path)
+    found.add_argument("--only", help=argparse.SUPPRESS)
+    return found
+
+
+def run_case(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare the variants on one stage, shape and vocabulary, and print the table."""
     found = compare(options)
     for name in (STOCK, FULL, FAST):
         if name in found:
@@ -259,9 +320,9 @@ def main() -> int:
         spread = f"{numbers['times as fast']:5.2f}x [{numbers['lowest']:.2f}, {numbers['highest']:.2f}]"
         memory = f"{numbers['peak MiB']:8.0f} MiB" if "peak MiB" in numbers else ""
         sys.stdout.write(f"{numbers['seconds']:8.2f} s  {spread:<22}{memory:<14}{name}\n")
-    if options.json:
-        options.json.write_text(json.dumps(vars(options) | {"json": None, "result": found}, default=str, indent=2))
-    return 0
+    sys.stdout.flush()
+    shape = {key: value for key, value in vars(options).items() if key not in ("json", "only")}
+    return shape | {"result": found}
 
 
 if __name__ == "__main__":
