@@ -14,7 +14,7 @@ from threading import Event as Flag
 from typing import TYPE_CHECKING, Any
 
 from align.engine.detokenizer import Detokenizer
-from align.engine.protocol import FinishReason, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowError, Sampling
 from align.engine.sampling import RowSampler
 from align.engine.stream import Stream
 
@@ -60,7 +60,8 @@ class LiveRow:
         if self.limit < 1:
             self.fail(
                 f"{self.row.model}: the conversation has {len(self.prompt_ids)} tokens, the model takes {window}; "
-                "shorten it or start a new one"
+                "shorten it or start a new one",
+                "too_long",
             )
 
     def take(self, token: int, stops: frozenset[int]) -> None:
@@ -95,10 +96,10 @@ class LiveRow:
         )
         self._end(done)
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, fault: Fault = "engine") -> None:
         """End the row with an error, unless it has ended already."""
         if not self.ended:
-            self._end(RowError(self.index, message))
+            self._end(RowError(self.index, message, fault))
 
     def _end(self, event: RowDone | RowError) -> None:
         self.ended = True

@@ -196,10 +196,11 @@ class LocalEngine:
             try:
                 live.prepare(self._resident.tokenizer, window)
             except AlignError as error:
-                live.fail(str(error))
+                live.fail(str(error), "prompt")
             except Exception as error:  # chat templates raise what they like; the other rows go on
                 live.fail(
-                    f"{live.row.model}: the conversation does not render ({_first_line(error)}); change its turns"
+                    f"{live.row.model}: the conversation does not render ({_first_line(error)}); change its turns",
+                    "prompt",
                 )
         ready = [live for live in rows if not live.ended]
         if not ready:

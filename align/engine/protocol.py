@@ -10,6 +10,8 @@ from align.errors import MachineError, UsageError
 from align.schema import Messages
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Fault = Literal["too_long", "prompt", "engine"]
+"""Why a row could not be written: no room in the model's context, a conversation it cannot take, or anything else."""
 
 MOST_ALTERNATIVES = 20
 """As many log-probabilities beside a token's own as the OpenAI API gives."""
@@ -143,6 +145,7 @@ class RowError:
 
     row: int
     message: str
+    fault: Fault = "engine"
 
 
 Event = RowDelta | RowDone | RowError
