@@ -1,0 +1,81 @@
+"""Forward passes over given tokens: log-probabilities where a mask marks tokens, batched by length, through any adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from align.engine.batch import running
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.models.adapters import Resident
+
+Marked = tuple[Sequence[int], Sequence[int]]
+"""ids, and 1 for each token that is looked at; the first token never is, for nothing comes before it"""
+
+_MOST_ROWS = 64
+_MOST_LOGITS = 1 << 28
+"""numbers in the logits of one pass: a gigabyte in fp32"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows; `mask` is True where the NEXT token is looked at."""
+
+    places: list[int]
+    """which of the rows given these are"""
+    ids: Tensor
+    attention: Tensor
+    mask: Tensor
+
+
+def batches(resident: Resident, rows: Sequence[Marked]) -> Iterator[Batch]:
+    """The rows in batches of like length, longest first, within a gigabyte of logits."""
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]), reverse=True)
+    vocabulary = resident.model.config.get_text_config().vocab_size
+    while order:
+        width = len(rows[order[0]][0])
+        size = max(1, min(_MOST_ROWS, _MOST_LOGITS // (vocabulary * width)))
+        yield _padded(rows, order[:size], resident)
+        order = order[size:]
+
+
+def _padded(rows: Sequence[Marked], places: list[int], resident: Resident) -> Batch:
+    import torch
+
+    shape = (len(places), max(len(rows[place][0]) for place in places))
+    ids = torch.full(shape, resident.tokenizer.pad_token_id)
+    attention, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    for row, place in enumerate(places):
+        tokens, marks = rows[place]
+        ids[row, : len(tokens)] = torch.as_tensor(list(tokens))
+        attention[row, : len(tokens)] = 1
+        mask[row, : len(tokens) - 1] = torch.as_tensor(list(marks[1:]), dtype=torch.bool)
+    device = resident.model.device
+    return Batch(places, ids.to(device), attention.to(device), mask.to(device))
+
+
+def next_logprobs(resident: Resident, adapter: str, batch: Batch) -> Tensor:
+    """Log-probabilities (tokens, V) of every next token at the marked positions, row by row."""
+    marked = batch.mask.any(dim=0).nonzero()
+    first = int(marked[0]) if len(marked) else batch.mask.shape[1] - 1
+    # Each adapter in a pass of its own: DoRA and some architectures cannot be mixed, and nothing is gained by it here.
+    with running(resident.model, [adapter], adapter) as options:
+        logits = resident.model(
+            input_ids=batch.ids,
+            attention_mask=batch.attention,
+            logits_to_keep=batch.ids.shape[1] - first,
+            **options,
+        ).logits
+    return logits[batch.mask[:, first:]].float().log_softmax(-1)
+
+
+def sums_by_row(batch: Batch, per_token: Tensor) -> list[float]:
+    """What belongs to the marked tokens (tokens,), summed for each row of a batch."""
+    import torch
+
+    owners = batch.mask.nonzero()[:, 0]
+    return torch.zeros(len(batch.mask), device=per_token.device).index_add_(0, owners, per_token).tolist()

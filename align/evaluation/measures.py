@@ -1,0 +1,126 @@
+"""Measures: one number about a model, kept as sums over records so that it can be resampled, sliced and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from align.evaluation.statistics import Of, Resamples, expanded_interval, sign_test
+
+Better = Literal["higher", "lower"] | None
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """First sum over second, (..., 2) to (...); not a number where the second is 0."""
+    below = sums[..., 1]
+    return np.divide(sums[..., 0], below, out=np.full(np.shape(below), np.nan), where=below > 0)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number about a model on N records."""
+
+    name: str
+    parts: np.ndarray
+    """(N, K): what each record adds to the sums; zeros for a record it does not apply to"""
+    rows: np.ndarray
+    """(N,): the number of each record alone; not a number where it does not apply"""
+    of: Of = ratio
+    better: Better = "higher"
+
+    @property
+    def count(self) -> int:
+        """How many records it applies to."""
+        return int(np.isfinite(self.rows).sum())
+
+    @property
+    def value(self) -> float:
+        """The number over all records."""
+        return float(self.of(self.parts.sum(axis=0)))
+
+    def take(self, places: np.ndarray) -> Measure:
+        """The same measure on some of the records."""
+        return Measure(self.name, self.parts[places], self.rows[places], self.of, self.better)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure with its 95% bootstrap interval, over `n` records."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    better: Better = "higher"
+
+    def __str__(self) -> str:
+        if self.low != self.low:  # one record has no interval
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model against another on the same records: the paired difference with its interval, and the sign test."""
+
+    difference: float
+    low: float
+    high: float
+    wins: int
+    """records on which the model's own number is the better one (the higher one, where neither is better)"""
+    ties: int
+    losses: int
+    p: float
+    better: Better = "higher"
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "higher", "lower", "no difference"]:
+        """What the interval of the difference says."""
+        if not (self.low > 0 or self.high < 0):
+            return "no difference"
+        up = self.low > 0
+        if self.better is None:
+            return "higher" if up else "lower"
+        return "better" if up == (self.better == "higher") else "worse"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, with the verdict."""
+        return {**asdict(self), "verdict": self.verdict}
+
+
+def mean_of(name: str, values: Sequence[float] | np.ndarray, better: Better = "higher") -> Measure:
+    """The mean of one number a record; NaN where a record has none."""
+    rows = np.asarray(values, dtype=float)
+    known = np.isfinite(rows)
+    return Measure(name, np.stack([np.where(known, rows, 0.0), known], axis=1).astype(float), rows, ratio, better)
+
+
+def ratio_of(
+    name: str, above: Sequence[float] | np.ndarray, below: Sequence[float] | np.ndarray, better: Better = "higher"
+) -> Measure:
+    """A sum over another, such as nats over tokens; NaN or 0 below leaves a record out."""
+    parts = np.nan_to_num(np.stack([np.asarray(above, dtype=float), np.asarray(below, dtype=float)], axis=1))
+    return Measure(name, parts, ratio(parts), ratio, better)
+
+
+def estimate(measure: Measure, resamples: Resamples) -> Estimate:
+    """The measure with its bootstrap interval."""
+    low, high = expanded_interval(measure.of(resamples.sums(measure.parts)), measure.count)
+    return Estimate(measure.value, low, high, measure.count, measure.better)
+
+
+def compare(ours: Measure, theirs: Measure, resamples: Resamples) -> Comparison:
+    """Our measure less theirs on the same records; records that either lacks do not count for the sign test."""
+    drawn = ours.of(resamples.sums(ours.parts)) - theirs.of(resamples.sums(theirs.parts))
+    both = np.isfinite(ours.rows) & np.isfinite(theirs.rows)
+    low, high = expanded_interval(drawn, int(both.sum()))
+    gains = (ours.rows - theirs.rows)[both] * (-1 if ours.better == "lower" else 1)
+    # What differs in the last bits of two sums is equal.
+    wins, losses = int((gains > 1e-9).sum()), int((gains < -1e-9).sum())
+    return Comparison(
+        ours.value - theirs.value, low, high, wins, len(gains) - wins - losses, losses, sign_test(wins, losses),
+        ours.better,
+    )  # fmt: skip
