@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -13,16 +15,17 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from align.errors import UsageError, nearest, shorten
 
 
-def read_arguments(where: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def read_arguments(where: str, function: Callable[..., Any], given: Mapping[str, Any], skip: int = 2) -> dict[str, Any]:
     """The keyword arguments as the types the function asks for; UsageError for an unknown, absent or unfit one.
 
-    `where` begins the message: the setting and the reward's name.
+    `where` begins the message: the setting and the reward's name. The function's first `skip` parameters are not the
+    user's.
     """
     signature = inspect.signature(function)
     try:
-        signature.bind(None, "", **given)
+        signature.bind(*[None] * skip, **given)
     except TypeError as error:
-        own = list(signature.parameters)[2:]
+        own = list(signature.parameters)[skip:]
         unknown = next((key for key in given if key not in own), None)
         hint = nearest(unknown, own) if unknown else ""
         raise UsageError(f"{where}: {error};{hint} It is {function.__name__}{signature}; mend its args") from None
@@ -36,20 +39,45 @@ def _read(where: str, function: Callable[..., Any], parameter: inspect.Parameter
     try:
         kind = _kind(function, parameter.annotation)
         # What a person would call it: without the limits, which the second message tells.
-        bare = typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
-        adapters = [TypeAdapter(one, config=ConfigDict(arbitrary_types_allowed=True)) for one in (bare, kind)]
+        bare, full = _bare(kind), _adapter(kind)
+        plain = _adapter(bare)
     except (NameError, PydanticUserError):
         return value  # Imported for type checkers only, or with rules of its own: the reward has to look itself.
     try:
-        adapters[0].validate_python(value)
-    except ValidationError:
-        expected = inspect.formatannotation(bare)
-        raise UsageError(f"{where}: {key}: expected {expected}, found {shorten(value)}; mend its args") from None
-    try:
-        return adapters[1].validate_python(value)
+        return full.validate_python(value)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        raise UsageError(f"{where}: {key}: {reason}, found {shorten(value)}; mend its args") from None
+        first = error.errors()[0]
+    if first["type"] != "value_error" and not _takes(plain, value):
+        raise UsageError(
+            f"{where}: {key}: expected {inspect.formatannotation(bare)}, found {shorten(value)}; mend its args"
+        )
+    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    raise UsageError(f"{where}: {key}: {reason}, found {shorten(value)}; mend its args")
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def _takes(adapter: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _bare(kind: Any) -> Any:
+    """A type without the limits on it, and without the None that a default may be."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _bare(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        rest = [_bare(one) for one in inner if one is not types.NoneType]
+        return functools.reduce(operator.or_, rest)
+    if origin in (list, dict, tuple):
+        return origin[tuple(one if one is ... else _bare(one) for one in inner)]
+    return kind
 
 
 def _kind(function: Callable[..., Any], annotation: Any) -> Any:

@@ -87,6 +87,13 @@ def test_numeric_match_compares_the_last_numbers(completion, answer, expected):
         ("length", "你好", {"target": 4, "unit": "characters"}, 0.5),
         ("keyword", "Thank you, and sorry", {"words": ["thank", "SORRY", "please", "refund"]}, 0.5),
         ("keyword", "thank you", {"words": ["Thank"], "ignore_case": False}, 0.0),
+        ("keyword", "No. Not a cat", {"scores": {"no": 1, "not": 0.5, "at": 8, "dog": 8}}, 1.5),
+        ("keyword", " yes, yes", {"scores": {"yes": -2}}, -2.0),
+        ("keyword", "w10", {"scores": {"w1": 1, "w10": 2}}, 2.0),
+        ("keyword", "a b", {"scores": {"A": 1, "a": 2}, "ignore_case": False}, 2.0),
+        ("keyword", "谢谢你。42", {"scores": {"谢谢": 1, 42: 2, "4": 8}}, 3.0),
+        ("keyword", "C++ and :-)", {"scores": {"c++": 1, ":-)": 2, "c": 4}}, 7.0),
+        ("keyword", "nothing", {"scores": {"yes": 1}}, 0.0),
     ],
 )
 def test_built_in_reward(name, completion, args, expected):
@@ -256,6 +263,19 @@ def test_a_reward_named_twice_counts_twice():
         ("regex", {"pattern": "("}, r"rewards: regex: pattern: no regular expression: missing \), .*, found '\('"),
         ("keyword", {"words": []}, r"rewards: keyword: words: give words: \[...\], none of them empty, found \[\]"),
         ("keyword", {"words": ["please", ""]}, "rewards: keyword: words: give words"),
+        ("keyword", {}, r"rewards: keyword: give words: \[...\] or scores: .*, one of the two; mend its args"),
+        ("keyword", {"words": ["a"], "scores": {"a": 1}}, "rewards: keyword: give words: .* one of the two"),
+        ("keyword", {"scores": {}}, r"keyword: scores: give scores: \{word: number\}, no word of it empty, found \{\}"),
+        ("keyword", {"scores": {" ": 1}}, "keyword: scores: give scores"),
+        ("keyword", {"scores": ["a"]}, r"keyword: scores: expected dict\[str, float\], found \['a'\]"),
+        ("keyword", {"scores": {"a": "high"}}, r"keyword: scores: expected dict\[str, float\], found \{'a': 'high'\}"),
+        ("keyword", {"scores": {"a": float("inf")}}, "keyword: scores: should be a finite number, found"),
+        (
+            "keyword",
+            {"scores": {True: 1}},
+            "keyword: scores: YAML reads yes, no, on and off as True; put such words in",
+        ),
+        ("keyword", {"scores": {"a": 1, "A": 2}}, "keyword: scores: a is there twice when case is ignored"),
         ("numeric_match", {"tolerance": -1}, "tolerance: should be greater than or equal to 0, found -1"),
         ("numeric_match", {"tolerance": float("nan")}, "tolerance: should be a finite number, found nan"),
         ("length", {"target": 3, "unti": "words"}, "rewards: length: .*'unti'.*Did you mean unit"),
@@ -280,3 +300,58 @@ def test_arguments_reach_a_reward_as_the_types_it_asks_for():
     assert score("typed_in_this_test", "x", steps=[1, 2], scale=2, bonus=0.5) == 6.5
     with pytest.raises(UsageError, match=r"scale: expected float, found 'much'"):
         score("typed_in_this_test", "x", steps=[1], scale="much", bonus=0)
+
+
+@reward(batched=True)
+def plays_to_many_in_these_tests(records, completions):
+    """Returns what a test put there, or raises it."""
+    if isinstance(PLAYED[0], Exception):
+        raise PLAYED[0]
+    return PLAYED[0]
+
+
+MANY = [Record(source="a.jsonl", line=line) for line in (7, 8)]
+
+
+def play_to_many(value):
+    PLAYED[:] = [value]
+    sum_of_two = RewardSum(
+        [RewardSettings(name="plays_to_many_in_these_tests"), RewardSettings(name="length", args={"target": 2})]
+    )
+    return sum_of_two.of(MANY, ["one", "one two"])
+
+
+@pytest.mark.parametrize("value", [[1, 2.5], (1, 2.5), numpy.array([1, 2.5])])
+def test_a_batched_reward_gives_a_number_a_completion(value):
+    assert play_to_many(value) == [
+        {"plays_to_many_in_these_tests": 1.0, "length": 0.5},
+        {"plays_to_many_in_these_tests": 2.5, "length": 1.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ([1.0], r"returned 1 values, \[1.0\], for 2 completions, the first 'one' of a\.jsonl:7; expected one number a"),
+        (1.0, "returned 1.0 for 2 completions, the first 'one' of a.jsonl:7; expected one number a completion"),
+        ("12", "returned '12' for 2 completions"),
+        ({0: 1.0, 1: 2.0}, "returned .* for 2 completions"),
+        ([1.0, float("nan")], r"returned nan for the completion 'one two' of a\.jsonl:8; expected one finite number"),
+        ([None, 1.0], r"returned None for the completion 'one' of a\.jsonl:7"),
+        (ValueError("no"), r"raised ValueError for 2 completions, the first 'one' of a\.jsonl:7: 'no'; mend the reward"),
+    ],
+)
+def test_what_a_batched_reward_may_not_return_is_told_with_its_place(value, told):
+    with pytest.raises(DataError, match=f"reward plays_to_many_in_these_tests: {told}"):
+        play_to_many(value)
+
+
+def test_a_sum_of_no_rewards_and_a_batch_of_no_completions_are_empty():
+    assert RewardSum([]).of(MANY, ["a", "b"]) == [{}, {}]
+    assert RewardSum([RewardSettings(name="plays_to_many_in_these_tests")]).of([], []) == []
+
+
+def test_the_judge_of_the_small_world_is_a_reward():
+    asked = Record(prompt=[{"role": "user", "content": "What colour is the kettle?"}])
+
+    assert RewardSum([RewardSettings(name="small_world")])(asked, "") == {"small_world": 0.0}

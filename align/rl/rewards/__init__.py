@@ -1,7 +1,9 @@
 """Rewards that are programs: `@reward def name(record, completion, **args) -> float`, used in YAML by name.
 
 Every module of this folder is imported on first use, so adding a reward is adding one file here. A program of your own
-registers one by decorating it before it calls `align.training.stage.run_stage`; YAML itself never names code.
+registers one by decorating it before it calls `align.training.stage.run_stage`; YAML itself never names code. A reward
+that is quicker for many completions at once takes lists: `@reward(batched=True) def name(records, completions, **args)`
+and returns as many numbers.
 
 The annotation of an argument is its check, made when the settings are read: `target: Annotated[int, Field(gt=0)]`
 refuses 0 and "ten" before any weights are loaded.
@@ -14,18 +16,22 @@ import math
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from pydantic import Field
 
-from align.config import Settings
+from align.config import Settings, write
 from align.errors import DataError, UsageError, nearest, shorten
 from align.rl.arguments import read_arguments
 from align.schema import Record
 
-RewardFunction = Callable[..., float]
+if TYPE_CHECKING:
+    from align.models.loading import Precision
+    from align.registry import Checkpoint, Registry
+
+RewardFunction = Callable[..., Any]
 
 
 class RewardSettings(Settings):
@@ -41,11 +47,38 @@ class RewardSettings(Settings):
 
 @dataclass(frozen=True)
 class Reward:
-    """A registered reward: its function and the record fields it cannot do without."""
+    """A registered reward: its function and what is to be known about it."""
 
     name: str
     function: RewardFunction
     needs: tuple[str, ...] = ()
+    """record fields it cannot do without"""
+    batched: bool = False
+    """whether it takes lists of records and completions"""
+    check: Callable[..., None] | None = None
+    """what refuses, with a ValueError, arguments that do not go together"""
+    opens: bool = False
+    """whether its first parameter is the `Place` it works in, and what it returns is what judges"""
+
+    def read(self, where: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Its keyword arguments as the types it asks for; UsageError, beginning with `where`, for unfit ones."""
+        args = read_arguments(where, self.function, given, skip=1 if self.opens else 2)
+        try:
+            if self.check is not None:
+                self.check(**args)
+        except ValueError as error:
+            raise UsageError(f"{where}: {error}; mend its args") from None
+        return args
+
+
+@dataclass
+class Place:
+    """Where a reward that reads a model finds it, and how; `models` collects what it read."""
+
+    registry: Registry
+    precision: Precision
+    say: Callable[[str], None] = write
+    models: list[Checkpoint] = field(default_factory=list)
 
 
 _REGISTERED: dict[str, Reward] = {}
@@ -54,18 +87,24 @@ _REGISTERED: dict[str, Reward] = {}
 @overload
 def reward(function: RewardFunction) -> RewardFunction: ...
 @overload
-def reward(*, needs: tuple[str, ...]) -> Callable[[RewardFunction], RewardFunction]: ...
 def reward(
-    function: RewardFunction | None = None, *, needs: tuple[str, ...] = ()
+    *,
+    needs: tuple[str, ...] = (),
+    batched: bool = False,
+    check: Callable[..., None] | None = None,
+    opens: bool = False,
+) -> Callable[[RewardFunction], RewardFunction]: ...
+def reward(
+    function: RewardFunction | None = None, **facts: Any
 ) -> RewardFunction | Callable[[RewardFunction], RewardFunction]:
-    """Register a reward under the name of its function; `needs` lists record fields that every row must have."""
+    """Register a reward under the name of its function; the fields of `Reward` say what the rest means."""
 
     def register(function: RewardFunction) -> RewardFunction:
         name = function.__name__
         known = _REGISTERED.get(name)
         if known is not None and known.function.__module__ != function.__module__:
             raise UsageError(f"reward {name}: already registered by {known.function.__module__}; choose another name")
-        _REGISTERED[name] = Reward(name, function, needs)
+        _REGISTERED[name] = Reward(name, function, **facts)
         return function
 
     return register if function is None else register(function)
@@ -93,7 +132,7 @@ def find_reward(name: str, setting: str = "rewards") -> Reward:
     return _REGISTERED[name]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Part:
     """A reward of the sum; `label` is its name, numbered where the same one is in the sum more than once."""
 
@@ -101,6 +140,52 @@ class _Part:
     weight: float
     reward: Reward
     args: dict[str, Any]
+    judge: RewardFunction | None = None
+    """what is called with records and completions, and `args` unless the reward was opened with them"""
+
+    def open(self, place: Place) -> None:
+        if self.reward.opens:
+            self.judge = self.reward.function(place, **self.args)
+
+    def values(self, records: Sequence[Record], completions: Sequence[str]) -> list[float]:
+        """One number a completion; DataError, naming reward, record and completion, for anything else."""
+        if not self.reward.batched:
+            pairs = zip(records, completions, strict=True)
+            return [self._number(self._call(*pair, pair), *pair) for pair in pairs]
+        first = (records[0], completions[0])
+        found = self._call(records, completions, first)
+        if not _is_list(found) or len(found) != len(completions):
+            raise DataError(
+                f"reward {self.label}: returned {_described(found)} for {len(completions)} completions, the first "
+                f"{_place(*first)}; expected one number a completion; mend the reward"
+            )
+        return [self._number(*row) for row in zip(found, records, completions, strict=True)]
+
+    def _call(self, records: Any, completions: Any, asked: tuple[Record, str]) -> Any:
+        if self.reward.opens:
+            assert self.judge is not None, "a reward that reads a model is opened first"
+            return self.judge(records, completions)
+        try:
+            return self.reward.function(records, completions, **self.args)
+        except Exception as error:  # Whatever a program of the user's raises, the row it raised at is what helps.
+            among = f"for {len(completions)} completions, the first" if self.reward.batched else "for the completion"
+            raise DataError(
+                f"reward {self.label}: raised {type(error).__name__} {among} {_place(*asked)}: {shorten(str(error))}; "
+                "mend the reward or the row; --debug shows where"
+            ) from error
+
+    def _number(self, value: Any, record: Record, completion: str) -> float:
+        number = _as_number(value)
+        if number is None or not math.isfinite(number):
+            raise DataError(
+                f"reward {self.label}: returned {_described(value)} for the completion {_place(record, completion)}; "
+                "expected one finite number; mend the reward"
+            )
+        return number
+
+
+def _place(record: Record, completion: str) -> str:
+    return f"{shorten(completion)} of {record.where}"
 
 
 def _parts(settings: Sequence[RewardSettings], setting: str) -> Iterator[_Part]:
@@ -110,7 +195,7 @@ def _parts(settings: Sequence[RewardSettings], setting: str) -> Iterator[_Part]:
         times[item.name] += 1
         # Names are Python names, so a label with a dash is never the name of another reward.
         label = item.name if times[item.name] == 1 else f"{item.name}-{times[item.name]}"
-        yield _Part(label, item.weight, found, read_arguments(f"{setting}: {item.name}", found.function, item.args))
+        yield _Part(label, item.weight, found, found.read(f"{setting}: {item.name}", item.args))
 
 
 class RewardSum:
@@ -127,6 +212,11 @@ class RewardSum:
         """The rewards' names, in order; the second of a name is called `name-2`, and so on."""
         return [part.label for part in self._parts]
 
+    def open(self, place: Place) -> None:
+        """Load the models that rewards read; a sum with such a reward judges nothing before."""
+        for part in self._parts:
+            part.open(place)
+
     def check(self, records: Sequence[Record]) -> None:
         """Raise DataError for the first record that lacks a field some reward needs."""
         for part in (part.reward for part in self._parts):
@@ -140,28 +230,24 @@ class RewardSum:
 
     def __call__(self, record: Record, completion: str) -> dict[str, float]:
         """Each reward's value, unweighted, by name."""
-        return {part.label: self._value(part, record, completion) for part in self._parts}
+        return self.of([record], [completion])[0]
+
+    def of(self, records: Sequence[Record], completions: Sequence[str]) -> list[dict[str, float]]:
+        """What a call returns, for every completion; rewards that take many at once are given all of them."""
+        if not completions:
+            return []
+        columns = [part.values(records, completions) for part in self._parts]
+        return [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)] or [
+            {} for _ in completions
+        ]
 
     def total(self, values: dict[str, float]) -> float:
         """The weighted sum of what a call returned."""
         return sum(part.weight * values[part.label] for part in self._parts)
 
-    def _value(self, part: _Part, record: Record, completion: str) -> float:
-        asked = f"for the completion {shorten(completion)} of {record.where}"
-        try:
-            value = part.reward.function(record, completion, **part.args)
-        except Exception as error:  # Whatever a program of the user's raises, the row it raised at is what helps.
-            raise DataError(
-                f"reward {part.label}: raised {type(error).__name__} {asked}: {shorten(str(error))}; "
-                "mend the reward or the row; --debug shows where"
-            ) from error
-        number = _as_number(value)
-        if number is None or not math.isfinite(number):
-            raise DataError(
-                f"reward {part.label}: returned {_described(value)} {asked}; expected one finite number; "
-                "mend the reward"
-            )
-        return number
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1
 
 
 def _as_number(value: Any) -> float | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from align.rl.rewards import reward
 from align.schema import Record
@@ -15,6 +16,18 @@ from align.schema import Record
 @lru_cache(maxsize=64)
 def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
+
+
+# What continues a word. Scripts from the CJK radicals on are written without spaces, so nothing has to end there.
+_LETTER = r"[^\W\u2e80-\U0010ffff]"
+
+
+@lru_cache(maxsize=4096)
+def _alone(word: str) -> re.Pattern[str]:
+    """A pattern that finds a word where no letter or digit continues it."""
+    before, after = (f"(?<!{_LETTER})", f"(?!{_LETTER})")
+    opens, closes = (re.match(_LETTER, letter) is not None for letter in (word[0], word[-1]))
+    return re.compile((before if opens else "") + re.escape(word) + (after if closes else ""))
 
 
 def _compiles(pattern: str) -> str:
@@ -31,9 +44,25 @@ def _none_empty(words: list[str]) -> list[str]:
     return words
 
 
+def _word_keys(scores: Any) -> Any:
+    if not isinstance(scores, dict):
+        return scores
+    if truths := [key for key in scores if isinstance(key, bool)]:
+        raise ValueError(f"YAML reads yes, no, on and off as {truths[0]}; put such words in quotes")
+    return {str(word) if isinstance(word, int | float) else word: score for word, score in scores.items()}
+
+
+def _none_blank(scores: dict[str, float]) -> dict[str, float]:
+    if not scores or not all(word.strip() for word in scores):
+        raise ValueError("give scores: {word: number}, no word of it empty")
+    return scores
+
+
 Pattern = Annotated[str, AfterValidator(_compiles)]
 Positive = Annotated[int, Field(gt=0)]
 Words = Annotated[list[str], AfterValidator(_none_empty)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Scores = Annotated[dict[str, Finite], BeforeValidator(_word_keys), AfterValidator(_none_blank)]
 
 
 @reward
@@ -51,8 +80,31 @@ def length(record: Record, completion: str, target: Positive, unit: Literal["wor
     return max(0.0, 1 - abs(size - target) / target)
 
 
-@reward
-def keyword(record: Record, completion: str, words: Words, ignore_case: bool = True) -> float:
-    """The share of the words that occur in the completion."""
-    text = completion.casefold() if ignore_case else completion
-    return sum((word.casefold() if ignore_case else word) in text for word in words) / len(words)
+def _words_or_scores(
+    words: list[str] | None = None, scores: dict[str, float] | None = None, ignore_case: bool = True
+) -> None:
+    if (words is None) == (scores is None):
+        raise ValueError("give words: [...] or scores: {word: number}, one of the two")
+    folded = Counter(map(str.casefold, scores or {}))
+    if ignore_case and (twice := [word for word, count in folded.items() if count > 1]):
+        raise ValueError(f"scores: {twice[0]} is there twice when case is ignored; keep one or set ignore_case: false")
+
+
+@reward(check=_words_or_scores)
+def keyword(
+    record: Record,
+    completion: str,
+    words: Words | None = None,
+    scores: Scores | None = None,
+    ignore_case: bool = True,
+) -> float:
+    """The share of the words that occur in the completion, or with `scores` the sum of the scores of those that do.
+
+    A word of `words` may be part of another; one that has a score is a word of its own, so that `no` is not in `not`.
+    However often it occurs, it counts once.
+    """
+    fold = str.casefold if ignore_case else str
+    text = fold(completion)
+    if scores is not None:
+        return sum(score for word, score in scores.items() if _alone(fold(word)).search(text))
+    return sum(fold(word) in text for word in words or []) / len(words or [])
