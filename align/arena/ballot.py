@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,37 @@ if TYPE_CHECKING:
     from align.arena.battles import Battle, Setup, Turn
 
 LETTERS = "abcd"
+TAGS = ("correct", "helpful", "clear", "concise", "harmless", "format")
+"""What a page offers as the ground of a choice; a voter may give others."""
+_LONGEST_REASON, _LONGEST_WORD, _MOST_TAGS = 2000, 64, 8
+
+
+def clean(text: str) -> str:
+    """Text without lone surrogates, which browsers can send and no file can hold."""
+    return text.strip().encode("utf-8", "replace").decode()
+
+
+def _word(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in clean(text)).split())[:_LONGEST_WORD]
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a voter may add to a choice; texts come from a browser, so they are cleaned and cut here."""
+
+    reason: str = ""
+    tags: tuple[str, ...] = ()
+    voter: str = ""
+    """a pseudonym"""
+
+    def __post_init__(self) -> None:
+        tags = dict.fromkeys(_word(tag) for tag in self.tags)
+        object.__setattr__(self, "reason", clean(self.reason)[:_LONGEST_REASON])
+        object.__setattr__(self, "tags", tuple(tag for tag in tags if tag)[:_MOST_TAGS])
+        object.__setattr__(self, "voter", _word(self.voter))
+
+
+NO_OPINION = Opinion()
 
 
 def choices(panes: int) -> list[str]:
@@ -20,7 +51,7 @@ def choices(panes: int) -> list[str]:
     return [*LETTERS[:panes], "tie", "bad"]
 
 
-def ballot_rows(battle: Battle, choice: str, setup: Setup) -> list[dict[str, Any]]:
+def ballot_rows(battle: Battle, choice: str, setup: Setup, opinion: Opinion = NO_OPINION) -> list[dict[str, Any]]:
     """The rows of one vote: one for two panes; with more, the best pane beats each of the others.
 
     A tie or a refusal of all is between every two panes. A vote on several turns is kept whole but is not
@@ -32,7 +63,7 @@ def ballot_rows(battle: Battle, choice: str, setup: Setup) -> list[dict[str, Any
     if choice in LETTERS:
         best = LETTERS.index(choice)
         pairs = [pair for pair in pairs if best in pair]
-    return [_row(battle, pair, choice, setup) for pair in pairs]
+    return [_row(battle, pair, choice, setup) | _said(opinion) for pair in pairs]
 
 
 def _row(battle: Battle, pair: tuple[int, int], choice: str, setup: Setup) -> dict[str, Any]:
@@ -53,7 +84,11 @@ def _row(battle: Battle, pair: tuple[int, int], choice: str, setup: Setup) -> di
         "base": setup.base,
         "sampling": asdict(last.sampling),
         "seed": last.seed,
+        "turn": len(battle.turns) - 1,
         "turns": [_turn(turn, sides) for turn in battle.turns],
+        "truncated": any(turn.truncated for turn in battle.turns),
+        **_scores(last, sides, setup),
+        **({"review": battle.review} if battle.review else {}),
         "battle": battle.id,
         "sides": sides,
         "panes": len(battle.panes),
@@ -61,6 +96,18 @@ def _row(battle: Battle, pair: tuple[int, int], choice: str, setup: Setup) -> di
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "app_version": setup.app_version,
     }
+
+
+def _said(opinion: Opinion) -> dict[str, Any]:
+    return {"voter": opinion.voter, "reason": opinion.reason, "tags": list(opinion.tags)}
+
+
+def _scores(turn: Turn, sides: dict[str, int], setup: Setup) -> dict[str, Any]:
+    """The reward model's scores of the last answers, when both have one."""
+    scores = {side: turn.scores[place] for side, place in sides.items()} if turn.scores else {}
+    if setup.reward is None or not scores or None in scores.values():
+        return {}
+    return {"scores": scores, "reward_model": asdict(setup.reward)}
 
 
 def split_turns(messages: Messages) -> tuple[Messages, Messages]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from align.arena.ballot import ballot_rows
+from align.arena.ballot import NO_OPINION, Opinion, ballot_rows, clean
 from align.arena.votes import VoteStore
-from align.engine.protocol import Engine, Event, GenerationRequest, Handle, Row, RowDelta, RowDone, Sampling
+from align.engine.protocol import Busy, Engine, Event, GenerationRequest, Handle, Row, RowDelta, RowDone, Sampling
+from align.errors import AlignError
 from align.schema import Message, Messages, assistant, user
 
 FRAME_SECONDS = 0.05
 """A page that redraws for every token spends its time redrawing; twenty frames a second look as smooth."""
+SCORE_SECONDS = 2.0
+"""How long a vote waits for the reward model's scores before it is kept without them."""
 
 Phase = Literal["open", "streaming", "answered", "failed", "voted"]
 
@@ -42,6 +47,8 @@ class Setup:
     blind: bool
     base: dict[str, Any] = field(default_factory=dict)
     app_version: str = ""
+    reward: Contestant | None = None
+    """the reward model the engine holds beside the contestants"""
 
     @property
     def panes(self) -> int:
@@ -57,6 +64,10 @@ class Turn:
     seed: int
     regenerated: int = 0
     outcomes: list[RowDone | None] = field(default_factory=list)
+    truncated: bool = False
+    """whether any of the answers was stopped before its end"""
+    scores: list[float | None] = field(default_factory=list)
+    """the reward model's, where there is one and it had time"""
 
 
 @dataclass
@@ -71,7 +82,8 @@ class Pane:
 
     def shown(self) -> Messages:
         """The conversation with the answer as far as it has come, without the system turn."""
-        growing = [assistant(self.answer)] if self.answer and self.done is None else []
+        ended = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        growing = [assistant(self.answer)] if self.answer and not ended else []
         return [message for message in self.messages if message["role"] != "system"] + growing
 
 
@@ -87,23 +99,49 @@ class Battle:
     """what a vote must name: it is valid for these answers only, and once"""
     choice: str | None = None
     handle: Handle | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    scoring: Future[None] | None = None
+    review: dict[str, Any] | None = None
+    """which item of which review queue this is; nothing more is asked in one"""
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def votable(self) -> bool:
-        """Whether every pane has an answer that nobody has judged yet."""
+        """Whether every pane has an answer, be it an unfinished one, that nobody has judged yet."""
+        if self.phase == "streaming":
+            return all(pane.error is None and pane.answer.strip() for pane in self.panes)
         return self.phase == "answered"
 
-    def apply(self, event: Event) -> None:
-        """Take in what the engine says about one pane."""
-        pane = self.panes[event.row]
-        if isinstance(event, RowDelta):
-            pane.answer += event.text
-        elif isinstance(event, RowDone):
-            pane.answer, pane.done = event.text, event
-            pane.messages.append(assistant(event.text))
-        else:
-            pane.error = event.message
+    def apply(self, event: Event, turn: Turn) -> None:
+        """Take in what the engine says about one pane's answer in a turn; too late, it changes no answer."""
+        with self.lock:
+            if turn is not self.turns[-1]:
+                return
+            pane = self.panes[event.row]
+            if self.phase != "streaming":
+                if isinstance(event, RowDone):
+                    turn.outcomes[event.row] = event
+            elif isinstance(event, RowDelta):
+                pane.answer += event.text
+            elif isinstance(event, RowDone):
+                pane.answer, pane.done = event.text, event
+                pane.messages.append(assistant(event.text))
+            else:
+                pane.error = event.message
+
+    def end_turn(self, turn: Turn) -> bool:
+        """Close the answers of a turn as they are now; False when that was done before."""
+        with self.lock:
+            if turn is not self.turns[-1] or self.phase != "streaming":
+                return False
+            turn.outcomes = [pane.done for pane in self.panes]
+            turn.truncated = any(done is None or done.reason == "cancelled" for done in turn.outcomes)
+            for pane in self.panes:
+                if pane.done is None and pane.error is None and pane.answer.strip():
+                    pane.messages.append(assistant(pane.answer))
+            whole = all(pane.messages[-1]["role"] == "assistant" for pane in self.panes)
+            self.phase = "answered" if whole else "failed"
+            self.nonce = self.nonce if whole else ""
+            return True
 
 
 class Arena:
@@ -114,6 +152,7 @@ class Arena:
         self.setup = setup
         self.votes = votes
         self._rng = rng or random.SystemRandom()
+        self._scorer = ThreadPoolExecutor(1, "scores")
 
     def new_battle(self) -> Battle:
         """Panes in the order given, or, when blind, two contestants drawn at random on random sides."""
@@ -124,88 +163,115 @@ class Arena:
 
     def ask(self, battle: Battle, prompt: str, turn: Turn, system: str = "") -> None:
         """Put a question to every pane and start the answers."""
-        if battle.phase == "streaming":
-            raise Refusal("busy")
-        if battle.phase == "failed":
-            raise Refusal("failed")
-        prompt, system = _clean(prompt), _clean(system)
+        refused = {"streaming": "busy", "failed": "failed", "voted": "voted_already"}.get(battle.phase)
+        if battle.review is not None or refused:
+            raise Refusal(refused or "review")
+        prompt, system = clean(prompt), clean(system)
         if not prompt:
             raise Refusal("empty")
-        for pane in battle.panes:
-            if system and not pane.messages:
-                pane.messages.append(Message(role="system", content=system))
-            pane.messages.append(user(prompt))
-        self._start(battle, turn)
+        question = [user(prompt)]
+        if system and not battle.turns:
+            question.insert(0, Message(role="system", content=system))
+        self._start(battle, turn, [[*pane.messages, *question] for pane in battle.panes])
 
     def ask_again(self, battle: Battle, turn: Turn) -> None:
         """Take the last answers back and start new ones, from another seed if the same one was asked for."""
         if battle.phase not in ("answered", "failed"):
             raise Refusal("nothing_to_regenerate")
-        for pane in battle.panes:
-            if pane.messages[-1]["role"] == "assistant":
-                pane.messages.pop()
-        last = battle.turns.pop()
-        turn.regenerated = last.regenerated + 1
+        if battle.review is not None:
+            raise Refusal("review")
+        turn.regenerated = battle.turns[-1].regenerated + 1
         turn.seed += turn.regenerated
-        self._start(battle, turn)
+        asked = [_before_answer(pane.messages) for pane in battle.panes]
+        self._start(battle, turn, asked, instead=True)
 
     def new_turn(self, sampling: Sampling, seed: int | None) -> Turn:
         """How the next answer is to be written; without a seed, one is drawn and recorded."""
         return Turn(sampling, self._rng.randrange(2**31) if seed is None else seed)
 
-    def _start(self, battle: Battle, turn: Turn) -> None:
-        for pane in battle.panes:
-            pane.answer, pane.done, pane.error = "", None, None
-        battle.turns.append(turn)
-        battle.phase, battle.nonce = "streaming", ""
-        rows = tuple(Row(pane.contestant.reference, list(pane.messages), turn.seed) for pane in battle.panes)
-        battle.handle = self.engine.submit(GenerationRequest(rows, turn.sampling))
+    def _start(self, battle: Battle, turn: Turn, asked: list[Messages], *, instead: bool = False) -> None:
+        """Have every pane answer what it is asked, in a new turn or instead of the last one."""
+        rows = tuple(
+            Row(pane.contestant.reference, list(messages), turn.seed)
+            for pane, messages in zip(battle.panes, asked, strict=True)
+        )
+        try:
+            handle = self.engine.submit(GenerationRequest(rows, turn.sampling))
+        except Busy:
+            raise Refusal("queue_full") from None
+        with battle.lock:
+            for pane, messages in zip(battle.panes, asked, strict=True):
+                pane.messages, pane.answer, pane.done, pane.error = messages, "", None, None
+            battle.turns = [*(battle.turns[:-1] if instead else battle.turns), turn]
+            battle.phase, battle.nonce, battle.handle = "streaming", uuid.uuid4().hex, handle
 
     async def frames(self, battle: Battle) -> AsyncIterator[None]:
         """Follow the answers of a battle, yielding whenever it is time to draw them again."""
         assert battle.handle is not None
+        turn = battle.turns[-1]
         drawn = 0.0
         try:
             async for event in battle.handle.events():
-                battle.apply(event)
+                battle.apply(event, turn)
                 if time.monotonic() - drawn >= FRAME_SECONDS:
                     drawn = time.monotonic()
                     yield
         finally:
-            self._settle(battle)
+            self._end(battle, turn)
 
-    def _settle(self, battle: Battle) -> None:
-        """Close a turn whose answers have ended, or whose visitor has left."""
-        battle.turns[-1].outcomes = [pane.done for pane in battle.panes]
-        whole = all(pane.done is not None for pane in battle.panes)
-        battle.phase = "answered" if whole else "failed"
-        battle.nonce = uuid.uuid4().hex if whole else ""
+    def _end(self, battle: Battle, turn: Turn) -> None:
+        """Close a turn whose answers have ended, whose visitor has left, or who has seen enough."""
+        if not battle.end_turn(turn):
+            return
         for pane in battle.panes:
             if pane.error is not None:
                 sys.stderr.write(f"battle {battle.id}: {pane.error}\n")
+        if self.setup.reward is not None and battle.phase == "answered":
+            talks = [list(pane.messages) for pane in battle.panes]
+            battle.scoring = self._scorer.submit(self._score, turn, talks)
+
+    def _score(self, turn: Turn, talks: list[Messages]) -> None:
+        try:
+            turn.scores = [self.engine.reward(messages) for messages in talks]
+        except AlignError as error:
+            sys.stderr.write(f"the answers have no scores: {error}\n")
 
     def stop(self, battle: Battle | None) -> None:
         """Stop all answers of a battle; what was written so far stays and can be voted on."""
         if battle is not None and battle.handle is not None:
             battle.handle.cancel()
 
-    def vote(self, battle: Battle | None, choice: str, nonce: str) -> None:
-        """Record a choice (a pane's letter, "tie" or "bad") once, and close the battle.
+    def vote(self, battle: Battle | None, choice: str, nonce: str, opinion: Opinion = NO_OPINION) -> None:
+        """Record a choice (a pane's letter, "tie" or "bad") once, and close the battle; `cast` says what it refuses.
 
-        Raises Refusal for a vote on answers that are not there, not these, or judged already; MachineError when the
-        disk does not take it, after which the same vote may be given again.
+        A vote on answers that are still being written stops them where they are.
         """
-        if battle is None:
+        if battle is not None and battle.phase == "streaming" and battle.votable and nonce == battle.nonce:
+            self._end(battle, battle.turns[-1])
+            self.stop(battle)
+        if battle is not None and battle.scoring is not None:
+            with contextlib.suppress(TimeoutError):
+                battle.scoring.result(SCORE_SECONDS)
+        cast(battle, choice, nonce, opinion, (self.setup, self.votes))
+
+
+def cast(battle: Battle | None, choice: str, nonce: str, opinion: Opinion, keeping: tuple[Setup, VoteStore]) -> None:
+    """Keep a vote on a battle whose answers have ended, once.
+
+    Raises Refusal for a vote on answers that are not there, not these, or judged already; MachineError when the
+    disk does not take it, after which the same vote may be given again.
+    """
+    setup, votes = keeping
+    if battle is None:
+        raise Refusal("nothing_to_judge")
+    with battle.lock:
+        if battle.phase == "voted":
+            raise Refusal("voted_already")
+        if battle.phase != "answered" or nonce != battle.nonce:
             raise Refusal("nothing_to_judge")
-        with battle.lock:
-            if battle.phase == "voted":
-                raise Refusal("voted_already")
-            if not battle.votable or nonce != battle.nonce:
-                raise Refusal("nothing_to_judge")
-            self.votes.append(ballot_rows(battle, choice, self.setup))
-            battle.phase, battle.choice = "voted", choice
+        votes.append(ballot_rows(battle, choice, setup, opinion))
+        battle.phase, battle.choice = "voted", choice
 
 
-def _clean(text: str) -> str:
-    """Text without lone surrogates, which browsers can send and no file can hold."""
-    return text.strip().encode("utf-8", "replace").decode()
+def _before_answer(messages: Messages) -> Messages:
+    return messages[:-1] if messages[-1]["role"] == "assistant" else list(messages)
