@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 
 from align.config import Scheduler, Settings, StageConfig
 from align.errors import DivergedError, IntegrityError, PreemptedError, UsageError
-from align.rl.gold import Gold
+from align.rl.gold import Gold, prepare
 from align.rl.maths import KlEstimator
-from align.rl.rewards import RewardSettings, RewardSum
+from align.rl.rewards import Place, RewardSettings, RewardSum
 from align.rl.rollout import SamplingSettings
 from align.training.stage import Stage, Trained, main
 
@@ -143,6 +143,7 @@ class PpoConfig(StageConfig):
 def ppo(config: PpoConfig, run: Run) -> Trained:
     """Train a policy on the scores of its own completions."""
     from align.data.render import stop_token_ids
+    from align.models.loading import Precision
     from align.rl.quartet import build_quartet
     from align.rl.report import Clock, describe, keep_sample
     from align.rl.rollout import PromptStream, iterations, sample
@@ -152,8 +153,7 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     # 1. Data: records seen as prompts; rewards may read the rest of a record.
     found = run.records()
     rewards, gold = RewardSum(config.rewards), Gold(config.gold)
-    rewards.check(found.records)
-    gold.check(found.records)
+    judges = prepare(rewards, gold, found.records, Place(run.registry, Precision.of(config), run.say))
 
     # 2. Models: policy, reference, reward model and value model as adapters on one base.
     reward_model = run.registry.resolve(config.reward_model) if config.reward_model else None
@@ -195,7 +195,7 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
 
     # 4. Hand back the policy's adapter; reference, reward model and value model are not kept.
     kept = {key: numbers[key] for key in _KEPT if key in numbers}
-    parents = [run.parent] if reward_model is None else [run.parent, reward_model]
+    parents = [run.parent, *([reward_model] if reward_model else []), *judges]
     pictures = gold.panels(run.folder / "metrics.jsonl")
     return Trained(quartet.model, tokenizer, quartet.resident.base, metrics=kept, parents=parents, panels=pictures)
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from align.rl.rewards import RewardSettings, RewardSum
+from align.rl.rewards import Place, RewardSettings, RewardSum
 from align.schema import Record
+
+if TYPE_CHECKING:
+    from align.registry import Checkpoint
 
 _KEYS = ("kl", "score_mean", "gold_mean")
 
@@ -29,6 +32,10 @@ class Gold:
         """Raise DataError for the first record that lacks a field some reward needs."""
         self._rewards.check(records)
 
+    def open(self, place: Place) -> None:
+        """Load the models that rewards read."""
+        self._rewards.open(place)
+
     def measure(self, records: Sequence[Record], completions: Sequence[str]) -> dict[str, float]:
         """The mean over a rollout as `gold_mean`, and each part as `gold/NAME` where there are several.
 
@@ -40,7 +47,7 @@ class Gold:
         if not names:
             return {}
         with untouched_random_states():
-            values = [self._rewards(record, text) for record, text in zip(records, completions, strict=True)]
+            values = self._rewards.of(records, completions)
         parts = {f"gold/{name}": sum(value[name] for value in values) / len(values) for name in names}
         mean = sum(map(self._rewards.total, values)) / len(values)
         return {"gold_mean": mean} | (parts if len(names) > 1 else {})
@@ -48,6 +55,14 @@ class Gold:
     def panels(self, log: Path) -> tuple[Callable[[Any], None], ...]:
         """What draws proxy and gold against KL from a metrics.jsonl on a matplotlib Axes."""
         return (lambda axes: draw_against_kl(axes, log),) if self._rewards.names else ()
+
+
+def prepare(rewards: RewardSum, gold: Gold, records: Sequence[Record], place: Place) -> list[Checkpoint]:
+    """Check rewards and gold against the data, load the models they read, and return those of the rewards."""
+    rewards.check(records)
+    gold.check(records)
+    gold.open(place)
+    return rewards.open(place)
 
 
 def read_points(log: Path) -> list[tuple[float, float, float]]:

@@ -103,7 +103,7 @@ def score(
     import torch
 
     texts = completion_texts(quartet.resident.tokenizer, rollout)
-    values = [rewards(record, text) for record, text in zip(records, texts, strict=True)]
+    values = rewards.of(records, texts)
     total = torch.tensor([rewards.total(value) for value in values], device=rollout.mask.device)
     parts = {name: [value[name] for value in values] for name in rewards.names}
     if quartet.score_head is not None:

@@ -16,9 +16,9 @@ import math
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from pydantic import Field
 
@@ -58,7 +58,7 @@ class Reward:
     check: Callable[..., None] | None = None
     """what refuses, with a ValueError, arguments that do not go together"""
     opens: bool = False
-    """whether its first parameter is the `Place` it works in, and what it returns is what judges"""
+    """whether it takes a `Place` instead and returns an `Opened`, which judges"""
 
     def read(self, where: str, given: dict[str, Any]) -> dict[str, Any]:
         """Its keyword arguments as the types it asks for; UsageError, beginning with `where`, for unfit ones."""
@@ -71,14 +71,19 @@ class Reward:
         return args
 
 
-@dataclass
-class Place:
-    """Where a reward that reads a model finds it, and how; `models` collects what it read."""
+class Place(NamedTuple):
+    """Where a reward that reads a model finds it, and how it is held."""
 
     registry: Registry
     precision: Precision
     say: Callable[[str], None] = write
-    models: list[Checkpoint] = field(default_factory=list)
+
+
+class Opened(NamedTuple):
+    """What a reward that reads a model returns: what judges, and the checkpoint that was read."""
+
+    judge: RewardFunction
+    model: Checkpoint
 
 
 _REGISTERED: dict[str, Reward] = {}
@@ -141,11 +146,12 @@ class _Part:
     reward: Reward
     args: dict[str, Any]
     judge: RewardFunction | None = None
-    """what is called with records and completions, and `args` unless the reward was opened with them"""
+    """what judges in place of the reward's function once it is opened"""
 
-    def open(self, place: Place) -> None:
+    def open(self, place: Place) -> Iterator[Checkpoint]:
         if self.reward.opens:
-            self.judge = self.reward.function(place, **self.args)
+            self.judge, model = self.reward.function(place, **self.args)
+            yield model
 
     def values(self, records: Sequence[Record], completions: Sequence[str]) -> list[float]:
         """One number a completion; DataError, naming reward, record and completion, for anything else."""
@@ -212,10 +218,9 @@ class RewardSum:
         """The rewards' names, in order; the second of a name is called `name-2`, and so on."""
         return [part.label for part in self._parts]
 
-    def open(self, place: Place) -> None:
-        """Load the models that rewards read; a sum with such a reward judges nothing before."""
-        for part in self._parts:
-            part.open(place)
+    def open(self, place: Place) -> list[Checkpoint]:
+        """Load the models that rewards read, and return them; a sum with such a reward judges nothing before."""
+        return [model for part in self._parts for model in part.open(place)]
 
     def check(self, records: Sequence[Record]) -> None:
         """Raise DataError for the first record that lacks a field some reward needs."""
