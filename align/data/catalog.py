@@ -14,12 +14,16 @@ from pydantic import Field, field_validator, model_validator
 from align.config import Settings, build, load_yaml, read_yaml
 from align.data.json_rows import rows_key
 from align.data.readers import FORMATS
+from align.data.rows import Layout
 from align.data.turns import CALL, Tags
 from align.errors import DataError, UsageError, nearest, shorten
+from align.schema import View
 
 SHIPPED = Path(__file__).resolve().parents[2] / "datasets_cfg"
 _INFO = "dataset_info.json"
 OPTION = re.compile(r":(?=[a-z_]+=)")
+_OF_THE_HUB = {"subset", "split", "revision"}
+_ELSEWHERE = ("source", "scorer")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TAG_KEYS = ("role", "content", "system", "user", "assistant", "tool", "tool_call")
 
@@ -61,6 +65,10 @@ class DatasetConfig(Settings):
     """how conversations spell role, content and the roles system, user, assistant, tool and tool_call"""
     label_map: dict[str, bool | Literal["a", "b", "tie"]] = Field(default_factory=dict)
     """which verdict of a pair means a, b or tie; or which label of an answer means true (good) or false"""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """format labels: what each class is called in an answer, by what its column says"""
+    question: str = ""
+    """format labels: what is asked about the text, written before it"""
     ties: Literal["drop", "both", "half"] = "drop"
     """pairs without a winner: left out and counted, kept in both orders, or so with half the weight each"""
     encoding: str = "auto"
@@ -89,10 +97,12 @@ class DatasetConfig(Settings):
     """what it is written in"""
     description: str = ""
     """what it is, in a sentence"""
+    scorer: str | None = Field(None, pattern="^[a-z][a-z0-9_]*$")
+    """how `align.evaluate` scores answers to it; looked up there by name"""
     check: Check | None = None
     """an example, run by a test"""
 
-    @field_validator("label_map", mode="before")
+    @field_validator("label_map", "labels", mode="before")
     @classmethod
     def _text_keys(cls, value: Any) -> Any:
         return dict(_spelled(value)) if isinstance(value, dict) else value
@@ -108,6 +118,8 @@ class DatasetConfig(Settings):
             raise UsageError("rows and stopping: belong to a mixture; write limit: to take a part of a dataset")
         if self.format != "auto" and self.format not in FORMATS:
             raise ValueError(f"unknown format {self.format!r}.{nearest(self.format, ['auto', *FORMATS])}")
+        if (self.format == "labels") != bool(self.labels) or (self.question and not self.labels):
+            raise ValueError("labels and question: belong to format labels, which needs labels: {0: NAME, 1: NAME}")
         parts = FORMATS[self.format].synonyms if self.format != "auto" else _all_parts()
         for part in self.columns:
             if part not in parts:
@@ -166,7 +178,7 @@ def find(spec: str) -> Dataset:
         ) from None
     values = dict(_read_option(spec, option) for option in options)
     if values:
-        given = dataset.config.model_dump(exclude_unset=True)
+        given = dataset.config.model_dump(exclude_unset=True, exclude=_OF_THE_HUB if "source" in values else None)
         dataset = Dataset(spec.rsplit("/", 1)[-1], build(DatasetConfig, given | values), dataset.folder)
     return _open_info(dataset) if dataset.config.source.endswith(_INFO) else dataset
 
@@ -181,6 +193,21 @@ def _build_from(path: Path, values: dict[str, Any]) -> DatasetConfig:
         return build(DatasetConfig, values)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def make_layout(config: DatasetConfig, format_name: str, view: View | None) -> Layout:
+    """How the rows of a dataset are laid out, once its format is known."""
+    known = FORMATS[format_name]
+    return Layout(
+        known.synonyms,
+        config.columns,
+        make_tags(config.tags, known.tags),
+        view,
+        config.label_map,
+        config.ties,
+        config.labels,
+        config.question,
+    )
 
 
 def make_tags(given: dict[str, str], default: Tags) -> Tags:
@@ -198,7 +225,7 @@ def _tag_of(role: str) -> str:
 
 def _read_option(spec: str, option: str) -> tuple[str, Any]:
     key, _, text = option.partition("=")
-    known = ("limit", "seed", "split", "subset", "revision", "format", "entry", "ties", "rows", "stopping")
+    known = ("limit", "seed", "split", "subset", "revision", "format", "entry", "ties", "rows", "stopping", *_ELSEWHERE)
     if key not in known:
         raise UsageError(f"{spec}: unknown option {key!r};{nearest(key, known)}")
     return key, text

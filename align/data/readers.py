@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from align.data.asked import read_labelled, read_questions
 from align.data.judged import read_pairs, read_votes
 from align.data.problems import RowError
 from align.data.reshape import (
@@ -221,6 +222,8 @@ FORMATS: dict[str, Format] = {
     "choice": Format(read_plain, _PLAIN, reshape=split_choice),
     "squad": Format(read_plain, _PLAIN, reshape=split_questions),
     "pairs": Format(read_pairs, _SIDES),
+    "labels": Format(read_labelled, {"prompt": ("text", "sentence"), "label": ("label",), **COMMON}),
+    "questions": Format(read_questions, {"messages": (*TALKS, "prompt"), **COMMON}),
     "ranked": Format(read_plain, _PLAIN, reshape=split_ranked),
     "solutions": Format(read_plain, _PLAIN, reshape=split_solutions),
     "votes": Format(read_votes, _VOTES),

@@ -136,7 +136,7 @@ def _reply(node: dict[str, Any]) -> Message:
 
 
 def split_questions(row: Row, _layout: Layout) -> Iterator[Part]:
-    """Questions about a text (SQuAD, CMRC): one row a question, its first answer the reference."""
+    """Questions about a text (SQuAD, CMRC): one row a question, its first answer the reference of all `answers`."""
     paragraphs = row.get("paragraphs")
     for place, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [row]):
         held = _mapping(paragraph, f"paragraphs[{place}]")
@@ -154,38 +154,54 @@ def _question(held: dict[str, Any], context: str) -> Part:
     asked = held.get("question", held.get("query_text"))
     if not isinstance(asked, str):
         raise RowError("not text", "question", f"is {kind_of(asked)}, not text", "write it as a string")
-    answer = _first_answer(held.get("answers"))
-    if answer is None:
+    answers = _answers(held.get("answers"))
+    if not answers:
         return RowSkipped("question without an answer")
     known = held.get("id", held.get("query_id"))
-    plain = {"prompt": f"{context}\n\n{asked}", "completion": answer, "answer": answer}
+    plain: Row = {"prompt": f"{context}\n\n{asked}", "completion": answers[0], "answer": answers[0]}
+    plain |= {"answers": answers} if len(answers) > 1 else {}
     return plain | ({} if known is None else {"id": str(known)}) if asked.strip() else RowSkipped("empty question")
 
 
-def _first_answer(answers: Any) -> str | None:
-    """The first answer in either spelling: [{text, answer_start}] or {text: [...], answer_start: [...]}."""
+def _answers(answers: Any) -> list[str]:
+    """The different answers in either spelling: [{text, answer_start}] or {text: [...], answer_start: [...]}.
+
+    None at all unless the first of them, which stands for the row, is a text.
+    """
     if isinstance(answers, dict):
         answers = answers.get("text")
-    first = answers[0] if isinstance(answers, list) and answers else answers
-    if isinstance(first, dict):
-        first = first.get("text")
-    return first if isinstance(first, str) and first.strip() else None
+    held = answers if isinstance(answers, list) else [answers]
+    texts = [answer.get("text") if isinstance(answer, dict) else answer for answer in held]
+    good = [text for text in texts if isinstance(text, str) and text.strip()]
+    return list(dict.fromkeys(good)) if good and good[0] == texts[0] else []
 
 
 def split_choice(row: Row, layout: Layout) -> Iterator[Part]:
-    """A question with choices, of which one is right: named by its letter, its number from 0, or its text."""
+    """A question with choices, of which one is right: named by its letter, its number from 0, or its text.
+
+    The choices are a list, or columns A, B and so on (C-Eval); `meta.labels` are the letters.
+    """
     question = layout.text(row, "prompt", "empty prompt")
-    choices, labels = _choices(row.get("choices"))
+    letters = _letter_columns(row)
+    choices, labels = _choices([row[letter] for letter in letters] if letters else row.get("choices"))
     right = _right_one(row.get("answer", row.get("answerKey")), choices, labels)
     listed = "\n".join(f"({label}) {choice}" for label, choice in zip(labels, choices, strict=True))
     answer = f"({labels[right]})"
-    rest = {key: value for key, value in row.items() if key not in ("choices", "answer", "answerKey", "question")}
+    known = {"choices", "answer", "answerKey", layout.column(row, "prompt"), *letters}
     yield {
-        **rest,
+        **{key: value for key, value in row.items() if key not in known},
+        "labels": labels,
         "prompt": f"{question}\n{listed}",
         "completion": f"{answer} {choices[right]}",
         "answer": answer,
     }
+
+
+def _letter_columns(row: Row) -> list[str]:
+    """The columns A, B and so on in which a row without a list of choices has them."""
+    if "choices" in row:
+        return []
+    return list(itertools.takewhile(lambda letter: row.get(letter) is not None, _LETTERS))
 
 
 def _choices(value: Any) -> tuple[list[str], list[str]]:

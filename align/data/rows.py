@@ -56,6 +56,8 @@ class Layout:
     view: View | None = None
     label_map: Mapping[str, str | bool] = field(default_factory=dict)
     ties: str = "drop"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    question: str = ""
     remarks: Counter[str] = field(default_factory=Counter)
     """what readers decided about rows they took, and how often"""
     _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)

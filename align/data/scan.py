@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.data import containers
-from align.data.catalog import Dataset, find, make_tags
+from align.data.catalog import Dataset, find, make_layout
 from align.data.containers import RawRow, Reading
 from align.data.digest import Digest
 from align.data.problems import SHOWN, BadRow, RowError, RowSkipped, tell
@@ -179,8 +179,7 @@ def _read(
     if rows is None:
         return
     known = FORMATS[format_name]
-    tags = make_tags(config.tags, known.tags)
-    layout = Layout(known.synonyms, config.columns, tags, view, config.label_map, config.ties)
+    layout = make_layout(config, format_name, view)
     limit = config.limit if config.seed is None else None
     with contextlib.closing(_read_rows(rows, _RowReader(known, layout, found, on_bad))) as records:
         yield from itertools.islice(records, limit)

@@ -157,6 +157,8 @@ def _as_columns(row: dict[str, Any], keys: set[str]) -> tuple[str, str] | None:
         return "squad", "a context with questions and their answers"
     if {"question", "choices"} <= keys:
         return "choice", "columns question and choices"
+    if {"question", "A", "B"} <= keys:
+        return "choice", "columns question, A and B"
     if {"prompt", "completion"} <= keys:
         labels = keys & {"label", "kto_tag", "is_correct"}
         kind = "unpaired" if labels else "prompt_completion"

@@ -6,11 +6,9 @@ import pytest
 
 from align.config import build, read_yaml
 from align.data import load_records
-from align.data.catalog import DatasetConfig, catalogue, find, make_tags
+from align.data.catalog import DatasetConfig, catalogue, find, make_layout
 from align.data.load import read_row
 from align.data.mix import leaves
-from align.data.readers import FORMATS
-from align.data.rows import Layout
 from align.errors import DataError, UsageError
 from align.schema import assistant, user
 
@@ -28,11 +26,8 @@ def test_every_shipped_mixture_is_made_of_shipped_datasets(name):
 @pytest.mark.parametrize("name", sorted(set(catalogue()) - MIXED))
 def test_every_shipped_dataset_reads_its_example_row(name):
     config = build(DatasetConfig, read_yaml(catalogue()[name]))
-    known = FORMATS[config.format]
-    tags = make_tags(config.tags, known.tags)
-    layout = Layout(known.synonyms, config.columns, tags, None, config.label_map, config.ties)
 
-    records = read_row(config.check.row, config.format, layout)
+    records = read_row(config.check.row, config.format, make_layout(config, config.format, None))
 
     expected = config.check.record if isinstance(config.check.record, list) else [config.check.record]
     fields = ("prompt", "completion", "chosen", "rejected", "label", "answer", "text", "tools", "id", "meta")
