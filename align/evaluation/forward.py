@@ -1,4 +1,4 @@
-"""Forward passes over given tokens: log-probabilities where a mask marks tokens, batched by length, through any adapter."""
+"""Forward passes over given tokens, batched by length: log-probabilities where a mask marks them, by any adapter."""
 
 from __future__ import annotations
 

@@ -74,23 +74,19 @@ def _split_text(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[in
     return before, tokenizer.encode(bare + continuation)[len(before) :]
 
 
-def demonstration_marks(resident: Resident, records: Sequence[Record], max_length: int) -> dict[int, Marked]:
-    """The tokens of demonstrations with their trained ones marked, by the record's place; what does not fit is left out.
-
-    A document (`text`) has all its tokens marked but the first of each window.
-    """
+def marked_tokens(resident: Resident, record: Record, max_length: int) -> Marked | None:
+    """A demonstration with its trained tokens marked, or a document with all of them; None if it does not fit."""
     from align.data.fitting import Fit
     from align.data.render import demonstration_rows, document_rows
 
-    found: dict[int, Marked] = {}
-    for place, record in enumerate(records):
-        if record.text is not None:
-            rows = document_rows([record], resident.tokenizer, Fit(max_length)).rows
-            found |= {place: (row["input_ids"], [1] * len(row["input_ids"])) for row in rows}
-        elif record.completion:
-            rows = demonstration_rows([record], resident.tokenizer, Fit(max_length)).rows
-            found |= {place: (row["input_ids"], row["completion_mask"]) for row in rows}
-    return found
+    fit = Fit(max_length)
+    if record.text is not None:
+        rows = document_rows([record], resident.tokenizer, fit).rows
+        return (rows[0]["input_ids"], [1] * len(rows[0]["input_ids"])) if rows else None
+    if not record.completion:
+        return None
+    rows = demonstration_rows([record], resident.tokenizer, fit).rows
+    return (rows[0]["input_ids"], rows[0]["completion_mask"]) if rows else None
 
 
 def windows(row: Marked, size: int) -> list[Marked]:
@@ -101,8 +97,14 @@ def windows(row: Marked, size: int) -> list[Marked]:
 
 def held_out(resident: Resident, adapter: str, records: Sequence[Record], max_length: int) -> tuple[np.ndarray, ...]:
     """Nats and tokens of each record's demonstration or document, each (N,); zeros for a record without one."""
-    marks = demonstration_marks(resident, records, max_length)
-    pieces = [(place, piece) for place, row in marks.items() for piece in windows(row, max_length) if len(piece[0]) > 1]
+    marks = [marked_tokens(resident, record, max_length) for record in records]
+    pieces = [
+        (place, piece)
+        for place, row in enumerate(marks)
+        if row is not None
+        for piece in windows(row, max_length)
+        if len(piece[0]) > 1
+    ]
     nats, tokens = np.zeros(len(records)), np.zeros(len(records))
     likelihoods = marked_logprobs(resident, adapter, [piece for _, piece in pieces])
     for (place, _), found in zip(pieces, likelihoods, strict=True):

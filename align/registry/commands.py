@@ -10,7 +10,7 @@ from typing import Any
 
 from align.config import write
 from align.errors import IntegrityError
-from align.registry import layout, listing, tables
+from align.registry import evaluations, layout, listing, tables
 from align.registry import lineage as family
 from align.registry.checkpoint import Checkpoint
 from align.registry.lineage import Ancestor
@@ -55,7 +55,7 @@ def show(registry: Registry, reference: str, as_json: bool = False) -> None:
     }
     manifest = checkpoint.manifest
     if as_json:
-        _write_json({**facts, "manifest": manifest})
+        _write_json({**facts, "manifest": manifest, "evaluations": evaluations.of(checkpoint)})
         return
     if manifest is None:
         facts["note"] = "not in the registry: nothing is recorded about where it came from"
@@ -124,12 +124,19 @@ def _readable_facts(registry: Registry, checkpoint: Checkpoint) -> dict[str, str
         "settings": ", ".join(_settings(manifest.get("config") or {})),
         "data": "; ".join(_data_line(entry) for entry in manifest.get("data") or []),
         "metrics": _numbers(manifest.get("metrics") or {}),
+        "evaluated": "; ".join(_evaluations(checkpoint)),
         "used by": ", ".join(child.reference for child in family.children(checkpoint, registry.all_versions())),
         "aliases": ", ".join(_words(registry.aliases(manifest["name"]), checkpoint)),
         "versions": ", ".join(f"{key} {value}" for key, value in (manifest.get("versions") or {}).items()),
         "git": manifest.get("git") or "",
         "imported": _imported(checkpoint),
     }
+
+
+def _evaluations(checkpoint: Checkpoint) -> Iterator[str]:
+    """A few words on each evaluation, newest first."""
+    for record in reversed(evaluations.of(checkpoint)):
+        yield f"{record['created'][:10]} {evaluations.headline(record)}".rstrip()
 
 
 def _imported(checkpoint: Checkpoint) -> str:
@@ -170,7 +177,7 @@ def _file_cells(manifest: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _draw(node: Ancestor, first: str = "", rest: str = "") -> Iterator[str]:
-    about = ", ".join(filter(None, (node.stage, node.kind, node.note)))
+    about = ", ".join(filter(None, (node.stage, node.kind, node.evaluation, node.note)))
     yield f"{first}{node.reference}" + (f"  ({about})" if about else "")
     for number, parent in enumerate(node.parents, start=1):
         last = number == len(node.parents)

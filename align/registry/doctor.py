@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Literal
 
 from align.errors import IntegrityError, UsageError
-from align.registry import aside, durable, garbage, layout, lineage
+from align.registry import aside, durable, evaluations, garbage, layout, lineage
 from align.registry.checkpoint import MANIFEST, Checkpoint, newer_format, read_version
 from align.registry.references import is_local_name
 from align.registry.store import Registry, added_files
 
-Trouble = Literal["torn", "damaged", "newer", "writable", "alias", "parent", "base", "abandoned", "foreign"]
+Trouble = Literal[
+    "torn", "damaged", "newer", "writable", "alias", "parent", "base", "abandoned", "evaluation", "foreign"
+]
 
 _KNOWN_AT_ROOT = {layout.FORMAT_FILE, "models", "refs", "tmp", "quarantine", "trash", "runs", "votes", "world", "cache"}
 # What a repair puts into quarantine/; the rest needs a person, another program version, or nothing.
-_QUARANTINED = ("torn", "damaged", "alias", "abandoned")
+_QUARANTINED = ("torn", "damaged", "alias", "abandoned", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def examine(registry: Registry, hashes: bool = True) -> list[Finding]:
         for number, folder in layout.version_numbers(registry.home(name)).items():
             found += _version(registry, name, number, folder, hashes)
         found += _aliases(registry, name)
+        found += _evaluations(registry, name)
     found += [
         Finding("abandoned", path, "was never finished and nobody is writing it", "--repair quarantines it, gc too")
         for path in garbage.left_overs(registry)
@@ -138,6 +141,11 @@ def _aliases(registry: Registry, name: str) -> Iterator[Finding]:
             yield Finding("alias", path, problem, "set it again, or --repair quarantines it")
 
 
+def _evaluations(registry: Registry, name: str) -> Iterator[Finding]:
+    for path, what in evaluations.problems(registry.home(name)):
+        yield Finding("evaluation", path, what, "evaluate again; --repair quarantines it")
+
+
 def _foreign(registry: Registry) -> Iterator[Path]:
     """What lies in the registry and is not its own; nobody but its owner knows what it is for."""
     root, refs = registry.root, registry.root / "refs"
@@ -149,6 +157,7 @@ def _foreign(registry: Registry) -> Iterator[Path]:
     yield from _others(refs, set(named))
     for home in map(registry.home, names):
         marks = {path.name for path in layout.entries(home) if layout.is_mark(path)}
+        marks |= {path.name for path in layout.entries(home) if layout.is_evaluations(path)}
         yield from _others(home, marks | {path.name for path in layout.version_numbers(home).values()})
     for folder in map(registry.refs, named):
         yield from _others(folder, {path.name for path in layout.alias_files(folder)})

@@ -60,6 +60,7 @@ def left_overs(registry: Registry) -> Iterator[Path]:
     names = layout.named_folders(registry.models) + layout.named_folders(registry.root / "refs")
     homes = [registry.root, registry.root / "tmp", registry.models, registry.root / "refs"]
     homes += [folder for name in sorted(set(names)) for folder in (registry.home(name), registry.refs(name))]
+    homes += [path for home in homes[3:] for path in layout.entries(home) if layout.is_evaluations(path)]
     yield from (path for home in homes for path in layout.entries(home) if layout.is_left_over(path))
 
 

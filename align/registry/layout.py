@@ -22,6 +22,7 @@ STALE = 7 * 24 * 3600
 
 _VERSION_FOLDER = re.compile(r"v(\d{4,9})")
 _MARK = re.compile(r"v(\d{4,9})\.(removed|imported)")
+_EVALUATIONS = re.compile(r"v(\d{4,9})\.evaluations")
 _STAGING = re.compile(r"[0-9a-f]{32}-(?P<host>.+)-(?P<pid>\d+)")
 _LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{32}\.tmp|\.probe-[0-9a-f]{32}")
 _ALIAS_LINE = re.compile(r"v(\d{4,9}) (sha256:[0-9a-f]{64})\s*")
@@ -88,6 +89,16 @@ def mark_text(why: str, digest: str) -> bytes:
 def is_mark(path: Path) -> bool:
     """Whether a path in a name's folder says what happened to a version."""
     return bool(_MARK.fullmatch(path.name)) and path.is_file()
+
+
+def evaluations_folder(version: Path) -> Path:
+    """The folder beside a version's that holds what was measured of it later."""
+    return version.with_name(f"{version.name}.evaluations")
+
+
+def is_evaluations(path: Path) -> bool:
+    """Whether a path in a name's folder holds what was measured of a version."""
+    return bool(_EVALUATIONS.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
 
 
 def staging_name(unique: str) -> str:

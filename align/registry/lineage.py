@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from align.errors import IntegrityError, UsageError
+from align.registry import evaluations
 from align.registry.checkpoint import Checkpoint
 
 Resolve = Callable[[str], Checkpoint]
@@ -22,10 +23,12 @@ class Ancestor:
     digest: str | None
     note: str = ""
     parents: tuple[Ancestor, ...] = ()
+    evaluation: str = ""
+    """the telling number of its newest evaluation"""
 
     def as_dict(self) -> dict[str, Any]:
         """The tree as JSON values."""
-        flat = {key: getattr(self, key) for key in ("reference", "kind", "stage", "digest", "note")}
+        flat = {key: getattr(self, key) for key in ("reference", "kind", "stage", "digest", "note", "evaluation")}
         return {**flat, "parents": [parent.as_dict() for parent in self.parents]}
 
 
@@ -106,4 +109,5 @@ def _grow(node: Ancestor, checkpoint: Checkpoint, resolve: Resolve, below: froze
 
 def _describe(checkpoint: Checkpoint, note: str = "") -> Ancestor:
     stage = (checkpoint.manifest or {}).get("stage", "")
-    return Ancestor(checkpoint.reference, checkpoint.kind, stage, checkpoint.digest, note)
+    told = evaluations.headline(evaluations.newest(checkpoint) or {})
+    return Ancestor(checkpoint.reference, checkpoint.kind, stage, checkpoint.digest, note, evaluation=told)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from align.registry import tables
+from align.registry import evaluations, tables
 from align.registry.checkpoint import Checkpoint
 from align.registry.references import LATEST
 from align.registry.store import Registry
@@ -23,7 +23,7 @@ _TELLING = (
     "eval_loss",
     "loss",
 )
-_LEAST_FIRST = ("size", "base", "kind", "stage", "from", "age", "aliases", "metric")
+_LEAST_FIRST = ("size", "base", "kind", "stage", "from", "age", "aliases", "metric", "evaluated")
 
 
 def rows(registry: Registry, name: str | None = None) -> list[dict[str, Any]]:
@@ -51,6 +51,7 @@ def _rows(registry: Registry, name: str) -> Iterator[dict[str, Any]]:
         manifest = checkpoint.manifest or {}
         words = [word for word, number in aliases.items() if number == checkpoint.version]
         metric = main_metric(checkpoint)
+        evaluated = evaluations.newest(checkpoint)
         yield {
             "reference": checkpoint.reference,
             "name": checkpoint.name,
@@ -66,7 +67,13 @@ def _rows(registry: Registry, name: str) -> Iterator[dict[str, Any]]:
             "size": sum(entry["size"] for entry in manifest["files"].values()),
             "digest": checkpoint.digest,
             "location": checkpoint.location,
+            "evaluation": _headline(evaluated) if evaluated else None,
         }
+
+
+def _headline(record: dict[str, Any]) -> dict[str, Any]:
+    """The telling number of an evaluation and the data it was measured on."""
+    return {**record["headline"], "data": (record.get("data") or {}).get("name")}
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
@@ -79,6 +86,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "from": ", ".join(map(_short, row["parents"])),
         "base": _short(row["base"] or ""),
         "metric": f"{metric['name']} {metric['value']:.4g}" if metric else "",
+        "evaluated": f"{row['evaluation']['name']} {row['evaluation']['value']:.4g}" if row["evaluation"] else "",
         "age": tables.age(row["created"]),
         "size": tables.size(row["size"]),
     }

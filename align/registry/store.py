@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.errors import IntegrityError, MachineError, nearest
-from align.registry import aside, durable, fingerprints, hub, layout, lineage, origins
+from align.registry import aside, durable, evaluations, fingerprints, hub, layout, lineage, origins
 from align.registry.checkpoint import MANIFEST, Checkpoint, read_folder, read_version
 from align.registry.durable import DISK, Disk
 from align.registry.references import LATEST, VERSION, Folder, Hub, check_alias, check_name, is_local_name, parse
@@ -276,6 +276,7 @@ class Registry:
                 continue
             found = [*_problems(checkpoint, hashes=True), *self._broken_links(checkpoint)]
             problems += [f"{checkpoint.reference}: {problem}" for problem in found]
+        problems += [f"{path}: {what}" for path, what in evaluations.problems(self.home(name))]
         aliases = (self.alias_problem(name, path) for path in layout.alias_files(self.refs(name)))
         return problems + [problem for problem in aliases if problem]
 

@@ -73,7 +73,7 @@ def test_the_keys_for_programs_are_these(filled, capsys):
     assert [list(row) for row in rows] == [
         [
             "reference", "name", "version", "aliases", "kind", "stage", "parents", "base", "main_metric", "metrics",
-            "created", "size", "digest", "location",
+            "created", "size", "digest", "location", "evaluation",
         ]
     ] * 3  # fmt: skip
     assert rows[1]["main_metric"] == {"name": "accuracy", "value": 0.875}

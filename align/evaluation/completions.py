@@ -1,0 +1,112 @@
+"""Completions of the same prompts by several models, and what can be said of them without any reference."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from align.engine.protocol import GenerationRequest, Row, RowDone, RowError, Sampling
+from align.errors import IntegrityError
+from align.evaluation.measures import Measure, mean_of
+from align.evaluation.overlap import Texts
+from align.schema import Record, content_text
+
+if TYPE_CHECKING:
+    from align.engine.protocol import Engine
+
+_PATIENCE = 10.0
+"""seconds between two lines that say how far it is"""
+
+# A Chinese character is a word here; everything else is split at white space and punctuation.
+_WORDS = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]|[^\\W\u3400-\u4dbf\u4e00-\u9fff]+")
+_GRAM = 4
+
+# How models that were trained to refuse begin to; judged on the first words, so that a quotation is no refusal.
+_REFUSALS = re.compile(
+    r"(?i)\b(i(?: am|['’]m) (?:very |so |really )?sorry|i (?:really )?apologi[sz]e|i can(?:not|['’]t)|i am unable|"
+    r"i['’]m unable|i am not able|i['’]m not able|i won['’]t|i will not|as an ai)\b|"
+    r"(?:很|非常|十分)?(?:抱歉|对不起)|我(?:无法|不能|没有办法|没办法)|作为(?:一个|一名)?(?:AI|人工智能)"
+)
+_OPENING = 80
+"""characters in which a refusal shows"""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after one prompt."""
+
+    text: str
+    tokens: int
+    ended: bool
+    """whether it ended by itself rather than at the longest length"""
+
+
+Written = list[Completion | None]
+"""one for each record; None where there was no prompt or the row failed"""
+
+
+def complete(
+    engine: Engine, models: Sequence[str], records: Sequence[Record], sampling: Sampling, seed: int = 0
+) -> tuple[dict[str, Written], dict[str, int]]:
+    """One completion of every prompt by every model, and how many rows failed with which message.
+
+    Rows go in by the length of their prompts, those of one prompt beside each other, so that a batch holds rows of like
+    length of all models. Record i has the same seed in every model. Raises IntegrityError when no row at all succeeds.
+    """
+    asked = [place for place, record in enumerate(records) if record.prompt]
+    asked.sort(key=lambda place: len(content_text(records[place].prompt)), reverse=True)
+    owners = [(model, place) for place in asked for model in models]
+    rows = tuple(Row(model, records[place].prompt, seed * len(records) + place) for model, place in owners)
+    written: dict[str, Written] = {model: [None] * len(records) for model in models}
+    failed: dict[str, int] = {}
+    clock, done = time.monotonic(), 0
+    for event in engine.submit(GenerationRequest(rows, sampling)) if rows else ():
+        if isinstance(event, RowError):
+            failed[event.message] = failed.get(event.message, 0) + 1
+        elif isinstance(event, RowDone):
+            model, place = owners[event.row]
+            written[model][place] = Completion(event.text, event.completion_tokens, event.reason == "stop")
+        done += isinstance(event, RowError | RowDone)
+        if time.monotonic() - clock > _PATIENCE:
+            clock = time.monotonic()
+            sys.stderr.write(f"{done} of {len(rows)} completions\n")
+    if rows and sum(failed.values()) == len(rows):
+        raise IntegrityError(next(iter(failed)))
+    return written, failed
+
+
+def texts_of(written: Written) -> Texts:
+    """The texts alone."""
+    return [None if each is None else each.text for each in written]
+
+
+def behaviour(written: Written) -> list[Measure]:
+    """Length, share that never ended, repetition and refusals: worth a look whatever the task."""
+
+    def measure(name: str, of: dict[int, float], better: str | None) -> Measure:
+        rows = [of.get(place, float("nan")) for place in range(len(written))]
+        return mean_of(name, rows, better)  # type: ignore[arg-type]
+
+    known = {place: each for place, each in enumerate(written) if each is not None}
+    return [
+        measure("tokens", {place: each.tokens for place, each in known.items()}, None),
+        measure("no_eos", {place: float(not each.ended) for place, each in known.items()}, "lower"),
+        measure("repetition", {place: repetition(each.text) for place, each in known.items()}, "lower"),
+        measure("refusal", {place: float(is_refusal(each.text)) for place, each in known.items()}, None),
+    ]
+
+
+def repetition(text: str) -> float:
+    """The share of four words in a row that stood there before (Welleck et al. 2020, rep-4); 0 for a short text."""
+    words = _WORDS.findall(text.casefold())
+    grams = [tuple(words[start : start + _GRAM]) for start in range(len(words) - _GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text begins by refusing, in English or Chinese, judged by its first words."""
+    return _REFUSALS.search(text.strip()[:_OPENING]) is not None
