@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
@@ -14,6 +15,8 @@ from align.models.lora import ALL_LINEAR, check_stored_targets, check_targets, i
 from align.models.tokenizers import check_template, load_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from align.config import StageConfig
     from align.registry import Checkpoint, Registry
 
@@ -28,8 +31,10 @@ def check_files(config: StageConfig, registry: Registry, starts: dict[str, Check
         Precision.of(config).refuse_full_training()
     for checkpoint in starts.values():
         _check_files(config, registry, checkpoint, registry.resolve_base(checkpoint))
-    if "reward_model" in starts:
-        check_score_head(starts["reward_model"])
+    if judge := starts.get("reward_model"):
+        check_score_head(judge)
+        with _or_as_text(judge):
+            check_digests(judge, registry.resolve_base(starts["model"]), registry)
 
 
 def check_models(config: StageConfig, registry: Registry, starts: dict[str, Checkpoint]) -> None:
@@ -41,8 +46,9 @@ def check_models(config: StageConfig, registry: Registry, starts: dict[str, Chec
     bases = {setting: registry.resolve_base(checkpoint) for setting, checkpoint in starts.items()}
     Precision.of(config).check()
     tokenizers = {setting: _check_tokenizer(starts[setting], base) for setting, base in bases.items()}
-    if "reward_model" in starts:
-        _check_same_text(starts["reward_model"], tokenizers["reward_model"], tokenizers["model"])
+    if judge := starts.get("reward_model"):
+        with _or_as_text(judge):
+            _check_same_text(judge, tokenizers["reward_model"], tokenizers["model"])
     for setting, checkpoint in starts.items():
         if checkpoint.is_adapter:
             check_adapter(checkpoint, bases[setting])
@@ -99,6 +105,16 @@ def _check_tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> Any:
             f"{rows} embeddings; use the tokenizer the base was made with"
         )
     return tokenizer
+
+
+@contextmanager
+def _or_as_text(judge: Checkpoint) -> Iterator[None]:
+    """Say with a refusal how a reward model that cannot share the policy's base can be used all the same."""
+    try:
+        yield
+    except IntegrityError as error:
+        other = f"rewards=[{{name: learned, args: {{model: {judge.reference}}}}}]"
+        raise IntegrityError(f"{error}; or let it read text, on a base of its own: {other}") from None
 
 
 def _check_same_text(reward_model: Checkpoint, theirs: Any, ours: Any) -> None:

@@ -338,7 +338,7 @@ def test_a_batched_reward_gives_a_number_a_completion(value):
         ({0: 1.0, 1: 2.0}, "returned .* for 2 completions"),
         ([1.0, float("nan")], r"returned nan for the completion 'one two' of a\.jsonl:8; expected one finite number"),
         ([None, 1.0], r"returned None for the completion 'one' of a\.jsonl:7"),
-        (ValueError("no"), r"raised ValueError for 2 completions, the first 'one' of a\.jsonl:7: 'no'; mend the reward"),
+        (ValueError("no"), r"raised ValueError for 2 completions, the first 'one' of a\.jsonl:7: 'no'; mend"),
     ],
 )
 def test_what_a_batched_reward_may_not_return_is_told_with_its_place(value, told):

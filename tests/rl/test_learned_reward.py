@@ -1,0 +1,130 @@
+"""A reward model over another base, with another tokenizer, beside a policy that knows nothing of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import WORDS
+from zoo import build_zoo_model
+
+from align.config import LoraSettings
+from align.errors import DataError, IntegrityError, UsageError
+from align.models.adapters import adapter_parameters, digests_of_base, save_adapter
+from align.models.heads import load_scorer, start_reward
+from align.models.loading import Precision
+from align.ppo import STAGE
+from align.registry import open_registry
+from align.rl.rewards import Place, RewardSettings, RewardSum
+from align.schema import Record
+from align.training.stage import main
+
+FP32 = Precision(bf16=False)
+ASKED = [Record(prompt=[{"role": "user", "content": "lazy dog?"}], source="a.jsonl", line=line) for line in (1, 2, 3)]
+ANSWERS = ["the quick brown fox", "", "nine <|im_end|> eggs"]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    """A registry with the reward model `judge` over a GPT-2 whose tokenizer and template are its own."""
+    folder = tmp_path_factory.mktemp("learned")
+    registry = open_registry(folder / "registry")
+    base = build_zoo_model("gpt2", folder / "gpt2")
+    resident = start_reward(registry, registry.resolve(str(base)), LoraSettings(r=2), FP32)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapter_parameters(resident.model, "default"):
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    with registry.stage("judge") as staging:
+        save_adapter(resident.model, "default", staging.path, resident.base.location)
+        resident.tokenizer.save_pretrained(staging.path)
+        digests = digests_of_base(resident.base)
+        facts = {"base": {"reference": str(base), "location": str(base), "digests": digests}, "template_digest": None}
+        staging.commit({"stage": "reward", "kind": "reward", "parents": [], "data": [], "metrics": {}} | facts)
+    return registry
+
+
+def opened(registry, said=None, **args):
+    rewards = RewardSum([RewardSettings(name="learned", weight=0.5, args={"model": "judge"} | args)])
+    models = rewards.open(Place(registry, FP32, [].append if said is None else said.append))
+    return rewards, models
+
+
+def test_completions_are_scored_as_text_by_the_reward_models_own_tokenizer_and_template(registry):
+    said = []
+    rewards, models = opened(registry, said, batch_size=2)
+
+    found = rewards.of(ASKED, ANSWERS)
+
+    judge = load_scorer(registry, registry.resolve("judge"), FP32)
+    for record, answer, values in zip(ASKED, ANSWERS, found, strict=True):
+        stop = judge.tokenizer.eos_token
+        asked = judge.tokenizer.apply_chat_template(record.prompt, add_generation_prompt=True, tokenize=False)
+        written = judge.tokenizer.encode(answer, add_special_tokens=False, split_special_tokens=True)
+        ids = torch.tensor([[*judge.tokenizer.encode(asked), *written, judge.tokenizer.convert_tokens_to_ids(stop)]])
+        with torch.no_grad():
+            expected = judge.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item()
+        assert values["learned"] == pytest.approx(expected, abs=1e-5)
+        assert rewards.total(values) == 0.5 * values["learned"]
+    assert [model.reference for model in models] == ["judge@v1"]
+    assert "judge@v1: scores completions as text, 2 at a time, with the tokenizer" in said[0]
+    assert "is loaded beside the policy's" in said[0]
+
+
+def test_a_conversation_too_long_for_it_loses_its_oldest_turns_and_an_answer_too_long_is_named(registry):
+    rewards, _ = opened(registry)
+    turns = [{"role": role, "content": " ".join(WORDS[:10])} for _ in range(9) for role in ("user", "assistant")]
+    long = Record(prompt=[*turns, {"role": "user", "content": "eggs"}], source="a.jsonl", line=9)
+
+    assert "learned" in rewards(long, "nine")
+    with pytest.raises(DataError, match=r"learned: cannot read the completion 'egg.* of a\.jsonl:9: longer than .*128"):
+        rewards(long, "eggs " * 200)
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        ({"model": "jugde"}, IntegrityError, "jugde"),
+        ({"batch_size": 0}, UsageError, "rewards: learned: batch_size: should be greater than 0, found 0"),
+        ({"modle": "judge"}, UsageError, "learned: .*'modle'.* Did you mean model"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told(registry, args, error, message):
+    with pytest.raises((error, UsageError), match=message):
+        opened(registry, **args)
+
+
+def test_ppo_trains_on_it_and_measures_gold_by_it(registry, tiny_base, tmp_path, capsys, no_pictures):
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": record.prompt}) + "\n" for record in ASKED))
+    words = [
+        f"model={tiny_base}", f"data={data}", "name=tuned", "--registry", str(registry.root), "bf16=false",
+        "max_steps=1", "rollout_batch_size=4", "per_device_train_batch_size=4", "sampling.max_new_tokens=5",
+        "max_length=64", "lora.r=2", "sampling.missing_eos_penalty=0",
+        "rewards=[{name: learned, weight: 2.0, args: {model: judge}}, {name: length, args: {target: 3}}]",
+        "gold=[{name: learned, args: {model: judge@v1}}]",
+    ]  # fmt: skip
+
+    assert main(STAGE, words) == 0
+
+    told = capsys.readouterr().out
+    assert told.count("judge@v1: scores completions as text") == 2
+    made = registry.resolve("tuned")
+    assert [parent["reference"] for parent in made.manifest["parents"]] == [str(tiny_base), "judge@v1"]
+    row = json.loads((Path(made.location) / "metrics.jsonl").read_text())
+    assert row["gold_mean"] == pytest.approx(row["rewards/learned"])
+    assert row["score_mean"] == pytest.approx(2 * row["rewards/learned"] + row["rewards/length"], abs=1e-5)
+
+
+def test_as_the_policys_own_reward_model_it_is_refused_with_both_digests(registry, tiny_base, tmp_path, capsys):
+    data = tmp_path / "prompts.jsonl"
+    data.write_text(json.dumps({"prompt": ASKED[0].prompt}) + "\n")
+    words = [f"model={tiny_base}", f"data={data}", "name=other", "--registry", str(registry.root), "bf16=false"]
+
+    assert main(STAGE, [*words, "reward_model=judge", "max_length=64", "sampling.max_new_tokens=5"]) == 4
+
+    told = capsys.readouterr().err
+    assert re.search(r"judge@v1: trained over a base whose \w+ is sha256:\w{64}, but .* has sha256:\w{64}; ", told)
+    assert "rewards=[{name: learned, args: {model: judge@v1}}]" in told
