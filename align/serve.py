@@ -1,0 +1,205 @@
+"""`python -m align.serve MODEL ...`: models that share one base, served by name over OpenAI's HTTP API."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import shlex
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from align.config import write
+from align.engine.options import add_model_options, precision_from
+from align.errors import MachineError, UsageError, guard
+
+if TYPE_CHECKING:
+    import socket
+
+    from align.engine.local import LocalEngine
+    from align.registry import Checkpoint, Registry
+    from align.server.limits import Limits
+    from align.server.served import ServedModels
+    from align.server.service import Service
+
+_NEEDS = ("fastapi", "uvicorn", "prometheus_client")
+_ANY = ("0.0.0.0", "::")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    options = _parser().parse_args(argv)
+    return guard(lambda: _run(options), debug=options.debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m align.serve",
+        description="Serve models that share one base by name: /v1/models, /v1/chat/completions, /v1/completions.",
+        epilog="A token is read from --token-file or $ALIGN_TOKEN and then asked of every client.",
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="registry references, folders or hub ids")
+    parser.add_argument("--host", default="127.0.0.1", help="address; one that others can reach needs a token")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000; 0 takes any free one")
+    parser.add_argument("--token-file", metavar="FILE", help="file with the token (else $ALIGN_TOKEN)")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="a name this server goes by, as a proxy passes it on in the Host header; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--print-vllm", action="store_true", help="print the vLLM command for the same models, and end")
+    _add_limits(parser)
+    add_model_options(parser)
+    return parser
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    from align.server.limits import Limits
+
+    known = Limits()
+    for option, default, about in (
+        ("--max-tokens", known.max_tokens, "longest answer, in tokens (422 beyond)"),
+        ("--max-waiting", known.max_waiting, "most prompts that wait for the model (429 beyond)"),
+        ("--max-body-bytes", known.max_body_bytes, "largest request (413 beyond)"),
+        ("--max-seconds", known.max_seconds, "longest time to the end of an answer (504 beyond)"),
+        ("--drain-seconds", known.drain_seconds, "time for running answers to end after SIGTERM"),
+    ):
+        parser.add_argument(option, type=type(default), default=default, metavar="N", help=f"{about}; {default:g}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from align.registry import open_registry
+    from align.server.limits import Limits
+
+    limits = Limits(
+        max_tokens=options.max_tokens,
+        max_waiting=options.max_waiting,
+        max_body_bytes=options.max_body_bytes,
+        max_seconds=options.max_seconds,
+        drain_seconds=options.drain_seconds,
+    )
+    registry = open_registry(options.registry)
+    return (_print_vllm if options.print_vllm else _serve)(registry, options, limits)
+
+
+def _print_vllm(registry: Registry, options: argparse.Namespace, _limits: Limits) -> int:
+    from align.server.vllm import as_shell, vllm_command
+
+    checkpoints, models = _find(registry, options.models)
+    words = vllm_command(registry, checkpoints, models, options.quantization)
+    write(as_shell([*words, "--host", options.host, "--port", str(options.port)], _token_word(options)))
+    return 0
+
+
+def _find(registry: Registry, references: list[str]) -> tuple[list[Checkpoint], ServedModels]:
+    from align.models.adapters import refuse_reward
+    from align.server.served import describe, find_models
+
+    checkpoints = find_models(registry, references)
+    for checkpoint in checkpoints:
+        refuse_reward(checkpoint)
+    return checkpoints, describe(registry, checkpoints)
+
+
+def _token_word(options: argparse.Namespace) -> str | None:
+    """The word of a shell that gives the token; the token itself is never written anywhere."""
+    from align.server.token import VARIABLE
+
+    if options.token_file is not None:
+        return f'"$(cat {shlex.quote(options.token_file)})"'
+    return f'"${VARIABLE}"' if VARIABLE in os.environ else None
+
+
+def _serve(registry: Registry, options: argparse.Namespace, limits: Limits) -> int:
+    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MachineError(f'the server needs {", ".join(missing)}, not installed here; pip install "align[serve]"')
+    from align.server.app import create_app
+    from align.server.listening import address_of, open_port
+    from align.server.token import read_token
+
+    token = read_token(options.token_file)
+    _refuse_open_door(options.host, token)
+    checkpoints, models = _find(registry, options.models)
+    # Everything cheap that can fail has failed before the models load.
+    with open_port(options.host, options.port) as listener:
+        hosts = None if options.host in _ANY and not options.allow_host else [options.host, *options.allow_host]
+        app = create_app(None, models, limits, token, hosts=hosts)
+        write(f"listening at {address_of(listener)}; loading {', '.join(models.references)}")
+        return _load_and_serve(app, listener, Loader(registry, checkpoints, options, limits))
+
+
+def _refuse_open_door(host: str, token: str | None) -> None:
+    from align.server.listening import is_local
+    from align.server.token import VARIABLE
+
+    if token is None and not is_local(host):
+        raise UsageError(
+            f"--host {host}: others could reach it and there is no token; put one into --token-file or ${VARIABLE}, "
+            "or keep 127.0.0.1"
+        )
+
+
+class Loader:
+    """Loads the models in a thread of its own, so that /health answers meanwhile."""
+
+    def __init__(
+        self, registry: Registry, checkpoints: list[Checkpoint], options: argparse.Namespace, limits: Limits
+    ) -> None:
+        self._registry = registry
+        self._references = [checkpoint.reference for checkpoint in checkpoints]
+        self._options = options
+        self._limits = limits
+        self.error: BaseException | None = None
+        self.engine: LocalEngine | None = None
+
+    def load(self, service: Service) -> None:
+        """Give the server its engine; when there is none to give, it ends."""
+        try:
+            from align.engine.local import LocalEngine
+            from align.models.adapters import load_resident
+
+            resident = load_resident(self._registry, self._references, precision_from(self._options))
+            self.engine = LocalEngine(resident, max_waiting_rows=self._limits.max_waiting)
+        except BaseException as error:  # raised again where it is told, in the main thread
+            self.error = error
+            service.draining = True
+            return
+        for note in self.engine.notes:
+            write(note)
+        service.engine = self.engine
+        write("ready")
+
+
+def _load_and_serve(app: Any, listener: socket.socket, loader: Loader) -> int:
+    from align.server.listening import serve_until_ended
+
+    _log_to_stderr()
+    loading = threading.Thread(target=loader.load, args=(app.state.service,), name="align-loading")
+    loading.start()
+    try:
+        serve_until_ended(app, listener, app.state.service)
+    finally:
+        loading.join()
+        if loader.engine is not None:
+            loader.engine.close()
+    if loader.error is not None:
+        raise loader.error
+    write("ended in order")
+    return 0
+
+
+def _log_to_stderr() -> None:
+    logging.Formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)sZ %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    log = logging.getLogger("align.server")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

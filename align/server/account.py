@@ -1,0 +1,103 @@
+"""One line and one count for every request, and no failure that shows its inside.
+
+Neither line nor count ever holds what a client wrote: paths and models are those known here, and of an unforeseen
+error only its kind and place are told, for its message could quote the prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from dataclasses import dataclass
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from align.server.refusals import broken
+from align.server.service import Service
+
+LOG = logging.getLogger("align.server")
+
+_NOTE = "align.note"
+_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics", "/health", "/ready", "/ui")
+_QUIET = ("/metrics", "/health", "/ready", "/ui")
+"""asked every few seconds: counted, and told only when they fail"""
+
+
+@dataclass
+class Note:
+    """What is known of a request besides its status."""
+
+    model: str = ""
+    id: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    status: int | None = None
+    """what became of it when the status line could no longer say so"""
+
+
+def note_of(scope: Scope) -> Note:
+    """The note of a request, made when it came in."""
+    note: Note = scope[_NOTE]
+    return note
+
+
+class Account:
+    """The outermost layer."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and write down what became of it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        note = scope[_NOTE] = Note()
+        status = 0
+        started = time.perf_counter()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        counted = scope["path"].startswith("/v1/")
+        self._service.running += counted
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:  # shown as it is, it could put a prompt into the log or the response
+            LOG.error("%s at %s", type(error).__name__, _place(error))
+            note.status = 500
+            if not status:
+                await JSONResponse(broken().body, 500)(scope, receive, watched)
+        finally:
+            self._service.running -= counted
+            self._write(scope, note, note.status or status, time.perf_counter() - started)
+
+    def _write(self, scope: Scope, note: Note, status: int, seconds: float) -> None:
+        path = _known(scope["path"])
+        self._service.metrics.requests.labels(path, note.model, str(status)).inc()
+        if path in _QUIET and status < 400:
+            return
+        about = f" model={note.model} id={note.id}" if note.model else ""
+        tokens = f" prompt_tokens={note.prompt_tokens} completion_tokens={note.completion_tokens}" if about else ""
+        LOG.info("%s %s %d seconds=%.3f%s%s", _method(scope), path, status, seconds, about, tokens)
+
+
+def _known(path: str) -> str:
+    return next((known for known in _PATHS if path == known or path.startswith(known + "/")), "other")
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE") else "other"
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else "an unknown place"

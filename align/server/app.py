@@ -1,0 +1,88 @@
+"""The application: routes behind a guard, with every refusal in one shape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from align.engine.protocol import Engine
+from align.server.account import Account
+from align.server.guard import Guard
+from align.server.limits import Limits
+from align.server.refusals import Refusal
+from align.server.routes import router
+from align.server.served import ServedModels
+from align.server.service import Service
+
+
+def create_app(
+    engine: Engine | None,
+    models: ServedModels,
+    limits: Limits,
+    token: str | None,
+    page: FastAPI | None = None,
+    hosts: Collection[str] | None = (),
+) -> FastAPI:
+    """The API of an engine. Without one it is alive and not ready; set `app.state.service.engine` when there is one.
+
+    With a token, everything but /health and /ready asks for it. `page` is mounted at /ui. `hosts` are the names in
+    Host headers that are answered besides those of loopback; None is every name.
+    """
+    app = FastAPI(title="align", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan_of(page))
+    app.state.service = service = Service(engine, models, limits)
+    app.include_router(router)
+    if page is not None:
+        app.mount("/ui", page)
+    app.add_exception_handler(Refusal, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_invalid)
+    app.add_exception_handler(HTTPException, _refuse_http)
+    app.add_middleware(Guard, limits=limits, token=token, hosts=hosts)
+    app.add_middleware(Account, service=service)  # the one added last is the outermost
+    return app
+
+
+def _lifespan_of(page: FastAPI | None) -> Any:
+    """A mounted application is not started by the one it is mounted in."""
+    if page is None:
+        return None
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with page.router.lifespan_context(page):
+            yield
+
+    return lifespan
+
+
+def _response(refusal: Refusal) -> Response:
+    return JSONResponse(refusal.body, refusal.status, refusal.headers)
+
+
+async def _refuse(_request: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)
+    return _response(refusal)
+
+
+async def _refuse_invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _response(Refusal(400, "the body is no JSON; send an object", code="invalid_json"))
+    # The first part says that it was in the body.
+    param = ".".join(map(str, first["loc"][1:])) or None
+    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    return _response(Refusal(400, f"{param or 'the body'}: {first['msg']}", param=param, code=code))
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    about = {404: "no such path", 405: f"no {request.method} here"}.get(error.status_code, "not understood")
+    response = _response(Refusal(error.status_code, f"{about}; see /v1/models, /v1/chat/completions, /v1/completions"))
+    response.headers.update(error.headers or {})
+    return response

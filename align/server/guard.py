@@ -1,0 +1,116 @@
+"""Who may ask, and how much at once: in front of everything else, before a body is read.
+
+A browser on this machine can be made to send requests here by any page it shows. It then names the page in Origin
+(refused unless it is this server's own) and, where the page's name was pointed at this machine, that name in Host
+(refused unless it is known). Neither can be forged by a page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from align.server.limits import Limits
+from align.server.listening import is_local
+from align.server.refusals import Refusal
+
+_OPEN = ("/health", "/ready")
+"""asked by machines that know neither the name nor the token, and tell nothing"""
+
+_PATIENCE = 16
+"""how many times the largest body is still read, and thrown away, so that the client gets to read its refusal"""
+
+
+class Guard:
+    """Lets a request pass, with its whole body in hand, or answers it with a refusal."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, token: str | None, hosts: Collection[str] | None) -> None:
+        self._app = app
+        self._limits = limits
+        self._token = None if token is None else _digest(token)
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        try:
+            if scope["path"] not in _OPEN:
+                self._check(Headers(scope=scope))
+            body = await self._read(receive)
+        except Refusal as refusal:
+            await JSONResponse(refusal.body, refusal.status, refusal.headers)(scope, receive, send)
+            return
+        if body is not None:
+            await self._app(scope, _replay(body, receive), send)
+
+    def _check(self, headers: Headers) -> None:
+        address = headers.get("host", "").lower()
+        host = host_of(address)
+        if self._hosts is not None and not (is_local(host) or host in self._hosts):
+            raise Refusal(421, "this server does not go by the name in the Host header; see --allow-host", code="host")
+        origin = headers.get("origin")
+        if origin is not None and origin.lower().partition("://")[2] != address:
+            raise Refusal(403, "pages of other sites may not ask here (Origin header)", code="origin")
+        if self._token is not None and not self._knows(headers.get("authorization", "")):
+            raise Refusal(
+                401, "no valid key; send the server's token as Authorization: Bearer TOKEN", code="invalid_api_key"
+            )
+
+    def _knows(self, authorization: str) -> bool:
+        scheme, _, key = authorization.partition(" ")
+        assert self._token is not None
+        # Digests have one length, so the time taken tells nothing of the token's.
+        return hmac.compare_digest(_digest(key.strip()), self._token) and scheme.lower() == "bearer"
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body; None when the client has gone before its end."""
+        most = self._limits.max_body_bytes
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                while size <= most * _PATIENCE:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    size += len(chunk := message.get("body", b""))
+                    if size <= most:
+                        chunks.append(chunk)
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise Refusal(
+                408, f"the body did not arrive within {self._limits.body_seconds:g} s; send it faster"
+            ) from None
+        if size > most:
+            raise Refusal(413, f"the body is larger than {most} bytes; send less text", code="body_too_large")
+        return b"".join(chunks)
+
+
+def host_of(address: str) -> str:
+    """The host of `host:port`; an IPv6 address is in brackets there."""
+    return address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

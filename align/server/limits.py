@@ -1,0 +1,33 @@
+"""What one server lends its clients; everything beyond is refused with a status of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from align.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of requests, all above 0."""
+
+    max_tokens: int = 1024
+    """longest answer that can be asked for, in tokens; 422 beyond"""
+    max_prompts: int = 64
+    """most prompts of one completion request; 422 beyond"""
+    max_body_bytes: int = 1 << 20
+    """largest body; 413 beyond"""
+    max_waiting: int = 128
+    """most rows that wait for the engine; 429 beyond"""
+    max_seconds: float = 300.0
+    """longest time from a request to the end of its answer; 504, or an error event in a stream, beyond"""
+    body_seconds: float = 20.0
+    """longest time a body may take to arrive; 408 beyond"""
+    drain_seconds: float = 30.0
+    """how long what is being written may go on after the order to end"""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise UsageError(f"{field.name}={value}: nothing could be served; give more than 0")

@@ -1,0 +1,185 @@
+"""OpenAI's paths, and those that operators ask: /health, /ready, /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from align.engine.protocol import Event, Row, RowDelta, RowDone, Token
+from align.errors import UsageError
+from align.server import replies
+from align.server.account import Note, note_of
+from align.server.bodies import Asking, ChatBody, CompletionBody
+from align.server.metrics import CONTENT_TYPE
+from align.server.refusals import Refusal
+from align.server.service import Service
+
+router = APIRouter()
+
+_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no", "content-type": "text/event-stream"}
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process lives."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """The models are loaded and requests are taken."""
+    service = _service(request)
+    status = "ready" if service.ready else "draining" if service.draining else "loading"
+    return JSONResponse({"status": status}, 200 if service.ready else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Counts and times for Prometheus."""
+    return PlainTextResponse(_service(request).metrics.text(), media_type=CONTENT_TYPE)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """Every id there is."""
+    return {"object": "list", "data": _service(request).models.cards()}
+
+
+# A hub id has a slash in it.
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """One model."""
+    return _service(request).models.find(name).card(name)
+
+
+@router.post("/v1/chat/completions")
+async def chat(request: Request, body: ChatBody) -> Response:
+    """Answer a conversation."""
+    return await _respond(request, body, replies.Chat())
+
+
+@router.post("/v1/completions")
+async def completions(request: Request, body: CompletionBody) -> Response:
+    """Continue texts."""
+    return await _respond(request, body, replies.Completion())
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _respond(request: Request, body: ChatBody | CompletionBody, style: replies.Style) -> Response:
+    service = _service(request)
+    body.check()
+    served = service.models.find(body.model)
+    try:
+        rows = body.rows(served.reference, service.limits)
+    except UsageError as error:
+        raise Refusal(400, str(error)) from None
+    head = replies.head_of(style, body.model, served)
+    note = note_of(request.scope)
+    note.model, note.id = served.name, head.id
+    answer = Answer(style, head, body, note, rows)
+    events = service.answer(served, rows, request.receive)
+    return await (answer.stream(events) if body.stream else answer.whole(events))
+
+
+class Answer:
+    """One request's events as a response."""
+
+    def __init__(
+        self, style: replies.Style, head: replies.Head, body: Asking, note: Note, rows: tuple[Row, ...]
+    ) -> None:
+        self._style = style
+        self._head = head
+        self._usage = body.include_usage
+        self._note = note
+        self._wants_tokens = rows[0].logprobs is not None
+        self._done: list[RowDone] = []
+        self._said = [0] * len(rows)
+
+    async def whole(self, events: AsyncIterator[Event]) -> Response:
+        """Everything at once."""
+        tokens: dict[int, list[Token]] = {}
+        async with aclosing(events) as running:  # type: ignore[type-var]
+            async for event in running:
+                if isinstance(event, RowDelta):
+                    tokens.setdefault(event.row, []).extend(event.tokens)
+                elif isinstance(event, RowDone):
+                    self._finish(event)
+        ended = sorted(self._done, key=lambda done: done.row)
+        choices = [self._style.whole(done, tokens.get(done.row, []) if self._wants_tokens else None) for done in ended]
+        return JSONResponse(self._head.reply(choices, usage=replies.usage(ended)))
+
+    async def stream(self, events: AsyncIterator[Event]) -> Response:
+        """Piece by piece; what fails before the first piece is a plain refusal."""
+        return EventStream(self._pieces(await anext(events), events))
+
+    async def _pieces(self, first: Event, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+        async with aclosing(events) as running:  # type: ignore[type-var]
+            for row in range(len(self._said)):
+                if opening := self._style.opening(row):
+                    yield self._chunk([opening])
+            try:
+                for piece in self._of(first):
+                    yield piece
+                async for event in running:
+                    for piece in self._of(event):
+                        yield piece
+            except Refusal as refusal:
+                self._note.status = refusal.status
+                yield replies.event(refusal.body)
+                return
+        if self._usage:
+            yield replies.event(self._head.reply([], self._style.chunk_suffix, usage=replies.usage(self._done)))
+        yield replies.DONE
+
+    def _of(self, event: Event) -> list[bytes]:
+        """The pieces of one event."""
+        if isinstance(event, RowDelta) and (event.text or event.tokens):
+            tokens = event.tokens if self._wants_tokens else None
+            piece = self._style.piece(event.row, event.text, tokens, self._said[event.row])
+            self._said[event.row] += len(event.text)
+            return [self._chunk([piece])]
+        if isinstance(event, RowDone):
+            self._finish(event)
+            return [self._chunk([self._style.ending(event.row, event.reason)])]
+        return []
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
+        more = {"usage": None} if self._usage else {}
+        return replies.event(self._head.reply(choices, self._style.chunk_suffix, **more))
+
+    def _finish(self, done: RowDone) -> None:
+        self._done.append(done)
+        self._note.prompt_tokens += done.prompt_tokens
+        self._note.completion_tokens += done.completion_tokens
+        if done.reason == "cancelled":
+            self._note.status = CLIENT_GONE
+
+
+CLIENT_GONE = 499
+"""nginx's number for a client that did not wait; only the log and the metrics ever see it"""
+
+
+class EventStream(Response):
+    """Server-sent events, sent as they are made and closed whatever happens."""
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        super().__init__(headers=_STREAM_HEADERS)
+        del self.headers["content-length"]
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything; a client that is gone is noticed by who makes the pieces."""
+        async with aclosing(self._pieces) as pieces:  # type: ignore[type-var]
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})

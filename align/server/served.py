@@ -1,0 +1,145 @@
+"""The models a server offers: their ids, what they came from, and which id means which of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import UsageError
+from align.registry.lineage import links
+from align.registry.references import LATEST
+from align.server.refusals import unknown_model
+
+if TYPE_CHECKING:
+    from align.registry import Checkpoint, Registry
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model of the engine and how clients know it."""
+
+    reference: str
+    """what the engine calls it"""
+    names: tuple[str, ...]
+    """its ids: the registry reference first, then its aliases; never a path of this machine"""
+    base: str
+    parent: str | None = None
+    """what it was trained from"""
+    digest: str | None = None
+    """of its manifest; stands for all its files"""
+    created: int = 0
+    """seconds since 1970"""
+
+    @property
+    def name(self) -> str:
+        """The id that never means anything else."""
+        return self.names[0]
+
+    def card(self, name: str) -> dict[str, Any]:
+        """The entry of /v1/models under one of its ids."""
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "align",
+            "root": self.name,
+            "parent": self.parent,
+            "base": self.base,
+            "digest": self.digest,
+        }
+
+
+class ServedModels:
+    """The models by id. What an alias means is settled once, when the server starts."""
+
+    def __init__(self, models: Sequence[Served]) -> None:
+        self._by_name: dict[str, Served] = {}
+        for served in models:
+            for name in served.names:
+                other = self._by_name.setdefault(name, served)
+                if other is not served:
+                    raise UsageError(
+                        f"{name}: {served.reference} and {other.reference} would both be called this; serve one of them"
+                    )
+
+    @property
+    def names(self) -> list[str]:
+        """Every id."""
+        return list(self._by_name)
+
+    @property
+    def references(self) -> list[str]:
+        """What the engine calls them."""
+        return list(dict.fromkeys(served.reference for served in self._by_name.values()))
+
+    def find(self, name: str) -> Served:
+        """The model of an id; Refusal (404) when there is none."""
+        if name not in self._by_name:
+            raise unknown_model(name, self.names)
+        return self._by_name[name]
+
+    def cards(self) -> list[dict[str, Any]]:
+        """What /v1/models lists: every id."""
+        return [served.card(name) for name, served in self._by_name.items()]
+
+
+def find_models(registry: Registry, references: Iterable[str]) -> list[Checkpoint]:
+    """Where references lead; UsageError when two lead to the same model."""
+    found: dict[str, tuple[str, Checkpoint]] = {}
+    for asked in references:
+        checkpoint = registry.resolve(asked)
+        if checkpoint.reference in found:
+            first = found[checkpoint.reference][0]
+            raise UsageError(f"{asked}: the same model as {first} ({checkpoint.reference}); leave one out")
+        found[checkpoint.reference] = (asked, checkpoint)
+    return [checkpoint for _, checkpoint in found.values()]
+
+
+def describe(registry: Registry, checkpoints: Sequence[Checkpoint]) -> ServedModels:
+    """What clients are told of these checkpoints.
+
+    A bare registered name is an id too where only one of its versions is served, and the hub id of a hub model.
+    """
+    versions = [checkpoint.name for checkpoint in checkpoints]
+    return ServedModels(
+        [
+            Served(
+                reference=checkpoint.reference,
+                names=_names(registry, checkpoint, versions.count(checkpoint.name) == 1),
+                base=public_name(registry.resolve_base(checkpoint).reference),
+                parent=_parent(checkpoint),
+                digest=checkpoint.digest,
+                created=_created(checkpoint),
+            )
+            for checkpoint in checkpoints
+        ]
+    )
+
+
+def public_name(reference: str) -> str:
+    """A reference without what is above its folder: the layout of a disk is nobody's business."""
+    return Path(reference).name if Path(reference).is_absolute() else reference
+
+
+def _names(registry: Registry, checkpoint: Checkpoint, only_version: bool) -> tuple[str, ...]:
+    if checkpoint.name is None or Path(checkpoint.reference).is_absolute():
+        names = [public_name(checkpoint.reference), checkpoint.reference.removeprefix("hf://")]
+        return tuple(dict.fromkeys(name for name in names if not Path(name).is_absolute()))
+    aliases = registry.aliases(checkpoint.name)
+    names = [f"{checkpoint.name}@{alias}" for alias, version in aliases.items() if version == checkpoint.version]
+    if registry.versions(checkpoint.name)[-1].version == checkpoint.version:
+        names.append(f"{checkpoint.name}@{LATEST}")
+    return (checkpoint.reference, *names, *([checkpoint.name] if only_version else []))
+
+
+def _parent(checkpoint: Checkpoint) -> str | None:
+    parents = links(checkpoint)
+    return public_name(parents[0]["reference"]) if parents else None
+
+
+def _created(checkpoint: Checkpoint) -> int:
+    created = (checkpoint.manifest or {}).get("created")
+    return int(datetime.fromisoformat(created).timestamp()) if created else 0

@@ -1,0 +1,137 @@
+"""A request on the engine: queued, watched while it runs, given up when its client is gone or its time is over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from align.engine.protocol import Busy, Engine, Event, GenerationRequest, Handle, Row, RowDelta, RowDone, RowError
+from align.server.limits import Limits
+from align.server.metrics import Metrics
+from align.server.refusals import Refusal, broken, busy, draining, not_ready, too_slow
+from align.server.served import Served, ServedModels
+
+LOG = logging.getLogger("align.server")
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_STATUS = {"too_long": 400, "prompt": 400}
+_CODES = {"too_long": "context_length_exceeded", "prompt": "invalid_prompt"}
+
+
+@dataclass
+class Service:
+    """What all requests share. `engine` is None until the models are loaded."""
+
+    engine: Engine | None
+    models: ServedModels
+    limits: Limits
+    running: int = 0
+    """requests to the API that have not ended"""
+    draining: bool = False
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(lambda: self.engine.waiting if self.engine is not None else 0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be taken."""
+        return self.engine is not None and not self.draining
+
+    def submit(self, rows: tuple[Row, ...]) -> Handle:
+        """Hand rows to the engine; Refusal when it is not there, on its way out, or full."""
+        if self.draining:
+            raise draining()
+        if self.engine is None:
+            raise not_ready()
+        try:
+            return self.engine.submit(GenerationRequest(rows))
+        except Busy as full:
+            raise busy(str(full), full.retry_after) from None
+
+    async def answer(self, served: Served, rows: tuple[Row, ...], receive: Receive) -> AsyncIterator[Event]:
+        """Texts and ends of some rows, as they come; Refusal when a row fails or the time is over.
+
+        However this ends, nothing runs on afterwards: a client that goes away frees its rows within one step.
+        """
+        handle = self.submit(rows)
+        deadline = asyncio.get_running_loop().time() + self.limits.max_seconds
+        watch = asyncio.create_task(_cancel_when_gone(handle, receive))
+        meter = Meter(self.metrics, served.name, len(rows))
+        try:
+            async with aclosing(handle.events()) as events:  # type: ignore[type-var]
+                while (event := await self._next(events, deadline)) is not None:
+                    meter.note(event)
+                    if isinstance(event, RowError):
+                        raise draining() if self.draining else failed(event)
+                    yield event
+        finally:
+            watch.cancel()
+            handle.cancel()
+            meter.end()
+
+    async def _next(self, events: AsyncIterator[Event], deadline: float) -> Event | None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await anext(events, None)
+        except TimeoutError:
+            raise too_slow(self.limits.max_seconds) from None
+
+
+def failed(error: RowError) -> Refusal:
+    """What a client is told of a row that could not be written; what broke inside is not told."""
+    if error.fault not in _STATUS:
+        LOG.error("%s", error.message)
+        return broken()
+    return Refusal(_STATUS[error.fault], error.message, param="messages", code=_CODES[error.fault])
+
+
+async def _cancel_when_gone(handle: Handle, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    handle.cancel()
+
+
+class Meter:
+    """Counts the tokens and times of one request's rows."""
+
+    def __init__(self, metrics: Metrics, model: str, rows: int) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._started = time.perf_counter()
+        self._latest: dict[int, float] = {}
+        self._waiting, self._running = rows, 0
+        metrics.waiting.labels(model).inc(rows)
+
+    def note(self, event: Event) -> None:
+        """Take one event into account."""
+        now = time.perf_counter()
+        before = self._latest.get(event.row)
+        if before is None:
+            self._move(waiting=-1, running=1)
+        if isinstance(event, RowDelta):
+            kind = self._metrics.first_token if before is None else self._metrics.between_tokens
+            kind.labels(self._model).observe(now - (self._started if before is None else before))
+        self._latest[event.row] = now
+        if isinstance(event, RowDone):
+            self._metrics.prompt_tokens.labels(self._model).inc(event.prompt_tokens)
+            self._metrics.completion_tokens.labels(self._model).inc(event.completion_tokens)
+        if not isinstance(event, RowDelta):
+            self._move(running=-1)
+
+    def end(self) -> None:
+        """Whatever is still counted as waiting or running is no more."""
+        self._move(waiting=-self._waiting, running=-self._running)
+        self._metrics.seconds.labels(self._model).observe(time.perf_counter() - self._started)
+
+    def _move(self, waiting: int = 0, running: int = 0) -> None:
+        self._waiting += waiting
+        self._running += running
+        self._metrics.waiting.labels(self._model).inc(waiting)
+        self._metrics.running.labels(self._model).inc(running)

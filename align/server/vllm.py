@@ -1,0 +1,118 @@
+"""The command that serves the same models with vLLM, for machines that have a GPU and many users.
+
+Only files of the registry are read: neither torch nor vLLM has to be here.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import IntegrityError, UsageError
+from align.server.served import ServedModels
+
+if TYPE_CHECKING:
+    from align.registry import Checkpoint, Registry
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""what vLLM takes for --max-lora-rank"""
+
+
+def vllm_command(
+    registry: Registry, checkpoints: Sequence[Checkpoint], models: ServedModels, quantization: str = "none"
+) -> list[str]:
+    """The words of the command.
+
+    Raises UsageError for what vLLM cannot do with these models, IntegrityError when they do not share a base.
+    """
+    adapters = [checkpoint for checkpoint in checkpoints if checkpoint.is_adapter]
+    base = _shared_base(registry, checkpoints)
+    words = ["vllm", "serve", base.location, *(["--revision", base.revision] if base.revision else [])]
+    names = [name for name in models.names if models.find(name).reference == base.reference]
+    words += ["--served-model-name", *names] if names else []
+    words += _quantized(quantization)
+    words += _tokenizer(checkpoints[0], base)
+    if adapters:
+        modules = [
+            _module(name, adapter)
+            for adapter in adapters
+            for name in models.names
+            if models.find(name).reference == adapter.reference
+        ]
+        rank = max(map(_rank, adapters))
+        words += ["--enable-lora", "--max-loras", str(len(modules)), "--max-lora-rank", str(rank)]
+        words += ["--lora-modules", *modules]
+    return words
+
+
+def as_shell(words: Sequence[str], token_from: str | None) -> str:
+    """The command as a shell reads it; `token_from` is the shell word that gives the token."""
+    key = f"VLLM_API_KEY={token_from} " if token_from else ""
+    return key + shlex.join(words)
+
+
+def _shared_base(registry: Registry, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
+    bases = [registry.resolve_base(checkpoint) for checkpoint in checkpoints]
+    for checkpoint, base in zip(checkpoints, bases, strict=True):
+        if base.location != bases[0].location:
+            raise IntegrityError(
+                f"{checkpoint.reference}: another base than {bases[0].reference}; serve models that share one base"
+            )
+    return bases[0]
+
+
+def _quantized(quantization: str) -> list[str]:
+    if quantization == "int8":
+        raise UsageError("--quantization int8: vLLM has nf4 only for such a base; give nf4 or none")
+    return ["--quantization", "bitsandbytes"] if quantization == "nf4" else []
+
+
+def _tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> list[str]:
+    """The tokenizer and template that `align` uses, where they are not the base's own."""
+    from align.models.adapters import tokenizer_home
+    from align.models.tokenizers import PLAIN_TEMPLATE
+
+    home = Path(tokenizer_home(checkpoint, base).location)
+    if not home.is_dir():
+        return []  # a hub model brings both
+    words = ["--tokenizer", str(home)] if home != Path(base.location) else []
+    if (template := home / "chat_template.jinja").is_file():
+        return [*words, "--chat-template", str(template)]
+    config = home / "tokenizer_config.json"
+    own = config.is_file() and json.loads(config.read_bytes()).get("chat_template")
+    return words if own else [*words, "--chat-template", PLAIN_TEMPLATE]
+
+
+def _module(name: str, adapter: Checkpoint) -> str:
+    """An adapter as vLLM takes it; what separates names and paths there cannot be in a path, unless it is JSON."""
+    if "=" in adapter.location or "," in adapter.location:
+        return json.dumps({"name": name, "path": adapter.location})
+    return f"{name}={adapter.location}"
+
+
+def _rank(adapter: Checkpoint) -> int:
+    from align.registry.checkpoint import adapter_config
+
+    config = adapter_config(Path(adapter.location))
+    for trait, found in _not_in_vllm(config).items():
+        if found:
+            raise UsageError(
+                f"{adapter.reference}: {trait}, which vLLM does not run over a shared base; merge it into a model "
+                f"of its own: python -m align.registry merge {adapter.reference} --out DIR"
+            )
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    fitting = [known for known in _RANKS if known >= rank]
+    if not fitting:
+        raise UsageError(f"{adapter.reference}: rank {rank}; vLLM takes {_RANKS[-1]} at most; merge it, or train less")
+    return fitting[0]
+
+
+def _not_in_vllm(config: dict[str, Any]) -> dict[str, bool]:
+    return {
+        "it is DoRA": bool(config.get("use_dora")),
+        "it trains whole modules beside its matrices": bool(config.get("modules_to_save")),
+        "it trains biases": config.get("bias", "none") != "none",
+    }

@@ -1,0 +1,78 @@
+"""Servers in a thread, over engines that are fixed or real, and clients for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+
+from align.engine.fake import FakeEngine
+from align.engine.protocol import Engine
+from align.server.app import create_app
+from align.server.limits import Limits
+from align.server.listening import address_of, open_port, serve_until_ended
+from align.server.served import Served, ServedModels
+from align.server.service import Service
+
+KEY = "a-key-that-only-the-tests-know"
+POEM = "roses are red violets are blue sugar is sweet and so are you"
+
+
+def served(*references: str) -> ServedModels:
+    """Models as `describe` would give them, with an alias each."""
+    return ServedModels(
+        [
+            Served(
+                ref, (ref, ref.partition("@")[0], ref.partition("@")[0] + "@prod"), "base@v1", "base@v1", "sha256:1f"
+            )
+            for ref in references
+        ]
+    )
+
+
+def poet(pause: float = 0.0, most: int | None = None) -> FakeEngine:
+    """An engine that recites, however it is asked; `fail` as a prompt makes a row fail."""
+
+    def reply(row: Any) -> str | None:
+        said = row.text if row.text is not None else row.messages[-1]["content"]
+        return None if said == "fail" else POEM
+
+    return FakeEngine(["red@v1", "blue@v1"], reply, pause, max_waiting_rows=most)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server and where it is."""
+
+    url: str
+    service: Service
+
+    def client(self, key: str = KEY, **options: Any) -> openai.OpenAI:
+        """OpenAI's own client, told to send everything here and nothing twice."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
+
+
+@contextmanager
+def running(
+    engine: Engine | None,
+    models: ServedModels | None = None,
+    limits: Limits | None = None,
+    token: str | None = None,
+    hosts: Sequence[str] | None = (),
+) -> Iterator[Running]:
+    """A server on a free port, ended in order afterwards."""
+    models = models or served("red@v1", "blue@v1")
+    app = create_app(engine, models, limits or Limits(drain_seconds=5), token, hosts=hosts)
+    service = app.state.service
+    with open_port("127.0.0.1", 0) as listener:
+        url = address_of(listener)
+        thread = threading.Thread(target=serve_until_ended, args=(app, listener, service), daemon=True)
+        thread.start()
+        yield Running(url, service)
+        service.draining = True
+        thread.join(20)
+    assert not thread.is_alive()
