@@ -3,83 +3,59 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
 
-from align.engine.batch import (
-    BASE,
-    CLOSED,
-    MIXED,
-    LiveRow,
-    adapters_of,
-    lanes_of,
-    run_batch,
-    running,
-)
-from align.engine.protocol import GenerationRequest, Row, Sampling, ShiftedToken
+from align.engine.answers import Judge, answered, token_shift
+from align.engine.batch import Arrivals, Batch
+from align.engine.lanes import BASE, MIXED, ModelFacts, context_window, probe
+from align.engine.pace import Pace
+from align.engine.protocol import Busy, GenerationRequest, Row, Sampling, ShiftedToken
+from align.engine.rows import LiveRow, Writing, prepare
 from align.engine.stream import Stream, collect
-from align.errors import AlignError, UsageError, nearest
+from align.errors import IntegrityError, UsageError, nearest
 from align.schema import Messages
 
 if TYPE_CHECKING:
     from align.models.adapters import Resident
 
-_GATHER_SECONDS = 0.015
-"""How long a request waits for others to share its batch; nobody notices it, and two visitors then run together."""
+CLOSED = "the engine was closed while this was being written; start it again"
 
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What was found out about one model when the engine started."""
-
-    reference: str
-    adapter: str
-    lane: str
-    """the rows it can share a batch with: `MIXED`, or its own name"""
-    shift: float
-    """largest difference of a logit from the base's on a fixed probe; 0 for the base itself"""
-    is_dora: bool = False
-
-    @property
-    def alone(self) -> bool:
-        """Whether its rows cannot share a batch with other models', so that they run one model after the other."""
-        return self.lane != MIXED
-
-    @property
-    def why_alone(self) -> str:
-        """A line on rows that run alone."""
-        return ("DoRA" if self.is_dora else "this architecture's") + " rows run one model after the other"
-
-
-@dataclass
-class _Job:
-    """Rows of one request that run in one batch."""
-
-    lane: str
-    rows: list[LiveRow]
+_T = TypeVar("_T")
 
 
 class LocalEngine:
-    """Writes text with every model of a Resident. From its creation on, the model belongs to this engine's thread."""
+    """Writes text with every model of a Resident. From its creation on, the model belongs to this engine's thread.
 
-    def __init__(self, resident: Resident, *, max_rows: int = 64) -> None:
+    `max_rows` rows at most are written at once, in a batch of at most `max_tokens` rows times columns (a longer row
+    runs by itself); `max_waiting_rows` more may wait before `submit` raises Busy (None: as many as come).
+    `reward` is the reference of a reward model over the same base, held as one more adapter.
+    """
+
+    def __init__(
+        self,
+        resident: Resident,
+        *,
+        reward: str | None = None,
+        max_rows: int = 64,
+        max_tokens: int = 65536,
+        max_waiting_rows: int | None = None,
+    ) -> None:
         self._resident = resident
-        self._max_rows = max_rows
-        self._waiting: deque[_Job] = deque()
+        self._max_rows, self._max_tokens, self._max_waiting = max_rows, max_tokens, max_waiting_rows
+        self._waiting: deque[LiveRow] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
-        self._facts: list[ModelFacts] = []
-        self._lanes: dict[str, str] = {}
-        self._failure: BaseException | None = None
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(started,), name="align-engine", daemon=True)
+        self._facts: dict[str, ModelFacts] = {}
+        self._pace = Pace()
+        self._judge = None if reward is None else Judge(resident, reward)
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._work, args=(ready,), name="align-engine", daemon=True)
         self._thread.start()
-        started.wait()
-        if self._failure is not None:
-            raise self._failure
+        ready.result()
 
     @property
     def models(self) -> list[str]:
@@ -89,170 +65,220 @@ class LocalEngine:
     @property
     def facts(self) -> list[ModelFacts]:
         """What was found out about each model at the start."""
-        return list(self._facts)
+        return list(self._facts.values())
 
     @property
     def notes(self) -> list[str]:
         """What a user should know about these models, one line each."""
-        lines = [f"{fact.reference}: {fact.why_alone}" for fact in self._facts if fact.alone]
-        same = [fact for fact in self._facts if fact.adapter != BASE and fact.shift == 0]
+        lines = [f"{fact.reference}: {fact.why_alone}" for fact in self.facts if fact.alone]
+        same = [fact for fact in self.facts if fact.adapter != BASE and fact.shift == 0]
         return lines + [f"{fact.reference}: writes exactly what its base writes" for fact in same]
 
     @property
     def waiting(self) -> int:
         """How many rows are queued and not yet being written."""
-        with self._changed:
-            return sum(len(job.rows) for job in self._waiting)
+        return len(self._waiting)
 
     def submit(self, request: GenerationRequest) -> Stream:
-        """Queue a request; a row that cannot be written ends with a RowError, the others go on."""
+        """Queue a request; a row that cannot be written ends with a RowError, the others go on.
+
+        Raises Busy when more rows would wait than may.
+        """
         stream = Stream(len(request.rows), on_cancel=self._drop_cancelled)
-        lanes: dict[str, list[LiveRow]] = {}
-        for index, row in enumerate(request.rows):
-            adapter = self._resident.adapters.get(row.model)
-            live = LiveRow(stream, index, row, adapter or "", request.sampling_of(row))
-            if adapter is None:
-                live.fail(f"{row.model}: not one of the loaded models;{nearest(row.model, self.models)}")
-            else:
-                lanes.setdefault(self._lanes[adapter], []).append(live)
-        self._enqueue([_Job(lane, part) for lane, rows in lanes.items() for part in self._parts(rows)])
+        rows = [LiveRow(stream, index, row, request.sampling_of(row)) for index, row in enumerate(request.rows)]
+        known = [live for live in rows if self._find(live)]
+        with self._changed:
+            closed = self._closing.is_set()
+            if not closed:
+                self._refuse_flood(len(known))
+                self._waiting.extend(known)
+                self._changed.notify_all()
+        if closed:
+            _fail_all(known, CLOSED)
         return stream
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
         """The texts of some rows, in as few batches as fit; raises IntegrityError if a row failed."""
-        return collect(self.submit(GenerationRequest(tuple(rows), sampling)), len(rows))
+        # Rows of like length waste least when they are side by side, and a long one at the end would run alone.
+        order = sorted(range(len(rows)), key=lambda place: _length(rows[place]), reverse=True)
+        texts = collect(self.submit(GenerationRequest(tuple(rows[place] for place in order), sampling)), len(rows))
+        return [text for _, text in sorted(zip(order, texts, strict=True))]
 
     def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
-        """Not offered by this engine."""
-        raise UsageError(f"{model}: this engine does not compare tokens with the base")
+        """Where a model differs from the base over the answer that ends a conversation, its end token included.
+
+        Raises UsageError when the model is not loaded, or the conversation does not end with an answer or is too long.
+        """
+        fact = self._facts.get(model)
+        if fact is None:
+            raise UsageError(f"{model}: not one of the loaded models;{nearest(model, self.models)}")
+        conversation = answered(messages, self._resident)
+        return self._ask(lambda: token_shift(self._resident, fact, conversation))
 
     def reward(self, messages: Messages) -> float | None:
-        """None: no reward model is held."""
-        return None
+        """The score of a conversation by the reward model held beside the models; None without one.
+
+        Raises UsageError as `shift` does.
+        """
+        judge = self._judge
+        if judge is None:
+            return None
+        conversation = answered(messages, self._resident)
+        return self._ask(lambda: judge.score(conversation))
 
     def close(self) -> None:
         """End the thread; rows still running or waiting end with a RowError."""
-        self._closing.set()
         with self._changed:
+            self._closing.set()
             self._changed.notify_all()
         self._thread.join()
 
-    def _parts(self, rows: list[LiveRow]) -> list[list[LiveRow]]:
-        return [rows[start : start + self._max_rows] for start in range(0, len(rows), self._max_rows)]
+    def _find(self, live: LiveRow) -> bool:
+        """Look a row's model up; a row whose model is not loaded ends here."""
+        fact = self._facts.get(live.row.model)
+        if fact is None:
+            live.fail(f"{live.row.model}: not one of the loaded models;{nearest(live.row.model, self.models)}")
+            return False
+        live.adapter, live.lane = fact.adapter, fact.lane
+        return True
 
-    def _enqueue(self, jobs: list[_Job]) -> None:
-        with self._changed:
-            if not self._closing.is_set():
-                self._waiting.extend(jobs)
-                self._changed.notify_all()
-                return
-        _fail_all(jobs, CLOSED)
+    def _refuse_flood(self, more: int) -> None:
+        waiting = len(self._waiting)
+        if self._max_waiting is not None and waiting + more > self._max_waiting:
+            seconds = self._pace.seconds_until_free(waiting, self._max_rows)
+            raise Busy(
+                f"{waiting} answers are waiting, {self._max_waiting} may; try again in {seconds:.0f} seconds", seconds
+            )
 
     def _drop_cancelled(self) -> None:
-        """End cancelled rows that still wait, without waiting for the batch before them."""
+        """End cancelled rows that still wait, without waiting for the rows before them."""
         with self._changed:
-            for job in self._waiting:
-                for live in [live for live in job.rows if live.cancelled]:
-                    job.rows.remove(live)
-                    live.finish("cancelled")
+            for live in [live for live in self._waiting if live.cancelled]:
+                self._waiting.remove(live)
+                live.done("cancelled")
 
-    def _work(self, started: threading.Event) -> None:
-        try:
-            self._facts = probe(self._resident)
-            self._lanes = {fact.adapter: fact.lane for fact in self._facts}
-        except Exception as error:  # whatever it is, the constructor raises it in the caller's thread
-            self._failure = error
-            return
-        finally:
-            started.set()
-        while not self._closing.is_set():
-            jobs = self._next_jobs()
+    def _ask(self, question: Callable[[], _T]) -> _T:
+        """Have something found out in the engine's thread, between two steps."""
+        answer: Future[_T] = Future()
+
+        def call() -> None:
+            if self._closing.is_set():
+                answer.set_exception(IntegrityError(CLOSED))
+                return
             try:
-                self._run([live for job in jobs for live in job.rows], jobs[0].lane if jobs else MIXED)
-            except Exception as error:  # a caller must never wait for a batch that is gone
-                _fail_all(jobs, f"the engine failed ({_first_line(error)}); try again, or with fewer tokens")
+                answer.set_result(question())
+            except Exception as error:  # whatever it is, it is raised where it was asked
+                answer.set_exception(error)
+
+        with self._changed:
+            if self._closing.is_set():
+                raise IntegrityError(CLOSED)
+            self._calls.append(call)
+            self._changed.notify_all()
+        return answer.result()
+
+    def _work(self, ready: Future[None]) -> None:
+        try:
+            self._facts = {fact.reference: fact for fact in probe(self._resident)}
+            batch = self._empty_batch(MIXED)
+        except Exception as error:  # whatever it is, the constructor raises it in the caller's thread
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        while self._await_work(batch):
+            batch = self._turn(batch)
+        batch.rest()
+        _fail_all([row.live for row in batch.rows], CLOSED)
         with self._changed:
             _fail_all(self._waiting, CLOSED)
             self._waiting.clear()
+            for call in self._calls:
+                call()
 
-    def _next_jobs(self) -> list[_Job]:
-        """Wait for work, then take the oldest job and whatever can share its batch."""
+    def _await_work(self, batch: Batch) -> bool:
+        """Wait until there is something to do; False when the engine is being closed."""
         with self._changed:
-            while not self._waiting and not self._closing.is_set():
+            while not (batch.rows or self._waiting or self._calls or self._closing.is_set()):
                 self._changed.wait()
-        time.sleep(_GATHER_SECONDS)
-        taken: list[_Job] = []
+        return not self._closing.is_set()
+
+    def _turn(self, batch: Batch) -> Batch:
+        """Answer what was asked, let waiting rows join, write one token of every row; the batch to go on with."""
+        if self._calls:
+            batch.rest()
+            self._calls.popleft()()
+        for row in batch.rows:
+            if row.live.cancelled and not row.live.ended:
+                row.finish("cancelled")
+        joining: list[Writing] = []
+        try:
+            self._pace.note(batch.let_go())
+            batch = self._batch_to_go_on_with(batch)
+            joining = self._joining(batch)
+            arrivals = self._read(batch, joining)
+            batch.take_in(arrivals)
+            batch.step()
+        except Exception as error:  # a reader must never wait for a batch that is gone
+            batch.rest()
+            _fail_all([row.live for row in [*batch.rows, *joining]], _failure(error))
+            return self._empty_batch(batch.lane)
+        return batch
+
+    def _batch_to_go_on_with(self, batch: Batch) -> Batch:
+        """The batch, or another one for the lane of the oldest waiting row when all rows have left it."""
+        if batch.rows:
+            return batch
         with self._changed:
-            for job in list(self._waiting):
-                size = sum(len(other.rows) for other in taken) + len(job.rows)
-                if not taken or (job.lane == taken[0].lane and size <= self._max_rows):
-                    taken.append(job)
-                    self._waiting.remove(job)
-        return taken
+            lane = self._waiting[0].lane if self._waiting else batch.lane
+        return self._empty_batch(lane)
 
-    def _run(self, rows: list[LiveRow], lane: str) -> None:
+    def _empty_batch(self, lane: str) -> Batch:
+        return Batch(self._resident.model, self._resident.tokenizer, lane)
+
+    def _joining(self, batch: Batch) -> list[Writing]:
+        """The oldest waiting rows that the batch can take now, in their order."""
+        joining: list[Writing] = []
         window = context_window(self._resident.model)
-        for live in rows:
-            try:
-                live.prepare(self._resident.tokenizer, window)
-            except AlignError as error:
-                live.fail(str(error), "prompt")
-            except Exception as error:  # chat templates raise what they like; the other rows go on
-                live.fail(
-                    f"{live.row.model}: the conversation does not render ({_first_line(error)}); change its turns",
-                    "prompt",
-                )
-        ready = [live for live in rows if not live.ended]
-        if not ready:
-            return
-        run_batch(self._resident.model, self._resident.tokenizer, ready, lane, self._closing)
-        for live in ready:
-            live.fail(f"{live.row.model}: generation ended before this row did; try again")
+        while batch.open and len(batch.rows) + len(joining) < self._max_rows:
+            with self._changed:
+                if not self._waiting or self._waiting[0].lane != batch.lane:
+                    break
+                live = self._waiting.popleft()
+            if live.cancelled:
+                live.done("cancelled")
+                continue
+            row = prepare(live, self._resident.tokenizer, window)
+            if row is None:
+                continue
+            others = [*batch.rows, *joining]
+            if others and (len(others) + 1) * max(each.most_columns for each in [*others, row]) > self._max_tokens:
+                with self._changed:
+                    self._waiting.appendleft(live)
+                break
+            joining.append(row)
+        return joining
+
+    def _read(self, batch: Batch, joining: list[Writing]) -> Arrivals | None:
+        """Read the prompts of joining rows; if that fails, the rows that are being written are not concerned."""
+        if not joining:
+            return None
+        try:
+            return batch.read(joining)
+        except Exception as error:  # out of memory, most likely; whatever it is, these rows are told
+            _fail_all([row.live for row in joining], _failure(error))
+            return None
 
 
-def _fail_all(jobs: Sequence[_Job] | deque[_Job], message: str) -> None:
-    for job in jobs:
-        for live in job.rows:
-            live.fail(message)
+def _fail_all(rows: Iterable[LiveRow], message: str) -> None:
+    for live in rows:
+        live.fail(message)
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+def _failure(error: BaseException) -> str:
+    what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return f"the engine failed ({what}); try again, or with fewer tokens"
 
 
-def context_window(model: Any) -> int | None:
-    """How many tokens prompt and answer may have together, if the model says."""
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(window) if window else None
-
-
-def probe(resident: Resident) -> list[ModelFacts]:
-    """Run a fixed prompt through every model and say how far each is from the base."""
-    import torch
-    from transformers import GenerationConfig
-
-    model = resident.model
-    model.eval()
-    # The defaults a model was published with (penalties, suppressed tokens) would come on top of what a row asks for.
-    model.generation_config = GenerationConfig()
-    ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
-    with torch.inference_mode():
-        lanes = lanes_of(model, ids)
-        names = {BASE, *resident.adapters.values()}
-        logits = {name: _probe_one(model, ids, name, lanes.get(name, MIXED)) for name in names}
-    configs = adapters_of(model)
-    return [
-        ModelFacts(
-            reference=reference,
-            adapter=name,
-            lane=lanes[name],
-            shift=float((logits[name] - logits[BASE]).abs().max()),
-            is_dora=name in configs and configs[name].use_dora,
-        )
-        for reference, name in resident.adapters.items()
-    ]
-
-
-def _probe_one(model: Any, ids: Any, adapter: str, lane: str) -> Any:
-    with running(model, [adapter], lane) as options:
-        return model(input_ids=ids, **options).logits.float()
+def _length(row: Row) -> int:
+    """About how long a prompt is."""
+    return len(row.text or "") + sum(len(str(message.get("content"))) for message in row.messages)

@@ -85,6 +85,8 @@ class Row:
     def __post_init__(self) -> None:
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_ALTERNATIVES:
             raise UsageError(f"logprobs={self.logprobs}: out of range; give 0 to {MOST_ALTERNATIVES}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UsageError(f"seed={self.seed}: out of range; give a whole number of 64 bits")
         if self.text is not None and self.messages:
             raise UsageError("a row has both a text and messages; give one of them")
 

@@ -1,12 +1,13 @@
-"""Drawing tokens so that a row depends on nothing but itself: seeded Gumbel noise per row, then the largest score.
+"""Drawing tokens so that a row depends on nothing but itself: Gumbel noise from its seed, then the largest score.
 
-The largest of `logit / temperature + Gumbel noise` is a sample of the softmax (Gumbel 1954). With a generator per row
-the text of a row does not change with what shares its batch, and two models at one seed see the same noise. Torch's own
-batched sampling promises neither.
+The largest of `logit / temperature + Gumbel noise` is a sample of the softmax (Gumbel 1954). The noise is a hash of
+the row's seed, the place of the token in the answer and the token, so a row's text does not change with what shares
+its batch nor with the device, and two models at one seed see the same noise. Torch's generators promise none of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,48 +15,107 @@ from align.engine.protocol import Sampling
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+_GOLDEN = 0x9E3779B9 - 2**32
 
 
 class RowSampler:
-    """A logits processor for greedy search that makes the largest score a sample, row by row.
+    """What one row does to its logits before the draw, and its place in its noise."""
 
-    `bad_rows` collects the rows whose logits were not finite: the argmax of NaN is token 0, which looks like text.
-    """
+    def __init__(self, sampling: Sampling, seed: int, prompt_ids: Sequence[int]) -> None:
+        self._sampling = sampling
+        self._seed = seed
+        self._prompt_ids = list(prompt_ids)
+        self._taken: list[int] = []
+        plain = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) == (1.0, 0.0, 0.0)
+        self._penalised = not plain
 
-    def __init__(self, samplings: Sequence[Sampling], seeds: Sequence[int]) -> None:
-        import torch
+    @property
+    def greedy(self) -> bool:
+        """Whether the largest logit is taken."""
+        return self._sampling.temperature == 0
 
-        self._samplings = list(samplings)
-        # On the CPU whatever the model's device, so a seed means the same text everywhere.
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.bad_rows: set[int] = set()
+    @property
+    def key(self) -> tuple[int, int]:
+        """Two words of 32 bits that name the noise of the next token."""
+        name = f"{self._seed}:{len(self._taken)}".encode()
+        digest = hashlib.blake2b(name, digest_size=8).digest()
+        return int.from_bytes(digest[:4], signed=True), int.from_bytes(digest[4:], signed=True)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (B, V) to scores (B, V) whose argmax is the token drawn."""
-        import torch
-
-        finite = torch.isfinite(scores.amax(dim=-1)).tolist()
-        self.bad_rows |= {row for row, good in enumerate(finite) if not good}
-        drawn = [self._draw(row, scores[row]) if good else scores[row] for row, good in enumerate(finite)]
-        return torch.stack(drawn)
-
-    def _draw(self, row: int, logits: torch.Tensor) -> torch.Tensor:
-        sampling = self._samplings[row]
-        if sampling.temperature == 0:
+    def shape(self, logits: Tensor) -> Tensor:
+        """Logits (V,) after penalties, temperature and what rules tokens out."""
+        sampling = self._sampling
+        if self._penalised:
+            logits = self._penalise(logits)
+        if self.greedy:
             return logits
-        scaled = keep_top_p(logits.float() / sampling.temperature, sampling.top_p)
-        return scaled + gumbel_noise(scaled.shape[-1], self._generators[row]).to(scaled.device)
+        scaled = logits / sampling.temperature
+        return keep_min_p(keep_top_p(keep_top_k(scaled, sampling.top_k), sampling.top_p), sampling.min_p)
+
+    def took(self, token: int) -> None:
+        """Note the token drawn."""
+        self._taken.append(token)
+
+    def _penalise(self, logits: Tensor) -> Tensor:
+        import torch
+
+        sampling, penalised = self._sampling, logits.clone()
+        if sampling.repetition_penalty != 1:
+            seen = torch.tensor([*{*self._prompt_ids, *self._taken}], device=logits.device)
+            scores = logits[seen]
+            penalty = sampling.repetition_penalty
+            penalised[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+        if self._taken:
+            answer = torch.tensor(self._taken, device=logits.device)
+            counts = torch.zeros_like(logits).index_add_(0, answer, torch.ones_like(logits[answer]))
+            penalised -= sampling.frequency_penalty * counts + sampling.presence_penalty * (counts > 0)
+        return penalised
 
 
-def gumbel_noise(size: int, generator: torch.Generator) -> torch.Tensor:
-    """Standard Gumbel noise (size,): minus the logarithm of an exponential variable."""
+def draw(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
+    """The tokens (B,) drawn from logits (B, V), each by its own row's rules."""
     import torch
 
-    exponential = torch.empty(size).exponential_(generator=generator)
-    return -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()
+    shaped = torch.stack([row.shape(scores) for row, scores in zip(rows, logits, strict=True)])
+    sampled = [place for place, row in enumerate(rows) if not row.greedy]
+    if sampled:
+        noise = gumbel_noise([rows[place].key for place in sampled], logits.shape[-1], logits.device)
+        shaped[sampled] += noise
+    return shaped.argmax(dim=-1)
 
 
-def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+def gumbel_noise(keys: Sequence[tuple[int, int]], size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Standard Gumbel noise (B, size): minus the logarithm of exponential variables hashed from a key a row."""
+    import torch
+
+    first, second = torch.tensor(keys, device=device, dtype=torch.int32).T[:, :, None]
+    words = torch.arange(size, device=device, dtype=torch.int32)[None] * _GOLDEN ^ first
+    words = _mix(_mix(words) ^ second)
+    # Small numbers, which become the large noise that decides draws, keep their precision in fp32.
+    uniform = ((words & 0x7FFFFFFF).float() + 0.5) * 2.0**-31
+    exponential = uniform.clamp_max_(1 - 2.0**-24).neg_().log1p_().neg_()
+    return exponential.log_().neg_()
+
+
+def _mix(words: Tensor) -> Tensor:
+    """A bijection of words (int32, in place) in which every bit moves every other: lowbias32, C. Wellons 2018."""
+    words ^= words >> 16 & 0xFFFF
+    words *= 0x7FEB352D
+    words ^= words >> 15 & 0x1FFFF
+    words *= 0x846CA68B - 2**32
+    words ^= words >> 16 & 0xFFFF
+    return words
+
+
+def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
+    """Logits (V,) with all but the `top_k` largest at minus infinity; 0 keeps all."""
+    if not 0 < top_k < logits.shape[-1]:
+        return logits
+    return logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
+
+
+def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     """Logits (V,) with all but the smallest set of probability `top_p` at minus infinity (Holtzman et al. 2020)."""
     if top_p >= 1:
         return logits
@@ -64,3 +124,11 @@ def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     # A token stays while the mass before it is below top_p, so the first always stays.
     outside = probabilities.cumsum(dim=-1) - probabilities >= top_p
     return logits.index_fill(0, places[outside], float("-inf"))
+
+
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Logits (V,) without tokens less likely than `min_p` times the likeliest (Nguyen et al. 2024)."""
+    if min_p <= 0:
+        return logits
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < min_p * probabilities.max(), float("-inf"))

@@ -224,7 +224,7 @@ def test_a_failing_batch_reaches_the_caller_and_leaves_the_adapters_right(tiny_b
         def explode(*arguments, **options):
             raise RuntimeError("out of memory, say")
 
-        patch.setattr(batch.RowSampler, "__call__", explode)
+        patch.setattr(batch, "draw", explode)
         events = ended(engine.submit(GenerationRequest(tuple(rows), HOT)))
 
     after = engine.complete(rows[::-1], HOT)

@@ -4,28 +4,82 @@ import pytest
 import torch
 
 from align.engine.protocol import Sampling
-from align.engine.sampling import RowSampler, gumbel_noise, keep_top_p
+from align.engine.sampling import RowSampler, draw, gumbel_noise, keep_min_p, keep_top_k, keep_top_p
 from align.errors import UsageError
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 
 
-def draw(sampling: Sampling, times: int) -> torch.Tensor:
-    sampler = RowSampler([sampling], [0])
-    drawn = [sampler(torch.zeros(1, 1), LOGITS[None]).argmax().item() for _ in range(times)]
-    return torch.bincount(torch.tensor(drawn), minlength=4) / times
+def shares(sampling: Sampling, times: int) -> torch.Tensor:
+    """How often each token of LOGITS is drawn, each time by a row with a seed of its own."""
+    rows = [RowSampler(sampling, seed, []) for seed in range(times)]
+    return torch.bincount(draw(LOGITS.repeat(times, 1), rows), minlength=4) / times
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax(temperature):
-    shares = draw(Sampling(temperature=temperature), 4000)
+    found = shares(Sampling(temperature=temperature), 40000)
 
-    # Four standard errors of a share of one half over 4000 draws.
-    assert torch.allclose(shares, (LOGITS / temperature).softmax(-1), atol=4 * 0.5 / 4000**0.5)
+    # Four standard errors of a share of one half over 40000 draws.
+    assert torch.allclose(found, (LOGITS / temperature).softmax(-1), atol=4 * 0.5 / 40000**0.5)
+
+
+def test_the_draws_of_one_row_follow_the_softmax_too():
+    row, counts = RowSampler(Sampling(temperature=1.0), 3, []), torch.zeros(4)
+    for _ in range(4000):
+        token = int(draw(LOGITS[None], [row]))
+        row.took(token)
+        counts[token] += 1
+
+    assert torch.allclose(counts / 4000, LOGITS.softmax(-1), atol=4 * 0.5 / 4000**0.5)
+
+
+def test_noise_is_gumbel_over_a_whole_vocabulary():
+    noise = gumbel_noise([(seed, seed * 7) for seed in range(8)], 50_000)
+
+    # Mean: Euler's constant; variance: pi squared over six. Quantiles: -ln(-ln q).
+    assert noise.mean().item() == pytest.approx(0.57722, abs=0.01)
+    assert noise.var().item() == pytest.approx(torch.pi**2 / 6, rel=0.01)
+    quantiles = torch.tensor([0.01, 0.1, 0.5, 0.9, 0.99, 0.999])
+    found = torch.stack([(noise <= -(-q.log()).log()).float().mean() for q in quantiles])
+    assert torch.allclose(found, quantiles, atol=0.003)
+    neighbours = torch.corrcoef(torch.stack([noise[:, :-1].flatten(), noise[:, 1:].flatten()]))[0, 1]
+    assert abs(neighbours.item()) < 0.01
+    assert torch.corrcoef(noise).fill_diagonal_(0).abs().max() < 0.03
 
 
 def test_temperature_zero_takes_the_largest():
-    assert draw(Sampling(temperature=0), 50)[0] == 1
+    assert shares(Sampling(temperature=0), 50)[0] == 1
+
+
+def test_top_k_and_min_p_keep_the_likeliest():
+    # Probabilities 0.644, 0.237, 0.087, 0.032; shares of the likeliest 1, 0.368, 0.135, 0.050.
+    assert keep_top_k(LOGITS, 2).isfinite().tolist() == [True, True, False, False]
+    assert keep_top_k(LOGITS, 0) is LOGITS
+    assert keep_top_k(LOGITS, 9) is LOGITS
+    assert keep_min_p(LOGITS, 0.3).isfinite().tolist() == [True, True, False, False]
+    assert keep_min_p(LOGITS, 1.0).isfinite().tolist() == [True, False, False, False]
+    assert keep_min_p(LOGITS, 0.0) is LOGITS
+
+
+def test_top_p_is_taken_of_what_top_k_left():
+    row = RowSampler(Sampling(temperature=1.0, top_k=2, top_p=0.7), 0, [])
+
+    # Of the two that are left the likelier has 0.731.
+    assert row.shape(LOGITS).isfinite().tolist() == [True, False, False, False]
+
+
+def test_penalties_are_those_of_ctrl_and_of_the_openai_api():
+    repeated = RowSampler(Sampling(temperature=0, repetition_penalty=2.0), 0, [0, 3])
+    repeated.took(1)
+    counted = RowSampler(Sampling(temperature=0, frequency_penalty=0.5, presence_penalty=0.25), 0, [0])
+    for token in (1, 1, 2):
+        counted.took(token)
+
+    # Positive logits are divided, negative ones multiplied, of the prompt and of the answer alike.
+    assert repeated.shape(LOGITS).tolist() == [1.0, 0.5, 0.0, -2.0]
+    # Only the answer counts: token 1 came twice, token 2 once.
+    assert counted.shape(LOGITS).tolist() == [2.0, 1.0 - 2 * 0.5 - 0.25, 0.0 - 0.5 - 0.25, -1.0]
 
 
 def test_top_p_keeps_the_smallest_set_with_that_much_probability():
@@ -37,36 +91,47 @@ def test_top_p_keeps_the_smallest_set_with_that_much_probability():
 
 
 def test_a_row_draws_the_same_beside_any_other_row():
-    alone = RowSampler([Sampling()], [7])
-    beside = RowSampler([Sampling(temperature=0), Sampling()], [1, 7])
+    alone = RowSampler(Sampling(), 7, [])
+    beside = RowSampler(Sampling(), 7, [])
 
-    for _ in range(5):
-        one = alone(torch.zeros(1, 1), LOGITS[None])[0]
-        two = beside(torch.zeros(2, 1), LOGITS.repeat(2, 1))[1]
-        assert torch.equal(one, two)
+    for _ in range(20):
+        one = int(draw(LOGITS[None], [alone])[0])
+        others = [RowSampler(Sampling(temperature=0), 1, []), beside, RowSampler(Sampling(top_k=2), 2, [])]
+        two = int(draw(LOGITS.repeat(3, 1), others)[1])
+        alone.took(one)
+        beside.took(two)
+        assert one == two
 
 
-def test_equal_seeds_share_their_noise_and_others_do_not():
-    noise = [gumbel_noise(8, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+def test_equal_keys_share_their_noise_and_others_do_not():
+    noise = gumbel_noise([RowSampler(Sampling(), seed, []).key for seed in (3, 3, 4)], 8)
 
     assert torch.equal(noise[0], noise[1])
     assert not torch.equal(noise[0], noise[2])
 
 
-def test_rows_with_logits_that_are_not_finite_are_named():
-    sampler = RowSampler([Sampling()] * 4, [0] * 4)
-    scores = LOGITS.repeat(4, 1)
-    scores[1, 2] = float("nan")
-    scores[2, 0] = float("inf")
-    scores[3, 0] = float("-inf")  # a token that is ruled out is no damage
+def test_the_noise_of_a_seed_is_the_same_in_every_version():
+    noise = gumbel_noise([RowSampler(Sampling(), 0, []).key], 4)
 
-    sampler(torch.zeros(4, 1), scores)
-
-    assert sampler.bad_rows == {1, 2}
+    assert noise[0].tolist() == pytest.approx([1.6009, 1.1961, 0.3914, -0.4121], abs=1e-4)
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"max_new_tokens": 0}, {"temperature": float("nan")}]
+    "options",
+    [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"max_new_tokens": 0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0},
+        {"frequency_penalty": 3},
+        {"presence_penalty": -3},
+        {"stop": ("",)},
+        {"stop": "END"},
+    ],
 )
 def test_sampling_out_of_range_is_refused(options):
     with pytest.raises(UsageError):

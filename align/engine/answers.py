@@ -1,0 +1,118 @@
+"""What models say of an answer that is already written: where a model shifts it, and what a reward model gives it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from align.engine.detokenizer import Detokenizer
+from align.engine.lanes import BASE, MIXED, ModelFacts, body_of, context_window, running
+from align.engine.protocol import ShiftedToken
+from align.engine.rows import likeliest
+from align.errors import UsageError
+from align.schema import Messages, Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.models.adapters import Resident
+
+_ALTERNATIVES = 5
+_REWARD = "__reward__"
+
+
+class Answered(NamedTuple):
+    """A conversation in tokens: what comes before the answer, and the answer up to and with its end token."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
+def answered(messages: Messages, resident: Resident) -> Answered:
+    """The tokens of a conversation that ends with an answer, just as training sees them.
+
+    Raises UsageError when it does not, does not fit the chat template, or is longer than the model takes.
+    """
+    from align.data.answers import unpaired_rows
+    from align.data.fitting import Fit
+
+    if not messages or messages[-1]["role"] != "assistant":
+        raise UsageError("the conversation does not end with an answer of the assistant; nothing can be said of it")
+    window = context_window(resident.model)
+    record = Record(prompt=messages[:-1], completion=messages[-1:])
+    found = unpaired_rows([record], resident.tokenizer, Fit(window or 1 << 30))
+    if not found.rows:
+        reason = next(iter(found.dropped))
+        raise UsageError(f"the conversation cannot be read: {reason}; the model takes {window} tokens")
+    (row,) = found.rows
+    return Answered(row["prompt_ids"], row["completion_ids"])
+
+
+def token_shift(resident: Resident, fact: ModelFacts, conversation: Answered) -> list[ShiftedToken]:
+    """Each token of an answer under a model and under its base, from one pass where the two can share one."""
+    import torch
+
+    model, tokenizer = resident.model, resident.tokenizer
+    ids = torch.tensor([[*conversation.prompt_ids, *conversation.answer_ids]], device=model.device)
+    size = len(conversation.answer_ids)
+    with torch.inference_mode():
+        if fact.lane == MIXED:
+            ours, base = _logprobs(model, ids.repeat(2, 1), size, [fact.adapter, BASE], MIXED)
+        else:
+            (ours,), (base,) = (_logprobs(model, ids, size, [name], name) for name in (fact.adapter, BASE))
+    texts = _texts(conversation.answer_ids, tokenizer)
+    return [
+        ShiftedToken(
+            text=text,
+            logprob=float(here[token]),
+            base_logprob=float(there[token]),
+            top=likeliest(here, _ALTERNATIVES, tokenizer),
+            base_top=likeliest(there, _ALTERNATIVES, tokenizer),
+        )
+        for text, token, here, there in zip(texts, conversation.answer_ids, ours, base, strict=True)
+    ]
+
+
+def _logprobs(model: Any, ids: Tensor, size: int, adapters: list[str], lane: str) -> Tensor:
+    """Log-probabilities (B, size, V) of the last tokens of each row of ids (B, T)."""
+    with running(model, adapters, lane):
+        # The logits that choose a token stand one position before it.
+        logits: Tensor = body_of(model)(input_ids=ids).logits[:, -size - 1 : -1]
+    return logits.float().log_softmax(dim=-1)
+
+
+def _texts(ids: list[int], tokenizer: Any) -> list[str]:
+    """What each token adds to the text: a character of several tokens comes with its last, an end token by name."""
+    detokenizer = Detokenizer(tokenizer)
+    special = set(tokenizer.all_special_ids)
+    texts = [tokenizer.decode([token]) if token in special else detokenizer.push(token) for token in ids]
+    rest = detokenizer.flush()
+    return [*texts[:-1], rest + texts[-1]]
+
+
+class Judge:
+    """A reward model held as one more adapter on the resident base; it is none of the models that write."""
+
+    def __init__(self, resident: Resident, reference: str) -> None:
+        """Attach it; raises IntegrityError unless it is a whole reward model over this base and chat template."""
+        from align.models.adapters import attach_adapter
+        from align.models.heads import load_score_head
+        from align.models.tokenizers import check_template
+        from align.registry import open_registry
+
+        checkpoint = (resident.registry or open_registry()).resolve(reference)
+        self.reference = checkpoint.reference
+        self._head = load_score_head(checkpoint).to(resident.model.device)
+        check_template(checkpoint, resident.tokenizer, "the models beside it")
+        attach_adapter(resident, checkpoint, _REWARD)
+        del resident.adapters[checkpoint.reference]
+        self._resident = resident
+
+    def score(self, conversation: Answered) -> float:
+        """The score of a conversation, read at the end token of its answer."""
+        import torch
+
+        model = self._resident.model
+        ids = torch.tensor([[*conversation.prompt_ids, *conversation.answer_ids]], device=model.device)
+        with torch.inference_mode(), running(model, [_REWARD], _REWARD):
+            hidden = body_of(model).base_model(input_ids=ids).last_hidden_state[:, -1]
+            return float(self._head(hidden.to(self._head.weight.dtype)))

@@ -1,0 +1,160 @@
+"""Which models can share a batch, and setting the one model in memory up for some of them.
+
+Everything here runs in the engine's thread. PEFT's `set_adapter` and mixed batches both change the model for whoever
+else uses it, and answer from the wrong adapter without an error when two threads do it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.models.adapters import Resident
+
+MIXED = "mixed"
+"""The lane whose rows run in one batch, each through its own adapter."""
+
+BASE = "__base__"
+"""PEFT's name for a row that runs through no adapter."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What was found out about one model when the engine started."""
+
+    reference: str
+    adapter: str
+    lane: str
+    """the rows it can share a batch with: `MIXED`, or its own name"""
+    shift: float
+    """largest difference of a logit from the base's on a fixed probe; 0 for the base itself"""
+    is_dora: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether its rows cannot share a batch with other models', so that they run one model after the other."""
+        return self.lane != MIXED
+
+    @property
+    def why_alone(self) -> str:
+        """A line on rows that run alone."""
+        return ("DoRA" if self.is_dora else "this architecture's") + " rows run one model after the other"
+
+
+def adapters_of(model: Any) -> dict[str, Any]:
+    """The PEFT configurations of a model by adapter name; empty for a bare model."""
+    from peft import PeftModel
+
+    return dict(model.peft_config) if isinstance(model, PeftModel) else {}
+
+
+def body_of(model: Any) -> Any:
+    """The language model itself, adapters in place; what `running` sets up and a forward pass is made with."""
+    return model.get_base_model() if adapters_of(model) else model
+
+
+def context_window(model: Any) -> int | None:
+    """How many tokens prompt and answer may have together, if the model says."""
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(window) if window else None
+
+
+@contextmanager
+def running(model: Any, adapters: Sequence[str], lane: str) -> Iterator[None]:
+    """Let the body run a batch of so many rows, each through its adapter; all is as before afterwards."""
+    if not adapters_of(model):
+        yield
+    elif lane == MIXED:
+        with _without_leftover_hooks(model), model._enable_peft_forward_hooks(adapter_names=list(adapters)):
+            yield
+    elif lane == BASE:
+        with model.disable_adapter():
+            yield
+    else:
+        before = model.active_adapter
+        model.set_adapter(lane, inference_mode=True)
+        try:
+            yield
+        finally:
+            model.set_adapter(before, inference_mode=True)
+
+
+@contextmanager
+def _without_leftover_hooks(model: Any) -> Iterator[None]:
+    """Remove what PEFT leaves behind when a mixed batch raises.
+
+    PEFT 0.21 installs one hook a module and removes them only on the way out of a call that succeeded; left behind,
+    they send later rows through the adapters of the failed batch.
+    """
+    before = {module: set(module._forward_pre_hooks) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, known in before.items():
+            for key in set(module._forward_pre_hooks) - known:
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def probe(resident: Resident) -> list[ModelFacts]:
+    """Run a fixed text through every model, alone and side by side; tell which can be mixed and how far each shifts.
+
+    Only a model that says in a mixed batch what it says alone is mixed. DoRA cannot be. An architecture that flattens
+    rows and positions into one dimension on its way (OPT does) cannot be either, nor can adapters on parameters.
+    """
+    import torch
+
+    model = resident.model
+    model.eval()
+    configs = adapters_of(model)
+    names = [BASE, *(name for name in configs if name in resident.adapters.values())]
+    unknown = set(resident.adapters.values()) - set(names)
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))}: adapters that are not on the model")
+    ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        alone = {name: _logits(model, ids, [name], name)[0] for name in names}
+        mixed = _mixed_logits(model, ids, [name for name in names if not _runs_alone(configs.get(name))])
+    same = {name for name in mixed if _agree(mixed[name], alone[name], model.dtype)}
+    lanes = {name: MIXED if name in same else name for name in names}
+    return [
+        ModelFacts(
+            reference=reference,
+            adapter=name,
+            lane=lanes[name],
+            shift=float((alone[name] - alone[BASE]).abs().max()),
+            is_dora=name in configs and bool(configs[name].use_dora),
+        )
+        for reference, name in resident.adapters.items()
+    ]
+
+
+def _runs_alone(config: Any) -> bool:
+    others = (getattr(config, name, None) for name in ("use_dora", "alora_invocation_tokens", "arrow_config"))
+    return any(others)
+
+
+def _mixed_logits(model: Any, ids: Tensor, names: list[str]) -> dict[str, Tensor]:
+    try:
+        logits = _logits(model, ids.repeat(len(names), 1), names, MIXED)
+    except ValueError:
+        return {}
+    return dict(zip(names, logits, strict=True))
+
+
+def _logits(model: Any, ids: Tensor, adapters: list[str], lane: str) -> Tensor:
+    with running(model, adapters, lane):
+        logits: Tensor = body_of(model)(input_ids=ids).logits
+    return logits.float()
+
+
+def _agree(mixed: Tensor, alone: Tensor, dtype: Any) -> bool:
+    """Whether two runs of one model are equal up to the rounding of its arithmetic."""
+    import torch
+
+    return bool((mixed - alone).abs().max() <= torch.finfo(dtype).eps ** 0.5 * alone.abs().max())

@@ -1,0 +1,166 @@
+"""A row from submission to its last event: its prompt in tokens, its rules, and what it has said."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowError, Sampling, Token
+from align.engine.sampling import RowSampler
+from align.engine.speech import Piece, Speech
+from align.errors import AlignError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.engine.stream import Stream
+
+
+@dataclass
+class LiveRow:
+    """A row that waits or is being written. It sends its last event exactly once."""
+
+    stream: Stream
+    index: int
+    row: Row
+    sampling: Sampling
+    adapter: str = ""
+    lane: str = ""
+    submitted: float = field(default_factory=time.perf_counter)
+    prompt_ids: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the reader asked this row to stop."""
+        return self.stream.is_cancelled(self.index)
+
+    def done(
+        self,
+        reason: FinishReason,
+        text: str = "",
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+        first_token_seconds: float = 0.0,
+    ) -> None:
+        """End the row well."""
+        seconds = time.perf_counter() - self.submitted
+        facts = (prompt_tokens, completion_tokens, first_token_seconds, seconds)
+        self._end(RowDone(self.index, text, reason, *facts))
+
+    def fail(self, message: str, fault: Fault = "engine") -> None:
+        """End the row with an error, unless it has ended already."""
+        if not self.ended:
+            self._end(RowError(self.index, message, fault))
+
+    def _end(self, event: RowDone | RowError) -> None:
+        self.ended = True
+        self.stream.put(event)
+
+
+class Writing:
+    """A row on its way through the model."""
+
+    def __init__(self, live: LiveRow, limit: int, tokenizer: Any) -> None:
+        self.live = live
+        self.prompt_ids = live.prompt_ids
+        self.limit = limit
+        self.started = time.perf_counter()
+        self.sampler = RowSampler(live.sampling, live.row.seed, live.prompt_ids)
+        self._tokenizer = tokenizer
+        self._speech = Speech(tokenizer, live.sampling.stop)
+        self._first_token = 0.0
+
+    @property
+    def columns(self) -> int:
+        """How many tokens of it the model holds: prompt and answer, without the newest."""
+        return len(self.prompt_ids) + max(self._speech.count - 1, 0)
+
+    @property
+    def most_columns(self) -> int:
+        """How many tokens prompt and answer have together at most."""
+        return len(self.prompt_ids) + self.limit
+
+    def take(self, token: int, logits: Tensor, stop_ids: frozenset[int]) -> None:
+        """Add one token of this row, drawn from logits (V,), and tell the reader what it now says."""
+        self._first_token = self._first_token or time.perf_counter()
+        self.sampler.took(token)
+        if token in stop_ids:
+            self.finish("stop")
+            return
+        asked = self.live.row.logprobs
+        told = None if asked is None else describe(token, logits, asked, self._tokenizer)
+        self._put(self._speech.push(token, told))
+        if self._speech.stopped:
+            self.finish("stop")
+        elif self._speech.count >= self.limit:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the row well, showing what was held back."""
+        self._put(self._speech.close())
+        self.live.done(
+            "stop" if self._speech.stopped else reason,
+            text=self._speech.text,
+            prompt_tokens=len(self.prompt_ids),
+            completion_tokens=self._speech.count,
+            first_token_seconds=self._first_token - self.live.submitted if self._first_token else 0.0,
+        )
+
+    def _put(self, piece: Piece) -> None:
+        if piece.text or piece.tokens:
+            self.live.stream.put(RowDelta(self.live.index, *piece))
+
+
+def prepare(live: LiveRow, tokenizer: Any, window: int | None) -> Writing | None:
+    """A row with its prompt encoded; one that cannot be written ends with an error and is None."""
+    model = live.row.model
+    try:
+        live.prompt_ids = live.prompt_ids or encode(live.row, tokenizer)
+    except AlignError as error:
+        live.fail(str(error), "prompt")
+        return None
+    except Exception as error:  # chat templates raise what they like; the other rows go on
+        what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        live.fail(f"{model}: the conversation does not render ({what}); change its turns", "prompt")
+        return None
+    size, longest = len(live.prompt_ids), live.sampling.max_new_tokens
+    limit = longest if window is None else min(longest, window - size)
+    if limit < 1:
+        live.fail(
+            f"{model}: the conversation has {size} tokens, the model takes {window}; shorten it or start a new one",
+            "too_long",
+        )
+        return None
+    return Writing(live, limit, tokenizer)
+
+
+def encode(row: Row, tokenizer: Any) -> list[int]:
+    """The ids a row continues: of its conversation, or of its text as it stands.
+
+    Raises DataError when the conversation does not fit the chat template, or there is nothing to continue.
+    """
+    from align.data.render import render_chat
+
+    if row.text is None:
+        return render_chat(row.messages, tokenizer)
+    # A text that was rendered elsewhere begins with its own BOS.
+    begun = tokenizer.bos_token is not None and row.text.startswith(tokenizer.bos_token)
+    ids = list(tokenizer.encode(row.text, add_special_tokens=not begun))
+    if not ids:
+        raise DataError(f"{row.model}: the prompt has no tokens; give a text to continue")
+    return ids
+
+
+def describe(token: int, logits: Tensor, alternatives: int, tokenizer: Any) -> Token:
+    """How likely a token was under logits (V,), and the likeliest there with it."""
+    logprobs = logits.log_softmax(dim=-1)
+    return Token(token, tokenizer.decode([token]), float(logprobs[token]), likeliest(logprobs, alternatives, tokenizer))
+
+
+def likeliest(logprobs: Tensor, count: int, tokenizer: Any) -> tuple[tuple[str, float], ...]:
+    """The texts and log-probabilities of the largest of logprobs (V,), largest first."""
+    top = logprobs.topk(min(count, logprobs.shape[-1]))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return tuple((tokenizer.decode([token]), logprob) for token, logprob in pairs)
