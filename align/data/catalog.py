@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +17,14 @@ from align.data.json_rows import rows_key
 from align.data.readers import FORMATS
 from align.data.rows import Layout
 from align.data.turns import CALL, Tags
+from align.data.vote_rows import VoteFilter
 from align.errors import DataError, UsageError, nearest, shorten
 from align.schema import View
 
 SHIPPED = Path(__file__).resolve().parents[2] / "datasets_cfg"
 _INFO = "dataset_info.json"
 OPTION = re.compile(r":(?=[a-z_]+=)")
+_NEXT_OPTION = re.compile(r",(?=[a-z_]+=)")
 _OF_THE_HUB = {"subset", "split", "revision"}
 _ELSEWHERE = ("source", "scorer")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -87,6 +90,24 @@ class DatasetConfig(Settings):
     """commit, tag or branch of a hub dataset; pins it"""
     split: str | None = None
     """split of a hub dataset; train by default"""
+    mode: Literal["", "blind", "named"] = ""
+    """of votes: only those cast with the names hidden, or shown"""
+    since: str = ""
+    """of votes: only those cast at this day or time (UTC) or later"""
+    until: str = ""
+    """of votes: only those cast before this day or time (UTC)"""
+    voter: list[str] = Field(default_factory=list)
+    """of votes: only those of these voters"""
+    models: list[str] = Field(default_factory=list)
+    """of votes: only those with this model, or between two of these; a name without @ is all its versions"""
+    truncated: Literal["drop", "keep"] = "drop"
+    """votes on answers that were stopped before their end: left out and counted, or kept"""
+    both_bad: Literal["unpaired", "drop"] = "unpaired"
+    """votes for neither: both answers are bad examples where a stage takes answers one by one (KTO), or left out"""
+    part: Literal["", "train", "test"] = ""
+    """take one side of a split by the content of the prompts; rows that share a prompt are on the same side"""
+    test_share: float = Field(0.1, gt=0, lt=1)
+    """how much of the prompts is on the test side"""
     limit: int | None = Field(None, ge=1)
     """take this many records: the first, or a sample when there is a seed"""
     seed: int | None = Field(None, ge=0)
@@ -106,6 +127,21 @@ class DatasetConfig(Settings):
     @classmethod
     def _text_keys(cls, value: Any) -> Any:
         return dict(_spelled(value)) if isinstance(value, dict) else value
+
+    @field_validator("since", "until", mode="before")
+    @classmethod
+    def _text_of_a_time(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, date) else value
+
+    @field_validator("voter", "models", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @property
+    def votes(self) -> VoteFilter:
+        """Which votes are asked for."""
+        return VoteFilter(self.mode, self.since, self.until, tuple(self.voter), tuple(self.models))
 
     @model_validator(mode="after")
     def _known_parts(self) -> DatasetConfig:
@@ -139,6 +175,8 @@ class Dataset:
     folder: Path
 
 
+_OPTIONS = ("limit", "seed", "split", "subset", "revision", "format", "entry", "ties", "rows", "stopping")
+_OF_VOTES = ("mode", "since", "until", "voter", "models", "truncated", "both_bad", "part", "test_share")
 _OF_MIXTURES = {"mix", "rows", "stopping", "limit", "seed", "license", "language", "description"}
 
 
@@ -169,7 +207,8 @@ def catalogue() -> dict[str, Path]:
 
 def find(spec: str) -> Dataset:
     """The dataset a spec names: NAME, a file, a folder or hf://owner/name, then options such as `:limit=500`."""
-    target, *options = OPTION.split(spec)
+    target, *groups = OPTION.split(spec)
+    options = [option for group in groups for option in _NEXT_OPTION.split(group)]
     try:
         dataset = _find_target(target)
     except OSError as error:  # a folder that may not be entered, a name that is too long
@@ -207,6 +246,8 @@ def make_layout(config: DatasetConfig, format_name: str, view: View | None) -> L
         config.ties,
         config.labels,
         config.question,
+        config.truncated,
+        config.both_bad,
     )
 
 
@@ -225,7 +266,7 @@ def _tag_of(role: str) -> str:
 
 def _read_option(spec: str, option: str) -> tuple[str, Any]:
     key, _, text = option.partition("=")
-    known = ("limit", "seed", "split", "subset", "revision", "format", "entry", "ties", "rows", "stopping", *_ELSEWHERE)
+    known = (*_OPTIONS, *_ELSEWHERE, *_OF_VOTES)
     if key not in known:
         raise UsageError(f"{spec}: unknown option {key!r};{nearest(key, known)}")
     return key, text

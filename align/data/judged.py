@@ -32,13 +32,20 @@ _UNUSABLE = {"empty completion": "vote: empty answer", "not text": "vote: an ans
 
 
 def read_votes(row: Row, layout: Layout) -> list[Record]:
-    """The comparison page's votes; one without a single pair of answers to learn from is left out, never an error."""
+    """The comparison page's votes; one without an answer to learn from is left out, never an error.
+
+    Where answers are taken one by one the better one is good and the other bad, both are bad after "both bad", and
+    both are good after a tie that is not left out: there is another button for two bad answers.
+    """
     context = layout.context(row, "prompt")
     choice = layout.text(row, "label", None)
     if choice not in ("a", "b", "tie", "bad"):
         raise RowError("bad label", "choice", f"is {shorten(choice)}", "write a, b, tie or bad")
-    if choice == "bad":
+    alone = layout.view == "unpaired"
+    if choice == "bad" and not (alone and layout.both_bad == "unpaired"):
         raise RowSkipped("vote: both bad")
+    if row.get("truncated") and layout.truncated == "drop":
+        raise RowSkipped("vote: an answer was stopped early (truncated=keep takes them)")
     try:
         answers = {side: layout.answer(row, side) for side in ("a", "b")}
     except RowError as error:
@@ -50,7 +57,31 @@ def read_votes(row: Row, layout: Layout) -> list[Record]:
     # After its first answer each side went on with its own history: there is no context both share to learn a pair in.
     if any(turn["role"] != "assistant" for turns in answers.values() for turn in turns):
         raise RowSkipped("vote: several turns")
+    if alone:
+        return _labelled(context, {side: answers[side] for side in _told_here(row, choice)}, choice, layout)
     return _judged(context, answers, choice, layout)
+
+
+def _labelled(context: Messages, answers: dict[str, Messages], choice: str, layout: Layout) -> list[Record]:
+    if choice == "tie" and layout.ties == "drop":
+        raise RowSkipped("tie")
+    weight = 0.5 if choice == "tie" and layout.ties == "half" else None
+    return [
+        Record(prompt=context, completion=turns, label=choice in (side, "tie"), weight=weight)
+        for side, turns in answers.items()
+    ]
+
+
+def _told_here(row: Row, choice: str) -> list[str]:
+    """The sides whose answer no earlier row of the same vote holds: a vote on four answers is several rows."""
+    places = row.get("sides")
+    if not isinstance(places, dict) or not all(isinstance(places.get(side), int) for side in ("a", "b")):
+        return ["a", "b"]
+    if choice in ("a", "b"):
+        other = "b" if choice == "a" else "a"
+        first = places[other] == (1 if places[choice] == 0 else 0)
+        return [side for side in ("a", "b") if side == other or first]
+    return [side for side, here in (("a", places["b"] == 1), ("b", places["a"] == 0)) if here]
 
 
 def _read_question(row: Row, layout: Layout) -> Messages:

@@ -58,6 +58,8 @@ class Layout:
     ties: str = "drop"
     labels: Mapping[str, str] = field(default_factory=dict)
     question: str = ""
+    truncated: str = "drop"
+    both_bad: str = "unpaired"
     remarks: Counter[str] = field(default_factory=Counter)
     """what readers decided about rows they took, and how often"""
     _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)

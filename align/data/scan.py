@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.data import containers
-from align.data.catalog import Dataset, find, make_layout
+from align.data.catalog import Dataset, DatasetConfig, find, make_layout
 from align.data.containers import RawRow, Reading
 from align.data.digest import Digest
 from align.data.problems import SHOWN, BadRow, RowError, RowSkipped, tell
@@ -20,8 +20,10 @@ from align.data.readers import FORMATS, Format, check_record
 from align.data.reshape import Part
 from align.data.rows import COMMON, Layout, Plan, Row, read_meta, read_number, read_tools
 from align.data.sniff import LOOKED_AT, slip_of, sniff
+from align.data.split import is_held_out
 from align.data.turns import kind_of
 from align.data.views import a_kind, convert, natural_view
+from align.data.vote_rows import Sieve
 from align.errors import DataError, UsageError, nearest
 from align.schema import VIEWS, Record, View
 
@@ -62,6 +64,11 @@ class Scan:
         self.reasons[row.error.reason] += 1
         if self.reasons[row.error.reason] <= SHOWN:
             self.bad.append(row)
+
+    def pass_over(self, reason: str) -> None:
+        """Count a row that is not read at all."""
+        self.rows += 1
+        self.skipped[reason] += 1
 
     def left_out(self) -> dict[str, int]:
         """How many rows each reason left out: the refused ones first, then those left out by choice."""
@@ -180,9 +187,21 @@ def _read(
         return
     known = FORMATS[format_name]
     layout = make_layout(config, format_name, view)
+    if format_name == "votes":
+        rows = Sieve(found.name, config.votes, found.pass_over).sift(rows)
+    elif asked := config.votes.asked:
+        raise UsageError(
+            f"{found.name}: asked for {', '.join(asked)}, which only votes have; these rows are {format_name}; "
+            "take it out"
+        )
     limit = config.limit if config.seed is None else None
     with contextlib.closing(_read_rows(rows, _RowReader(known, layout, found, on_bad))) as records:
-        yield from itertools.islice(records, limit)
+        wanted = _on_side(records, config) if config.part else records
+        yield from itertools.islice(wanted, limit)
+
+
+def _on_side(records: Iterable[Record], config: DatasetConfig) -> Iterator[Record]:
+    return (record for record in records if is_held_out(record, config.test_share) == (config.part == "test"))
 
 
 def _open(dataset: Dataset, roots: Mapping[str, Path] | None, notes: list[str]) -> Iterator[RawRow]:
@@ -198,7 +217,7 @@ def _open(dataset: Dataset, roots: Mapping[str, Path] | None, notes: list[str]) 
     except OSError as error:  # a folder that may not be entered, a name that is too long
         raise DataError(f"{dataset.name}: cannot be read ({error.strerror}); check the path") from None
     shown = config.source if path == Path(config.source) else path.name
-    reading = Reading(config.encoding, tuple(config.header), config.quoting, config.rows_at)
+    reading = Reading(config.encoding, tuple(config.header), config.quoting, config.rows_at, config.format == "votes")
     return containers.read_path(path, shown, notes, reading)
 
 

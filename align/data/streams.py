@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import json
 import os
 import stat
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -34,6 +35,8 @@ class Reading:
     header: tuple[str, ...] = ()
     quoting: str = "auto"
     rows_at: str | None = None
+    appended: bool = False
+    """lines are only ever added to the file, maybe now; one that was torn at its end is left out"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class DataFile:
 
         Raises DataError when it cannot be read or unpacked, or is not what it was when it was opened.
         """
-        with self.unchanged(), _opened(self) as stream:
+        with nullcontext() if self.reading.appended else self.unchanged(), _opened(self) as stream:
             blocks = _pieces(stream, self)
             if self.reading.encoding == "auto":
                 yield from _without_bom(blocks, self)
@@ -86,7 +89,9 @@ class DataFile:
             if lines:
                 yield number, [line + end for line in lines] if end else lines
                 number += len(lines)
-        if rest:
+        if rest and self.reading.appended and not _is_json(rest):
+            self.note(f"line {number} is torn off at the end of the file; it was left out")
+        elif rest:
             yield number, [rest]
 
     def decoded_lines(self) -> Iterator[str]:
@@ -126,6 +131,14 @@ class DataFile:
         yield
         if _state(self) != before:
             raise DataError(f"{self.name}: changed while it was read; read it again when nothing writes to it any more")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _state(file: DataFile) -> tuple[int, int, int]:
