@@ -80,9 +80,9 @@ async def _refuse_invalid(_request: Request, error: Exception) -> Response:
     return _response(Refusal(400, f"{param or 'the body'}: {first['msg']}", param=param, code=code))
 
 
-async def _refuse_http(request: Request, error: Exception) -> Response:
+async def _refuse_http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    about = {404: "no such path", 405: f"no {request.method} here"}.get(error.status_code, "not understood")
+    about = {404: "no such path", 405: "not by this method"}.get(error.status_code, "the body cannot be read")
     response = _response(Refusal(error.status_code, f"{about}; see /v1/models, /v1/chat/completions, /v1/completions"))
     response.headers.update(error.headers or {})
     return response

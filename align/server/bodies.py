@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from align.engine.protocol import MOST_ALTERNATIVES, Row, Sampling
@@ -64,6 +64,17 @@ def _no_tokens(value: Any) -> Any:
     return _as_list(value)
 
 
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("not_text", "half a character (a lone surrogate); send whole ones") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
 class _Body(BaseModel):
     """An object whose nulls mean that nothing was said."""
 
@@ -79,7 +90,7 @@ class ChatMessage(_Body):
     """One turn; what else a client puts into it is ignored."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_join_parts)]
+    content: Annotated[Text, BeforeValidator(_join_parts)]
 
     def turn(self) -> Message:
         """The turn as chat templates take it; `developer` is OpenAI's newer word for `system`."""
@@ -95,7 +106,7 @@ class StreamOptions(_Body):
 class Asking(_Body):
     """What both ways of asking have in common; the extras of vLLM (`top_k` and so on) are taken too."""
 
-    model: str
+    model: Text
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -105,7 +116,7 @@ class Asking(_Body):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), Field(max_length=_MOST_STOPS)
+        list[Annotated[Text, Field(min_length=1)]], BeforeValidator(_as_list), Field(max_length=_MOST_STOPS)
     ] = Field(default_factory=list)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool = False
@@ -172,7 +183,7 @@ class ChatBody(Asking):
 class CompletionBody(Asking):
     """The body of /v1/completions."""
 
-    prompt: Annotated[list[str], BeforeValidator(_no_tokens), Field(min_length=1)]
+    prompt: Annotated[list[Text], BeforeValidator(_no_tokens), Field(min_length=1)]
     logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
 
     def rows(self, reference: str, limits: Limits) -> tuple[Row, ...]:
