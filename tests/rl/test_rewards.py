@@ -1,11 +1,13 @@
 """Rewards as a user names them in YAML."""
 
+import json
 from fractions import Fraction
 
 import numpy
 import pytest
 
 from align.config import build
+from align.data import load_records
 from align.errors import DataError, UsageError
 from align.ppo import PpoConfig
 from align.rl.rewards import RewardSettings, RewardSum, find_reward, reward, reward_names
@@ -355,3 +357,37 @@ def test_the_judge_of_the_small_world_is_a_reward():
     asked = Record(prompt=[{"role": "user", "content": "What colour is the kettle?"}])
 
     assert RewardSum([RewardSettings(name="small_world")])(asked, "") == {"small_world": 0.0}
+
+
+def test_numeric_match_agrees_with_the_people_who_marked_2632_solutions(real_data):
+    match = RewardSum([RewardSettings(name="numeric_match")])
+    rows = (real_data / "verifiable" / "gsm8k_model_solutions.jsonl").read_text(encoding="utf-8").splitlines()
+    marked = [
+        (row["ground_truth"], found["solution"], found["is_correct"])
+        for row in map(json.loads, rows)
+        for found in row.values()
+        if isinstance(found, dict)
+    ]
+
+    values = match.of([Record(answer=truth) for truth, _, _ in marked], [solution for _, solution, _ in marked])
+
+    assert [value["numeric_match"] == 1.0 for value in values] == [right for _, _, right in marked]
+
+
+@pytest.mark.parametrize(
+    ("reference", "right", "wrong"),
+    [
+        ("He makes 2 * 35,000 = 70,000.\n#### 70,000", "so $70,000.00 in all", "so 70 or 70,00"),
+        ("It falls by 12 degrees.\n#### -7", "It is then −7°C.", "It is then 7 degrees below"),
+        ("#### -1,250", "a loss: -$1,250", "1,250"),
+        ("1234.5", "#### 1,234.50", "1,234"),
+    ],
+)
+def test_a_row_like_those_of_gsm8k_is_matched_by_number(tmp_path, reference, right, wrong):
+    path = tmp_path / "sums.jsonl"
+    path.write_text(json.dumps({"question": "How much?", "answer": reference}) + "\n")
+    (record,) = load_records(str(path), view="prompt").records
+    match = RewardSum([RewardSettings(name="numeric_match")])
+
+    assert match(record, right) == {"numeric_match": 1.0}
+    assert match(record, wrong) == {"numeric_match": 0.0}
