@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from types import MappingProxyType
 from typing import Any, NamedTuple, overload
 
 from align.errors import DataError, UsageError, nearest, shorten
@@ -41,6 +42,8 @@ class Scorer:
     """the continuations of the record's prompt it compares; such a scorer takes likelihoods, and nothing is sampled"""
     executes_code: bool = False
     """whether it runs what the model wrote; it is called only where the user allowed that"""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """numbers that are shares, and the number each is a share of: over records the mean is weighted by that"""
 
     def __call__(self, record: Record, completion: str | Sequence[Likelihood]) -> dict[str, float]:
         """The numbers of one completion; of the likelihoods of `options`, where it has them."""
@@ -73,6 +76,7 @@ def scorer(
     needs: tuple[str, ...] = (),
     options: Callable[[Record], list[str]] | None = None,
     executes_code: bool = False,
+    weights: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[ScoreFunction], ScoreFunction]: ...
 def scorer(
     function: ScoreFunction | None = None,
@@ -80,6 +84,7 @@ def scorer(
     needs: tuple[str, ...] = (),
     options: Callable[[Record], list[str]] | None = None,
     executes_code: bool = False,
+    weights: Mapping[str, str] = MappingProxyType({}),
 ) -> ScoreFunction | Callable[[ScoreFunction], ScoreFunction]:
     """Register a scorer under the name of its function; the parts are those of `Scorer`."""
 
@@ -88,7 +93,7 @@ def scorer(
         known = _REGISTERED.get(name)
         if known is not None and known.function.__module__ != function.__module__:
             raise UsageError(f"scorer {name}: already registered by {known.function.__module__}; choose another name")
-        _REGISTERED[name] = Scorer(name, function, needs, options, executes_code)
+        _REGISTERED[name] = Scorer(name, function, needs, options, executes_code, weights)
         return function
 
     return register if function is None else register(function)
