@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from align.evaluation.forward import batches, next_logprobs, sums_by_row
@@ -11,7 +12,14 @@ if TYPE_CHECKING:
 
 
 def completion_kl(resident: Resident, model: str, reference: str, rows: list[dict[str, Any]]) -> list[float]:
-    """KL(model || reference) along each row's completion in nats.
+    """KL(model || reference) along each row's completion in nats; see `completion_kls`."""
+    return completion_kls(resident, model, [reference], rows)[0]
+
+
+def completion_kls(
+    resident: Resident, model: str, references: Sequence[str], rows: list[dict[str, Any]]
+) -> list[list[float]]:
+    """KL(model || reference) along each row's completion in nats, for each reference.
 
     `rows` are rendered demonstrations. At every completion token the KL of the two next-token distributions is taken in
     full, and summed. Where `model` sampled the completions at temperature 1 the expectation is the sequence KL, with
@@ -19,13 +27,14 @@ def completion_kl(resident: Resident, model: str, reference: str, rows: list[dic
     """
     import torch
 
-    found = [0.0] * len(rows)
+    found = [[0.0] * len(rows) for _ in references]
     marked = [(row["input_ids"], row["completion_mask"]) for row in rows]
     with torch.no_grad():
         for batch in batches(resident, marked):
             ours = next_logprobs(resident, model, batch)
-            theirs = next_logprobs(resident, reference, batch)
-            sums = sums_by_row(batch, (ours.exp() * (ours - theirs)).sum(-1))
-            for place, value in zip(batch.places, sums, strict=True):
-                found[place] = value
+            for reference, values in zip(references, found, strict=True):
+                theirs = next_logprobs(resident, reference, batch)
+                sums = sums_by_row(batch, (ours.exp() * (ours - theirs)).sum(-1))
+                for place, value in zip(batch.places, sums, strict=True):
+                    values[place] = value
     return found

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from align.engine.batch import running
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,15 +61,35 @@ def next_logprobs(resident: Resident, adapter: str, batch: Batch) -> Tensor:
     """Log-probabilities (tokens, V) of every next token at the marked positions, row by row."""
     marked = batch.mask.any(dim=0).nonzero()
     first = int(marked[0]) if len(marked) else batch.mask.shape[1] - 1
-    # Each adapter in a pass of its own: DoRA and some architectures cannot be mixed, and nothing is gained by it here.
-    with running(resident.model, [adapter], adapter) as options:
+    with through(resident.model, adapter):
         logits = resident.model(
-            input_ids=batch.ids,
-            attention_mask=batch.attention,
-            logits_to_keep=batch.ids.shape[1] - first,
-            **options,
+            input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=batch.ids.shape[1] - first
         ).logits
     return logits[batch.mask[:, first:]].float().log_softmax(-1)
+
+
+@contextmanager
+def through(model: Any, adapter: str) -> Iterator[None]:
+    """Run the body's passes through one adapter, or the bare base; all is as before afterwards.
+
+    Each adapter in passes of its own: DoRA and some architectures cannot be mixed, and nothing is gained by it here.
+    """
+    from peft import PeftModel
+
+    from align.models.adapters import BASE
+
+    if not isinstance(model, PeftModel):
+        yield
+    elif adapter == BASE:
+        with model.disable_adapter():
+            yield
+    else:
+        before = model.active_adapter
+        model.set_adapter(adapter, inference_mode=True)
+        try:
+            yield
+        finally:
+            model.set_adapter(before, inference_mode=True)
 
 
 def sums_by_row(batch: Batch, per_token: Tensor) -> list[float]:

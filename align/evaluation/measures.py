@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from align.evaluation.statistics import Of, Resamples, expanded_interval, sign_test
+from align.rl.ranking import wilson
 
 Better = Literal["higher", "lower"] | None
 
@@ -107,8 +108,15 @@ def ratio_of(
 
 
 def estimate(measure: Measure, resamples: Resamples) -> Estimate:
-    """The measure with its bootstrap interval."""
-    low, high = expanded_interval(measure.of(resamples.sums(measure.parts)), measure.count)
+    """The measure with its bootstrap interval; a share of which every record is alike with Wilson's instead.
+
+    Resampling what is all right can only give all right, though the next record may well be wrong.
+    """
+    known = measure.rows[np.isfinite(measure.rows)]
+    if measure.of is ratio and len(known) > 1 and (np.all(known == 0) or np.all(known == 1)):
+        _, low, high = wilson(float(known.mean()), len(known))
+    else:
+        low, high = expanded_interval(measure.of(resamples.sums(measure.parts)), measure.count)
     return Estimate(measure.value, low, high, measure.count, measure.better)
 
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from align.errors import UsageError, nearest
-from align.schema import Record, content_text
+from align.evaluation.languages import language_of as read_language
+from align.schema import Record
 
 _MOST_VALUES = 12
 """a column with more values than this is no way to divide a dataset, unless it is asked for"""
-
-_SCRIPTS = {
-    "ja": re.compile("[\u3040-\u30ff]"),
-    "ko": re.compile("[\uac00-\ud7af\u1100-\u11ff]"),
-    "zh": re.compile("[\u3400-\u4dbf\u4e00-\u9fff]"),
-    "cyrillic": re.compile("[\u0400-\u04ff]"),
-    "arabic": re.compile("[\u0600-\u06ff]"),
-    "latin": re.compile("[A-Za-z\u00c0-\u024f]+"),
-}
-_OF_SCRIPTS = {"ja", "ko", "zh"}
 
 Slices = dict[str, dict[str, np.ndarray]]
 """places of records by column and value"""
@@ -49,24 +39,14 @@ def slices_of(records: Sequence[Record], languages: Sequence[str] = (), by: Sequ
 
 
 def language_of(record: Record, languages: Sequence[str] = ()) -> str:
-    """What a record says under `meta.language` or `meta.lang`, else what the script of its prompt tells.
-
-    Latin letters alone are taken for the only such language of `languages`, else called `latin`.
-    """
+    """What a record says under `meta.language` or `meta.lang`, else its dataset's only language, else what is read."""
     said = record.meta.get("language") or record.meta.get("lang")
     if isinstance(said, str) and said:
         return said
-    text = content_text(record.prompt) or record.text or ""
-    counts = {name: len(pattern.findall(text)) for name, pattern in _SCRIPTS.items()}
-    # Japanese mixes Chinese characters in; kana in some number tell it.
-    if counts["ja"] * 5 > counts["zh"] and counts["ja"]:
-        counts["zh"] = 0
-        counts["ja"] = counts["ja"] * 5
-    name = max(counts, key=lambda key: counts[key])
-    if not counts[name]:
-        return ""
-    others = [language for language in languages if language not in _OF_SCRIPTS]
-    return others[0] if name == "latin" and len(others) == 1 else name
+    if len(languages) == 1:
+        return languages[0]
+    turns = [turn["content"] for turn in record.prompt if turn["role"] == "user"]
+    return read_language("\n".join(turns) or record.text or "") or ""
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,183 @@
+"""`python -m align.evaluate MODEL [MODEL ...] --data NAME`: how good models are, each against the first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.config import build, load_yaml, write
+from align.engine.options import add_model_options, precision_from
+from align.errors import UsageError, guard
+
+if TYPE_CHECKING:
+    from align.evaluation.asked import Asked, Material
+    from align.evaluation.measuring import Run
+    from align.evaluation.results import Result
+    from align.registry import Registry
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    options = _parser().parse_args(argv)
+    return guard(lambda: _run(options), debug=options.debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m align.evaluate",
+        description="Let models answer the same prompts and say how good each is, with 95%% intervals; every other "
+        "model is compared with the first. The numbers are kept in the registry beside each version.",
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="registry references, folders or hub ids")
+    parser.add_argument("--data", metavar="NAME", help="held-out data: a name of the catalogue, a file or a folder")
+    parser.add_argument("--limit", type=int, metavar="N", help="only so many records, spread over the data")
+    _measures(parser)
+    _judges(parser)
+    _outputs(parser)
+    sampling = parser.add_argument_group("how answers are written")
+    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0, greedy")
+    sampling.add_argument("--top_p", "--top-p", type=float, default=1.0, metavar="P", help="nucleus; 1 is all")
+    sampling.add_argument(
+        "--max_new_tokens", "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (256)"
+    )
+    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same numbers (0)")
+    add_model_options(parser)
+    return parser
+
+
+def _measures(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is measured")
+    group.add_argument(
+        "--scorer", action="append", default=[], metavar="NAME[,NAME]",
+        help="scorers, bleu, chrf or rouge; by default the data's own, or what its answers allow",
+    )  # fmt: skip
+    group.add_argument(
+        "--rewards", metavar="YAML", help="reward functions: '[{name: keyword, args: {words: [thanks]}}]'"
+    )
+    group.add_argument("--reward_model", "--reward-model", metavar="REF", help="score answers by a reward model, too")
+    group.add_argument("--classify", action="store_true", help="choose among the answers that occur by likelihood")
+    group.add_argument("--labels", metavar="A,B,...", help="choose among these by likelihood")
+    group.add_argument("--by", action="append", default=[], metavar="KEY", help="slices: language or a key of meta")
+    group.add_argument("--no_kl", "--no-kl", action="store_true", help="leave out the KL to parent and base")
+    group.add_argument(
+        "--allow-code-execution", action="store_true", help="let scorers run what models wrote, in a sandboxed process"
+    )
+
+
+def _judges(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("who judges pairs against the first model")
+    group.add_argument(
+        "--judge", action="append", default=[], metavar="WHO",
+        help="reward_model, rewards, or the URL of an OpenAI-compatible server such as http://localhost:8000/v1",
+    )  # fmt: skip
+    group.add_argument("--judge_model", "--judge-model", metavar="NAME", help="the model to ask there")
+    group.add_argument(
+        "--judge_timeout", "--judge-timeout", type=float, default=60.0, metavar="S", help="seconds for a verdict (60)"
+    )
+
+
+def _outputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where it goes")
+    group.add_argument("--json", metavar="FILE", help="all numbers")
+    group.add_argument("--samples", metavar="FILE.jsonl", help="every completion with its numbers")
+    group.add_argument("--report", metavar="FILE.html", help="one page with plots and the worst examples")
+    group.add_argument("--no_record", "--no-record", action="store_true", help="keep nothing in the registry")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from align.registry import open_registry
+
+    if not options.data:
+        raise UsageError("--data: missing; give a name of the catalogue (python -m align.data list) or a file")
+    asked = read_options(options)
+    for path in (options.json, options.samples, options.report):
+        check_writable(path)
+    registry = open_registry(options.registry)
+    return evaluate(registry, options, asked)
+
+
+def read_options(options: argparse.Namespace) -> Asked:
+    """What the command line asked for; UsageError for what does not go together."""
+    from align.engine.protocol import Sampling
+    from align.evaluation.asked import Asked
+    from align.rl.rewards import RewardSettings
+
+    if options.limit is not None and options.limit < 2:
+        raise UsageError(f"--limit {options.limit}: an interval takes two records or more")
+    listed = load_yaml(options.rewards, "--rewards") if options.rewards else []
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise UsageError("--rewards: not a list; write '[{name: length, args: {target: 20}}]'")
+    return Asked(
+        data=options.data,
+        sampling=Sampling(options.temperature, options.top_p, options.max_new_tokens),
+        seed=options.seed,
+        limit=options.limit,
+        scorers=tuple(_words(options.scorer)),
+        rewards=tuple(build(RewardSettings, each) for each in listed),
+        labels=tuple(_words([options.labels] if options.labels else [])),
+        classify=options.classify,
+        kl=not options.no_kl,
+        by=tuple(_words(options.by)),
+        allow_code=options.allow_code_execution,
+        precision=precision_from(options),
+    )
+
+
+def _words(given: list[str]) -> list[str]:
+    return list(dict.fromkeys(word.strip() for text in given for word in text.split(",") if word.strip()))
+
+
+def check_writable(path: str | None) -> None:
+    """Raise UsageError or MachineError before the work when a file could not be written after it."""
+    if path is None:
+        return
+    folder = Path(path).parent
+    if not folder.is_dir() or Path(path).is_dir():
+        raise UsageError(f"{path}: {'is a folder' if Path(path).is_dir() else f'no folder {folder}'}; give a file")
+
+
+def evaluate(registry: Registry, options: argparse.Namespace, asked: Asked) -> int:
+    """Measure, tell, and keep."""
+    from align.evaluation.asked import prepare
+    from align.evaluation.measuring import measure_models, resolve
+    from align.evaluation.results import summarise
+    from align.evaluation.tables import draw
+
+    material = prepare(asked, {"registry": registry.root})
+    resolve(registry, options.models)
+    runs = measure_models(registry, options.models, asked, material)
+    result = summarise(runs, asked, material)
+    write(draw(result))
+    _keep(registry, options, result, runs, material)
+    return 0
+
+
+def _keep(registry: Registry, options: argparse.Namespace, result: Result, runs: list[Run], material: Material) -> None:
+    for note in [*result.notes, *(note for model in result.models for note in model.notes)]:
+        write(f"note: {note}")
+    if options.json:
+        text = json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n"
+        Path(options.json).write_text(text, encoding="utf-8")
+    if not options.no_record:
+        record(registry, result, runs)
+
+
+def record(registry: Registry, result: Result, runs: list[Run]) -> None:
+    """Keep the numbers in the registry beside each version."""
+    from align.evaluation.results import record_of
+    from align.registry import evaluations
+
+    kept = []
+    for model, run in zip(result.models, runs, strict=True):
+        if evaluations.belongs(registry, run.checkpoint):
+            evaluations.add(registry, run.checkpoint, record_of(result, model))
+            kept.append(model.reference)
+    if kept:
+        write(f"kept beside {', '.join(kept)}; python -m align.registry show {kept[0]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Classification by likelihood: the label a model finds likeliest, and accuracy, precision, recall and F1 of that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from align.evaluation.measures import Measure, mean_of
+from align.evaluation.statistics import Of
+
+
+def measures_of(answers: Sequence[str], chosen: Sequence[str | None], labels: Sequence[str]) -> list[Measure]:
+    """Accuracy, and macro precision, recall and F1 as scikit-learn defines them with `zero_division=0`.
+
+    `chosen` is None where nothing could be chosen; such a record counts nowhere. Macro means are over the classes that
+    occur among answers or choices.
+    """
+    places = {label: place for place, label in enumerate(labels)}
+    size = len(labels)
+    parts = np.zeros((len(answers), 3 * size))
+    right = np.full(len(answers), np.nan)
+    for row, (answer, choice) in enumerate(zip(answers, chosen, strict=True)):
+        if choice is None:
+            continue
+        right[row] = float(answer == choice)
+        parts[row, places[answer]] = right[row]
+        parts[row, size + places[choice]] = 1
+        parts[row, 2 * size + places[answer]] = 1
+    macros = [
+        Measure(f"macro_{name}", parts, right, _macro(kind)) for kind, name in enumerate(("precision", "recall", "f1"))
+    ]
+    return [mean_of("accuracy", right), *macros]
+
+
+def _macro(kind: int) -> Of:
+    """Precision, recall or F1 of sums (..., 3C) of right choices, choices and answers by class."""
+
+    def of(sums: np.ndarray) -> np.ndarray:
+        right, chosen, answers = np.split(sums, 3, axis=-1)
+        above = 2 * right if kind == 2 else right
+        below = (chosen, answers, chosen + answers)[kind]
+        values = above / np.maximum(below, 1)
+        occurs = (chosen + answers) > 0
+        total = occurs.sum(axis=-1)
+        mean = (values * occurs).sum(axis=-1) / np.maximum(total, 1)
+        return np.where(total > 0, mean, np.nan)
+
+    return of

@@ -1,0 +1,274 @@
+"""Measuring models: loaded by base, their completions written together, then read, weighed and scored one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from align.errors import AlignError, DataError, IntegrityError, UsageError, shorten
+from align.evaluation.asked import Asked, Material
+from align.evaluation.completions import Written, behaviour, complete, texts_of
+from align.evaluation.measures import Measure, mean_of, ratio_of
+from align.evaluation.overlap import CORPUS
+from align.schema import Record, assistant
+
+if TYPE_CHECKING:
+    from align.evaluation.likelihood import Pair
+    from align.models.adapters import Resident
+    from align.registry import Checkpoint, Registry
+
+_WINDOW = 4096
+"""tokens of the longest row whose likelihood is taken, where the model would take more"""
+
+
+@dataclass
+class Run:
+    """What one model wrote and what was measured of it, the most telling number first."""
+
+    asked: str
+    """the reference as it was given"""
+    checkpoint: Checkpoint
+    written: Written
+    measures: dict[str, Measure] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def reference(self) -> str:
+        """The reference in full."""
+        return self.checkpoint.reference
+
+    def add(self, measures: Sequence[Measure]) -> None:
+        """Keep some measures, those that apply to no record left out."""
+        self.measures |= {measure.name: measure for measure in measures if measure.count}
+
+
+def measure_models(registry: Registry, references: Sequence[str], asked: Asked, material: Material) -> list[Run]:
+    """Measure each model; models over one base are in memory together and share their batches."""
+    checkpoints = resolve(registry, references)
+    runs: dict[str, Run] = {}
+    for group in _groups(registry, checkpoints):
+        runs |= {run.reference: run for run in _measure_group(registry, group, asked, material)}
+    return [runs[checkpoint.reference] for checkpoint in checkpoints.values()]
+
+
+def resolve(registry: Registry, references: Sequence[str]) -> dict[str, Checkpoint]:
+    """The models by the references they were given as; UsageError for one given twice and for a reward model."""
+    from align.models.adapters import refuse_reward
+
+    found: dict[str, Checkpoint] = {}
+    for asked in references:
+        checkpoint = registry.resolve(asked)
+        refuse_reward(checkpoint)
+        if twin := next((key for key, each in found.items() if each.reference == checkpoint.reference), None):
+            raise UsageError(f"{asked}: the same model as {twin} ({checkpoint.reference}); leave one out")
+        found[asked] = checkpoint
+    return found
+
+
+def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict[str, Checkpoint]]:
+    """The models that can be in memory together: those of one base and one chat template."""
+    groups: dict[tuple[str, Any], dict[str, Checkpoint]] = {}
+    for asked, checkpoint in checkpoints.items():
+        base = registry.resolve_base(checkpoint)
+        template = (checkpoint.manifest or {}).get("template_digest")
+        groups.setdefault((base.location, template), {})[asked] = checkpoint
+    return list(groups.values())
+
+
+def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Asked, material: Material) -> list[Run]:
+    from align.engine.local import LocalEngine
+    from align.models.adapters import load_resident
+    from align.models.loading import Precision
+
+    parents = {checkpoint.reference: _parent(registry, checkpoint) for checkpoint in group.values()} if asked.kl else {}
+    resident = load_resident(
+        registry, [checkpoint.reference for checkpoint in group.values()], asked.precision or Precision()
+    )
+    for parent in parents.values():
+        _attach_parent(resident, parent)
+    runs = [Run(asked_as, checkpoint, [None] * len(material.records)) for asked_as, checkpoint in group.items()]
+    engine = LocalEngine(resident)
+    try:
+        if material.writes:
+            written, failed = complete(
+                engine, [run.reference for run in runs], material.records, asked.sampling, asked.seed
+            )
+            material.notes.extend(f"{count} completions failed: {message}" for message, count in failed.items())
+            for run in runs:
+                run.written = written[run.reference]
+        notes = engine.notes
+    finally:
+        engine.close()
+    for run in runs:
+        run.notes = [note for note in notes if note.startswith(f"{run.reference}: ")]
+        _measure(run, resident, material, parents.get(run.reference))
+    return runs
+
+
+def _measure(run: Run, resident: Resident, material: Material, parent: Checkpoint | None) -> None:
+    """Everything about one model, in the order in which a reader wants it."""
+    texts, records = texts_of(run.written), material.records
+    for scorer in material.readers:
+        run.add(read(scorer.name, scorer, records, texts))
+    for scorer in material.choosers:
+        run.add(_choose(scorer, resident, resident.adapters[run.reference], records))
+    if material.labels:
+        run.add(_classify(material.labels, resident, resident.adapters[run.reference], records))
+    if material.rewards:
+        run.add(_rewards(material.rewards, records, texts))
+    for name in material.corpus:
+        run.add(CORPUS[name](records, texts))
+    run.add(_perplexity(resident, resident.adapters[run.reference], records))
+    if material.writes:
+        run.add(_divergences(run, resident, records, parent))
+        run.add(behaviour(run.written))
+
+
+def read(name: str, score: Any, records: Sequence[Record], texts: Sequence[Any]) -> list[Measure]:
+    """The numbers a scorer gives each completion (or likelihoods), as means; DataError when it fails."""
+    verdicts: list[dict[str, float]] = []
+    for record, text in zip(records, texts, strict=True):
+        try:
+            verdicts.append(score(record, text) if text is not None else {})
+        except AlignError:
+            raise
+        except Exception as error:  # whatever a scorer raises, the row it raised at is what helps
+            raise DataError(
+                f"scorer {name}: raised {type(error).__name__} for {shorten(text)} of {record.where}: "
+                f"{shorten(str(error))}; mend the scorer or the row; --debug shows where"
+            ) from error
+    keys = dict.fromkeys(key for verdict in verdicts for key in verdict)
+    return [mean_of(key, [verdict.get(key, np.nan) for verdict in verdicts]) for key in keys]
+
+
+def _rewards(rewards: Any, records: Sequence[Record], texts: Sequence[str | None]) -> list[Measure]:
+    def score(record: Record, text: str) -> dict[str, float]:
+        values = rewards(record, text)
+        return {"reward": rewards.total(values)} | (values if len(values) > 1 else {})
+
+    return read("--rewards", score, records, texts)
+
+
+def _choose(scorer: Any, resident: Resident, adapter: str, records: Sequence[Record]) -> list[Measure]:
+    """The numbers of a scorer that compares the likelihoods of options."""
+    from align.evaluation.likelihood import continuation_logprobs
+
+    options = [scorer.options(record) for record in records]
+    pairs: list[Pair] = [(record.prompt, text) for record, each in zip(records, options, strict=True) for text in each]
+    found = iter(continuation_logprobs(resident, adapter, pairs))
+    likelihoods = [[next(found) for _ in each] for each in options]
+    return read(scorer.name, scorer, records, likelihoods)
+
+
+def _classify(labels: tuple[str, ...], resident: Resident, adapter: str, records: Sequence[Record]) -> list[Measure]:
+    from align.evaluation.classification import measures_of
+    from align.evaluation.likelihood import continuation_logprobs
+
+    pairs: list[Pair] = [(record.prompt, label) for record in records for label in labels]
+    found = np.array([each.logprob for each in continuation_logprobs(resident, adapter, pairs)])
+    best = found.reshape(len(records), len(labels)).argmax(axis=1)
+    return measures_of([record.answer or "" for record in records], [labels[place] for place in best], labels)
+
+
+def _perplexity(resident: Resident, adapter: str, records: Sequence[Record]) -> list[Measure]:
+    """Held-out perplexity of demonstrations, chosen answers or documents: exp of nats per token."""
+    from align.evaluation.likelihood import held_out
+
+    given = [
+        dataclasses.replace(record, completion=record.chosen) if record.chosen and not record.completion else record
+        for record in records
+    ]
+    if not any(record.completion or record.text for record in given):
+        return []
+    nats, tokens = held_out(resident, adapter, given, _longest(resident))
+    per_token = ratio_of("perplexity", nats, tokens, better="lower")
+    return [dataclasses.replace(per_token, rows=np.exp(per_token.rows), of=perplexity_of)]
+
+
+def perplexity_of(sums: np.ndarray) -> np.ndarray:
+    """The exponential of nats per token, of sums (..., 2)."""
+    from align.evaluation.measures import ratio
+
+    return np.exp(ratio(sums))
+
+
+def _divergences(run: Run, resident: Resident, records: Sequence[Record], parent: Checkpoint | None) -> list[Measure]:
+    """KL per token to the parent and to the base, along the model's own completions."""
+    from align.evaluation.divergence import completion_kls
+    from align.evaluation.likelihood import marked_tokens
+    from align.models.adapters import BASE
+
+    adapter = resident.adapters[run.reference]
+    against = {} if parent is None else {"kl_parent": resident.adapters.get(parent.reference)}
+    against |= {"kl_base": BASE}
+    wanted = {name: other for name, other in against.items() if other not in (None, adapter)}
+    if wanted.get("kl_parent") == BASE:
+        del wanted["kl_parent"]
+    if not wanted:
+        return []
+    places, rows = [], []
+    for place, each in enumerate(run.written):
+        if each is None:
+            continue
+        record = Record(prompt=records[place].prompt, completion=[assistant(each.text)])
+        marked = marked_tokens(resident, record, _longest(resident))
+        if marked is not None:
+            # The stop token that rendering adds was not written where the completion was cut.
+            mask = list(marked[1]) if each.ended else _without_last(marked[1])
+            places.append(place)
+            rows.append({"input_ids": marked[0], "completion_mask": mask})
+    found = completion_kls(resident, adapter, [str(other) for other in wanted.values()], rows)
+    tokens = np.zeros(len(records))
+    tokens[places] = [sum(row["completion_mask"]) for row in rows]
+    measures = []
+    for name, values in zip(wanted, found, strict=True):
+        nats = np.zeros(len(records))
+        nats[places] = values
+        measures.append(ratio_of(name, nats, tokens, better=None))
+    return measures
+
+
+def _without_last(mask: Sequence[int]) -> list[int]:
+    last = max((place for place, marked in enumerate(mask) if marked), default=-1)
+    return [marked if place != last else 0 for place, marked in enumerate(mask)]
+
+
+def _longest(resident: Resident) -> int:
+    from align.engine.local import context_window
+
+    return min(context_window(resident.model) or _WINDOW, _WINDOW)
+
+
+def _parent(registry: Registry, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The policy or base a model was trained from, if it is still here."""
+    from align.registry.lineage import links
+
+    for link in links(checkpoint):
+        try:
+            parent = registry.resolve(link["reference"])
+        except (IntegrityError, UsageError):
+            continue
+        if parent.kind != "reward":
+            return parent
+    return None
+
+
+def _attach_parent(resident: Resident, parent: Checkpoint | None) -> None:
+    """Have a parent's adapter beside the models, where it fits this base; the base itself is there already."""
+    from align.models.adapters import BASE, attach_adapter
+
+    if parent is None or parent.reference in resident.adapters:
+        return
+    if not parent.is_adapter:
+        if parent.location == resident.base.location:
+            resident.adapters[parent.reference] = BASE
+        return
+    try:
+        attach_adapter(resident, parent, f"parent{len(resident.adapters)}")
+    except IntegrityError:
+        return  # a parent over another base: there is no KL to tell
+    resident.model.eval()

@@ -1,0 +1,134 @@
+"""Results as tables for a terminal: every measure of every model, each against the first, and the slices."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from align.evaluation.measures import Comparison, Estimate
+from align.evaluation.results import ModelResult, Result
+from align.registry.tables import terminal_width
+
+_NARROWEST = 70
+_MANY = 4
+"""measures shown for slices"""
+
+SHARES = {"no_eos", "refusal", "repetition"}
+EXPLAINED = {
+    "tokens": "tokens a completion",
+    "no_eos": "never ended",
+    "repetition": "repeated 4-grams",
+    "refusal": "refusals",
+    "kl_parent": "KL to parent, nats a token",
+    "kl_base": "KL to base, nats a token",
+}
+
+
+def name_of(measure: str) -> str:
+    """A measure as a reader calls it."""
+    return EXPLAINED.get(measure, measure.replace("_", " "))
+
+
+def show_estimate(name: str, found: Estimate | None) -> str:
+    """A number with its interval, in the digits it deserves."""
+    if found is None:
+        return "-"
+    digits = digits_of(found.value)
+    if found.low != found.low:
+        return f"{found.value:.{digits}f}"
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def digits_of(value: float) -> int:
+    """Decimals for a number: three for shares, one for lengths and BLEU."""
+    return 3 if abs(value) < 10 else 1
+
+
+def show_difference(found: Comparison | None) -> str:
+    """A difference with its sign and interval."""
+    if found is None:
+        return "-"
+    digits = digits_of(max(abs(found.difference), abs(found.low), abs(found.high)))
+    return f"{found.difference:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+
+
+def show_p(p: float) -> str:
+    """A p-value as people write it."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def draw(result: Result) -> str:
+    """All tables."""
+    return "\n".join([_overall(result), *_comparisons(result), *_judged(result), *_slices(result)])
+
+
+def _overall(result: Result) -> str:
+    rows = result.data["rows"]
+    title = f"{result.data['name']}: {rows} records, mean [95% interval]"
+    head = ["measure", *(model.reference for model in result.models)]
+    lines = [
+        [name_of(name), *(show_estimate(name, model.overall.estimates.get(name)) for model in result.models)]
+        for name in result.measures
+    ]
+    return _table(title, head, lines)
+
+
+def _comparisons(result: Result) -> Iterator[str]:
+    first = result.models[0].reference
+    for model in result.models[1:]:
+        lines = [
+            [
+                name_of(name),
+                show_difference(each),
+                each.verdict,
+                f"{each.wins} / {each.ties} / {each.losses}",
+                show_p(each.p),
+            ]
+            for name, each in model.overall.against.items()
+        ]
+        head = ["measure", "difference", "", "won / tied / lost", "sign test"]
+        yield _table(f"{model.reference} against {first}, on the same records", head, lines)
+
+
+def _judged(result: Result) -> Iterator[str]:
+    lines = [_judged_line(model, place) for model in result.models for place in range(len(model.judged))]
+    if lines:
+        head = ["model", "judge", "win rate", "won / tied / lost", "sign test", "both ways", "no verdict"]
+        yield _table(f"Judged against {result.models[0].reference} (ties count half)", head, lines)
+
+
+def _judged_line(model: ModelResult, place: int) -> list[str]:
+    found = model.judged[place]
+    failed = ", ".join(f"{count} {reason}" for reason, count in found.failed.items()) or "0"
+    agreed = "-" if found.consistency is None else f"{found.consistency:.0%} agree"
+    results = f"{found.wins} / {found.ties} / {found.losses}"
+    rate = show_estimate("win_rate", found.win_rate)
+    return [model.reference, found.judge, rate, results, show_p(found.p), agreed, failed]
+
+
+def _slices(result: Result) -> Iterator[str]:
+    shown = result.measures[:_MANY]
+    for column in result.models[0].slices:
+        lines = []
+        for value, numbers in result.models[0].slices[column].items():
+            for place, model in enumerate(result.models):
+                found = model.slices[column][value].estimates
+                label = f"{value} ({numbers.count})" if place == 0 else ""
+                lines.append([label, model.reference, *(show_estimate(name, found.get(name)) for name in shown)])
+        yield _table(f"by {column}", [column, "model", *map(name_of, shown)], lines)
+
+
+def _table(title: str, head: list[str], lines: list[list[str]]) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, word in enumerate(head):
+        table.add_column(Text(word), justify="left" if place == 0 else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    text = io.StringIO()
+    Console(file=text, width=max(_NARROWEST, min(terminal_width(), 160))).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
