@@ -188,10 +188,10 @@ class CompletionBody(Asking):
 
     def rows(self, reference: str, limits: Limits) -> tuple[Row, ...]:
         """One row a prompt, all with one seed, so that each is what it would be alone."""
-        if len(self.prompt) > limits.max_prompts:
-            raise Refusal(
-                422, f"prompt: {len(self.prompt)} texts; this server takes {limits.max_prompts} at once", param="prompt"
-            )
+        # More than may wait would be refused as too busy for ever.
+        most = min(limits.max_prompts, limits.max_waiting)
+        if len(self.prompt) > most:
+            raise Refusal(422, f"prompt: {len(self.prompt)} texts; this server takes {most} at once", param="prompt")
         sampling = self.sampling(("max_tokens", self.max_tokens), _SHORT_COMPLETION, limits)
         seed = self.seed_or_random()
         return tuple(Row(reference, [], seed, sampling, text=text, logprobs=self.logprobs) for text in self.prompt)
