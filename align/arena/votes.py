@@ -1,4 +1,4 @@
-"""Votes on disk: appended, made durable and never rewritten, in the rows the `votes` data format reads."""
+"""Votes on disk: appended, made durable and never rewritten, in the rows the `votes` data format reads; read back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,52 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.errors import MachineError
+from align.data.containers import RawRow, Reading, read_path
+from align.data.problems import RowError
+from align.data.vote_rows import Sieve, VoteFilter, moment_of
+from align.errors import DataError, MachineError, shorten
+
+Row = dict[str, Any]
+EVERYTHING = VoteFilter()
+
+
+def new_pseudonym() -> str:
+    """A name for a voter who gave none."""
+    return f"voter-{secrets.token_hex(3)}"
+
+
+def read_votes(source: Path, notes: list[str] | None = None, wanted: VoteFilter = EVERYTHING) -> list[Row]:
+    """The votes in a file or anywhere below a folder, oldest first and each once; none when nothing is there.
+
+    A line torn off at the end of a file was never acknowledged: it is left out and told in `notes`. Raises DataError
+    for any other line that is no vote, and when something is wanted that no vote is.
+    """
+    if not source.exists() or (source.is_dir() and not any(source.iterdir())):
+        return []
+    lines = read_path(source, source.name, notes if notes is not None else [], Reading(appended=True))
+    rows = [_row(raw) for raw in Sieve(source.name, wanted, lambda reason: None).sift(lines)]
+    return sorted(rows, key=lambda row: cast.timestamp() if (cast := moment_of(row)) else 0.0)
+
+
+def _row(raw: RawRow) -> Row:
+    try:
+        return checked_vote(raw.value)
+    except RowError as error:
+        raise DataError(f"{raw.source}:{raw.line} {error.field}: {error.problem}; {error.remedy}") from None
+
+
+def checked_vote(row: Any) -> Row:
+    """A row that says who was compared and what was decided; RowError for another one."""
+    if isinstance(row, RowError):
+        raise row
+    if not isinstance(row, dict):
+        raise RowError("not a vote", "row", "is no object", "write one vote a line")
+    models = row.get("models")
+    if not isinstance(models, dict) or not all(isinstance(models.get(side), str) for side in ("a", "b")):
+        raise RowError("no models", "models", "does not name both models", 'write {"a": ..., "b": ...}')
+    if row.get("choice") not in ("a", "b", "tie", "bad"):
+        raise RowError("bad choice", "choice", f"is {shorten(row.get('choice'))}", "write a, b, tie or bad")
+    return row
 
 
 class VoteStore:

@@ -84,9 +84,10 @@ def moment_of(row: Row) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def hash_of(part: Row) -> bytes:
-    """What two equal parts of rows have in common, in few bytes."""
-    return hashlib.blake2b(json.dumps(part, sort_keys=True).encode(), digest_size=16).digest()
+def identity_of(row: Row) -> bytes:
+    """What two copies of a vote have in common and no two votes have."""
+    told = {key: row.get(key) for key in ("id", "prompt", "a", "b", "choice", "voter")}
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).digest()
 
 
 class Sieve:
@@ -125,7 +126,7 @@ class Sieve:
         """Whether this very vote was seen before, as in files that were imported and copied."""
         if not row.get("id"):
             return False
-        same = hash_of({key: row.get(key) for key in ("id", "prompt", "a", "b", "choice", "voter")})
+        same = identity_of(row)
         repeated = same in self._known
         self._known.add(same)
         return repeated

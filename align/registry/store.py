@@ -41,6 +41,11 @@ class Registry:
         return self.root / "votes"
 
     @property
+    def reviews_dir(self) -> Path:
+        """Where answers wait that were written first, to be voted on later."""
+        return self.root / "reviews"
+
+    @property
     def cache_dir(self) -> Path:
         """Where what can be computed again is kept; deleting it costs time only."""
         return self.root / "cache"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -8,11 +9,13 @@ from collections import Counter
 import pytest
 
 from align.arena import view
+from align.arena.ballot import Opinion
 from align.arena.battles import Arena, Battle, Contestant, Refusal, Setup
 from align.arena.votes import VoteStore
 from align.data import load_records
 from align.engine.fake import FakeEngine
 from align.engine.protocol import Row, Sampling
+from align.errors import MachineError
 from align.schema import assistant, user
 
 MODELS = ("crimson@v1", "azure@v2", "granite@v1", "olive@v3")
@@ -288,3 +291,192 @@ def test_names_and_speeds_stay_hidden_until_a_blind_vote(tmp_path, language):
 
     assert not any(name in before for name in (*MODELS, "ms", "毫秒", "second"))
     assert all(name in shown() for name in MODELS[:2])
+
+
+LONG = Sampling(max_new_tokens=2000)
+
+
+def follow_until(arena: Arena, battle: Battle, act) -> None:
+    """Follow the answers and act once both panes show something; then to their end."""
+
+    async def follow() -> None:
+        acted = False
+        async for _ in arena.frames(battle):
+            if not acted and battle.votable:
+                acted = True
+                await asyncio.to_thread(act)
+
+    asyncio.run(follow())
+
+
+def talkative(folder, **more) -> Arena:
+    arena = make_arena(folder, reply=lambda row: "word " * 2000, **more)
+    arena.engine._pause = 0.002
+    return arena
+
+
+def test_an_early_vote_stops_both_answers_and_keeps_what_was_shown(tmp_path):
+    arena = talkative(tmp_path, blind=True)
+    battle = arena.new_battle()
+    arena.ask(battle, "Talk", arena.new_turn(LONG, 1))
+    shown = []
+
+    def vote() -> None:
+        arena.vote(battle, "b", battle.nonce)
+        shown.extend(pane.messages[-1]["content"] for pane in battle.panes)
+
+    follow_until(arena, battle, vote)
+
+    [row] = rows(arena)
+    assert (row["truncated"], row["choice"]) == (True, "b")
+    assert [row["a"][0]["content"], row["b"][0]["content"]] == shown
+    assert 0 < len(shown[0].split()) < 2000
+    assert all(battle.handle.is_cancelled(place) for place in (0, 1))
+    # What came in after the vote changed nothing, and the page shows each answer once.
+    assert [pane.messages[-1]["content"] for pane in battle.panes] == shown
+    assert [len(pane.shown()) for pane in battle.panes] == [2, 2]
+    assert battle.phase == "voted"
+
+
+def test_an_answer_that_has_not_begun_cannot_be_judged(tmp_path):
+    arena = talkative(tmp_path)
+    battle = arena.new_battle()
+    arena.ask(battle, "Talk", arena.new_turn(LONG, 1))
+
+    assert not battle.votable
+    with pytest.raises(Refusal, match="nothing_to_judge"):
+        arena.vote(battle, "a", battle.nonce)
+    arena.stop(battle)
+
+
+def test_a_disk_that_fails_an_early_vote_leaves_it_to_be_given_again(tmp_path, monkeypatch):
+    arena = talkative(tmp_path)
+    battle = arena.new_battle()
+    arena.ask(battle, "Talk", arena.new_turn(LONG, 1))
+    nonce = battle.nonce
+
+    def vote() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(arena.votes, "append", lambda rows: (_ for _ in ()).throw(MachineError("full")))
+            with pytest.raises(MachineError, match="full"):
+                arena.vote(battle, "a", nonce)
+
+    follow_until(arena, battle, vote)
+    arena.vote(battle, "a", nonce)
+
+    [row] = rows(arena)
+    assert row["truncated"] is True
+
+
+def test_answers_of_a_turn_that_was_written_anew_change_nothing(tmp_path):
+    arena = talkative(tmp_path)
+    battle = arena.new_battle()
+    arena.ask(battle, "Talk", arena.new_turn(LONG, 1))
+
+    async def both() -> None:
+        old = arena.frames(battle)
+        await anext(old)
+        arena.stop(battle)
+        battle.end_turn(battle.turns[-1])
+        arena.engine._reply = lambda row: "new"
+        arena.ask_again(battle, arena.new_turn(SAMPLING, 1))
+        await asyncio.gather(drain(old), drain(arena.frames(battle)))
+
+    asyncio.run(both())
+
+    assert [pane.answer for pane in battle.panes] == ["new", "new"]
+    assert battle.turns[-1].truncated is False
+
+
+async def drain(frames) -> None:
+    async for _ in frames:
+        pass
+
+
+def test_a_whole_answer_is_not_truncated_and_the_turn_is_counted(tmp_path):
+    arena = make_arena(tmp_path)
+    battle = arena.new_battle()
+    ask(arena, battle, "One")
+    ask(arena, battle, "Two")
+    arena.vote(battle, "a", battle.nonce)
+
+    assert (rows(arena)[0]["truncated"], rows(arena)[0]["turn"]) == (False, 1)
+
+
+def test_reason_tags_and_pseudonym_are_kept_clean(tmp_path):
+    arena = make_arena(tmp_path)
+    battle = arena.new_battle()
+    ask(arena, battle, "Hello")
+    given = Opinion(
+        " half \ud83d emoji " + "x" * 3000, (" Clear\n", "Clear", "", "a\x1b[2Jb", *"defghijk"), "  an\tna "
+    )
+
+    arena.vote(battle, "a", battle.nonce, given)
+
+    [row] = rows(arena)
+    assert row["reason"].startswith("half ? emoji x")
+    assert len(row["reason"]) == 2000
+    assert row["tags"] == ["Clear", "a [2Jb", *"defghi"]
+    assert row["voter"] == "an na"
+
+
+def test_a_vote_without_an_opinion_says_so(tmp_path):
+    arena = make_arena(tmp_path)
+    battle = arena.new_battle()
+    ask(arena, battle, "Hello")
+    arena.vote(battle, "a", battle.nonce)
+
+    assert [rows(arena)[0][key] for key in ("voter", "reason", "tags")] == ["", "", []]
+
+
+def test_a_full_queue_refuses_the_question_and_keeps_the_conversation(tmp_path):
+    arena = make_arena(tmp_path)
+    battle = arena.new_battle()
+    ask(arena, battle, "One")
+    arena.engine._most = 1
+
+    with pytest.raises(Refusal, match="queue_full"):
+        arena.ask(battle, "Two", arena.new_turn(SAMPLING, 1))
+
+    assert battle.phase == "answered"
+    assert [len(pane.messages) for pane in battle.panes] == [2, 2]
+    arena.vote(battle, "a", battle.nonce)
+
+
+def test_nothing_more_is_asked_in_a_closed_battle(tmp_path):
+    arena = make_arena(tmp_path)
+    battle = arena.new_battle()
+    ask(arena, battle, "One")
+    arena.vote(battle, "a", battle.nonce)
+
+    with pytest.raises(Refusal, match="voted_already"):
+        arena.ask(battle, "Two", arena.new_turn(SAMPLING, 1))
+
+
+def test_the_reward_models_scores_are_kept_with_the_vote(tmp_path):
+    arena = make_arena(tmp_path, 3)
+    arena.setup = dataclasses.replace(arena.setup, reward=Contestant("judge@v1", "sha256:j"))
+    arena.engine._score = lambda messages: float(len(messages[-1]["content"]))
+    battle = arena.new_battle()
+    ask(arena, battle, "Hi")
+
+    arena.vote(battle, "b", battle.nonce)
+
+    first, second = rows(arena)
+    texts = ["crimson@v1 says Hi", "azure@v2 says Hi", "granite@v1 says Hi"]
+    assert first["scores"] == {"a": len(texts[0]), "b": len(texts[1])}
+    assert second["scores"] == {"a": len(texts[1]), "b": len(texts[2])}
+    assert first["reward_model"] == {"reference": "judge@v1", "digest": "sha256:j"}
+
+
+def test_a_reward_model_that_fails_costs_no_vote(tmp_path, capsys):
+    arena = make_arena(tmp_path)
+    arena.setup = dataclasses.replace(arena.setup, reward=Contestant("judge@v1"))
+    arena.engine._score = lambda messages: (_ for _ in ()).throw(MachineError("no memory"))
+    battle = arena.new_battle()
+    ask(arena, battle, "Hi")
+
+    arena.vote(battle, "b", battle.nonce)
+
+    assert "scores" not in rows(arena)[0]
+    assert "the answers have no scores: no memory" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from align.arena.votes import VoteStore
-from align.errors import MachineError
+from align.arena.votes import VoteStore, new_pseudonym, read_votes
+from align.errors import DataError, MachineError
 
 
 def lines(store: VoteStore) -> list[dict]:
@@ -91,3 +91,87 @@ def test_a_full_disk_leaves_no_half_line_and_the_vote_can_be_given_again(tmp_pat
     store.append([{"id": "2"}])
 
     assert [row["id"] for row in lines(store)] == ["1", "2"]
+
+
+VOTING = """
+import asyncio, pathlib, random, sys
+from align.arena.battles import Arena, Contestant, Setup
+from align.arena.votes import VoteStore, new_pseudonym, read_votes
+from align.engine.fake import FakeEngine
+from align.engine.protocol import Sampling
+
+names = ["red@v1", "blue@v1"]
+engine = FakeEngine(names, lambda row: f"{row.model} says {row.messages[-1]['content']} " + "word " * 500)
+arena = Arena(engine, Setup(tuple(map(Contestant, names)), True), VoteStore(pathlib.Path(sys.argv[1])))
+
+async def judge(number):
+    battle = arena.new_battle()
+    arena.ask(battle, f"question {number}", arena.new_turn(Sampling(), number))
+    async for _ in arena.frames(battle):
+        pass
+    arena.vote(battle, random.choice(["a", "b", "tie", "bad"]), battle.nonce)
+    print(battle.id, flush=True)
+
+number = 0
+while True:
+    asyncio.run(judge(number))
+    number += 1
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [1, 25])
+def test_killed_while_voting_no_acknowledged_vote_is_lost(tmp_path, acknowledged):
+    process = subprocess.Popen([sys.executable, "-c", VOTING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with process:
+        told = [process.stdout.readline().strip() for _ in range(acknowledged)]
+        process.send_signal(signal.SIGKILL)
+        told += process.stdout.read().split()
+
+    kept = [row["battle"] for row in read_votes(tmp_path)]
+
+    assert process.returncode == -signal.SIGKILL
+    # The last one may be on the disk without having been told.
+    assert kept[: len(told)] == told
+    assert len(kept) <= len(told) + 1
+
+
+def ballot(number: int, **more) -> dict:
+    row = {"id": str(number), "models": {"a": "red@v1", "b": "blue@v1"}, "choice": "a", "prompt": [], "a": [], "b": []}
+    return row | {"time": f"2026-11-{number:02}T00:00:00+00:00"} | more
+
+
+def test_votes_are_read_back_from_every_page_in_the_order_they_were_cast(tmp_path):
+    first, second = VoteStore(tmp_path / "votes"), VoteStore(tmp_path / "votes")
+    first.append([ballot(1)])
+    second.append([ballot(2)])
+    first.append([ballot(3), ballot(1)])
+
+    assert [row["id"] for row in read_votes(tmp_path / "votes")] == ["1", "2", "3"]
+
+
+def test_no_folder_and_an_empty_one_hold_no_votes(tmp_path):
+    assert read_votes(tmp_path / "nowhere") == read_votes(tmp_path) == []
+
+
+def test_a_torn_last_line_is_left_out_and_told(tmp_path):
+    store = VoteStore(tmp_path)
+    store.append([ballot(1)])
+    with store.path.open("ab") as shard:
+        shard.write('{"id": "2", "text": "退'.encode()[:-1])
+    notes = []
+
+    assert [row["id"] for row in read_votes(tmp_path, notes)] == ["1"]
+    assert len(notes) == 1
+    assert "line 2 is torn off at the end of the file" in notes[0]
+
+
+@pytest.mark.parametrize("line", ['{"id": "2", "te', "12", '{"choice": "a"}', json.dumps(ballot(2, choice="c"))])
+def test_any_other_line_that_is_no_vote_is_an_error_with_its_place(tmp_path, line):
+    (tmp_path / "shard.jsonl").write_text(f"{line}\n{json.dumps(ballot(3))}\n")
+
+    with pytest.raises(DataError, match=r"shard\.jsonl:1 "):
+        read_votes(tmp_path)
+
+
+def test_pseudonyms_differ():
+    assert len({new_pseudonym() for _ in range(50)}) == 50
