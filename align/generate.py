@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="REF", help="registry reference, folder or hub id")
     parser.add_argument("prompt", nargs="?", help="what to ask; - reads it from standard input")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--raw", action="store_true", help="continue the prompt as it stands, without a chat template")
     add_sampling_options(parser)
     add_model_options(parser)
     return parser
@@ -52,6 +53,8 @@ def _run(options: argparse.Namespace) -> int:
 
     sampling = sampling_from(options)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    if options.raw and (prompt is None or options.system):
+        raise UsageError("--raw continues one text; give a prompt, and no --system")
     if prompt is not None and not prompt.strip():
         raise UsageError("prompt: it is empty; give a text, - to read standard input, or nothing to chat")
     resident = load_resident(open_registry(options.registry), [options.model], precision_from(options))
@@ -60,7 +63,9 @@ def _run(options: argparse.Namespace) -> int:
     try:
         for note in engine.notes:
             sys.stderr.write(f"{note}\n")
-        return chat.answer(prompt) if prompt is not None else chat.talk()
+        if prompt is None:
+            return chat.talk()
+        return chat.go_on(prompt) if options.raw else chat.answer(prompt)
     finally:
         engine.close()
 
@@ -106,8 +111,17 @@ class Chat:
     def answer(self, prompt: str) -> int:
         """Stream the answer to one prompt and return the exit code; Ctrl-C stops it and keeps what was written."""
         self._messages.append(user(prompt))
-        row = Row(self._engine.models[0], list(self._messages), self._seed)
+        text, code = self._write(Row(self._engine.models[0], list(self._messages), self._seed))
+        self._messages.append(assistant(text))
         self._seed += 1
+        return code
+
+    def go_on(self, text: str) -> int:
+        """Stream how a text goes on, and return the exit code."""
+        return self._write(Row(self._engine.models[0], [], self._seed, text=text))[1]
+
+    def _write(self, row: Row) -> tuple[str, int]:
+        text = ""
         stream = self._engine.submit(GenerationRequest((row,), self._sampling))
         with _noticed_interrupt() as interrupted:
             for event in stream:
@@ -117,11 +131,11 @@ class Chat:
                     sys.stdout.write(printable(event.text))
                     sys.stdout.flush()
                 elif isinstance(event, RowDone):
-                    self._messages.append(assistant(event.text))
+                    text = event.text
                 elif isinstance(event, RowError):
                     raise IntegrityError(event.message)
             write("")
-        return INTERRUPTED if interrupted.is_set() else 0
+        return text, INTERRUPTED if interrupted.is_set() else 0
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def probe(resident: Resident) -> list[ModelFacts]:
     with torch.inference_mode():
         alone = {name: _logits(model, ids, [name], name)[0] for name in names}
         mixed = _mixed_logits(model, ids, [name for name in names if not _runs_alone(configs.get(name))])
-    same = {name for name in mixed if _agree(mixed[name], alone[name], model.dtype)}
+    same = {name for name in mixed if _agree(mixed[name], alone[name], alone[BASE], model.dtype)}
     lanes = {name: MIXED if name in same else name for name in names}
     return [
         ModelFacts(
@@ -153,8 +153,13 @@ def _logits(model: Any, ids: Tensor, adapters: list[str], lane: str) -> Tensor:
     return logits.float()
 
 
-def _agree(mixed: Tensor, alone: Tensor, dtype: Any) -> bool:
-    """Whether two runs of one model are equal up to the rounding of its arithmetic."""
+def _agree(mixed: Tensor, alone: Tensor, base: Tensor, dtype: Any) -> bool:
+    """Whether two runs of one model are equal up to the rounding of its arithmetic.
+
+    Of bfloat16 little is known but that it is coarse: there an error far below what the adapter does is rounding too.
+    """
     import torch
 
-    return bool((mixed - alone).abs().max() <= torch.finfo(dtype).eps ** 0.5 * alone.abs().max())
+    error, shift = (mixed - alone).abs().max(), (alone - base).abs().max()
+    within = error <= torch.finfo(dtype).eps ** 0.5 * alone.abs().max()
+    return bool(within or (dtype != torch.float32 and error <= shift / 4))

@@ -16,29 +16,48 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--registry", metavar="DIR", help="where models live (else $ALIGN_REGISTRY, else ./align_registry)"
     )
     parser.add_argument("--quantization", choices=["none", "nf4", "int8"], default="none", help="how the base is held")
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, help="calculate in bfloat16 (else where the accelerator does)"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+_SAMPLING = {
+    "temperature": "0 is greedy",
+    "top_p": "draw from the smallest set of tokens with this much probability; 1 is all",
+    "top_k": "draw from so many of the likeliest tokens; 0 is all",
+    "min_p": "draw from tokens at least so likely as this share of the likeliest; 0 is all",
+    "repetition_penalty": "divides the logits of tokens that were there before; 1 is off",
+    "frequency_penalty": "taken from a token's logit for each time it was said; 0 is off",
+    "presence_penalty": "taken once from the logit of every token said; 0 is off",
+    "max_new_tokens": "longest answer, in tokens",
+}
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """How answers are drawn."""
-    parser.add_argument("--temperature", type=float, default=_DEFAULTS.temperature, metavar="T", help="0 is greedy")
+    for name, meaning in _SAMPLING.items():
+        default = getattr(_DEFAULTS, name)
+        parser.add_argument(
+            *_spellings(name), type=type(default), default=default, metavar="N", help=f"{meaning} (default {default})"
+        )
     parser.add_argument(
-        "--top_p", "--top-p", type=float, default=_DEFAULTS.top_p, metavar="P", help="nucleus; 1 is all"
+        "--stop", action="append", default=[], metavar="TEXT", help="an answer ends before this; may be given again"
     )
-    parser.add_argument(
-        "--max_new_tokens", "--max-new-tokens", type=int, default=_DEFAULTS.max_new_tokens, metavar="N",
-        help="longest answer, in tokens",
-    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="same seed, same text; random without it")
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
 def sampling_from(options: argparse.Namespace) -> Sampling:
     """The sampling that was asked for; UsageError when it is out of range."""
-    return Sampling(options.temperature, options.top_p, options.max_new_tokens)
+    return Sampling(stop=tuple(options.stop), **{name: getattr(options, name) for name in _SAMPLING})
 
 
 def precision_from(options: argparse.Namespace) -> Any:
     """The precision that was asked for."""
     from align.models.loading import Precision
 
-    return Precision(options.quantization)
+    return Precision(options.quantization, options.bf16)

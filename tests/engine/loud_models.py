@@ -34,3 +34,12 @@ def build_resident(folder: Path) -> Resident:
     model.add_adapter("adapter1", loud_lora(2))
     names = {"red@v1": "adapter0", "blue@v1": "adapter1", "base@v1": BASE}
     return Resident(model.eval(), AutoTokenizer.from_pretrained(folder), read_folder(folder), names)
+
+
+def save_adapters(base: Path, folder: Path) -> list[str]:
+    """The two adapters in folders of their own, as PEFT writes them."""
+    model = build_resident(base).model
+    for name in ("adapter0", "adapter1"):
+        model.peft_config[name].base_model_name_or_path = str(base)
+    model.save_pretrained(folder)
+    return [str(folder / "adapter0"), str(folder / "adapter1")]

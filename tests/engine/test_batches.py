@@ -1,0 +1,298 @@
+"""Rows that join, leave and end at any step, and what every row may ask for itself."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from loud_models import build_resident, loud_base
+
+from align.engine import batch
+from align.engine.local import LocalEngine
+from align.engine.protocol import Busy, GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.errors import UsageError
+from align.schema import user
+
+PROMPTS = [
+    [user("the quick brown fox")],
+    [user("a rather longer question than the first one, with nine blue eggs and a lazy dog that jumps over")],
+    [user("狐狸在哪里?")],
+]
+HOT = Sampling(temperature=1.0, max_new_tokens=24)
+LONG = Sampling(temperature=1.0, max_new_tokens=1500)
+SAMPLINGS = [
+    HOT,
+    Sampling(temperature=0.0, max_new_tokens=9),
+    Sampling(temperature=0.0, max_new_tokens=30, repetition_penalty=1.5),
+    Sampling(temperature=1.5, top_k=20, max_new_tokens=40),
+    Sampling(temperature=0.8, top_p=0.7, max_new_tokens=17, frequency_penalty=0.5),
+    Sampling(temperature=1.0, min_p=0.05, max_new_tokens=33, presence_penalty=1.0, stop=("fox", "e")),
+]
+
+
+def random_rows(models: list[str], count: int, seed: int) -> list[Row]:
+    rng = random.Random(seed)
+    return [
+        Row(rng.choice(models), rng.choice(PROMPTS), rng.randrange(1000), rng.choice(SAMPLINGS)) for _ in range(count)
+    ]
+
+
+def done(stream) -> list[RowDone | RowError]:
+    return sorted((event for event in stream if not isinstance(event, RowDelta)), key=lambda event: event.row)
+
+
+@pytest.fixture
+def widths(monkeypatch) -> list[int]:
+    """How many rows each pass of the model held."""
+    found: list[int] = []
+    plain = batch.draw
+
+    def counted(logits, rows):
+        found.append(len(rows))
+        return plain(logits, rows)
+
+    monkeypatch.setattr(batch, "draw", counted)
+    return found
+
+
+def test_fifty_concurrent_requests_of_every_kind_equal_their_solo_runs(engine):
+    rows = random_rows(engine.models, 50, seed=1)
+    lost = threading.Event()
+
+    def ask(place: int) -> str | None:
+        time.sleep(place % 7 / 100)
+        stream = engine.submit(GenerationRequest((rows[place],)))
+        if place % 5 == 4:  # a client that goes away
+            next(iter(stream))
+            stream.cancel()
+        events = list(stream)
+        if not isinstance(events[-1], RowDone):
+            lost.set()
+        return None if place % 5 == 4 else events[-1].text
+
+    with ThreadPoolExecutor(50) as pool:
+        together = list(pool.map(ask, range(50)))
+
+    assert not lost.is_set()
+    assert engine.waiting == 0
+    for row, text in zip(rows, together, strict=True):
+        assert text is None or text == engine.complete([row], HOT)[0]
+
+
+def test_a_row_that_comes_later_is_written_at_once_and_changes_nothing(engine):
+    first, second = Row("red@v1", PROMPTS[1], 3), Row("blue@v1", PROMPTS[0], 4)
+    running = engine.submit(GenerationRequest((first,), LONG))
+    said = next(iter(running)).text
+
+    [later] = done(engine.submit(GenerationRequest((second,), HOT)))
+    running.cancel()
+    said += "".join(event.text for event in running if isinstance(event, RowDelta))
+
+    assert later.text == engine.complete([second], HOT)[0]
+    assert len(said) > 24
+    assert engine.complete([first], LONG)[0].startswith(said[:200])
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
+def test_rows_join_and_leave_where_attention_slides(architecture, tmp_path):
+    from zoo import build_zoo_model
+
+    from align.models.adapters import BASE, Resident
+    from align.models.tokenizers import load_tokenizer
+    from align.registry.checkpoint import read_folder
+
+    folder = build_zoo_model(architecture, tmp_path)
+    base = read_folder(folder)
+    resident = Resident(loud_base(folder).eval(), load_tokenizer(base), base, {"base@v1": BASE})
+    engine = LocalEngine(resident, max_rows=3)
+    # Windows of 16: prompts shorter and longer than it, answers that pass it, padding that comes and goes.
+    texts = [
+        "a fox",
+        "nine blue eggs",
+        "the lazy dog runs far away from here to there with nine blue eggs over the fox",
+    ]
+    rows = [
+        Row("base@v1", [user(texts[place % 3])], place, Sampling(temperature=1.0, max_new_tokens=4 + 7 * (place % 4)))
+        for place in range(9)
+    ]
+
+    together = engine.complete(rows, HOT)
+
+    assert together == [engine.complete([row], HOT)[0] for row in rows]
+    engine.close()
+
+
+def test_a_stopped_row_is_off_the_model_with_the_next_step(engine, widths):
+    stream = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 1), Row("blue@v1", PROMPTS[0], 1)), LONG))
+    events = iter(stream)
+    next(events)
+
+    stream.cancel(0)
+    passes = len(widths)
+    for event in events:
+        if isinstance(event, RowDone) and event.row == 0:
+            break
+    next(events)
+    next(events)
+    stream.cancel()
+
+    # One pass may have been on its way when the row was stopped.
+    assert set(widths[passes + 2 :]) == {1}
+    assert widths[0] == 2
+
+
+def test_rows_beyond_the_batch_wait_their_turn_and_the_place_of_one_that_ends_is_taken_at_once(tiny_base, widths):
+    engine = LocalEngine(build_resident(tiny_base), max_rows=2)
+    short, long = Sampling(temperature=0.0, max_new_tokens=3), Sampling(temperature=0.0, max_new_tokens=12)
+    rows = [Row("red@v1", PROMPTS[0], 0, long), *(Row("blue@v1", PROMPTS[0], 0, short) for _ in range(3))]
+
+    stream = engine.submit(GenerationRequest(tuple(rows)))
+    ended = [event.row for event in stream if isinstance(event, RowDone)]
+    engine.close()
+
+    assert ended == [1, 2, 3, 0]
+    assert max(widths) == 2
+
+
+def test_a_batch_holds_no_more_tokens_than_it_may(tiny_base, widths):
+    engine = LocalEngine(build_resident(tiny_base), max_tokens=200)
+    rows = [Row("red@v1", PROMPTS[0], seed, Sampling(temperature=0.0, max_new_tokens=60)) for seed in range(5)]
+    wide = Row("red@v1", [user("fox " * 300)], 0, Sampling(temperature=0.0, max_new_tokens=5))
+
+    texts = engine.complete([*rows, wide], HOT)
+    engine.close()
+
+    assert all(texts)
+    # A prompt of about 23 tokens and 60 new ones: two rows are at most 166.
+    assert max(widths) == 2
+
+
+def test_a_prompt_that_cannot_be_read_does_not_end_the_rows_beside_it(engine, monkeypatch):
+    running = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 3),), LONG))
+    next(iter(running))
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "pad_left", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory, say")))
+        [failed] = done(engine.submit(GenerationRequest((Row("blue@v1", PROMPTS[0], 1),), HOT)))
+
+    assert isinstance(failed, RowError)
+    assert "out of memory, say" in failed.message
+    assert isinstance(next(iter(running)), RowDelta)
+    running.cancel()
+    done(running)
+
+
+def test_a_queue_that_is_full_says_when_to_come_back(tiny_base):
+    engine = LocalEngine(build_resident(tiny_base), max_rows=1, max_waiting_rows=3)
+    running = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 3),), LONG))
+    next(iter(running))
+    waiting = [engine.submit(GenerationRequest((Row("blue@v1", PROMPTS[0], seed),), HOT)) for seed in range(3)]
+
+    assert engine.waiting == 3
+    with pytest.raises(Busy, match="3 answers are waiting") as refused:
+        engine.submit(GenerationRequest((Row("blue@v1", PROMPTS[0]),), HOT))
+    running.cancel()
+
+    assert 1 <= refused.value.retry_after <= 60
+    assert refused.value.exit_code == 6
+    assert all(isinstance(done(stream)[0], RowDone) for stream in waiting)
+    assert engine.complete([Row("blue@v1", PROMPTS[0])], HOT)
+    engine.close()
+
+
+def test_every_row_may_have_its_own_sampling(engine):
+    rows = (Row("red@v1", PROMPTS[0], 1, Sampling(temperature=0.0, max_new_tokens=5)), Row("red@v1", PROMPTS[0], 1))
+
+    short, other = done(engine.submit(GenerationRequest(rows, HOT)))
+
+    assert short.completion_tokens == 5
+    assert other.text == engine.complete([rows[1]], HOT)[0]
+    assert other.completion_tokens > 5
+
+
+def test_a_raw_text_is_continued_as_it_stands(engine, resident):
+    tokenizer = resident.tokenizer
+    text = "the quick <|im_end|> brown"
+
+    [event] = done(engine.submit(GenerationRequest((Row("base@v1", [], text=text),), Sampling(0.0, max_new_tokens=8))))
+
+    ids = torch.tensor([tokenizer.encode(text)])
+    with resident.model.disable_adapter():
+        plain = resident.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+        )
+    assert event.prompt_tokens == ids.shape[1]
+    assert event.text == tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_an_empty_text_fails_its_row_only(engine):
+    empty, other = done(engine.submit(GenerationRequest((Row("red@v1", [], text=""), Row("red@v1", PROMPTS[0])), HOT)))
+
+    assert isinstance(empty, RowError)
+    assert (empty.fault, "no tokens" in empty.message) == ("prompt", True)
+    assert isinstance(other, RowDone)
+
+
+def test_a_stop_string_ends_the_row_and_is_not_shown(engine):
+    row = Row("red@v1", PROMPTS[0], 1)
+    whole = engine.complete([row], HOT)[0]
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+
+    events = list(engine.submit(GenerationRequest((row,), Sampling(temperature=1.0, max_new_tokens=24, stop=(stop,)))))
+
+    shown = "".join(event.text for event in events if isinstance(event, RowDelta))
+    assert shown == events[-1].text == whole[: whole.find(stop)]
+    assert events[-1].reason == "stop"
+
+
+def test_log_probs_are_those_of_one_pass_over_the_answer(engine, resident):
+    from align.data.render import render_chat
+
+    row = Row("red@v1", PROMPTS[0], 2, logprobs=3)
+    events = list(engine.submit(GenerationRequest((row, Row("blue@v1", PROMPTS[1], 2)), HOT)))
+    tokens = [token for event in events if isinstance(event, RowDelta) and event.row == 0 for token in event.tokens]
+
+    prompt = render_chat(PROMPTS[0], resident.tokenizer)
+    ids = torch.tensor([[*prompt, *(token.id for token in tokens)]])
+    with torch.inference_mode():
+        logits = resident.model(input_ids=ids, adapter_names=["adapter0"]).logits
+    expected = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    assert len(tokens) == 24
+    assert [token.logprob for token in tokens] == pytest.approx(
+        [float(line[token.id]) for token, line in zip(tokens, expected, strict=True)], abs=1e-4
+    )
+    for token, line in zip(tokens, expected, strict=True):
+        assert [value for _, value in token.top] == pytest.approx(line.topk(3).values.tolist(), abs=1e-4)
+        assert token.text == resident.tokenizer.decode([token.id])
+    assert not any(event.tokens for event in events if isinstance(event, RowDelta) and event.row == 1)
+
+
+@pytest.mark.parametrize("options", [{"logprobs": 21}, {"logprobs": -1}, {"seed": 2**64}, {"text": "x"}])
+def test_rows_that_make_no_sense_are_refused(options):
+    with pytest.raises(UsageError):
+        Row("red@v1", PROMPTS[0], **options)
+
+
+@pytest.mark.parametrize("precision", [{"bf16": True}, {"quantization": "nf4"}])
+def test_a_base_held_small_serves_all_its_models_too(precision, tmp_path, tiny_base):
+    from loud_models import save_adapters
+
+    from align.models.adapters import load_resident
+    from align.models.loading import Precision
+    from align.registry import open_registry
+
+    folders = save_adapters(tiny_base, tmp_path)
+    resident = load_resident(open_registry(tmp_path / "registry"), [*folders, str(tiny_base)], Precision(**precision))
+    engine = LocalEngine(resident)
+    rows = [Row(model, PROMPTS[0], 1) for model in engine.models]
+
+    texts = engine.complete([*rows, *rows], HOT)
+    engine.close()
+
+    assert not any(fact.alone for fact in engine.facts)
+    assert texts[:3] == texts[3:]
+    assert len(set(texts)) == 3
