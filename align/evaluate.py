@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from align.config import build, load_yaml, write
 from align.engine.options import add_model_options, precision_from
-from align.errors import UsageError, guard
+from align.errors import MachineError, UsageError, guard
 
 if TYPE_CHECKING:
     from align.evaluation.asked import Asked, Material
+    from align.evaluation.judging import Judge
     from align.evaluation.measuring import Run
     from align.evaluation.results import Result
     from align.registry import Registry
@@ -117,6 +118,7 @@ def read_options(options: argparse.Namespace) -> Asked:
         limit=options.limit,
         scorers=tuple(_words(options.scorer)),
         rewards=tuple(build(RewardSettings, each) for each in listed),
+        reward_model=options.reward_model,
         labels=tuple(_words([options.labels] if options.labels else [])),
         classify=options.classify,
         kl=not options.no_kl,
@@ -144,14 +146,57 @@ def evaluate(registry: Registry, options: argparse.Namespace, asked: Asked) -> i
     from align.evaluation.asked import prepare
     from align.evaluation.measuring import measure_models, resolve
     from align.evaluation.results import summarise
+    from align.evaluation.scoring import add_scores, judge_all
     from align.evaluation.tables import draw
 
+    judges = read_judges(options)
     material = prepare(asked, {"registry": registry.root})
     resolve(registry, options.models)
+    check_reward_model(registry, asked)
     runs = measure_models(registry, options.models, asked, material)
-    result = summarise(runs, asked, material)
+    add_scores(registry, runs, asked, material)
+    result = summarise(runs, asked, material, judge_all(runs, material, judges, asked.seed))
     write(draw(result))
     _keep(registry, options, result, runs, material)
+    return refuse_silence(result)
+
+
+def read_judges(options: argparse.Namespace) -> dict[str, Judge | str]:
+    """The judges by name: measures whose rows decide, or servers to ask; UsageError for one that cannot be."""
+    from align.evaluation.remote_judge import judge_at
+
+    if options.judge and len(options.models) < 2:
+        raise UsageError("--judge: a judge compares models with the first one; give two models or more")
+    found: dict[str, Judge | str] = {options.reward_model: "reward_model"} if options.reward_model else {}
+    for who in options.judge:
+        if who == "reward_model":
+            if not options.reward_model:
+                raise UsageError("--judge reward_model: which one; give --reward_model REF")
+        elif who == "rewards":
+            if not options.rewards:
+                raise UsageError("--judge rewards: which ones; give --rewards '[{name: ...}]'")
+            found["rewards"] = "reward"
+        else:
+            judge = judge_at(who, options.judge_model, options.judge_timeout)
+            found[judge.model] = judge
+    return found
+
+
+def check_reward_model(registry: Registry, asked: Asked) -> None:
+    """Raise before anything is written when the reward model could not score it."""
+    from align.models.heads import check_score_head
+
+    if asked.reward_model:
+        check_score_head(registry.resolve(asked.reward_model))
+
+
+def refuse_silence(result: Result) -> int:
+    """The exit code 6 when some judge gave no verdict at all; everything else is kept by then."""
+    for model in result.models:
+        for each in model.judged:
+            if each.win_rate is None:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in each.failed.items())
+                raise MachineError(f"judge {each.judge}: gave no verdict ({reasons}); start it and evaluate again")
     return 0
 
 
@@ -161,8 +206,19 @@ def _keep(registry: Registry, options: argparse.Namespace, result: Result, runs:
     if options.json:
         text = json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n"
         Path(options.json).write_text(text, encoding="utf-8")
+    if options.samples:
+        write_samples(Path(options.samples), runs, material)
     if not options.no_record:
         record(registry, result, runs)
+
+
+def write_samples(path: Path, runs: list[Run], material: Material) -> None:
+    """Every completion with what was measured of it, a line each."""
+    from align.evaluation.samples import sample_rows
+
+    with path.open("w", encoding="utf-8") as file:
+        for row in sample_rows(runs, material):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def record(registry: Registry, result: Result, runs: list[Run]) -> None:

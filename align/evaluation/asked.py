@@ -41,6 +41,8 @@ class Asked:
     scorers: tuple[str, ...] = ()
     """scorers and corpus metrics by name; none takes what the data has answers for"""
     rewards: tuple[RewardSettings, ...] = ()
+    reward_model: str | None = None
+    """a reward model whose score is measured, too"""
     labels: tuple[str, ...] = ()
     """classes to choose from by likelihood"""
     classify: bool = False
@@ -54,7 +56,13 @@ class Asked:
         """What a record keeps of it."""
         sampling = {key: getattr(self.sampling, key) for key in ("temperature", "top_p", "max_new_tokens")}
         rewards = [reward.model_dump(mode="json") for reward in self.rewards]
-        return {"seed": self.seed, "limit": self.limit, "sampling": sampling, "rewards": rewards}
+        return {
+            "seed": self.seed,
+            "limit": self.limit,
+            "sampling": sampling,
+            "rewards": rewards,
+            "reward_model": self.reward_model,
+        }
 
 
 @dataclass(frozen=True)

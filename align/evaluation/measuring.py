@@ -25,6 +25,9 @@ _WINDOW = 4096
 """tokens of the longest row whose likelihood is taken, where the model would take more"""
 
 
+_DESCRIBING = {"perplexity", "kl_parent", "kl_base", "tokens", "no_eos", "repetition", "refusal"}
+
+
 @dataclass
 class Run:
     """What one model wrote and what was measured of it, the most telling number first."""
@@ -42,8 +45,9 @@ class Run:
         return self.checkpoint.reference
 
     def add(self, measures: Sequence[Measure]) -> None:
-        """Keep some measures, those that apply to no record left out."""
+        """Keep some measures, those that apply to no record left out; what describes stands after what judges."""
         self.measures |= {measure.name: measure for measure in measures if measure.count}
+        self.measures = dict(sorted(self.measures.items(), key=lambda item: item[0] in _DESCRIBING))
 
 
 def measure_models(registry: Registry, references: Sequence[str], asked: Asked, material: Material) -> list[Run]:
@@ -118,8 +122,6 @@ def _measure(run: Run, resident: Resident, material: Material, parent: Checkpoin
         run.add(_choose(scorer, resident, resident.adapters[run.reference], records))
     if material.labels:
         run.add(_classify(material.labels, resident, resident.adapters[run.reference], records))
-    if material.rewards:
-        run.add(_rewards(material.rewards, records, texts))
     for name in material.corpus:
         run.add(CORPUS[name](records, texts))
     run.add(_perplexity(resident, resident.adapters[run.reference], records))
@@ -142,15 +144,12 @@ def read(name: str, score: Any, records: Sequence[Record], texts: Sequence[Any])
                 f"{shorten(str(error))}; mend the scorer or the row; --debug shows where"
             ) from error
     keys = dict.fromkeys(key for verdict in verdicts for key in verdict)
-    return [mean_of(key, [verdict.get(key, np.nan) for verdict in verdicts]) for key in keys]
-
-
-def _rewards(rewards: Any, records: Sequence[Record], texts: Sequence[str | None]) -> list[Measure]:
-    def score(record: Record, text: str) -> dict[str, float]:
-        values = rewards(record, text)
-        return {"reward": rewards.total(values)} | (values if len(values) > 1 else {})
-
-    return read("--rewards", score, records, texts)
+    columns = {key: np.array([verdict.get(key, np.nan) for verdict in verdicts], dtype=float) for key in keys}
+    weights = getattr(score, "weights", {})
+    return [
+        ratio_of(key, column * columns[weights[key]], columns[weights[key]]) if key in weights else mean_of(key, column)
+        for key, column in columns.items()
+    ]
 
 
 def _choose(scorer: Any, resident: Resident, adapter: str, records: Sequence[Record]) -> list[Measure]:

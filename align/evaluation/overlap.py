@@ -42,14 +42,14 @@ def is_chinese(text: str) -> bool:
 
 
 def bleu(records: Sequence[Record], texts: Texts) -> list[Measure]:
-    """Corpus BLEU (Papineni et al. 2002) in [0, 100]: sacrebleu's tokens, `zh` where the reference is Chinese."""
+    """Corpus BLEU (Papineni et al. 2002) in [0, 100]: sacrebleu's tokens, `zh` where the reference has Chinese."""
     require("sacrebleu")
     from sacrebleu.metrics import BLEU
 
     metrics = {chinese: BLEU(tokenize="zh" if chinese else "13a") for chinese in (False, True)}
 
     def count(text: str, reference: str) -> list[float]:
-        found = metrics[is_chinese(reference)].corpus_score([text], [[reference]])
+        found = metrics[bool(_HAN.search(reference))].corpus_score([text], [[reference]])
         return [found.sys_len, found.ref_len, *found.counts, *found.totals]
 
     return [_corpus("bleu", records, texts, count, bleu_of_sums, 2 + 2 * _ORDERS)]

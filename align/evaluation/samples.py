@@ -1,0 +1,55 @@
+"""Single records again: every completion with its numbers, and those that are worth a look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from align.evaluation.asked import Material
+from align.evaluation.measuring import Run
+from align.evaluation.overlap import reference_text
+from align.evaluation.results import plain
+
+
+def sample_rows(runs: Sequence[Run], material: Material) -> Iterator[dict[str, Any]]:
+    """A row of JSON values for every completion of every model, record by record."""
+    for place, record in enumerate(material.records):
+        for run in runs:
+            written = run.written[place]
+            yield {
+                "record": record.id or record.where,
+                "model": run.reference,
+                "prompt": record.prompt,
+                "reference": reference_text(record),
+                "completion": None if written is None else written.text,
+                "ended": None if written is None else written.ended,
+                "numbers": numbers_at(run, place),
+            }
+
+
+def numbers_at(run: Run, place: int) -> dict[str, float]:
+    """The measures that apply to one record, by name."""
+    found = {name: float(measure.rows[place]) for name, measure in run.measures.items()}
+    return {name: value for name, value in plain(found).items() if value is not None}
+
+
+def worst(run: Run, measure: str, count: int) -> list[int]:
+    """The places of the records on which a model did worst, the worst first; of equals the longer answer."""
+    rows = run.measures[measure].rows * (-1 if run.measures[measure].better == "lower" else 1)
+    known = [place for place in np.flatnonzero(np.isfinite(rows)).tolist() if run.written[place] is not None]
+    return sorted(known, key=lambda place: (rows[place], -_size(run, place)))[:count]
+
+
+def regressions(run: Run, first: Run, measure: str, count: int) -> list[int]:
+    """The places on which a model lost most against the first one, the largest loss first; only real losses."""
+    ours, theirs = run.measures[measure], first.measures[measure]
+    losses = (theirs.rows - ours.rows) * (-1 if ours.better == "lower" else 1)
+    places = np.flatnonzero(np.nan_to_num(losses, nan=0.0) > 0)
+    return sorted(places.tolist(), key=lambda place: -losses[place])[:count]
+
+
+def _size(run: Run, place: int) -> int:
+    written = run.written[place]
+    return 0 if written is None else written.tokens
