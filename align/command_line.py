@@ -121,20 +121,34 @@ def help_text(prog: str, purpose: str, config_class: type[Settings]) -> str:
         "",
         "settings:",
     ]
-    lines += [f"  {key:<32} {rest}" for key, rest in _describe_fields(config_class, "")]
+    lines += [f"  {each.key:<32} {each}" for each in options_of(config_class)]
     return "\n".join(lines) + "\n"
 
 
-def _describe_fields(config_class: type[Settings], prefix: str) -> Iterator[tuple[str, str]]:
+@dataclass(frozen=True)
+class Option:
+    """A setting as its reader is told of it."""
+
+    key: str
+    meaning: str
+    kind: str
+    default: str
+
+    def __str__(self) -> str:
+        return f"{self.meaning} ({', '.join(part for part in (self.kind, self.default) if part)})"
+
+
+def options_of(config_class: type[Settings], prefix: str = "") -> Iterator[Option]:
+    """Every setting of a class, those of its groups with a dotted key."""
     for key, info in config_class.model_fields.items():
-        kind = info.annotation
+        kind, meaning = info.annotation, info.description or ""
         if (group := group_of(kind)) is not None:
             if group is not kind:
-                yield prefix + key, f"{info.description or ''} (none, or its parts below)"
-            yield from _describe_fields(group, f"{prefix}{key}.")
+                yield Option(prefix + key, meaning, "none, or its parts below", "")
+            yield from options_of(group, f"{prefix}{key}.")
             continue
         default = "required" if info.is_required() else f"default {_show(info.default)}"
-        yield prefix + key, f"{info.description or ''} ({_type_name(kind)}, {default})"
+        yield Option(prefix + key, meaning, _type_name(kind), default)
 
 
 def _show(value: Any) -> str:

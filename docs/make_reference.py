@@ -1,0 +1,94 @@
+"""Write docs/reference.md, every command with every option, from the code: `python docs/make_reference.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from align.__main__ import COMMANDS
+from align.command_line import Option, options_of
+from align.data.catalog import DatasetConfig
+from align.rl.rewards import find_reward, reward_names
+
+PAGE = Path(__file__).with_name("reference.md")
+
+_OPENING = """# Reference
+
+Every command and every option, written by `python docs/make_reference.py` from the code. Settings go into a YAML file
+or onto the command line as `key=value` or `--key value`; the switches `--registry DIR`, `--dry-run`, `--resume`,
+`--allow-change KEY`, `--print_config` and `--debug` are the same for every stage.
+"""
+
+
+def reference() -> str:
+    """The whole page."""
+    os.environ["COLUMNS"] = "110"  # what argparse wraps its lines by
+    modules = {name: importlib.import_module(_module(name)) for name in COMMANDS}
+    stages = {name: module.STAGE for name, module in modules.items() if hasattr(module, "STAGE")}
+    parts = [_OPENING, "## Stages\n"]
+    parts += [_stage(stage) for stage in stages.values()]
+    parts += ["## Other commands\n"]
+    parts += [_door(name, module) for name, module in modules.items() if name not in stages]
+    parts += ["## A dataset's YAML\n", _table(options_of(DatasetConfig))]
+    parts += ["## Rewards\n", _rewards()]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _module(command: str) -> str:
+    package = Path(__file__).parents[1] / "align" / command
+    return f"align.{command}.__main__" if package.is_dir() else f"align.{command}"
+
+
+def _stage(stage: Any) -> str:
+    return f"### `python -m align.{stage.name}`\n\n{stage.purpose}\n\n{_table(options_of(stage.config))}"
+
+
+def _table(options: Iterator[Option]) -> str:
+    rows = [f"| `{each.key}` | {' | '.join(map(_cell, (each.kind, each.default, each.meaning)))} |" for each in options]
+    return "\n".join(["| setting | type | | |", "|---|---|---|---|", *rows, ""])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _door(name: str, module: Any) -> str:
+    texts = [_help(module, [])]
+    texts += [_help(module, [verb]) for verb in _verbs(texts[0])]
+    return f"### `python -m align.{name}`\n\n" + "\n".join(f"```text\n{text}```\n" for text in texts)
+
+
+def _help(module: Any, verb: list[str]) -> str:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        module.main([*verb, "--help"])
+    return text.getvalue()
+
+
+def _verbs(text: str) -> list[str]:
+    """The commands below a command: argparse shows each at the start of an indented line."""
+    section = text.partition("positional arguments:\n")[2].partition("\n\n")[0]
+    return [line.split()[0] for line in section.splitlines() if line.startswith("    ") and line[4] not in " {"]
+
+
+def _rewards() -> str:
+    rows = []
+    for each in map(find_reward, reward_names()):
+        given = 1 if each.opens else 2  # the parameters that training fills
+        arguments = ", ".join(list(inspect.signature(each.function).parameters)[given:]) or "-"
+        rows.append(f"| `{each.name}` | {arguments} | {_first_sentence(each.function)} |")
+    return "\n".join(["| name | args | |", "|---|---|---|", *rows, ""])
+
+
+def _first_sentence(documented: Any) -> str:
+    return _cell((inspect.getdoc(documented) or "").split("\n\n")[0].replace("\n", " "))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference(), encoding="utf-8")
