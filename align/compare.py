@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from align.arena.battles import Setup
     from align.registry import Checkpoint, Registry
 
+MOST_WAITING_ROWS = 64
+"""More questions than this in the queue, and a visitor is asked to come back."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
@@ -34,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--blind", action="store_true", help="hide names until the vote; two models a battle")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="default 7860; 0 takes any free one")
     parser.add_argument("--host", default="127.0.0.1", help="a local address; the page has no password")
+    parser.add_argument(
+        "--reward_model", "--reward-model", metavar="REF", help="score every answer; shown after the vote, kept with it"
+    )
     add_sampling_options(parser)
     add_model_options(parser)
     return parser
@@ -82,14 +88,16 @@ def _serve(
     from align.models.adapters import load_resident
 
     sampling, listener = prepared
+    reward = registry.resolve(options.reward_model) if options.reward_model else None
     resident = load_resident(registry, [checkpoint.reference for checkpoint in checkpoints], precision_from(options))
-    setup = describe(checkpoints, resident.base, options.blind)
+    setup = describe(checkpoints, resident.base, options.blind, reward)
     votes = VoteStore(registry.votes_dir)
-    engine = LocalEngine(resident)
+    engine = LocalEngine(resident, reward=reward.reference if reward else None, max_waiting_rows=MOST_WAITING_ROWS)
     try:
-        from align.arena.app import build_app
+        from align.arena.app import Contents, build_app
 
-        server = make_server(build_app(Arena(engine, setup, votes), sampling, options.seed))
+        contents = Contents(Arena(engine, setup, votes), registry, sampling, options.seed)
+        server = make_server(build_app(contents))
         for note in engine.notes:
             write(note)
         _announce(listener, options.blind)
@@ -109,7 +117,7 @@ def _announce(listener: socket.socket, blind: bool) -> None:
     write(f"comparing {'blind' if blind else 'by name'} at http://{shown}:{port}  (Ctrl-C ends)")
 
 
-def describe(checkpoints: list[Checkpoint], base: Checkpoint, blind: bool) -> Setup:
+def describe(checkpoints: list[Checkpoint], base: Checkpoint, blind: bool, reward: Checkpoint | None = None) -> Setup:
     """Who takes part and over which base, as every vote will record it."""
     from align.arena.battles import Contestant, Setup
     from align.models.adapters import digests_of_base
@@ -119,6 +127,7 @@ def describe(checkpoints: list[Checkpoint], base: Checkpoint, blind: bool) -> Se
         blind=blind,
         base={"reference": base.reference, "digests": digests_of_base(base)},
         app_version=__version__,
+        reward=Contestant(reward.reference, reward.digest) if reward else None,
     )
 
 

@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported; also stops its version check
 
 import gradio as gr
 
-from align.arena import view
-from align.arena.ballot import choices
 from align.arena.battles import Arena
-from align.arena.handlers import Handlers, Parts
+from align.arena.board import lay_out_board
+from align.arena.handlers import AskHandlers, BoardHandlers, buttons_around
+from align.arena.parts import Asking, Board, Sheets
+from align.arena.sheets import SheetHandlers, emptied, lay_out_sheets
 from align.arena.style import CSS, FONTS, JS, MONO_FONTS
-from align.arena.text import CATALOGUE, vote_key
+from align.arena.text import CATALOGUE
 from align.engine.protocol import Sampling
+from align.registry import Registry
 
 
-def build_app(arena: Arena, sampling: Sampling, seed: int | None = None) -> Any:
-    """The page as an ASGI application; nothing in it calls any other machine."""
+@dataclass
+class Contents:
+    """What a page is about: its battles, the models behind them, and how it asks unless told otherwise."""
+
+    arena: Arena
+    registry: Registry
+    sampling: Sampling
+    seed: int | None = None
+
+
+def build_app(contents: Contents) -> Any:
+    """The page as an ASGI application of its own; nothing in it calls any other machine."""
     from fastapi import FastAPI
 
+    return mount_page(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), contents, "/")
+
+
+def mount_page(application: Any, contents: Contents, path: str) -> Any:
+    """Put the page under a path of a FastAPI application; the caller adds the security headers of `web.Guard`."""
     words = gr.I18n(**CATALOGUE)
-    page = build_page(arena, words, sampling, seed)
+    page = build_page(contents, words)
     page.queue(max_size=32, api_open=False)
     return gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        application,
         page,
-        path="/",
+        path=path,
         theme=_theme(),
         css=CSS,
         js=JS,
@@ -45,8 +64,9 @@ def build_app(arena: Arena, sampling: Sampling, seed: int | None = None) -> Any:
 
 def _theme() -> Any:
     fonts, mono = ([gr.themes.Font(name) for name in names] for names in (FONTS, MONO_FONTS))
+    sizes = {"radius_size": gr.themes.sizes.radius_md, "spacing_size": gr.themes.sizes.spacing_md}
     # The default grey of small print is too pale to read.
-    return gr.themes.Default(font=fonts, font_mono=mono).set(
+    return gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono, **sizes).set(
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
         block_info_text_color="*neutral_600",
@@ -54,85 +74,138 @@ def _theme() -> Any:
     )
 
 
-def build_page(arena: Arena, words: Any, sampling: Sampling, seed: int | None) -> Any:
+def build_page(contents: Contents, words: Any) -> Any:
     """Lay the components out and connect them."""
+    setup = contents.arena.setup
     with gr.Blocks(title="align compare", analytics_enabled=False, fill_width=True) as page:
-        parts = _lay_out(arena, words, sampling, seed)
-        _connect(Handlers(arena, parts), parts)
+        # Filled in by the page's script with every event: the language shown, and a pseudonym.
+        client = gr.Textbox(visible=False)
+        with gr.Row(elem_id="top"):
+            gr.Markdown("**align** compare", elem_id="brand")
+            gr.Markdown(words("hint_blind" if setup.blind else "hint_named"), elem_id="hint")
+            gr.Button(words("help_button"), elem_id="help-button", size="sm")
+        gr.Markdown(words("help_text"), elem_id="help")
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab(words("tab_compare"), id="compare"):
+                board = lay_out_board(setup, words)
+                asking = _asking(board, contents, words)
+            sheets, standings_tab, models_tab = lay_out_sheets(words)
+        if setup.blind:
+            board.secrets = emptied(sheets)
+        wire = Wire(client)
+        _connect(contents, board, asking, wire)
+        handlers = SheetHandlers(contents.arena, contents.registry, sheets)
+        _connect_sheets(handlers, sheets, (standings_tab, models_tab), wire, [board])
     return page
 
 
-def _lay_out(arena: Arena, words: Any, sampling: Sampling, seed: int | None) -> Parts:
-    setup = arena.setup
-    state = gr.State(None)
-    # A click carries the nonce of what it was made for, so a click sent again later judges nothing else.
-    nonce = gr.Textbox(visible=False)
-    gr.Markdown(words("hint_blind" if setup.blind else "hint_named"), elem_id="head")
-    with gr.Row(elem_id="panes", equal_height=True):
-        panes = [_pane(view.pane_label(None, place, setup), place) for place in range(setup.panes)]
-    status = gr.HTML("", elem_id="status", padding=False)
-    with gr.Row(elem_id="votes"):
-        votes = {
-            choice: gr.Button(words(vote_key(choice, setup.panes)), elem_id=f"vote-{choice}", interactive=False)
-            for choice in choices(setup.panes)
-        }
-    with gr.Row(elem_id="asking"):
+def _asking(board: Board, contents: Contents, words: Any) -> Asking:
+    with gr.Row(elem_id="asking", elem_classes="asking"):
         prompt = gr.Textbox(
-            show_label=False, container=False, placeholder=words("prompt"), elem_id="prompt",
-            lines=1, max_lines=6, max_length=20_000, scale=8, autofocus=True,
+            label=words("prompt_label"), show_label=False, container=False, placeholder=words("prompt"),
+            elem_id="prompt", lines=1, max_lines=6, max_length=20_000, scale=8, autofocus=True,
         )  # fmt: skip
         ask = gr.Button(words("ask"), variant="primary", elem_id="ask", scale=1)
         stop = gr.Button(words("stop"), variant="stop", elem_id="stop", scale=1, interactive=False)
         again = gr.Button(words("again"), elem_id="again", scale=1, interactive=False)
-        new = gr.Button(words("new"), elem_id="new", scale=1)
-    with gr.Accordion(words("settings"), open=False, elem_id="sampling"):
-        settings = _settings(words, sampling, seed)
-        system = gr.Textbox("", label=words("system"), info=words("system_info"), lines=1, max_lines=4)
-    return Parts(state, nonce, panes, status, votes, prompt, ask, stop, again, new, settings, system)
-
-
-def _pane(label: str, place: int) -> Any:
-    return gr.Chatbot(
-        label=label,
-        elem_id=f"pane-{'abcd'[place]}",
-        elem_classes="pane",
-        buttons=["copy"],
-        feedback_options=None,
-        layout="bubble",
-    )
+        board.shift_button.render()
+        new = gr.Button(words("new"), elem_id="new", elem_classes="next", scale=1)
+    with gr.Accordion(words("settings"), open=False, elem_id="sampling", elem_classes="settings"):
+        settings = _settings(words, contents.sampling, contents.seed)
+        system = gr.Textbox(
+            "", label=words("system"), info=words("system_info"), lines=1, max_lines=4, elem_id="system"
+        )
+    return Asking(prompt, ask, stop, again, new, settings, system)
 
 
 def _settings(words: Any, sampling: Sampling, seed: int | None) -> list[Any]:
     most = max(1024, sampling.max_new_tokens)
-    with gr.Row():
-        return [
+    with gr.Row(elem_classes="row"):
+        drawing = [
             _slider(words, "temperature", (0, 2, 0.05), sampling.temperature),
             _slider(words, "top_p", (0.05, 1, 0.05), sampling.top_p),
+            _slider(words, "top_k", (0, max(200, sampling.top_k), 1), sampling.top_k),
+            _slider(words, "min_p", (0, 1, 0.01), sampling.min_p),
+        ]
+    with gr.Row(elem_classes="row"):
+        return [
+            *drawing,
+            _slider(words, "repetition_penalty", (0.5, 2, 0.05), sampling.repetition_penalty),
             _slider(words, "max_new_tokens", (1, most, 1), sampling.max_new_tokens),
             # A Number without a value shows, and sends, 0.
-            gr.Textbox("" if seed is None else str(seed), label=words("seed"), info=words("seed_info"), elem_id="seed"),
-        ]
+            gr.Textbox(
+                "" if seed is None else str(seed), label=words("seed"), info=words("seed_info"),
+                placeholder=words("seed_hint"), elem_id="seed", max_length=18,
+            ),
+        ]  # fmt: skip
 
 
 def _slider(words: Any, key: str, scale: tuple[float, float, float], value: float) -> Any:
     low, high, step = scale
-    return gr.Slider(low, high, value, step=step, label=words(key), info=words(f"{key}_info"))
-
-
-def _connect(handlers: Handlers, parts: Parts) -> None:
-    # Private events have no entry in the page's API description, and no panes are inputs: what is judged is what this
-    # process remembers, never what a browser sends back.
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    writing = {**quiet, "concurrency_limit": 16}
-    gr.on(
-        [parts.ask.click, parts.prompt.submit],
-        handlers.ask,
-        [parts.state, parts.prompt, parts.system, *parts.settings],
-        parts.outputs,
-        **writing,
+    return gr.Slider(
+        low, high, value, step=step, label=words(key), info=words(f"{key}_info"), elem_id=key, min_width=200
     )
-    parts.again.click(handlers.again, [parts.state, *parts.settings], parts.outputs, **writing)
-    parts.stop.click(handlers.stop, parts.state, None, **quiet)
-    parts.new.click(handlers.new, parts.state, parts.outputs, **quiet)
-    for choice, button in parts.votes.items():
-        button.click(handlers.voter(choice), [parts.state, parts.nonce], parts.outputs, **quiet)
+
+
+@dataclass
+class Wire:
+    """Connects events to handlers, all of them privately.
+
+    Private events have no entry in the page's API description, and no panes are inputs: what is judged is what this
+    process remembers, never what a browser sends back.
+    """
+
+    client: Any
+
+    def __call__(
+        self, triggers: list[Any], handler: Any, inputs: list[Any], outputs: list[Any], limit: int = 1
+    ) -> None:
+        """Have a handler, whose first argument is the client, answer some triggers."""
+        gr.on(
+            triggers,
+            handler,
+            [self.client, *inputs],
+            outputs,
+            js=f"(...all) => [window.alignClient(), ...all.slice(1, {len(inputs) + 1})]",
+            api_visibility="private",
+            show_progress="hidden",
+            concurrency_limit=limit,
+        )
+
+
+def _connect(contents: Contents, board: Board, asking: Asking, wire: Wire) -> None:
+    """Everything that happens on the first tab."""
+    judging = BoardHandlers(contents.arena, board, partial(buttons_around, asking))
+    handlers = AskHandlers(judging, asking, contents.sampling)
+    outputs = [*board.outputs, *asking.outputs]
+    wire(
+        [asking.ask.click, asking.prompt.submit],
+        handlers.ask,
+        [board.state, asking.prompt, asking.system, *asking.settings],
+        outputs,
+        limit=16,
+    )
+    wire([asking.again.click], handlers.again, [board.state, *asking.settings], outputs, limit=16)
+    wire([asking.stop.click], handlers.stop, [board.state], [])
+    wire([asking.new.click], handlers.new, [board.state], outputs)
+    connect_board(judging, wire, outputs)
+
+
+def connect_board(handlers: BoardHandlers, wire: Wire, outputs: list[Any]) -> None:
+    """Votes and the token shift, wherever the board is."""
+    board = handlers.board
+    for choice, button in board.votes.items():
+        inputs = [board.state, board.nonce, board.tags, board.reason]
+        wire([button.click], handlers.voter(choice), inputs, outputs)
+    wire([board.shift_button.click], handlers.shift, [board.state, board.shifted], board.outputs)
+
+
+def _connect_sheets(
+    handlers: SheetHandlers, sheets: Sheets, tabs: tuple[Any, Any], wire: Wire, boards: list[Board]
+) -> None:
+    """Standings and models are read anew whenever they are opened."""
+    states = [board.state for board in boards]
+    standings_tab, models_tab = tabs
+    wire([standings_tab.select], handlers.standings, states, [sheets.standings])
+    wire([models_tab.select], handlers.models, states, [sheets.pick, sheets.model])
+    wire([sheets.pick.input], handlers.picked, [sheets.pick, *states], [sheets.model])

@@ -2,154 +2,185 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
-from align.arena import view
-from align.arena.battles import Arena, Battle, Refusal
-from align.arena.text import language_of
+from align.arena import shift_view, view
+from align.arena.ballot import Opinion
+from align.arena.battles import Arena, Battle, Refusal, Turn
+from align.arena.parts import Asking, Board, Changes
+from align.arena.visitor import Visitor, read_settings, visitor_of
 from align.engine.protocol import Sampling
-from align.errors import MachineError, UsageError
-
-Changes = dict[Any, Any]
-
-_SEED = re.compile(r"[0-9]{1,18}")
+from align.errors import AlignError, MachineError, UsageError
 
 
-@dataclass
-class Parts:
-    """The components of the page that handlers read or change."""
+class BoardHandlers:
+    """What can be done with answers that are there: judge them, and look into them."""
 
-    state: Any
-    nonce: Any
-    panes: list[Any]
-    status: Any
-    votes: dict[str, Any]
-    prompt: Any
-    ask: Any
-    stop: Any
-    again: Any
-    new: Any
-    settings: list[Any]
-    """temperature, top_p, max_new_tokens, seed"""
-    system: Any
-
-    @property
-    def outputs(self) -> list[Any]:
-        """Everything a handler may change."""
-        buttons = [*self.votes.values(), self.ask, self.stop, self.again, self.new]
-        return [self.state, self.nonce, *self.panes, self.status, self.prompt, *buttons]
-
-
-class Handlers:
-    """The page's events over one arena."""
-
-    def __init__(self, arena: Arena, parts: Parts) -> None:
-        self._arena = arena
-        self._parts = parts
-
-    async def ask(
-        self, request: gr.Request, battle: Battle | None, prompt: str, system: str, *settings: Any
-    ) -> AsyncIterator[Changes]:
-        """Put a question to every pane; after a vote it opens a new battle."""
-        language = _language(request)
-        if battle is None or battle.phase == "voted":
-            battle = self._arena.new_battle()
-        try:
-            self._arena.ask(battle, prompt or "", self._arena.new_turn(*_read(settings)), system or "")
-        except (Refusal, UsageError) as refusal:
-            yield self._refuse(refusal, language)
-            return
-        yield {**self._all(battle, language), self._parts.prompt: ""}
-        async for changes in self._follow(battle, language):
-            yield changes
-
-    async def again(self, request: gr.Request, battle: Battle | None, *settings: Any) -> AsyncIterator[Changes]:
-        """Write the last answers once more."""
-        language = _language(request)
-        try:
-            if battle is None:
-                raise Refusal("nothing_to_regenerate")
-            self._arena.ask_again(battle, self._arena.new_turn(*_read(settings)))
-        except (Refusal, UsageError) as refusal:
-            yield self._refuse(refusal, language)
-            return
-        yield self._all(battle, language)
-        async for changes in self._follow(battle, language):
-            yield changes
-
-    def stop(self, battle: Battle | None) -> None:
-        """Stop the answers; the handler that follows them then ends as always."""
-        self._arena.stop(battle)
-
-    def new(self, request: gr.Request, battle: Battle | None) -> Changes:
-        """Leave this battle without a vote and open another."""
-        self._arena.stop(battle)
-        return self._all(self._arena.new_battle(), _language(request))
+    def __init__(self, arena: Arena, board: Board, around: Callable[[Battle], Changes] = lambda _: {}) -> None:
+        self.arena = arena
+        self.board = board
+        self._around = around
 
     def voter(self, choice: str) -> Callable[..., Changes]:
         """The handler of one vote button."""
 
-        def vote(request: gr.Request, battle: Battle | None, nonce: str) -> Changes:
-            return self._vote(choice, battle, nonce, _language(request))
+        def vote(client: str, battle: Battle | None, nonce: str, tags: list[str] | None, reason: str | None) -> Changes:
+            visitor = visitor_of(client)
+            opinion = Opinion(reason or "", tuple(tags or ()), visitor.voter)
+            try:
+                self.arena.vote(battle, choice, nonce, opinion)
+            except Refusal as refusal:
+                # The second half of a double click: what the first one showed stays.
+                return {} if str(refusal) == "voted_already" else self.refuse(refusal, visitor)
+            except MachineError as error:
+                return {self.board.status: view.notice(str(error))}
+            assert battle is not None
+            return self.drawn(battle, visitor)
 
         return vote
 
-    def _vote(self, choice: str, battle: Battle | None, nonce: str, language: str) -> Changes:
-        """Record a vote and show who was who."""
+    def shift(self, client: str, battle: Battle | None, shifted: bool) -> Iterator[Changes]:
+        """Show what alignment changed in every answer, one forward pass an answer; or hide it again."""
+        visitor, board = visitor_of(client), self.board
+        if shifted:
+            yield self._without_shift()
+            return
+        if battle is None or battle.phase not in ("answered", "voted"):
+            yield self.refuse(Refusal("nothing_to_shift"), visitor)
+            return
+        if view.hides_names(battle, self.arena.setup):
+            yield self.refuse(Refusal("shift_hidden"), visitor)
+            return
+        yield {board.shift_button: gr.update(interactive=False)}
         try:
-            self._arena.vote(battle, choice, nonce)
-        except Refusal as refusal:
-            # The second half of a double click: what the first one showed stays.
-            return {} if str(refusal) == "voted_already" else self._refuse(refusal, language)
-        except MachineError as error:
-            return {self._parts.status: view.complaint(str(error))}
-        assert battle is not None
-        return self._all(battle, language)
+            boxes = [self._shift_of(battle, place, visitor) for place in range(len(battle.panes))]
+        except AlignError as error:
+            said = visitor.words["shift_none"].format(message=str(error))
+            yield {board.status: view.notice(said), board.shift_button: gr.update(interactive=True)}
+            return
+        yield {
+            board.shifted: True,
+            board.shift_button: gr.update(interactive=True),
+            board.legend: gr.update(value=shift_view.legend(visitor.words), visible=True),
+            **{part: gr.update(value=box, visible=True) for part, box in zip(board.shifts, boxes, strict=True)},
+        }
 
-    async def _follow(self, battle: Battle, language: str) -> AsyncIterator[Changes]:
-        async for _ in self._arena.frames(battle):
-            yield {
-                part: view.pane_messages(pane, language)
-                for part, pane in zip(self._parts.panes, battle.panes, strict=True)
-            }
-        yield self._all(battle, language)
+    def _shift_of(self, battle: Battle, place: int, visitor: Visitor) -> str:
+        pane = battle.panes[place]
+        ends = [end for end, message in enumerate(pane.messages, start=1) if message["role"] == "assistant"]
+        model = pane.contestant.reference
+        answers = [self.arena.engine.shift(model, pane.messages[:end]) for end in ends]
+        return shift_view.shift_box(answers, place, visitor.words)
 
-    def _all(self, battle: Battle, language: str) -> Changes:
-        parts, setup = self._parts, self._arena.setup
-        streaming = battle.phase == "streaming"
+    def drawn(self, battle: Battle, visitor: Visitor) -> Changes:
+        """The whole board as a battle is now."""
+        board, setup, fresh = self.board, self.arena.setup, battle.phase in ("open", "streaming")
+        hidden = view.hides_names(battle, setup)
         panes = {
-            part: gr.update(value=view.pane_messages(pane, language), label=view.pane_label(battle, place, setup))
-            for place, (part, pane) in enumerate(zip(parts.panes, battle.panes, strict=True))
+            part: gr.update(
+                value=view.pane_messages(pane, visitor.language), label=view.pane_label(battle, place, setup)
+            )
+            for place, (part, pane) in enumerate(zip(board.panes, battle.panes, strict=True))
         }
         return {
             **panes,
-            parts.state: battle,
-            parts.nonce: battle.nonce,
-            parts.status: view.status(battle, setup, language),
-            **{button: gr.update(interactive=battle.votable) for button in parts.votes.values()},
-            parts.ask: gr.update(interactive=not streaming),
-            parts.stop: gr.update(interactive=streaming),
-            parts.again: gr.update(interactive=battle.phase in ("answered", "failed")),
-            parts.new: gr.update(interactive=not streaming),
+            **(self._without_shift() if fresh else {}),
+            **self._around(battle),
+            **({part: gr.update(**empty) for part, empty in board.secrets.items()} if hidden else {}),
+            **({board.tags: [], board.reason: ""} if battle.phase == "voted" else {}),
+            board.state: battle,
+            board.nonce: battle.nonce,
+            board.status: view.status(battle, setup, visitor.language),
+            **{button: gr.update(interactive=battle.votable) for button in board.votes.values()},
+            board.shift_button: gr.update(interactive=not hidden and battle.phase in ("answered", "voted")),
         }
 
-    def _refuse(self, refusal: Exception, language: str) -> Changes:
+    def _without_shift(self) -> Changes:
+        parts = (*self.board.shifts, self.board.legend)
+        return {self.board.shifted: False, **{part: gr.update(value="", visible=False) for part in parts}}
+
+    def refuse(self, refusal: Exception, visitor: Visitor) -> Changes:
+        """The line below the panes, saying why not."""
         key = str(refusal) if isinstance(refusal, Refusal) else "bad_settings"
-        return {self._parts.status: view.notice(key, language)}
+        return {self.board.status: view.notice(visitor.words[key])}
 
 
-def _language(request: gr.Request) -> str:
-    return language_of(request.headers.get("accept-language"))
+class AskHandlers:
+    """What can be asked, over the board that shows the answers."""
+
+    def __init__(self, board: BoardHandlers, asking: Asking, usual: Sampling) -> None:
+        self._board = board
+        self._arena = board.arena
+        self._asking = asking
+        self._usual = usual
+
+    async def ask(
+        self, client: str, battle: Battle | None, prompt: str, system: str, *settings: Any
+    ) -> AsyncIterator[Changes]:
+        """Put a question to every pane; after a vote it opens a new battle."""
+        visitor = visitor_of(client)
+        if battle is None or battle.phase == "voted":
+            battle = self._arena.new_battle()
+        try:
+            self._arena.ask(battle, prompt or "", self._new_turn(settings), system or "")
+        except (Refusal, UsageError) as refusal:
+            yield self._board.refuse(refusal, visitor)
+            return
+        yield {**self._board.drawn(battle, visitor), self._asking.prompt: ""}
+        async for changes in self._follow(battle, visitor):
+            yield changes
+
+    async def again(self, client: str, battle: Battle | None, *settings: Any) -> AsyncIterator[Changes]:
+        """Write the last answers once more."""
+        visitor = visitor_of(client)
+        try:
+            if battle is None:
+                raise Refusal("nothing_to_regenerate")
+            self._arena.ask_again(battle, self._new_turn(settings))
+        except (Refusal, UsageError) as refusal:
+            yield self._board.refuse(refusal, visitor)
+            return
+        yield self._board.drawn(battle, visitor)
+        async for changes in self._follow(battle, visitor):
+            yield changes
+
+    def stop(self, _client: str, battle: Battle | None) -> None:
+        """Stop the answers; the handler that follows them then ends as always."""
+        self._arena.stop(battle)
+
+    def new(self, client: str, battle: Battle | None) -> Changes:
+        """Leave this battle without a vote and open another."""
+        self._arena.stop(battle)
+        return self._board.drawn(self._arena.new_battle(), visitor_of(client))
+
+    def _new_turn(self, settings: Sequence[Any]) -> Turn:
+        return self._arena.new_turn(*read_settings(settings, self._usual))
+
+    async def _follow(self, battle: Battle, visitor: Visitor) -> AsyncIterator[Changes]:
+        board, votable = self._board.board, False
+        async for _ in self._arena.frames(battle):
+            if battle.phase != "streaming":
+                continue  # voted on already: what the vote showed stays
+            changes: Changes = {
+                part: view.pane_messages(pane, visitor.language)
+                for part, pane in zip(board.panes, battle.panes, strict=True)
+            }
+            if battle.votable != votable:
+                votable = battle.votable
+                changes |= {button: gr.update(interactive=votable) for button in board.votes.values()}
+            yield changes
+        yield self._board.drawn(battle, visitor)
 
 
-def _read(settings: Sequence[Any]) -> tuple[Sampling, int | None]:
-    temperature, top_p, max_new_tokens, seed = settings
-    seed = str(seed).strip()
-    if temperature is None or top_p is None or max_new_tokens is None or not (seed == "" or _SEED.fullmatch(seed)):
-        raise UsageError("a sampling setting is empty or not a number")
-    return Sampling(float(temperature), float(top_p), int(max_new_tokens)), int(seed) if seed else None
+def buttons_around(asking: Asking, battle: Battle) -> Changes:
+    """What can be asked next to a battle as it is now."""
+    streaming = battle.phase == "streaming"
+    return {
+        asking.ask: gr.update(interactive=not streaming),
+        asking.stop: gr.update(interactive=streaming),
+        asking.again: gr.update(interactive=battle.phase in ("answered", "failed")),
+        asking.new: gr.update(interactive=not streaming),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 from align.arena.ballot import LETTERS
@@ -9,11 +10,20 @@ from align.arena.battles import Battle, Pane, Setup
 from align.arena.text import CATALOGUE, vote_key
 from align.schema import Messages, assistant
 
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+
+
+def hides_names(battle: Battle | None, setup: Setup) -> bool:
+    """Whether a visitor of this battle may not know yet who is who."""
+    return setup.blind and (battle is None or battle.phase != "voted")
+
 
 def pane_label(battle: Battle | None, place: int, setup: Setup) -> str:
     """A pane's letter, and its model's name where it may be known."""
     letter = LETTERS[place].upper()
-    if setup.blind and (battle is None or battle.phase != "voted"):
+    if hides_names(battle, setup):
         return letter
     contestant = battle.panes[place].contestant if battle else setup.contestants[place]
     return f"{letter} · {contestant.reference}"
@@ -21,8 +31,31 @@ def pane_label(battle: Battle | None, place: int, setup: Setup) -> str:
 
 def pane_messages(pane: Pane, language: str) -> Messages:
     """The turns of a pane; a failure is told without its cause, which would name the model."""
-    turns: Messages = [{"role": message["role"], "content": message["content"]} for message in pane.shown()]
+    turns: Messages = [{"role": turn["role"], "content": without_tags(turn["content"])} for turn in pane.shown()]
     return [*turns, assistant(CATALOGUE[language]["pane_failed"])] if pane.error else turns
+
+
+def without_tags(text: str) -> str:
+    """Markdown in which nothing is HTML: what would open a tag is shown as it was written, outside code too."""
+    lines, fence = [], ""
+    for line in text.split("\n"):
+        mark = _FENCE.match(line)
+        if fence:
+            fence = "" if mark and mark[1].startswith(fence) else fence
+        elif mark:
+            fence = mark[1]
+        else:
+            line = _plain(line)
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _plain(line: str) -> str:
+    parts, end = [], 0
+    for code in _CODE.finditer(line):
+        parts += [_TAG.sub("&lt;", line[end : code.start()]), code[0]]
+        end = code.end()
+    return "".join([*parts, _TAG.sub("&lt;", line[end:])])
 
 
 def status(battle: Battle, setup: Setup, language: str) -> str:
@@ -31,37 +64,46 @@ def status(battle: Battle, setup: Setup, language: str) -> str:
     if battle.phase == "voted":
         choice = words[vote_key(battle.choice or "", len(battle.panes))]
         kept = words["saved"] if len(battle.turns) == 1 else words["saved_talk"]
-        return _line(kept.format(choice=choice), "saved") + _facts(battle, words)
+        early = f" {words['saved_early']}" if battle.turns[-1].truncated else ""
+        return _line(kept.format(choice=choice) + early, "saved", _seed(battle, words)) + _facts(battle, words)
     text = {"streaming": words["waiting"], "answered": words["ready"], "failed": words["incomplete"]}
-    line = _line(text.get(battle.phase, words["start"]), battle.phase)
+    seed = _seed(battle, words) if battle.phase == "answered" else ""
+    line = _line(text.get(battle.phase, words["start"]), battle.phase, seed)
     return line + _facts(battle, words) if battle.phase == "answered" and not setup.blind else line
 
 
-def notice(key: str, language: str) -> str:
-    """The line below the panes when a visitor asked for something that cannot be done now."""
-    return _line(CATALOGUE[language][key], "refused")
+def notice(text: str) -> str:
+    """The line below the panes when a visitor asked for something that cannot be done now, or the machine failed."""
+    return _line(text, "refused")
 
 
-def complaint(message: str) -> str:
-    """The line below the panes for an error of the machine."""
-    return _line(message, "refused")
+def _line(text: str, kind: str, more: str = "") -> str:
+    return f'<p class="line {kind}">{escape(text)}{more}</p>'
 
 
-def _line(text: str, kind: str) -> str:
-    return f'<p class="line {kind}" role="status" aria-live="polite">{escape(text)}</p>'
+def _seed(battle: Battle, words: dict[str, str]) -> str:
+    if battle.review is not None:
+        return ""
+    return f' <span class="seed">· {escape(words["used_seed"].format(seed=battle.turns[-1].seed))}</span>'
 
 
 def _facts(battle: Battle, words: dict[str, str]) -> str:
-    return (
-        '<div class="facts">' + "".join(_fact(place, pane, words) for place, pane in enumerate(battle.panes)) + "</div>"
-    )
+    facts = (_fact(battle, place, words) for place in range(len(battle.panes)))
+    return f'<div class="facts">{"".join(facts)}</div>'
 
 
-def _fact(place: int, pane: Pane, words: dict[str, str]) -> str:
-    done = pane.done
-    told = f"<b>{LETTERS[place].upper()} · {escape(pane.contestant.reference)}</b>"
+def _fact(battle: Battle, place: int, words: dict[str, str]) -> str:
+    pane, turn = battle.panes[place], battle.turns[-1]
+    done = turn.outcomes[place] if place < len(turn.outcomes) else None
+    told = []
     if done is not None and done.completion_tokens:
         speed = done.completion_tokens / max(done.seconds, 1e-6)
         first = done.first_token_seconds * 1000
-        told += " " + escape(words["pace"].format(tokens=done.completion_tokens, speed=speed, first=first))
-    return f"<p>{told}</p>"
+        told.append(words["pace"].format(tokens=done.completion_tokens, speed=speed, first=first))
+    score = turn.scores[place] if place < len(turn.scores) else None
+    if score is not None:
+        told.append(words["reward"].format(score=score))
+    digest = (pane.contestant.digest or "").removeprefix("sha256:")[:12]
+    name = f"<b>{LETTERS[place].upper()} · {escape(pane.contestant.reference)}</b>"
+    mark = f" <code>{escape(digest)}</code>" if digest else ""
+    return f"<div>{name}{mark}<br><span>{escape(' · '.join(told))}</span></div>"

@@ -9,17 +9,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from align.engine.protocol import Engine, Sampling
+from align.engine.protocol import Engine, Row, Sampling
 from align.registry import Registry, open_registry
 
-BASE_NAME, FIRST, SECOND = "granite-base", "crimson-sft", "azure-dpo"
-NAMES = (BASE_NAME, FIRST, SECOND)
+BASE_NAME, FIRST, SECOND, TWIN = "granite-base", "crimson-sft", "azure-dpo", "crimson-twin"
+NAMES = (BASE_NAME, FIRST, SECOND, TWIN)
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=120)
 
 
@@ -57,6 +57,7 @@ def contest(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Regist
     commit_base(registry, tiny_base)
     commit_adapter(registry, FIRST, 1)
     commit_adapter(registry, SECOND, 2)
+    commit_adapter(registry, TWIN, 1)
     return registry
 
 
@@ -88,51 +89,103 @@ class Recorder:
 
 @dataclass
 class Site:
+    """A page that is being served; what tests before did to it is forgotten when it is asked for again."""
+
     url: str
-    votes: Path
     arena: Any
     recorder: Recorder
+    seen: int = 0
 
     def told(self) -> set[str]:
         """The models whose names have left the server."""
         return {name for name in NAMES if name.encode() in self.recorder.sent}
 
     def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.votes.read_text().splitlines()] if self.votes.exists() else []
+        """The votes since the site was asked for."""
+        return self._every_row()[self.seen :]
+
+    def forget(self) -> Site:
+        self.recorder.sent = b""
+        self.seen = len(self._every_row())
+        return self
+
+    def _every_row(self) -> list[dict[str, Any]]:
+        path = self.arena.votes.path
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@pytest.fixture
-def serve(contest: Registry, engine: Engine, tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    """Serve a page over the real engine, or another one, on a free port."""
-    pytest.importorskip("gradio")
-    from align.arena.battles import Arena
-    from align.arena.votes import VoteStore
-    from align.arena.web import make_server, open_port
-    from align.compare import describe
+WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z".split()
 
-    running = []
 
-    def start(names: tuple[str, ...] = (FIRST, SECOND), *, blind: bool = True, speaker: Any = None, seed: Any = 0):
-        from align.arena.app import build_app
+def reply(row: Row) -> str | None:
+    """What the fake models say: their own words, the question and the seed; no model's name."""
+    voice = {FIRST: "rose", SECOND: "sky"}.get(row.model.partition("@")[0], "stone")
+    question = row.messages[-1]["content"]
+    if question.startswith("slow"):
+        return " ".join([voice, *WORDS * 40])
+    if question.startswith("fail") and voice == "rose":
+        return None
+    return f"{voice} says **{question}** {row.seed}"
 
-        checkpoints = [contest.resolve(name) for name in names]
-        setup = describe(checkpoints, contest.resolve(BASE_NAME), blind)
-        arena = Arena(speaker or engine, setup, VoteStore(tmp_path / "votes"))
-        recorder = Recorder(build_app(arena, SAMPLING, seed))
+
+@dataclass
+class Sites:
+    """Starts pages on free ports, one for each kind of page that tests ask for."""
+
+    contest: Registry
+    engine: Callable[[], Engine]
+    votes: Path
+    running: dict[tuple[Any, ...], tuple[Site, Any, threading.Thread, socket.socket]] = field(default_factory=dict)
+
+    def __call__(
+        self, names: tuple[str, ...] = (FIRST, SECOND), *, blind: bool = True, real: bool = False, seed: Any = 0
+    ) -> Site:
+        """A page over the real engine, or over a fake one that talks at once (about "slow" things, slowly)."""
+        key = (names, blind, real, seed)
+        if key not in self.running:
+            self.running[key] = self._start(*key)
+        return self.running[key][0].forget()
+
+    def _start(self, names: tuple[str, ...], blind: bool, real: bool, seed: Any) -> Any:
+        from align.arena.app import Contents, build_app
+        from align.arena.battles import Arena, Contestant
+        from align.arena.votes import VoteStore
+        from align.arena.web import make_server, open_port
+        from align.compare import describe
+        from align.engine.fake import FakeEngine
+
+        checkpoints = [self.contest.resolve(name) for name in names]
+        setup = describe(checkpoints, self.contest.resolve(BASE_NAME), blind)
+        if real:
+            engine: Any = self.engine()
+        else:
+            models = [checkpoint.reference for checkpoint in checkpoints]
+            engine = FakeEngine(models, reply, 0.02, score=lambda messages: len(messages[-1]["content"]) / 10)
+            setup = replace(setup, reward=Contestant("amber-judge@v1"))
+        arena = Arena(engine, setup, VoteStore(self.votes))
+        recorder = Recorder(build_app(Contents(arena, self.contest, SAMPLING, seed)))
         server = make_server(recorder)
         listener = open_port("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        running.append((server, thread, listener))
-        return Site(f"http://127.0.0.1:{listener.getsockname()[1]}/", arena.votes.path, arena, recorder)
+        return Site(f"http://127.0.0.1:{listener.getsockname()[1]}/", arena, recorder), server, thread, listener
 
-    yield start
-    for server, thread, listener in running:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
+    def close(self) -> None:
+        for _, server, thread, listener in self.running.values():
+            server.should_exit = True
+            thread.join(10)
+            listener.close()
+
+
+@pytest.fixture(scope="session")
+def serve(contest: Registry, request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Sites]:
+    """Serve a page; equal pages are served once for all tests."""
+    pytest.importorskip("gradio")
+    sites = Sites(contest, lambda: request.getfixturevalue("engine"), tmp_path_factory.mktemp("votes"))
+    yield sites
+    sites.close()
 
 
 FLAGS = [
@@ -203,9 +256,3 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         outside, errors = list(window.outside), list(window.errors)
         context.close()
         assert (outside, errors) == ([], [])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,23 +4,34 @@ import re
 from pathlib import Path
 
 import align.arena
-from align.arena.ballot import choices
+from align.arena.ballot import TAGS, choices
 from align.arena.text import CATALOGUE, language_of, vote_key
 
 SOURCES = "".join(path.read_text() for path in Path(align.arena.__file__).parent.glob("*.py") if path.name != "text.py")
+REMARKS = set(re.findall(r'Remark\("(\w+)"', SOURCES))
+
+
+def used(key: str) -> bool:
+    return f'"{key}"' in SOURCES or f"'{key}'" in SOURCES
 
 
 def test_both_languages_say_the_same_things():
     assert CATALOGUE["en"].keys() == CATALOGUE["zh-CN"].keys()
     for key, text in CATALOGUE["en"].items():
-        assert re.findall(r"\{\w+", text) == re.findall(r"\{\w+", CATALOGUE["zh-CN"][key])
+        assert sorted(re.findall(r"\{\w+", text)) == sorted(re.findall(r"\{\w+", CATALOGUE["zh-CN"][key]))
 
 
 def test_every_sentence_is_used():
     votes = {vote_key(choice, panes) for panes in (2, 4) for choice in choices(panes)}
     infos = {key for key in CATALOGUE["en"] if key.endswith("_info")}
+    made = votes | infos | {f"tag_{tag}" for tag in TAGS} | {f"remark_{key}" for key in REMARKS}
 
-    assert [key for key in CATALOGUE["en"] if f'"{key}"' not in SOURCES and key not in votes | infos] == []
+    assert [key for key in CATALOGUE["en"] if not used(key) and key not in made] == []
+
+
+def test_every_warning_of_the_leaderboard_and_every_tag_has_a_sentence():
+    assert len(REMARKS) >= 6
+    assert {f"remark_{key}" for key in REMARKS} | {f"tag_{tag}" for tag in TAGS} <= CATALOGUE["en"].keys()
 
 
 def test_every_refusal_has_a_sentence():

@@ -1,0 +1,71 @@
+"""One comparison on the page: how its parts are laid out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from align.arena import view
+from align.arena.ballot import LETTERS, TAGS, choices
+from align.arena.battles import Setup
+from align.arena.parts import Board
+from align.arena.text import vote_key
+
+MOST_OF_A_REASON = 2000
+"""characters"""
+
+
+def lay_out_board(setup: Setup, words: Any, prefix: str = "") -> Board:
+    """Panes with their token shift below, a line of status, the votes and the reasons for them.
+
+    Ids begin with `prefix`, so that a page may have two boards.
+    """
+    state = gr.State(None)
+    nonce = gr.Textbox(visible=False)
+    shifted = gr.State(False)
+    with gr.Row(elem_id=f"{prefix}panes", elem_classes=["panes", "four"] if setup.panes > 2 else ["panes"]):
+        columns = [_pane(setup, place, words, prefix) for place in range(setup.panes)]
+    legend = gr.HTML("", elem_classes="flat", visible=False, padding=False)
+    status = gr.HTML("", elem_id=f"{prefix}status", elem_classes=["status", "flat"], padding=False)
+    with gr.Row(elem_id=f"{prefix}votes", elem_classes="votes"):
+        votes = {
+            choice: gr.Button(words(vote_key(choice, setup.panes)), elem_id=f"{prefix}vote-{choice}", interactive=False)
+            for choice in choices(setup.panes)
+        }
+    with gr.Accordion(words("why"), open=False, elem_id=f"{prefix}why", elem_classes="why") as why:
+        tags, reason = _why(words, prefix)
+    shift_button = gr.Button(
+        words("shift"), elem_id=f"{prefix}shift", elem_classes="shift-button", interactive=False, render=False
+    )
+    panes, shifts = [pane for pane, _ in columns], [shift for _, shift in columns]
+    return Board(state, nonce, panes, shifts, shifted, legend, shift_button, status, votes, why, tags, reason)
+
+
+def _pane(setup: Setup, place: int, words: Any, prefix: str) -> tuple[Any, Any]:
+    with gr.Column(min_width=0):
+        pane = gr.Chatbot(
+            label=view.pane_label(None, place, setup),
+            elem_id=f"{prefix}pane-{LETTERS[place]}",
+            elem_classes="pane",
+            placeholder=words("empty_pane"),
+            buttons=["copy"],
+            feedback_options=None,
+            layout="bubble",
+        )
+        shift = gr.HTML(
+            "", elem_id=f"{prefix}shift-{LETTERS[place]}", elem_classes=["shift", "flat"], visible=False, padding=False
+        )
+    return pane, shift
+
+
+def _why(words: Any, prefix: str) -> tuple[Any, Any]:
+    with gr.Row(elem_classes="more"):
+        tags = gr.CheckboxGroup(
+            [(words(f"tag_{tag}"), tag) for tag in TAGS], label=words("tags"), elem_id=f"{prefix}tags"
+        )
+        reason = gr.Textbox(
+            label=words("reason"), placeholder=words("reason_hint"), elem_id=f"{prefix}reason",
+            lines=1, max_lines=3, max_length=MOST_OF_A_REASON,
+        )  # fmt: skip
+    return tags, reason

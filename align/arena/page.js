@@ -1,0 +1,140 @@
+() => {
+  const typing = (node) => node && (node.isContentEditable || ['INPUT', 'TEXTAREA', 'SELECT'].includes(node.tagName));
+  const seen = (node) => node && node.offsetParent !== null;
+  const press = (selector) => [...document.querySelectorAll(selector)].find((node) => seen(node) && !node.disabled)?.click();
+  const votes = () => [...document.querySelectorAll('.votes button')].filter(seen);
+
+  // Who votes is a word this browser makes up once, or the one in the address (?voter=...); never a person's name.
+  const voter = () => {
+    const asked = new URLSearchParams(location.search).get('voter');
+    if (asked && /^[\w-]{1,32}$/.test(asked)) return asked;
+    let kept = localStorage.getItem('align-voter');
+    if (!kept) {
+      kept = 'v' + [...crypto.getRandomValues(new Uint8Array(5))].map((n) => n.toString(16).padStart(2, '0')).join('');
+      localStorage.setItem('align-voter', kept);
+    }
+    return kept;
+  };
+  window.alignClient = () => `${document.documentElement.lang || navigator.language}|${voter()}`;
+
+  // What gradio leaves unsaid to a screen reader, and what digit stands on which button.
+  const name = () => {
+    document.querySelectorAll('.votes').forEach((row) =>
+      row.querySelectorAll('button').forEach((button, index) => button.setAttribute('data-key', index + 1)));
+    document.querySelectorAll('.status').forEach((line) => line.setAttribute('aria-live', 'polite'));
+  };
+  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+  name();
+
+  const help = () => {
+    let dialog = document.querySelector('dialog.help');
+    if (!dialog) {
+      dialog = document.body.appendChild(document.createElement('dialog'));
+      dialog.className = 'help';
+      dialog.addEventListener('click', (event) => { if (event.target === dialog) dialog.close(); });
+    }
+    if (dialog.open) return dialog.close();
+    const done = document.createElement('button');
+    done.textContent = 'OK';
+    done.addEventListener('click', () => dialog.close());
+    const told = document.querySelector('#help .md');
+    dialog.setAttribute('aria-label', told.querySelector('h3').textContent);
+    dialog.replaceChildren(...[...told.children].map((node) => node.cloneNode(true)), done);
+    dialog.showModal();
+  };
+
+  document.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
+      if (!seen(document.getElementById('ask'))) return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      // The last letters typed reach gradio on its own time; a click made at once would send the text without them.
+      setTimeout(() => press('#ask'), 50);
+      return;
+    }
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    if (document.querySelector('dialog.help')?.open) return;
+    if (event.key === 'Escape') { hide(); press('#stop'); return; }
+    if (typing(event.target)) return;
+    if (event.key === '?') { event.preventDefault(); help(); return; }
+    const key = event.key.toLowerCase();
+    if (key === 'n') press('.next');
+    else if (key === 't') press('.shift-button');
+    else if (event.key >= '1' && event.key <= '9') {
+      const button = votes()[Number(event.key) - 1];
+      if (button && !button.disabled) button.click();
+    }
+  }, true);
+
+  // Of impatient clicks the first counts: sent all at once, they could arrive in any order.
+  let voted = -Infinity;
+  document.addEventListener('click', (event) => {
+    if (event.target.closest?.('#help-button')) { help(); return; }
+    if (!event.target.closest?.('.votes button')) return;
+    if (event.timeStamp - voted < 1000) { event.stopImmediatePropagation(); event.preventDefault(); return; }
+    voted = event.timeStamp;
+  }, true);
+
+  // The token shift: one tip for all tokens. What it says is set as text, never as markup.
+  const tip = document.body.appendChild(document.createElement('div'));
+  tip.id = 'tip';
+  tip.hidden = true;
+  tip.setAttribute('role', 'tooltip');
+  const hide = () => { tip.hidden = true; };
+  const part = (kind, text) => {
+    const node = document.createElement('div');
+    node.className = kind;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
+  const visible = (text) => text.replace(/\n/g, '↵').replace(/\t/g, '⇥').replace(/ /g, '·') || '∅';
+  const percent = (logprob) => {
+    const share = 100 * Math.exp(logprob);
+    return share >= 0.1 ? share.toFixed(1) + ' %' : '< 0.1 %';
+  };
+  const side = (title, logprob, others) => {
+    const box = part('');
+    const head = part('other');
+    head.append(Object.assign(document.createElement('span'), { className: 'side', textContent: title }),
+      Object.assign(document.createElement('span'), { textContent: percent(logprob) }));
+    box.append(head);
+    for (const [text, value] of others) {
+      const row = part('other');
+      row.append(Object.assign(document.createElement('span'), { textContent: visible(text) }),
+        Object.assign(document.createElement('span'), { textContent: percent(value) }));
+      box.append(row);
+    }
+    return box;
+  };
+  const show = (token) => {
+    const told = JSON.parse(token.dataset.told);
+    const names = token.closest('.tokens').dataset;
+    const sides = part('sides');
+    sides.append(side(names.model, told.p, told.top), side(names.base, told.b, told.base));
+    const shift = told.p - told.b;
+    tip.replaceChildren(part('said', `${visible(token.textContent)}   ${shift >= 0 ? '+' : '−'}${Math.abs(shift).toFixed(2)} nat`), sides);
+    tip.hidden = false;
+    const at = token.getClientRects()[0], box = tip.getBoundingClientRect();
+    tip.style.left = Math.max(8, Math.min(at.left, innerWidth - box.width - 8)) + 'px';
+    tip.style.top = (at.bottom + box.height + 12 > innerHeight ? Math.max(8, at.top - box.height - 6) : at.bottom + 6) + 'px';
+    token.setAttribute('aria-describedby', 'tip');
+  };
+  const token = (event) => event.target.closest?.('.tok[data-told]');
+  document.addEventListener('mouseover', (event) => { const at = token(event); if (at) show(at); else hide(); });
+  document.addEventListener('focusin', (event) => { const at = token(event); if (at) show(at); else hide(); });
+  document.addEventListener('scroll', hide, true);
+  // One stop of the tab key for a whole answer; within it the arrows move.
+  document.addEventListener('keydown', (event) => {
+    const at = token(event);
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 }[event.key];
+    if (!at || !step) return;
+    event.preventDefault();
+    const all = [...at.closest('.tokens').querySelectorAll('.tok')];
+    const next = all[Math.max(0, Math.min(all.length - 1, all.indexOf(at) + step))];
+    at.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+    next.scrollIntoView({ block: 'nearest' });
+    show(next);
+  });
+}

@@ -1,0 +1,115 @@
+"""The leaderboard as HTML: strengths with their intervals, who met whom, and what the votes cannot say."""
+
+from __future__ import annotations
+
+from html import escape
+
+from align.arena.ranking import Leaderboard, Standing
+from align.arena.text import CATALOGUE
+
+Words = dict[str, str]
+
+
+def sheet(board: Leaderboard, language: str) -> str:
+    """Everything the votes say, best model first."""
+    words = CATALOGUE[language]
+    if not board.standings:
+        return empty(words["no_votes"])
+    return "".join(
+        (
+            _warnings(board, words),
+            f"<h3>{escape(words['votes_counted'].format(votes=board.votes, prompts=board.prompts))}</h3>",
+            _standings(board.standings, words),
+            f"<h3>{escape(words['matrix'])}</h3>",
+            _matrix(board, words),
+            f'<div class="two">{_position(board, words)}{_agreement(board, words)}</div>',
+        )
+    )
+
+
+def empty(text: str) -> str:
+    """A sheet with nothing on it but the reason."""
+    return f'<div class="empty">{escape(text)}</div>'
+
+
+def _warnings(board: Leaderboard, words: Words) -> str:
+    return "".join(
+        f'<p class="warning">{escape(words[f"remark_{remark.key}"].format(**remark.values))}</p>'
+        for remark in board.warnings
+    )
+
+
+def _standings(standings: list[Standing], words: Words) -> str:
+    ends = [end for one in standings for end in (one.low, one.high) if end is not None]
+    reach = max([1.0, *map(abs, ends)]) * 1.05
+    heads = ("", "standing_model", "standing_strength", "standing_votes", "standing_record")
+    head = "".join(f'<th scope="col">{escape(words[key]) if key else ""}</th>' for key in heads)
+    rows = "".join(_standing(place, one, reach, words) for place, one in enumerate(standings, start=1))
+    return _table(head, rows)
+
+
+def _standing(place: int, one: Standing, reach: float, words: Words) -> str:
+    if one.strength is None or one.low is None or one.high is None:
+        rank, strength = "–", f'<span class="calm">{escape(words["unranked"])}</span>'
+    else:
+        rank = str(place)
+        told = f"{one.strength:+.2f} ({one.low:+.2f} … {one.high:+.2f})"
+        strength = f"{told}{_bar((one.low, one.strength, one.high), reach)}"
+    return (
+        f'<tr><td>{rank}</td><th scope="row">{escape(one.reference)}</th><td class="strength">{strength}</td>'
+        f"<td>{one.votes}</td><td>{one.wins} · {one.ties} · {one.losses}</td></tr>"
+    )
+
+
+def _bar(interval: tuple[float, float, float], reach: float) -> str:
+    """An interval with its estimate on a scale from -reach to reach, the average marked."""
+    low, middle, high = (f"{50 + 50 * max(-1.0, min(1.0, value / reach)):.2f}%" for value in interval)
+    return (
+        '<svg class="bar" aria-hidden="true"><line class="axis" x1="0" x2="100%" y1="13" y2="13"/>'
+        '<line class="axis" x1="50%" x2="50%" y1="3" y2="23"/>'
+        f'<line class="span" x1="{low}" x2="{high}" y1="13" y2="13"/><circle cx="{middle}" cy="13" r="5"/></svg>'
+    )
+
+
+def _matrix(board: Leaderboard, words: Words) -> str:
+    names = [one.reference for one in board.standings]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    rows = []
+    for name in names:
+        cells = (board.matrix.get(name, {}).get(other) for other in names)
+        told = "".join(f"<td>{f'{cell[0]} · {cell[1]} · {cell[2]}' if cell else '–'}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{told}</tr>')
+    caption = f'<th scope="col">{escape(words["standing_model"])}</th>'
+    return _table(caption + head, "".join(rows))
+
+
+def _table(head: str, rows: str) -> str:
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _position(board: Leaderboard, words: Words) -> str:
+    bias = board.position_bias
+    if bias is None:
+        return _fact(words["position"], words["unknown_yet"])
+    share, low, high = bias.chance
+    return _fact(words["position"], words["position_text"].format(share=share, low=low, high=high), share)
+
+
+def _agreement(board: Leaderboard, words: Words) -> str:
+    agreed = board.agreement
+    if agreed is None:
+        return _fact(words["agreement"], words["unknown_yet"])
+    told = words["agreement_text"].format(share=agreed.share, votes=agreed.votes, kappa=agreed.kappa)
+    return _fact(words["agreement"], told, agreed.share)
+
+
+def _fact(title: str, told: str, share: float | None = None) -> str:
+    meter = "" if share is None else _meter(share)
+    return f'<div><h3>{escape(title)}</h3>{meter}<p class="calm">{escape(told)}</p></div>'
+
+
+def _meter(share: float) -> str:
+    return (
+        '<svg class="meter" aria-hidden="true"><rect class="track" width="100%" height="8" rx="4"/>'
+        f'<rect class="filled" width="{100 * share:.1f}%" height="8" rx="4"/></svg>'
+    )

@@ -1,0 +1,59 @@
+"""What a visitor does on the page, as tests say it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FIRST, SECOND, BASE, TWIN = "crimson-sft", "azure-dpo", "granite-base", "crimson-twin"
+JUDGE = "amber-judge"
+TIMEOUT = 30_000
+
+
+def ask(page: Any, text: str, *, wait: bool = True) -> None:
+    """Type a question and send it."""
+    mark(page)
+    page.locator("#prompt textarea").fill(text)
+    page.keyboard.press("Enter")
+    if wait:
+        answered(page)
+
+
+def mark(page: Any) -> None:
+    """Mark what the page says now, so that `answered` waits for something newer."""
+    page.evaluate("document.querySelector('#status p')?.setAttribute('data-old', '')")
+
+
+def answered(page: Any) -> None:
+    """Wait until every answer is there."""
+    page.locator("#status .answered:not([data-old])").wait_for(timeout=TIMEOUT)
+
+
+def growing(page: Any, letters: int = 10) -> None:
+    """Wait until both answers are being written."""
+    lengths = "['#pane-a','#pane-b'].map(id => document.querySelector(id).querySelector('.bot')?.innerText.length || 0)"
+    page.wait_for_function(f"{lengths}.every(length => length > {letters})", timeout=TIMEOUT)
+
+
+def vote(page: Any, choice: str) -> None:
+    """Click a vote and wait until it is saved."""
+    page.locator(f"#vote-{choice}").click()
+    saved(page)
+
+
+def saved(page: Any) -> None:
+    """Wait until a vote is saved."""
+    page.locator("#status .saved").wait_for(timeout=TIMEOUT)
+
+
+def leave_the_prompt(page: Any) -> None:
+    """Put the focus where keys are not typed."""
+    page.evaluate("document.activeElement.blur()")
+
+
+def set_field(page: Any, name: str, value: str) -> None:
+    """Open the settings if they are closed, and fill one in."""
+    field = page.locator(f"#{name}").locator("input[type=number], textarea, input[type=text]").first
+    if not field.is_visible():
+        page.locator("#sampling button").first.click()
+    field.fill(value)
+    field.press("Tab")

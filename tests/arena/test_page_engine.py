@@ -1,0 +1,111 @@
+"""The comparison page in a real browser over a real engine with adapters on one tiny base."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from browsing import FIRST, SECOND, TWIN, answered, ask, growing, saved, set_field, vote
+
+from align.engine.protocol import Row, Sampling
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
+
+
+def rest(engine) -> float:
+    """Seconds until the engine has answered something short."""
+    started = time.monotonic()
+    engine.complete(
+        [Row(f"{FIRST}@v1", [{"role": "user", "content": "hi"}])], Sampling(temperature=0, max_new_tokens=2)
+    )
+    return time.monotonic() - started
+
+
+def test_equal_models_at_one_seed_write_equal_text_in_both_panes(serve, visit):
+    site = serve((FIRST, TWIN), real=True)
+    page = visit(site).page
+
+    ask(page, "the quick brown fox")
+    vote(page, "tie")
+
+    [row] = site.rows()
+    assert row["a"] == row["b"]
+    solo = Row(f"{FIRST}@v1", row["prompt"], row["seed"])
+    sampling = Sampling(temperature=1.0, max_new_tokens=120)
+    assert site.arena.engine.complete([solo], sampling) == [row["a"][0]["content"]]
+
+
+def test_both_panes_grow_together_and_stop_leaves_what_can_be_judged(serve, visit):
+    site = serve(real=True)
+    page = visit(site).page
+    set_field(page, "max_new_tokens", "1000")
+    ask(page, "the quick brown fox", wait=False)
+    growing(page)
+    assert page.locator("#status .streaming").count() == 1
+
+    page.keyboard.press("Escape")
+    answered(page)
+
+    vote(page, "b")
+    [row] = site.rows()
+    assert row["truncated"]
+    assert all(row["turns"][0][side]["tokens"] < 1000 for side in "ab")
+    assert rest(site.arena.engine) < 4
+
+
+def test_closing_the_page_frees_the_engine(serve, visit):
+    site = serve(real=True)
+    window = visit(site)
+    set_field(window.page, "max_new_tokens", "1000")
+    ask(window.page, "the quick brown fox", wait=False)
+    growing(window.page)
+
+    window.page.close()
+
+    assert rest(site.arena.engine) < 4
+
+
+def test_the_token_shift_of_a_real_answer_is_shown_after_the_vote(serve, visit):
+    site = serve(real=True)
+    page = visit(site).page
+    set_field(page, "max_new_tokens", "12")
+    ask(page, "the quick brown fox")
+    vote(page, "a")
+
+    page.locator("#shift").click()
+
+    page.locator("#shift-b .tok").first.wait_for(timeout=30_000)
+    [row] = site.rows()
+    shown = page.locator("#shift-a .tokens").text_content()
+    assert shown.startswith(row["a"][0]["content"][:20])
+    assert page.locator("#shift-a .m1, #shift-a .m2, #shift-a .m3, #shift-a .m4").count() > 0
+
+
+@pytest.mark.slow
+def test_votes_of_the_browser_train_dpo_in_the_next_command(serve, visit, contest, tmp_path, capsys):
+    import shutil
+
+    from align import dpo
+    from align.training.stage import main
+
+    site = serve(real=True)
+    page = visit(site).page
+    set_field(page, "max_new_tokens", "16")
+    for question in ("one", "two"):
+        ask(page, question)
+        page.locator("#vote-a").click()
+        saved(page)
+        page.wait_for_timeout(1000)
+    root = tmp_path / "registry"
+    shutil.copytree(contest.root, root, ignore=shutil.ignore_patterns("votes"))
+    (root / "votes").mkdir()
+    shutil.copy(site.arena.votes.path, root / "votes")
+
+    settings = ["data=votes", "name=voted-here", "max_steps=2", "per_device_train_batch_size=2"]
+    code = main(dpo.STAGE, [f"model={SECOND}", *settings, "--registry", str(root)])
+
+    assert code == 0, capsys.readouterr().err
