@@ -66,7 +66,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         ("--max-seconds", known.max_seconds, "longest time to the end of an answer (504 beyond)"),
         ("--drain-seconds", known.drain_seconds, "time for running answers to end after SIGTERM"),
     ):
-        parser.add_argument(option, type=type(default), default=default, metavar="N", help=f"{about}; {default:g}")
+        parser.add_argument(
+            option, type=type(default), default=default, metavar="N", help=f"{about}; default {default}"
+        )
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ error only its kind and place are told, for its message could quote the prompt.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import traceback
@@ -23,7 +24,7 @@ _NOTE = "align.note"
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics", "/health", "/ready", "/ui")
 _QUIET = ("/metrics", "/health", "/ready", "/ui")
-"""asked every few seconds: counted, and told only when they fail"""
+"""asked every few seconds: counted, and told only when they are refused or fail"""
 
 
 @dataclass
@@ -71,6 +72,10 @@ class Account:
         self._service.running += counted
         try:
             await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            note.status = 503
+            if not self._service.draining:
+                raise
         except Exception as error:  # shown as it is, it could put a prompt into the log or the response
             LOG.error("%s at %s", type(error).__name__, _place(error))
             note.status = 500
@@ -83,7 +88,7 @@ class Account:
     def _write(self, scope: Scope, note: Note, status: int, seconds: float) -> None:
         path = _known(scope["path"])
         self._service.metrics.requests.labels(path, note.model, str(status)).inc()
-        if path in _QUIET and status < 400:
+        if path in _QUIET and (status < 400 or status == 503):
             return
         about = f" model={note.model} id={note.id}" if note.model else ""
         tokens = f" prompt_tokens={note.prompt_tokens} completion_tokens={note.completion_tokens}" if about else ""

@@ -20,6 +20,16 @@ from align.server.routes import router
 from align.server.served import ServedModels
 from align.server.service import Service
 
+# FastAPI's own, which hands bodies and validation errors to whatever exporter the process's environment names.
+_NO_TELEMETRY: Any = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+    "exclude": lambda _scope: True,
+}
+
 
 def create_app(
     engine: Engine | None,
@@ -34,7 +44,7 @@ def create_app(
     With a token, everything but /health and /ready asks for it. `page` is mounted at /ui. `hosts` are the names in
     Host headers that are answered besides those of loopback; None is every name.
     """
-    app = FastAPI(title="align", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan_of(page))
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=_NO_TELEMETRY, lifespan=_lifespan_of(page))
     app.state.service = service = Service(engine, models, limits)
     app.include_router(router)
     if page is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -65,44 +66,40 @@ def address_of(listener: socket.socket) -> str:
 def serve_until_ended(app: ASGIApp, listener: socket.socket, service: Service) -> None:
     """Serve until SIGTERM or Ctrl-C, or until `service.draining` is set, and what runs then has ended.
 
-    The port stays open meanwhile: new requests are told 503 rather than left without an answer. A second signal ends
-    at once.
+    The port stays open meanwhile: new requests are told 503 rather than left without an answer. A second signal
+    ends what runs.
     """
     import uvicorn
 
     config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_LAST_SECONDS,
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_LAST_SECONDS
     )
     server = uvicorn.Server(config)
+    hurry = threading.Event()
 
     def end(_signal: int, _frame: Any) -> None:
         if service.draining:
-            server.force_exit = server.should_exit = True
+            hurry.set()
         service.draining = True
 
     # uvicorn's own handler closes the port at once, and ends the process by the signal rather than with 0.
     server.handle_exit = end
-    asyncio.run(_serve(server, listener, service))
+    asyncio.run(_serve(server, listener, service, hurry))
 
 
-async def _serve(server: Any, listener: socket.socket, service: Service) -> None:
-    ending = asyncio.create_task(_end_when_drained(server, service))
+async def _serve(server: Any, listener: socket.socket, service: Service, hurry: threading.Event) -> None:
+    ending = asyncio.create_task(_end_when_drained(server, service, hurry))
     await server.serve(sockets=[listener])
     ending.cancel()
 
 
-async def _end_when_drained(server: Any, service: Service) -> None:
+async def _end_when_drained(server: Any, service: Service, hurry: threading.Event) -> None:
     while not service.draining:
         await asyncio.sleep(_TICK)
     deadline = time.monotonic() + service.limits.drain_seconds
-    while service.running and time.monotonic() < deadline:
+    while service.running and time.monotonic() < deadline and not hurry.is_set():
         await asyncio.sleep(_TICK)
     if service.running and service.engine is not None:
         # What still runs ends with an error, which its client is told.
         await asyncio.to_thread(service.engine.close)
-        await asyncio.sleep(_TICK)
     server.should_exit = True

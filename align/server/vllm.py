@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
-from align.server.served import ServedModels
+from align.registry.references import LATEST
+from align.server.served import ServedModels, public_name
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
@@ -31,17 +32,11 @@ def vllm_command(
     adapters = [checkpoint for checkpoint in checkpoints if checkpoint.is_adapter]
     base = _shared_base(registry, checkpoints)
     words = ["vllm", "serve", base.location, *(["--revision", base.revision] if base.revision else [])]
-    names = [name for name in models.names if models.find(name).reference == base.reference]
-    words += ["--served-model-name", *names] if names else []
+    words += ["--served-model-name", *(_names(models, base) or [public_name(base.reference)])]
     words += _quantized(quantization)
     words += _tokenizer(checkpoints[0], base)
     if adapters:
-        modules = [
-            _module(name, adapter)
-            for adapter in adapters
-            for name in models.names
-            if models.find(name).reference == adapter.reference
-        ]
+        modules = [_module(name, adapter) for adapter in adapters for name in _names(models, adapter)]
         rank = max(map(_rank, adapters))
         words += ["--enable-lora", "--max-loras", str(len(modules)), "--max-lora-rank", str(rank)]
         words += ["--lora-modules", *modules]
@@ -52,6 +47,12 @@ def as_shell(words: Sequence[str], token_from: str | None) -> str:
     """The command as a shell reads it; `token_from` is the shell word that gives the token."""
     key = f"VLLM_API_KEY={token_from} " if token_from else ""
     return key + shlex.join(words)
+
+
+def _names(models: ServedModels, checkpoint: Checkpoint) -> list[str]:
+    """The ids of a model; the newest version's are enough without the word that says so, for each takes memory."""
+    own = [name for name in models.names if models.find(name).reference == checkpoint.reference]
+    return [name for name in own if not name.endswith(f"@{LATEST}")]
 
 
 def _shared_base(registry: Registry, checkpoints: Sequence[Checkpoint]) -> Checkpoint:

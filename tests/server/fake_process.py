@@ -1,0 +1,16 @@
+"""A server process over an engine that recites; started by a test, which reads its address from the first line."""
+
+import sys
+
+from serving import poet, served
+
+from align.server.app import create_app
+from align.server.limits import Limits
+from align.server.listening import address_of, open_port, serve_until_ended
+
+with open_port("127.0.0.1", 0) as listener:
+    app = create_app(poet(pause=0.1), served("red@v1"), Limits(drain_seconds=5), None)
+    sys.stdout.write(address_of(listener) + "\n")
+    sys.stdout.flush()
+    serve_until_ended(app, listener, app.state.service)
+sys.stdout.write("ended\n")
