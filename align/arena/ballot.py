@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from align.schema import Messages
-
 if TYPE_CHECKING:
     from align.arena.battles import Battle, Setup, Turn
 
@@ -74,9 +72,9 @@ def _row(battle: Battle, pair: tuple[int, int], choice: str, setup: Setup) -> di
     last = battle.turns[-1]
     return {
         "id": f"{battle.id}-{LETTERS[pair[0]]}{LETTERS[pair[1]]}",
-        "prompt": split_turns(panes["a"].messages)[0],
-        "a": split_turns(panes["a"].messages)[1],
-        "b": split_turns(panes["b"].messages)[1],
+        "prompt": panes["a"].messages[: -_judged(battle)],
+        "a": panes["a"].messages[-_judged(battle) :],
+        "b": panes["b"].messages[-_judged(battle) :],
         "choice": choice,
         "comparable": len(battle.turns) == 1,
         "models": {side: pane.contestant.reference for side, pane in panes.items()},
@@ -110,13 +108,9 @@ def _scores(turn: Turn, sides: dict[str, int], setup: Setup) -> dict[str, Any]:
     return {"scores": scores, "reward_model": asdict(setup.reward)}
 
 
-def split_turns(messages: Messages) -> tuple[Messages, Messages]:
-    """A conversation as the context every pane shares and what one pane made of it.
-
-    The context ends before the first answer: from there on every pane has its own history.
-    """
-    first = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    return list(messages[:first]), list(messages[first:])
+def _judged(battle: Battle) -> int:
+    """How many messages at the end of each pane are not shared by all: from the first answer on, each has its own."""
+    return 2 * len(battle.turns) - 1
 
 
 def _turn(turn: Turn, sides: dict[str, int]) -> dict[str, Any]:

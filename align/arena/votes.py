@@ -61,9 +61,13 @@ def checked_vote(row: Any) -> Row:
 
 
 class VoteStore:
-    """One file a process below the registry's votes folder, so that two pages never write to the same file."""
+    """One file a process below the registry's votes folder, so that two pages never write to the same file.
 
-    def __init__(self, folder: Path) -> None:
+    `what` is what messages call a row.
+    """
+
+    def __init__(self, folder: Path, what: str = "vote") -> None:
+        self._what = what
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         host = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())
         self.path = folder / f"{host}-{os.getpid()}-{stamp}-{secrets.token_hex(2)}.jsonl"
@@ -80,7 +84,7 @@ class VoteStore:
                 self._write(data)
             except OSError as error:
                 raise MachineError(
-                    f"{self.path}: the vote could not be written ({error.strerror}); free space and vote again"
+                    f"{self.path}: the {self._what} could not be written ({error.strerror}); free space and try again"
                 ) from None
 
     def _write(self, data: bytes) -> None:

@@ -1,0 +1,276 @@
+"""A review queue: answers to a set of prompts are written first, and voted on blind later, without any model.
+
+Everything is in one folder: `review.json` says what is compared, and `answers/` holds a line for every answer, each
+durable before the next. What was decided is in the votes alone, so a queue goes on where it stopped, whoever stopped
+it, and generation does the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from align.arena.ballot import NO_OPINION, Opinion
+from align.arena.battles import Battle, Contestant, Pane, Refusal, Setup, Turn, cast
+from align.arena.votes import VoteStore, read_votes
+from align.data.containers import Reading, read_path
+from align.engine.protocol import Busy, Engine, GenerationRequest, Handle, Row, RowDone, RowError, Sampling
+from align.errors import AlignError, DataError, IntegrityError, UsageError
+from align.registry.durable import write_durably
+from align.schema import Messages, assistant
+
+REVIEW = "review.json"
+_ROWS_AT_ONCE = 16
+"""Answers asked for together: enough to fill a batch, few enough that little is lost when the program is killed."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """What is compared on which prompts, and how the answers are written."""
+
+    prompts: list[Messages]
+    setup: Setup
+    sampling: Sampling
+    seed: int = 0
+    name: str = "review"
+
+    @property
+    def key(self) -> str:
+        """Its name and a digest of all that shapes the answers: equal reviews have equal keys."""
+        held = self.as_dict()
+        told = {key: held[key] for key in ("prompts", "contestants", "base", "sampling", "seed")}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        return f"{''.join(letter if letter.isalnum() or letter in '-_' else '-' for letter in self.name)}-{digest}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The review as JSON values."""
+        setup = asdict(self.setup)
+        del setup["blind"]
+        held = {"name": self.name, "seed": self.seed, "sampling": asdict(self.sampling), "prompts": self.prompts}
+        return {"align_review": 1, **held, **setup}
+
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> Review:
+        """The way back of `as_dict`."""
+        contestants = tuple(Contestant(**one) for one in held["contestants"])
+        reward = Contestant(**held["reward"]) if held["reward"] else None
+        sampling = Sampling(**held["sampling"] | {"stop": tuple(held["sampling"]["stop"])})
+        setup = Setup(contestants, True, held["base"], held["app_version"], reward)
+        return cls(held["prompts"], setup, sampling, held["seed"], held["name"])
+
+
+class Item(NamedTuple):
+    """One comparison: which prompt, and which two contestants."""
+
+    prompt: int
+    first: int
+    second: int
+
+    def __str__(self) -> str:
+        return f"{self.prompt}:{self.first}:{self.second}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a contestant wrote, and what the reward model thinks of it."""
+
+    done: RowDone
+    score: float | None
+
+
+class ReviewQueue:
+    """The comparisons of one review: who has decided which, and what comes next."""
+
+    def __init__(self, folder: Path, review: Review, votes: VoteStore) -> None:
+        """Use `open` or `reopen`."""
+        self.folder = folder
+        self.review = review
+        self.setup = replace(review.setup, blind=True)
+        self._votes = votes
+        self._lock = threading.Lock()
+        self._answers = dict(_read_answers(folder / "answers"))
+        self._decided: dict[str, set[str]] = {}
+        self._skipped: dict[str, list[str]] = {}
+        for row in read_votes(votes.path.parent):
+            told = row.get("review") or {}
+            if told.get("key") == folder.name:
+                self._decided.setdefault(row.get("voter") or "", set()).add(told["item"])
+
+    @classmethod
+    def open(cls, review: Review, root: Path, votes: VoteStore) -> ReviewQueue:
+        """The queue of a review below `root`, where it may have been begun before.
+
+        Raises DataError without prompts and UsageError with fewer than two contestants.
+        """
+        prompts = list({json.dumps(prompt, sort_keys=True): prompt for prompt in review.prompts}.values())
+        if not prompts:
+            raise DataError(f"{review.name}: 0 prompts to review; give a file or dataset with prompts")
+        if len(review.setup.contestants) < 2:
+            raise UsageError(f"{len(review.setup.contestants)} models given; a review compares at least 2")
+        review = replace(review, prompts=prompts)
+        folder = root / review.key
+        if not (folder / REVIEW).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_durably(folder / REVIEW, json.dumps(review.as_dict(), ensure_ascii=False, indent=1).encode())
+        return cls(folder, review, votes)
+
+    @classmethod
+    def reopen(cls, folder: Path, votes: VoteStore) -> ReviewQueue:
+        """The queue in a folder, with nothing but what is there; IntegrityError when that is no review."""
+        try:
+            review = Review.from_dict(json.loads((folder / REVIEW).read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{folder}: no review can be read there ({error}); begin it anew") from None
+        return cls(folder, review, votes)
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """How many answers there are, of how many."""
+        return len(self._answers), len(self.review.prompts) * len(self.setup.contestants)
+
+    def generate(self, engine: Engine, tell: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+        """Write the answers that are missing, and return what went wrong with those that still are.
+
+        Blocks. Every answer is on the disk before it counts, so that a killed program has lost none of them.
+        """
+        store = VoteStore(self.folder / "answers", "answer")
+        problems: list[str] = []
+        missing = self._missing()
+        tell(*self.written)
+        for start in range(0, len(missing), _ROWS_AT_ONCE):
+            asked = missing[start : start + _ROWS_AT_ONCE]
+            rows = tuple(
+                Row(self.setup.contestants[who].reference, list(self.review.prompts[prompt]), self.review.seed + prompt)
+                for prompt, who in asked
+            )
+            handle = _submit(engine, GenerationRequest(rows, self.review.sampling))
+            try:
+                for event in handle:
+                    if isinstance(event, RowDone) and event.reason != "cancelled":
+                        self._keep(store, asked[event.row], event, engine)
+                        tell(*self.written)
+                    elif isinstance(event, RowError):
+                        problems.append(event.message)
+            finally:
+                handle.cancel()
+        return problems
+
+    def next(self, voter: str) -> Battle | None:
+        """The next comparison this voter has not decided; None when there is none left.
+
+        Every voter has an order and sides of their own, and what was skipped comes last.
+        """
+        with self._lock:
+            done, skipped = self._decided.get(voter, set()), self._skipped.get(voter, [])
+            open_items = {str(item): item for item in self._items() if str(item) not in done}
+        if not open_items:
+            return None
+
+        def place(name: str) -> tuple[int, bytes]:
+            return skipped.index(name) if name in skipped else -1, self._draw(voter, name)
+
+        return self._battle(open_items[min(open_items, key=place)], voter)
+
+    def skip(self, battle: Battle) -> None:
+        """Put a comparison behind all others of its voter."""
+        assert battle.review is not None
+        with self._lock:
+            skipped = self._skipped.setdefault(battle.review["voter"], [])
+            item = battle.review["item"]
+            skipped[:] = [other for other in skipped if other != item] + [item]
+
+    def vote(self, battle: Battle | None, choice: str, nonce: str, opinion: Opinion = NO_OPINION) -> None:
+        """Record a choice as `Arena.vote` does, under the pseudonym the comparison was handed out to."""
+        if battle is None or battle.review is None:
+            raise Refusal("nothing_to_judge")
+        voter, item = battle.review["voter"], battle.review["item"]
+        with self._lock:
+            if item in self._decided.get(voter, set()):
+                raise Refusal("voted_already")
+            cast(battle, choice, nonce, replace(opinion, voter=voter), (self.setup, self._votes))
+            self._decided.setdefault(voter, set()).add(item)
+
+    def progress(self, voter: str | None = None) -> tuple[int, int]:
+        """How many comparisons this voter, or anybody, has decided, of how many that can be."""
+        items = {str(item) for item in self._items()}
+        decided = set().union(*self._decided.values()) if voter is None else self._decided.get(voter, set())
+        return len(items & decided), len(items)
+
+    def _items(self) -> Iterator[Item]:
+        """Every comparison whose answers are there."""
+        pairs = list(itertools.combinations(range(len(self.setup.contestants)), 2))
+        for prompt in range(len(self.review.prompts)):
+            for first, second in pairs:
+                if self._answer(prompt, first) and self._answer(prompt, second):
+                    yield Item(prompt, first, second)
+
+    def _answer(self, prompt: int, who: int) -> Answer | None:
+        return self._answers.get((prompt, self.setup.contestants[who].reference))
+
+    def _missing(self) -> list[tuple[int, int]]:
+        everything = itertools.product(range(len(self.review.prompts)), range(len(self.setup.contestants)))
+        return [(prompt, who) for prompt, who in everything if self._answer(prompt, who) is None]
+
+    def _keep(self, store: VoteStore, asked: tuple[int, int], done: RowDone, engine: Engine) -> None:
+        prompt, who = asked
+        model = self.setup.contestants[who].reference
+        score = None
+        if self.setup.reward is not None:
+            try:
+                score = engine.reward([*self.review.prompts[prompt], assistant(done.text)])
+            except AlignError as error:
+                sys.stderr.write(f"prompt {prompt + 1}: the answer has no score: {error}\n")
+        store.append([{"prompt": prompt, "model": model, "score": score, **asdict(done)}])
+        with self._lock:
+            self._answers[prompt, model] = Answer(done, score)
+
+    def _draw(self, voter: str, what: str) -> bytes:
+        """A number drawn for a voter and a thing, the same in every run."""
+        return hashlib.blake2b(f"{self.folder.name}\0{voter}\0{what}".encode(), digest_size=8).digest()
+
+    def _battle(self, item: Item, voter: str) -> Battle:
+        sides = [item.first, item.second]
+        if self._draw(voter, f"sides of {item}")[0] & 1:
+            sides.reverse()
+        answers = [answer for who in sides if (answer := self._answer(item.prompt, who)) is not None]
+        prompt = self.review.prompts[item.prompt]
+        panes = [
+            Pane(self.setup.contestants[who], [*prompt, assistant(answer.done.text)], answer.done.text, answer.done)
+            for who, answer in zip(sides, answers, strict=True)
+        ]
+        turn = Turn(self.review.sampling, self.review.seed + item.prompt)
+        turn.outcomes = [answer.done for answer in answers]
+        turn.scores = [answer.score for answer in answers]
+        battle = Battle(panes, phase="answered", turns=[turn])
+        battle.nonce = uuid.uuid4().hex
+        battle.review = {"key": self.folder.name, "item": str(item), "voter": voter}
+        return battle
+
+
+def _submit(engine: Engine, request: GenerationRequest) -> Handle:
+    while True:
+        try:
+            return engine.submit(request)
+        except Busy as busy:
+            time.sleep(busy.retry_after)
+
+
+def _read_answers(folder: Path) -> Iterator[tuple[tuple[int, str], Answer]]:
+    """The answers on the disk; a line torn off by a power cut was never counted."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    for raw in read_path(folder, str(folder), [], Reading(appended=True)):
+        if not isinstance(raw.value, dict):
+            raise DataError(f"{raw.source}:{raw.line}: is no answer; remove the line to have it written anew")
+        held = dict(raw.value)
+        prompt, model, score = held.pop("prompt"), held.pop("model"), held.pop("score")
+        yield (prompt, model), Answer(RowDone(**held), score)
