@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align.config import TrainerStageConfig
 from align.errors import UsageError
-from align.rl.rewards import RewardSettings, RewardSum
+from align.rl.rewards import Place, RewardSettings, RewardSum
+from align.rl.vllm import VllmStageConfig, check_vllm, vllm_arguments
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ _REFUSED = {
 """settings of TRL's config that would do nothing here, or something else than they say"""
 
 
-class GrpoConfig(TrainerStageConfig):
+class GrpoConfig(VllmStageConfig):
     """Settings of group-relative policy optimisation."""
 
     learning_rate: float = Field(1e-5, gt=0, le=1)
     """peak learning rate"""
     rewards: list[RewardSettings] = Field(min_length=1)
-    """rewards that are programs: [{name, weight, args}]"""
+    """what is added up for a completion: [{name, weight, args}]"""
     num_generations: int = Field(8, ge=2)
     """completions sampled for a prompt: the group"""
     temperature: float = Field(1.0, gt=0)
@@ -95,8 +95,9 @@ class GrpoConfig(TrainerStageConfig):
     def _programs_only(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("reward_model") is not None:
             raise UsageError(
-                f"reward_model: found {values['reward_model']}, and GRPO takes rewards that are programs; "
-                "give rewards=[{name: ...}], or train on a reward model with python -m align.ppo"
+                f"reward_model: found {values['reward_model']}, and GRPO has no adapter for it on its base; give "
+                f"rewards=[{{name: learned, args: {{model: {values['reward_model']}}}}}], or train on a reward model "
+                "with python -m align.ppo"
             )
         return values
 
@@ -139,19 +140,21 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     from align.training.first_step import expect_first
 
     # 1. Data: records seen as prompts; rewards may read the rest of a record.
+    check_vllm(config, run.registry.resolve_base(run.parent).location)
     found = run.records()
     rewards = RewardSum(config.rewards)
     rewards.check(found.records)
+    read = rewards.open(Place(run.registry, Precision.of(config), run.say))
 
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
     resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
     switch_off_dropout(resident.model)
-    _stop_as_rendered(resident.model, resident.tokenizer)
+    stops = _stop_as_rendered(resident.model, resident.tokenizer)
     rows, _ = token_sets(run, found, None, resident.tokenizer)
 
     # 3. Optimise: TRL owns the loop; prompts go in as our tokens, in an order of which a checkpoint is always a place.
     prompts, steps = _in_order(config, run, rows)
-    judges = Judges(config.rewards, found.records, run.folder if run.ranks.first else None)
+    judges = Judges(rewards, found.records, run.folder if run.ranks.first else None)
     with unrounded(resident.model):
         trainer = GRPOTrainer(
             model=resident.model,
@@ -162,6 +165,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
                 num_generations=config.num_generations, temperature=config.temperature, top_p=config.top_p,
                 max_completion_length=config.max_completion_length, beta=config.beta, epsilon=config.epsilon,
                 loss_type=config.loss_type, scale_rewards=config.scale_rewards, num_iterations=config.num_iterations,
+                **vllm_arguments(config, stops),
             ),
             train_dataset=prompts,
             processing_class=resident.tokenizer,
@@ -179,7 +183,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
 
     # 4. Hand back the policy's adapter; the reference is not kept.
     kept = keep(numbers, "loss", "reward", "reward_std", *(f"rewards/{name}/mean" for name in rewards.names), "kl")
-    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
+    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent, *read])
 
 
 def give_tokens(trainer: Any) -> None:
@@ -195,13 +199,18 @@ def _train(run: Run, trainer: Any) -> dict[str, float]:
         return run.train(trainer)
 
 
-def _stop_as_rendered(model: Any, tokenizer: Any) -> None:
-    """Let completions end where our rendering ends an answer, and inherit no other default of the model's own."""
+def _stop_as_rendered(model: Any, tokenizer: Any) -> list[int]:
+    """Let completions end where our rendering ends an answer, and inherit no other default of the model's own.
+
+    Returns the tokens that end one.
+    """
     from transformers import GenerationConfig
 
     from align.data.render import stop_token_ids
 
-    model.get_base_model().generation_config = GenerationConfig(eos_token_id=stop_token_ids(tokenizer))
+    stops = stop_token_ids(tokenizer)
+    model.get_base_model().generation_config = GenerationConfig(eos_token_id=stops)
+    return stops
 
 
 def _in_order(config: GrpoConfig, run: Run, rows: Dataset) -> tuple[Dataset, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from align import grpo, sft
 from align.config import build
 from align.data import load_records
 from align.data.render import render_prompts, stop_token_ids
-from align.errors import DataError, PreemptedError, UsageError
+from align.errors import DataError, MachineError, PreemptedError, UsageError
 from align.grpo import GrpoConfig
 from align.registry import Registry, open_registry
 from align.rl.rewards import _REGISTERED, reward
+from align.rl.vllm import check_vllm, vllm_arguments
 from align.training.stage import main, run_stage
 
 EGG = [{"name": "keyword", "args": {"words": ["e"]}}]
@@ -295,6 +297,18 @@ def test_a_unit_is_what_lies_between_two_rollout_boundaries(batch, accumulation,
         ({"trainer": {"generation_batch_size": 8}}, "say steps_per_generation instead"),
         ({"trainer": {"steps_per_generation": 0}}, "expected a whole number above 0"),
         ({"lora": "none"}, "lora: this stage trains adapters only"),
+        ({"reward_model": "judge"}, r"rewards=\[\{name: learned, args: \{model: judge\}\}\]"),
+        ({"vllm_mode": "server"}, "set without use_vllm=true"),
+        ({"vllm_server_base_url": "http://here:8000"}, "set without use_vllm=true"),
+        ({"use_vllm": True, "vllm_mode": "server"}, "vllm_mode=server: give vllm_server_base_url=http://HOST:PORT"),
+        (
+            {"use_vllm": True, "vllm_server_base_url": "http://here:8000"},
+            "found vllm_mode=colocate; set vllm_mode=serv",
+        ),
+        ({"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "here:8000"}, "expected http://HOST:PORT"),
+        ({"use_vllm": True, "vllm_mode": "remote"}, "vllm_mode"),
+        ({"use_vllm": True, "quantization": "int8"}, "vLLM holds no such base; give nf4 or none"),
+        ({"use_vllm": True, "trainer": {"generation_kwargs": {"seed": 1}}}, "trainer.generation_kwargs: with use_vllm"),
     ],
 )
 def test_wrong_numbers_are_refused(settings, changed, message):
@@ -313,3 +327,51 @@ def test_completions_that_all_score_the_same_are_told_and_end_no_run(shared, set
     train(shared, settings, "flat", rewards=flat, max_steps=12)
 
     assert "warning: at the end all completions of every group scored the same" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
+@pytest.mark.parametrize("words", [[], ["vllm_mode=server", "vllm_server_base_url=http://127.0.0.1:9"]])
+def test_vllm_that_is_not_there_is_told_before_anything_is_loaded(shared, sums, capsys, words):
+    asked = ["model=start", f"data={sums}", "name=fast", "rewards=[{name: numeric_match}]", "bf16=false", *words]
+
+    assert main(grpo.STAGE, ["--registry", str(shared.root), *asked, "use_vllm=true"]) == 2
+
+    assert "use_vllm=true: vllm is not installed; pip install 'trl[vllm]', or generate without it" in (
+        capsys.readouterr().err
+    )
+
+
+def test_trl_is_told_where_vllm_runs_and_where_answers_end(settings):
+    from trl import GRPOConfig
+
+    url = "http://127.0.0.1:8000"
+    config = build(GrpoConfig, settings | {"name": "n", "use_vllm": True, "vllm_mode": "server"} | {
+        "vllm_server_base_url": url})  # fmt: skip
+
+    told = GRPOConfig(
+        output_dir="unused", bf16=False, report_to=[], activation_checkpointing=False, **vllm_arguments(config, [2, 3])
+    )
+
+    assert (told.use_vllm, told.vllm_mode, told.vllm_server_base_url) == (True, "server", url)
+    assert told.vllm_max_model_length == 96
+    assert told.generation_kwargs == {"stop_token_ids": [2, 3]}
+    assert vllm_arguments(build(GrpoConfig, settings | {"name": "n"}), [2]) == {}
+
+
+def test_a_server_that_does_not_answer_is_told_with_the_command_that_starts_one(settings, monkeypatch):
+    config = build(GrpoConfig, settings | {"name": "n", "use_vllm": True, "vllm_mode": "server"} | {
+        "vllm_server_base_url": "http://127.0.0.1:9/"})  # fmt: skip
+    # As on a machine that has both.
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+    with pytest.raises(MachineError, match=r"http://127\.0\.0\.1:9: no server answers there .*vllm serve /the/base"):
+        check_vllm(config, "/the/base")
+
+
+def test_no_gpu_is_told(settings, monkeypatch):
+    config = build(GrpoConfig, settings | {"name": "n", "use_vllm": True})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+
+    with pytest.raises(UsageError, match="use_vllm=true: found no GPU"):
+        check_vllm(config, "/the/base")

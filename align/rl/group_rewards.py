@@ -8,41 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from align.rl.report import forget_samples
-from align.rl.rewards import RewardSettings, RewardSum
+from align.rl.rewards import RewardSum
 from align.schema import Record, content_text
 
 
 class Judges:
-    """One function for each reward of a list; a completion is judged with the record its prompt comes from.
+    """One function for each reward of a sum; a completion is judged with the record its prompt comes from.
 
     The first completion of every rollout is appended to samples.jsonl in `folder`, unless that is None.
     """
 
-    def __init__(self, settings: Sequence[RewardSettings], records: Sequence[Record], folder: Path | None) -> None:
-        self._sum = RewardSum(settings)
-        self._rewards = {name: RewardSum([one]) for name, one in zip(self._sum.names, settings, strict=True)}
-        self._records, self._folder = records, folder
+    def __init__(self, rewards: RewardSum, records: Sequence[Record], folder: Path | None) -> None:
+        self._rewards, self._records, self._folder = rewards, records, folder
         self._sample: dict[str, float] = {}
         self._begun = False
 
     def functions(self) -> list[Callable[..., list[float]]]:
         """The functions, in order and named as their rewards; each gives unweighted values."""
-        return [self._function(name) for name in self._rewards]
+        return [self._function(name) for name in self._rewards.names]
 
     def _function(self, name: str) -> Callable[..., list[float]]:
         def judge(completions: list[str], record: list[int], trainer_state: Any, **_: Any) -> list[float]:
-            values = [self._value(name, self._records[i], text) for i, text in zip(record, completions, strict=True)]
+            values = self._rewards.one(name, [self._records[index] for index in record], completions)
             self._sample[name] = values[0]
-            if self._folder is not None and len(self._sample) == len(self._rewards):
+            if self._folder is not None and len(self._sample) == len(self._rewards.names):
                 self._keep(self._folder, trainer_state.global_step, self._records[record[0]], completions[0])
             return values
 
         judge.__name__ = name
         return judge
-
-    def _value(self, name: str, record: Record, completion: str) -> float:
-        (value,) = self._rewards[name](record, completion).values()
-        return value
 
     def _keep(self, folder: Path, steps_done: int, record: Record, completion: str) -> None:
         if not self._begun:
@@ -52,7 +46,7 @@ class Judges:
             "step": steps_done + 1,
             "prompt": content_text(record.prompt),
             "completion": completion,
-            "score": self._sum.total(self._sample),
+            "score": self._rewards.total(self._sample),
             "rewards": self._sample,
         }
         with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:

@@ -246,6 +246,10 @@ class RewardSum:
             {} for _ in completions
         ]
 
+    def one(self, name: str, records: Sequence[Record], completions: Sequence[str]) -> list[float]:
+        """The values of one of `names`, unweighted, for every completion."""
+        return next(part for part in self._parts if part.label == name).values(records, completions)
+
     def total(self, values: dict[str, float]) -> float:
         """The weighted sum of what a call returned."""
         return sum(part.weight * values[part.label] for part in self._parts)

@@ -1,0 +1,98 @@
+"""Generation through vLLM, as TRL 1.16 offers it: what it needs, and what it is told.
+
+vLLM runs in this process beside the model that trains (`colocate`), or as a server on GPUs of its own. TRL hands it the
+merged weights before every rollout.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import urllib.request
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from align.config import TrainerStageConfig
+from align.errors import MachineError, UsageError
+
+_PATIENCE = 10.0
+"""seconds a server may take to say that it is there"""
+
+
+class VllmStageConfig(TrainerStageConfig):
+    """What a stage takes that may generate with vLLM."""
+
+    use_vllm: bool = False
+    """generate with vLLM; a resumed run then samples anew from its last checkpoint on"""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """vLLM beside the model on its GPU, or as a server on others"""
+    vllm_server_base_url: str | None = None
+    """where that server listens: http://HOST:PORT"""
+    vllm_gpu_memory_utilization: float = Field(0.3, gt=0, lt=1)
+    """share of the GPU's memory that vLLM beside the model may take"""
+
+    @model_validator(mode="after")
+    def _check_vllm(self) -> Self:
+        url = self.vllm_server_base_url
+        if not self.use_vllm:
+            if self.vllm_mode == "server" or url is not None:
+                raise UsageError("vllm_mode, vllm_server_base_url: set without use_vllm=true; set that too")
+            return self
+        if self.vllm_mode == "server" and url is None:
+            raise UsageError("vllm_mode=server: give vllm_server_base_url=http://HOST:PORT, where vllm serve listens")
+        if self.vllm_mode == "colocate" and url is not None:
+            raise UsageError(f"vllm_server_base_url={url}: found vllm_mode=colocate; set vllm_mode=server")
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise UsageError(f"vllm_server_base_url={url}: expected http://HOST:PORT")
+        if "generation_kwargs" in self.trainer:
+            raise UsageError("trainer.generation_kwargs: with use_vllm=true it says where answers end; remove it")
+        if self.quantization == "int8":
+            raise UsageError("use_vllm with quantization=int8: vLLM holds no such base; give nf4 or none")
+        return self
+
+
+def check_vllm(config: VllmStageConfig, base: str) -> None:
+    """Raise UsageError where vLLM cannot be used on this machine, MachineError when its server does not answer.
+
+    `base` is what the server should be started with.
+    """
+    if not config.use_vllm:
+        return
+    import torch
+
+    without = "or generate without it: use_vllm=false"
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(f"use_vllm=true: vllm is not installed; pip install 'trl[vllm]', {without}")
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"use_vllm=true: found no GPU, which both modes of vLLM need here; take a machine with one, {without}"
+        )
+    if config.vllm_server_base_url is not None:
+        _check_server(config.vllm_server_base_url.rstrip("/"), base)
+
+
+def _check_server(url: str, base: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=_PATIENCE):
+            return
+    except (OSError, ValueError) as error:
+        raise MachineError(
+            f"vllm_server_base_url={url}: no server answers there ({error}); start one: VLLM_SERVER_DEV_MODE=1 vllm "
+            f'serve {base} --weight-transfer-config \'{{"backend": "nccl"}}\' --logprobs-mode processed_logprobs'
+        ) from None
+
+
+def vllm_arguments(config: VllmStageConfig, stops: Sequence[int]) -> dict[str, Any]:
+    """What TRL's config is told: nothing without vLLM, else where it runs, how long a row is, where answers end."""
+    if not config.use_vllm:
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": config.vllm_mode,
+        "vllm_server_base_url": config.vllm_server_base_url,
+        "vllm_gpu_memory_utilization": config.vllm_gpu_memory_utilization,
+        "vllm_max_model_length": config.max_length,
+        # Its own defaults come from files beside the base, which know nothing of our rendering.
+        "generation_kwargs": {"stop_token_ids": list(stops)},
+    }
