@@ -70,7 +70,7 @@ def _overall(result: Result) -> str:
         [name_of(name), *(show_estimate(name, model.overall.estimates.get(name)) for model in result.models)]
         for name in result.measures
     ]
-    return _table(title, head, lines)
+    return draw_table(title, head, lines)
 
 
 def _comparisons(result: Result) -> Iterator[str]:
@@ -87,14 +87,14 @@ def _comparisons(result: Result) -> Iterator[str]:
             for name, each in model.overall.against.items()
         ]
         head = ["measure", "difference", "", "won / tied / lost", "sign test"]
-        yield _table(f"{model.reference} against {first}, on the same records", head, lines)
+        yield draw_table(f"{model.reference} against {first}, on the same records", head, lines)
 
 
 def _judged(result: Result) -> Iterator[str]:
     lines = [_judged_line(model, place) for model in result.models for place in range(len(model.judged))]
     if lines:
         head = ["model", "judge", "win rate", "won / tied / lost", "sign test", "both ways", "no verdict"]
-        yield _table(f"Judged against {result.models[0].reference} (ties count half)", head, lines)
+        yield draw_table(f"Judged against {result.models[0].reference} (ties count half)", head, lines)
 
 
 def _judged_line(model: ModelResult, place: int) -> list[str]:
@@ -115,10 +115,11 @@ def _slices(result: Result) -> Iterator[str]:
                 found = model.slices[column][value].estimates
                 label = f"{value} ({numbers.count})" if place == 0 else ""
                 lines.append([label, model.reference, *(show_estimate(name, found.get(name)) for name in shown)])
-        yield _table(f"by {column}", [column, "model", *map(name_of, shown)], lines)
+        yield draw_table(f"by {column}", [column, "model", *map(name_of, shown)], lines)
 
 
-def _table(title: str, head: list[str], lines: list[list[str]]) -> str:
+def draw_table(title: str, head: list[str], lines: list[list[str]]) -> str:
+    """One table under its title, as plain text no wider than the terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
