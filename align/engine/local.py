@@ -215,8 +215,9 @@ class LocalEngine:
             self._pace.note(batch.let_go())
             batch = self._batch_to_go_on_with(batch)
             joining = self._joining(batch)
-            arrivals = self._read(batch, joining)
-            batch.take_in(arrivals)
+            batch.take_in(self._read(batch, joining))
+            # A row may have ended with its first token.
+            self._pace.note(batch.let_go())
             batch.step()
         except Exception as error:  # a reader must never wait for a batch that is gone
             batch.rest()

@@ -6,7 +6,6 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -202,6 +201,16 @@ def test_a_queue_that_is_full_says_when_to_come_back(tiny_base):
     assert all(isinstance(done(stream)[0], RowDone) for stream in waiting)
     assert engine.complete([Row("blue@v1", PROMPTS[0])], HOT)
     engine.close()
+
+
+def test_a_row_may_end_with_its_first_token(engine):
+    one = Sampling(temperature=0.0, max_new_tokens=1)
+    rows = (*(Row(model, PROMPTS[0], 0, one) for model in engine.models), Row("red@v1", PROMPTS[0], 1))
+
+    *short, long = done(engine.submit(GenerationRequest(rows, HOT)))
+
+    assert [(event.completion_tokens, event.reason) for event in short] == [(1, "length")] * 3
+    assert long.text == engine.complete([rows[-1]], HOT)[0]
 
 
 def test_every_row_may_have_its_own_sampling(engine):

@@ -1,0 +1,327 @@
+"""An engine somewhere else: any server of the OpenAI API (vLLM, this project's own), one streamed request a row.
+
+A thread of its own runs all requests on one event loop. It needs no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from align.engine.protocol import (
+    Busy,
+    FinishReason,
+    GenerationRequest,
+    Row,
+    RowDelta,
+    RowDone,
+    RowError,
+    Sampling,
+    ShiftedToken,
+)
+from align.engine.stream import Stream, collect
+from align.engine.wire import Said, error_text, fault_of, read_line, request_of
+from align.errors import MachineError, UsageError, nearest
+from align.schema import Messages
+
+_CONNECT_SECONDS = 10.0
+_TOO_MANY = 429
+_REASONS: dict[str, FinishReason] = {"length": "length", "cancelled": "cancelled"}
+_CLOSED = "the engine was closed while this was being written; start it again"
+
+
+class RemoteEngine:
+    """Writes text with the models of a server; `base_url` is like `http://127.0.0.1:8000/v1`.
+
+    `timeout` is how many seconds the server may say nothing. A row that is told to come back later (429) does so for
+    `patience` seconds, and meanwhile `submit` raises Busy. `max_rows` are asked for at once, others wait here.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        models: Sequence[str] | None = None,
+        *,
+        timeout: float = 60.0,
+        patience: float = 60.0,
+        max_rows: int = 64,
+    ) -> None:
+        self._server = _Server(base_url, api_key, timeout, patience)
+        self.models = self._server.models() if models is None else list(models)
+        self._talks: set[_Talk] = set()
+        self._closing = threading.Event()
+        self._places = asyncio.Semaphore(max_rows)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="align-remote", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many rows have heard nothing from the server yet."""
+        return sum(not talk.first_token for talk in tuple(self._talks))
+
+    def submit(self, request: GenerationRequest) -> Stream:
+        """Ask for every row of a request; raises Busy while the server takes no more."""
+        self._server.refuse_while_busy()
+        talks: list[_Talk] = []
+
+        def stop_cancelled() -> None:
+            for talk in talks:
+                talk.stop_if_cancelled()
+
+        stream = Stream(len(request.rows), on_cancel=lambda: self._on_loop(stop_cancelled))
+        for index, row in enumerate(request.rows):
+            if self._closing.is_set():
+                stream.put(RowError(index, _CLOSED))
+            elif row.model not in self.models:
+                known = nearest(row.model, self.models)
+                stream.put(RowError(index, f"{row.model}: not one of the models of {self._server.url};{known}"))
+            else:
+                talks.append(_Talk(self._server, stream, index, row, request.sampling_of(row)))
+        self._on_loop(lambda: self._start(talks))
+        return stream
+
+    def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
+        """The texts of some rows; raises IntegrityError if a row failed."""
+        return collect(self.submit(GenerationRequest(tuple(rows), sampling)), len(rows))
+
+    def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
+        """Raise UsageError: the API does not tell what the base would have said."""
+        raise UsageError(
+            f"{model}: {self._server.url} does not tell how its base would write; load the model on this machine"
+        )
+
+    def reward(self, messages: Messages) -> float | None:
+        """None: the API knows no reward models."""
+        return None
+
+    def close(self) -> None:
+        """Break off what still runs and end the thread; those rows end with a RowError."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        asyncio.run_coroutine_threadsafe(self._break_off(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _on_loop(self, function: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and every row has ended
+            self._loop.call_soon_threadsafe(function)
+
+    def _start(self, talks: list[_Talk]) -> None:
+        for talk in talks:
+            self._talks.add(talk)
+            talk.task = self._loop.create_task(talk.run(self._places))
+            talk.task.add_done_callback(lambda _, talk=talk: self._end(talk))  # type: ignore[misc]
+            talk.stop_if_cancelled()
+
+    def _end(self, talk: _Talk) -> None:
+        # A task that is cancelled before its first step never runs: the last event is sent from here.
+        self._talks.discard(talk)
+        talk.end(_CLOSED if self._closing.is_set() else None)
+
+    async def _break_off(self) -> None:
+        tasks = [talk.task for talk in self._talks if talk.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._server.close()
+
+
+class _Refused(Exception):
+    """The server answered with an error."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        try:
+            self.body: Any = answer.json()
+        except ValueError:
+            self.body = answer.text
+        self.status = answer.status_code
+        self.retry_after = _seconds(answer.headers.get("retry-after"))
+        super().__init__(f"{self.status}: {error_text(self.body)}")
+
+
+class _BrokenOff(Exception):
+    """The answer did not come to its end; the text says how it went on from "the server ..."."""
+
+
+class _Server:
+    """The address, the key and the connections."""
+
+    def __init__(self, base_url: str, api_key: str | None, timeout: float, patience: float) -> None:
+        self.url = _address(base_url)
+        self.patience = patience
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None)
+        self._client: httpx.AsyncClient | None = None
+        self._busy_until = 0.0
+
+    def models(self) -> list[str]:
+        """What the server offers; raises MachineError when it does not say, with what to do."""
+        try:
+            answer = httpx.get(f"{self.url}/models", headers=self._headers, timeout=self._timeout)
+            if answer.is_error:
+                raise _Refused(answer)
+            return [entry["id"] for entry in answer.json()["data"]]
+        except (httpx.HTTPError, _Refused) as error:
+            raise MachineError(self.explain(error)) from None
+        except (ValueError, KeyError, TypeError):
+            raise MachineError(
+                f"{self.url}/models: the answer is no list of models; give the address of an OpenAI API, up to /v1"
+            ) from None
+
+    @asynccontextmanager
+    async def ask(self, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[str]]:
+        """Post a request and give the lines of its answer; raises _Refused for an error answer."""
+        if self._client is None:
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+            self._client = httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
+        async with self._client.stream("POST", f"{self.url}{path}", json=body) as answer:
+            if answer.is_error:
+                await answer.aread()
+                raise _Refused(answer)
+            yield answer.aiter_lines()
+
+    def note_busy(self, seconds: float) -> None:
+        """Remember that the server takes nothing for some seconds."""
+        self._busy_until = time.monotonic() + seconds
+
+    def refuse_while_busy(self) -> None:
+        """Raise Busy while the server takes nothing."""
+        seconds = self._busy_until - time.monotonic()
+        if seconds > 0:
+            raise Busy(f"{self.url} is busy; try again in {seconds:.0f} seconds", seconds)
+
+    def explain(self, error: Exception) -> str:
+        """What went wrong with a request, and what to do."""
+        match error:
+            case _Refused(status=401 | 403):
+                return f"{self.url} refused the key ({error}); give the server's own as api_key"
+            case _Refused(status=404):
+                return f"{self.url} knows no such thing ({error}); give its address up to /v1, and one of its models"
+            case _Refused(status=429):
+                return f"{self.url} is busy ({error}); ask again later"
+            case _Refused():
+                return f"{self.url} answered {error}"
+            case _BrokenOff():
+                return f"{self.url} {error}; try again"
+            case httpx.ConnectError() | httpx.ConnectTimeout():
+                return f"{self.url} cannot be reached ({error}); start the server, or give another address"
+            case httpx.TimeoutException():
+                return f"{self.url} said nothing for {self._timeout.read:.0f} seconds; try again, or allow it more"
+            case _:
+                what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                return f"{self.url} broke off or answered in another language ({what}); try again"
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+
+class _Talk:
+    """One row, from the request to its last event."""
+
+    def __init__(self, server: _Server, stream: Stream, index: int, row: Row, sampling: Sampling) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.first_token = 0.0
+        self._server, self._stream, self._index, self._row, self._sampling = server, stream, index, row, sampling
+        self._started = time.perf_counter()
+        self._text, self._pieces = "", 0
+        self._reason: str | None = None
+        self._usage: dict[str, int] = {}
+        self._last: RowDone | RowError | None = None
+
+    def stop_if_cancelled(self) -> None:
+        """Break the request off when the reader asked for it."""
+        if self.task is not None and self._stream.is_cancelled(self._index):
+            self.task.cancel()
+
+    async def run(self, places: asyncio.Semaphore) -> None:
+        """Write the row, up to but without its last event."""
+        try:
+            async with places:
+                await self._ask_patiently()
+            self._last = self._done(self._reason)
+        except (httpx.HTTPError, _Refused, _BrokenOff, ValueError, KeyError, TypeError) as error:
+            self._last = self._failed(error)
+
+    def end(self, closed: str | None) -> None:
+        """Send the last event; a row that was broken off was cancelled, or says why the engine was closed."""
+        broken_off = RowError(self._index, closed) if closed else self._done("cancelled")
+        self._stream.put(self._last or broken_off)
+
+    async def _ask_patiently(self) -> None:
+        """Ask, and again while the server says that it is busy."""
+        give_up = time.monotonic() + self._server.patience
+        while True:
+            try:
+                await self._ask()
+                return
+            except _Refused as error:
+                if error.status != _TOO_MANY or time.monotonic() + error.retry_after > give_up:
+                    raise
+                self._server.note_busy(error.retry_after)
+                await asyncio.sleep(error.retry_after)
+
+    async def _ask(self) -> None:
+        async with self._server.ask(*request_of(self._row, self._sampling)) as lines:
+            async for line in lines:
+                said = read_line(line)
+                if said.last:
+                    break
+                self._hear(said)
+        if self._reason is None:
+            raise _BrokenOff("broke off before the answer ended")
+
+    def _hear(self, said: Said) -> None:
+        if said.error is not None:
+            raise _BrokenOff(f"ended the answer with an error ({said.error})")
+        self._reason = said.reason or self._reason
+        self._usage = said.usage or self._usage
+        if said.text or said.tokens:
+            self.first_token = self.first_token or time.perf_counter()
+            self._text += said.text
+            self._pieces += 1
+            self._stream.put(RowDelta(self._index, said.text, said.tokens))
+
+    def _done(self, reason: str | None) -> RowDone:
+        return RowDone(
+            row=self._index,
+            text=self._text,
+            reason=_REASONS.get(reason or "", "stop"),
+            prompt_tokens=self._usage.get("prompt_tokens", 0),
+            completion_tokens=self._usage.get("completion_tokens", self._pieces),
+            first_token_seconds=self.first_token - self._started if self.first_token else 0.0,
+            seconds=time.perf_counter() - self._started,
+        )
+
+    def _failed(self, error: Exception) -> RowError:
+        fault = fault_of(error.status, error.body) if isinstance(error, _Refused) else "engine"
+        return RowError(self._index, f"{self._row.model}: {self._server.explain(error)}", fault)
+
+
+def _address(base_url: str) -> str:
+    """The address of the API without a slash at its end; `/v1` is understood where there is no path."""
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UsageError(f"{base_url}: not an address; give one like http://127.0.0.1:8000/v1")
+    url = base_url.rstrip("/")
+    return url if parts.path.strip("/") else f"{url}/v1"
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Seconds of a Retry-After header: at least a tenth, and one when it does not say."""
+    try:
+        return max(float(retry_after or 1), 0.1)
+    except ValueError:  # a date
+        return 1.0

@@ -1,0 +1,108 @@
+"""The OpenAI API as a client speaks it: a row to a request, a line of the answer to what it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from align.engine.protocol import Fault, Row, Sampling, Token
+
+_PLAIN = Sampling()
+_PENALTIES = ("frequency_penalty", "presence_penalty")
+_EXTENSIONS = ("top_k", "min_p", "repetition_penalty")
+"""not OpenAI's; vLLM and this project's server know them, so they are only sent when asked for"""
+
+UNKNOWN_ID = -1
+"""the API tells tokens by their text only"""
+
+
+def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
+    """The path below the server's address and the JSON body that ask for a row, streamed."""
+    body: dict[str, Any] = {
+        "model": row.model,
+        "seed": row.seed,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_new_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    for name in (*_PENALTIES, *_EXTENSIONS):
+        if getattr(sampling, name) != getattr(_PLAIN, name):
+            body[name] = getattr(sampling, name)
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if row.text is not None:
+        asked = {} if row.logprobs is None else {"logprobs": row.logprobs}
+        return "/completions", body | asked | {"prompt": row.text}
+    asked = {} if row.logprobs is None else {"logprobs": True, "top_logprobs": row.logprobs}
+    return "/chat/completions", body | asked | {"messages": row.messages}
+
+
+@dataclass
+class Said:
+    """What one line of a streamed answer says."""
+
+    text: str = ""
+    tokens: tuple[Token, ...] = ()
+    reason: str | None = None
+    usage: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+    last: bool = False
+
+
+def read_line(line: str) -> Said:
+    """A line of server-sent events; raises ValueError when it is none of the API's."""
+    if not line.startswith("data:"):
+        return Said()  # comments and empty lines keep the connection alive
+    data = line[len("data:") :].strip()
+    if data == "[DONE]":
+        return Said(last=True)
+    chunk = json.loads(data)
+    if not isinstance(chunk, dict):
+        raise ValueError(f"not an object: {data[:80]}")
+    if "error" in chunk:
+        return Said(error=error_text(chunk))
+    said = Said(usage=chunk.get("usage") or {})
+    for choice in chunk.get("choices") or []:
+        said.text += (choice.get("delta") or {}).get("content") or choice.get("text") or ""
+        said.tokens += _tokens(choice.get("logprobs") or {})
+        said.reason = choice.get("finish_reason") or said.reason
+    return said
+
+
+def _tokens(logprobs: dict[str, Any]) -> tuple[Token, ...]:
+    """Tokens of a chat (a list of objects), or of a plain completion (lists side by side)."""
+    if content := logprobs.get("content"):
+        return tuple(
+            Token(
+                UNKNOWN_ID,
+                entry["token"],
+                entry["logprob"],
+                tuple((other["token"], other["logprob"]) for other in entry.get("top_logprobs") or []),
+            )
+            for entry in content
+        )
+    texts, values = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
+    tops = logprobs.get("top_logprobs") or [None] * len(texts)
+    return tuple(
+        Token(UNKNOWN_ID, text, value, tuple(sorted((top or {}).items(), key=lambda pair: -pair[1])))
+        for text, value, top in zip(texts, values, tops, strict=True)
+    )
+
+
+def error_text(body: Any) -> str:
+    """What an error answer says, whichever of the usual shapes it has."""
+    error = body.get("error", body) if isinstance(body, dict) else body
+    said = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    return " ".join(str(said or body).split())[:300]
+
+
+def fault_of(status: int, body: Any) -> Fault:
+    """Whose fault an error answer is."""
+    error = body.get("error") if isinstance(body, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    if code == "context_length_exceeded" or status == 413:
+        return "too_long"
+    return "prompt" if status in (400, 422) else "engine"
