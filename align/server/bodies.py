@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from align.engine.protocol import MOST_ALTERNATIVES, Row, Sampling
@@ -73,6 +73,8 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]
+Name = Annotated[str, Field(max_length=512), AfterValidator(_whole)]
+Stop = Annotated[str, Field(min_length=1), AfterValidator(_whole)]
 
 
 class _Body(BaseModel):
@@ -106,7 +108,7 @@ class StreamOptions(_Body):
 class Asking(_Body):
     """What both ways of asking have in common; the extras of vLLM (`top_k` and so on) are taken too."""
 
-    model: Text
+    model: Name
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -115,9 +117,9 @@ class Asking(_Body):
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
-    stop: Annotated[
-        list[Annotated[Text, Field(min_length=1)]], BeforeValidator(_as_list), Field(max_length=_MOST_STOPS)
-    ] = Field(default_factory=list)
+    stop: Annotated[list[Stop], FailFast(), Field(max_length=_MOST_STOPS), BeforeValidator(_as_list)] = Field(
+        default_factory=list
+    )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -163,7 +165,7 @@ class Asking(_Body):
 class ChatBody(Asking):
     """The body of /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
@@ -183,7 +185,7 @@ class ChatBody(Asking):
 class CompletionBody(Asking):
     """The body of /v1/completions."""
 
-    prompt: Annotated[list[Text], BeforeValidator(_no_tokens), Field(min_length=1)]
+    prompt: Annotated[list[Text], FailFast(), Field(min_length=1), BeforeValidator(_no_tokens)]
     logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
 
     def rows(self, reference: str, limits: Limits) -> tuple[Row, ...]:

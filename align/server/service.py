@@ -20,7 +20,6 @@ LOG = logging.getLogger("align.server")
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_STATUS = {"too_long": 400, "prompt": 400}
 _CODES = {"too_long": "context_length_exceeded", "prompt": "invalid_prompt"}
 
 
@@ -69,7 +68,7 @@ class Service:
                 while (event := await self._next(events, deadline)) is not None:
                     meter.note(event)
                     if isinstance(event, RowError):
-                        raise draining() if self.draining else failed(event)
+                        raise draining() if self.draining else failed(event, rows[event.row])
                     yield event
         finally:
             watch.cancel()
@@ -84,12 +83,13 @@ class Service:
             raise too_slow(self.limits.max_seconds) from None
 
 
-def failed(error: RowError) -> Refusal:
+def failed(error: RowError, row: Row) -> Refusal:
     """What a client is told of a row that could not be written; what broke inside is not told."""
-    if error.fault not in _STATUS:
+    if error.fault not in _CODES:
         LOG.error("%s", error.message)
         return broken()
-    return Refusal(_STATUS[error.fault], error.message, param="messages", code=_CODES[error.fault])
+    param = "messages" if row.text is None else "prompt"
+    return Refusal(400, error.message, param=param, code=_CODES[error.fault])
 
 
 async def _cancel_when_gone(handle: Handle, receive: Receive) -> None:
