@@ -208,6 +208,8 @@ def _keep(registry: Registry, options: argparse.Namespace, result: Result, runs:
         Path(options.json).write_text(text, encoding="utf-8")
     if options.samples:
         write_samples(Path(options.samples), runs, material)
+    if options.report:
+        write_report(registry, Path(options.report), result, runs, material)
     if not options.no_record:
         record(registry, result, runs)
 
@@ -219,6 +221,15 @@ def write_samples(path: Path, runs: list[Run], material: Material) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in sample_rows(runs, material):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_report(registry: Registry, path: Path, result: Result, runs: list[Run], material: Material) -> None:
+    """One page that needs nothing but itself."""
+    from align.evaluation.page import Report, draw_page
+
+    lineages = [registry.lineage(run.checkpoint) for run in runs]
+    path.write_text(draw_page(Report(result, runs, material, lineages)), encoding="utf-8")
+    write(f"report: {path}")
 
 
 def record(registry: Registry, result: Result, runs: list[Run]) -> None:

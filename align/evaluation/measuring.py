@@ -109,11 +109,13 @@ def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Aske
         engine.close()
     for run in runs:
         run.notes = [note for note in notes if note.startswith(f"{run.reference}: ")]
-        _measure(run, resident, material, parents.get(run.reference))
+        _measure(run, resident, material)
+        if asked.kl and material.writes:
+            run.add(_divergences(run, resident, material.records, parents[run.reference]))
     return runs
 
 
-def _measure(run: Run, resident: Resident, material: Material, parent: Checkpoint | None) -> None:
+def _measure(run: Run, resident: Resident, material: Material) -> None:
     """Everything about one model, in the order in which a reader wants it."""
     texts, records = texts_of(run.written), material.records
     for scorer in material.readers:
@@ -126,7 +128,6 @@ def _measure(run: Run, resident: Resident, material: Material, parent: Checkpoin
         run.add(CORPUS[name](records, texts))
     run.add(_perplexity(resident, resident.adapters[run.reference], records))
     if material.writes:
-        run.add(_divergences(run, resident, records, parent))
         run.add(behaviour(run.written))
 
 

@@ -1,0 +1,39 @@
+"""HTML that escapes by construction: text becomes markup through `tag` alone, its control characters made visible."""
+
+from __future__ import annotations
+
+import html
+import re
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
+_EMPTY = {"meta", "line", "circle", "rect", "polyline", "path"}
+
+
+class Html(str):
+    """Markup that is safe as it stands."""
+
+    __slots__ = ()
+
+
+def escaped(text: str) -> Html:
+    """Text as markup; what steers a terminal or turns the direction of writing becomes a visible mark."""
+    return Html(html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text), quote=True))
+
+
+def tag(name: str, /, *children: str | None, **attributes: str | float | None) -> Html:
+    """An element; children that are no `Html` are escaped, and `class_` or `data_x` are written class and data-x."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escaped(str(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in _EMPTY:
+        return Html(f"<{name}{written}/>")
+    return Html(f"<{name}{written}>{join(*children)}</{name}>")
+
+
+def join(*children: str | None) -> Html:
+    """Several pieces after each other."""
+    return Html(
+        "".join(child if isinstance(child, Html) else escaped(child) for child in children if child is not None)
+    )

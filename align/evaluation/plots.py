@@ -1,0 +1,114 @@
+"""Plots as inline SVG in percent of their box, so that they fit any width without a script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from align.evaluation.markup import Html, join, tag
+from align.evaluation.measures import Comparison, Estimate
+
+_BINS = 24
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def at(self, value: float) -> str:
+        """Where a value stands, in percent of the width."""
+        share = (value - self.low) / (self.high - self.low)
+        return f"{100 * min(1.0, max(0.0, share)):.2f}%"
+
+    def ticks(self) -> list[float]:
+        """Three to six round values."""
+        raw = (self.high - self.low) / 4
+        size = 10 ** math.floor(math.log10(raw))
+        step = min((size * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda each: abs(each - raw))
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [round(place * step, 10) for place in range(first, last + 1)]
+
+
+def scale_of(estimates: Sequence[Estimate]) -> Scale:
+    """An axis that holds some numbers with their intervals: 0 to 1 for shares, else with some room around."""
+    values = [v for each in estimates for v in (each.value, each.low, each.high) if math.isfinite(v)]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if low >= 0 and high <= 1:
+        return Scale(0.0, 1.0)
+    room = 0.08 * (high - low) or abs(high) or 1.0
+    return Scale(0.0 if 0 <= low < room * 3 else low - room, high + room)
+
+
+def interval(found: Estimate, scale: Scale, colour: int) -> Html:
+    """A dot on a line from the lower to the upper end."""
+    parts = [*_grid(scale)]
+    if math.isfinite(found.low):
+        ends = {"x1": scale.at(found.low), "x2": scale.at(found.high)}
+        parts.append(tag("line", **ends, y1="50%", y2="50%", class_=f"whisker c{colour}"))
+    parts.append(tag("circle", cx=scale.at(found.value), cy="50%", r="5.5", class_=f"dot c{colour}"))
+    return _svg(parts, "track", f"{found}")
+
+
+def axis(scale: Scale) -> Html:
+    """The numbers under tracks of one scale."""
+    ticks = scale.ticks()
+    texts = [tag("text", f"{tick:g}", x=scale.at(tick), y="13", text_anchor=_anchor(tick, scale)) for tick in ticks]
+    return _svg(texts, "axis", "")
+
+
+def difference(found: Comparison, most: float) -> Html:
+    """The interval of a difference around a line at nothing, on an axis from -most to most."""
+    scale = Scale(-most, most)
+    kind = {"better": "good", "worse": "bad"}.get(found.verdict, "even")
+    parts = [tag("line", x1="50%", x2="50%", y1="8%", y2="92%", class_="zero")]
+    if math.isfinite(found.low):
+        ends = {"x1": scale.at(found.low), "x2": scale.at(found.high)}
+        parts.append(tag("line", **ends, y1="50%", y2="50%", class_=f"whisker {kind}"))
+    parts.append(tag("circle", cx=scale.at(found.difference), cy="50%", r="5", class_=f"dot {kind}"))
+    return _svg(parts, "track", f"{found.difference:+.4g}")
+
+
+def votes(wins: int, ties: int, losses: int) -> Html:
+    """Wins, ties and losses as parts of a bar."""
+    total, left, parts = max(1, wins + ties + losses), 0.0, []
+    for count, kind in ((wins, "good"), (ties, "even"), (losses, "bad")):
+        width = 100 * count / total
+        parts.append(tag("rect", x=f"{left:.2f}%", y="30%", width=f"{width:.2f}%", height="40%", class_=f"bar {kind}"))
+        left += width
+    return _svg(parts, "track", f"{wins} won, {ties} tied, {losses} lost")
+
+
+def histogram(rows: np.ndarray, scale: Scale, colour: int) -> Html:
+    """How often values occur, as bars."""
+    counts, _ = np.histogram(rows[np.isfinite(rows)], bins=_BINS, range=(scale.low, scale.high))
+    most, width = max(1, int(counts.max())), 100 / _BINS
+    bars = [
+        tag(
+            "rect", x=f"{place * width + 0.2:.2f}%", y=f"{100 - 92 * count / most:.2f}%", width=f"{width - 0.4:.2f}%",
+            height=f"{92 * count / most:.2f}%", class_=f"bar c{colour}",
+        )
+        for place, count in enumerate(counts.tolist())
+        if count
+    ]  # fmt: skip
+    return _svg([*_grid(scale), *bars], "histogram", "")
+
+
+def _grid(scale: Scale) -> list[Html]:
+    return [tag("line", x1=scale.at(t), x2=scale.at(t), y1="0", y2="100%", class_="grid") for t in scale.ticks()]
+
+
+def _anchor(tick: float, scale: Scale) -> str:
+    share = (tick - scale.low) / (scale.high - scale.low)
+    return "start" if share < 0.03 else "end" if share > 0.97 else "middle"
+
+
+def _svg(parts: Sequence[Html], kind: str, label: str) -> Html:
+    told = {"role": "img", "aria_label": label} if label else {"aria_hidden": "true"}
+    return tag("svg", join(*parts), class_=kind, **told)
