@@ -13,7 +13,7 @@ import torch
 from tiny import WORDS
 from zoo import ARCHITECTURES, build_zoo_model
 
-from align import dpo, kto, ppo, pretrain, reward, sft
+from align import dpo, grpo, kto, ppo, pretrain, reward, sft
 from align.engine.local import LocalEngine
 from align.engine.protocol import Row, Sampling
 from align.models.adapters import attach_adapter, load_resident
@@ -188,6 +188,29 @@ def test_the_length_a_model_takes_is_found_before_it_is_loaded(trained, chats, c
     assert run(sft.STAGE, trained.root, f"model={base}", f"data={chats['pairs']}", "name=long", "max_length=129") == 2
 
     assert "holds 128 positions" in capsys.readouterr().err
+
+
+GROUPED = {"qwen3", "gpt2", "gemma2"}
+"""where GRPO is tried as well: rotary and learned positions, an own pad token and none, soft-capped logits"""
+
+
+def test_grpo_starts_at_no_divergence_and_trains_on_several_rewards(trained, request, chats):
+    if request.node.callspec.params["trained"] not in GROUPED:
+        pytest.skip("one of each kind is enough")
+    rewards = (
+        "rewards=[{name: length, weight: 0.5, args: {target: 4}}, {name: keyword, args: {scores: {the: 1, a: -1}}}]"
+    )
+    words = ["model=sft", f"data={chats['demonstrations']}", "name=grpo", rewards, "beta=0.1", "num_generations=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
+        assert run(grpo.STAGE, trained.root, *words, "max_completion_length=5") == 0
+
+    rows = logged(trained, "grpo")
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert rows[0]["reward"] == pytest.approx(
+        0.5 * rows[0]["rewards/length/mean"] + rows[0]["rewards/keyword/mean"], abs=1e-5
+    )
 
 
 @pytest.fixture(scope="module", params=["qwen3_moe", "mixtral"])
