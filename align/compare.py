@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from typing import TYPE_CHECKING, Any
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align import __version__
 from align.config import write
 from align.engine.options import add_model_options, add_sampling_options, precision_from, sampling_from
-from align.errors import MachineError, UsageError, guard
+from align.errors import AlignError, MachineError, UsageError, guard
 
 if TYPE_CHECKING:
     import socket
 
     from align.arena.battles import Setup
+    from align.arena.queue import ReviewQueue
+    from align.engine.protocol import Engine, Sampling
     from align.registry import Checkpoint, Registry
+    from align.schema import Messages
 
 MOST_WAITING_ROWS = 64
 """More questions than this in the queue, and a visitor is asked to come back."""
@@ -38,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="default 7860; 0 takes any free one")
     parser.add_argument("--host", default="127.0.0.1", help="a local address; the page has no password")
     parser.add_argument(
+        "--prompts", metavar="FILE|DATASET", help="answer these first, and vote on the answers blind in a review queue"
+    )
+    parser.add_argument(
         "--reward_model", "--reward-model", metavar="REF", help="score every answer; shown after the vote, kept with it"
     )
     add_sampling_options(parser)
@@ -54,11 +63,13 @@ def _run(options: argparse.Namespace) -> int:
     _require_gradio()
     registry = open_registry(options.registry)
     checkpoints = _resolve(registry, options.models)
+    reward = _reward_model(registry, options.reward_model)
+    prompts = _prompts(registry, options.prompts)
     from align.arena.web import open_port
 
     # Everything cheap that can fail has failed before the models load.
     with open_port(options.host, options.port) as listener:
-        return _serve(registry, checkpoints, options, (sampling, listener))
+        return _serve(registry, _Asked(checkpoints, reward, prompts, sampling, listener), options)
 
 
 def _require_gradio() -> None:
@@ -78,30 +89,67 @@ def _resolve(registry: Registry, references: list[str]) -> list[Checkpoint]:
     return checkpoints
 
 
-def _serve(
-    registry: Registry, checkpoints: list[Checkpoint], options: argparse.Namespace, prepared: tuple[Any, socket.socket]
-) -> int:
+def _reward_model(registry: Registry, reference: str | None) -> Checkpoint | None:
+    if reference is None:
+        return None
+    checkpoint = registry.resolve(reference)
+    if checkpoint.kind != "reward":
+        raise UsageError(
+            f"--reward_model {reference}: {checkpoint.reference} is a {checkpoint.kind}, which scores nothing; "
+            "give what align.reward registered"
+        )
+    return checkpoint
+
+
+def _prompts(registry: Registry, source: str | None) -> list[Messages]:
+    if source is None:
+        return []
+    from align.data import load_records
+
+    found = load_records(source, view="prompt", roots={"registry": registry.root})
+    return [record.prompt for record in found.records if record.prompt]
+
+
+@dataclass
+class _Asked:
+    """What the command line came to, before any model is loaded."""
+
+    checkpoints: list[Checkpoint]
+    reward: Checkpoint | None
+    prompts: list[Messages]
+    sampling: Sampling
+    listener: socket.socket
+
+
+def _serve(registry: Registry, asked: _Asked, options: argparse.Namespace) -> int:
     from align.arena.battles import Arena
+    from align.arena.queue import Review, ReviewQueue
     from align.arena.votes import VoteStore
     from align.arena.web import make_server
     from align.engine.local import LocalEngine
     from align.models.adapters import load_resident
 
-    sampling, listener = prepared
-    reward = registry.resolve(options.reward_model) if options.reward_model else None
-    resident = load_resident(registry, [checkpoint.reference for checkpoint in checkpoints], precision_from(options))
-    setup = describe(checkpoints, resident.base, options.blind, reward)
+    references = [checkpoint.reference for checkpoint in asked.checkpoints]
+    resident = load_resident(registry, references, precision_from(options))
+    setup = describe(asked.checkpoints, resident.base, options.blind, asked.reward)
     votes = VoteStore(registry.votes_dir)
-    engine = LocalEngine(resident, reward=reward.reference if reward else None, max_waiting_rows=MOST_WAITING_ROWS)
+    reward = asked.reward.reference if asked.reward else None
+    engine = LocalEngine(resident, reward=reward, max_waiting_rows=MOST_WAITING_ROWS)
     try:
         from align.arena.app import Contents, build_app
 
-        contents = Contents(Arena(engine, setup, votes), registry, sampling, options.seed)
+        queue = None
+        if asked.prompts:
+            review = Review(asked.prompts, setup, asked.sampling, options.seed or 0, Path(options.prompts).stem)
+            queue = ReviewQueue.open(review, registry.root / "reviews", votes)
+        contents = Contents(Arena(engine, setup, votes), registry, asked.sampling, options.seed, queue)
         server = make_server(build_app(contents))
         for note in engine.notes:
             write(note)
-        _announce(listener, options.blind)
-        server.run(sockets=[listener])
+        _announce(asked.listener, options.blind)
+        if queue is not None:
+            threading.Thread(target=_write_answers, args=(queue, engine), daemon=True).start()
+        server.run(sockets=[asked.listener])
     except KeyboardInterrupt:
         pass  # how one leaves a page
     finally:
@@ -109,6 +157,22 @@ def _serve(
     if votes.path.exists():
         write(f"votes are in {votes.path}; python -m align.dpo data=votes ... trains on them")
     return 0
+
+
+def _write_answers(queue: ReviewQueue, engine: Engine) -> None:
+    """Fill the review queue beside the page; what is written can be judged at once."""
+    done, total = queue.written
+    write(
+        f"review queue in {queue.folder}: {done} of {total} answers are there" + ("" if done == total else ", writing")
+    )
+    try:
+        problems = queue.generate(engine)
+    except AlignError as error:
+        problems = [str(error)]
+    done, total = queue.written
+    for problem in dict.fromkeys(problems):
+        sys.stderr.write(f"review queue: {problem}\n")
+    write(f"review queue: {done} of {total} answers are there")
 
 
 def _announce(listener: socket.socket, blind: bool) -> None:

@@ -14,11 +14,13 @@ import gradio as gr
 from align.arena.battles import Arena
 from align.arena.board import lay_out_board
 from align.arena.handlers import AskHandlers, BoardHandlers, buttons_around
-from align.arena.parts import Asking, Board, Sheets
+from align.arena.parts import Asking, Board, Reviewing, Sheets
+from align.arena.queue import ReviewQueue
+from align.arena.reviewing import ReviewHandlers, lay_out_reviewing, progress_around
 from align.arena.sheets import SheetHandlers, emptied, lay_out_sheets
 from align.arena.style import CSS, FONTS, JS, MONO_FONTS
 from align.arena.text import CATALOGUE
-from align.engine.protocol import Sampling
+from align.engine.protocol import Engine, Sampling
 from align.registry import Registry
 
 
@@ -30,6 +32,8 @@ class Contents:
     registry: Registry
     sampling: Sampling
     seed: int | None = None
+    queue: ReviewQueue | None = None
+    """answers written beforehand, to be judged in a tab of their own"""
 
 
 def build_app(contents: Contents) -> Any:
@@ -89,14 +93,32 @@ def build_page(contents: Contents, words: Any) -> Any:
             with gr.Tab(words("tab_compare"), id="compare"):
                 board = lay_out_board(setup, words)
                 asking = _asking(board, contents, words)
-            sheets, standings_tab, models_tab = lay_out_sheets(words)
+            reviewing = _lay_out_review(contents.queue, words) if contents.queue else None
+            sheets, tabs = lay_out_sheets(words)
+        boards = [board, reviewing.board] if reviewing else [board]
         if setup.blind:
-            board.secrets = emptied(sheets)
+            for one in boards:
+                one.secrets = emptied(sheets)
         wire = Wire(client)
         _connect(contents, board, asking, wire)
-        handlers = SheetHandlers(contents.arena, contents.registry, sheets)
-        _connect_sheets(handlers, sheets, (standings_tab, models_tab), wire, [board])
+        if reviewing and contents.queue:
+            _connect_review(contents.arena.engine, contents.queue, reviewing, wire)
+        _connect_sheets(SheetHandlers(contents.arena, contents.registry, sheets), sheets, tabs, wire, boards)
     return page
+
+
+@dataclass
+class _Review:
+    board: Board
+    parts: Reviewing
+    tab: Any
+
+
+def _lay_out_review(queue: ReviewQueue, words: Any) -> _Review:
+    with gr.Tab(words("tab_review"), id="review", elem_id="tab-review") as tab:
+        board = lay_out_board(queue.setup, words, "review-")
+        parts = lay_out_reviewing(board, words)
+    return _Review(board, parts, tab)
 
 
 def _asking(board: Board, contents: Contents, words: Any) -> Asking:
@@ -175,8 +197,9 @@ class Wire:
 
 def _connect(contents: Contents, board: Board, asking: Asking, wire: Wire) -> None:
     """Everything that happens on the first tab."""
-    judging = BoardHandlers(contents.arena, board, partial(buttons_around, asking))
-    handlers = AskHandlers(judging, asking, contents.sampling)
+    arena = contents.arena
+    judging = BoardHandlers(arena, arena.engine, board, partial(buttons_around, asking))
+    handlers = AskHandlers(arena, judging, asking, contents.sampling)
     outputs = [*board.outputs, *asking.outputs]
     wire(
         [asking.ask.click, asking.prompt.submit],
@@ -198,6 +221,17 @@ def connect_board(handlers: BoardHandlers, wire: Wire, outputs: list[Any]) -> No
         inputs = [board.state, board.nonce, board.tags, board.reason]
         wire([button.click], handlers.voter(choice), inputs, outputs)
     wire([board.shift_button.click], handlers.shift, [board.state, board.shifted], board.outputs)
+
+
+def _connect_review(engine: Engine, queue: ReviewQueue, review: _Review, wire: Wire) -> None:
+    """Everything that happens in the review queue."""
+    board, parts = review.board, review.parts
+    judging = BoardHandlers(queue, engine, board, partial(progress_around, queue, parts))
+    handlers = ReviewHandlers(queue, judging, parts)
+    outputs = [*board.outputs, parts.progress]
+    wire([review.tab.select], handlers.opened, [board.state], outputs)
+    wire([parts.next.click], handlers.next, [board.state], outputs)
+    connect_board(judging, wire, outputs)
 
 
 def _connect_sheets(

@@ -52,6 +52,7 @@ def _pane(setup: Setup, place: int, words: Any, prefix: str) -> tuple[Any, Any]:
             buttons=["copy"],
             feedback_options=None,
             layout="bubble",
+            autoscroll=not prefix,  # an answer that is being written is followed, one that is there read from its top
         )
         shift = gr.HTML(
             "", elem_id=f"{prefix}shift-{LETTERS[place]}", elem_classes=["shift", "flat"], visible=False, padding=False

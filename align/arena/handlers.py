@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import gradio as gr
 
 from align.arena import shift_view, view
 from align.arena.ballot import Opinion
-from align.arena.battles import Arena, Battle, Refusal, Turn
+from align.arena.battles import Arena, Battle, Refusal, Setup, Turn
 from align.arena.parts import Asking, Board, Changes
 from align.arena.visitor import Visitor, read_settings, visitor_of
-from align.engine.protocol import Sampling
+from align.engine.protocol import Engine, Sampling
 from align.errors import AlignError, MachineError, UsageError
+
+
+class Court(Protocol):
+    """Where votes are kept: an arena, or a review queue."""
+
+    @property
+    def setup(self) -> Setup:
+        """Who is compared."""
+        ...
+
+    def vote(self, battle: Battle | None, choice: str, nonce: str, opinion: Opinion) -> None:
+        """Record a choice once; Refusal or MachineError otherwise."""
+        ...
+
+
+Around = Callable[[Battle, Visitor], Changes]
 
 
 class BoardHandlers:
     """What can be done with answers that are there: judge them, and look into them."""
 
-    def __init__(self, arena: Arena, board: Board, around: Callable[[Battle], Changes] = lambda _: {}) -> None:
-        self.arena = arena
+    def __init__(self, court: Court, engine: Engine, board: Board, around: Around) -> None:
+        """`around` says what else on the page changes with a battle of this board."""
+        self.setup = court.setup
         self.board = board
+        self._court = court
+        self._engine = engine
         self._around = around
 
     def voter(self, choice: str) -> Callable[..., Changes]:
@@ -31,10 +50,10 @@ class BoardHandlers:
             visitor = visitor_of(client)
             opinion = Opinion(reason or "", tuple(tags or ()), visitor.voter)
             try:
-                self.arena.vote(battle, choice, nonce, opinion)
+                self._court.vote(battle, choice, nonce, opinion)
             except Refusal as refusal:
                 # The second half of a double click: what the first one showed stays.
-                return {} if str(refusal) == "voted_already" else self.refuse(refusal, visitor)
+                return self.same() if str(refusal) == "voted_already" else self.refuse(refusal, visitor)
             except MachineError as error:
                 return {self.board.status: view.notice(str(error))}
             assert battle is not None
@@ -46,12 +65,12 @@ class BoardHandlers:
         """Show what alignment changed in every answer, one forward pass an answer; or hide it again."""
         visitor, board = visitor_of(client), self.board
         if shifted:
-            yield self._without_shift()
+            yield self.without_shift()
             return
         if battle is None or battle.phase not in ("answered", "voted"):
             yield self.refuse(Refusal("nothing_to_shift"), visitor)
             return
-        if view.hides_names(battle, self.arena.setup):
+        if view.hides_names(battle, self.setup):
             yield self.refuse(Refusal("shift_hidden"), visitor)
             return
         yield {board.shift_button: gr.update(interactive=False)}
@@ -72,12 +91,12 @@ class BoardHandlers:
         pane = battle.panes[place]
         ends = [end for end, message in enumerate(pane.messages, start=1) if message["role"] == "assistant"]
         model = pane.contestant.reference
-        answers = [self.arena.engine.shift(model, pane.messages[:end]) for end in ends]
+        answers = [self._engine.shift(model, pane.messages[:end]) for end in ends]
         return shift_view.shift_box(answers, place, visitor.words)
 
     def drawn(self, battle: Battle, visitor: Visitor) -> Changes:
         """The whole board as a battle is now."""
-        board, setup, fresh = self.board, self.arena.setup, battle.phase in ("open", "streaming")
+        board, setup, fresh = self.board, self.setup, battle.phase in ("open", "streaming")
         hidden = view.hides_names(battle, setup)
         panes = {
             part: gr.update(
@@ -87,8 +106,8 @@ class BoardHandlers:
         }
         return {
             **panes,
-            **(self._without_shift() if fresh else {}),
-            **self._around(battle),
+            **(self.without_shift() if fresh else {}),
+            **self._around(battle, visitor),
             **({part: gr.update(**empty) for part, empty in board.secrets.items()} if hidden else {}),
             **({board.tags: [], board.reason: ""} if battle.phase == "voted" else {}),
             board.state: battle,
@@ -98,9 +117,14 @@ class BoardHandlers:
             board.shift_button: gr.update(interactive=not hidden and battle.phase in ("answered", "voted")),
         }
 
-    def _without_shift(self) -> Changes:
+    def without_shift(self) -> Changes:
+        """The board with the token shift hidden."""
         parts = (*self.board.shifts, self.board.legend)
         return {self.board.shifted: False, **{part: gr.update(value="", visible=False) for part in parts}}
+
+    def same(self) -> Changes:
+        """Nothing changes; gradio takes no empty answer."""
+        return {self.board.status: gr.skip()}
 
     def refuse(self, refusal: Exception, visitor: Visitor) -> Changes:
         """The line below the panes, saying why not."""
@@ -111,9 +135,9 @@ class BoardHandlers:
 class AskHandlers:
     """What can be asked, over the board that shows the answers."""
 
-    def __init__(self, board: BoardHandlers, asking: Asking, usual: Sampling) -> None:
+    def __init__(self, arena: Arena, board: BoardHandlers, asking: Asking, usual: Sampling) -> None:
         self._board = board
-        self._arena = board.arena
+        self._arena = arena
         self._asking = asking
         self._usual = usual
 
@@ -175,7 +199,7 @@ class AskHandlers:
         yield self._board.drawn(battle, visitor)
 
 
-def buttons_around(asking: Asking, battle: Battle) -> Changes:
+def buttons_around(asking: Asking, battle: Battle, _visitor: Visitor) -> Changes:
     """What can be asked next to a battle as it is now."""
     streaming = battle.phase == "streaming"
     return {

@@ -16,14 +16,14 @@ from align.errors import AlignError
 from align.registry import Registry
 
 
-def lay_out_sheets(words: Any) -> tuple[Sheets, Any, Any]:
+def lay_out_sheets(words: Any) -> tuple[Sheets, tuple[Any, Any]]:
     """The tabs of standings and models; their contents come when they are opened. Also gives the two tabs."""
     with gr.Tab(words("tab_leaderboard"), id="leaderboard", elem_id="tab-leaderboard") as standings_tab:
         standings = gr.HTML("", elem_id="standings", elem_classes=["sheet", "flat"], padding=False)
     with gr.Tab(words("tab_models"), id="models", elem_id="tab-models") as models_tab:
         pick = gr.Radio([], label=words("pick_model"), visible=False, elem_id="pick")
         model = gr.HTML("", elem_id="model", elem_classes=["sheet", "flat"], padding=False)
-    return Sheets(standings, pick, model), standings_tab, models_tab
+    return Sheets(standings, pick, model), (standings_tab, models_tab)
 
 
 def emptied(sheets: Sheets) -> dict[Any, dict[str, Any]]:
@@ -74,7 +74,7 @@ class SheetHandlers:
         visitor = visitor_of(client)
         known = {contestant.reference for contestant in self._arena.setup.contestants}
         if self._locked(battles) or name not in known:
-            return {}
+            return {self._sheets.model: gr.skip()}
         return {self._sheets.model: self._model(name, visitor)}
 
     def _model(self, name: str, visitor: Visitor) -> str:
@@ -84,10 +84,10 @@ class SheetHandlers:
             return standings_view.empty(str(error))
 
     def _locked(self, battles: tuple[Battle | None, ...]) -> bool:
-        """Whether a name would tell, or help to guess, who is who in a battle that this visitor still has to judge.
+        """Whether a name would help to guess who is who in a battle that this visitor still has to judge.
 
         Before the first vote nothing is told at all.
         """
+        setup = self._arena.setup
         begun = [battle for battle in battles if battle is not None and battle.turns]
-        blind = self._arena.setup.blind or any(battle.review is not None for battle in begun)
-        return blind and (not begun or any(view.hides_names(battle, self._arena.setup) for battle in begun))
+        return setup.blind and (not begun or any(view.hides_names(battle, setup) for battle in begun))

@@ -15,6 +15,8 @@ from align.engine.protocol import ShiftedToken
 
 STEPS = (0.25, 1.0, 2.0, 4.0)
 """from how many nats on a token has each of the four colours"""
+_PART = "◌"
+"""stands for a token that is only a part of the character its successor ends"""
 
 
 def shade(shift: float) -> str:
@@ -55,7 +57,8 @@ def _token(token: ShiftedToken, first: bool) -> str:
     }
     kind = f"tok {shade(token.logprob - token.base_logprob)}".strip()
     data = escape(json.dumps(told, ensure_ascii=False, separators=(",", ":")))
-    return f'<span class="{kind}" tabindex="{0 if first else -1}" data-told="{data}">{escape(token.text)}</span>'
+    text = escape(token.text or _PART)
+    return f'<span class="{kind}" tabindex="{0 if first else -1}" data-told="{data}">{text}</span>'
 
 
 def legend(words: dict[str, str]) -> str:

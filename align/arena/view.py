@@ -77,6 +77,11 @@ def notice(text: str) -> str:
     return _line(text, "refused")
 
 
+def thanks(text: str) -> str:
+    """The line below the panes when all is done."""
+    return _line(text, "saved")
+
+
 def _line(text: str, kind: str, more: str = "") -> str:
     return f'<p class="line {kind}">{escape(text)}{more}</p>'
 

@@ -6,7 +6,7 @@ from typing import Any
 
 FIRST, SECOND, BASE, TWIN = "crimson-sft", "azure-dpo", "granite-base", "crimson-twin"
 JUDGE = "amber-judge"
-TIMEOUT = 30_000
+TIMEOUT = 60_000
 
 
 def ask(page: Any, text: str, *, wait: bool = True) -> None:

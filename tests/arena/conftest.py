@@ -17,10 +17,11 @@ import pytest
 
 from align.engine.protocol import Engine, Row, Sampling
 from align.registry import Registry, open_registry
+from align.schema import user
 
 BASE_NAME, FIRST, SECOND, TWIN = "granite-base", "crimson-sft", "azure-dpo", "crimson-twin"
 NAMES = (BASE_NAME, FIRST, SECOND, TWIN)
-SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=120)
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=32)
 
 
 def commit_base(registry: Registry, folder: Path) -> None:
@@ -138,17 +139,24 @@ class Sites:
     running: dict[tuple[Any, ...], tuple[Site, Any, threading.Thread, socket.socket]] = field(default_factory=dict)
 
     def __call__(
-        self, names: tuple[str, ...] = (FIRST, SECOND), *, blind: bool = True, real: bool = False, seed: Any = 0
+        self,
+        names: tuple[str, ...] = (FIRST, SECOND),
+        *,
+        blind: bool = True,
+        real: bool = False,
+        seed: Any = 0,
+        prompts: tuple[str, ...] = (),
     ) -> Site:
         """A page over the real engine, or over a fake one that talks at once (about "slow" things, slowly)."""
-        key = (names, blind, real, seed)
+        key = (names, blind, real, seed, prompts)
         if key not in self.running:
             self.running[key] = self._start(*key)
         return self.running[key][0].forget()
 
-    def _start(self, names: tuple[str, ...], blind: bool, real: bool, seed: Any) -> Any:
+    def _start(self, names: tuple[str, ...], blind: bool, real: bool, seed: Any, prompts: tuple[str, ...]) -> Any:
         from align.arena.app import Contents, build_app
         from align.arena.battles import Arena, Contestant
+        from align.arena.queue import Review, ReviewQueue
         from align.arena.votes import VoteStore
         from align.arena.web import make_server, open_port
         from align.compare import describe
@@ -163,7 +171,12 @@ class Sites:
             engine = FakeEngine(models, reply, 0.02, score=lambda messages: len(messages[-1]["content"]) / 10)
             setup = replace(setup, reward=Contestant("amber-judge@v1"))
         arena = Arena(engine, setup, VoteStore(self.votes))
-        recorder = Recorder(build_app(Contents(arena, self.contest, SAMPLING, seed)))
+        queue = None
+        if prompts:
+            review = Review([[user(prompt)] for prompt in prompts], setup, SAMPLING)
+            queue = ReviewQueue.open(review, self.votes.parent / "reviews", arena.votes)
+            queue.generate(engine)
+        recorder = Recorder(build_app(Contents(arena, self.contest, SAMPLING, seed, queue)))
         server = make_server(recorder)
         listener = open_port("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

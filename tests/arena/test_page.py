@@ -208,7 +208,7 @@ def test_settings_and_system_prompt_reach_the_engine_and_the_vote(serve, visit):
     first, second = site.rows()
     assert first["seed"] == 77
     assert second["seed"] not in (0, 77)
-    kept = {"temperature": 1.0, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.2, "max_new_tokens": 120}
+    kept = {"temperature": 1.0, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.2, "max_new_tokens": 32}
     assert first["sampling"].items() >= kept.items()
     assert first["prompt"][0] == {"role": "system", "content": "Be brief."}
     set_field(page, "seed", "many")
