@@ -1,0 +1,245 @@
+"""Benchmarks through lm-evaluation-harness (Gao et al. 2024): its tasks, prompts and metrics on registry references.
+
+The harness itself loads the model, as `pretrained=BASE,peft=ADAPTER` and with its own defaults, so the numbers are
+those of calling it directly. What is added here: references are resolved and checked against the base they were trained
+over, unknown tasks hint at the nearest, and every number is kept in the registry beside the version.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import DataError, IntegrityError, MachineError, UsageError, nearest
+from align.evaluation.measures import Better, Estimate
+from align.evaluation.results import plain
+from align.evaluation.tables import draw_table, show_estimate
+from align.registry import evaluations
+
+if TYPE_CHECKING:
+    from align.models.loading import Precision
+    from align.registry import Checkpoint, Registry
+
+_Z = 1.959964
+"""standard errors on either side of a mean in a 95% interval"""
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """Which tasks of the harness to run, and how; what is None is as the harness has it."""
+
+    tasks: tuple[str, ...]
+    include_path: str | None = None
+    """a folder with task files of one's own"""
+    limit: int | None = None
+    num_fewshot: int | None = None
+    chat_template: bool = False
+    """ask in the model's chat template"""
+    batch_size: str = "1"
+    """a number, or auto"""
+
+    def check(self) -> None:
+        """Raise UsageError or MachineError for what cannot be run, before anything heavy is imported."""
+        if importlib.util.find_spec("lm_eval") is None:
+            raise MachineError('--harness: lm-eval is not installed; pip install "align[eval]"')
+        if not self.tasks:
+            raise UsageError("--harness: no task is named; give one or more, with commas between them")
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise UsageError(f"--include_path {self.include_path}: no such folder; give the one with your task files")
+        if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
+            raise UsageError(f"--batch_size {self.batch_size}: neither a number above 0 nor auto")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise UsageError(f"--num_fewshot {self.num_fewshot}: give 0 or more examples")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the harness measured of one model."""
+
+    asked: str
+    checkpoint: Checkpoint
+    numbers: dict[str, Estimate]
+    """by task and metric, such as `arc_easy acc_norm`; without an interval where the harness has no standard error"""
+    settings: dict[str, Any]
+
+
+def run_harness(
+    registry: Registry, references: Sequence[str], benchmarks: Benchmarks, precision: Precision | None = None
+) -> list[Scores]:
+    """Run the tasks on every model, one after the other.
+
+    Raises UsageError for an unknown task and for a reward model, DataError for a task whose data cannot be read, and
+    IntegrityError for a model that is not what it was committed as.
+    """
+    benchmarks.check()
+    checkpoints = [registry.resolve(reference) for reference in references]
+    arguments = [_model_arguments(registry, checkpoint, benchmarks, precision) for checkpoint in checkpoints]
+    with _quiet():
+        manager, tasks = _find_tasks(benchmarks)
+        found = [_run_tasks(manager, tasks, benchmarks, each) for each in arguments]
+    return [
+        Scores(asked, checkpoint, numbers_of(results), _settings(benchmarks, each))
+        for asked, checkpoint, each, results in zip(references, checkpoints, arguments, found, strict=True)
+    ]
+
+
+def _model_arguments(
+    registry: Registry, checkpoint: Checkpoint, benchmarks: Benchmarks, precision: Precision | None
+) -> dict[str, Any]:
+    """The `model_args` by which the harness loads a checkpoint, once it is proven to be what it says."""
+    from align.models.adapters import check_digests, refuse_reward, tokenizer_home
+
+    refuse_reward(checkpoint)
+    checkpoint.check(hashes=True)
+    base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
+    check_digests(checkpoint, base, registry)
+    arguments: dict[str, Any] = {"pretrained": base.location}
+    if base.revision:
+        arguments["revision"] = base.revision
+    if checkpoint.is_adapter:
+        arguments["peft"] = checkpoint.location
+    if benchmarks.chat_template:
+        arguments["tokenizer"] = tokenizer_home(checkpoint, base).location
+    if precision is not None and precision.quantization != "none":
+        raise UsageError(
+            f"--quantization {precision.quantization}: not with --harness; it measures the weights as saved"
+        )
+    if precision is not None and precision.bf16 is not None:
+        arguments["dtype"] = "bfloat16" if precision.bf16 else "float32"
+    return arguments
+
+
+def _find_tasks(benchmarks: Benchmarks) -> tuple[Any, list[str]]:
+    """The harness's own index of tasks and the names in it that were asked for, patterns such as `mmlu_*` spelt out.
+
+    Reading the thousands that come with it takes half a minute, so one's own folder is looked through alone first.
+    """
+    from lm_eval.tasks import TaskManager
+
+    known: set[str] = set()
+    for defaults in (False, True) if benchmarks.include_path else (True,):
+        manager = TaskManager(include_path=benchmarks.include_path, include_defaults=defaults)
+        known = set(manager.all_tasks)
+        matched = [manager.match_tasks([task]) for task in benchmarks.tasks]
+        if all(matched):
+            return manager, list(dict.fromkeys(name for names in matched for name in names))
+    unknown = next(task for task, names in zip(benchmarks.tasks, matched, strict=True) if not names)
+    raise UsageError(
+        f"--harness {unknown}: lm-eval has no task of that name;{nearest(unknown, sorted(known))} "
+        "`lm-eval ls tasks` lists all; --include_path DIR adds your own"
+    )
+
+
+def _run_tasks(manager: Any, tasks: list[str], benchmarks: Benchmarks, arguments: dict[str, Any]) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    try:
+        loaded = manager.load(tasks)["tasks"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--harness {','.join(tasks)}: a task cannot be made ({str(error).splitlines()[0]}); check its file, and "
+            "whether its data is here or can be downloaded"
+        ) from None
+    if unsafe := [name for name, task in loaded.items() if getattr(task, "UNSAFE_CODE", False)]:
+        raise UsageError(
+            f"--harness {unsafe[0]}: it runs what the model writes with nothing around it; "
+            "--data humaneval --allow-code-execution does so locked up"
+        )
+    results = simple_evaluate(
+        model="hf",
+        model_args=arguments,
+        tasks=tasks,
+        num_fewshot=benchmarks.num_fewshot,
+        batch_size=benchmarks.batch_size,
+        device=_device(),
+        limit=benchmarks.limit,
+        apply_chat_template=benchmarks.chat_template,
+        task_manager=manager,
+        log_samples=False,
+    )
+    if results is None:
+        raise IntegrityError("--harness: no results on this process; start it without torchrun or accelerate")
+    return dict(results)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's log to errors, and its progress bars to a terminal."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    bars: AbstractContextManager[Any] = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    try:
+        with bars, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def numbers_of(results: dict[str, Any]) -> dict[str, Estimate]:
+    """Every number of the harness's result, with the interval its standard error gives."""
+    found = {}
+    for task, held in results["results"].items():
+        count = (results.get("n-samples") or {}).get(task, {}).get("effective") or held.get("sample_len") or 0
+        for key, value in held.items():
+            metric, _, way = key.partition(",")
+            if not isinstance(value, int | float) or not way or metric.endswith("_stderr"):
+                continue
+            error = held.get(f"{metric}_stderr,{way}")
+            margin = _Z * error if isinstance(error, int | float) else math.nan
+            up = (results.get("higher_is_better") or {}).get(task, {}).get(metric, True)
+            name = f"{task} {metric}" + ("" if way == "none" else f" {way}")
+            better: Better = None if up is None else "higher" if up else "lower"
+            found[name] = Estimate(float(value), value - margin, value + margin, int(count), better)
+    return found
+
+
+def _settings(benchmarks: Benchmarks, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a record keeps of how the numbers were taken."""
+    from importlib.metadata import version
+
+    told = {key: value for key, value in asdict(benchmarks).items() if key != "include_path"}
+    return {"harness": version("lm-eval"), **told, "dtype": arguments.get("dtype", "auto")}
+
+
+def draw_scores(scores: Sequence[Scores]) -> str:
+    """A line a number, a column a model."""
+    head = ["task and metric", *(each.checkpoint.reference for each in scores)]
+    names = dict.fromkeys(name for each in scores for name in each.numbers)
+    lines = [[name, *(show_estimate(name, each.numbers.get(name)) for each in scores)] for name in names]
+    return draw_table("lm-evaluation-harness, mean [95% interval]", head, lines)
+
+
+def as_record(scores: Scores) -> dict[str, Any]:
+    """The evaluation record of one model, in the shape of the others."""
+    tasks = ",".join(scores.settings["tasks"])
+    first = next(iter(scores.numbers), None)
+    headline = None if first is None else {"name": first, **asdict(scores.numbers[first])}
+    metrics = {name: asdict(number) for name, number in scores.numbers.items()}
+    about = {"asked": scores.asked, "digest": scores.checkpoint.digest, "metrics": metrics}
+    data = {"name": f"lm-eval {tasks}", "rows": max((number.n for number in scores.numbers.values()), default=0)}
+    return plain({"headline": headline, "data": data, "settings": scores.settings, **about})
+
+
+def keep(registry: Registry, scores: Sequence[Scores]) -> list[str]:
+    """Write the numbers beside every version of this registry, and give the references that have them now."""
+    kept = [each for each in scores if evaluations.belongs(registry, each.checkpoint)]
+    for each in kept:
+        evaluations.add(registry, each.checkpoint, as_record(each))
+    return [each.checkpoint.reference for each in kept]
