@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.config import build, load_yaml, write
 from align.engine.options import add_model_options, precision_from
@@ -29,14 +29,18 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m align.evaluate",
-        description="Let models answer the same prompts and say how good each is, with 95%% intervals; every other "
+        description="Let models answer the same prompts and say how good each is, with 95% intervals; every other "
         "model is compared with the first. The numbers are kept in the registry beside each version.",
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="registry references, folders or hub ids")
     parser.add_argument("--data", metavar="NAME", help="held-out data: a name of the catalogue, a file or a folder")
     parser.add_argument("--limit", type=int, metavar="N", help="only so many records, spread over the data")
+    parser.add_argument(
+        "--on_bad_row", "--on-bad-row", choices=("error", "skip"), default="error", help="refuse, or count (error)"
+    )
     _measures(parser)
     _judges(parser)
+    _benchmarks(parser)
     _outputs(parser)
     sampling = parser.add_argument_group("how answers are written")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0, greedy")
@@ -80,6 +84,17 @@ def _judges(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _benchmarks(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("public benchmarks, in place of --data")
+    group.add_argument("--harness", metavar="TASK[,TASK]", help="tasks of lm-evaluation-harness, such as arc_easy,mmlu")
+    group.add_argument("--include_path", "--include-path", metavar="DIR", help="a folder with task files of your own")
+    group.add_argument("--num_fewshot", "--num-fewshot", type=int, metavar="N", help="examples in the prompt")
+    group.add_argument(
+        "--chat_template", "--chat-template", action="store_true", help="ask in the model's chat template"
+    )
+    group.add_argument("--batch_size", "--batch-size", default="1", metavar="N", help="of the harness; N or auto (1)")
+
+
 def _outputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it goes")
     group.add_argument("--json", metavar="FILE", help="all numbers")
@@ -91,13 +106,42 @@ def _outputs(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from align.registry import open_registry
 
-    if not options.data:
-        raise UsageError("--data: missing; give a name of the catalogue (python -m align.data list) or a file")
-    asked = read_options(options)
+    if bool(options.data) == bool(options.harness):
+        found = "both given" if options.data else "missing"
+        raise UsageError(
+            f"--data: {found}; give --data NAME (python -m align.data list shows some) or --harness TASK, one of them"
+        )
     for path in (options.json, options.samples, options.report):
         check_writable(path)
     registry = open_registry(options.registry)
-    return evaluate(registry, options, asked)
+    if options.harness:
+        return benchmark(registry, options)
+    return evaluate(registry, options, read_options(options))
+
+
+def benchmark(registry: Registry, options: argparse.Namespace) -> int:
+    """Run public benchmarks by lm-evaluation-harness, tell and keep their numbers."""
+    from align.evaluation.harness import Benchmarks, as_record, draw_scores, keep, run_harness
+
+    for switch in ("samples", "report", "judge", "scorer", "rewards", "reward_model"):
+        if getattr(options, switch):
+            raise UsageError(f"--{switch}: not with --harness, which has tasks and metrics of its own; leave one out")
+    benchmarks = Benchmarks(
+        tasks=tuple(_words([options.harness])),
+        include_path=options.include_path,
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        chat_template=options.chat_template,
+        batch_size=options.batch_size,
+    )
+    scores = run_harness(registry, options.models, benchmarks, precision_from(options))
+    write(draw_scores(scores))
+    if options.json:
+        models = [{"reference": each.checkpoint.reference, **as_record(each)} for each in scores]
+        write_json(options.json, {"models": models})
+    if not options.no_record:
+        tell_kept(keep(registry, scores))
+    return 0
 
 
 def read_options(options: argparse.Namespace) -> Asked:
@@ -116,6 +160,7 @@ def read_options(options: argparse.Namespace) -> Asked:
         sampling=Sampling(options.temperature, options.top_p, options.max_new_tokens),
         seed=options.seed,
         limit=options.limit,
+        on_bad_row=options.on_bad_row,
         scorers=tuple(_words(options.scorer)),
         rewards=tuple(build(RewardSettings, each) for each in listed),
         reward_model=options.reward_model,
@@ -204,14 +249,18 @@ def _keep(registry: Registry, options: argparse.Namespace, result: Result, runs:
     for note in [*result.notes, *(note for model in result.models for note in model.notes)]:
         write(f"note: {note}")
     if options.json:
-        text = json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n"
-        Path(options.json).write_text(text, encoding="utf-8")
+        write_json(options.json, result.as_dict())
     if options.samples:
         write_samples(Path(options.samples), runs, material)
     if options.report:
         write_report(registry, Path(options.report), result, runs, material)
     if not options.no_record:
         record(registry, result, runs)
+
+
+def write_json(path: str, value: dict[str, Any]) -> None:
+    """All numbers as a file."""
+    Path(path).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_samples(path: Path, runs: list[Run], material: Material) -> None:
@@ -242,6 +291,11 @@ def record(registry: Registry, result: Result, runs: list[Run]) -> None:
         if evaluations.belongs(registry, run.checkpoint):
             evaluations.add(registry, run.checkpoint, record_of(result, model))
             kept.append(model.reference)
+    tell_kept(kept)
+
+
+def tell_kept(kept: list[str]) -> None:
+    """Say beside which versions numbers are now."""
     if kept:
         write(f"kept beside {', '.join(kept)}; python -m align.registry show {kept[0]}")
 

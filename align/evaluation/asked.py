@@ -7,14 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.data import load_records
 from align.data.catalog import find
 from align.engine.protocol import Sampling
-from align.errors import DataError, UsageError
+from align.errors import DataError, UsageError, nearest, shorten
 from align.evaluation.overlap import CORPUS, reference_text
-from align.evaluation.scorers import Scorer, scorer_named
+from align.evaluation.scorers import Scorer, scorer_named, scorer_names
+from align.evaluation.slices import Slices, slices_of
 from align.rl.rewards import RewardSettings, RewardSum
 from align.rl.rewards.answers import last_number
 from align.schema import Record
@@ -38,6 +39,7 @@ class Asked:
     sampling: Sampling = GREEDY
     seed: int = 0
     limit: int | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
     scorers: tuple[str, ...] = ()
     """scorers and corpus metrics by name; none takes what the data has answers for"""
     rewards: tuple[RewardSettings, ...] = ()
@@ -70,9 +72,9 @@ class Material:
     """Records and what is measured on them, all of it checked before a model is loaded."""
 
     records: list[Record]
+    slices: Slices
     account: dict[str, Any]
     """name, digest and rows of the data"""
-    languages: tuple[str, ...] = ()
     readers: tuple[Scorer, ...] = ()
     """scorers that read completions"""
     choosers: tuple[Scorer, ...] = ()
@@ -90,7 +92,7 @@ class Material:
 
 def prepare(asked: Asked, roots: Mapping[str, Path] | None = None) -> Material:
     """Read the data and decide what is measured; raises DataError or UsageError for what cannot be."""
-    found = load_records(asked.data, roots=roots)
+    found = load_records(asked.data, on_bad_row=asked.on_bad_row, roots=roots)
     records = _limited(found.records, asked)
     config = find(asked.data).config
     languages = (config.language,) if isinstance(config.language, str) else tuple(config.language)
@@ -101,7 +103,7 @@ def prepare(asked: Asked, roots: Mapping[str, Path] | None = None) -> Material:
         names = [name for name in names if name != _CHOICE]
     elif not names:
         names = _fitting(records, notes)
-    scorers = [scorer_named(name, "--scorer") for name in names if name not in CORPUS]
+    scorers = [_scorer(name) for name in names if name not in CORPUS]
     allowed = [each for each in scorers if asked.allow_code or not each.executes_code]
     for each in scorers:
         if each not in allowed:
@@ -113,8 +115,8 @@ def prepare(asked: Asked, roots: Mapping[str, Path] | None = None) -> Material:
         rewards.check(records)
     return Material(
         records,
+        slices_of(records, tuple(filter(None, languages)), asked.by),
         {**found.describe(), "rows": len(records)},
-        languages=tuple(filter(None, languages)),
         readers=tuple(each for each in allowed if each.options is None),
         choosers=tuple(each for each in allowed if each.options is not None),
         corpus=tuple(name for name in names if name in CORPUS),
@@ -129,6 +131,13 @@ def _limited(records: list[Record], asked: Asked) -> list[Record]:
     if asked.limit is None or asked.limit >= len(records):
         return records
     return [records[math.floor(place * len(records) / asked.limit)] for place in range(asked.limit)]
+
+
+def _scorer(name: str) -> Scorer:
+    if name not in scorer_names():
+        known = nearest(name, [*CORPUS, *scorer_names()])
+        raise UsageError(f"--scorer: asked for {shorten(name)}; no scorer has that name;{known}")
+    return scorer_named(name)
 
 
 def _fitting(records: Sequence[Record], notes: list[str]) -> list[str]:

@@ -25,7 +25,7 @@ _WINDOW = 4096
 """tokens of the longest row whose likelihood is taken, where the model would take more"""
 
 
-_DESCRIBING = {"perplexity", "kl_parent", "kl_base", "tokens", "no_eos", "repetition", "refusal"}
+_DESCRIBING = ("perplexity", "kl_parent", "kl_base", "tokens", "no_eos", "repetition", "refusal")
 
 
 @dataclass
@@ -47,7 +47,9 @@ class Run:
     def add(self, measures: Sequence[Measure]) -> None:
         """Keep some measures, those that apply to no record left out; what describes stands after what judges."""
         self.measures |= {measure.name: measure for measure in measures if measure.count}
-        self.measures = dict(sorted(self.measures.items(), key=lambda item: item[0] in _DESCRIBING))
+        judging = [name for name in self.measures if name not in _DESCRIBING]
+        describing = [name for name in _DESCRIBING if name in self.measures]
+        self.measures = {name: self.measures[name] for name in [*judging, *describing]}
 
 
 def measure_models(registry: Registry, references: Sequence[str], asked: Asked, material: Material) -> list[Run]:

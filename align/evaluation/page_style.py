@@ -43,7 +43,8 @@ tr:last-child td,tr:last-child th{border-bottom:0}
 thead th{color:var(--soft);font-weight:600;font-size:12.5px;background:var(--wash);vertical-align:bottom}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--card);font-weight:500}
 thead th:first-child{background:var(--wash)}td.plot{min-width:170px;padding-block:2px}
-td .mark{font-size:11px;margin-left:5px}.up{color:var(--good)}.down{color:var(--bad)}.best{font-weight:680}td small{display:block;line-height:1.25}.best small{font-weight:400}
+td .mark{font-size:11px;margin-left:5px}.up{color:var(--good)}.down{color:var(--bad)}.best{font-weight:680}
+td small{display:block;line-height:1.25}.best small{font-weight:400}
 .key{display:inline-block;width:9px;height:9px;border-radius:50%;margin-right:8px;vertical-align:baseline}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(240px,1fr));gap:18px 26px}
 .columns>div{min-width:0}.columns h4{margin:0 0 4px;font-size:13.5px;font-weight:600;overflow-wrap:anywhere}

@@ -12,7 +12,7 @@ from align.evaluation.asked import Asked, Material
 from align.evaluation.judging import Judged
 from align.evaluation.measures import Comparison, Estimate, Measure, compare, estimate
 from align.evaluation.measuring import Run
-from align.evaluation.slices import Slices, slices_of
+from align.evaluation.slices import Slices
 from align.evaluation.statistics import Resamples
 
 Measures = dict[str, Measure]
@@ -80,8 +80,7 @@ def summarise(
     runs: Sequence[Run], asked: Asked, material: Material, judged: dict[str, list[Judged]] | None = None
 ) -> Result:
     """The intervals, comparisons and slices of some runs."""
-    parts = slices_of(material.records, material.languages, asked.by)
-    models = [_model(run, runs[0], parts, (judged or {}).get(run.reference, []), asked.seed) for run in runs]
+    models = [_model(run, runs[0], material.slices, (judged or {}).get(run.reference, []), asked.seed) for run in runs]
     return Result(material.account, asked.as_settings(), models, material.notes)
 
 

@@ -1,0 +1,240 @@
+"""`python -m align.evaluate` from its command line: numbers, files, records, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from align.evaluate import main
+from align.registry import doctor, evaluations
+from align.registry.__main__ import main as registry_main
+
+FAST = ["--max_new_tokens", "12"]
+
+
+@pytest.fixture
+def run(family, capsys):
+    """Run the command on the family; returns (exit code, stdout, stderr)."""
+
+    def command(*words):
+        code = main([*map(str, words), "--registry", str(family.root), *FAST])
+        return code, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def whole(family, questions, tmp_path_factory):
+    """One evaluation of everything, as its files."""
+    folder = tmp_path_factory.mktemp("whole")
+    files = {name: folder / f"out.{name}" for name in ("json", "jsonl", "html")}
+    code = main([
+        "red", "blue", "base", "--data", str(questions), "--registry", str(family.root), *FAST, "--seed", "3",
+        "--scorer", "token_f1,chrf", "--reward_model", "judge", "--rewards", "[{name: length, args: {target: 4}}]",
+        "--judge", "rewards", "--json", str(files["json"]), "--samples", str(files["jsonl"]), "--report",
+        str(files["html"]),
+    ])  # fmt: skip
+    assert code == 0
+    return files
+
+
+def test_every_measure_is_there_with_its_interval(whole):
+    found = json.loads(whole["json"].read_text())
+
+    assert found["headline"] == "token_f1"
+    assert [model["reference"] for model in found["models"]] == ["red@v1", "blue@v1", "base@v1"]
+    assert list(found["models"][1]["metrics"]) == [
+        "token_f1", "chrf", "reward", "reward_model", "perplexity", "kl_parent", "kl_base", "tokens", "no_eos",
+        "repetition", "refusal",
+    ]  # fmt: skip
+    assert {"kl_parent", "kl_base"}.isdisjoint(found["models"][2]["metrics"])
+    for model in found["models"]:
+        for name, number in model["metrics"].items():
+            assert number["n"] == 12, name
+            assert number["low"] <= number["value"] + 1e-9, name
+            assert number["value"] <= number["high"] + 1e-9, name
+
+
+def test_the_others_are_compared_with_the_first_and_judged_against_it(whole):
+    first, second, third = json.loads(whole["json"].read_text())["models"]
+
+    assert (first["comparison"], first["judged"]) == ({}, [])
+    for model in (second, third):
+        for name, found in model["comparison"].items():
+            ours, theirs = model["metrics"][name]["value"], first["metrics"][name]["value"]
+            assert found["difference"] == pytest.approx(ours - theirs)
+            assert found["wins"] + found["ties"] + found["losses"] == 12
+        assert [judged["judge"] for judged in model["judged"]] == ["judge", "rewards"]
+        assert model["judged"][0]["wins"] == model["comparison"]["reward_model"]["wins"]
+
+
+def test_slices_by_language_and_meta_make_up_the_whole(whole):
+    for model in json.loads(whole["json"].read_text())["models"]:
+        assert {column: list(values) for column, values in model["slices"].items()} == {
+            "language": ["en", "zh"],
+            "kind": ["easy", "hard"],
+        }
+        for values in model["slices"].values():
+            assert sum(part["n"] for part in values.values()) == 12
+            mean = sum(part["n"] * part["metrics"]["token_f1"]["value"] for part in values.values()) / 12
+            assert mean == pytest.approx(model["metrics"]["token_f1"]["value"])
+
+
+def test_samples_hold_every_completion_with_its_numbers(whole):
+    rows = [json.loads(line) for line in whole["jsonl"].read_text().splitlines()]
+    found = json.loads(whole["json"].read_text())
+
+    assert len(rows) == 36
+    for model in found["models"]:
+        scores = [row["numbers"]["reward_model"] for row in rows if row["model"] == model["reference"]]
+        assert sum(scores) / 12 == pytest.approx(model["metrics"]["reward_model"]["value"])
+
+
+def test_completions_are_what_one_row_at_a_time_gives(whole, family):
+    from align.engine.local import LocalEngine
+    from align.engine.protocol import Row, Sampling
+    from align.models.adapters import load_resident
+    from align.models.loading import Precision
+
+    rows = [json.loads(line) for line in whole["jsonl"].read_text().splitlines()]
+    engine = LocalEngine(load_resident(family, ["red", "blue", "base"], Precision(bf16=False)))
+    try:
+        for row in rows[:9]:
+            alone = engine.complete([Row(row["model"], row["prompt"])], Sampling(0.0, max_new_tokens=12))
+            assert alone == [row["completion"]]
+    finally:
+        engine.close()
+
+
+def test_numbers_are_kept_beside_versions_that_stay_whole(whole, family, capsys):
+    (record,) = evaluations.of(family.resolve("blue"))
+
+    assert (record["headline"]["name"], record["against"]) == ("token_f1", "red@v1")
+    assert record["settings"]["sampling"] == {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 12}
+    assert record["data"]["rows"] == 12
+    assert family.verify() == []
+    assert doctor.examine(family) == []
+    assert registry_main(["show", "blue", "--registry", str(family.root)]) == 0
+    assert "token_f1 0." in capsys.readouterr().out
+
+
+def test_the_report_needs_nothing_but_itself_and_escapes_what_models_say(whole):
+    page = whole["html"].read_text(encoding="utf-8")
+
+    assert "default-src 'none'" in page.replace("&#x27;", "'")
+    assert "<script" not in page
+    assert "onerror=" not in page.replace("onerror=alert(2)&gt;", "")
+    assert "&lt;script&gt;alert(1)" in page
+    assert "\u202e" not in page
+    assert "http://" not in page
+    assert "https://" not in page
+    for heading in ("All numbers", "Against the first model", "Judged in pairs", "Worst examples", "Where the models"):
+        assert heading in page
+
+
+def test_equal_seeds_give_equal_numbers(run, questions, tmp_path):
+    words = ["red", "--data", questions, "--limit", "6", "--temperature", "1", "--no_kl", "--no_record"]
+
+    for name in ("first.json", "second.json"):
+        assert run(*words, "--json", tmp_path / name)[0] == 0
+
+    first, second = (json.loads((tmp_path / name).read_text())["models"] for name in ("first.json", "second.json"))
+    assert first == second
+    assert first[0]["metrics"]["tokens"]["n"] == 6
+
+
+def test_labels_are_chosen_by_likelihood_and_nothing_is_written(run, questions, tmp_path):
+    code, out, _ = run("red", "--data", questions, "--classify", "--json", tmp_path / "c.json", "--no_record")
+
+    found = json.loads((tmp_path / "c.json").read_text())["models"][0]["metrics"]
+    assert code == 0
+    assert list(found) == ["accuracy", "macro_precision", "macro_recall", "macro_f1", "perplexity"]
+    assert "accuracy" in out
+
+
+def test_perplexity_is_the_exponential_of_nats_per_token(whole, family, questions):
+    import torch
+
+    from align.data import load_records
+    from align.data.render import render_demonstrations
+    from align.models.adapters import load_resident
+    from align.models.loading import Precision
+
+    resident = load_resident(family, ["base"], Precision(bf16=False))
+    rows = render_demonstrations(load_records(str(questions)).records, resident.tokenizer, 512).rows
+    nats, tokens = 0.0, 0
+    for row in rows:
+        ids, mask = torch.tensor([row["input_ids"]]), torch.tensor(row["completion_mask"][1:], dtype=torch.bool)
+        with torch.no_grad():
+            logprobs = resident.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        nats -= float(logprobs[mask].gather(-1, ids[0, 1:][mask][:, None]).sum())
+        tokens += int(mask.sum())
+
+    found = json.loads(whole["json"].read_text())["models"][2]["metrics"]["perplexity"]
+
+    assert found["value"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ([], 2, "--data: missing"),
+        (["--data", "Q", "--harness", "x"], 2, "both given"),
+        (["--data", "nosuch"], 3, "no dataset of this name"),
+        (["--data", "Q", "--limit", "1"], 2, "two records or more"),
+        (["--data", "Q", "--scorer", "bleuu"], 2, "Did you mean bleu?"),
+        (["--data", "Q", "--by", "knd"], 2, "Did you mean kind?"),
+        (["--data", "Q", "--labels", "yes,maybe"], 3, "the data has the class 'no'"),
+        (["--data", "Q", "--rewards", "[{name: lenght}]"], 2, "Did you mean length?"),
+        (["--data", "Q", "--rewards", "length"], 2, "not a list"),
+        (["--data", "Q", "--judge", "reward_model"], 2, "give two models or more"),
+        (["red@v1", "--data", "Q"], 2, "the same model as red"),
+        (["judge", "--data", "Q"], 2, "a reward model scores text"),
+        (["nosuch", "--data", "Q"], 4, "no such name in the registry"),
+        (["base", "--data", "Q", "--judge", "reward_model"], 2, "give --reward_model REF"),
+        (["--data", "Q", "--reward_model", "blue"], 4, "expected a reward model"),
+        (["--data", "Q", "--report", "/nowhere/r.html"], 2, "no folder /nowhere"),
+        (["--data", "Q", "--temperature", "-1"], 2, "temperature"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(run, questions, monkeypatch, words, code, told):
+    def never(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("align.models.adapters.load_resident", never)
+
+    found = run("red", *(str(questions) if word == "Q" else word for word in words))
+
+    assert found[0] == code, found
+    assert told in found[2]
+    assert found[2].count("\n") == 1
+
+
+def test_a_missing_package_is_named_with_its_command(run, questions, monkeypatch):
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "sacrebleu" else known(name, *rest)
+    )
+
+    code, _, told = run("red", "--data", questions, "--scorer", "bleu", "--limit", "2")
+
+    assert code == 6
+    assert 'pip install "align[eval]"' in told
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    script = (
+        "import sys; from align.evaluate import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: sys.exit(','.join({'torch', 'numpy'} & set(sys.modules)) or end.code)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--report FILE.html" in done.stdout
