@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from loud_models import build_resident, loud_base
 from align.engine import batch
 from align.engine.local import LocalEngine
 from align.engine.protocol import Busy, GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
-from align.errors import UsageError
+from align.errors import IntegrityError, UsageError
 from align.schema import user
 
 PROMPTS = [
@@ -85,7 +86,8 @@ def test_fifty_concurrent_requests_of_every_kind_equal_their_solo_runs(engine):
 
 def test_a_row_that_comes_later_is_written_at_once_and_changes_nothing(engine):
     first, second = Row("red@v1", PROMPTS[1], 3), Row("blue@v1", PROMPTS[0], 4)
-    running = engine.submit(GenerationRequest((first,), LONG))
+    lasting = Sampling(temperature=1.0, max_new_tokens=300)
+    running = engine.submit(GenerationRequest((first,), lasting))
     said = next(iter(running)).text
 
     [later] = done(engine.submit(GenerationRequest((second,), HOT)))
@@ -94,7 +96,7 @@ def test_a_row_that_comes_later_is_written_at_once_and_changes_nothing(engine):
 
     assert later.text == engine.complete([second], HOT)[0]
     assert len(said) > 24
-    assert engine.complete([first], LONG)[0].startswith(said[:200])
+    assert engine.complete([first], lasting)[0].startswith(said[:100])
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
@@ -305,3 +307,54 @@ def test_a_base_held_small_serves_all_its_models_too(precision, tmp_path, tiny_b
     assert not any(fact.alone for fact in engine.facts)
     assert texts[:3] == texts[3:]
     assert len(set(texts)) == 3
+
+
+@pytest.fixture
+def saved(tiny_base, tmp_path) -> tuple[Path, list[str]]:
+    from loud_models import save_adapters
+
+    return tmp_path, save_adapters(tiny_base, tmp_path)
+
+
+def load(folder: Path, references: list[str]):
+    from align.models.adapters import load_resident
+    from align.models.loading import Precision
+    from align.registry import open_registry
+
+    return load_resident(open_registry(folder / "registry"), references, Precision(bf16=False))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda key, tensor: {key: tensor * 0 if "lora_B" in key else tensor}, "changes nothing"),
+        (lambda key, tensor: {key.replace("layers", "blocks"): tensor}, "do not fit its base"),
+        (lambda key, tensor: {} if "layers.1.mlp" in key else {key: tensor}, "do not fit its base"),
+    ],
+)
+def test_an_adapter_that_does_nothing_or_fits_nothing_never_reaches_the_engine(saved, change, said):
+    from safetensors.torch import load_file, save_file
+
+    folder, references = saved
+    path = Path(references[1]) / "adapter_model.safetensors"
+    state = load_file(path)
+    save_file({key: value for old, tensor in state.items() for key, value in change(old, tensor).items()}, path)
+
+    with pytest.raises(IntegrityError, match=said):
+        load(folder, references)
+
+
+def test_a_model_that_says_something_else_in_a_mixed_batch_runs_alone(tiny_base, monkeypatch):
+    from align.engine import lanes
+
+    plain = lanes._mixed_logits
+
+    def served_by_the_base(model, ids, names):
+        found = plain(model, ids, names)
+        return found | {"adapter1": found[lanes.BASE]}
+
+    monkeypatch.setattr(lanes, "_mixed_logits", served_by_the_base)
+    engine = LocalEngine(build_resident(tiny_base))
+    engine.close()
+
+    assert engine.notes == ["blue@v1: this architecture's rows run one model after the other"]

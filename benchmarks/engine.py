@@ -1,0 +1,235 @@
+"""What rows of several models together cost and gain, on a random base of 110 million parameters with LoRA adapters.
+
+    python benchmarks/engine.py [--part memory panes throughput] [--prompts 500] [--threads 2] [--json FILE]
+
+memory      Largest resident size of a process that holds base and two adapters and writes with both, over that of a
+            process with base and one adapter that writes as many rows.
+panes       Two models answering side by side over one after the other: the same texts, wall-clock time.
+throughput  Prompts and answers of unequal length as an evaluation has them: tokens a second of all of them in
+            `LocalEngine.complete`, over one at a time (a sample of them, the same texts).
+
+Each part runs in processes of its own. About four minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+SIZE = {
+    "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}  # fmt: skip
+WORDS = "the quick brown fox jumps over a lazy dog and runs far away from here to there with nine blue eggs".split()  # noqa: SIM905
+ONE_AT_A_TIME = 40
+"""of so many prompts, one is also answered alone"""
+
+
+def write_models(folder: Path) -> None:
+    """A random base and two adapters over it, each in a folder of its own."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    from align.models.loading import save_base
+    from align.models.scratch import train_tokenizer
+
+    tokenizer = train_tokenizer([" ".join(WORDS)])
+    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    set_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**SIZE, max_position_embeddings=2048, tie_word_embeddings=True, **special))
+    # Fresh weights give nearly flat logits: texts would not tell whether two runs agree.
+    base.model.norm.weight.data.mul_(4)
+    save_base(base, tokenizer, folder / "base")
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(base, lora, adapter_name="first")
+    model.add_adapter("second", lora)
+    for name in ("first", "second"):
+        model.peft_config[name].base_model_name_or_path = str(folder / "base")
+    model.save_pretrained(folder)
+
+
+def open_engine(folder: Path, names: list[str]) -> Any:
+    """An engine over some of the models."""
+    from align.engine.local import LocalEngine
+    from align.models.adapters import load_resident
+    from align.models.loading import Precision
+    from align.registry import open_registry
+
+    references = [str(folder / name) for name in names]
+    return LocalEngine(load_resident(open_registry(folder / "registry"), references, Precision(bf16=False)))
+
+
+def rows_of(models: list[str], count: int) -> list[Any]:
+    """Rows with prompts and answers of unequal length, models in turn."""
+    from align.engine.protocol import Row, Sampling
+    from align.schema import user
+
+    rng, rows = random.Random(0), []
+    for place in range(count):
+        prompt = " ".join(rng.choices(WORDS, k=max(4, min(200, int(rng.lognormvariate(3.5, 0.7))))))
+        sampling = Sampling(temperature=1.0, max_new_tokens=max(4, min(96, int(rng.lognormvariate(3.2, 0.7)))))
+        rows.append(Row(models[place % len(models)], [user(prompt)], place, sampling))
+    return rows
+
+
+def write(engine: Any, rows: list[Any]) -> tuple[list[str], int]:
+    """The texts of some rows and how many tokens they have."""
+    from align.engine.protocol import Sampling
+
+    texts = engine.complete(rows, Sampling())
+    # No row of a random model ends by itself but by the rarest chance; what it may write is what it writes.
+    return texts, sum(row.sampling.max_new_tokens for row in rows)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of wall-clock time, and the result."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def memory(folder: Path, names: list[str]) -> dict[str, Any]:
+    """Peak resident bytes of this process once it has written two rows."""
+    engine = open_engine(folder, names)
+    write(engine, rows_of([name for name in engine.models if "base" not in name][-2:], 2))
+    engine.close()
+    return {"models": names, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def panes(folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of two rows together and one after the other, in turn; of two adapters, and of base and adapter."""
+    from align.engine.protocol import Row, Sampling
+    from align.schema import user
+
+    engine = open_engine(folder, ["first", "second", "base"])
+    first, second, base = engine.models
+    found: dict[str, Any] = {}
+    for label, pair in {"two adapters": (first, second), "base and adapter": (base, first)}.items():
+        rows = [Row(model, [user(" ".join(WORDS))], 1, Sampling(temperature=1.0, max_new_tokens=48)) for model in pair]
+        write(engine, rows)
+        times = []
+        for _ in range(rounds):
+            together, (texts, _) = timed(lambda rows=rows: write(engine, rows))
+            apart, alone = timed(lambda rows=rows: [write(engine, [row])[0][0] for row in rows])
+            if texts != alone:
+                raise RuntimeError(f"{label}: the texts differ")
+            times.append((together, apart))
+        ratios = [apart / together for together, apart in times]
+        found[label] = {
+            "seconds": times,
+            "ratio": statistics.median(ratios),
+            "lowest": min(ratios),
+            "highest": max(ratios),
+        }
+    engine.close()
+    return found
+
+
+def throughput(folder: Path, prompts: int) -> dict[str, Any]:
+    """Tokens a second of many rows at once and of some of them one at a time."""
+    engine = open_engine(folder, ["first", "second", "base"])
+    rows = rows_of(engine.models, prompts)
+    write(engine, rows[:2])
+    seconds, (texts, tokens) = timed(lambda: write(engine, rows))
+    sample = range(0, prompts, ONE_AT_A_TIME)
+    alone_seconds, alone = timed(lambda: [write(engine, [rows[place]]) for place in sample])
+    engine.close()
+    differing = sum(text != [texts[place]] for place, (text, _) in zip(sample, alone, strict=True))
+    rate, alone_rate = tokens / seconds, sum(size for _, size in alone) / alone_seconds
+    return {
+        "prompts": prompts,
+        "tokens": tokens,
+        "tokens_per_second": rate,
+        "tokens_per_second_alone": alone_rate,
+        "ratio": rate / alone_rate,
+        "sampled": len(sample),
+        "differing": differing,
+    }
+
+
+def in_a_process(threads: int, part: str, *words: object) -> Any:
+    """What one of the functions above finds in a new process."""
+    environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", part, *map(str, words)],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{part}: {done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+MEASURES: dict[str, Callable[..., Any]] = {
+    "models": lambda folder: write_models(Path(folder)),
+    "memory": lambda folder, *names: memory(Path(folder), list(names)),
+    "panes": lambda folder, rounds: panes(Path(folder), int(rounds)),
+    "throughput": lambda folder, prompts: throughput(Path(folder), int(prompts)),
+}
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the parts asked for and print a line of each as it is known."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        in_a_process(options.threads, "models", folder)
+        if "memory" in options.part:
+            one, two = (
+                in_a_process(options.threads, "memory", folder, *names)["peak"]
+                for names in (["first"], ["first", "second", "base"])
+            )
+            found["memory"] = {"one_adapter": one, "two_adapters_and_base": two, "ratio": two / one}
+            say(
+                "memory", "two adapters and base / one adapter", f"{two / 2**20:.0f} / {one / 2**20:.0f} MiB", two / one
+            )
+        if "panes" in options.part:
+            found["panes"] = in_a_process(options.threads, "panes", folder, 3)
+            for label, figures in found["panes"].items():
+                span = f"{figures['lowest']:.2f} to {figures['highest']:.2f}"
+                say("panes", f"{label}: apart / together", span, figures["ratio"])
+        if "throughput" in options.part:
+            found["throughput"] = figures = in_a_process(options.threads, "throughput", folder, options.prompts)
+            rates = f"{figures['tokens_per_second']:.0f} / {figures['tokens_per_second_alone']:.1f} tokens/s"
+            say("throughput", f"{options.prompts} prompts at once / one at a time", rates, figures["ratio"])
+    return found
+
+
+def say(part: str, what: str, figures: str, ratio: float) -> None:
+    """One line of the table."""
+    sys.stdout.write(f"{part:<11}{what:<46}{figures:>26}{ratio:>8.2f}\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run the command line."""
+    if sys.argv[1:2] == ["--measure"]:
+        result = MEASURES[sys.argv[2]](*sys.argv[3:])
+        sys.stdout.write(f"\n{json.dumps(result)}\n")
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ["memory", "panes", "throughput"]
+    parser.add_argument("--part", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    found = report(options)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
