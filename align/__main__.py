@@ -18,6 +18,7 @@ COMMANDS = {
     "grpo": "group-relative policy optimisation on programs, without a value model",
     "generate": "one prompt, or a chat on the terminal",
     "compare": "models side by side in the browser, named or blind, with votes",
+    "arena": "what the votes say: leaderboard and intervals; votes exported and imported",
     "data": "list, check, preview, split, convert and scrub datasets",
     "registry": "what is registered, from what, and whether it is whole",
 }

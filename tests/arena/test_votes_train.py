@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 
-from align import dpo
+import pytest
+
+from align import dpo, kto, reward
 from align.arena.battles import Arena
 from align.arena.votes import VoteStore
 from align.compare import describe
 from align.data import load_records
+from align.engine.fake import FakeEngine
 from align.engine.protocol import Sampling
 from align.registry import Registry
 from align.training.stage import main
@@ -53,6 +56,24 @@ def test_votes_train_dpo(contest: Registry, engine, capsys):
     assert (votes["name"], votes["rows"]) == ("votes", 4)
     assert sum(votes["dropped"].values()) == 2
     assert manifest["parents"][0]["reference"] == f"{FIRST}@v1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "rows"), [(reward, 3), (kto, 8)])
+def test_votes_train_every_preference_stage(contest: Registry, capsys, tmp_path, stage, rows):
+    setup = describe([contest.resolve(FIRST), contest.resolve(SECOND)], contest.resolve(BASE), True)
+    speaker = FakeEngine([one.reference for one in setup.contestants], lambda row: f"{row.model}: {row.seed}")
+    arena = Arena(speaker, setup, VoteStore(tmp_path / "votes"))
+    for index, choice in enumerate(["a", "b", "a", "tie", "bad"]):
+        judge(arena, f"question {index}", choice, seed=index)
+    data = f"{tmp_path / 'votes'}:format=votes,mode=blind,since=2020-01-01"
+    settings = [f"model={FIRST}", f"data={data}", f"name=voted-{stage.STAGE.name}", "max_steps=2"]
+
+    code = main(stage.STAGE, [*settings, "per_device_train_batch_size=2", "--registry", str(contest.root)])
+
+    assert code == 0, capsys.readouterr().err
+    manifest = contest.resolve(f"voted-{stage.STAGE.name}").manifest
+    assert manifest["data"][0]["rows"] == rows
 
 
 def test_an_answer_with_a_zero_byte_leaves_its_vote_out_and_counted(tmp_path):
