@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from html import escape
 
 from align.arena.ballot import LETTERS
+from align.arena.shift import by_character
 from align.engine.protocol import ShiftedToken
 
 STEPS = (0.25, 1.0, 2.0, 4.0)
@@ -40,7 +41,7 @@ def _answer(tokens: Sequence[ShiftedToken], where: tuple[int, int], words: dict[
     title = words["shift_turn"].format(number=number)
     told = words["shift_summary"].format(mean=mean, count=len(tokens))
     label = words["shift_label"].format(letter=LETTERS[place].upper())
-    spans = "".join(_token(token, index == 0) for index, token in enumerate(tokens))
+    spans = "".join(_token(token, index == 0) for index, token in enumerate(by_character(tokens)))
     return (
         f"<summary><b>{escape(title)}</b> · {escape(told)}</summary>"
         f'<div class="tokens" role="group" aria-label="{escape(label)}" data-model="{escape(words["this_model"])}" '
