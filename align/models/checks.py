@@ -29,6 +29,7 @@ def check_files(config: StageConfig, registry: Registry, starts: dict[str, Check
     """
     if config.lora is None:
         Precision.of(config).refuse_full_training()
+    starts = _over_one_base(starts)
     for checkpoint in starts.values():
         _check_files(config, registry, checkpoint, registry.resolve_base(checkpoint))
     if judge := starts.get("reward_model"):
@@ -43,6 +44,7 @@ def check_models(config: StageConfig, registry: Registry, starts: dict[str, Chec
     Raises IntegrityError for a checkpoint that does not belong to its base or to the others, UsageError for modules
     that are not there, MachineError for what this machine lacks.
     """
+    starts = _over_one_base(starts)
     bases = {setting: registry.resolve_base(checkpoint) for setting, checkpoint in starts.items()}
     Precision.of(config).check()
     tokenizers = {setting: _check_tokenizer(starts[setting], base) for setting, base in bases.items()}
@@ -105,6 +107,15 @@ def _check_tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> Any:
             f"{rows} embeddings; use the tokenizer the base was made with"
         )
     return tokenizer
+
+
+def _over_one_base(starts: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
+    """Without a reward model that is no adapter: it shares nothing with the policy and is checked for itself."""
+    judge = starts.get("reward_model")
+    if judge is None or judge.is_adapter:
+        return starts
+    check_score_head(judge)
+    return {setting: checkpoint for setting, checkpoint in starts.items() if setting != "reward_model"}
 
 
 @contextmanager

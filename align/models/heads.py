@@ -9,6 +9,7 @@ from align.config import write
 from align.errors import IntegrityError
 from align.models.adapter_files import WEIGHTS, load_state, read_adapter
 from align.models.adapters import Resident, check_digests, tokenizer_home
+from align.models.counting import stored_modules
 from align.models.loading import Precision, load_base
 from align.models.lora import insert, new_config, saved_config
 from align.models.tokenizers import check_template, check_vocabulary, load_tokenizer, own_pad_token
@@ -46,14 +47,16 @@ def start_reward(
 def load_scorer(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> Resident:
     """A saved reward model, frozen, as `model(input_ids, attention_mask).logits` of one score a row.
 
-    Raises IntegrityError unless it is a whole reward model over this base that reads text with this base's tokens.
+    It may be an adapter over a base or a whole sequence classifier. Raises IntegrityError unless it has one trained
+    score head, and an adapter its base and that base's tokens.
     """
     check_score_head(checkpoint)
     resident = _over_base(registry, checkpoint, precision)
-    if checkpoint.manifest is None:  # a registered version holds the tokenizer that was committed with it
-        check_vocabulary(checkpoint, resident.tokenizer, resident.base)
-    check_template(checkpoint, resident.tokenizer, "its own tokenizer")
-    _attach(resident, checkpoint, trainable=False)
+    if checkpoint.is_adapter:
+        if checkpoint.manifest is None:  # a registered version holds the tokenizer that was committed with it
+            check_vocabulary(checkpoint, resident.tokenizer, resident.base)
+        check_template(checkpoint, resident.tokenizer, "its own tokenizer")
+        _attach(resident, checkpoint, trainable=False)
     resident.model.requires_grad_(False)
     resident.model.eval()
     return resident
@@ -90,19 +93,30 @@ def _attach(resident: Resident, checkpoint: Checkpoint, *, trainable: bool) -> N
 
 
 def check_score_head(checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError unless a checkpoint is a reward model with one head of one score; reads shapes only."""
+    """Raise IntegrityError unless a checkpoint is a reward model with one head of one score; reads shapes only.
+
+    A reward model is an adapter, or a sequence classifier that is whole.
+    """
     from safetensors import SafetensorError, safe_open
 
+    if checkpoint.is_hub:
+        raise IntegrityError(
+            f"{checkpoint.reference}: asked for its scores, found it on the hub only; give a folder: "
+            f"hf download {checkpoint.location} --local-dir DIR"
+        )
     path = Path(checkpoint.location) / WEIGHTS
     shapes = []
-    if checkpoint.is_adapter:
+    if not checkpoint.is_adapter:
+        shapes = [shape for module, shape in stored_modules(checkpoint).items() if module == "score"]
+    else:
         try:
             with safe_open(path, "np") as file:
                 heads = [key for key in file.keys() if key.endswith(_HEAD)]  # noqa: SIM118
                 shapes = [tuple(file.get_slice(key).get_shape()) for key in heads]
         except (OSError, SafetensorError) as error:
             raise IntegrityError(f"{path}: the adapter cannot be read ({error}); copy or train it again") from None
-    if checkpoint.kind != "reward" or len(shapes) != 1 or shapes[0][0] != 1:
+    is_reward = checkpoint.kind == "reward" or not checkpoint.is_adapter
+    if not is_reward or len(shapes) != 1 or shapes[0][0] != 1:
         heads_found = f"{len(shapes)} heads" + (f" of shapes {shapes}" if shapes else "")
         raise IntegrityError(
             f"{checkpoint.reference}: expected a reward model with one score head, found kind {checkpoint.kind} and "

@@ -86,6 +86,7 @@ def test_a_conversation_too_long_for_it_loses_its_oldest_turns_and_an_answer_too
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
+        ({"model": "hf://org/judge"}, IntegrityError, "on the hub only; give a folder: hf download org/judge"),
         ({"model": "jugde"}, IntegrityError, "jugde"),
         ({"batch_size": 0}, UsageError, "rewards: learned: batch_size: should be greater than 0, found 0"),
         ({"modle": "judge"}, UsageError, "learned: .*'modle'.* Did you mean model"),
@@ -94,6 +95,38 @@ def test_a_conversation_too_long_for_it_loses_its_oldest_turns_and_an_answer_too
 def test_what_cannot_be_loaded_is_told(registry, args, error, message):
     with pytest.raises((error, UsageError), match=message):
         opened(registry, **args)
+
+
+@pytest.fixture(scope="module")
+def whole(registry, tmp_path_factory):
+    """The same reward model as one folder that needs no adapter."""
+    from align.models.merge import merge
+
+    folder = tmp_path_factory.mktemp("whole") / "judge"
+    merge(registry, "judge", folder)
+    return folder
+
+
+def test_a_whole_classifier_scores_as_the_adapter_it_was_merged_from(registry, whole):
+    adapter, _ = opened(registry)
+    merged, models = opened(registry, model=str(whole))
+
+    one, other = adapter.of(ASKED, ANSWERS), merged.of(ASKED, ANSWERS)
+
+    assert [row["learned"] for row in one] == pytest.approx([row["learned"] for row in other], abs=1e-4)
+    assert [model.location for model in models] == [str(whole)]
+
+
+def test_a_model_without_one_trained_head_is_no_reward_model(registry, tmp_path):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    base = registry.resolve_base(registry.resolve("judge")).location
+    with pytest.raises(IntegrityError, match="expected a reward model with one score head, found kind base and 0 head"):
+        opened(registry, model=base)
+    config = AutoConfig.from_pretrained(base, num_labels=3)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "three")
+    with pytest.raises(IntegrityError, match=r"1 heads of shapes \[\(3, 32\)\]"):
+        opened(registry, model=str(tmp_path / "three"))
 
 
 def test_ppo_trains_on_it_and_measures_gold_by_it(registry, tiny_base, tmp_path, capsys, no_pictures):

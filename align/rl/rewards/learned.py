@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from align.errors import DataError, shorten
-from align.rl.rewards import Opened, Place, reward
+from align.rl.rewards import Opened, Place, RewardSettings, reward
 from align.schema import Record
 
 if TYPE_CHECKING:
     from align.data.fitting import Fit
+    from align.registry import Checkpoint, Registry
 
 Positive = Annotated[int, Field(gt=0)]
 
 
 @reward(batched=True, opens=True)
 def learned(place: Place, model: str, batch_size: Positive = 16) -> Opened:
-    """The score of a reward model over any base, which is loaded beside the policy's.
+    """The score of a reward model with a base of its own: an adapter over another one, or a whole classifier.
 
     Every completion is read as a whole answer, stop token included, under the reward model's own tokenizer and chat
     template; of a conversation too long for it the oldest turns are cut. A reward model over the policy's own base
@@ -50,6 +51,14 @@ def learned(place: Place, model: str, batch_size: Positive = 16) -> Opened:
 
 _ANY_LENGTH = 1 << 30
 """for a model that does not say how many positions it holds"""
+
+
+def reward_models(registry: Registry, reference: str | None) -> tuple[Checkpoint | None, list[RewardSettings]]:
+    """What `reward_model` means: an adapter for the policy's base, or the reward that is a whole model of its own."""
+    found = registry.resolve(reference) if reference else None
+    if found is None or found.is_adapter:
+        return found, []
+    return None, [RewardSettings(name="learned", args={"model": found.reference})]
 
 
 def _tokens(record: Record, completion: str, tokenizer: Any, fit: Fit) -> list[int]:
