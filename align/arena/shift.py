@@ -22,4 +22,4 @@ def by_character(tokens: Iterable[ShiftedToken]) -> list[ShiftedToken]:
         begun = None if token.text else token
         if begun is None:
             pieces.append(token)
-    return pieces
+    return pieces if begun is None else [*pieces, begun]

@@ -29,7 +29,7 @@ def test_the_tokens_of_one_character_are_one_piece_with_their_chances_multiplied
 
 
 def test_nothing_of_the_total_shift_is_lost():
-    tokens = [token(text, -1.0, -0.5 * place) for place, text in enumerate(["", "", "é", "", "ü", "<end>"])]
+    tokens = [token(text, -1.0, -0.5 * place) for place, text in enumerate(["", "", "é", "", "ü", "", ""])]
 
     pieces = by_character(tokens)
 
