@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import re
 import signal
@@ -10,16 +11,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.config import write
 from align.engine.options import add_model_options, add_sampling_options, precision_from, sampling_from
-from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
-from align.errors import INTERRUPTED, IntegrityError, UsageError, guard
+from align.engine.protocol import Engine, GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.errors import INTERRUPTED, IntegrityError, UsageError, guard, nearest
 from align.schema import Message, Messages, assistant, user
 
-if TYPE_CHECKING:
-    from align.engine.local import LocalEngine
+API_KEY = "ALIGN_TOKEN"
+"""The environment variable that holds the key of a server; align.serve reads it too."""
 
 _HELP = "/reset starts over, /quit or Ctrl-D leaves, Ctrl-C stops an answer\n"
 
@@ -37,32 +38,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m align.generate", description="Answer one prompt, or chat on the terminal when there is none."
     )
-    parser.add_argument("model", metavar="REF", help="registry reference, folder or hub id")
+    parser.add_argument("model", metavar="REF", help="registry reference, folder or hub id; with --url, its name there")
     parser.add_argument("prompt", nargs="?", help="what to ask; - reads it from standard input")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it stands, without a chat template")
+    parser.add_argument(
+        "--url", metavar="URL", help=f"ask a server of the OpenAI API, with the key in {API_KEY} if it wants one"
+    )
     add_sampling_options(parser)
     add_model_options(parser)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    from align.engine.local import LocalEngine
-    from align.models.adapters import load_resident
-    from align.registry import open_registry
-
     sampling = sampling_from(options)
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     if options.raw and (prompt is None or options.system):
         raise UsageError("--raw continues one text; give a prompt, and no --system")
     if prompt is not None and not prompt.strip():
         raise UsageError("prompt: it is empty; give a text, - to read standard input, or nothing to chat")
-    resident = load_resident(open_registry(options.registry), [options.model], precision_from(options))
-    engine = LocalEngine(resident)
+    engine = _engine(options)
     chat = Chat(engine, sampling, options.system, random.randrange(2**31) if options.seed is None else options.seed)
     try:
-        for note in engine.notes:
-            sys.stderr.write(f"{note}\n")
         if prompt is None:
             return chat.talk()
         return chat.go_on(prompt) if options.raw else chat.answer(prompt)
@@ -70,10 +67,31 @@ def _run(options: argparse.Namespace) -> int:
         engine.close()
 
 
+def _engine(options: argparse.Namespace) -> Engine:
+    """The engine that holds the one model asked for, here or at a server."""
+    if options.url:
+        from align.engine.remote import RemoteEngine
+
+        remote = RemoteEngine(options.url, os.environ.get(API_KEY))
+        if options.model not in remote.models:
+            remote.close()
+            raise UsageError(f"{options.model}: not at {options.url};{nearest(options.model, remote.models)}")
+        remote.models = [options.model]
+        return remote
+    from align.engine.local import LocalEngine
+    from align.models.adapters import load_resident
+    from align.registry import open_registry
+
+    engine = LocalEngine(load_resident(open_registry(options.registry), [options.model], precision_from(options)))
+    for note in engine.notes:
+        sys.stderr.write(f"{note}\n")
+    return engine
+
+
 class Chat:
     """A conversation with one model; every turn has its own seed, counted up from the first."""
 
-    def __init__(self, engine: LocalEngine, sampling: Sampling, system: str | None, seed: int) -> None:
+    def __init__(self, engine: Engine, sampling: Sampling, system: str | None, seed: int) -> None:
         self._engine = engine
         self._sampling = sampling
         self._opening: Messages = [Message(role="system", content=system)] if system else []

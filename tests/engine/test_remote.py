@@ -326,3 +326,51 @@ def test_a_remote_engine_needs_no_torch():
     script = "import sys, align.engine.remote, align.engine.fake; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
+
+
+def test_generate_asks_a_server(server, running, capsys, monkeypatch):
+    from align import generate
+
+    monkeypatch.setenv("ALIGN_TOKEN", "key")
+
+    assert generate.main(["blue", "hello", "--url", running[1], "--seed", "3", "--max_new_tokens", "9"]) == 0
+    assert capsys.readouterr().out == "blue 3 说 hello\n"
+    assert generate.main(["blew", "hello", "--url", running[1]]) == 2
+    assert "Did you mean blue?" in capsys.readouterr().err
+
+
+def test_through_this_projects_own_server_a_row_is_what_it_is_here(engine_here):
+    from align.server.app import create_app
+    from align.server.limits import Limits
+    from align.server.served import Served, ServedModels
+
+    models = ServedModels([Served(name, (name,), "base@v1") for name in engine_here.models])
+    hot = Sampling(1.0, 0.9, 20, top_k=50, min_p=0.01, repetition_penalty=1.2, presence_penalty=0.5, stop=("e",))
+    rows = [Row(model, HELLO, seed, hot) for model in engine_here.models for seed in range(3)]
+    rows += [Row("red@v1", [], 5, text="the quick", logprobs=2), Row("blue@v1", HELLO, 6, logprobs=3)]
+    with serving(create_app(engine_here, models, Limits(), None)) as url:
+        far = RemoteEngine(url)
+        events = list(far.submit(GenerationRequest(tuple(rows), FOUR)))
+        far.close()
+    here = list(engine_here.submit(GenerationRequest(tuple(rows), FOUR)))
+
+    assert [event.text for event in done(events)] == [event.text for event in done(here)]
+    assert [event.completion_tokens for event in done(events)] == [event.completion_tokens for event in done(here)]
+    for row in (9, 10):
+        ours, theirs = (
+            [token for event in found if isinstance(event, RowDelta) and event.row == row for token in event.tokens]
+            for found in (here, events)
+        )
+        assert [token.logprob for token in theirs] == pytest.approx([token.logprob for token in ours], abs=1e-4)
+        assert [token.text for token in theirs] == [token.text for token in ours]
+
+
+@pytest.fixture
+def engine_here(tiny_base):
+    from loud_models import build_resident
+
+    from align.engine.local import LocalEngine
+
+    engine = LocalEngine(build_resident(tiny_base))
+    yield engine
+    engine.close()
