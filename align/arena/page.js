@@ -21,6 +21,12 @@
   const name = () => {
     document.querySelectorAll('.votes').forEach((row) =>
       row.querySelectorAll('button').forEach((button, index) => button.setAttribute('data-key', index + 1)));
+    const answer = document.documentElement.lang.startsWith('zh') ? '回答' : 'Answer';
+    document.querySelectorAll('.pane').forEach((pane) => {
+      const told = `${answer} ${pane.querySelector('[data-testid="block-label"]')?.innerText.trim()}`;
+      const log = pane.querySelector('[role="log"]');
+      if (log && log.getAttribute('aria-label') !== told) log.setAttribute('aria-label', told);
+    });
     document.querySelectorAll('.status').forEach((line) => line.setAttribute('aria-live', 'polite'));
   };
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });

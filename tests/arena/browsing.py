@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-FIRST, SECOND, BASE, TWIN = "crimson-sft", "azure-dpo", "granite-base", "crimson-twin"
+FIRST, SECOND, BASE, TWIN = "crimson-sft", "azure-dpo", "granite-base", "scarlet-copy"
 JUDGE = "amber-judge"
 TIMEOUT = 60_000
 

@@ -19,7 +19,7 @@ from align.engine.protocol import Engine, Row, Sampling
 from align.registry import Registry, open_registry
 from align.schema import user
 
-BASE_NAME, FIRST, SECOND, TWIN = "granite-base", "crimson-sft", "azure-dpo", "crimson-twin"
+BASE_NAME, FIRST, SECOND, TWIN = "granite-base", "crimson-sft", "azure-dpo", "scarlet-copy"
 NAMES = (BASE_NAME, FIRST, SECOND, TWIN)
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=32)
 
