@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from align.engine.protocol import GenerationRequest, Row, RowDone, RowError, Sam
 from align.errors import IntegrityError
 from align.evaluation.measures import Measure, mean_of
 from align.evaluation.overlap import Texts
-from align.schema import Record, content_text
+from align.schema import Messages, Record, assistant, content_text, user
 
 if TYPE_CHECKING:
     from align.engine.protocol import Engine
@@ -37,12 +37,20 @@ _OPENING = 80
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after one prompt."""
+    """What a model wrote after one prompt, and what came of it where the user went on asking."""
 
-    text: str
+    turns: Messages
+    """the answer; then the user's next question and the answer to that, and so on"""
     tokens: int
+    """of all answers"""
     ended: bool
-    """whether it ended by itself rather than at the longest length"""
+    """whether every answer ended by itself rather than at the longest length"""
+
+    @property
+    def text(self) -> str:
+        """The answer; of several turns all of them, each but the first with its speaker before it."""
+        first, *others = self.turns
+        return "\n\n".join([first["content"], *(f"{turn['role']}: {turn['content']}" for turn in others)])
 
 
 Written = list[Completion | None]
@@ -54,29 +62,70 @@ def complete(
 ) -> tuple[dict[str, Written], dict[str, int]]:
     """One completion of every prompt by every model, and how many rows failed with which message.
 
-    Rows go in by the length of their prompts, those of one prompt beside each other, so that a batch holds rows of like
-    length of all models. Record i has the same seed in every model. Raises IntegrityError when no row at all succeeds.
+    What the user says next under `meta.follow_ups` (MT-bench) is asked once the answer before it is there. Rows go in
+    by the length of their prompts, those of one prompt beside each other, so that a batch holds rows of like length of
+    all models. Record i has the same seed in every model. Raises IntegrityError when no row at all succeeds.
     """
     asked = [place for place, record in enumerate(records) if record.prompt]
     asked.sort(key=lambda place: len(content_text(records[place].prompt)), reverse=True)
     owners = [(model, place) for place in asked for model in models]
-    rows = tuple(Row(model, records[place].prompt, seed * len(records) + place) for model, place in owners)
     written: dict[str, Written] = {model: [None] * len(records) for model in models}
     failed: dict[str, int] = {}
-    clock, done = time.monotonic(), 0
-    for event in engine.submit(GenerationRequest(rows, sampling)) if rows else ():
-        if isinstance(event, RowError):
-            failed[event.message] = failed.get(event.message, 0) + 1
-        elif isinstance(event, RowDone):
-            model, place = owners[event.row]
-            written[model][place] = Completion(event.text, event.completion_tokens, event.reason == "stop")
-        done += isinstance(event, RowError | RowDone)
-        if time.monotonic() - clock > _PATIENCE:
-            clock = time.monotonic()
-            sys.stderr.write(f"{done} of {len(rows)} completions\n")
-    if rows and sum(failed.values()) == len(rows):
+    first = len(owners)
+    while owners:
+        talks = [_so_far(records[place], written[model][place]) for model, place in owners]
+        rows = tuple(
+            Row(model, talk, seed * len(records) + place) for (model, place), talk in zip(owners, talks, strict=True)
+        )
+        for row, event in _ends(engine, GenerationRequest(rows, sampling)):
+            model, place = owners[row]
+            if isinstance(event, RowError):
+                failed[event.message] = failed.get(event.message, 0) + 1
+                written[model][place] = None
+            else:
+                said = talks[row][len(records[place].prompt) :]
+                written[model][place] = _longer(written[model][place], said, event)
+        owners = [owner for owner in owners if _asks_on(records[owner[1]], written[owner[0]][owner[1]])]
+    if first and sum(failed.values()) == first:
         raise IntegrityError(next(iter(failed)))
     return written, failed
+
+
+def _longer(before: Completion | None, said: Messages, event: RowDone) -> Completion:
+    """A completion with one more answer, after what was said since the prompt."""
+    tokens, ended = (0, True) if before is None else (before.tokens, before.ended)
+    ended &= event.reason == "stop"
+    return Completion([*said, assistant(event.text)], tokens + event.completion_tokens, ended)
+
+
+def _follow_ups(record: Record) -> list[str]:
+    held = record.meta.get("follow_ups")
+    return [text for text in held if isinstance(text, str)] if isinstance(held, list) else []
+
+
+def _asks_on(record: Record, written: Completion | None) -> bool:
+    """Whether the user has more to say after what was written."""
+    return written is not None and len(written.turns) < 2 * len(_follow_ups(record)) + 1
+
+
+def _so_far(record: Record, written: Completion | None) -> Messages:
+    """The conversation that waits for the next answer."""
+    if written is None:
+        return record.prompt
+    return [*record.prompt, *written.turns, user(_follow_ups(record)[len(written.turns) // 2])]
+
+
+def _ends(engine: Engine, request: GenerationRequest) -> Iterator[tuple[int, RowDone | RowError]]:
+    """How each row ended, with a line on stderr now and then that says how far it is."""
+    clock, done = time.monotonic(), 0
+    for event in engine.submit(request):
+        if not isinstance(event, RowDone | RowError):
+            continue
+        done += 1
+        yield event.row, event
+        if time.monotonic() - clock > _PATIENCE:
+            clock = time.monotonic()
+            sys.stderr.write(f"{done} of {len(request.rows)} completions\n")
 
 
 def texts_of(written: Written) -> Texts:

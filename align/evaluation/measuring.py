@@ -14,7 +14,7 @@ from align.evaluation.asked import Asked, Material
 from align.evaluation.completions import Written, behaviour, complete, texts_of
 from align.evaluation.measures import Measure, mean_of, ratio_of
 from align.evaluation.overlap import CORPUS
-from align.schema import Record, assistant
+from align.schema import Record
 
 if TYPE_CHECKING:
     from align.evaluation.likelihood import Pair
@@ -216,7 +216,7 @@ def _divergences(run: Run, resident: Resident, records: Sequence[Record], parent
     for place, each in enumerate(run.written):
         if each is None:
             continue
-        record = Record(prompt=records[place].prompt, completion=[assistant(each.text)])
+        record = Record(prompt=records[place].prompt, completion=each.turns)
         marked = marked_tokens(resident, record, _longest(resident))
         if marked is not None:
             # The stop token that rendering adds was not written where the completion was cut.

@@ -8,9 +8,12 @@ import pytest
 
 from align.data import load_records
 from align.data.catalog import catalogue, find
+from align.engine.fake import FakeEngine
+from align.engine.protocol import Sampling
 from align.errors import DataError, UsageError
+from align.evaluation.completions import complete
 from align.evaluation.scorers import scorer_named
-from align.schema import assistant, user
+from align.schema import Record, assistant, user
 
 
 @pytest.fixture
@@ -124,6 +127,28 @@ def test_questions_are_asked_one_after_the_other(rows_file):
     assert (record.prompt, record.meta) == ([user("When?")], {"follow_ups": ["And in winter?"]})
     with pytest.raises(DataError, match=r"turns\[1\]: is a number, not text"):
         load_records(f"{rows_file({'turns': ['When?', 3]})}:format=questions")
+
+
+def test_the_next_question_is_asked_after_each_models_own_answer():
+    heard = []
+
+    def reply(row):
+        heard.append((row.model, [turn["content"] for turn in row.messages]))
+        return None if row.messages[-1]["content"] == "Fail." else f"{row.model} {len(row.messages)}"
+
+    records = [
+        Record(prompt=[user("When?")], meta={"follow_ups": ["And in winter?", "Why?"]}),
+        Record(prompt=[user("Where?")]),
+        Record(prompt=[user("Who?")], meta={"follow_ups": ["Fail."]}),
+    ]
+    written, failed = complete(FakeEngine(["a", "b"], reply), ["a", "b"], records, Sampling())
+
+    assert [turn["content"] for turn in written["b"][0].turns] == ["b 1", "And in winter?", "b 3", "Why?", "b 5"]
+    assert written["a"][0].text == "a 1\n\nuser: And in winter?\n\nassistant: a 3\n\nuser: Why?\n\nassistant: a 5"
+    assert (written["a"][0].tokens, written["a"][0].ended) == (6, True)
+    assert written["a"][1].text == "a 1"
+    assert (written["a"][2], sum(failed.values())) == (None, 2)
+    assert ("b", ["When?", "b 1", "And in winter?"]) in heard
 
 
 # Counted by plain json and csv, not by this loader.
