@@ -184,12 +184,16 @@ def _announce(listener: socket.socket, blind: bool) -> None:
 def describe(checkpoints: list[Checkpoint], base: Checkpoint, blind: bool, reward: Checkpoint | None = None) -> Setup:
     """Who takes part and over which base, as every vote will record it."""
     from align.arena.battles import Contestant, Setup
-    from align.models.adapters import digests_of_base
+    from align.models.adapters import digests_of_base, tokenizer_home
+    from align.models.tokenizers import load_tokenizer
+    from align.registry.fingerprints import template_digest
 
+    tokenizer = load_tokenizer(tokenizer_home(checkpoints[0], base))
+    template = template_digest(tokenizer.chat_template)
     return Setup(
         contestants=tuple(Contestant(checkpoint.reference, checkpoint.digest) for checkpoint in checkpoints),
         blind=blind,
-        base={"reference": base.reference, "digests": digests_of_base(base)},
+        base={"reference": base.reference, "digests": digests_of_base(base), "template": template},
         app_version=__version__,
         reward=Contestant(reward.reference, reward.digest) if reward else None,
     )

@@ -56,6 +56,9 @@ def test_votes_train_dpo(contest: Registry, engine, capsys):
     assert (votes["name"], votes["rows"]) == ("votes", 4)
     assert sum(votes["dropped"].values()) == 2
     assert manifest["parents"][0]["reference"] == f"{FIRST}@v1"
+    # What was voted on and what was trained were written by one chat template over one base.
+    assert setup.base["template"] == manifest["template_digest"]
+    assert setup.base["digests"] == manifest["base"]["digests"]
 
 
 @pytest.mark.slow
