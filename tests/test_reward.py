@@ -20,8 +20,9 @@ from align.models.loading import Precision
 from align.models.scorer import score_sequences
 from align.ppo import PpoConfig
 from align.registry import Registry, open_registry
-from align.rl.quartet import REWARD, active, build_quartet, completion_scores
+from align.rl.quartet import build_quartet
 from align.rl.rollout import Rollout, completion_mask
+from align.rl.scoring import learned_scores
 from align.schema import assistant, user
 from align.training.stage import main
 
@@ -152,8 +153,7 @@ def ppo_scores(quartet) -> np.ndarray:
     completions = torch.tensor([ids[2:] + [0] * (width - len(ids) + 2) for ids in SEQUENCES])
     mask = (torch.arange(width) < torch.tensor([[len(ids) - 2] for ids in SEQUENCES])).long()
     rollout = Rollout(prompts, torch.ones_like(prompts), completions, mask, *completion_mask(completions, [2])[1:])
-    with torch.no_grad(), active(quartet, REWARD):
-        return completion_scores(quartet, rollout.rows(torch.arange(3))).numpy()
+    return learned_scores(quartet, rollout, [torch.arange(3)]).numpy()
 
 
 def test_the_head_is_kept_and_computed_in_full_precision_over_a_base_in_bf16(tiny_base, registry):

@@ -16,7 +16,7 @@ from align.models.prefixes import Packed, Sequence, pack, pair_keys, prompt_keys
 from align.models.trained_head import score_tokens
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 ATTENTION = "align_packed"
 _PATH = "align_fast_path"
@@ -102,12 +102,7 @@ class FastPath:
 
     def _backbone(self, packed: Packed) -> Tensor:
         """Hidden states (T, H) of the packed row."""
-        # A mask of four dimensions is passed on as it is, so none is built; our attention reads `packed` in its place.
-        no_mask = packed.ids.new_zeros((1, 1, 1, 1))
-        output = self.model.base_model(
-            input_ids=packed.ids, position_ids=packed.positions, attention_mask=no_mask, use_cache=False, packed=packed
-        )
-        return output.last_hidden_state[0]
+        return self.model.base_model(**trunk_inputs(packed)).last_hidden_state[0]
 
     def _token_scores(self, hidden: Tensor, packed: Packed, labels: Any) -> Any:
         from trl.trainer.utils import FusedCausalLMOutput
@@ -182,26 +177,58 @@ def use_fast_path(model: Any, say: Callable[[str], None], temperature: float = 1
     if _PATH in vars(base):
         return vars(base)[_PATH]
     kind = base.config.model_type
-    if kind not in FAMILIES or any(getattr(base.config, name, None) is not None for name in _CHANGES_LOGITS):
+    if kind not in FAMILIES or not _logits_are_plain(base):
         say(f"fast path: not for {kind} models; the stock path is used")
         return None
     if temperature != 1 and base.get_output_embeddings().bias is not None:
         say(f"fast path: not with temperature={temperature:g} over a head with a bias; the stock path is used")
         return None
-    _register_attention()
-    base.set_attn_implementation(ATTENTION)
+    _use_packed_attention(base)
     path = FastPath(base, base.forward, say, temperature)
     base.forward = types.MethodType(lambda _self, *args, **inputs: path.forward(*args, **inputs), base)
     object.__setattr__(base, _PATH, path)
     return path
 
 
-def _register_attention() -> None:
+def reads_packed_rows(model: Any, longest: int) -> bool:
+    """Let the trunk of a model take `trunk_inputs`; False where it cannot with sequences of so many tokens."""
+    window = getattr(model.config, "sliding_window", None)
+    if model.config.model_type not in FAMILIES or (window is not None and longest > window):
+        return False
+    _use_packed_attention(model)
+    return True
+
+
+def trunk_inputs(packed: Packed) -> dict[str, Any]:
+    """The arguments with which a trunk computes the hidden states (1, T, H) of a packed row."""
+    # A mask of four dimensions is passed on as it is, so none is built; our attention reads `packed` in its place.
+    no_mask = packed.ids.new_zeros((1, 1, 1, 1))
+    return {
+        "input_ids": packed.ids, "position_ids": packed.positions, "attention_mask": no_mask, "use_cache": False,
+        "packed": packed,
+    }  # fmt: skip
+
+
+def plain_head(model: Any) -> nn.Linear | None:
+    """The frozen language head of a model whose logits are its product and nothing more, else None."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    frozen = isinstance(head, nn.Linear) and not head.weight.requires_grad
+    return head if frozen and _logits_are_plain(model) else None
+
+
+def _logits_are_plain(model: Any) -> bool:
+    return all(getattr(model.config, name, None) is None for name in _CHANGES_LOGITS)
+
+
+def _use_packed_attention(model: Any) -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model.set_attn_implementation(ATTENTION)
 
 
 def packed_attention(

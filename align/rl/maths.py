@@ -10,6 +10,7 @@ k3).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,6 +18,31 @@ if TYPE_CHECKING:
 
 KlEstimator = Literal["k1", "k2", "k3"]
 Metrics = dict[str, "Tensor"]
+
+
+class Moments(NamedTuple):
+    """Running count, mean and sum of squared distances from the mean."""
+
+    seen: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of what was seen (population)."""
+        return math.sqrt(self.squares / self.seen) if self.seen else 0.0
+
+    def after(self, values: Tensor) -> Moments:
+        """With more values (B,) taken in (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+        new = values.double()
+        count, mean = len(new), float(new.mean())
+        squares = float(((new - mean) ** 2).sum())
+        total, distance = self.seen + count, mean - self.mean
+        return Moments(
+            total,
+            self.mean + distance * count / total,
+            self.squares + squares + distance**2 * self.seen * count / total,
+        )
 
 
 class Advantages(NamedTuple):
@@ -47,6 +73,17 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     whitened = (values - mean) * (masked_var(values, mask) + 1e-8).rsqrt()
     whitened = whitened if shift_mean else whitened + mean
     return whitened.masked_fill(mask == 0, 0.0)
+
+
+def shape_scores(scores: Tensor, moments: Moments | None, clip: float | None, *, whitened: bool) -> Tensor:
+    """Scores (B,) normalised by the running moments, if any, then clipped, then whitened over the rollout."""
+    import torch
+
+    if moments is not None:
+        scores = (scores - moments.mean) / (moments.deviation + 1e-8)
+    if clip is not None:
+        scores = scores.clamp(-clip, clip)
+    return whiten(scores, torch.ones_like(scores)) if whitened else scores
 
 
 def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator = "k1") -> Tensor:
@@ -106,6 +143,7 @@ def policy_loss(
     import torch
 
     log_ratio = (logprobs - old_logprobs).masked_fill(mask == 0, 0.0)
+    advantages = advantages.masked_fill(mask == 0, 0.0)
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
@@ -129,11 +167,15 @@ def value_loss(
     """
     import torch
 
+    # Whatever stands in padding, squared it must not reach a gradient: 0 times not-a-number is not a number.
+    values, old_values, returns = (each.masked_fill(mask == 0, 0.0) for each in (values, old_values, returns))
     held = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     squared, squared_held = (values - returns) ** 2, (held - returns) ** 2
     loss = 0.5 * masked_mean(torch.maximum(squared, squared_held), mask)
     with torch.no_grad():
-        metrics = {"value_clip_fraction": masked_mean((squared_held > squared).float(), mask)}
+        # Within the range the held value is the value but for rounding, which may fall either way.
+        clipped = ((values - old_values).abs() > cliprange_value) & (squared_held > squared)
+        metrics = {"value_clip_fraction": masked_mean(clipped.float(), mask)}
     return loss, metrics
 
 

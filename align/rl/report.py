@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 from align.schema import Record, content_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from align.rl.rollout import Rollout
-    from align.rl.scoring import Experience, Scores
+    from align.rl.scoring import Experience, Judged
 
 
-def describe(experience: Experience, scores: Scores, entropy: Tensor, kl_coef: float) -> dict[str, float]:
+def describe(experience: Experience, judged: Judged, kl_coef: float) -> dict[str, float]:
     """The numbers of a rollout, before its update; KL is a completion's, entropy a token's."""
     from align.rl.maths import explained_variance, masked_mean
 
+    scores = judged.scores
     mask = experience.rollout.mask
     parts = {f"rewards/{name}": sum(values) / len(values) for name, values in scores.parts.items()}
     return parts | {
@@ -27,22 +26,23 @@ def describe(experience: Experience, scores: Scores, entropy: Tensor, kl_coef: f
         "score_std": float(scores.total.std(correction=0)),
         "kl": float((experience.kl * mask).sum(dim=1).mean()),
         "kl_coef": kl_coef,
-        "entropy": float(masked_mean(entropy, mask)),
+        "entropy": float(masked_mean(judged.observed.entropy, mask)),
         "explained_variance": float(explained_variance(experience.values, experience.returns, mask)),
         "completion_length": float(mask.sum(dim=1).mean()),
         "share_without_eos": float((~experience.rollout.stopped).float().mean()),
     }
 
 
-def keep_sample(folder: Path, step: int, record: Record, scores: Scores, rollout: Rollout) -> None:
+def keep_sample(folder: Path, step: int, record: Record, judged: Judged) -> None:
     """Append the first completion of a rollout to samples.jsonl."""
+    scores = judged.scores
     row = {
         "step": step,
         "prompt": content_text(record.prompt),
         "completion": scores.texts[0],
         "score": float(scores.total[0]),
         "rewards": {name: values[0] for name, values in scores.parts.items()},
-        "stopped": bool(rollout.stopped[0]),
+        "stopped": bool(judged.rollout.stopped[0]),
     }
     with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,33 +1,21 @@
-"""Rollouts: which prompts come next, and completions sampled for them."""
+"""Rollouts: which prompts come next, and the completions sampled for them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from align.config import Settings
+from align.rl.settings import SamplingSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from align.rl.quartet import Quartet
 
-
-class SamplingSettings(Settings):
-    """How completions are sampled while training."""
-
-    temperature: float = Field(default=1.0, gt=0)
-    """softmax temperature; the policy that is trained is the tempered one"""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """sample from the smallest set of tokens with this probability; 1 samples from all"""
-    max_new_tokens: int = Field(default=128, ge=1)
-    """tokens of a completion at most"""
-    missing_eos_penalty: float = Field(default=1.0, ge=0)
-    """taken off the score of a completion that was cut before it stopped"""
+__all__ = ["PromptStream", "Rollout", "SamplingSettings", "completion_mask", "iterations", "sample", "stack"]
 
 
 class PromptStream:
@@ -53,33 +41,6 @@ class PromptStream:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Some rows of a rollout, ready for a forward pass, without columns that hold only padding.
-
-    `input_ids`, `attention_mask` and `position_ids` are (B, P + T), `completion_ids` (B, T).
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    completion_ids: Tensor
-
-    @property
-    def width(self) -> int:
-        """T, the tokens of the longest completion."""
-        return self.completion_ids.shape[1]
-
-    def inputs(self) -> dict[str, Any]:
-        """Arguments of a forward pass without cache."""
-        return {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "position_ids": self.position_ids,
-            "use_cache": False,
-        }
-
-
-@dataclass(frozen=True)
 class Rollout:
     """Sampled completions: prompts padded on the left (B, P), completions on the right (B, T)."""
 
@@ -90,6 +51,10 @@ class Rollout:
     """(B, T) float, 1 on the tokens of the completion, its stop token included"""
     stopped: Tensor
     """(B,) bool: whether a stop token was sampled"""
+    logprobs: Tensor | None = None
+    """(B, T) of the tokens under the tempered policy, as they were sampled"""
+    entropy: Tensor | None = None
+    """(B, T) of the distributions they were sampled from, before top_p"""
 
     def __len__(self) -> int:
         return self.prompt_ids.shape[0]
@@ -99,46 +64,86 @@ class Rollout:
         """Tokens of each completion (B,)."""
         return self.mask.sum(dim=1).long()
 
-    def rows(self, index: Tensor) -> Batch:
-        """The rows of an index as a batch; the same index always gives the same shapes."""
-        import torch
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """The prompts without padding."""
+        sizes = self.prompt_mask.sum(dim=1).tolist()
+        return [ids[len(ids) - size :] for ids, size in zip(self.prompt_ids.tolist(), sizes, strict=True)]
 
-        prompt_mask, mask = self.prompt_mask[index], self.mask[index].long()
-        left = self.prompt_ids.shape[1] - int(prompt_mask.sum(dim=1).max())
-        width = int(mask.sum(dim=1).max())
-        completion_ids = self.completion_ids[index, :width]
-        attention_mask = torch.cat([prompt_mask[:, left:], mask[:, :width]], dim=1)
-        return Batch(
-            input_ids=torch.cat([self.prompt_ids[index, left:], completion_ids], dim=1),
-            attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
-            completion_ids=completion_ids,
+    @cached_property
+    def completions(self) -> list[list[int]]:
+        """The completions without padding, each with its stop token if it has one."""
+        return [ids[:size] for ids, size in zip(self.completion_ids.tolist(), self.lengths.tolist(), strict=True)]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rollout], order: Sequence[int]) -> Rollout:
+        """Several rollouts as one, their rows one after the other and then in this order."""
+
+        def join(of: Callable[[Rollout], Any], *, left: bool = False) -> Any:
+            found = [of(part) for part in parts]
+            return stack(found, order, left=left) if found[0] is not None else None
+
+        return cls(
+            prompt_ids=join(lambda part: part.prompt_ids, left=True),
+            prompt_mask=join(lambda part: part.prompt_mask, left=True),
+            completion_ids=join(lambda part: part.completion_ids),
+            mask=join(lambda part: part.mask),
+            stopped=join(lambda part: part.stopped),
+            logprobs=join(lambda part: part.logprobs),
+            entropy=join(lambda part: part.entropy),
         )
 
 
-def sample(
-    quartet: Quartet, prompts: Sequence[Sequence[int]], sampling: SamplingSettings, stops: Sequence[int]
-) -> Rollout:
-    """Sample one completion a prompt from the policy, with torch's global generator.
+def stack(parts: Sequence[Tensor], order: Sequence[int], *, left: bool = False) -> Tensor:
+    """Tensors (b, ...) one below the other and then in this order; those of two dimensions padded to one width."""
+    import torch
+    from torch.nn.functional import pad
 
-    Nothing of the model's own generation defaults is used: the policy that samples must be the policy that is trained.
+    if parts[0].dim() == 1:
+        return torch.cat(list(parts))[list(order)]
+    width = max(part.shape[1] for part in parts)
+    widened = [pad(part, (width - part.shape[1], 0) if left else (0, width - part.shape[1])) for part in parts]
+    return torch.cat(widened)[list(order)]
+
+
+def sample(
+    quartet: Quartet,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingSettings,
+    stops: Sequence[int],
+    seeds: Sequence[tuple[int, ...]],
+    at_once: int | None = None,
+) -> Rollout:
+    """Sample one completion for each prompt from the policy, `at_once` of them at a time.
+
+    A row draws from its own seed, so what it says depends on nothing that is sampled beside it. A prompt that is there
+    several times is read once. Nothing of the model's own generation defaults is used: the policy that samples must be
+    the policy that is trained.
     """
     import torch
-    from transformers import GenerationConfig
 
-    from align.rl.quartet import POLICY, active
+    from align.rl.decoding import decode
+    from align.rl.quartet import POLICY, active, arithmetic
 
-    pad = quartet.resident.tokenizer.pad_token_id
-    prompt_ids, prompt_mask = _pad_left(prompts, pad, quartet.model.device)
-    causal = quartet.model.get_base_model()
-    # What is unset in the configuration of a call is filled from the model's own, so that one has to be empty.
-    causal.generation_config = GenerationConfig()
-    asked = _plain_sampling(sampling, stops, pad)
-    with torch.no_grad(), active(quartet, POLICY):
-        generated = causal.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=asked)
-    completion_ids = generated[:, prompt_ids.shape[1] :]
-    mask, stopped = completion_mask(completion_ids, stops)
-    return Rollout(prompt_ids, prompt_mask, completion_ids.masked_fill(mask == 0, pad), mask, stopped)
+    noise = torch.stack([_uniform(seed, sampling.max_new_tokens) for seed in seeds])
+    # Prompts of like length share a batch; equal ones stay beside each other.
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    size = at_once or len(prompts)
+    parts = []
+    with torch.no_grad(), active(quartet, POLICY), arithmetic(quartet):
+        for begin in range(0, len(order), size):
+            rows = order[begin : begin + size]
+            parts.append(decode(quartet, [prompts[row] for row in rows], sampling, noise[rows], stops))
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return Rollout.joined(parts, places)
+
+
+def _uniform(seed: tuple[int, ...], count: int) -> Tensor:
+    """The numbers in [0, 1) that one row draws its tokens with."""
+    import numpy
+    import torch
+
+    return torch.from_numpy(numpy.random.default_rng(seed).random(count))
 
 
 def completion_mask(completion_ids: Tensor, stops: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -153,30 +158,3 @@ def completion_mask(completion_ids: Tensor, stops: Sequence[int]) -> tuple[Tenso
 def iterations(rows: int, batch: int, epochs: float, max_steps: int) -> int:
     """How many rollouts a run makes: `max_steps` when given, else enough to see the prompts `epochs` times."""
     return max_steps if max_steps > 0 else max(1, math.ceil(epochs * rows / batch))
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    import torch
-
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-def _plain_sampling(sampling: SamplingSettings, stops: Sequence[int], pad: int) -> Any:
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        do_sample=True,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=0,
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=list(stops),
-        pad_token_id=pad,
-        use_cache=True,
-    )

@@ -1,48 +1,68 @@
-"""Scoring a rollout: one score a completion, and per token what the four models say of it before the update."""
+"""Scoring a rollout: one score a completion, and per token what the models say of it before the update."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from align.rl.quartet import (
-    POLICY,
-    REWARD,
-    VALUE,
-    Quartet,
-    active,
-    completion_entropy,
-    completion_logprobs,
-    completion_scores,
-    completion_values,
-)
+from align.rl.layout import Layout, lay_out, micro_batches
+from align.rl.quartet import POLICY, REWARD, Quartet, active, read_policy, read_scores, read_values
+from align.rl.rollout import Rollout, stack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from align.rl.rewards import RewardSum
-    from align.rl.rollout import Batch, Rollout
+    from align.rl.settings import PpoConfig
+    from align.rl.shards import Shards
     from align.schema import Record
+
+_CLOSE, _CLOSE_ROUNDED = 1e-4, 5e-2
+"""relative difference of log-probabilities that rounding explains, in single precision and in less"""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What the models say of a rollout, each (B, T), without gradient."""
+    """What the models say of a rollout, each (B, T), zero on padding, without gradient."""
 
     logprobs: Tensor
     entropy: Tensor
     ref_logprobs: Tensor
     values: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[Observed], order: Sequence[int]) -> Observed:
+        """Those of several rollouts as one, their rows one after the other and then in this order."""
+        columns = zip(*((part.logprobs, part.entropy, part.ref_logprobs, part.values) for part in parts), strict=True)
+        return cls(*(stack(column, order) for column in columns))
+
 
 @dataclass(frozen=True)
 class Scores:
-    """One score a completion (B,), the parts it is made of, and the completions as text."""
+    """One score a completion (B,), what is taken off it (B,), its parts, and the completions as text."""
 
-    total: Tensor
+    raw: Tensor
+    penalty: Tensor
     parts: dict[str, list[float]]
     texts: list[str]
+
+    @property
+    def total(self) -> Tensor:
+        """The scores (B,) with the penalty taken off."""
+        return self.raw - self.penalty
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores], order: Sequence[int]) -> Scores:
+        """Those of several rollouts as one, their rows one after the other and then in this order."""
+        texts = [text for part in parts for text in part.texts]
+        columns = {name: [value for part in parts for value in part.parts[name]] for name in parts[0].parts}
+        return cls(
+            stack([part.raw for part in parts], order),
+            stack([part.penalty for part in parts], order),
+            {name: [column[place] for place in order] for name, column in columns.items()},
+            [texts[place] for place in order],
+        )
 
 
 @dataclass(frozen=True)
@@ -57,44 +77,119 @@ class Experience:
     kl: Tensor
 
 
-def observe(quartet: Quartet, rollout: Rollout, size: int, temperature: float) -> Observed:
-    """Log-probabilities of policy and reference, entropies and values, `size` rows a pass.
+class Judged(NamedTuple):
+    """A rollout, its scores, and what the models say of it."""
 
-    The passes have the very rows and shapes of the first update's, so that its ratio is exactly 1.
+    rollout: Rollout
+    scores: Scores
+    observed: Observed
+
+
+def join(shards: Shards, block: int, rollout: Rollout, scores: Sequence[Scores], observed: Observed) -> Judged:
+    """The rollouts of all processes as one, in the order in which one process would have sampled it.
+
+    `scores` are those of every process already; `block` completions of each belong to one minibatch.
     """
+    parts = shards.gather(lambda: (rollout, observed))
+    order = shards.order(len(rollout), block)
+    return Judged(
+        Rollout.joined([part[0] for part in parts], order),
+        Scores.joined(scores, order),
+        Observed.joined([part[1] for part in parts], order),
+    )
 
-    def policy(batch: Batch) -> tuple[Tensor, ...]:
-        return completion_entropy(quartet, batch, temperature)
 
-    def reference(batch: Batch) -> tuple[Tensor, ...]:
-        return (completion_logprobs(quartet, batch, temperature),)
+def first_batches(quartet: Quartet, rollout: Rollout, config: PpoConfig) -> list[Tensor]:
+    """The micro-batches in which the first pass of the update reads a process's rollout.
 
-    def value(batch: Batch) -> tuple[Tensor, ...]:
-        return (completion_values(quartet, batch),)
+    Scoring reads the very same ones: equal shapes give equal bits, so that the first ratio is exactly 1.
+    """
+    import torch
 
-    logprobs, entropy = _per_token(quartet, rollout, size, POLICY, policy)
-    (ref_logprobs,) = _per_token(quartet, rollout, size, quartet.reference, reference)
-    (values,) = _per_token(quartet, rollout, size, VALUE, value)
+    blocks = torch.arange(len(rollout), device=rollout.mask.device).split(config.minibatch_size)
+    size = config.per_device_train_batch_size
+    return [batch for block in blocks for batch in micro_batches(rollout, block, size, packed=quartet.packs)]
+
+
+def prove_packing(quartet: Quartet, ids: Sequence[int], say: Callable[[str], None]) -> None:
+    """Compare what the policy says of a text when it is packed with what it says otherwise.
+
+    Where that is not the same, rows are padded from here on, and it is said.
+    """
+    import torch
+
+    if not quartet.packs:
+        say(f"rows are padded: packed ones are not for {quartet.model.config.model_type} models as they are here")
+        return
+    middle = len(ids) // 2
+    text = torch.tensor([list(ids), [0] * middle + list(ids)[: len(ids) - middle]], device=quartet.model.device)
+    whole = torch.ones_like(text)
+    whole[1, :middle] = 0
+    answer = text.flip(1)[:, : middle + 1]
+    rollout = Rollout(text, whole, answer, torch.ones_like(answer).float(), torch.ones(2, dtype=torch.bool))
+    rows = torch.arange(2, device=text.device)
+    with torch.no_grad(), active(quartet, POLICY):
+        packed, padded = (
+            read_policy(quartet, lay_out(rollout, rows, packed=way), 1.0).logprobs for way in (True, False)
+        )
+    apart = float(((packed - padded).abs() / (1 + padded.abs())).max())
+    if apart > (_CLOSE if quartet.exact else _CLOSE_ROUNDED):
+        quartet.packs = False
+        say(f"rows are padded: a packed text differs from a padded one by {apart:.1e}")
+
+
+def observe(
+    quartet: Quartet, rollout: Rollout, batches: Sequence[Tensor], temperature: float, *, trusted: bool = False
+) -> Observed:
+    """Log-probabilities of policy and reference, entropies and values, a pass for each of the batches.
+
+    With `trusted` sampling has said what the policy would say, so that it is not asked again unless for its values.
+    """
+    values = None
+    if trusted and quartet.value != POLICY:
+        assert rollout.logprobs is not None
+        assert rollout.entropy is not None
+        logprobs, entropy = rollout.logprobs, rollout.entropy
+    else:
+        logprobs, entropy, *rest = _per_token(
+            quartet, rollout, batches, POLICY, lambda layout: read_policy(quartet, layout, temperature)
+        )
+        values = rest[0] if rest else None
+    ref_logprobs = _per_token(
+        quartet, rollout, batches, quartet.reference, lambda layout: read_policy(quartet, layout, temperature)
+    )[0]
+    if values is None:
+        (values,) = _per_token(quartet, rollout, batches, quartet.value, lambda layout: [read_values(quartet, layout)])
     return Observed(logprobs, entropy, ref_logprobs, values)
 
 
 def _per_token(
-    quartet: Quartet, rollout: Rollout, size: int, adapter: str | None, of: Callable[[Batch], tuple[Tensor, ...]]
+    quartet: Quartet,
+    rollout: Rollout,
+    batches: Sequence[Tensor],
+    adapter: str | None,
+    of: Callable[[Layout], Sequence[Tensor | None]],
 ) -> list[Tensor]:
-    """Run `of` over the rollout through one adapter and set its (b, t) parts together as (B, T), zero on padding."""
+    """Run `of` over the batches through one adapter and set its (b, t) parts together as (B, T), zero on padding."""
     import torch
 
-    parts = []
-    width = rollout.mask.shape[1]
+    whole: list[Tensor] = []
     with torch.no_grad(), active(quartet, adapter):
-        for index in torch.arange(len(rollout), device=rollout.mask.device).split(size):
-            found = of(rollout.rows(index))
-            parts.append([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in found])
-    return [torch.cat(rows).masked_fill(rollout.mask == 0, 0.0) for rows in zip(*parts, strict=True)]
+        for index in batches:
+            found = [part for part in of(lay_out(rollout, index, packed=quartet.packs)) if part is not None]
+            whole = whole or [part.new_zeros(rollout.mask.shape) for part in found]
+            for into, part in zip(whole, found, strict=True):
+                into[index, : part.shape[1]] = part
+    return whole
 
 
 def score(
-    quartet: Quartet, rollout: Rollout, records: Sequence[Record], rewards: RewardSum, size: int, eos_penalty: float
+    quartet: Quartet,
+    rollout: Rollout,
+    records: Sequence[Record],
+    rewards: RewardSum,
+    batches: Sequence[Tensor],
+    eos_penalty: float,
 ) -> Scores:
     """Score every completion once: the reward model's score, if there is one, plus the weighted rewards.
 
@@ -107,21 +202,23 @@ def score(
     total = torch.tensor([rewards.total(value) for value in values], device=rollout.mask.device)
     parts = {name: [value[name] for value in values] for name in rewards.names}
     if quartet.score_head is not None:
-        learned = _learned_scores(quartet, rollout, size)
+        learned = learned_scores(quartet, rollout, batches)
         total = total + learned
         parts["reward_model"] = learned.tolist()
-    return Scores(total - eos_penalty * (~rollout.stopped), parts, texts)
+    return Scores(total, eos_penalty * (~rollout.stopped).to(total), parts, texts)
 
 
-def _learned_scores(quartet: Quartet, rollout: Rollout, size: int) -> Tensor:
+def learned_scores(quartet: Quartet, rollout: Rollout, batches: Sequence[Tensor]) -> Tensor:
+    """The reward model's score (B,) of each completion, a pass for each of the batches."""
     import torch
 
-    rows = torch.arange(len(rollout), device=rollout.mask.device).split(size)
+    found = torch.zeros(len(rollout), device=rollout.mask.device)
     with torch.no_grad(), active(quartet, REWARD):
-        return torch.cat([completion_scores(quartet, rollout.rows(index)).float() for index in rows])
+        for index in batches:
+            found[index] = read_scores(quartet, lay_out(rollout, index, packed=quartet.packs))
+    return found
 
 
 def completion_texts(tokenizer: Any, rollout: Rollout) -> list[str]:
     """The completions as text, without stop token and padding."""
-    kept = [ids[:length] for ids, length in zip(rollout.completion_ids.tolist(), rollout.lengths.tolist(), strict=True)]
-    return tokenizer.batch_decode(kept, skip_special_tokens=True)
+    return tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from align.rl.maths import Moments
 
 if TYPE_CHECKING:
     import torch
 
     from align.rl.quartet import Quartet
     from align.rl.rollout import PromptStream
+    from align.rl.shards import Shards
 
 _FILE = "ppo_state.pt"
 
@@ -27,9 +30,13 @@ class TrainingState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     prompts: PromptStream
     kl_coef: float
+    scores: Moments = field(default_factory=Moments)
+    """running statistics of the scores"""
+    trusted: bool = False
+    """whether the log-probabilities of sampling are known to be those of the passes that train"""
 
-    def save(self, folder: Path) -> None:
-        """Write it into a folder."""
+    def save(self, folder: Path, random_states: list[dict[str, Any]]) -> None:
+        """Write it into a folder, with the random states of every process."""
         import torch
 
         state = {
@@ -38,12 +45,15 @@ class TrainingState:
             "scheduler": self.scheduler.state_dict(),
             "cursor": self.prompts.cursor,
             "kl_coef": self.kl_coef,
-            "random": _random_states(),
+            "scores": list(self.scores),
+            "trusted": self.trusted,
+            "packs": self.quartet.packs,
+            "random": random_states,
         }
         torch.save(state, folder / _FILE)
 
-    def load(self, folder: Path) -> None:
-        """Read it back; the models must be the ones it was saved from."""
+    def load(self, folder: Path, shards: Shards) -> None:
+        """Read it back; the models and the number of processes must be the ones it was saved from."""
         import torch
 
         state = torch.load(folder / _FILE, map_location="cpu", weights_only=True)
@@ -53,20 +63,26 @@ class TrainingState:
         self.scheduler.load_state_dict(state["scheduler"])
         self.prompts.cursor = state["cursor"]
         self.kl_coef = state["kl_coef"]
-        _restore_random(state["random"])
+        # What was saved before there were these has a state of one process, and the defaults of the rest.
+        self.scores = Moments(*state.get("scores", ()))
+        self.trusted = state.get("trusted", False)
+        self.quartet.packs = state.get("packs", self.quartet.packs)
+        saved = state["random"]
+        _restore_random(saved[shards.index] if isinstance(saved, list) else saved)
 
 
 @contextmanager
 def untouched_random_states() -> Iterator[None]:
     """Whatever is drawn inside, the random numbers drawn afterwards are the same."""
-    states = _random_states()
+    states = random_states()
     try:
         yield
     finally:
         _restore_random(states)
 
 
-def _random_states() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
+    """The states of all generators of random numbers that a program of ours or a reward may draw from."""
     import numpy
     import torch
 

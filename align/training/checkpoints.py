@@ -97,11 +97,11 @@ class Checkpoints:
         """what differs, with leave, from the run that `newest` goes on with"""
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill a new folder, seal it and drop the oldest beyond the last two."""
+        """Let `write` fill a new folder, seal it and drop the oldest beyond the last two; of several processes the
+        first does it all.
+        """
         path = self.folder / f"checkpoint-{step}"
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-        write(path)
+        self.ranks.share(lambda: _fill(path, write))
         self.seal(step)
         return path
 
@@ -182,6 +182,12 @@ class Checkpoints:
     def _found(self) -> list[tuple[int, Path]]:
         matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in self.folder.glob("checkpoint-*")]
         return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def _fill(path: Path, write: Callable[[Path], None]) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    write(path)
 
 
 def _set_aside(path: Path) -> str:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.config import StageConfig, dump_yaml
-from align.errors import IntegrityError, MachineError, UsageError
+from align.errors import IntegrityError, MachineError
 from align.registry.durable import write_durably
 from align.registry.redaction import redact_lines
 from align.training.checkpoints import check_allowed, refuse_changes
-from align.training.ranks import Ranks, join_ranks
+from align.training.ranks import join_ranks
 from align.training.run import Run
 from align.training.shortage import explain_shortage
 from align.training.stops import heed_signals
@@ -39,7 +39,7 @@ def open_run(
     SIGTERM and Ctrl-C set `run.stopping`; a stage then saves a checkpoint and raises PreemptedError. Without disk or
     memory it ends with a MachineError. A run that ends before it has logged anything leaves no folder behind.
     """
-    ranks = _ranks_of(stage)
+    ranks = join_ranks()
     runs = registry.runs_dir(config.name)
     folder = ranks.share(lambda: (_unfinished(runs) if resume else None) or _new_folder(runs))
     run = Run(stage, config, registry, folder, resume=resume)
@@ -48,13 +48,6 @@ def open_run(
     with _locked(run), heed_signals(run), _tidied(run), explain_shortage(run):
         run.finished = ranks.share(lambda: _start(run))
         yield run
-
-
-def _ranks_of(stage: Stage) -> Ranks:
-    asked = os.environ.get("WORLD_SIZE", "1")
-    if asked != "1" and stage.trl_config is None:
-        raise UsageError(f"WORLD_SIZE={asked}: align.{stage.name} runs in one process; start it without torchrun")
-    return join_ranks()
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def test_scores_equal_those_of_the_saved_model_in_plain_transformers(registry, t
     rollout = written_out()
     rewards = RewardSum([RewardSettings(name="length", weight=0.5, args={"target": 4, "unit": "characters"})])
 
-    scores = score(quartet, rollout, [Record()] * 3, rewards, 2, 0.25)
+    scores = score(quartet, rollout, [Record()] * 3, rewards, torch.arange(3).split(2), 0.25)
 
     plain = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=1)
     plain = PeftModel.from_pretrained(plain, judge.location).eval()
@@ -69,7 +69,7 @@ def test_the_value_model_starts_as_the_reward_model_head_included(registry, tiny
     _, quartet = build(registry, tiny_base)
     rollout = written_out()
 
-    values = observe(quartet, rollout, 3, 1.0).values
+    values = observe(quartet, rollout, [torch.arange(3)], 1.0).values
 
     # The value of the state before a row's last token is the reward model's score of the sequence that ends there.
     for row, prompt in enumerate(PROMPTS):

@@ -1,7 +1,5 @@
 """What is sampled, from which model, and how it is laid out for a forward pass."""
 
-import types
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -9,12 +7,16 @@ from transformers import AutoModelForCausalLM
 from align.config import LoraSettings
 from align.models.adapters import adapter_parameters
 from align.ppo import PpoConfig
-from align.rl.quartet import POLICY, REFERENCE, VALUE, active, build_quartet, completion_logprobs, completion_values
+from align.rl.decoding import draw
+from align.rl.layout import lay_out, micro_batches
+from align.rl.quartet import POLICY, REFERENCE, VALUE, active, build_quartet, read_policy, read_values
 from align.rl.rollout import PromptStream, Rollout, SamplingSettings, completion_mask, iterations, sample
 from align.rl.scoring import completion_texts, observe
 
 PROMPTS = [[3, 40, 50], [60], [7, 8, 9, 10, 11]]
 STOP, PAD = 2, 0
+SEEDS = [(7, 0), (7, 1), (7, 2)]
+STOPS = list(range(2, 60))
 
 
 def shake(quartet, adapter, seed):
@@ -80,7 +82,7 @@ def test_completions_come_from_the_policy_whatever_was_active_before(quartet):
         pass
     quartet.model.set_adapter(VALUE)
 
-    rollout = sample(quartet, PROMPTS, SamplingSettings(temperature=1e-6, max_new_tokens=5), [STOP])
+    rollout = sample(quartet, PROMPTS, SamplingSettings(temperature=1e-6, max_new_tokens=5), [STOP], SEEDS)
 
     with torch.no_grad(), active(quartet, POLICY):
         for row, prompt in enumerate(PROMPTS):
@@ -91,25 +93,91 @@ def test_completions_come_from_the_policy_whatever_was_active_before(quartet):
 
 
 def test_a_models_own_generation_defaults_do_not_bend_the_sampling(quartet):
-    torch.manual_seed(0)
-    plain = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=12), [STOP])
+    plain = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=12), [STOP], SEEDS)
     defaults = quartet.model.get_base_model().generation_config
     defaults.update(top_k=1, top_p=0.1, repetition_penalty=3.0, min_p=0.9, no_repeat_ngram_size=1, suppress_tokens=[5])
     defaults.update(bad_words_ids=[[6]], min_new_tokens=12, typical_p=0.1, epsilon_cutoff=0.5, eta_cutoff=0.5)
 
-    torch.manual_seed(0)
-    bent = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=12), [STOP])
+    bent = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=12), [STOP], SEEDS)
 
     assert torch.equal(plain.completion_ids, bent.completion_ids)
 
 
-def test_one_seed_gives_one_rollout(quartet):
-    rollouts = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        rollouts.append(sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=6), [STOP]))
+def test_a_row_says_the_same_whatever_is_sampled_beside_it(quartet):
+    sampling = SamplingSettings(max_new_tokens=12, top_p=0.9)
+    torch.manual_seed(1)
+    together = sample(quartet, PROMPTS, sampling, STOPS, SEEDS)
+    torch.manual_seed(2)
+    in_parts = sample(quartet, PROMPTS, sampling, STOPS, SEEDS, at_once=2)
+    alone = [sample(quartet, [prompt], sampling, STOPS, [seed]) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
 
-    assert torch.equal(rollouts[0].completion_ids, rollouts[1].completion_ids)
+    assert len({len(ids) for ids in together.completions}) > 1
+    assert together.completions == in_parts.completions == [part.completions[0] for part in alone]
+    assert together.prompts == in_parts.prompts == PROMPTS
+    assert together.completions != sample(quartet, PROMPTS, sampling, STOPS, SEEDS[::-1]).completions
+
+
+def test_a_prompt_that_is_read_once_for_all_its_completions_gives_the_same_tokens(quartet):
+    """Five completions of each of two prompts, against ten rows of which each reads its own prompt."""
+    prompts, seeds = [PROMPTS[0]] * 5 + [PROMPTS[2]] * 5, [(3, row) for row in range(10)]
+    sampling = SamplingSettings(max_new_tokens=12)
+    read = []
+    trunk = quartet.model.get_base_model().base_model
+    hook = trunk.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].shape), with_kwargs=True)
+
+    shared = sample(quartet, prompts, sampling, STOPS, seeds)
+    hook.remove()
+
+    alone = [sample(quartet, [prompt], sampling, STOPS, [seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
+    assert read[0] == (2, 5)
+    assert read[1][0] > 2
+    assert shared.completions == [part.completions[0] for part in alone]
+    assert shared.logprobs is not None
+    for row, part in enumerate(alone):
+        torch.testing.assert_close(shared.logprobs[row, : part.logprobs.shape[1]], part.logprobs[0])
+
+
+def test_a_completion_that_has_ended_is_no_longer_computed(quartet):
+    computed = []
+    trunk = quartet.model.get_base_model().base_model
+    hook = trunk.register_forward_pre_hook(
+        lambda _, __, given: computed.append(len(given["input_ids"])), with_kwargs=True
+    )
+
+    rollout = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=12), STOPS, SEEDS)
+    hook.remove()
+
+    assert len(set(rollout.lengths.tolist())) > 1
+    # Every token but the last of each row is read again to choose the next one.
+    assert sum(computed[1:]) == int((rollout.lengths - 1).sum())
+
+
+def test_sampled_logprobs_and_entropies_are_those_of_a_whole_pass(quartet):
+    rollout = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=9, temperature=0.7, top_p=0.8), STOPS, SEEDS)
+
+    observed = observe(quartet, rollout, [torch.arange(3)], 0.7)
+
+    torch.testing.assert_close(rollout.logprobs, observed.logprobs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rollout.entropy, observed.entropy, atol=1e-5, rtol=1e-5)
+
+
+def test_draws_invert_the_distribution():
+    """Probabilities 0.5, 0.3, 0.2: tokens change at 0.5 and 0.8; with top_p 0.6 the first two share all at 0.625."""
+    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(6, 3)
+    uniform = torch.tensor([0.0, 0.499, 0.501, 0.799, 0.801, 0.9999], dtype=torch.float64)
+
+    assert draw(logits, uniform, 1.0, 1.0).tokens.tolist() == [0, 0, 1, 1, 2, 2]
+    shares = torch.tensor([0.0, 0.62, 0.63, 0.9, 0.99, 0.9999], dtype=torch.float64)
+    assert draw(logits, shares, 1.0, 0.6).tokens.tolist() == [0, 0, 1, 1, 1, 1]
+
+
+def test_a_token_of_no_probability_is_never_drawn():
+    logits = torch.tensor([[float("-inf"), 1.0, float("-inf")]]).expand(2, 3)
+
+    drawn = draw(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0, 1.0)
+
+    assert drawn.tokens.tolist() == [1, 1]
+    assert drawn.entropy.tolist() == [0.0, 0.0]
 
 
 @pytest.fixture
@@ -122,17 +190,67 @@ def rollout():
     return Rollout(prompt_ids, (prompt_ids != PAD).long(), completion_ids, mask, stopped)
 
 
-def test_a_batch_has_no_column_of_padding_only(rollout):
-    batch = rollout.rows(torch.tensor([0, 2]))
+def test_a_padded_batch_has_no_column_of_padding_only(rollout):
+    layout = lay_out(rollout, torch.tensor([0, 2]), packed=False)
 
-    assert batch.input_ids.tolist() == [[PAD, PAD, 3, 40, 50, 21, STOP], [7, 8, 9, 10, 11, STOP, PAD]]
-    assert batch.attention_mask.tolist() == [[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]]
-    assert batch.position_ids.tolist() == [[0, 0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 5]]
-    assert batch.completion_ids.tolist() == [[21, STOP], [STOP, PAD]]
+    assert layout.inputs["input_ids"].tolist() == [[PAD, PAD, 3, 40, 50, 21, STOP], [7, 8, 9, 10, 11, STOP, PAD]]
+    assert layout.inputs["attention_mask"].tolist() == [[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]]
+    assert layout.inputs["position_ids"].tolist() == [[0, 0, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 5]]
+    assert layout.targets.tolist() == [21, STOP, STOP]
+    assert layout.sources.tolist() == [4, 5, 7 + 4]
+    assert layout.last.tolist() == [6, 7 + 5]
+    assert layout.spread(torch.tensor([1.0, 2.0, 3.0])).tolist() == [[1, 2], [3, 0]]
 
 
-def test_logprobs_and_values_equal_those_of_each_sequence_alone(quartet, rollout):
-    observed = observe(quartet, rollout, size=3, temperature=0.7)
+def test_a_packed_batch_holds_no_padding_and_a_shared_prompt_once():
+    """Two completions of one prompt and one of another: 3 + 2 + 1 and 2 + 1 tokens."""
+    prompts, completions = [[3, 40, 50], [3, 40, 50], [60, 61]], [[21, STOP], [31, 0], [STOP, 0]]
+    prompt_ids = torch.tensor([[PAD] * (3 - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    rollout = Rollout(prompt_ids, (prompt_ids != PAD).long(), torch.tensor(completions), mask, mask[:, 0] == 1)
+
+    layout = lay_out(rollout, torch.arange(3), packed=True)
+
+    assert layout.inputs["input_ids"].tolist() == [[3, 40, 50, 21, STOP, 31, 60, 61, STOP]]
+    assert layout.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2]]
+    assert layout.sources.tolist() == [2, 3, 2, 7]
+    assert layout.targets.tolist() == [21, STOP, 31, STOP]
+    assert layout.last.tolist() == [4, 5, 8]
+    assert layout.spread(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [[1, 2], [3, 0], [4, 0]]
+
+
+def test_padded_micro_batches_are_of_like_length_and_packed_ones_of_neighbours(rollout):
+    """The rows have 5, 5 and 6 tokens."""
+    rows = torch.tensor([2, 0, 1])
+
+    assert [part.tolist() for part in micro_batches(rollout, rows, 2, packed=False)] == [[0, 1], [2]]
+    assert [part.tolist() for part in micro_batches(rollout, rows, 2, packed=True)] == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_pass_computes_logits_of_a_whole_batch(quartet, rollout, packed):
+    largest = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            made = function(*arguments, **(named or {}))
+            shapes = [made.shape] if isinstance(made, torch.Tensor) and made.dim() and len(made) != 32 else []
+            largest.extend(shape.numel() for shape in shapes if shape[-1] == 320)
+            return made
+
+    quartet.packs = packed
+    layout = lay_out(rollout, torch.arange(3), packed=packed)
+    with Watch(), active(quartet, POLICY):
+        read_policy(quartet, layout, 1.0).logprobs.sum().backward()
+
+    # Seven completion tokens against 320 words, of 15 tokens that were read.
+    assert max(largest) == 7 * 320
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_logprobs_and_values_equal_those_of_each_sequence_alone(quartet, rollout, packed):
+    quartet.packs = packed
+    observed = observe(quartet, rollout, [torch.arange(3)], 0.7)
 
     for row, prompt in enumerate(PROMPTS):
         length = int(rollout.lengths[row])
@@ -151,20 +269,21 @@ def test_logprobs_and_values_equal_those_of_each_sequence_alone(quartet, rollout
 
 
 def test_without_an_adapter_to_start_from_the_reference_is_the_bare_base(quartet, rollout, tiny_base):
-    observed = observe(quartet, rollout, size=3, temperature=1.0)
+    observed = observe(quartet, rollout, [torch.arange(3)], 1.0)
 
     plain = AutoModelForCausalLM.from_pretrained(tiny_base)
-    alone = types.SimpleNamespace(model=types.SimpleNamespace(get_base_model=lambda: plain))
-    with torch.no_grad():
-        expected = completion_logprobs(alone, rollout.rows(torch.arange(3)), 1.0)
-    torch.testing.assert_close(observed.ref_logprobs, expected * rollout.mask)
+    for row, (prompt, answer) in enumerate(zip(rollout.prompts, rollout.completions, strict=True)):
+        with torch.no_grad():
+            logits = plain(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1)[range(len(answer)), answer]
+        torch.testing.assert_close(observed.ref_logprobs[row, : len(answer)], expected)
     assert quartet.reference is None
     assert not any(REFERENCE in key for key, _ in quartet.model.named_parameters())
 
 
 def test_the_policy_is_active_at_rest_and_alone_takes_gradients(quartet, rollout):
     with active(quartet, VALUE):
-        completion_values(quartet, rollout.rows(torch.arange(3))).sum().backward()
+        read_values(quartet, lay_out(rollout, torch.arange(3), packed=True)).sum().backward()
 
     assert quartet.model.active_adapter == POLICY
     assert all(parameter.grad is None for parameter in quartet.policy_parameters())

@@ -118,15 +118,6 @@ def test_processes_that_were_asked_for_and_did_not_come_are_missed(environment, 
         join_ranks(environment)
 
 
-def test_ppo_runs_in_one_process(warm, tmp_path, demonstrations, tiny_base):
-    words = [f"model={tiny_base}", f"data={demonstrations}", "name=x", "rewards=[{name: length, args: {target: 5}}]"]
-
-    ended = warm.run("ppo", ["--registry", str(tmp_path), *words], environment={"WORLD_SIZE": "2"})
-
-    assert ended.code == 2
-    assert "WORLD_SIZE=2: align.ppo runs in one process" in ended.err
-
-
 def test_one_process_is_the_default():
     assert join_ranks({}) == join_ranks({"WORLD_SIZE": "1", "RANK": "0"}) == Ranks()
     assert Ranks().share(lambda: 3) == 3

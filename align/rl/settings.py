@@ -1,0 +1,178 @@
+"""The settings of PPO, and what is wrong with them before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from align.config import Scheduler, Settings, StageConfig
+from align.errors import UsageError
+from align.rl.gold import Gold
+from align.rl.maths import KlEstimator
+from align.rl.rewards import RewardSettings, RewardSum
+
+Whitened = Literal["scores", "rewards", "advantages"]
+
+
+class SamplingSettings(Settings):
+    """How completions are sampled while training."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """softmax temperature; the policy that is trained is the tempered one"""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """sample from the smallest set of tokens with this probability; 1 samples from all"""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """tokens of a completion at most"""
+    num_generations: int = Field(default=1, ge=1)
+    """completions of each prompt; the prompt is read once for all of them"""
+    batch_size: int | None = Field(default=None, ge=1)
+    """completions sampled at a time; by default as many as need no more memory than the update"""
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    """taken off the score of a completion that was cut before it stopped"""
+
+
+class AdaptiveKl(Settings):
+    """Moving kl_coef towards a wanted KL (Ziegler et al. 2019, 2.2)."""
+
+    target: float | None = Field(default=None, gt=0)
+    """wanted KL a completion in nats; none keeps kl_coef fixed"""
+    horizon: int = Field(default=10000, ge=1)
+    """completions over which kl_coef follows"""
+
+
+class ShapingSettings(Settings):
+    """From score and KL to what is learned."""
+
+    normalize_score: bool = False
+    """bring scores to zero mean and unit variance over the run so far"""
+    clip_score: float | None = Field(default=None, gt=0)
+    """hold scores (normalised, if they are) within plus and minus this; none does not"""
+    kl_estimator: KlEstimator = "k1"
+    """estimate of the KL at a sampled token"""
+    whiten: list[Whitened] = Field(default=["advantages"])
+    """what is brought to unit variance over a rollout"""
+
+
+class PpoConfig(StageConfig):
+    """Settings of proximal policy optimisation; a step is one rollout and the updates on it."""
+
+    learning_rate: float = Field(default=1e-5, gt=0, le=1)
+    """peak learning rate of policy and value model"""
+    lr_scheduler_type: Scheduler = "linear"
+    """schedule over rollouts, by its transformers name"""
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """share of the rollouts spent warming up"""
+    num_train_epochs: float = Field(default=1.0, gt=0)
+    """passes over the prompts"""
+    max_steps: int = Field(default=-1, ge=-1)
+    """rollouts; -1 lets num_train_epochs decide"""
+    logging_steps: int = Field(default=1, ge=1)
+    """rollouts between two lines of metrics.jsonl"""
+    save_steps: int = Field(default=20, ge=0)
+    """rollouts between two checkpoints; 0 saves none"""
+    reward_model: str | None = None
+    """a reward model over the same base, by reference"""
+    rewards: list[RewardSettings] = Field(default=[])
+    """rewards that are programs: [{name, weight, args}]"""
+    gold: list[RewardSettings] = Field(default=[])
+    """rewards that are logged as gold_mean beside the score and never trained on: [{name, args}]"""
+    rollout_batch_size: int = Field(default=64, ge=1)
+    """completions sampled in a step, by all processes together"""
+    sampling: SamplingSettings = SamplingSettings()
+    """how completions are sampled"""
+    num_ppo_epochs: int = Field(default=4, ge=1)
+    """passes over a rollout"""
+    kl_coef: float = Field(default=0.05, ge=0)
+    """price of a nat of KL from the reference"""
+    adaptive_kl: AdaptiveKl = AdaptiveKl()
+    """let kl_coef follow a wanted KL"""
+    shaping: ShapingSettings = ShapingSettings()
+    """how score and KL become the reward of a token"""
+    target_kl: float | None = Field(default=None, gt=0)
+    """end a step's updates once the policy is this far from the one that sampled; none never does"""
+    cliprange: float = Field(default=0.2, gt=0)
+    """the policy's ratio is clipped to 1 plus and minus this"""
+    cliprange_value: float = Field(default=0.2, gt=0)
+    """values are held within this of the old ones"""
+    value: Literal["adapter", "head"] = "adapter"
+    """the value model: an adapter of its own, or a head on the policy, which is cheaper and shares its weights"""
+    vf_coef: float = Field(default=0.1, ge=0)
+    """weight of the value loss"""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """discount of later rewards"""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """bias against variance in generalised advantage estimation"""
+
+    @property
+    def references(self) -> dict[str, str]:
+        """The start, and the reward model if there is one."""
+        return {"model": self.model} | ({"reward_model": self.reward_model} if self.reward_model else {})
+
+    @property
+    def token_length(self) -> int:
+        """Tokens of the longest prompt: what the completion leaves."""
+        return self.max_length - self.sampling.max_new_tokens
+
+    @property
+    def rows_per_step(self) -> int:
+        """Prompts of one rollout."""
+        return self.rollout_batch_size // self.sampling.num_generations
+
+    @property
+    def minibatch_size(self) -> int:
+        """Completions of one process in an optimiser step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def sampled_at_once(self) -> int:
+        """Completions whose keys and values are held at a time.
+
+        A token's keys and values are about a ninth of the activations its update keeps in a Llama, and about as much
+        as they are where activations are computed again.
+        """
+        most = self.per_device_train_batch_size * (1 if self.gradient_checkpointing else 8)
+        return self.sampling.batch_size or most
+
+    @classmethod
+    def in_todays_words(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Settings that an earlier run kept, under the names they have now."""
+        moved = {key: values[key] for key in ("kl_estimator", "whiten") if key in values}
+        kept = {key: value for key, value in values.items() if key not in moved and key != "eval_steps"}
+        return kept | {"shaping": kept.get("shaping", {}) | moved} if moved else kept
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old(cls, values: Any) -> Any:
+        return cls.in_todays_words(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if not self.rewards and self.reward_model is None:
+            raise UsageError("rewards: nothing to optimise; give reward_model=REF, rewards=[{name: ...}] or both")
+        self.check_sizes(1)
+        if self.sampling.max_new_tokens >= self.max_length:
+            raise UsageError(
+                f"sampling.max_new_tokens: {self.sampling.max_new_tokens} leaves no room for a prompt in "
+                f"max_length={self.max_length}; lower the first or raise the second"
+            )
+        if self.eval_data is not None:
+            raise UsageError("eval_data: PPO has no evaluation pass; remove it and compare the result with its start")
+        RewardSum(self.rewards)
+        Gold(self.gold)
+        return self
+
+    def check_sizes(self, processes: int) -> None:
+        """Raise UsageError unless a rollout is a number of whole minibatches and of whole groups."""
+        minibatch = self.minibatch_size * processes
+        among = f" * {processes} processes" if processes > 1 else ""
+        if self.rollout_batch_size % minibatch:
+            raise UsageError(
+                f"rollout_batch_size: {self.rollout_batch_size} is no multiple of the minibatch, "
+                f"per_device_train_batch_size * gradient_accumulation_steps{among} = {minibatch}; change one of them"
+            )
+        if self.rollout_batch_size % self.sampling.num_generations:
+            raise UsageError(
+                f"sampling.num_generations: {self.sampling.num_generations} completions a prompt do not fill "
+                f"rollout_batch_size={self.rollout_batch_size} evenly; change one of them"
+            )

@@ -1,0 +1,109 @@
+"""PPO in two processes: they sample and train what one process would, and register once."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+from aftermath import log_of, run_folder, versions, weights_of
+from safetensors.torch import load_file
+from test_ranks import run_two
+
+from align.rl.shards import Shards
+
+
+class PpoCourse:
+    """Eight completions of four prompts a step, two optimiser steps of four, two passes."""
+
+    stage = "ppo"
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def words(self, root, *more, **changed):
+        given = (self.settings | changed).items()
+        return ["--registry", str(root), *(f"{key}={value}" for key, value in given), *more]
+
+
+@pytest.fixture
+def ppo_course(tiny_base, demonstrations):
+    return PpoCourse({
+        "model": tiny_base, "data": demonstrations, "name": "run", "bf16": "false", "max_length": 128, "max_steps": 3,
+        "rollout_batch_size": 8, "per_device_train_batch_size": 4, "num_ppo_epochs": 2, "learning_rate": 2e-3,
+        "sampling.max_new_tokens": 6, "sampling.num_generations": 2, "lora.r": 2, "save_steps": 1,
+        "shaping.normalize_score": "true", "value": "head",
+        "rewards": "[{name: length, args: {target: 8, unit: characters}}]",
+    })  # fmt: skip
+
+
+def samples_of(root):
+    return [json.loads(line) for line in (run_folder(root) / "samples.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_learn_what_one_learns_and_register_once(warm, ppo_course, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = warm.run("ppo", ppo_course.words(one))
+    assert alone.code == 0, alone.err
+
+    first, second = run_two(warm, ppo_course, ppo_course.words(two, per_device_train_batch_size=2))
+
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "registered run@v1" in first.out
+    assert "before the first update: KL 0, largest distance of a ratio from 1 0" in first.out
+    assert second.out == ""
+    assert versions(two) == ["run/v0001"]
+    for theirs, ours in zip(log_of(one), log_of(two), strict=True):
+        numbers = [key for key in theirs if "per_second" not in key]
+        apart = {key: abs(ours[key] - theirs[key]) / (1 + abs(theirs[key])) for key in numbers}
+        assert max(apart.values()) < 1e-5, apart
+    for theirs, ours in zip(samples_of(one), samples_of(two), strict=True):
+        assert ours["completion"] == theirs["completion"]
+    left, right = (load_file(next(root.glob("models/run/v0001/*.safetensors"))) for root in (one, two))
+    assert max(float((left[key] - right[key]).abs().max()) for key in left) < 1e-5
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_resume_to_the_same_bits(warm, ppo_course, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    words = {"per_device_train_batch_size": 2}
+    assert [run.code for run in run_two(warm, ppo_course, ppo_course.words(straight, **words))] == [0, 0]
+
+    ended = run_two(
+        warm, ppo_course, ppo_course.words(stopped, **words),
+        signal=signal.SIGTERM, at_call="align.rl.shards.Shards.part", count=5,
+    )  # fmt: skip
+
+    assert [run.code for run in ended] == [75, 75], ended[0].err + ended[1].err
+    ended = run_two(warm, ppo_course, ppo_course.words(stopped, "--resume", **words))
+    assert [run.code for run in ended] == [0, 0], ended[0].err + ended[1].err
+    assert weights_of(stopped) == weights_of(straight)
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_in_one_process_ends_both_with_its_message(warm, ppo_course, tmp_path):
+    rewards = "[{name: numeric_match}]"
+
+    first, second = run_two(
+        warm, ppo_course, ppo_course.words(tmp_path, rewards=rewards, per_device_train_batch_size=2)
+    )
+
+    assert (first.code, second.code) == (3, 3)
+    assert versions(tmp_path) == []
+
+
+def test_a_rollout_that_does_not_divide_among_the_processes_is_refused(warm, ppo_course, tmp_path):
+    first, second = run_two(warm, ppo_course, ppo_course.words(tmp_path, per_device_train_batch_size=8))
+
+    assert (first.code, second.code) == (2, 2)
+    assert "8 is no multiple of the minibatch" in first.err
+    assert "* 2 processes = 16" in first.err
+
+
+def test_the_parts_of_two_processes_are_the_rows_of_one_in_order():
+    """Twelve rows in minibatches of six: each process has three of either."""
+    parts = [Shards(index, 2).rows(12, 3) for index in range(2)]
+
+    assert parts == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
+    joined = parts[0] + parts[1]
+    assert [joined[place] for place in Shards(0, 2).order(6, 3)] == list(range(12))
