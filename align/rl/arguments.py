@@ -25,10 +25,11 @@ def read_arguments(where: str, function: Callable[..., Any], given: Mapping[str,
     try:
         signature.bind(*[None] * skip, **given)
     except TypeError as error:
-        own = list(signature.parameters)[skip:]
+        own = dict(list(signature.parameters.items())[skip:])
         unknown = next((key for key in given if key not in own), None)
         hint = nearest(unknown, own) if unknown else ""
-        raise UsageError(f"{where}: {error};{hint} It is {function.__name__}{signature}; mend its args") from None
+        takes = inspect.Signature(list(own.values()))
+        raise UsageError(f"{where}: {error};{hint} It takes {takes}; mend its args") from None
     rest = next((one for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD), None)
     return {key: _read(where, function, signature.parameters.get(key) or rest, key, given[key]) for key in given}
 
