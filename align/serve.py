@@ -8,8 +8,10 @@ import logging
 import os
 import shlex
 import sys
-import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from align.config import write
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a name this server goes by, as a proxy passes it on in the Host header; may be repeated",
     )  # fmt: skip
     parser.add_argument("--print-vllm", action="store_true", help="print the vLLM command for the same models, and end")
+    parser.add_argument("--ui", action="store_true", help="show the comparison page of these models at /ui as well")
     _add_limits(parser)
     add_model_options(parser)
     return parser
@@ -115,9 +118,7 @@ def _token_word(options: argparse.Namespace) -> str | None:
 
 
 def _serve(registry: Registry, options: argparse.Namespace, limits: Limits) -> int:
-    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MachineError(f'the server needs {", ".join(missing)}, not installed here; pip install "align[serve]"')
+    _require((*_NEEDS, *(("gradio",) if options.ui else ())), "align[serve,app]" if options.ui else "align[serve]")
     from align.server.app import create_app
     from align.server.listening import address_of, open_port
     from align.server.token import read_token
@@ -125,12 +126,21 @@ def _serve(registry: Registry, options: argparse.Namespace, limits: Limits) -> i
     token = read_token(options.token_file)
     _refuse_open_door(options.host, token)
     checkpoints, models = _find(registry, options.models)
+    if options.ui:
+        _refuse_page(len(checkpoints), token)
+    load = cache(partial(_load, registry, models.references, options))
     # Everything cheap that can fail has failed before the models load.
     with open_port(options.host, options.port) as listener:
-        hosts = None if options.host in _ANY and not options.allow_host else [options.host, *options.allow_host]
-        app = create_app(None, models, limits, token, hosts=hosts)
         write(f"listening at {address_of(listener)}; loading {', '.join(models.references)}")
-        return _load_and_serve(app, listener, Loader(registry, checkpoints, options, limits))
+        page = _page(load(), registry, checkpoints) if options.ui else None
+        hosts = None if options.host in _ANY and not options.allow_host else [options.host, *options.allow_host]
+        return _serve_while_loading(create_app(None, models, limits, token, page, hosts), listener, load)
+
+
+def _require(modules: Sequence[str], extra: str) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MachineError(f'the server needs {", ".join(missing)}, not installed here; pip install "{extra}"')
 
 
 def _refuse_open_door(host: str, token: str | None) -> None:
@@ -144,51 +154,59 @@ def _refuse_open_door(host: str, token: str | None) -> None:
         )
 
 
-class Loader:
-    """Loads the models in a thread of its own, so that /health answers meanwhile."""
-
-    def __init__(
-        self, registry: Registry, checkpoints: list[Checkpoint], options: argparse.Namespace, limits: Limits
-    ) -> None:
-        self._registry = registry
-        self._references = [checkpoint.reference for checkpoint in checkpoints]
-        self._options = options
-        self._limits = limits
-        self.error: BaseException | None = None
-        self.engine: LocalEngine | None = None
-
-    def load(self, service: Service) -> None:
-        """Give the server its engine; when there is none to give, it ends."""
-        try:
-            from align.engine.local import LocalEngine
-            from align.models.adapters import load_resident
-
-            resident = load_resident(self._registry, self._references, precision_from(self._options))
-            self.engine = LocalEngine(resident, max_waiting_rows=self._limits.max_waiting)
-        except BaseException as error:  # raised again where it is told, in the main thread
-            self.error = error
-            service.draining = True
-            return
-        for note in self.engine.notes:
-            write(note)
-        service.engine = self.engine
-        write("ready")
+def _refuse_page(models: int, token: str | None) -> None:
+    if token is not None:
+        raise UsageError("--ui: the page has no password and would be a way around the token; leave one of them out")
+    if not 2 <= models <= 4:
+        raise UsageError(f"--ui: {models} models given; a comparison takes 2 to 4")
 
 
-def _load_and_serve(app: Any, listener: socket.socket, loader: Loader) -> int:
+def _load(registry: Registry, references: list[str], options: argparse.Namespace) -> LocalEngine:
+    from align.engine.local import LocalEngine
+    from align.models.adapters import load_resident
+
+    engine = LocalEngine(
+        load_resident(registry, references, precision_from(options)), max_waiting_rows=options.max_waiting
+    )
+    for note in engine.notes:
+        write(note)
+    return engine
+
+
+def _page(engine: LocalEngine, registry: Registry, checkpoints: list[Checkpoint]) -> Any:
+    """The comparison page over the same engine, with the headers that keep it to itself."""
+    from align.arena.app import Contents, build_app
+    from align.arena.battles import Arena
+    from align.arena.votes import VoteStore
+    from align.arena.web import Guard
+    from align.compare import describe
+    from align.engine.protocol import Sampling
+
+    setup = describe(checkpoints, registry.resolve_base(checkpoints[0]), blind=False)
+    page = build_app(Contents(Arena(engine, setup, VoteStore(registry.votes_dir)), registry, Sampling()))
+    page.add_middleware(Guard)
+    return page
+
+
+def _serve_while_loading(app: Any, listener: socket.socket, load: Callable[[], LocalEngine]) -> int:
+    """Answer probes while the models load in a thread of their own, and everybody afterwards."""
     from align.server.listening import serve_until_ended
 
+    service: Service = app.state.service
     _log_to_stderr()
-    loading = threading.Thread(target=loader.load, args=(app.state.service,), name="align-loading")
-    loading.start()
-    try:
-        serve_until_ended(app, listener, app.state.service)
-    finally:
-        loading.join()
-        if loader.engine is not None:
-            loader.engine.close()
-    if loader.error is not None:
-        raise loader.error
+
+    def loaded(done: Future[LocalEngine]) -> None:
+        if done.exception() is not None:
+            service.draining = True
+            return
+        service.engine = done.result()
+        write("ready")
+
+    with ThreadPoolExecutor(1, "align-loading") as pool:
+        loading = pool.submit(load)
+        loading.add_done_callback(loaded)
+        serve_until_ended(app, listener, service)
+    loading.result().close()  # or raise what kept the models from loading
     write("ended in order")
     return 0
 

@@ -63,10 +63,11 @@ def running(
     limits: Limits | None = None,
     token: str | None = None,
     hosts: Sequence[str] | None = (),
+    page: Any = None,
 ) -> Iterator[Running]:
     """A server on a free port, ended in order afterwards."""
     models = models or served("red@v1", "blue@v1")
-    app = create_app(engine, models, limits or Limits(drain_seconds=5), token, hosts=hosts)
+    app = create_app(engine, models, limits or Limits(drain_seconds=5), token, page, hosts)
     service = app.state.service
     with open_port("127.0.0.1", 0) as listener:
         url = address_of(listener)

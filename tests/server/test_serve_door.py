@@ -76,6 +76,7 @@ def test_an_address_that_others_reach_needs_a_token(models, capsys, monkeypatch,
         (["warm-sft", "warm-sft@v2"], 2, "the same model as warm-sft"),
         (["stone", "--port", "70000"], 2, "no such port"),
         (["stone", "--max-waiting", "0"], 2, "max_waiting=0"),
+        (["stone", "--ui"], 2, "a comparison takes 2 to 4"),
         (["stone", "--token-file", "/no/such/file"], 2, "--token-file /no/such/file: cannot be read"),
     ],
 )

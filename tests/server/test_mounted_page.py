@@ -1,0 +1,59 @@
+"""A page beside the API: mounted at /ui, started with the server, and kept to this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from serving import Running, poet, running
+
+from align import serve
+from align.engine.local import LocalEngine
+from align.registry import Registry
+from align.server.served import describe, find_models
+
+
+def get(server: Running, path: str, **headers: str) -> httpx.Response:
+    return httpx.get(server.url + path, headers=headers, verify=False)
+
+
+def test_a_page_is_mounted_started_and_guarded_like_the_rest():
+    heard = []
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        heard.append("started")
+        yield
+        heard.append("ended")
+
+    page = FastAPI(lifespan=lifespan)
+    page.get("/")(lambda: "a page")
+    with running(poet(), page=page) as server:
+        assert get(server, "/ui/").json() == "a page"
+        assert get(server, "/ui/", host="evil.example").status_code == 421
+        assert get(server, "/v1/models").status_code == 200
+        assert heard == ["started"]
+
+    assert heard == ["started", "ended"]
+
+
+@pytest.mark.slow
+def test_the_comparison_page_is_shown_over_the_engine_of_the_api(models: Registry, engine: LocalEngine):
+    checkpoints = find_models(models, ["warm-sft", "cool-dpo@prod"])
+
+    # Where no event loop runs, gradio 6.31 makes one for each handler it is given and closes none of them.
+    async def build() -> FastAPI:
+        return serve._page(engine, models, checkpoints)
+
+    page = asyncio.run(build())
+    with running(engine, describe(models, checkpoints), page=page) as server:
+        shown = get(server, "/ui/")
+        config = get(server, "/ui/config")
+
+    assert shown.status_code == config.status_code == 200
+    assert "frame-ancestors 'none'" in shown.headers["content-security-policy"]
+    assert config.json()["components"]
