@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.config import build, load_yaml, write
 from align.engine.options import add_model_options, precision_from
-from align.errors import MachineError, UsageError, guard
+from align.errors import UsageError, guard
 
 if TYPE_CHECKING:
-    from align.evaluation.asked import Asked, Material
+    from align.evaluation.asked import Asked
     from align.evaluation.judging import Judge
-    from align.evaluation.measuring import Run
-    from align.evaluation.results import Result
+    from align.evaluation.session import Outputs
     from align.registry import Registry
 
 
@@ -104,6 +101,7 @@ def _outputs(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from align.evaluation.session import Outputs
     from align.registry import open_registry
 
     if bool(options.data) == bool(options.harness):
@@ -111,17 +109,16 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--data: {found}; give --data NAME (python -m align.data list shows some) or --harness TASK, one of them"
         )
-    for path in (options.json, options.samples, options.report):
-        check_writable(path)
+    outputs = Outputs(options.json, options.samples, options.report, record=not options.no_record)
+    outputs.check()
     registry = open_registry(options.registry)
-    if options.harness:
-        return benchmark(registry, options)
-    return evaluate(registry, options, read_options(options))
+    return benchmark(registry, options) if options.harness else evaluate(registry, options, outputs)
 
 
 def benchmark(registry: Registry, options: argparse.Namespace) -> int:
     """Run public benchmarks by lm-evaluation-harness, tell and keep their numbers."""
     from align.evaluation.harness import Benchmarks, as_record, draw_scores, keep, run_harness
+    from align.evaluation.session import write_json
 
     for switch in ("samples", "report", "judge", "scorer", "rewards", "reward_model"):
         if getattr(options, switch):
@@ -177,33 +174,22 @@ def _words(given: list[str]) -> list[str]:
     return list(dict.fromkeys(word.strip() for text in given for word in text.split(",") if word.strip()))
 
 
-def check_writable(path: str | None) -> None:
-    """Raise UsageError or MachineError before the work when a file could not be written after it."""
-    if path is None:
-        return
-    folder = Path(path).parent
-    if not folder.is_dir() or Path(path).is_dir():
-        raise UsageError(f"{path}: {'is a folder' if Path(path).is_dir() else f'no folder {folder}'}; give a file")
-
-
-def evaluate(registry: Registry, options: argparse.Namespace, asked: Asked) -> int:
+def evaluate(registry: Registry, options: argparse.Namespace, outputs: Outputs) -> int:
     """Measure, tell, and keep."""
-    from align.evaluation.asked import prepare
-    from align.evaluation.measuring import measure_models, resolve
-    from align.evaluation.results import summarise
-    from align.evaluation.scoring import add_scores, judge_all
+    from align.evaluation import session
     from align.evaluation.tables import draw
 
-    judges = read_judges(options)
-    material = prepare(asked, {"registry": registry.root})
-    resolve(registry, options.models)
-    check_reward_model(registry, asked)
-    runs = measure_models(registry, options.models, asked, material)
-    add_scores(registry, runs, asked, material)
-    result = summarise(runs, asked, material, judge_all(runs, material, judges, asked.seed))
-    write(draw(result))
-    _keep(registry, options, result, runs, material)
-    return refuse_silence(result)
+    asked, judges = read_options(options), read_judges(options)
+    found = session.evaluate(registry, options.models, asked, judges)
+    write(draw(found.result))
+    for note in [*found.result.notes, *(note for model in found.result.models for note in model.notes)]:
+        write(f"note: {note}")
+    kept = session.keep(registry, found, outputs)
+    if outputs.report:
+        write(f"report: {outputs.report}")
+    tell_kept(kept)
+    session.refuse_silence(found.result)
+    return 0
 
 
 def read_judges(options: argparse.Namespace) -> dict[str, Judge | str]:
@@ -212,7 +198,7 @@ def read_judges(options: argparse.Namespace) -> dict[str, Judge | str]:
 
     if options.judge and len(options.models) < 2:
         raise UsageError("--judge: a judge compares models with the first one; give two models or more")
-    found: dict[str, Judge | str] = {options.reward_model: "reward_model"} if options.reward_model else {}
+    found: dict[str, Judge | str] = {}
     for who in options.judge:
         if who == "reward_model":
             if not options.reward_model:
@@ -225,73 +211,6 @@ def read_judges(options: argparse.Namespace) -> dict[str, Judge | str]:
             judge = judge_at(who, options.judge_model, options.judge_timeout)
             found[judge.model] = judge
     return found
-
-
-def check_reward_model(registry: Registry, asked: Asked) -> None:
-    """Raise before anything is written when the reward model could not score it."""
-    from align.models.heads import check_score_head
-
-    if asked.reward_model:
-        check_score_head(registry.resolve(asked.reward_model))
-
-
-def refuse_silence(result: Result) -> int:
-    """The exit code 6 when some judge gave no verdict at all; everything else is kept by then."""
-    for model in result.models:
-        for each in model.judged:
-            if each.win_rate is None:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in each.failed.items())
-                raise MachineError(f"judge {each.judge}: gave no verdict ({reasons}); start it and evaluate again")
-    return 0
-
-
-def _keep(registry: Registry, options: argparse.Namespace, result: Result, runs: list[Run], material: Material) -> None:
-    for note in [*result.notes, *(note for model in result.models for note in model.notes)]:
-        write(f"note: {note}")
-    if options.json:
-        write_json(options.json, result.as_dict())
-    if options.samples:
-        write_samples(Path(options.samples), runs, material)
-    if options.report:
-        write_report(registry, Path(options.report), result, runs, material)
-    if not options.no_record:
-        record(registry, result, runs)
-
-
-def write_json(path: str, value: dict[str, Any]) -> None:
-    """All numbers as a file."""
-    Path(path).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_samples(path: Path, runs: list[Run], material: Material) -> None:
-    """Every completion with what was measured of it, a line each."""
-    from align.evaluation.samples import sample_rows
-
-    with path.open("w", encoding="utf-8") as file:
-        for row in sample_rows(runs, material):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def write_report(registry: Registry, path: Path, result: Result, runs: list[Run], material: Material) -> None:
-    """One page that needs nothing but itself."""
-    from align.evaluation.page import Report, draw_page
-
-    lineages = [registry.lineage(run.checkpoint) for run in runs]
-    path.write_text(draw_page(Report(result, runs, material, lineages)), encoding="utf-8")
-    write(f"report: {path}")
-
-
-def record(registry: Registry, result: Result, runs: list[Run]) -> None:
-    """Keep the numbers in the registry beside each version."""
-    from align.evaluation.results import record_of
-    from align.registry import evaluations
-
-    kept = []
-    for model, run in zip(result.models, runs, strict=True):
-        if evaluations.belongs(registry, run.checkpoint):
-            evaluations.add(registry, run.checkpoint, record_of(result, model))
-            kept.append(model.reference)
-    tell_kept(kept)
 
 
 def tell_kept(kept: list[str]) -> None:

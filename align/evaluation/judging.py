@@ -17,6 +17,8 @@ from align.evaluation.statistics import Resamples, sign_test
 from align.schema import Record
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
+NOTHING = "no completion to judge"
+"""the reason for no verdict that is not the judge's"""
 
 Judge = Callable[[Sequence[Record], Texts, Texts], "Verdicts"]
 """from records, our completions and theirs"""
@@ -54,6 +56,11 @@ class Judged:
     consistency: float | None
     """share of pairs on which a judge asked in both positions said the same"""
 
+    @property
+    def silent(self) -> bool:
+        """Whether the judge failed on every pair it was asked about; equal completions tie without being asked about."""
+        return self.win_rate is None or (self.consistency is None and bool(set(self.failed) - {NOTHING}))
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return asdict(self)
@@ -76,4 +83,4 @@ def by_scores(ours: np.ndarray, theirs: np.ndarray) -> Verdicts:
     gains = ours - theirs
     rows = np.where(np.isnan(gains), np.nan, np.where(gains > 0, WIN, np.where(gains < 0, LOSS, TIE)))
     missing = int(np.isnan(gains).sum())
-    return Verdicts(rows, {"no completion": missing} if missing else {})
+    return Verdicts(rows, {NOTHING: missing} if missing else {})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from align.errors import MachineError, UsageError, shorten
-from align.evaluation.judging import LOSS, TIE, WIN, Verdicts
+from align.evaluation.judging import LOSS, NOTHING, TIE, WIN, Verdicts
 from align.evaluation.overlap import Texts, reference_text, require
 from align.schema import Record
 
@@ -42,7 +42,6 @@ _GIVE_UP = 6
 _UNREACHABLE = "judge unreachable"
 _SLOW = "judge timed out"
 _NONSENSE = "no verdict in its answer"
-_NOTHING = "no completion to judge"
 
 
 class _Failed(Exception):
@@ -94,7 +93,7 @@ class RemoteJudge:
 
     def _pair(self, client: httpx.Client, record: Record, ours: str | None, theirs: str | None) -> _Opinion:
         if ours is None or theirs is None:
-            return _Opinion(float("nan"), _NOTHING)
+            return _Opinion(float("nan"), NOTHING)
         if ours == theirs:
             return _Opinion(TIE)
         if self._unreachable >= _GIVE_UP:

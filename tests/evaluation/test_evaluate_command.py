@@ -238,3 +238,32 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "--report FILE.html" in done.stdout
+
+
+def test_a_judge_that_is_down_is_told_and_everything_else_is_kept(run, questions, tmp_path, monkeypatch):
+    monkeypatch.setattr("align.evaluation.remote_judge.RemoteJudge._pause", lambda *_: 0.0)
+    words = ["red", "blue", "--data", questions, "--limit", "4", "--no_record", "--json", tmp_path / "j.json"]
+
+    code, out, told = run(*words, "--judge", "http://127.0.0.1:9/v1", "--judge_model", "absent")
+
+    assert code == 6
+    assert "judge absent: gave no verdict" in told
+    assert "judge unreachable" in out
+    (judged,) = json.loads((tmp_path / "j.json").read_text())["models"][1]["judged"]
+    assert judged["win_rate"] is None
+    assert sum(judged["failed"].values()) == 4 - judged["ties"]
+
+
+def test_programs_evaluate_without_a_command_line(family, questions, tmp_path):
+    from align.engine.protocol import Sampling
+    from align.evaluation.asked import Asked
+    from align.evaluation.session import Outputs, evaluate, keep
+
+    asked = Asked(data=str(questions), sampling=Sampling(0.0, max_new_tokens=4), scorers=("token_f1",), kl=False)
+    before = len(evaluations.of(family.resolve("red")))
+
+    found = evaluate(family, ["red"], asked)
+
+    assert keep(family, found, Outputs(report=str(tmp_path / "r.html"))) == ["red@v1"]
+    assert len(evaluations.of(family.resolve("red"))) == before + 1
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
