@@ -58,7 +58,7 @@ class Judged:
 
     @property
     def silent(self) -> bool:
-        """Whether the judge failed on every pair it was asked about; equal completions tie without being asked about."""
+        """Whether the judge failed on every pair it was asked about; equal completions tie unasked."""
         return self.win_rate is None or (self.consistency is None and bool(set(self.failed) - {NOTHING}))
 
     def as_dict(self) -> dict[str, Any]:
