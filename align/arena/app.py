@@ -13,7 +13,7 @@ import gradio as gr
 
 from align.arena.battles import Arena
 from align.arena.board import lay_out_board
-from align.arena.handlers import AskHandlers, BoardHandlers, buttons_around
+from align.arena.handlers import MOST_LETTERS, AskHandlers, BoardHandlers, buttons_around
 from align.arena.parts import Asking, Board, Reviewing, Sheets
 from align.arena.queue import ReviewQueue
 from align.arena.reviewing import ReviewHandlers, lay_out_reviewing, progress_around
@@ -125,11 +125,12 @@ def _asking(board: Board, contents: Contents, words: Any) -> Asking:
     with gr.Row(elem_id="asking", elem_classes="asking"):
         prompt = gr.Textbox(
             label=words("prompt_label"), show_label=False, container=False, placeholder=words("prompt"),
-            elem_id="prompt", lines=1, max_lines=6, max_length=20_000, scale=8, autofocus=True,
+            elem_id="prompt", lines=1, max_lines=6, max_length=MOST_LETTERS, scale=8, autofocus=True,
         )  # fmt: skip
         ask = gr.Button(words("ask"), variant="primary", elem_id="ask", scale=1)
         stop = gr.Button(words("stop"), variant="stop", elem_id="stop", scale=1, interactive=False)
         again = gr.Button(words("again"), elem_id="again", scale=1, interactive=False)
+        edit = gr.Button(words("edit"), elem_id="edit", scale=1, interactive=False)
         board.shift_button.render()
         new = gr.Button(words("new"), elem_id="new", elem_classes="next", scale=1)
     with gr.Accordion(words("settings"), open=False, elem_id="sampling", elem_classes="settings"):
@@ -137,7 +138,12 @@ def _asking(board: Board, contents: Contents, words: Any) -> Asking:
         system = gr.Textbox(
             "", label=words("system"), info=words("system_info"), lines=1, max_lines=4, elem_id="system"
         )
-    return Asking(prompt, ask, stop, again, new, settings, system)
+        follow = gr.Checkbox(True, label=words("follow"), info=words("follow_info"), elem_id="follow")
+        follow.change(
+            lambda followed: [gr.update(autoscroll=followed)] * len(board.panes), follow, board.panes,
+            api_visibility="private", show_progress="hidden",
+        )  # fmt: skip
+    return Asking(prompt, ask, stop, again, edit, gr.State(False), new, settings, system)
 
 
 def _settings(words: Any, sampling: Sampling, seed: int | None) -> list[Any]:
@@ -204,11 +210,12 @@ def _connect(contents: Contents, board: Board, asking: Asking, wire: Wire) -> No
     wire(
         [asking.ask.click, asking.prompt.submit],
         handlers.ask,
-        [board.state, asking.prompt, asking.system, *asking.settings],
+        [board.state, asking.editing, asking.prompt, asking.system, *asking.settings],
         outputs,
         limit=16,
     )
     wire([asking.again.click], handlers.again, [board.state, *asking.settings], outputs, limit=16)
+    wire([asking.edit.click], handlers.edit, [board.state], outputs)
     wire([asking.stop.click], handlers.stop, [board.state], [])
     wire([asking.new.click], handlers.new, [board.state], outputs)
     connect_board(judging, wire, outputs)

@@ -174,15 +174,21 @@ class Arena:
             question.insert(0, Message(role="system", content=system))
         self._start(battle, turn, [[*pane.messages, *question] for pane in battle.panes])
 
-    def ask_again(self, battle: Battle, turn: Turn) -> None:
-        """Take the last answers back and start new ones, from another seed if the same one was asked for."""
+    def ask_again(self, battle: Battle, turn: Turn, prompt: str = "") -> None:
+        """Take the last answers back and start new ones, from another seed if the same one was asked for.
+
+        With a `prompt`, that is asked in place of the last question.
+        """
         if battle.phase not in ("answered", "failed"):
             raise Refusal("nothing_to_regenerate")
         if battle.review is not None:
             raise Refusal("review")
         turn.regenerated = battle.turns[-1].regenerated + 1
-        turn.seed += turn.regenerated
         asked = [_before_answer(pane.messages) for pane in battle.panes]
+        if prompt := clean(prompt):
+            asked = [[*messages[:-1], user(prompt)] for messages in asked]
+        else:
+            turn.seed += turn.regenerated
         self._start(battle, turn, asked, instead=True)
 
     def new_turn(self, sampling: Sampling, seed: int | None) -> Turn:

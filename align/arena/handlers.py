@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -9,11 +11,14 @@ import gradio as gr
 
 from align.arena import shift_view, view
 from align.arena.ballot import Opinion
-from align.arena.battles import Arena, Battle, Refusal, Setup, Turn
+from align.arena.battles import SCORE_SECONDS, Arena, Battle, Refusal, Setup, Turn
 from align.arena.parts import Asking, Board, Changes
 from align.arena.visitor import Visitor, read_settings, visitor_of
 from align.engine.protocol import Engine, Sampling
 from align.errors import AlignError, MachineError, UsageError
+
+MOST_LETTERS = 20_000
+"""of a question or a system prompt; what a browser sends may be longer than its fields allow"""
 
 
 class Court(Protocol):
@@ -142,20 +147,38 @@ class AskHandlers:
         self._usual = usual
 
     async def ask(
-        self, client: str, battle: Battle | None, prompt: str, system: str, *settings: Any
+        self, client: str, battle: Battle | None, editing: bool, prompt: str, *told: Any
     ) -> AsyncIterator[Changes]:
         """Put a question to every pane; after a vote it opens a new battle."""
-        visitor = visitor_of(client)
+        visitor, (system, *settings) = visitor_of(client), told
         if battle is None or battle.phase == "voted":
-            battle = self._arena.new_battle()
+            battle, editing = self._arena.new_battle(), False
         try:
-            self._arena.ask(battle, prompt or "", self._new_turn(settings), system or "")
+            if max(len(prompt or ""), len(system or "")) > MOST_LETTERS:
+                raise Refusal("too_long")
+            turn = self._new_turn(settings)
+            if editing and (prompt or "").strip():
+                self._arena.ask_again(battle, turn, prompt)
+            else:
+                self._arena.ask(battle, prompt or "", turn, system or "")
         except (Refusal, UsageError) as refusal:
             yield self._board.refuse(refusal, visitor)
             return
         yield {**self._board.drawn(battle, visitor), self._asking.prompt: ""}
         async for changes in self._follow(battle, visitor):
             yield changes
+
+    def edit(self, client: str, battle: Battle | None) -> Changes:
+        """Put the last question back into the field; what is asked next replaces it and its answers."""
+        visitor = visitor_of(client)
+        questions = [message for message in battle.panes[0].messages if message["role"] == "user"] if battle else []
+        if battle is None or battle.phase not in ("answered", "failed") or not questions:
+            return self._board.refuse(Refusal("nothing_to_edit"), visitor)
+        return {
+            self._asking.prompt: questions[-1]["content"],
+            self._asking.editing: True,
+            self._board.board.status: view.notice(visitor.words["editing"], "editing"),
+        }
 
     async def again(self, client: str, battle: Battle | None, *settings: Any) -> AsyncIterator[Changes]:
         """Write the last answers once more."""
@@ -197,6 +220,10 @@ class AskHandlers:
                 changes |= {button: gr.update(interactive=votable) for button in board.votes.values()}
             yield changes
         yield self._board.drawn(battle, visitor)
+        if battle.scoring is not None and not self._arena.setup.blind:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.to_thread(battle.scoring.result, SCORE_SECONDS)
+                yield {board.status: view.status(battle, self._arena.setup, visitor.language)}
 
 
 def buttons_around(asking: Asking, battle: Battle, _visitor: Visitor) -> Changes:
@@ -206,5 +233,7 @@ def buttons_around(asking: Asking, battle: Battle, _visitor: Visitor) -> Changes
         asking.ask: gr.update(interactive=not streaming),
         asking.stop: gr.update(interactive=streaming),
         asking.again: gr.update(interactive=battle.phase in ("answered", "failed")),
+        asking.edit: gr.update(interactive=battle.phase in ("answered", "failed")),
+        asking.editing: False,
         asking.new: gr.update(interactive=not streaming),
     }

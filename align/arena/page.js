@@ -1,5 +1,6 @@
 () => {
-  const typing = (node) => node && (node.isContentEditable || ['INPUT', 'TEXTAREA', 'SELECT'].includes(node.tagName));
+  const typing = (node) => node && (node.isContentEditable || ['TEXTAREA', 'SELECT'].includes(node.tagName)
+    || (node.tagName === 'INPUT' && !['checkbox', 'radio', 'range', 'button'].includes(node.type)));
   const seen = (node) => node && node.offsetParent !== null;
   const press = (selector) => [...document.querySelectorAll(selector)].find((node) => seen(node) && !node.disabled)?.click();
   const votes = () => [...document.querySelectorAll('.votes button')].filter(seen);
@@ -20,7 +21,10 @@
   // What gradio leaves unsaid to a screen reader, and what digit stands on which button.
   const name = () => {
     document.querySelectorAll('.votes').forEach((row) =>
-      row.querySelectorAll('button').forEach((button, index) => button.setAttribute('data-key', index + 1)));
+      row.querySelectorAll('button').forEach((button, index) => {
+        button.setAttribute('data-key', index + 1);
+        button.setAttribute('aria-keyshortcuts', index + 1);
+      }));
     const answer = document.documentElement.lang.startsWith('zh') ? '回答' : 'Answer';
     document.querySelectorAll('.pane').forEach((pane) => {
       const told = `${answer} ${pane.querySelector('[data-testid="block-label"]')?.innerText.trim()}`;

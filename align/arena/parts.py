@@ -46,6 +46,9 @@ class Asking:
     ask: Any
     stop: Any
     again: Any
+    edit: Any
+    editing: Any
+    """whether the next question replaces the last one"""
     new: Any
     settings: list[Any]
     """temperature, top_p, top_k, min_p, repetition_penalty, max_new_tokens, seed"""
@@ -54,7 +57,7 @@ class Asking:
     @property
     def outputs(self) -> list[Any]:
         """Everything asking may change beside the board."""
-        return [self.prompt, self.ask, self.stop, self.again, self.new]
+        return [self.prompt, self.ask, self.stop, self.again, self.edit, self.editing, self.new]
 
 
 @dataclass

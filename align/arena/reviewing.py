@@ -62,5 +62,5 @@ class ReviewHandlers:
         said = visitor.words["queue_waiting" if written < wanted else "queue_done"]
         return {
             **progress_around(self._queue, self._parts, None, visitor),
-            self._board.board.status: view.notice(said) if written < wanted else view.thanks(said),
+            self._board.board.status: view.notice(said, "streaming" if written < wanted else "saved"),
         }

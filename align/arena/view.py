@@ -72,14 +72,9 @@ def status(battle: Battle, setup: Setup, language: str) -> str:
     return line + _facts(battle, words) if battle.phase == "answered" and not setup.blind else line
 
 
-def notice(text: str) -> str:
-    """The line below the panes when a visitor asked for something that cannot be done now, or the machine failed."""
-    return _line(text, "refused")
-
-
-def thanks(text: str) -> str:
-    """The line below the panes when all is done."""
-    return _line(text, "saved")
+def notice(text: str, kind: str = "refused") -> str:
+    """The line below the panes when a visitor asked for something that cannot be done now, or for any other reason."""
+    return _line(text, kind)
 
 
 def _line(text: str, kind: str, more: str = "") -> str:

@@ -26,7 +26,7 @@ class Guard:
     """Adds the security headers to every response, and answers only to local names.
 
     A page elsewhere can point a name of its own at this machine's loopback address and so read what is here; it cannot
-    make the browser send another Host header.
+    make the browser send another Host header. It can have the browser post here, but not without an Origin header.
     """
 
     def __init__(self, app: Application) -> None:
@@ -44,6 +44,11 @@ class Guard:
             await send({"type": "http.response.body", "body": b"this page answers to localhost only\n"})
             return
 
+        if not _is_own(scope):
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"this page takes requests of its own pages only\n"})
+            return
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
@@ -52,8 +57,18 @@ class Guard:
         await self._app(scope, receive, send_guarded)
 
 
+def _header(scope: Message, wanted: bytes) -> str:
+    return str(next((value for name, value in scope["headers"] if name == wanted), b"").decode("latin-1"))
+
+
+def _is_own(scope: Message) -> bool:
+    """Whether a request comes from a page of this server, or from no page at all."""
+    origin = _header(scope, b"origin")
+    return not origin or origin.partition("://")[2] == _header(scope, b"host")
+
+
 def _host(scope: Message) -> str:
-    header = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+    header = _header(scope, b"host")
     return header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, NoReturn
+
+import pytest
 
 FIRST, SECOND, BASE, TWIN = "crimson-sft", "azure-dpo", "granite-base", "scarlet-copy"
 JUDGE = "amber-judge"
 TIMEOUT = 60_000
+
+
+def without_browser(reason: str) -> NoReturn:
+    """Skip what needs a browser; where ALIGN_REQUIRE_BROWSER=1, that is a failure."""
+    required = os.environ.get("ALIGN_REQUIRE_BROWSER") == "1"
+    pytest.fail(reason) if required else pytest.skip(reason)
 
 
 def ask(page: Any, text: str, *, wait: bool = True) -> None:

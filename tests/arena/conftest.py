@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
 import shutil
 import socket
 import threading
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import without_browser
 
 from align.engine.protocol import Engine, Row, Sampling
 from align.registry import Registry, open_registry
@@ -195,7 +196,8 @@ class Sites:
 @pytest.fixture(scope="session")
 def serve(contest: Registry, request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Sites]:
     """Serve a page; equal pages are served once for all tests."""
-    pytest.importorskip("gradio")
+    if importlib.util.find_spec("gradio") is None:
+        without_browser("no gradio")
     sites = Sites(contest, lambda: request.getfixturevalue("engine"), tmp_path_factory.mktemp("votes"))
     yield sites
     sites.close()
@@ -215,16 +217,12 @@ FLAGS = [
 # A module's, not the session's: while Playwright runs, its event loop keeps others' tests from running their own.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium; without one these tests are skipped, or fail where ALIGN_REQUIRE_BROWSER=1."""
+    """Debian's Chromium."""
     chromium = shutil.which("chromium")
-    required = os.environ.get("ALIGN_REQUIRE_BROWSER") == "1"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        chromium = None
-    if chromium is None:
-        reason = "no chromium on the PATH, or no playwright"
-        pytest.fail(reason) if required else pytest.skip(reason)
+    if chromium is None or importlib.util.find_spec("playwright") is None:
+        without_browser("no chromium on the PATH, or no playwright")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser

@@ -5,7 +5,21 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from browsing import BASE, FIRST, JUDGE, SECOND, answered, ask, growing, leave_the_prompt, mark, saved, set_field, vote
+from browsing import (
+    BASE,
+    FIRST,
+    JUDGE,
+    SECOND,
+    answered,
+    ask,
+    growing,
+    leave_the_prompt,
+    mark,
+    saved,
+    set_field,
+    vote,
+    without_browser,
+)
 
 pytestmark = [
     pytest.mark.browser,
@@ -191,6 +205,33 @@ def test_a_conversation_goes_on_is_regenerated_with_a_new_seed_and_left(serve, v
     page.locator("#new").click()
     page.wait_for_function("!document.querySelector('#pane-a .bot')")
     assert page.locator("#vote-a").is_disabled()
+
+
+def test_an_edited_question_replaces_the_last_one(serve, visit):
+    site = serve()
+    page = visit(site).page
+    ask(page, "one")
+    ask(page, "too")
+    mark(page)
+
+    page.locator("#edit").click()
+    page.locator("#status .editing").wait_for()
+    assert page.locator("#prompt textarea").input_value() == "too"
+    ask(page, "two")
+    vote(page, "a")
+
+    [row] = site.rows()
+    asked = [message["content"] for message in [*row["prompt"], *row["a"]] if message["role"] == "user"]
+    assert asked == ["one", "two"]
+
+
+def test_a_missing_browser_is_a_failure_where_one_is_required(monkeypatch):
+    monkeypatch.setenv("ALIGN_REQUIRE_BROWSER", "1")
+    with pytest.raises(pytest.fail.Exception):
+        without_browser("none")
+    monkeypatch.delenv("ALIGN_REQUIRE_BROWSER")
+    with pytest.raises(pytest.skip.Exception):
+        without_browser("none")
 
 
 def test_settings_and_system_prompt_reach_the_engine_and_the_vote(serve, visit):

@@ -9,7 +9,7 @@ from align.arena.web import Guard, is_local, open_port
 from align.errors import MachineError, UsageError
 
 
-def answer(host: str) -> tuple[int, dict[bytes, bytes]]:
+def answer(host: str, origin: str = "") -> tuple[int, dict[bytes, bytes]]:
     sent = []
 
     async def app(scope, receive, send):
@@ -21,7 +21,8 @@ def answer(host: str) -> tuple[int, dict[bytes, bytes]]:
     async def send(message):
         sent.append(message)
 
-    asyncio.run(Guard(app)({"type": "http", "headers": [(b"host", host.encode())]}, receive, send))
+    headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
+    asyncio.run(Guard(app)({"type": "http", "headers": headers}, receive, send))
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
@@ -37,6 +38,12 @@ def test_local_names_are_answered_with_security_headers(host):
 @pytest.mark.parametrize("host", ["evil.example:7860", "192.168.1.5", "localhost.evil.example", ""])
 def test_other_names_are_refused(host):
     assert answer(host)[0] == 421
+
+
+def test_a_page_elsewhere_cannot_post_here():
+    assert answer("127.0.0.1:7860", "http://127.0.0.1:7860")[0] == 200
+    for origin in ("https://evil.example", "http://127.0.0.1:9999", "null"):
+        assert answer("127.0.0.1:7860", origin)[0] == 403
 
 
 def test_a_port_in_use_is_named_with_a_remedy():
