@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "one prompt, or a chat on the terminal",
     "compare": "models side by side in the browser, named or blind, with votes",
     "arena": "what the votes say: leaderboard and intervals; votes exported and imported",
+    "serve": "models by name over OpenAI's HTTP API, with a token, limits and metrics",
     "evaluate": "how good models are, each against the first, with intervals; public benchmarks too",
     "data": "list, check, preview, split, convert and scrub datasets",
     "registry": "what is registered, from what, and whether it is whole",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -20,6 +21,9 @@ from align.server.refusals import Refusal
 from align.server.service import Service
 
 router = APIRouter()
+
+_TO_SAY_SO = 1.0
+"""seconds in which a client may still read that its time is over"""
 
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no", "content-type": "text/event-stream"}
 
@@ -87,7 +91,9 @@ async def _respond(request: Request, body: ChatBody | CompletionBody, style: rep
     note.model, note.id = served.name, head.id
     answer = Answer(style, head, body, note, rows)
     events = service.answer(served, rows, request.receive)
-    return await (answer.stream(events) if body.stream else answer.whole(events))
+    if body.stream:
+        return await answer.stream(events, service.limits.max_seconds)
+    return await answer.whole(events)
 
 
 class Answer:
@@ -117,9 +123,9 @@ class Answer:
         choices = [self._style.whole(done, tokens.get(done.row, []) if self._wants_tokens else None) for done in ended]
         return JSONResponse(self._head.reply(choices, usage=replies.usage(ended)))
 
-    async def stream(self, events: AsyncIterator[Event]) -> Response:
-        """Piece by piece; what fails before the first piece is a plain refusal."""
-        return EventStream(self._pieces(await anext(events), events))
+    async def stream(self, events: AsyncIterator[Event], seconds: float) -> Response:
+        """Piece by piece, for so long at most; what fails before the first piece is a plain refusal."""
+        return EventStream(self._pieces(await anext(events), events), seconds + _TO_SAY_SO)
 
     async def _pieces(self, first: Event, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
         async with aclosing(events) as running:  # type: ignore[type-var]
@@ -171,15 +177,18 @@ CLIENT_GONE = 499
 class EventStream(Response):
     """Server-sent events, sent as they are made and closed whatever happens."""
 
-    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+    def __init__(self, pieces: AsyncIterator[bytes], seconds: float) -> None:
         super().__init__(headers=_STREAM_HEADERS)
         del self.headers["content-length"]
         self._pieces = pieces
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything; a client that is gone is noticed by who makes the pieces."""
+        """Send everything; a client that is gone is noticed by who makes the pieces, one that does not read here."""
         async with aclosing(self._pieces) as pieces:  # type: ignore[type-var]
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for piece in pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds):
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    async for piece in pieces:
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})

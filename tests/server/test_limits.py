@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ import openai
 import pytest
 from serving import POEM, Running, poet, running
 
+from align.engine.fake import FakeEngine
 from align.errors import UsageError
 from align.server.limits import Limits
 
@@ -91,6 +94,21 @@ def test_a_client_that_goes_away_frees_its_row(stream):
         until(lambda: engine.waiting == 0, 0.5)
         until(lambda: b'status="499"' in server.service.metrics.text(), 1)
         assert server.service.running == 0
+
+
+def test_a_client_that_never_reads_is_given_up():
+    long = FakeEngine(["red@v1"], lambda _row: "x" * 20_000_000)
+    with running(long, limits=Limits(max_seconds=0.3)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        body = json.dumps({**ASK, "stream": True}).encode()
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
+        with socket.create_connection((host, int(port))) as line:
+            line.sendall(head.encode() + b"\r\n\r\n" + body)
+            until(lambda: server.service.running == 1)
+            until(lambda: server.service.running == 0, 4)
+        assert httpx.get(server.url + "/health", verify=False).status_code == 200
 
 
 def test_until_the_models_are_loaded_the_server_lives_and_is_not_ready():
