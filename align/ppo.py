@@ -45,6 +45,7 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     from align.data.render import stop_token_ids
     from align.models.loading import Precision
     from align.rl.quartet import build_quartet
+    from align.rl.rewards.learned import reward_models
     from align.rl.rollout import PromptStream, iterations
     from align.rl.scoring import prove_packing
     from align.training.datasets import token_sets
@@ -52,11 +53,11 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     config.check_sizes(run.ranks.count)
     # 1. Data: records seen as prompts; rewards may read the rest of a record.
     found = run.records()
-    rewards, gold = RewardSum(config.rewards), Gold(config.gold)
+    reward_model, as_text = reward_models(run.registry, config.reward_model)
+    rewards, gold = RewardSum([*config.rewards, *as_text]), Gold(config.gold)
     judges = prepare(rewards, gold, found.records, Place(run.registry, Precision.of(config), run.say))
 
     # 2. Models: policy, reference, reward model and value model as adapters on one base.
-    reward_model = run.registry.resolve(config.reward_model) if config.reward_model else None
     quartet = build_quartet(run.registry, run.parent, reward_model, config)
     tokenizer = quartet.resident.tokenizer
     rows, _ = token_sets(run, found, None, tokenizer)

@@ -161,3 +161,25 @@ def test_as_the_policys_own_reward_model_it_is_refused_with_both_digests(registr
     told = capsys.readouterr().err
     assert re.search(r"judge@v1: trained over a base whose \w+ is sha256:\w{64}, but .* has sha256:\w{64}; ", told)
     assert "rewards=[{name: learned, args: {model: judge@v1}}]" in told
+
+
+def test_a_whole_classifier_given_as_the_reward_model_is_read_as_text(
+    registry, whole, tiny_base, tmp_path, capsys, no_pictures
+):
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": record.prompt}) + "\n" for record in ASKED))
+    words = [
+        f"model={tiny_base}", f"data={data}", "name=by-text", "--registry", str(registry.root), "bf16=false",
+        "max_steps=1", "rollout_batch_size=4", "per_device_train_batch_size=4", "sampling.max_new_tokens=5",
+        "max_length=64", "lora.r=2", "sampling.missing_eos_penalty=0", f"reward_model={whole}",
+        "gold=[{name: learned, args: {model: judge}}]",
+    ]  # fmt: skip
+
+    assert main(STAGE, words) == 0
+
+    assert f"{whole}: scores completions as text, 16 at a time" in capsys.readouterr().out
+    made = registry.resolve("by-text")
+    assert [parent["reference"] for parent in made.manifest["parents"]] == [str(tiny_base), str(whole)]
+    row = json.loads((Path(made.location) / "metrics.jsonl").read_text())
+    assert row["score_mean"] == pytest.approx(row["rewards/learned"], abs=1e-5)
+    assert row["gold_mean"] == pytest.approx(row["rewards/learned"], abs=1e-4)
