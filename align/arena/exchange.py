@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def votes_as_pairs(source: Path, wanted: VoteFilter) -> Iterable[str]:
     """The pairs that can be learned from, in TRL's columns; ties, refusals and what taught nothing are left out."""
     options = told(wanted)
     found = load_records(f"{source}:format=votes{',' + options if options else ''}", view="preference")
+    for reason, count in found.dropped.items():
+        sys.stderr.write(f"left out {count}: {reason}\n")
     return (json.dumps(to_trl(record), ensure_ascii=False, default=str) for record in found.records)
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 _STEPS, _CLOSE = 100, 1e-10
+_FAR = 12.0
+"""Log-odds as large as this are on their way to infinity: one choice in a hundred thousand would go the other way."""
 _NULL = 1e-9
 """Eigenvalues below this share of the largest belong to directions that no choice says anything about."""
 
@@ -26,14 +28,14 @@ class Fit(NamedTuple):
     settled: bool
 
 
-def fit(features: Array, shares: Array, clusters: NDArray[np.int64], *, at_least_model: bool = False) -> Fit:
+def fit(features: Array, shares: Array, clusters: NDArray[np.int64]) -> Fit:
     """The parameters under which the choices are likeliest, by Newton's method.
 
     `features` (N, C, P) are those of every outcome of every choice, `shares` (N, C) how much of the choice each
     outcome got, and `clusters` (N,) which choices hang together. Directions that no choice depends on stay at 0.
 
-    The covariance is the clustered sandwich (Liang and Zeger 1986, eq. 4) times G / (G - 1) for G clusters; with
-    `at_least_model` it is not less, in any parameter, than the inverse of the information.
+    The covariance is the clustered sandwich (Liang and Zeger 1986, eq. 4) times G / (G - 1) for G clusters, and never
+    less, in any parameter, than the inverse of the information: from few clusters the sandwich alone claims too much.
     """
     parameters = np.zeros(features.shape[2])
     settled = False
@@ -43,7 +45,7 @@ def fit(features: Array, shares: Array, clusters: NDArray[np.int64], *, at_least
         length = float(np.abs(step).max(initial=0.0))
         parameters = parameters + step * min(1.0, 2.0 / length if length else 1.0)
         if length < _CLOSE:
-            settled = True
+            settled = bool(np.ptp(features @ parameters, axis=1).max(initial=0.0) < _FAR)
             break
     gradient, information = _slopes(parameters, features, shares)
     inverse = _inverse(information)
@@ -51,10 +53,8 @@ def fit(features: Array, shares: Array, clusters: NDArray[np.int64], *, at_least
     np.add.at(sums, clusters, gradient)
     groups = max(len(sums), 2)
     covariance = inverse @ (sums.T @ sums) @ inverse * groups / (groups - 1)
-    if at_least_model:
-        scale = np.sqrt(np.maximum(1.0, np.diag(inverse) / np.maximum(np.diag(covariance), 1e-300)))
-        covariance = covariance * np.outer(scale, scale)
-    return Fit(parameters, covariance, settled)
+    scale = np.sqrt(np.maximum(1.0, np.diag(inverse) / np.maximum(np.diag(covariance), 1e-300)))
+    return Fit(parameters, covariance * np.outer(scale, scale), settled)
 
 
 def _slopes(parameters: Array, features: Array, shares: Array) -> tuple[Array, Array]:

@@ -26,15 +26,27 @@ ENOUGH_PROMPTS = 5
 Ties = Literal["half", "davidson"]
 
 
+REMARKS = {
+    "order_fixed": "each pair was always shown in one order: position bias cannot be told",
+    "one_sided": "{models}: every vote between them and the others goes one way; a cautious difference is shown",
+    "cautious": "in one order every vote goes one way; cautious strengths and position bias are shown",
+    "named": "{named} of {votes} votes were cast with the names shown",
+    "two_digests": "{model} names {count} different models (their digests differ); rank them apart by time",
+    "disconnected": "nobody voted between these groups, so their strengths cannot be compared: {groups}",
+    "not_enough": "not enough votes to place {models}: {votes} votes each on {prompts} prompts are the least",
+}
+"""What a leaderboard may warn of."""
+
+
 class Remark(str):
     """A warning in English, with the key and values to say it in another language."""
 
     key: str
     values: dict[str, Any]
 
-    def __new__(cls, key: str, text: str, **values: Any) -> Remark:
+    def __new__(cls, key: str, **values: Any) -> Remark:
         """A text that knows its key."""
-        remark = super().__new__(cls, text.format(**values))
+        remark = super().__new__(cls, REMARKS[key].format(**values))
         remark.key, remark.values = key, values
         return remark
 
@@ -148,7 +160,7 @@ def _count(rows: Iterable[dict[str, Any]]) -> _Votes:
     seen = []
     for row in rows:
         first, second = (names.setdefault(row["models"][side], len(names)) for side in "ab")
-        prompt = json.dumps(row["prompt"], sort_keys=True)
+        prompt = json.dumps(row.get("prompt"), sort_keys=True)
         won = {"a": 1.0, "b": 0.0}.get(row["choice"], 0.5)
         seen.append((first, second, won, prompts.setdefault(prompt, len(prompts))))
     table = np.array(seen, dtype=float).reshape(-1, 4)
@@ -192,15 +204,14 @@ def _strengths(
     design[places, votes.second] -= 1
     shown_both_ways = _rank(np.column_stack([design, np.ones(len(design))])) > _rank(design)
     if not shown_both_ways:
-        remarks.append(Remark("order_fixed", "each pair was always shown in one order: position bias cannot be told"))
+        remarks.append(Remark("order_fixed"))
     design = np.column_stack([design, np.full(len(design), float(shown_both_ways))])
     apart = _apart(votes)
     found = _fit(design, votes, ties)
     if apart or not found.settled:
-        found = _fit(*_with_doubt(design, votes), ties, at_least_model=True)
-        names = ", ".join(votes.names[index] for index in apart) or "the answer shown first"
-        text = "{models}: all votes go one way; nothing bounds the difference, so a cautious one is shown"
-        remarks.append(Remark("one_sided", text, models=names))
+        found = _fit(*_with_doubt(design, votes), ties)
+        names = ", ".join(votes.names[index] for index in apart)
+        remarks.append(Remark("one_sided", models=names) if apart else Remark("cautious"))
     prompts = len(np.unique(votes.prompt))
     if prompts < ENOUGH_PROMPTS or not found.settled:
         return [None] * count, None, remarks
@@ -233,17 +244,17 @@ def _with_doubt(design: Array, votes: _Votes) -> tuple[Array, _Votes]:
     return np.vstack([design, extra]), more
 
 
-def _fit(design: Array, votes: _Votes, ties: Ties, *, at_least_model: bool = False) -> Fit:
+def _fit(design: Array, votes: _Votes, ties: Ties) -> Fit:
     """The Bradley-Terry model, or Davidson's where some votes are ties and some are not."""
     tied = votes.won == 0.5
     sides = [design / 2, -design / 2]
     if ties == "half" or not 0 < tied.mean() < 1:
         shares = np.column_stack([votes.won, 1 - votes.won])
-        return fit(np.stack(sides, axis=1), shares, votes.prompt, at_least_model=at_least_model)
+        return fit(np.stack(sides, axis=1), shares, votes.prompt)
     none = np.zeros((len(design), 1))
     thirds = [np.hstack([side, none]) for side in sides] + [np.hstack([np.zeros_like(design), none + 1])]
     shares = np.column_stack([votes.won == 1, votes.won == 0, tied]).astype(float)
-    return fit(np.stack(thirds, axis=1), shares, votes.prompt, at_least_model=at_least_model)
+    return fit(np.stack(thirds, axis=1), shares, votes.prompt)
 
 
 def _apart(votes: _Votes) -> list[int]:
@@ -308,8 +319,7 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[Remark]:
     remarks = []
     named = sum(row.get("mode") == "named" for row in rows)
     if named:
-        text = "{named} of {votes} votes were cast with the names shown"
-        remarks.append(Remark("named", text, named=named, votes=len(rows)))
+        remarks.append(Remark("named", named=named, votes=len(rows)))
     digests: dict[str, set[str]] = {}
     for row in rows:
         for side, digest in (row.get("digests") or {}).items():
@@ -317,8 +327,7 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[Remark]:
                 digests.setdefault(row["models"][side], set()).add(digest)
     for reference, found in digests.items():
         if len(found) > 1:
-            text = "{model} names {count} different models (their digests differ); rank them apart with since="
-            remarks.append(Remark("two_digests", text, model=reference, count=len(found)))
+            remarks.append(Remark("two_digests", model=reference, count=len(found)))
     return remarks
 
 
@@ -329,16 +338,14 @@ def _groups_apart(standings: list[Standing]) -> list[Remark]:
     if len(groups) < 2:
         return []
     told = " | ".join(", ".join(names) for names in groups.values())
-    text = "nobody voted between these groups, so their strengths cannot be compared: {groups}"
-    return [Remark("disconnected", text, groups=told)]
+    return [Remark("disconnected", groups=told)]
 
 
 def _too_few(standings: list[Standing]) -> list[Remark]:
     few = [one.reference for one in standings if one.strength is None]
     if not few:
         return []
-    text = "not enough votes to place {models}: {votes} votes each on {prompts} prompts are the least"
-    return [Remark("not_enough", text, models=", ".join(few), votes=ENOUGH_VOTES, prompts=ENOUGH_PROMPTS)]
+    return [Remark("not_enough", models=", ".join(few), votes=ENOUGH_VOTES, prompts=ENOUGH_PROMPTS)]
 
 
 def _chance(log_odds: float) -> float:

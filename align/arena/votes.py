@@ -52,12 +52,21 @@ def checked_vote(row: Any) -> Row:
         raise row
     if not isinstance(row, dict):
         raise RowError("not a vote", "row", "is no object", "write one vote a line")
-    models = row.get("models")
-    if not isinstance(models, dict) or not all(isinstance(models.get(side), str) for side in ("a", "b")):
+    if not _both(row.get("models"), str) or not "".join(row["models"].values()).isprintable():
         raise RowError("no models", "models", "does not name both models", 'write {"a": ..., "b": ...}')
     if row.get("choice") not in ("a", "b", "tie", "bad"):
         raise RowError("bad choice", "choice", f"is {shorten(row.get('choice'))}", "write a, b, tie or bad")
+    for part, kind in (("scores", int | float), ("digests", str | None)):
+        if row.get(part) is not None and not _both(row[part], kind):
+            raise RowError(
+                f"bad {part}", part, f"is {shorten(row[part])}", 'write {"a": ..., "b": ...}, or leave it out'
+            )
     return row
+
+
+def _both(part: Any, kind: Any) -> bool:
+    """Whether a part of a row has something of a kind for either side."""
+    return isinstance(part, dict) and all(side in part and isinstance(part[side], kind) for side in ("a", "b"))
 
 
 class VoteStore:

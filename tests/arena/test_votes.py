@@ -165,7 +165,16 @@ def test_a_torn_last_line_is_left_out_and_told(tmp_path):
     assert "line 2 is torn off at the end of the file" in notes[0]
 
 
-@pytest.mark.parametrize("line", ['{"id": "2", "te', "12", '{"choice": "a"}', json.dumps(ballot(2, choice="c"))])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "2", "te',
+        "12",
+        '{"choice": "a"}',
+        json.dumps(ballot(2, choice="c")),
+        json.dumps(ballot(2, scores={"a": 1, "b": "?"})),
+    ],
+)
 def test_any_other_line_that_is_no_vote_is_an_error_with_its_place(tmp_path, line):
     (tmp_path / "shard.jsonl").write_text(f"{line}\n{json.dumps(ballot(3))}\n")
 
