@@ -90,7 +90,7 @@ class DatasetConfig(Settings):
     """commit, tag or branch of a hub dataset; pins it"""
     split: str | None = None
     """split of a hub dataset; train by default"""
-    mode: Literal["", "blind", "named"] = ""
+    mode: Literal["blind", "named"] | None = None
     """of votes: only those cast with the names hidden, or shown"""
     since: str = ""
     """of votes: only those cast at this day or time (UTC) or later"""
@@ -104,7 +104,7 @@ class DatasetConfig(Settings):
     """votes on answers that were stopped before their end: left out and counted, or kept"""
     both_bad: Literal["unpaired", "drop"] = "unpaired"
     """votes for neither: both answers are bad examples where a stage takes answers one by one (KTO), or left out"""
-    part: Literal["", "train", "test"] = ""
+    part: Literal["train", "test"] | None = None
     """take one side of a split by the content of the prompts; rows that share a prompt are on the same side"""
     test_share: float = Field(0.1, gt=0, lt=1)
     """how much of the prompts is on the test side"""
@@ -141,7 +141,7 @@ class DatasetConfig(Settings):
     @property
     def votes(self) -> VoteFilter:
         """Which votes are asked for."""
-        return VoteFilter(self.mode, self.since, self.until, tuple(self.voter), tuple(self.models))
+        return VoteFilter(self.mode or "", self.since, self.until, tuple(self.voter), tuple(self.models))
 
     @model_validator(mode="after")
     def _known_parts(self) -> DatasetConfig:
