@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--debug", action="store_true", help="show tracebacks")
     some = argparse.ArgumentParser(add_help=False, parents=[every])
     some.add_argument("votes", nargs="?", type=Path, help="a file or folder of votes; by default the registry's")
-    some.add_argument("--mode", choices=("blind", "named"), default="", help="only votes with names hidden, or shown")
+    some.add_argument("--mode", choices=("blind", "named"), help="only votes with names hidden, or shown")
     some.add_argument("--since", default="", metavar="TIME", help="only votes of this day or time (UTC) and later")
     some.add_argument("--until", default="", metavar="TIME", help="only votes before this day or time (UTC)")
     some.add_argument("--voter", default="", metavar="NAME,...", help="only votes of these voters")
