@@ -375,3 +375,26 @@ def test_no_gpu_is_told(settings, monkeypatch):
 
     with pytest.raises(UsageError, match="use_vllm=true: found no GPU"):
         check_vllm(config, "/the/base")
+
+
+def test_a_reward_that_fails_ends_the_run_with_its_name_the_completion_and_the_row(shared, sums, capsys):
+    asked = [
+        "model=start",
+        f"data={sums}",
+        "name=failed",
+        "rewards=[{name: length, args: {target: 2}}, {name: small_world}]",
+    ]
+    small = [
+        "max_length=96",
+        "max_completion_length=6",
+        "num_generations=4",
+        "per_device_train_batch_size=8",
+        "bf16=false",
+    ]
+
+    assert main(grpo.STAGE, ["--registry", str(shared.root), *asked, *small]) == 3
+
+    told = capsys.readouterr().err
+    assert "error: reward small_world: raised DataError for the completion '" in told
+    assert f" of {sums}:" in told
+    assert "failed" not in shared.names()

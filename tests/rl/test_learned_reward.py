@@ -11,12 +11,12 @@ import torch
 from tiny import WORDS
 from zoo import build_zoo_model
 
+from align import grpo, ppo
 from align.config import LoraSettings
 from align.errors import DataError, IntegrityError, UsageError
 from align.models.adapters import adapter_parameters, digests_of_base, save_adapter
 from align.models.heads import load_scorer, start_reward
 from align.models.loading import Precision
-from align.ppo import STAGE
 from align.registry import open_registry
 from align.rl.rewards import Place, RewardSettings, RewardSum
 from align.schema import Record
@@ -129,57 +129,67 @@ def test_a_model_without_one_trained_head_is_no_reward_model(registry, tmp_path)
         opened(registry, model=str(tmp_path / "three"))
 
 
-def test_ppo_trains_on_it_and_measures_gold_by_it(registry, tiny_base, tmp_path, capsys, no_pictures):
+@pytest.fixture
+def words(registry, tiny_base, tmp_path, no_pictures) -> list[str]:
+    """A run of one step on the prompts above, from another base than the reward model's."""
     data = tmp_path / "prompts.jsonl"
     data.write_text("".join(json.dumps({"prompt": record.prompt}) + "\n" for record in ASKED))
-    words = [
-        f"model={tiny_base}", f"data={data}", "name=tuned", "--registry", str(registry.root), "bf16=false",
-        "max_steps=1", "rollout_batch_size=4", "per_device_train_batch_size=4", "sampling.max_new_tokens=5",
-        "max_length=64", "lora.r=2", "sampling.missing_eos_penalty=0",
-        "rewards=[{name: learned, weight: 2.0, args: {model: judge}}, {name: length, args: {target: 3}}]",
-        "gold=[{name: learned, args: {model: judge@v1}}]",
+    return [
+        "--registry", str(registry.root), f"model={tiny_base}", f"data={data}", "bf16=false", "max_steps=1",
+        "per_device_train_batch_size=4", "max_length=64", "lora.r=2",
     ]  # fmt: skip
 
-    assert main(STAGE, words) == 0
 
-    told = capsys.readouterr().out
-    assert told.count("judge@v1: scores completions as text") == 2
-    made = registry.resolve("tuned")
-    assert [parent["reference"] for parent in made.manifest["parents"]] == [str(tiny_base), "judge@v1"]
+PPO = ["rollout_batch_size=4", "sampling.max_new_tokens=5", "sampling.missing_eos_penalty=0"]
+
+
+def parents_and_numbers(registry, name):
+    made = registry.resolve(name)
     row = json.loads((Path(made.location) / "metrics.jsonl").read_text())
+    return [parent["reference"] for parent in made.manifest["parents"]], row
+
+
+def test_ppo_trains_on_it_and_measures_gold_by_it(registry, words, tiny_base, capsys):
+    rewards = "rewards=[{name: learned, weight: 2.0, args: {model: judge}}, {name: length, args: {target: 3}}]"
+
+    assert (
+        main(ppo.STAGE, [*words, *PPO, "name=tuned", rewards, "gold=[{name: learned, args: {model: judge@v1}}]"]) == 0
+    )
+
+    assert capsys.readouterr().out.count("judge@v1: scores completions as text") == 2
+    parents, row = parents_and_numbers(registry, "tuned")
+    assert parents == [str(tiny_base), "judge@v1"]
     assert row["gold_mean"] == pytest.approx(row["rewards/learned"])
     assert row["score_mean"] == pytest.approx(2 * row["rewards/learned"] + row["rewards/length"], abs=1e-5)
 
 
-def test_as_the_policys_own_reward_model_it_is_refused_with_both_digests(registry, tiny_base, tmp_path, capsys):
-    data = tmp_path / "prompts.jsonl"
-    data.write_text(json.dumps({"prompt": ASKED[0].prompt}) + "\n")
-    words = [f"model={tiny_base}", f"data={data}", "name=other", "--registry", str(registry.root), "bf16=false"]
+def test_a_whole_classifier_given_as_the_reward_model_is_read_as_text(registry, words, whole, tiny_base, capsys):
+    gold = "gold=[{name: learned, args: {model: judge}}]"
 
-    assert main(STAGE, [*words, "reward_model=judge", "max_length=64", "sampling.max_new_tokens=5"]) == 4
+    assert main(ppo.STAGE, [*words, *PPO, "name=by-text", f"reward_model={whole}", gold]) == 0
+
+    assert f"{whole}: scores completions as text, 16 at a time" in capsys.readouterr().out
+    parents, row = parents_and_numbers(registry, "by-text")
+    assert parents == [str(tiny_base), str(whole)]
+    assert row["score_mean"] == pytest.approx(row["rewards/learned"], abs=1e-5)
+    assert row["gold_mean"] == pytest.approx(row["rewards/learned"], abs=1e-4)
+
+
+def test_grpo_trains_on_it(registry, words, tiny_base, capsys):
+    more = ["num_generations=2", "max_completion_length=5", "warmup_ratio=0"]
+    rewards = "rewards=[{name: learned, weight: 2.0, args: {model: judge}}]"
+
+    assert main(grpo.STAGE, [*words, *more, "name=grouped", rewards]) == 0
+
+    assert "judge@v1: scores completions as text" in capsys.readouterr().out
+    parents, row = parents_and_numbers(registry, "grouped")
+    assert parents == [str(tiny_base), "judge@v1"]
+    assert row["reward"] == pytest.approx(2 * row["rewards/learned/mean"], abs=1e-5)
+
+
+def test_as_the_policys_own_reward_model_an_adapter_is_refused_with_both_digests(registry, words, capsys):
+    assert main(ppo.STAGE, [*words, *PPO, "name=other", "reward_model=judge"]) == 4
 
     told = capsys.readouterr().err
     assert re.search(r"judge@v1: trained over a base whose \w+ is sha256:\w{64}, but .* has sha256:\w{64}; ", told)
     assert "rewards=[{name: learned, args: {model: judge@v1}}]" in told
-
-
-def test_a_whole_classifier_given_as_the_reward_model_is_read_as_text(
-    registry, whole, tiny_base, tmp_path, capsys, no_pictures
-):
-    data = tmp_path / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": record.prompt}) + "\n" for record in ASKED))
-    words = [
-        f"model={tiny_base}", f"data={data}", "name=by-text", "--registry", str(registry.root), "bf16=false",
-        "max_steps=1", "rollout_batch_size=4", "per_device_train_batch_size=4", "sampling.max_new_tokens=5",
-        "max_length=64", "lora.r=2", "sampling.missing_eos_penalty=0", f"reward_model={whole}",
-        "gold=[{name: learned, args: {model: judge}}]",
-    ]  # fmt: skip
-
-    assert main(STAGE, words) == 0
-
-    assert f"{whole}: scores completions as text, 16 at a time" in capsys.readouterr().out
-    made = registry.resolve("by-text")
-    assert [parent["reference"] for parent in made.manifest["parents"]] == [str(tiny_base), str(whole)]
-    row = json.loads((Path(made.location) / "metrics.jsonl").read_text())
-    assert row["score_mean"] == pytest.approx(row["rewards/learned"], abs=1e-5)
-    assert row["gold_mean"] == pytest.approx(row["rewards/learned"], abs=1e-4)
