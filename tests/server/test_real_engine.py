@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -14,8 +15,10 @@ import pytest
 from serving import Running, running
 
 from align.engine.local import LocalEngine
-from align.engine.protocol import RowDelta, RowDone
+from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, Sampling, Token
+from align.engine.remote import RemoteEngine
 from align.registry import Registry
+from align.schema import user
 from align.server.served import ServedModels, describe, find_models
 
 PROMPTS = ["the quick brown fox", "hello", "狐狸在哪里?", "a rather longer question, with nine blue eggs in it " * 4]
@@ -130,6 +133,38 @@ def test_control_tokens_in_a_message_are_text(client):
 
     # As two control tokens the message would be shorter than this.
     assert reply.usage.prompt_tokens > 30
+
+
+def test_an_engine_asked_through_the_api_says_what_it_says_here(engine, server):
+    hot = Sampling(temperature=1.0, max_new_tokens=12, top_k=40, repetition_penalty=1.1, presence_penalty=0.5)
+    rows = [
+        Row(model, [], seed, text=prompt) if seed % 2 else Row(model, [user(prompt)], seed, logprobs=2)
+        for seed, (model, prompt) in enumerate(itertools.product(["warm-sft@v2", "stone@v1"], PROMPTS))
+    ]
+    remote = RemoteEngine(f"{server.url}/v1")
+
+    there, here = (list(each.submit(GenerationRequest(tuple(rows), hot))) for each in (remote, engine))
+    remote.close()
+
+    def ends(events: list[Any]) -> list[tuple[Any, ...]]:
+        done = [event for event in events if isinstance(event, RowDone)]
+        return sorted((end.row, end.text, end.reason, end.prompt_tokens, end.completion_tokens) for end in done)
+
+    def tokens(events: list[Any]) -> dict[int, list[Token]]:
+        said: dict[int, list[Token]] = {}
+        for event in events:
+            if isinstance(event, RowDelta) and event.tokens:
+                said.setdefault(event.row, []).extend(event.tokens)
+        return said
+
+    assert ends(there) == ends(here)
+    assert len(ends(there)) == len(rows)
+    for row, expected in tokens(here).items():
+        told = tokens(there)[row]
+        assert [token.text for token in told] == [token.text for token in expected]
+        # What shares a batch moves a log-probability in its last bits.
+        assert [token.logprob for token in told] == pytest.approx([token.logprob for token in expected], abs=1e-4)
+        assert all(len(token.top) == 2 for token in told)
 
 
 class Watched:
