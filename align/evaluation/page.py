@@ -125,11 +125,11 @@ def _forest_row(who: str, about: str, found: Estimate, scale: plots.Scale, colou
     )
 
 
-def _number(found: Estimate, *, big: bool = False) -> Html:
+def _number(found: Estimate, mark: Html | None = None, *, big: bool = False) -> Html:
     digits = digits_of(found.value)
     value = f"{found.value:.{digits}f}"
     ends = f" {found.low:.{digits}f} – {found.high:.{digits}f}" if math.isfinite(found.low) else ""
-    return join(tag("b", value) if big else value, tag("small", ends))
+    return join(tag("b", value) if big else value, mark, tag("small", ends))
 
 
 def _numbers(result: Result) -> Html:
@@ -150,7 +150,7 @@ def _cells(result: Result, name: str) -> Iterator[Html]:
         if found is None:
             yield tag("td", "–")
             continue
-        yield tag("td", _number(found), _arrow(against), class_="best" if model is best else None)
+        yield tag("td", _number(found, _arrow(against)), class_="best" if model is best else None)
 
 
 def _best(result: Result, name: str) -> ModelResult | None:

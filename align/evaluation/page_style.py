@@ -40,7 +40,8 @@ svg text{fill:var(--faint);font-size:11.5px}.grid{stroke:var(--grid)}.zero{strok
 table{border-collapse:collapse;width:100%;font-size:14px}
 th,td{padding:9px 14px;text-align:right;border-bottom:1px solid var(--grid);vertical-align:middle;white-space:nowrap}
 tr:last-child td,tr:last-child th{border-bottom:0}
-thead th{color:var(--soft);font-weight:600;font-size:12.5px;background:var(--wash);vertical-align:bottom}
+thead th{color:var(--soft);font-weight:600;font-size:12.5px;background:var(--wash);vertical-align:bottom;
+white-space:normal}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--card);font-weight:500}
 thead th:first-child{background:var(--wash)}td.plot{min-width:170px;padding-block:2px}
 td .mark{font-size:11px;margin-left:5px}.up{color:var(--good)}.down{color:var(--bad)}.best{font-weight:680}
