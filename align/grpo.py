@@ -139,8 +139,8 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     from align.training.datasets import token_sets
     from align.training.first_step import expect_first
 
-    # 1. Data: records seen as prompts; rewards may read the rest of a record.
     check_vllm(config, run.registry.resolve_base(run.parent).location)
+    # 1. Data: records seen as prompts; rewards may read the rest of a record.
     found = run.records()
     rewards = RewardSum(config.rewards)
     rewards.check(found.records)

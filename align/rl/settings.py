@@ -72,9 +72,9 @@ class PpoConfig(StageConfig):
     save_steps: int = Field(default=20, ge=0)
     """rollouts between two checkpoints; 0 saves none"""
     reward_model: str | None = None
-    """a reward model over the same base, by reference"""
+    """a reward model: an adapter over the same base, or a whole classifier, which is given text"""
     rewards: list[RewardSettings] = Field(default=[])
-    """rewards that are programs: [{name, weight, args}]"""
+    """what is added to its score, or scores alone: [{name, weight, args}]"""
     gold: list[RewardSettings] = Field(default=[])
     """rewards that are logged as gold_mean beside the score and never trained on: [{name, args}]"""
     rollout_batch_size: int = Field(default=64, ge=1)
@@ -123,6 +123,11 @@ class PpoConfig(StageConfig):
     def minibatch_size(self) -> int:
         """Completions of one process in an optimiser step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def adapters(self) -> tuple[int, int]:
+        """Policy and value model are trained; the reference and the reward model are not."""
+        return (2 if self.value == "adapter" else 1), (2 if self.reward_model else 1)
 
     @property
     def sampled_at_once(self) -> int:
