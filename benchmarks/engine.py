@@ -2,8 +2,8 @@
 
     python benchmarks/engine.py [--part memory panes throughput] [--prompts 500] [--threads 2] [--json FILE]
 
-memory      Largest resident size of a process that holds base and two adapters and writes with both, over that of a
-            process with base and one adapter that writes as many rows.
+memory      What base and two adapters that write add to a process, over what base and one adapter add that write as
+            many rows: largest resident size less what the libraries take.
 panes       Two models answering side by side over one after the other: the same texts, wall-clock time.
 throughput  Prompts and answers of unequal length as an evaluation has them: tokens a second of all of them in
             `LocalEngine.complete`, over one at a time (a sample of them, the same texts).
@@ -35,7 +35,7 @@ SIZE = {
     "num_attention_heads": 12,
 }  # fmt: skip
 WORDS = "the quick brown fox jumps over a lazy dog and runs far away from here to there with nine blue eggs".split()  # noqa: SIM905
-ONE_AT_A_TIME = 40
+ONE_AT_A_TIME = 20
 """of so many prompts, one is also answered alone"""
 
 
@@ -80,7 +80,7 @@ def rows_of(models: list[str], count: int) -> list[Any]:
 
     rng, rows = random.Random(0), []
     for place in range(count):
-        prompt = " ".join(rng.choices(WORDS, k=max(4, min(200, int(rng.lognormvariate(3.5, 0.7))))))
+        prompt = " ".join(rng.choices(WORDS, k=max(4, min(100, int(rng.lognormvariate(2.7, 0.7))))))
         sampling = Sampling(temperature=1.0, max_new_tokens=max(4, min(96, int(rng.lognormvariate(3.2, 0.7)))))
         rows.append(Row(models[place % len(models)], [user(prompt)], place, sampling))
     return rows
@@ -103,11 +103,24 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def memory(folder: Path, names: list[str]) -> dict[str, Any]:
-    """Peak resident bytes of this process once it has written two rows."""
+    """Bytes by which this process has grown at most once it has written two rows."""
+    import peft
+    import transformers
+
+    # Named, so that they are loaded: both import their parts when they are asked for.
+    _ = peft.PeftModel, transformers.LlamaForCausalLM, transformers.PreTrainedTokenizerFast
+    before = resident_bytes()
     engine = open_engine(folder, names)
     write(engine, rows_of([name for name in engine.models if "base" not in name][-2:], 2))
     engine.close()
-    return {"models": names, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"models": names, "peak": peak, "grown": peak - before}
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def panes(folder: Path, rounds: int) -> dict[str, Any]:
@@ -119,7 +132,7 @@ def panes(folder: Path, rounds: int) -> dict[str, Any]:
     first, second, base = engine.models
     found: dict[str, Any] = {}
     for label, pair in {"two adapters": (first, second), "base and adapter": (base, first)}.items():
-        rows = [Row(model, [user(" ".join(WORDS))], 1, Sampling(temperature=1.0, max_new_tokens=48)) for model in pair]
+        rows = [Row(model, [user(" ".join(WORDS))], 1, Sampling(temperature=1.0, max_new_tokens=32)) for model in pair]
         write(engine, rows)
         times = []
         for _ in range(rounds):
@@ -188,7 +201,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         in_a_process(options.threads, "models", folder)
         if "memory" in options.part:
             one, two = (
-                in_a_process(options.threads, "memory", folder, *names)["peak"]
+                in_a_process(options.threads, "memory", folder, *names)["grown"]
                 for names in (["first"], ["first", "second", "base"])
             )
             found["memory"] = {"one_adapter": one, "two_adapters_and_base": two, "ratio": two / one}

@@ -146,25 +146,31 @@ class Batch:
                 self._mask = self._mask[:, -columns:]
 
 
+_CACHES = ("past_key_values", "cache_params")
+"""how models call what they keep: keys and values, or the states of a recurrence"""
+
 Forward = Callable[["Tensor", "Tensor", "Cache | None"], "tuple[Tensor, Cache]"]
 
 
 def _forward_of(body: Any) -> Forward:
     """A pass over new tokens (B, N) under a mask (B, T) of all: the last logits (B, V) in fp32, and the cache."""
     accepted = inspect.signature(body.forward).parameters
+    kept = next((name for name in _CACHES if name in accepted), None)
+    if kept is None:
+        raise IntegrityError(
+            f"{type(body).__name__}: keeps nothing from one token to the next; it cannot be served here"
+        )
 
     def forward(ids: Tensor, mask: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
-        options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        options: dict[str, Any] = {kept: cache, "attention_mask": mask, "use_cache": True}
+        if "logits_to_keep" in accepted:
+            options["logits_to_keep"] = 1
         if "position_ids" in accepted:
             positions = (mask.cumsum(dim=-1) - 1).masked_fill(mask == 0, 0)
             options["position_ids"] = positions[:, -ids.shape[1] :]
-        inputs = body.prepare_inputs_for_generation(
-            ids, past_key_values=cache, attention_mask=mask, use_cache=True, is_first_iteration=cache is None, **options
-        )
+        inputs = body.prepare_inputs_for_generation(ids, is_first_iteration=cache is None, **options)
         output = body(**inputs, return_dict=True)
-        if getattr(output, "past_key_values", None) is None:
-            raise IntegrityError(f"{type(body).__name__}: keeps no cache of keys and values; it cannot be served here")
-        return output.logits[:, -1].float(), output.past_key_values
+        return output.logits[:, -1].float(), output[kept]
 
     return forward
 

@@ -50,7 +50,10 @@ def _set_columns(layer: Any, columns: int) -> None:
     if layer.is_sliding:
         held = min(columns, layer.sliding_window - 1)
         layer.cumulative_length = columns
-    # A negative number of empty columns cuts.
-    missing = (0, 0, held - layer.keys.shape[-2], 0)
-    layer.keys = torch.nn.functional.pad(layer.keys, missing)
-    layer.values = torch.nn.functional.pad(layer.values, missing)
+    missing = held - layer.keys.shape[-2]
+    if missing > 0:
+        layer.keys, layer.values = (
+            torch.nn.functional.pad(part, (0, 0, missing, 0)) for part in (layer.keys, layer.values)
+        )
+    elif missing < 0:  # a view: the next step copies it anyway
+        layer.keys, layer.values = layer.keys[..., -held:, :], layer.values[..., -held:, :]

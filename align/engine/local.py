@@ -207,11 +207,11 @@ class LocalEngine:
         if self._calls:
             batch.rest()
             self._calls.popleft()()
-        for row in batch.rows:
-            if row.live.cancelled and not row.live.ended:
-                row.finish("cancelled")
         joining: list[Writing] = []
         try:
+            for row in batch.rows:
+                if row.live.cancelled and not row.live.ended:
+                    row.finish("cancelled")
             self._pace.note(batch.let_go())
             batch = self._batch_to_go_on_with(batch)
             joining = self._joining(batch)

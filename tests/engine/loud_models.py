@@ -8,6 +8,8 @@ from typing import Any
 from align.models.adapters import BASE, Resident
 from align.registry.checkpoint import read_folder
 
+_LAST_NORMS = ("model.norm", "model.embedding_norm", "backbone.norm_f")
+
 
 def loud_lora(seed: int, **options: Any) -> Any:
     from peft import LoraConfig
@@ -22,7 +24,8 @@ def loud_base(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder)
-    model.model.norm.weight.data.mul_(20)
+    norm = next(module for name, module in model.named_modules() if name in _LAST_NORMS)
+    norm.weight.data.mul_(20)
     return model
 
 

@@ -99,31 +99,66 @@ def test_a_row_that_comes_later_is_written_at_once_and_changes_nothing(engine):
     assert engine.complete([first], lasting)[0].startswith(said[:100])
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
-def test_rows_join_and_leave_where_attention_slides(architecture, tmp_path):
-    from zoo import build_zoo_model
-
+def bare_engine(folder: Path) -> LocalEngine:
     from align.models.adapters import BASE, Resident
     from align.models.tokenizers import load_tokenizer
     from align.registry.checkpoint import read_folder
 
-    folder = build_zoo_model(architecture, tmp_path)
     base = read_folder(folder)
-    resident = Resident(loud_base(folder).eval(), load_tokenizer(base), base, {"base@v1": BASE})
-    engine = LocalEngine(resident, max_rows=3)
-    # Windows of 16: prompts shorter and longer than it, answers that pass it, padding that comes and goes.
+    return LocalEngine(Resident(loud_base(folder).eval(), load_tokenizer(base), base, {"base@v1": BASE}), max_rows=3)
+
+
+def rows_that_come_and_go() -> list[Row]:
+    """Prompts shorter and longer than a window of 16, answers that pass it, padding that comes and goes."""
     texts = [
         "a fox",
         "nine blue eggs",
         "the lazy dog runs far away from here to there with nine blue eggs over the fox",
     ]
-    rows = [
-        Row("base@v1", [user(texts[place % 3])], place, Sampling(temperature=1.0, max_new_tokens=4 + 7 * (place % 4)))
-        for place in range(9)
-    ]
+    lengths = [Sampling(temperature=1.0, max_new_tokens=4 + 7 * (place % 4)) for place in range(9)]
+    return [Row("base@v1", [user(texts[place % 3])], place, lengths[place]) for place in range(9)]
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
+def test_rows_join_and_leave_where_attention_slides(architecture, tmp_path):
+    from zoo import build_zoo_model
+
+    engine = bare_engine(build_zoo_model(architecture, tmp_path))
+    rows = rows_that_come_and_go()
 
     together = engine.complete(rows, HOT)
 
+    assert together == [engine.complete([row], HOT)[0] for row in rows]
+    engine.close()
+
+
+_SMALL = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2}
+RECURRENT = {
+    "mamba": _SMALL | {"state_size": 8},
+    "lfm2": _SMALL
+    | {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    | {"max_position_embeddings": 128, "layer_types": ["conv", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("architecture", RECURRENT)
+def test_rows_of_recurrent_models_wait_for_a_batch_of_their_own_and_leave_at_any_step(architecture, tmp_path, widths):
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+    from zoo import zoo_tokenizer
+
+    set_seed(0)
+    tokenizer = zoo_tokenizer("qwen3")
+    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(architecture, **RECURRENT[architecture], **special)
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = bare_engine(tmp_path)
+    rows = rows_that_come_and_go()
+
+    together = engine.complete(rows, HOT)
+
+    assert set(widths) == {1, 2, 3}
     assert together == [engine.complete([row], HOT)[0] for row in rows]
     engine.close()
 
