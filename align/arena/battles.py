@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import sys
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from align.arena.ballot import NO_OPINION, Opinion, ballot_rows, clean
 from align.arena.votes import VoteStore
 from align.engine.protocol import Busy, Engine, Event, GenerationRequest, Handle, Row, RowDelta, RowDone, Sampling
-from align.errors import AlignError
 from align.schema import Message, Messages, assistant, user
 
 FRAME_SECONDS = 0.05
@@ -237,10 +235,7 @@ class Arena:
             battle.scoring = self._scorer.submit(self._score, turn, talks)
 
     def _score(self, turn: Turn, talks: list[Messages]) -> None:
-        try:
-            turn.scores = [self.engine.reward(messages) for messages in talks]
-        except AlignError as error:
-            sys.stderr.write(f"the answers have no scores: {error}\n")
+        turn.scores = [self.engine.reward(messages) for messages in talks]
 
     def stop(self, battle: Battle | None) -> None:
         """Stop all answers of a battle; what was written so far stays and can be voted on."""
@@ -256,8 +251,10 @@ class Arena:
             self._end(battle, battle.turns[-1])
             self.stop(battle)
         if battle is not None and battle.scoring is not None:
-            with contextlib.suppress(TimeoutError):
-                battle.scoring.result(SCORE_SECONDS)
+            # Whatever went wrong there, the vote is kept.
+            for scoring in wait([battle.scoring], SCORE_SECONDS).done:
+                if error := scoring.exception():
+                    sys.stderr.write(f"the answers have no scores: {error}\n")
         cast(battle, choice, nonce, opinion, (self.setup, self.votes))
 
 

@@ -469,10 +469,11 @@ def test_the_reward_models_scores_are_kept_with_the_vote(tmp_path):
     assert first["reward_model"] == {"reference": "judge@v1", "digest": "sha256:j"}
 
 
-def test_a_reward_model_that_fails_costs_no_vote(tmp_path, capsys):
+@pytest.mark.parametrize("failure", [MachineError("no memory"), RuntimeError("no memory")])
+def test_a_reward_model_that_fails_costs_no_vote(tmp_path, capsys, failure):
     arena = make_arena(tmp_path)
     arena.setup = dataclasses.replace(arena.setup, reward=Contestant("judge@v1"))
-    arena.engine._score = lambda messages: (_ for _ in ()).throw(MachineError("no memory"))
+    arena.engine._score = lambda messages: (_ for _ in ()).throw(failure)
     battle = arena.new_battle()
     ask(arena, battle, "Hi")
 

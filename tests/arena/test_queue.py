@@ -14,7 +14,7 @@ from align.arena.queue import Review, ReviewQueue
 from align.arena.votes import VoteStore, read_votes
 from align.data import load_records
 from align.engine.fake import FakeEngine
-from align.engine.protocol import Sampling
+from align.engine.protocol import Row, Sampling
 from align.errors import DataError, IntegrityError, MachineError, UsageError
 from align.schema import Message, assistant, user
 
@@ -295,6 +295,23 @@ def test_killed_while_writing_no_counted_answer_is_lost_and_the_rest_is_written_
     shards = [shard.read_text() for shard in (queue.folder / "answers").iterdir()]
     lines = [json.loads(line) for shard in shards for line in shard.splitlines()]
     assert len({(line["prompt"], line["model"]) for line in lines}) == len(lines) == 400
+
+
+def test_the_real_engine_writes_in_a_queue_what_it_writes_alone(tmp_path, engine):
+    prompts = [[user(f"Question {number} " + "and more " * number)] for number in range(5)]
+    contestants = tuple(map(Contestant, engine.models[:2]))
+    sampling = Sampling(temperature=1.0, max_new_tokens=12)
+    queue = open_queue(tmp_path, Review(prompts, Setup(contestants, True), sampling, seed=3, name="real"))
+
+    assert queue.generate(engine) == []
+
+    for _ in prompts:
+        battle = queue.next("ann")
+        number = prompts.index(battle.panes[0].messages[:-1])
+        for pane in battle.panes:
+            [alone] = engine.complete([Row(pane.contestant.reference, prompts[number], 3 + number)], sampling)
+            assert pane.messages[-1]["content"] == alone
+        queue.vote(battle, "tie", battle.nonce)
 
 
 def test_no_prompts_one_model_and_no_review_are_told(tmp_path):
