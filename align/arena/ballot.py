@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import combinations
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -103,7 +104,11 @@ def _said(opinion: Opinion) -> dict[str, Any]:
 def _scores(turn: Turn, sides: dict[str, int], setup: Setup) -> dict[str, Any]:
     """The reward model's scores of the last answers, when both have one."""
     scores = {side: turn.scores[place] for side, place in sides.items()} if turn.scores else {}
-    if setup.reward is None or not scores or None in scores.values():
+    if (
+        setup.reward is None
+        or not scores
+        or not all(score is not None and isfinite(score) for score in scores.values())
+    ):
         return {}
     return {"scores": scores, "reward_model": asdict(setup.reward)}
 
