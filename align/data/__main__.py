@@ -103,6 +103,7 @@ def _check(options: argparse.Namespace) -> int:
     sound = True
     with _reporter(options.report) as report:
         for spec in options.data:
+            _check_scorer(spec)
             found = _open(spec, options, on_bad_row="collect", on_bad=report)
             findings, kinds = Findings(), Counter[str]()
             for record in _records(found):
@@ -113,6 +114,14 @@ def _check(options: argparse.Namespace) -> int:
             sound &= bool(found.kept) and not found.reasons
     known.refuse(options.against or "", " and ".join(options.data))
     return 0 if sound else DataError.exit_code
+
+
+def _check_scorer(spec: str) -> None:
+    """Raise UsageError when a dataset names a scorer there is not."""
+    if name := find(spec).config.scorer:
+        from align.evaluation.scorers import scorer_named
+
+        scorer_named(name, f"{spec}: scorer")
 
 
 @contextmanager

@@ -218,8 +218,13 @@ def find(spec: str) -> Dataset:
     values = dict(_read_option(spec, option) for option in options)
     if values:
         given = dataset.config.model_dump(exclude_unset=True, exclude=_OF_THE_HUB if "source" in values else None)
-        dataset = Dataset(spec.rsplit("/", 1)[-1], build(DatasetConfig, given | values), dataset.folder)
+        dataset = Dataset(_short_name(target, options), build(DatasetConfig, given | values), dataset.folder)
     return _open_info(dataset) if dataset.config.source.endswith(_INFO) else dataset
+
+
+def _short_name(target: str, options: list[str]) -> str:
+    """A spec without the folders in it."""
+    return ":".join(part.rsplit("/", 1)[-1] for part in (target, *options))
 
 
 def read_entry(name: str, path: Path) -> Dataset:

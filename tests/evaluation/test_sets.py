@@ -7,6 +7,7 @@ import json
 import pytest
 
 from align.data import load_records
+from align.data.__main__ import main
 from align.data.catalog import catalogue, find
 from align.engine.fake import FakeEngine
 from align.engine.protocol import Sampling
@@ -44,8 +45,17 @@ def test_a_shipped_dataset_reads_a_file_of_ones_own(rows_file):
 
     dataset = find(f"gsm8k:source={path}")
 
+    assert dataset.name == "gsm8k:rows.jsonl"
     assert (dataset.config.scorer, dataset.config.subset) == ("gsm8k", None)
     assert load_records(f"gsm8k:source={path}").records[0].answer == "4"
+
+
+def test_data_check_knows_the_scorers(rows_file, capsys):
+    path = rows_file({"prompt": "When?"})
+
+    assert main(["check", f"{path}:scorer=ifeval"]) == 0
+    assert main(["check", f"{path}:scorer=ifevla"]) == 2
+    assert "scorer: asked for 'ifevla'; no scorer has that name; Did you mean ifeval?" in capsys.readouterr().err
 
 
 def test_a_file_may_name_its_scorer(rows_file):
