@@ -64,6 +64,8 @@ class Asked:
             "sampling": sampling,
             "rewards": rewards,
             "reward_model": self.reward_model,
+            "scorers": list(self.scorers),
+            "labels": list(self.labels),
         }
 
 

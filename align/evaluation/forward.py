@@ -16,8 +16,8 @@ Marked = tuple[Sequence[int], Sequence[int]]
 """ids, and 1 for each token that is looked at; the first token never is, for nothing comes before it"""
 
 _MOST_ROWS = 64
-_MOST_LOGITS = 1 << 28
-"""numbers in the logits of one pass: a gigabyte in fp32"""
+_MOST_LOGITS = 1 << 27
+"""numbers in the logits of one pass: half a gigabyte in fp32, of which a divergence needs a few at once"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Batch:
 
 
 def batches(resident: Resident, rows: Sequence[Marked]) -> Iterator[Batch]:
-    """The rows in batches of like length, longest first, within a gigabyte of logits."""
+    """The rows in batches of like length, longest first, within half a gigabyte of logits."""
     order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]), reverse=True)
     vocabulary = resident.model.config.get_text_config().vocab_size
     while order:

@@ -267,3 +267,15 @@ def test_programs_evaluate_without_a_command_line(family, questions, tmp_path):
     assert keep(family, found, Outputs(report=str(tmp_path / "r.html"))) == ["red@v1"]
     assert len(evaluations.of(family.resolve("red"))) == before + 1
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+
+
+def test_models_over_different_bases_are_compared_on_the_same_records(run, questions, tiny_base, tmp_path):
+    words = ["--data", questions, "--limit", "4", "--scorer", "token_f1", "--json", tmp_path / "b.json"]
+
+    code, out, _ = run(tiny_base, "red", *words)
+
+    first, second = json.loads((tmp_path / "b.json").read_text())["models"]
+    assert code == 0
+    assert (first["reference"], second["against"]) == (str(tiny_base), str(tiny_base))
+    assert second["comparison"]["tokens"]["wins"] + second["comparison"]["tokens"]["ties"] <= 4
+    assert "kept beside red@v1;" in out
