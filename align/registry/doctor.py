@@ -17,7 +17,9 @@ Trouble = Literal[
     "torn", "damaged", "newer", "writable", "alias", "parent", "base", "abandoned", "evaluation", "foreign"
 ]
 
-_KNOWN_AT_ROOT = {layout.FORMAT_FILE, "models", "refs", "tmp", "quarantine", "trash", "runs", "votes", "world", "cache"}
+_KNOWN_AT_ROOT = {
+    layout.FORMAT_FILE, "models", "refs", "tmp", "quarantine", "trash", "runs", "votes", "reviews", "world", "cache"
+}  # fmt: skip
 # What a repair puts into quarantine/; the rest needs a person, another program version, or nothing.
 _QUARANTINED = ("torn", "damaged", "alias", "abandoned", "evaluation")
 

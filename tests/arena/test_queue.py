@@ -16,6 +16,8 @@ from align.data import load_records
 from align.engine.fake import FakeEngine
 from align.engine.protocol import Row, Sampling
 from align.errors import DataError, IntegrityError, MachineError, UsageError
+from align.registry import open_registry
+from align.registry.doctor import examine
 from align.schema import Message, assistant, user
 
 NAMES = ("red@v1", "blue@v2", "green@v1")
@@ -321,3 +323,10 @@ def test_no_prompts_one_model_and_no_review_are_told(tmp_path):
         open_queue(tmp_path, make_review(1))
     with pytest.raises(IntegrityError, match="no review can be read there"):
         ReviewQueue.reopen(tmp_path, VoteStore(tmp_path / "votes"))
+
+
+def test_reviews_are_the_registrys_own(tmp_path, queue):
+    registry = open_registry(tmp_path)
+
+    assert queue.folder.parent == registry.reviews_dir
+    assert examine(registry) == []
