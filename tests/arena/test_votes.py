@@ -184,3 +184,15 @@ def test_any_other_line_that_is_no_vote_is_an_error_with_its_place(tmp_path, lin
 
 def test_pseudonyms_differ():
     assert len({new_pseudonym() for _ in range(50)}) == 50
+
+
+def test_a_shard_torn_at_any_byte_gives_every_whole_line(tmp_path):
+    whole = "".join(json.dumps(ballot(number, text="退款👍\\n"), ensure_ascii=False) + "\n" for number in (1, 2))
+    data, shard = whole.encode(), tmp_path / "shard.jsonl"
+    lines = data.splitlines(keepends=True)
+
+    for cut in range(len(data) + 1):
+        shard.write_bytes(data[:cut])
+        # A line is whole with its closing brace; the line feed may be what was torn off.
+        expected = sum(cut >= len(b"".join(lines[: count + 1])) - 1 for count in range(len(lines)))
+        assert len(read_votes(tmp_path)) == expected, data[:cut]
