@@ -204,6 +204,7 @@ _PLAIN: Synonyms = {
 _VOTES: Synonyms = {"prompt": ("prompt",), "a": ("a",), "b": ("b",), "label": ("choice",), **COMMON}
 _COMPLETION: Synonyms = {"completion": ("completion", "response"), "answer": ("answer",), **_PROMPT}
 _UNPAIRED: Synonyms = {**_COMPLETION, **_LABEL}
+_QUESTIONS: Synonyms = {**COMMON, "messages": (*TALKS, "prompt"), "id": ("id", "question_id", "prompt_id")}
 _QA: Synonyms = {"answer": ("answer", "target"), **_PROMPT, "prompt": ("question", "prompt", "input", "problem")}
 
 FORMATS: dict[str, Format] = {
@@ -223,7 +224,7 @@ FORMATS: dict[str, Format] = {
     "squad": Format(read_plain, _PLAIN, reshape=split_questions),
     "pairs": Format(read_pairs, _SIDES),
     "labels": Format(read_labelled, {"prompt": ("text", "sentence"), "label": ("label",), **COMMON}),
-    "questions": Format(read_questions, {"messages": (*TALKS, "prompt"), **COMMON}),
+    "questions": Format(read_questions, _QUESTIONS),
     "ranked": Format(read_plain, _PLAIN, reshape=split_ranked),
     "solutions": Format(read_plain, _PLAIN, reshape=split_solutions),
     "votes": Format(read_votes, _VOTES),

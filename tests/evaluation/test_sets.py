@@ -130,11 +130,11 @@ def test_all_references_of_a_question_are_kept_once(rows_file):
 
 
 def test_questions_are_asked_one_after_the_other(rows_file):
-    path = rows_file({"turns": ["When?", "And in winter?"]})
+    path = rows_file({"question_id": 81, "turns": ["When?", "And in winter?"]})
 
     [record] = load_records(f"{path}:format=questions").records
 
-    assert (record.prompt, record.meta) == ([user("When?")], {"follow_ups": ["And in winter?"]})
+    assert (record.id, record.prompt, record.meta) == ("81", [user("When?")], {"follow_ups": ["And in winter?"]})
     with pytest.raises(DataError, match=r"turns\[1\]: is a number, not text"):
         load_records(f"{rows_file({'turns': ['When?', 3]})}:format=questions")
 
