@@ -21,11 +21,6 @@ Row = dict[str, Any]
 EVERYTHING = VoteFilter()
 
 
-def new_pseudonym() -> str:
-    """A name for a voter who gave none."""
-    return f"voter-{secrets.token_hex(3)}"
-
-
 def read_votes(source: Path, notes: list[str] | None = None, wanted: VoteFilter = EVERYTHING) -> list[Row]:
     """The votes in a file or anywhere below a folder, oldest first and each once; none when nothing is there.
 

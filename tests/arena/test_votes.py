@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from align.arena.votes import VoteStore, new_pseudonym, read_votes
+from align.arena.votes import VoteStore, read_votes
 from align.errors import DataError, MachineError
 
 
@@ -180,10 +180,6 @@ def test_any_other_line_that_is_no_vote_is_an_error_with_its_place(tmp_path, lin
 
     with pytest.raises(DataError, match=r"shard\.jsonl:1 "):
         read_votes(tmp_path)
-
-
-def test_pseudonyms_differ():
-    assert len({new_pseudonym() for _ in range(50)}) == 50
 
 
 def test_a_shard_torn_at_any_byte_gives_every_whole_line(tmp_path):
