@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_no_half_line_and_the_vote_can_be_given_again(tmp_pat
 VOTING = """
 import asyncio, pathlib, random, sys
 from align.arena.battles import Arena, Contestant, Setup
-from align.arena.votes import VoteStore, new_pseudonym, read_votes
+from align.arena.votes import VoteStore
 from align.engine.fake import FakeEngine
 from align.engine.protocol import Sampling
 
