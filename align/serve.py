@@ -124,7 +124,7 @@ def _serve(registry: Registry, options: argparse.Namespace, limits: Limits) -> i
     from align.server.token import read_token
 
     token = read_token(options.token_file)
-    _refuse_open_door(options.host, token)
+    _refuse_open_door([options.host, *options.allow_host], token)
     checkpoints, models = _find(registry, options.models)
     if options.ui:
         _refuse_page(len(checkpoints), token)
@@ -143,14 +143,16 @@ def _require(modules: Sequence[str], extra: str) -> None:
         raise MachineError(f'the server needs {", ".join(missing)}, not installed here; pip install "{extra}"')
 
 
-def _refuse_open_door(host: str, token: str | None) -> None:
+def _refuse_open_door(names: Sequence[str], token: str | None) -> None:
+    """Raise UsageError for an address or a name by which others could come in, when nothing is asked of them."""
     from align.server.listening import is_local
     from align.server.token import VARIABLE
 
-    if token is None and not is_local(host):
+    public = [name for name in names if not is_local(name)]
+    if public and token is None:
         raise UsageError(
-            f"--host {host}: others could reach it and there is no token; put one into --token-file or ${VARIABLE}, "
-            "or keep 127.0.0.1"
+            f"{public[0]}: others could reach it and there is no token; put one into --token-file or ${VARIABLE}, or "
+            "keep to 127.0.0.1"
         )
 
 

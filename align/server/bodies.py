@@ -41,6 +41,7 @@ _NOT_DONE: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
     "guided_json": (),
     "guided_regex": (),
+    "structured_outputs": (),
 }
 
 

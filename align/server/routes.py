@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -12,7 +12,6 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from align.engine.protocol import Event, Row, RowDelta, RowDone, Token
-from align.errors import UsageError
 from align.server import replies
 from align.server.account import Note, note_of
 from align.server.bodies import Asking, ChatBody, CompletionBody
@@ -82,10 +81,7 @@ async def _respond(request: Request, body: ChatBody | CompletionBody, style: rep
     service = _service(request)
     body.check()
     served = service.models.find(body.model)
-    try:
-        rows = body.rows(served.reference, service.limits)
-    except UsageError as error:
-        raise Refusal(400, str(error)) from None
+    rows = body.rows(served.reference, service.limits)
     head = replies.head_of(style, body.model, served)
     note = note_of(request.scope)
     note.model, note.id = served.name, head.id
@@ -110,10 +106,10 @@ class Answer:
         self._done: list[RowDone] = []
         self._said = [0] * len(rows)
 
-    async def whole(self, events: AsyncIterator[Event]) -> Response:
+    async def whole(self, events: AsyncGenerator[Event, None]) -> Response:
         """Everything at once."""
         tokens: dict[int, list[Token]] = {}
-        async with aclosing(events) as running:  # type: ignore[type-var]
+        async with aclosing(events) as running:
             async for event in running:
                 if isinstance(event, RowDelta):
                     tokens.setdefault(event.row, []).extend(event.tokens)
@@ -123,12 +119,12 @@ class Answer:
         choices = [self._style.whole(done, tokens.get(done.row, []) if self._wants_tokens else None) for done in ended]
         return JSONResponse(self._head.reply(choices, usage=replies.usage(ended)))
 
-    async def stream(self, events: AsyncIterator[Event], seconds: float) -> Response:
+    async def stream(self, events: AsyncGenerator[Event, None], seconds: float) -> Response:
         """Piece by piece, for so long at most; what fails before the first piece is a plain refusal."""
         return EventStream(self._pieces(await anext(events), events), seconds + _TO_SAY_SO)
 
-    async def _pieces(self, first: Event, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
-        async with aclosing(events) as running:  # type: ignore[type-var]
+    async def _pieces(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+        async with aclosing(events) as running:
             for row in range(len(self._said)):
                 if opening := self._style.opening(row):
                     yield self._chunk([opening])
@@ -177,7 +173,7 @@ CLIENT_GONE = 499
 class EventStream(Response):
     """Server-sent events, sent as they are made and closed whatever happens."""
 
-    def __init__(self, pieces: AsyncIterator[bytes], seconds: float) -> None:
+    def __init__(self, pieces: AsyncGenerator[bytes, None], seconds: float) -> None:
         super().__init__(headers=_STREAM_HEADERS)
         del self.headers["content-length"]
         self._pieces = pieces
@@ -185,7 +181,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything; a client that is gone is noticed by who makes the pieces, one that does not read here."""
-        async with aclosing(self._pieces) as pieces:  # type: ignore[type-var]
+        async with aclosing(self._pieces) as pieces:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._seconds):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

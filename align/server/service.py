@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +54,7 @@ class Service:
         except Busy as full:
             raise busy(str(full), full.retry_after) from None
 
-    async def answer(self, served: Served, rows: tuple[Row, ...], receive: Receive) -> AsyncIterator[Event]:
+    async def answer(self, served: Served, rows: tuple[Row, ...], receive: Receive) -> AsyncGenerator[Event, None]:
         """Texts and ends of some rows, as they come; Refusal when a row fails or the time is over.
 
         However this ends, nothing runs on afterwards: a client that goes away frees its rows within one step.
@@ -68,7 +68,7 @@ class Service:
                 while (event := await self._next(events, deadline)) is not None:
                     meter.note(event)
                     if isinstance(event, RowError):
-                        raise draining() if self.draining else failed(event, rows[event.row])
+                        raise self._failed(event, rows[event.row])
                     yield event
         finally:
             watch.cancel()
@@ -82,14 +82,15 @@ class Service:
         except TimeoutError:
             raise too_slow(self.limits.max_seconds) from None
 
-
-def failed(error: RowError, row: Row) -> Refusal:
-    """What a client is told of a row that could not be written; what broke inside is not told."""
-    if error.fault not in _CODES:
+    def _failed(self, error: RowError, row: Row) -> Refusal:
+        """What a client is told of a row that could not be written; what broke inside is for the log."""
+        if error.fault in _CODES:
+            param = "messages" if row.text is None else "prompt"
+            return Refusal(400, error.message, param=param, code=_CODES[error.fault])
+        if self.draining:
+            return draining()
         LOG.error("%s", error.message)
         return broken()
-    param = "messages" if row.text is None else "prompt"
-    return Refusal(400, error.message, param=param, code=_CODES[error.fault])
 
 
 async def _cancel_when_gone(handle: Handle, receive: Receive) -> None:

@@ -65,6 +65,14 @@ def test_models_go_by_reference_alias_and_name(client):
     assert cards["warm-sft"].created > 1_700_000_000
 
 
+def test_a_folder_goes_by_its_own_name_and_never_by_its_path(models, tiny_base):
+    described = describe(models, find_models(models, [str(tiny_base)]))
+
+    assert described.names == [tiny_base.name]
+    assert described.find(tiny_base.name).reference == str(tiny_base)
+    assert str(tiny_base.parent) not in str(described.cards())
+
+
 def test_fifty_requests_at_once_each_equal_their_solo_run_and_none_is_lost(client):
     rng = random.Random(0)
     requests = [

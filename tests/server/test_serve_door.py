@@ -69,6 +69,15 @@ def test_an_address_that_others_reach_needs_a_token(models, capsys, monkeypatch,
     assert "--token-file" in line
 
 
+def test_a_name_that_others_use_needs_a_token_too(models, capsys, monkeypatch):
+    monkeypatch.delenv("ALIGN_TOKEN", raising=False)
+
+    code, line = refused(capsys, "stone", "--registry", str(models.root), "--allow-host", "models.example")
+
+    assert code == 2
+    assert "models.example: others could reach it" in line
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
