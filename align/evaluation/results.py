@@ -100,8 +100,15 @@ def _model(run: Run, first: Run, parts: Slices, judged: list[Judged], seed: int)
         overall=_numbers(run.measures, theirs, whole),
         slices=sliced,
         judged=judged,
-        notes=run.notes,
+        notes=[*run.notes, *_partial(run)],
     )
+
+
+def _partial(run: Run) -> list[str]:
+    """The measures that could not be taken of every record: too long for the model, without a reference, failed."""
+    size = len(run.written)
+    less = {name: measure.count for name, measure in run.measures.items() if measure.count < size}
+    return [f"{run.reference}: {name} is of {count} of {size} records" for name, count in less.items()]
 
 
 def _on(ours: Measures, theirs: Measures, places: Any, seed: int) -> Numbers:

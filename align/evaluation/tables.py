@@ -40,8 +40,9 @@ def show_estimate(name: str, found: Estimate | None) -> str:
 
 
 def digits_of(value: float) -> int:
-    """Decimals for a number: three for shares, one for lengths and BLEU."""
-    return 3 if abs(value) < 10 else 1
+    """Decimals for a number: three for shares, one for lengths and BLEU, none from a thousand on."""
+    size = abs(value)
+    return 3 if size < 10 else 1 if size < 1000 else 0
 
 
 def show_difference(found: Comparison | None) -> str:
