@@ -33,7 +33,7 @@ def slices_of(records: Sequence[Record], languages: Sequence[str] = (), by: Sequ
     found: Slices = {}
     for key, values in columns.items():
         kinds = sorted({value for value in values if value})
-        if 2 <= len(kinds) <= (len(records) if key in by else _MOST_VALUES):
+        if 2 <= len(kinds) <= (len(records) if key in by else min(_MOST_VALUES, len(records) - 1)):
             found[key] = {kind: np.array([i for i, value in enumerate(values) if value == kind]) for kind in kinds}
     return {key: parts for key, parts in found.items() if not by or key in by}
 

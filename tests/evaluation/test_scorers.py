@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import text
 
 from align.data import load_records
 from align.errors import DataError, UsageError
@@ -178,6 +180,22 @@ def test_a_label_is_chosen_by_likelihood():
     assert known(name, [Likelihood(math.nan, 1), Likelihood(math.nan, 1)]) == {"accuracy": 0.0, "probability": 0.0}
     with pytest.raises(DataError, match=r"the answer 'Z' of .* is none of its labels \['A', 'B'\]"):
         known.options(Record(answer="Z", meta={"labels": ["A", "B"]}))
+
+
+INSTRUCTIONS = {
+    "instruction_id_list": ["detectable_format:title", "length_constraints:number_sentences", "keywords:existence"],
+    "kwargs": [{}, {"num_sentences": 2, "relation": "less than"}, {"keywords": ["("]}],
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(text(), text(min_size=1))
+def test_whatever_a_model_says_every_number_is_a_share(completion, answer):
+    record = Record(prompt=[user("?")], answer=answer, meta={"answers": [answer, "nine"], **INSTRUCTIONS})
+
+    for name in ("bbh", "cmrc", "gsm8k", "ifeval", "squad"):
+        values = scorer_named(name)(record, completion)
+        assert all(0 <= value <= 1 for key, value in values.items() if key != "instructions"), name
 
 
 @pytest.mark.parametrize("kind", NONSENSE)
