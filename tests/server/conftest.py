@@ -30,6 +30,6 @@ def models(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Registr
 
 @pytest.fixture(scope="session")
 def engine(models: Registry) -> Iterator[LocalEngine]:
-    engine = LocalEngine(load_resident(models, list(SERVED), Precision()), max_rows=16)
+    engine = LocalEngine(load_resident(models, list(SERVED), Precision()), max_rows=16, max_waiting_rows=60)
     yield engine
     engine.close()

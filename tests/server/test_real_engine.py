@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from serving import Running, running
@@ -173,6 +174,26 @@ def test_an_engine_asked_through_the_api_says_what_it_says_here(engine, server):
         # What shares a batch moves a log-probability in its last bits.
         assert [token.logprob for token in told] == pytest.approx([token.logprob for token in expected], abs=1e-4)
         assert all(len(token.top) == 2 for token in told)
+
+
+def test_a_flood_past_the_queue_is_told_when_to_come_back_and_what_was_taken_is_answered(server):
+    body = {"model": "stone", "prompt": [PROMPTS[0]] * 20, "max_tokens": 60, "seed": 1}
+
+    def post(_: int) -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/completions", json=body, timeout=120, verify=False)
+
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(post, range(12)))
+
+    taken = [reply.json() for reply in replies if reply.status_code == 200]
+    refused = [reply for reply in replies if reply.status_code == 429]
+    assert len(taken) + len(refused) == 12
+    assert len(taken) >= 3
+    assert refused
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
+    assert len({choice["text"] for reply in taken for choice in reply["choices"]}) == 1
+    assert all(len(reply["choices"]) == 20 for reply in taken)
+    assert post(0).status_code == 200
 
 
 class Watched:
