@@ -75,14 +75,29 @@ def resolve(registry: Registry, references: Sequence[str]) -> dict[str, Checkpoi
     return found
 
 
+@dataclass
+class _Group:
+    """Models that can be in memory together: those of one base and one chat template, where they say which."""
+
+    base: str
+    template: str | None
+    members: dict[str, Checkpoint]
+
+    def takes(self, base: str, template: str | None) -> bool:
+        return self.base == base and (None in (self.template, template) or self.template == template)
+
+
 def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict[str, Checkpoint]]:
-    """The models that can be in memory together: those of one base and one chat template."""
-    groups: dict[tuple[str, Any], dict[str, Checkpoint]] = {}
+    groups: list[_Group] = []
     for asked, checkpoint in checkpoints.items():
-        base = registry.resolve_base(checkpoint)
+        base = registry.resolve_base(checkpoint).location
         template = (checkpoint.manifest or {}).get("template_digest")
-        groups.setdefault((base.location, template), {})[asked] = checkpoint
-    return list(groups.values())
+        group = next((each for each in groups if each.takes(base, template)), None)
+        if group is None:
+            groups.append(group := _Group(base, template, {}))
+        group.template = group.template or template
+        group.members[asked] = checkpoint
+    return [group.members for group in groups]
 
 
 def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Asked, material: Material) -> list[Run]:
