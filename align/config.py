@@ -147,6 +147,16 @@ class StageConfig(Settings):
         return self.row_length
 
     @property
+    def written_length(self) -> int:
+        """Tokens that training itself adds to a row of data, at most."""
+        return self.row_length - self.token_length
+
+    @property
+    def adapters(self) -> tuple[int, int]:
+        """Adapters on the base at the peak: how many are trained, and how many are frozen beside them."""
+        return (1, 0)
+
+    @property
     def save_unit(self) -> int:
         """Steps from one point at which a run can be saved to the next; in between is state that no checkpoint has."""
         return 1

@@ -222,8 +222,9 @@ _KEPT = (
 )  # fmt: skip
 
 STAGE = Stage(
-    "ppo", PpoConfig, ppo, view="prompt", produces="policy", next_command="python -m align.compare {name} {parent}"
-)
+    "ppo", PpoConfig, ppo, view="prompt", produces="policy", head="packed",
+    next_command="python -m align.compare {name} {parent}",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main(STAGE))

@@ -1,4 +1,4 @@
-"""Everything once, on a small world: base, SFT, reward model, DPO, KTO, PPO, and a table of how good each is.
+"""Everything once, on a small world: base, SFT, reward model, DPO, KTO, PPO, GRPO, and how good each is.
 
     python -m align.quickstart [--registry DIR] [--seed N]
 
@@ -7,28 +7,38 @@ A second run reuses what the first registered.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from align import dpo, kto, ppo, pretrain, reward, sft
+from align import dpo, grpo, kto, ppo, pretrain, reward, sft
 from align.command_line import help_text, read_command_line
 from align.config import Settings, StageConfig, build, write
 from align.errors import guard
+from align.rl.rewards import RewardSettings
 from align.rl.rollout import SamplingSettings
 from align.training.stage import Stage, run_stage
 from align.world import write_world
 
 if TYPE_CHECKING:
-    from align.evaluation import ModelScore
+    from align.evaluation.results import Result
     from align.registry import Checkpoint, Registry
 
-LABELS = {"world-base": "base", "world-sft": "SFT", "world-dpo": "DPO", "world-kto": "KTO", "world-ppo": "PPO"}
+LABELS = {
+    "world-sft": "SFT", "world-base": "base", "world-dpo": "DPO", "world-kto": "KTO", "world-ppo": "PPO",
+    "world-grpo": "GRPO",
+}  # fmt: skip
+"""the models that write, the first one being what the others are held against"""
+SHARES = {"right fact": "right_fact", "polite": "polite", "language": "language", "short": "short"}
+"""what the gold score is made of, by what the table calls it"""
+
+JUDGE = RewardSettings(name="small_world")
+"""the program that knows the world's facts: PPO never trains on it, GRPO trains on nothing else"""
 
 
 class QuickstartConfig(Settings):
@@ -47,7 +57,7 @@ class Step:
 
 
 def plan(seed: int) -> list[Step]:
-    """The six stages; every setting that differs from a stage's default is one a million parameters need."""
+    """The seven stages; every setting that differs from a stage's default is one a million parameters need."""
     return [
         Step(pretrain.STAGE, pretrain.PretrainConfig(
             name="world-base", data=["world-corpus", "world-chats"], eval_data="world-chats-eval", seed=seed,
@@ -77,13 +87,20 @@ def plan(seed: int) -> list[Step]:
             name="world-ppo", model="world-sft", reward_model="world-reward", data="world-prompts", seed=seed,
             learning_rate=7e-4, max_steps=24, rollout_batch_size=64, per_device_train_batch_size=32,
             num_ppo_epochs=2, kl_coef=0.05, max_length=256, sampling=SamplingSettings(max_new_tokens=40),
-            logging_steps=6, save_steps=0,
+            gold=[JUDGE], logging_steps=3, save_steps=0,
+        )),
+        Step(grpo.STAGE, grpo.GrpoConfig(
+            name="world-grpo", model="world-sft", data="world-prompts", rewards=[JUDGE], seed=seed,
+            learning_rate=1e-3, max_steps=24, num_generations=8, per_device_train_batch_size=64, beta=0.02,
+            max_length=256, max_completion_length=40, logging_steps=6, save_steps=0,
         )),
     ]  # fmt: skip
 
 
-def quickstart(config: QuickstartConfig, registry: Registry) -> list[ModelScore]:
-    """Write the world, make what is not yet registered, and score the five models that write."""
+def quickstart(config: QuickstartConfig, registry: Registry) -> Result:
+    """Write the world, make what is not yet registered, and measure the models that write."""
+    from align.registry.commands import lineage
+
     started = time.perf_counter()
     write_world(registry.root / "world", config.seed)
     for number, step in enumerate(steps := plan(config.seed), start=1):
@@ -95,9 +112,12 @@ def quickstart(config: QuickstartConfig, registry: Registry) -> list[ModelScore]
         else:
             run_stage(step.stage, step.config, registry)
             write(f"took {time.perf_counter() - clock:.0f} s")
-    scores = evaluate(config.seed, registry)
+    write("\n[evaluation] every model answers the same held-out questions")
+    result = measure(config.seed, registry)
+    write(draw_gold_against_kl(registry))
+    lineage(registry, "world-ppo")
     write(f"\n{time.perf_counter() - started:.0f} s in all")
-    return scores
+    return result
 
 
 def find_made(step: Step, registry: Registry) -> Checkpoint | None:
@@ -124,23 +144,46 @@ def _parent_references(config: StageConfig) -> list[str]:
     return [each for each in named if each is not None and not each.startswith(pretrain.SCRATCH)]
 
 
-def evaluate(seed: int, registry: Registry) -> list[ModelScore]:
-    """Score base, SFT, DPO, KTO and PPO on the held-out prompts; print the table and keep it as JSON."""
-    from align.data import load_records
-    from align.evaluation import Contender, render_table, score_models, to_json
-    from align.evaluation.judges import judge_world
-    from align.models.adapters import load_resident
-    from align.models.loading import Precision
+def measure(seed: int, registry: Registry) -> Result:
+    """Measure the models on the held-out prompts; the numbers go into the registry, a JSON file and a page."""
+    from align.engine.protocol import Sampling
+    from align.evaluation.asked import Asked
+    from align.evaluation.session import Outputs, evaluate, keep
 
-    records = load_records("world-prompts-eval", view="prompt", roots={"registry": registry.root}).records
-    contenders = [Contender(label, registry.resolve(name).reference) for name, label in LABELS.items()]
-    resident = load_resident(registry, [each.reference for each in contenders], Precision())
-    scores = score_models(resident, contenders, records, judge_world, contenders[1].reference, seed)
-    write("")
-    write(render_table(scores, f"{len(records)} questions in wordings that no training data holds", "KL from SFT"))
-    path = registry.root / "world" / "scores.json"
-    path.write_text(json.dumps(to_json(scores), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return scores
+    drawn = Sampling(temperature=1.0, max_new_tokens=64)
+    asked = Asked("world-prompts-eval", drawn, seed, scorers=("world",), by=("language",))
+    found = evaluate(registry, [registry.resolve(name).reference for name in LABELS], asked)
+    write(f"\n{draw_scores(found.result)}")
+    folder = registry.root / "world"
+    keep(registry, found, Outputs(json=str(folder / "scores.json"), report=str(folder / "report.html")))
+    return found.result
+
+
+def draw_scores(result: Result) -> str:
+    """One line a model: its score, its distance from the first one, what the score is made of, and KL to its parent."""
+    from align.evaluation.tables import draw_table, show_difference
+
+    first = LABELS[result.models[0].asked.partition("@")[0]]
+    head = ["model", "gold score [95%]", f"against {first}", *SHARES, "KL a token"]
+    lines = []
+    for model in result.models:
+        found = model.overall.estimates
+        shares = [f"{found[name].value:.0%}" for name in SHARES.values()]
+        kl = f"{found['kl_parent'].value:.3f}" if "kl_parent" in found else "-"
+        change = show_difference(model.overall.against.get("gold"))
+        lines.append([LABELS[model.asked.partition("@")[0]], str(found["gold"]), change, *shares, kl])
+    return draw_table(f"{result.data['rows']} questions in wordings that no training data holds", head, lines)
+
+
+def draw_gold_against_kl(registry: Registry) -> str:
+    """PPO's proxy score and gold score at the KL its policy had, as its run logged them."""
+    from align.evaluation.tables import draw_table
+    from align.rl.gold import read_points
+
+    points = read_points(Path(registry.resolve("world-ppo").location) / "metrics.jsonl")
+    lines = [[f"{kl:.2f}", f"{proxy:.2f}", f"{gold:.3f}"] for kl, proxy, gold in points]
+    title = "PPO while it trained: the reward model's score rises, and what it stands for with it"
+    return draw_table(title, ["KL, nats a completion", "reward model", "gold score"], lines)
 
 
 def tell_next(registry: Registry, default: bool, say: Callable[[str], None] = write) -> None:
@@ -149,7 +192,9 @@ def tell_next(registry: Registry, default: bool, say: Callable[[str], None] = wr
     say("next:")
     say(f"  python -m align.compare world-sft world-dpo world-ppo --blind{where}")
     say(f'  python -m align.generate world-dpo "How much is the price of the kettle?"{where}')
+    say(f"  python -m align.serve world-sft world-dpo world-ppo{where}")
     say(f"  python -m align.registry ls{where}")
+    say(f"  {registry.root / 'world' / 'report.html'} in a browser")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,35 +7,39 @@ from align.config import write
 from align.quickstart import main, plan, tell_next
 from align.registry import open_registry
 
-NAMES = ["world-base", "world-dpo", "world-kto", "world-ppo", "world-reward", "world-sft"]
+NAMES = ["world-base", "world-dpo", "world-grpo", "world-kto", "world-ppo", "world-reward", "world-sft"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_each_stage_is_better_than_the_one_before_and_a_second_run_reuses_everything(tmp_path, capsys):
-    from align.evaluation import Interval
-
     assert main(["--registry", str(tmp_path)]) == 0
 
     registry = open_registry(tmp_path)
     assert registry.names() == NAMES
     assert registry.verify() == []
-    rows = {row["label"]: row for row in json.loads((tmp_path / "world/scores.json").read_text(encoding="utf-8"))}
-    gold = {label: Interval(**row["gold"]) for label, row in rows.items()}
-    aligned = [gold[label] for label in ("DPO", "KTO", "PPO")]
-    assert gold["base"].mean < gold["SFT"].mean < min(each.mean for each in aligned), gold
-    best = max(aligned, key=lambda interval: interval.mean)
-    assert gold["base"].high < gold["SFT"].low
-    assert gold["SFT"].high < best.low, gold
+    gold = gold_scores(tmp_path)
+    aligned = [gold[name] for name in ("world-dpo", "world-kto", "world-ppo", "world-grpo")]
+    assert gold["world-base"]["high"] < gold["world-sft"]["low"]
+    assert all(gold["world-sft"]["high"] < each["low"] for each in aligned), gold
+    printed = capsys.readouterr().out
+    assert "KL, nats a completion" in printed
+    assert "world-reward@v1" in printed
+    assert "world-ppo@v1" in (tmp_path / "world/report.html").read_text(encoding="utf-8")
 
     capsys.readouterr()
     assert main(["--registry", str(tmp_path)]) == 0
 
     printed = capsys.readouterr().out
-    assert len(re.findall(r"@v1 was made from the same settings, parents and data; reused", printed)) == 6
+    assert len(re.findall(r"@v1 was made from the same settings, parents and data; reused", printed)) == 7
     assert {name: len(registry.versions(name)) for name in NAMES} == dict.fromkeys(NAMES, 1)
-    again = {row["label"]: row for row in json.loads((tmp_path / "world/scores.json").read_text(encoding="utf-8"))}
-    assert again == rows
+    assert gold_scores(tmp_path) == gold
+
+
+def gold_scores(registry):
+    """The gold score of each model with its interval, by name."""
+    found = json.loads((registry / "world/scores.json").read_text(encoding="utf-8"))
+    return {model["reference"].partition("@")[0]: model["metrics"]["gold"] for model in found["models"]}
 
 
 def test_every_step_names_parents_that_an_earlier_step_makes():

@@ -11,11 +11,6 @@ if TYPE_CHECKING:
     from align.models.adapters import Resident
 
 
-def completion_kl(resident: Resident, model: str, reference: str, rows: list[dict[str, Any]]) -> list[float]:
-    """KL(model || reference) along each row's completion in nats; see `completion_kls`."""
-    return completion_kls(resident, model, [reference], rows)[0]
-
-
 def completion_kls(
     resident: Resident, model: str, references: Sequence[str], rows: list[dict[str, Any]]
 ) -> list[list[float]]:

@@ -81,8 +81,9 @@ def estimate(parent: Checkpoint, base: Checkpoint, config: StageConfig, work: Pa
     if work.head == "packed" and model.config.model_type not in FAMILIES:
         work = replace(work, head="fused")
     sizes = _parameter_bytes(model, precision, adapted=config.lora is not None)
-    parameters = list(model.parameters())
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    copies, frozen = config.adapters
+    trained = copies * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    sizes["adapters"] *= copies + frozen
     sizes["gradients"] = trained * _FULL_PRECISION
     sizes["optimizer"] = trained * _FULL_PRECISION * _ADAMW_STATES
     sizes["activations"] = _activations(model, config, work)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from align.config import StageConfig, TrainerStageConfig, write
+from align.config import StageConfig, write
 from align.data import RecordSet, load_records
 from align.data.checks import refuse_leak
 from align.data.tokenised import TokenSet, tokenise
@@ -51,7 +51,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
         "steps": _tell_steps(config, _count_rows(config, tokens)),
         "trainable": f"{outline.trainable:,} of {outline.total:,} parameters ({outline.trainable / outline.total:.2%})",
     }
-    if started and isinstance(config, TrainerStageConfig):
+    if started:
         lines["memory"] = _tell_memory(stage, config, registry, started["model"], tokens)
     if config.eval_data is not None:
         held_out = _load(stage, config, registry, config.eval_data)
@@ -95,15 +95,13 @@ def _tell_tokens(config: StageConfig, tokens: TokenSet) -> str:
     return ", ".join([*parts, f"{padding:.0%} padding beside them"])
 
 
-def _tell_memory(
-    stage: Stage, config: TrainerStageConfig, registry: Registry, parent: Checkpoint, tokens: TokenSet
-) -> str:
+def _tell_memory(stage: Stage, config: StageConfig, registry: Registry, parent: Checkpoint, tokens: TokenSet) -> str:
     """The peak of a training step by part, in a process that does nothing else."""
     base = registry.resolve_base(parent) if parent.is_adapter else parent
     lengths = tokens.lengths()
-    longest = config.row_length if _packs(config) else int(lengths.max())
+    longest = config.row_length if _packs(config) else int(lengths.max()) + config.written_length
     filled = 1.0 if _packs(config) else 1 - padding_share(tokens, config.per_device_train_batch_size, config.seed)
-    head: Head = stage.head if stage.head != "fused" or not config.fast_path else "packed"
+    head: Head = "packed" if stage.head == "fused" and getattr(config, "fast_path", False) else stage.head
     rows = config.per_device_train_batch_size * lengths.shape[1]
     parts = estimate(parent, base, config, Pass(rows, longest, head, filled))
     total = parts.pop("total")

@@ -12,6 +12,7 @@ from zoo import ARCHITECTURES, build_zoo_model
 from align.config import build
 from align.models.memory import Pass, estimate
 from align.registry import open_registry
+from align.rl.settings import PpoConfig
 from align.sft import SftConfig
 
 MIB = 2**20
@@ -44,6 +45,19 @@ def test_an_adapter_adds_its_own_weights_gradients_and_two_states(llama):
     trained = 2 * 4 * (2 * 64 + 2 * 48 + 2 * 80 + 80)
     assert parts["weights"] == 4 * 36000
     assert (parts["adapters"], parts["gradients"], parts["optimizer"]) == (4 * trained, 4 * trained, 8 * trained)
+
+
+def test_ppo_holds_four_adapters_of_which_two_are_trained(llama):
+    ours = {"model": "m", "data": "d", "name": "n", "bf16": False, "reward_model": "r", "lora": {"r": 4}}
+    one = _parts(llama, lora={"r": 4})
+
+    four = estimate(llama, llama, build(PpoConfig, ours), Pass(rows=2, tokens=32))
+    without_value_adapter = estimate(llama, llama, build(PpoConfig, ours | {"value": "head"}), Pass(rows=2, tokens=32))
+
+    assert four["adapters"] == 4 * one["adapters"]
+    assert (four["gradients"], four["optimizer"]) == (2 * one["gradients"], 2 * one["optimizer"])
+    assert without_value_adapter["gradients"] == one["gradients"]
+    assert four["weights"] == one["weights"]
 
 
 def test_gradients_and_activations_are_not_added_up(llama):
