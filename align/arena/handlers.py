@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +20,10 @@ from align.errors import AlignError, MachineError, UsageError
 
 MOST_LETTERS = 20_000
 """of a question or a system prompt; what a browser sends may be longer than its fields allow"""
+
+_REDRAW_SECONDS = (0.3, 1.5)
+"""Of two changes that reach gradio's page within one of the browser's frames only the later one counts, be it that
+nothing changed. So what must not be lost is drawn again after a while."""
 
 
 class Court(Protocol):
@@ -145,6 +150,8 @@ class AskHandlers:
         self._arena = arena
         self._asking = asking
         self._usual = usual
+        self._followed: set[str] = set()
+        """ids of the battles whose answers a visitor is looking at while they are written"""
 
     async def ask(
         self, client: str, battle: Battle | None, editing: bool, prompt: str, *told: Any
@@ -152,6 +159,7 @@ class AskHandlers:
         """Put a question to every pane; after a vote it opens a new battle."""
         visitor, (system, *settings) = visitor_of(client), told
         if battle is None or battle.phase == "voted":
+            self._leave(battle)
             battle, editing = self._arena.new_battle(), False
         try:
             if max(len(prompt or ""), len(system or "")) > MOST_LETTERS:
@@ -164,7 +172,7 @@ class AskHandlers:
         except (Refusal, UsageError) as refusal:
             yield self._board.refuse(refusal, visitor)
             return
-        yield {**self._board.drawn(battle, visitor), self._asking.prompt: ""}
+        yield {**self._board.drawn(battle, visitor), self._asking.prompt: "", self._asking.editing: False}
         async for changes in self._follow(battle, visitor):
             yield changes
 
@@ -190,7 +198,7 @@ class AskHandlers:
         except (Refusal, UsageError) as refusal:
             yield self._board.refuse(refusal, visitor)
             return
-        yield self._board.drawn(battle, visitor)
+        yield {**self._board.drawn(battle, visitor), self._asking.editing: False}
         async for changes in self._follow(battle, visitor):
             yield changes
 
@@ -201,29 +209,46 @@ class AskHandlers:
     def new(self, client: str, battle: Battle | None) -> Changes:
         """Leave this battle without a vote and open another."""
         self._arena.stop(battle)
-        return self._board.drawn(self._arena.new_battle(), visitor_of(client))
+        self._leave(battle)
+        return {**self._board.drawn(self._arena.new_battle(), visitor_of(client)), self._asking.editing: False}
+
+    def _leave(self, battle: Battle | None) -> None:
+        """Nothing more of this battle is drawn; the visitor looks at another one."""
+        if battle is not None:
+            self._followed.discard(battle.id)
 
     def _new_turn(self, settings: Sequence[Any]) -> Turn:
         return self._arena.new_turn(*read_settings(settings, self._usual))
 
     async def _follow(self, battle: Battle, visitor: Visitor) -> AsyncIterator[Changes]:
-        board, votable = self._board.board, False
-        async for _ in self._arena.frames(battle):
-            if battle.phase != "streaming":
-                continue  # voted on already: what the vote showed stays
-            changes: Changes = {
-                part: view.pane_messages(pane, visitor.language)
-                for part, pane in zip(board.panes, battle.panes, strict=True)
-            }
-            if battle.votable != votable:
-                votable = battle.votable
-                changes |= {button: gr.update(interactive=votable) for button in board.votes.values()}
-            yield changes
-        yield self._board.drawn(battle, visitor)
+        """Draw a battle until its answers have ended."""
+        self._followed.add(battle.id)
+        board, redraw, votable = self._board.board, list(_REDRAW_SECONDS), False
+        began = time.monotonic()
+        try:
+            async for _ in self._arena.frames(battle):
+                if battle.phase != "streaming" or battle.id not in self._followed:
+                    continue
+                now = time.monotonic() - began
+                if battle.votable != votable:
+                    votable, redraw = battle.votable, [now, *(now + later for later in _REDRAW_SECONDS)]
+                if redraw and now >= redraw[0]:
+                    redraw.pop(0)
+                    yield self._board.drawn(battle, visitor)
+                else:
+                    panes = zip(board.panes, battle.panes, strict=True)
+                    yield {part: view.pane_messages(pane, visitor.language) for part, pane in panes}
+            await self._scored(battle)
+            if battle.id in self._followed:
+                yield self._board.drawn(battle, visitor)
+        finally:
+            self._leave(battle)
+
+    async def _scored(self, battle: Battle) -> None:
+        """Wait for the reward model where its scores are shown at once."""
         if battle.scoring is not None and not self._arena.setup.blind:
             with contextlib.suppress(TimeoutError):
                 await asyncio.to_thread(battle.scoring.result, SCORE_SECONDS)
-                yield {board.status: view.status(battle, self._arena.setup, visitor.language)}
 
 
 def buttons_around(asking: Asking, battle: Battle, _visitor: Visitor) -> Changes:
@@ -234,6 +259,5 @@ def buttons_around(asking: Asking, battle: Battle, _visitor: Visitor) -> Changes
         asking.stop: gr.update(interactive=streaming),
         asking.again: gr.update(interactive=battle.phase in ("answered", "failed")),
         asking.edit: gr.update(interactive=battle.phase in ("answered", "failed")),
-        asking.editing: False,
         asking.new: gr.update(interactive=not streaming),
     }

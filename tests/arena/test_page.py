@@ -133,12 +133,12 @@ def test_a_vote_while_the_answers_are_written_stops_them_and_is_marked(serve, vi
     growing(page)
 
     vote(page, "b")
-    page.locator("#ask:not([disabled])").wait_for()
 
     [row] = site.rows()
     assert row["truncated"] is True
     assert all(len(row[side][0]["content"].split()) < 1000 for side in "ab")
-    assert FIRST in page.locator("#status").inner_text()
+    page.locator(f"#status .facts:has-text('{FIRST}')").wait_for()
+    page.locator("#ask:not([disabled])").wait_for()
 
 
 def test_a_double_click_and_impatient_keys_write_one_row(serve, visit):
