@@ -14,6 +14,7 @@ from align.data.catalog import find
 from align.engine.protocol import Sampling
 from align.errors import DataError, UsageError, nearest, shorten
 from align.evaluation.overlap import CORPUS, reference_text
+from align.evaluation.sandbox import locks_here
 from align.evaluation.scorers import Scorer, scorer_named, scorer_names
 from align.evaluation.slices import Slices, slices_of
 from align.rl.rewards import RewardSettings, RewardSum
@@ -112,6 +113,8 @@ def prepare(asked: Asked, roots: Mapping[str, Path] | None = None) -> Material:
             notes.append(f"{each.name}: runs what the model wrote; completions only, without --allow-code-execution")
     for each in allowed:
         each.check(records)
+        if each.executes_code:
+            notes.append(f"{each.name}: ran what the model wrote, locked up by {', '.join(locks_here())}")
     rewards = RewardSum(asked.rewards, "--rewards") if asked.rewards else None
     if rewards:
         rewards.check(records)

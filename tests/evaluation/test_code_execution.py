@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from align.data import load_records
 from align.errors import DataError
 from align.evaluation import confined
+from align.evaluation.asked import Asked, prepare
 from align.evaluation.sandbox import Limits, run_program
 from align.evaluation.scorers import scorer_named
 from align.evaluation.scorers.humaneval import finished
@@ -103,6 +105,18 @@ def test_nothing_outside_is_touched(tmp_path):
     assert not any(outcome.passed for outcome in outcomes)
     assert victim.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [victim]
+
+
+def test_an_evaluation_says_whether_and_how_code_was_run(tmp_path):
+    row = {"task_id": "Example/0", "prompt": PROMPT, **PROBLEM.meta}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    data = f"humaneval:source={tmp_path / 'rows.jsonl'}"
+
+    refused, allowed = prepare(Asked(data)), prepare(Asked(data, allow_code=True))
+
+    assert (refused.readers, [each.name for each in allowed.readers]) == ((), ["humaneval"])
+    assert any("completions only, without --allow-code-execution" in note for note in refused.notes)
+    assert any("ran what the model wrote, locked up by limits, " in note for note in allowed.notes)
 
 
 def test_a_program_knows_neither_environment_nor_arguments(monkeypatch):
