@@ -30,7 +30,7 @@ $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.app: pyproject.toml constraints.txt $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[app]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[app,serve]' -c constraints.txt
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
