@@ -18,8 +18,10 @@ from align.models.adapters import adapter_parameters, digests_of_base, save_adap
 from align.models.heads import start_reward
 from align.models.loading import Precision
 from align.ppo import STAGE, PpoConfig, ppo
+from align.registry.durable import read_seal, seal
 from align.rl.quartet import POLICY, REFERENCE, REWARD, VALUE
 from align.rl.rewards import reward
+from align.training.checkpoints import SEAL
 from align.training.folder import open_run
 from align.training.stage import main, run_stage
 
@@ -238,6 +240,40 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(registry, sft, rew
         for name in ("whole", "parts")
     ]
     assert timeless[0] == timeless[1]
+
+
+def as_before_the_settings_grew(folder):
+    """Rewrite what a run has kept as the version of the program wrote it that had fewer settings."""
+
+    def older(kept):
+        shaping = kept.pop("shaping")
+        kept.pop("value")
+        kept["sampling"] = {key: kept["sampling"][key] for key in list(kept["sampling"])[:3]}
+        kept["sampling"]["missing_eos_penalty"] = 1.0
+        return kept | {key: shaping[key] for key in ("kl_estimator", "whiten")} | {"eval_steps": 100}
+
+    (folder / "run.json").write_text(json.dumps(older(json.loads((folder / "run.json").read_text()))))
+    (checkpoint,) = folder.glob("checkpoint-*")
+    state = torch.load(checkpoint / "ppo_state.pt", weights_only=True)
+    kept = {key: value for key, value in state.items() if key not in ("scores", "trusted", "packs")}
+    torch.save(kept | {"random": state["random"][0]}, checkpoint / "ppo_state.pt")
+    sealed = read_seal(checkpoint, SEAL)
+    seal(checkpoint, {"step": 1, "fingerprint": older(sealed["fingerprint"]), "progress": "{}"}, SEAL)
+
+
+def test_a_run_from_before_the_settings_grew_goes_on(registry, sft, settings, capsys):
+    settings |= {"model": "sft", "rewards": [{"name": "stops_in_this_test"}], "kl_estimator": "k3"}
+    stop_at(8)
+    config = build(PpoConfig, settings)
+    with pytest.raises(PreemptedError):
+        run_stage(STAGE, config, registry)
+    (folder,) = registry.runs_dir("tuned").iterdir()
+    as_before_the_settings_grew(folder)
+
+    run_stage(STAGE, config, registry, resume=True)
+
+    assert "resuming from step 1" in capsys.readouterr().out
+    assert [row["step"] for row in logged(registry)] == [1, 2]
 
 
 def test_an_allowed_change_of_learning_rate_takes_effect(registry, sft, settings):

@@ -88,6 +88,8 @@ class Checkpoints:
         self._fingerprint = fingerprint
         self.resume = resume
         self.allow_change: tuple[str, ...] = ()
+        self.read_old: Callable[[dict[str, Any]], dict[str, Any]] = dict
+        """a fingerprint that an earlier version of the program saved, in the words of this one"""
         self.ranks = Ranks()
         self.best: int | None = None
         """a step whose checkpoint is kept whatever comes after it"""
@@ -174,7 +176,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _compare(self, path: Path) -> None:
-        saved = read_seal(path, SEAL)["fingerprint"]
+        saved = self.read_old(read_seal(path, SEAL)["fingerprint"])
         now = json.loads(json.dumps(self._fingerprint()))
         what = f"--resume {path}: this is not the run that was saved"
         self.changes = refuse_changes(what, saved, now, self.allow_change)

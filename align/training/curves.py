@@ -9,6 +9,7 @@ from typing import Any
 
 _FIRST = (
     "loss", "accuracy", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "score_mean", "reward", "kl",
+    "entropy", "explained_variance", "completion_length", "share_without_eos", "policy_loss", "value_loss",
 )  # fmt: skip
 _LEFT_OUT = {"step", "epoch", "num_tokens", "tokens_per_second"}
 _CLOCKS = ("_runtime", "_per_second")

@@ -74,7 +74,7 @@ def _start(run: Run) -> str | None:
     path = run.folder / STARTED
     if path.is_file():
         what = f"--resume {run.folder}: this is not the run that was started"
-        refuse_changes(what, json.loads(path.read_text(encoding="utf-8")), identity, allowed)
+        refuse_changes(what, run.read_old(json.loads(path.read_text(encoding="utf-8"))), identity, allowed)
         if (registered := _registered(run)) is not None:
             return registered
     write_durably(path, json.dumps(identity).encode())

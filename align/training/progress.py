@@ -9,7 +9,13 @@ from typing import Any, Self
 
 from align.config import write
 
-_SHOWN = ("loss", "eval_loss", "score_mean", "kl", "accuracy", "rewards/accuracies", "eval_accuracy", "learning_rate")
+_SHOWN = {
+    "loss": "loss", "eval_loss": "eval_loss", "score_mean": "score", "kl": "kl", "completion_length": "length",
+    "accuracy": "accuracy", "rewards/accuracies": "rewards/accuracies", "eval_accuracy": "eval_accuracy",
+    "learning_rate": "learning_rate", "tokens_per_second/rollout": "tokens/s: rollout",
+    "tokens_per_second/scoring": "scoring", "tokens_per_second/update": "update",
+}  # fmt: skip
+"""what is shown of a step, in this order, and what it is called there"""
 
 
 class Progress:
@@ -45,7 +51,7 @@ class Progress:
 
     def note(self, step: int, numbers: dict[str, float]) -> None:
         """Show the numbers of a step."""
-        text = "  ".join(f"{key} {numbers[key]:.4g}" for key in _SHOWN if key in numbers)
+        text = "  ".join(f"{name} {numbers[key]:.4g}" for key, name in _SHOWN.items() if key in numbers)
         if self._bar is not None:
             self._bar.update(self._task, numbers=text)
         else:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.config import StageConfig
+from align.config import Settings, StageConfig
 from align.errors import DataError, DivergedError
 from align.registry.durable import write_durably
 from align.registry.redaction import redact
@@ -39,6 +39,7 @@ class Run:
     def __init__(self, stage: Stage, config: StageConfig, registry: Registry, folder: Path, *, resume: bool) -> None:
         self.stage, self.config, self.registry, self.folder = stage, config, registry, folder
         self.checkpoints = Checkpoints(folder, self.fingerprint, resume=resume)
+        self.checkpoints.read_old = self.read_old
         self.data: list[dict[str, Any]] = []
         self._read: dict[str, RecordSet] = {}
         self.stopped_by: int | None = None
@@ -220,6 +221,18 @@ class Run:
             f"data[{i}]": f"{entry['name']} {entry['digest']}" for i, entry in enumerate(self.data)
         }
 
+    def read_old(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """A fingerprint that an earlier version of the program saved: settings under their names of today, and those
+        that came later at their defaults, which is what that version did.
+        """
+        rename = getattr(self.config, "in_todays_words", dict)
+        defaults = {
+            key: _plain(field.get_default(call_default_factory=True))
+            for key, field in type(self.config).model_fields.items()
+            if key not in _FREE and not field.is_required()
+        }
+        return _filled(rename(saved), defaults)
+
     def finish(self, reference: str) -> None:
         """Mark the run as complete."""
         write_durably(self.folder / "finished.json", json.dumps({"reference": reference}).encode())
@@ -228,6 +241,17 @@ class Run:
         """Let go of the files it holds open."""
         if self._events is not None:
             self._events.close()
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Settings) else value
+
+
+def _filled(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, with defaults for what is not there, in groups too."""
+    filled = defaults | saved
+    both = (key for key in defaults if isinstance(defaults[key], dict) and isinstance(saved.get(key), dict))
+    return filled | {key: _filled(saved[key], defaults[key]) for key in both}
 
 
 def _logged_by(line: str, step: int) -> bool:
