@@ -9,6 +9,7 @@ digest, seals itself with a digest of its own content, and holds whatever its ma
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -27,11 +28,17 @@ FORMAT = 1
 
 
 def add(registry: Registry, checkpoint: Checkpoint, fields: dict[str, Any]) -> Path:
-    """Write one record beside a version of this registry, durably; UsageError for a checkpoint that is none."""
+    """Write one record beside a version of this registry, durably, and give its path.
+
+    What a record says already is not said twice. Raises UsageError for a checkpoint that is no version here.
+    """
     if not belongs(registry, checkpoint):
         raise UsageError(f"{checkpoint.reference}: is no version of {registry.root}; only those keep evaluations")
-    registry.check_writable(checkpoint.name)
     folder = folder_of(checkpoint)
+    clean = json.loads(json.dumps(redact(fields)))
+    if known := next((path for path in _files(folder) if _says(path, checkpoint, clean)), None):
+        return known
+    registry.check_writable(checkpoint.name)
     durable.make_folder(folder, registry.root, registry.disk)
     now = datetime.now(UTC)
     path = folder / f"{now:%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}.json"
@@ -41,7 +48,7 @@ def add(registry: Registry, checkpoint: Checkpoint, fields: dict[str, Any]) -> P
         "digest": checkpoint.digest,
         "created": now.isoformat(timespec="seconds"),
     }
-    text = durable.seal_text({**redact(fields), **stamp}, {}, path.name)
+    text = durable.seal_text({**clean, **stamp}, {}, path.name)
     durable.write_durably(path, text.encode(), registry.disk)
     return path
 
@@ -91,6 +98,12 @@ def folder_of(checkpoint: Checkpoint) -> Path:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in layout.entries(folder) if path.suffix == ".json" and not layout.is_temporary(path)]
+
+
+def _says(path: Path, checkpoint: Checkpoint, fields: dict[str, Any]) -> bool:
+    """Whether a record is of this version and holds these fields."""
+    record = _read(path) or {}
+    return record.get("digest") == checkpoint.digest and all(record.get(key) == fields[key] for key in fields)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

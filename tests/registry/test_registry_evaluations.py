@@ -34,6 +34,13 @@ def test_a_record_is_read_back_and_the_version_stays_what_it_was(registry, versi
     assert garbage.find_garbage(registry) == []
 
 
+def test_the_same_numbers_are_not_kept_twice(registry, version):
+    first, again = (evaluations.add(registry, version, FIELDS) for _ in range(2))
+
+    assert again == first
+    assert len(evaluations.of(version)) == 1
+
+
 def test_what_is_no_version_of_this_registry_keeps_none(registry, version, tmp_path):
     other = open_registry(tmp_path / "other")
 
