@@ -146,29 +146,39 @@ def _run_tasks(manager: Any, tasks: list[str], benchmarks: Benchmarks, arguments
         loaded = manager.load(tasks)["tasks"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"--harness {','.join(tasks)}: a task cannot be made ({str(error).splitlines()[0]}); check its file, and "
-            "whether its data is here or can be downloaded"
+            f"--harness {','.join(tasks)}: a task cannot be made ({_first_line(error)}); check its file, and whether "
+            "its data is here or can be downloaded"
         ) from None
     if unsafe := [name for name, task in loaded.items() if getattr(task, "UNSAFE_CODE", False)]:
         raise UsageError(
             f"--harness {unsafe[0]}: it runs what the model writes with nothing around it; "
             "--data humaneval --allow-code-execution does so locked up"
         )
-    results = simple_evaluate(
-        model="hf",
-        model_args=arguments,
-        tasks=tasks,
-        num_fewshot=benchmarks.num_fewshot,
-        batch_size=benchmarks.batch_size,
-        device=_device(),
-        limit=benchmarks.limit,
-        apply_chat_template=benchmarks.chat_template,
-        task_manager=manager,
-        log_samples=False,
-    )
+    try:
+        results = simple_evaluate(
+            model="hf",
+            model_args=arguments,
+            tasks=tasks,
+            num_fewshot=benchmarks.num_fewshot,
+            batch_size=benchmarks.batch_size,
+            device=_device(),
+            limit=benchmarks.limit,
+            apply_chat_template=benchmarks.chat_template,
+            task_manager=manager,
+            log_samples=False,
+        )
+    except ValueError as error:  # such as a model without a chat template, or a row the task cannot take
+        raise UsageError(
+            f"--harness {','.join(tasks)}: lm-eval refused it ({_first_line(error)}); change the task or the options; "
+            "--debug shows where"
+        ) from error
     if results is None:
         raise IntegrityError("--harness: no results on this process; start it without torchrun or accelerate")
     return dict(results)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _device() -> str:
