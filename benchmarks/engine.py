@@ -194,29 +194,27 @@ MEASURES: dict[str, Callable[..., Any]] = {
 }
 
 
-def report(options: argparse.Namespace) -> dict[str, Any]:
+def report(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the parts asked for and print a line of each as it is known."""
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    if not (folder / "second").exists():
         in_a_process(options.threads, "models", folder)
-        if "memory" in options.part:
-            one, two = (
-                in_a_process(options.threads, "memory", folder, *names)["grown"]
-                for names in (["first"], ["first", "second", "base"])
-            )
-            found["memory"] = {"one_adapter": one, "two_adapters_and_base": two, "ratio": two / one}
-            say(
-                "memory", "two adapters and base / one adapter", f"{two / 2**20:.0f} / {one / 2**20:.0f} MiB", two / one
-            )
-        if "panes" in options.part:
-            found["panes"] = in_a_process(options.threads, "panes", folder, 3)
-            for label, figures in found["panes"].items():
-                span = f"{figures['lowest']:.2f} to {figures['highest']:.2f}"
-                say("panes", f"{label}: apart / together", span, figures["ratio"])
-        if "throughput" in options.part:
-            found["throughput"] = figures = in_a_process(options.threads, "throughput", folder, options.prompts)
-            rates = f"{figures['tokens_per_second']:.0f} / {figures['tokens_per_second_alone']:.1f} tokens/s"
-            say("throughput", f"{options.prompts} prompts at once / one at a time", rates, figures["ratio"])
+    if "memory" in options.part:
+        one, two = (
+            in_a_process(options.threads, "memory", folder, *names)["grown"]
+            for names in (["first"], ["first", "second", "base"])
+        )
+        found["memory"] = {"one_adapter": one, "two_adapters_and_base": two, "ratio": two / one}
+        say("memory", "two adapters and base / one adapter", f"{two / 2**20:.0f} / {one / 2**20:.0f} MiB", two / one)
+    if "panes" in options.part:
+        found["panes"] = in_a_process(options.threads, "panes", folder, options.rounds)
+        for label, figures in found["panes"].items():
+            span = f"{figures['lowest']:.2f} to {figures['highest']:.2f}"
+            say("panes", f"{label}: apart / together", span, figures["ratio"])
+    if "throughput" in options.part:
+        found["throughput"] = figures = in_a_process(options.threads, "throughput", folder, options.prompts)
+        rates = f"{figures['tokens_per_second']:.0f} / {figures['tokens_per_second_alone']:.1f} tokens/s"
+        say("throughput", f"{options.prompts} prompts at once / one at a time", rates, figures["ratio"])
     return found
 
 
@@ -236,10 +234,13 @@ def main() -> None:
     parts = ["memory", "panes", "throughput"]
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)
     parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3, help="of the panes; ratios are their medians")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="keep the random models there for the next time")
     options = parser.parse_args()
-    found = report(options)
+    with tempfile.TemporaryDirectory() as folder:
+        found = report(options, options.models or Path(folder))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

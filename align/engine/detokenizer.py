@@ -44,11 +44,6 @@ class Detokenizer:
         return after[len(before) :]
 
     @property
-    def text(self) -> str:
-        """All tokens so far decoded at once; the authority on what the row says."""
-        return self._decode(self._ids)
-
-    @property
     def count(self) -> int:
         """How many tokens came."""
         return len(self._ids)

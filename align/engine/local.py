@@ -112,8 +112,8 @@ class LocalEngine:
         fact = self._facts.get(model)
         if fact is None:
             raise UsageError(f"{model}: not one of the loaded models;{nearest(model, self.models)}")
-        conversation = answered(messages, self._resident)
-        return self._ask(lambda: token_shift(self._resident, fact, conversation))
+        resident = self._resident
+        return self._ask(lambda: token_shift(resident, fact, answered(messages, resident)))
 
     def reward(self, messages: Messages) -> float | None:
         """The score of a conversation by the reward model held beside the models; None without one.
@@ -123,8 +123,7 @@ class LocalEngine:
         judge = self._judge
         if judge is None:
             return None
-        conversation = answered(messages, self._resident)
-        return self._ask(lambda: judge.score(conversation))
+        return self._ask(lambda: judge.score(answered(messages, self._resident)))
 
     def close(self) -> None:
         """End the thread; rows still running or waiting end with a RowError."""
