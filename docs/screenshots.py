@@ -38,7 +38,7 @@ from align.world import judge
 
 MODELS = ["world-base", "world-sft", "world-dpo", "world-ppo"]
 REWARD = "world-reward"
-SAMPLING = Sampling(temperature=0.7, max_new_tokens=60)
+SAMPLING = Sampling(temperature=0.7, max_new_tokens=40)
 QUESTION, CHINESE = "What is the return period of the tent?", "请问水壶的保修期有多久？"
 IMAGES = Path(__file__).parent / "images"
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -130,7 +130,7 @@ class Camera:
 
 def photograph(studio: Studio, browser: Any, prompts: list[Messages]) -> None:
     """All pictures, one page after the other."""
-    with studio.page(["world-sft", "world-dpo"], blind=True, prompts=prompts[:8]) as url:
+    with studio.page(["world-sft", "world-dpo"], blind=True, prompts=prompts[:4]) as url:
         camera = Camera(browser, url, DESK)
         camera.ask(QUESTION)
         camera.shoot("blind-before")
@@ -177,9 +177,10 @@ def main() -> None:
         sys.exit("no chromium on the PATH; install it (apt-get install chromium fonts-wqy-microhei)")
     IMAGES.mkdir(exist_ok=True)
     found = load_records("world-prompts-eval", view="prompt", roots={"registry": registry.root})
-    prompts = [record.prompt for record in found.records[:30] if record.prompt]
+    prompts = [record.prompt for record in found.records[:12] if record.prompt]
     with tempfile.TemporaryDirectory() as folder:
         studio = Studio(registry, Path(folder) / "votes")
+        write("models loaded; the program votes")
         studio.vote_by_program(prompts)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)

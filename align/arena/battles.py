@@ -218,8 +218,8 @@ class Arena:
             async for event in battle.handle.events():
                 battle.apply(event, turn)
                 if time.monotonic() - drawn >= FRAME_SECONDS:
-                    drawn = time.monotonic()
                     yield
+                    drawn = time.monotonic()  # from its end on: else a slow page would draw every token, ever later
         finally:
             self._end(battle, turn)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from html import unescape
@@ -9,10 +10,12 @@ from html import unescape
 import pytest
 
 from align.arena import model_view, shift_view, standings_view, view
-from align.arena.battles import Battle, Contestant, Pane, Setup, Turn
+from align.arena.battles import Arena, Battle, Contestant, Pane, Setup, Turn
 from align.arena.ranking import leaderboard
 from align.arena.text import CATALOGUE
 from align.arena.visitor import read_settings, visitor_of
+from align.arena.votes import VoteStore
+from align.engine.fake import FakeEngine
 from align.engine.protocol import RowDone, Sampling, ShiftedToken
 from align.errors import UsageError
 from align.registry import Registry
@@ -146,6 +149,23 @@ def test_a_browser_says_its_language_and_a_pseudonym_and_nothing_else():
     assert (visitor_of("zh-CN|v12").language, visitor_of("zh-CN|v12").voter) == ("zh-CN", "v12")
     assert visitor_of("en|<b>Ann</b>").voter == ""
     assert visitor_of(None).language == "en"
+
+
+def test_a_slow_page_draws_fewer_frames_instead_of_falling_behind(tmp_path):
+    engine = FakeEngine([one.reference for one in SETUP.contestants], lambda row: "word " * 300)
+    arena = Arena(engine, SETUP, VoteStore(tmp_path))
+    fought = arena.new_battle()
+    arena.ask(fought, "hi", arena.new_turn(Sampling(max_new_tokens=400), 0))
+
+    async def draw() -> int:
+        frames = 0
+        async for _ in arena.frames(fought):
+            frames += 1
+            await asyncio.sleep(0.1)
+        return frames
+
+    assert asyncio.run(draw()) < 30
+    assert fought.phase == "answered"
 
 
 def test_settings_keep_what_the_page_has_no_field_for():
