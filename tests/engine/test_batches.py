@@ -16,7 +16,7 @@ from align.engine import batch
 from align.engine.local import LocalEngine
 from align.engine.protocol import Busy, GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
 from align.errors import IntegrityError, UsageError
-from align.schema import user
+from align.schema import assistant, user
 
 PROMPTS = [
     [user("the quick brown fox")],
@@ -82,6 +82,54 @@ def test_fifty_concurrent_requests_of_every_kind_equal_their_solo_runs(engine):
     assert engine.waiting == 0
     for row, text in zip(rows, together, strict=True):
         assert text is None or text == engine.complete([row], HOT)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_crowd_that_comes_goes_asks_and_floods_gets_every_answer_and_the_right_one(tiny_base, seed):
+    from loud_models import loud_lora
+
+    resident = build_resident(tiny_base)
+    resident.model.add_adapter("adapter2", loud_lora(3, use_dora=True))
+    resident.model.eval()
+    resident.adapters["dora@v1"] = "adapter2"
+    engine = LocalEngine(resident, max_rows=8, max_tokens=1000, max_waiting_rows=12)
+    rows = random_rows(engine.models, 80, seed)
+    talk = [*PROMPTS[0], assistant("over the dog")]
+    expected_shift = engine.shift("blue@v1", talk)
+    refused = []
+
+    def ask(place: int) -> tuple[bool, str | None]:
+        """Whether exactly one last event came, and the text of a row that was not broken off."""
+        chance = random.Random(seed * 1000 + place)
+        time.sleep(chance.random())
+        if chance.random() < 0.1 and engine.shift("blue@v1", talk) != expected_shift:
+            return False, None
+        while True:
+            try:
+                stream = engine.submit(GenerationRequest((rows[place],)))
+                break
+            except Busy:
+                refused.append(place)
+                time.sleep(0.05)
+        cancelled = chance.random() < 0.25
+        if cancelled:
+            time.sleep(chance.random() / 10)
+            stream.cancel()
+        events = list(stream)
+        time.sleep(0.01)
+        one_end = [isinstance(event, RowDone) for event in events] == [*[False] * (len(events) - 1), True]
+        return one_end and stream._events.empty(), None if cancelled else events[-1].text
+
+    with ThreadPoolExecutor(40) as pool:
+        found = list(pool.map(ask, range(len(rows))))
+
+    assert all(fine for fine, _ in found)
+    assert refused
+    assert engine.waiting == 0
+    for row, (_, text) in zip(rows, found, strict=True):
+        assert text is None or text == engine.complete([row], HOT)[0]
+    engine.close()
 
 
 def test_a_row_that_comes_later_is_written_at_once_and_changes_nothing(engine):
