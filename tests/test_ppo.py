@@ -153,6 +153,65 @@ def test_kl_is_exactly_zero_and_ratio_exactly_one_before_the_first_update(
     assert second["first_ratio_error"] < 1e-5
 
 
+@pytest.mark.parametrize("way", ["head", "head-checkpointing", "padded", "full-logits", "groups", "bf16", "nf4"])
+def test_so_they_are_in_every_way_to_compute_them(registry, sft, tiny_base, settings, monkeypatch, way):
+    settings |= {"model": "sft"} | {
+        "head": {"value": "head"},
+        "head-checkpointing": {"value": "head", "gradient_checkpointing": True},
+        "padded": {},
+        "full-logits": {"value": "head"},
+        "groups": {"sampling": {"max_new_tokens": 6, "num_generations": 4, "temperature": 0.7, "batch_size": 3}},
+        "bf16": {"bf16": True, "value": "head"},
+        "nf4": {"quantization": "nf4", "bf16": True},
+    }[way]
+    if way == "nf4":
+        pytest.importorskip("bitsandbytes", reason="quantization needs align[qlora]")
+    if way == "padded":
+        monkeypatch.setattr("align.rl.quartet.reads_packed_rows", lambda *_: False)
+    if way == "full-logits":
+        monkeypatch.setattr("align.rl.quartet.plain_head", lambda _: None)
+
+    run_stage(STAGE, build(PpoConfig, settings), registry)
+
+    first, second = logged(registry)
+    assert (first["kl"], first["first_ratio_error"]) == (0.0, 0.0)
+    assert first["grad_norm"] > 0
+    assert first["value_grad_norm"] > 0
+    # In single precision sampling says what the training pass says; in less its word is not taken.
+    assert second["first_ratio_error"] == 0.0 if way in ("bf16", "nf4") else second["first_ratio_error"] < 1e-5
+
+
+def test_packed_padded_and_full_logits_train_alike(registry, sft, settings, monkeypatch):
+    settings |= {"model": "sft", "learning_rate": 1e-3}
+    run_stage(STAGE, build(PpoConfig, settings | {"name": "packed"}), registry)
+    monkeypatch.setattr("align.rl.quartet.reads_packed_rows", lambda *_: False)
+    run_stage(STAGE, build(PpoConfig, settings | {"name": "padded"}), registry)
+    monkeypatch.setattr("align.rl.quartet.plain_head", lambda _: None)
+    run_stage(STAGE, build(PpoConfig, settings | {"name": "full"}), registry)
+
+    packed, padded, full = (logged(registry, name) for name in ("packed", "padded", "full"))
+    for other in (padded, full):
+        for ours, theirs in zip(packed, other, strict=True):
+            for key in ours.keys() - {key for key in ours if "per_second" in key}:
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5), key
+
+
+def test_the_policy_is_not_read_again_once_sampling_is_known_to_say_the_same(registry, sft, settings, monkeypatch):
+    from align.rl import scoring
+
+    read, plain = [], scoring.read_policy
+    monkeypatch.setattr(
+        scoring,
+        "read_policy",
+        lambda quartet, *rest: read.append(quartet.model.active_adapter) or plain(quartet, *rest),
+    )
+
+    run_stage(STAGE, build(PpoConfig, settings | {"model": "sft", "max_steps": 3}), registry)
+
+    # Two rows are read to prove the packing; of a rollout, four batches, by the policy in the first step alone.
+    assert read == [POLICY] * 2 + [POLICY] * 4 + [REFERENCE] * 4 * 3
+
+
 def saved(checkpoint):
     return load_file(f"{checkpoint.location}/adapter_model.safetensors")
 
@@ -222,6 +281,8 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(registry, sft, rew
     settings |= {
         "model": "sft", "reward_model": "judge", "rewards": [{"name": "stops_in_this_test"}], "max_steps": 4,
         "adaptive_kl": {"target": 1.0, "horizon": 100},
+        "shaping": {"normalize_score": True, "clip_score": 2.0, "whiten": ["scores", "rewards", "advantages"]},
+        "sampling": {"max_new_tokens": 6, "num_generations": 2},
     }  # fmt: skip
     stop_at(0)
     whole = run_stage(STAGE, build(PpoConfig, settings | {"name": "whole"}), registry)

@@ -168,6 +168,38 @@ def test_value_loss_worked_by_hand():
     assert metrics["value_clip_fraction"].item() == 0.5
 
 
+def test_value_loss_gives_padding_no_gradient_and_no_number():
+    nan = float("nan")
+    values = tensor([2.0, nan]).requires_grad_()
+
+    loss, metrics = maths.value_loss(values, tensor([2.0, nan]), tensor([1.0, nan]), tensor([1, 0]), 0.2)
+    loss.backward()
+
+    assert loss.item() == 0.5
+    assert values.grad.tolist() == [[1.0, 0.0]]
+    assert metrics["value_clip_fraction"].item() == 0.0
+
+
+def test_running_moments_are_those_of_all_values_so_far():
+    """1, 3 and 8: mean 4, squares 9 + 1 + 16 = 26."""
+    moments = maths.Moments().after(torch.tensor([1.0, 3.0])).after(torch.tensor([8.0]))
+
+    assert moments == pytest.approx((3, 4.0, 26.0))
+    assert moments.deviation == pytest.approx(math.sqrt(26 / 3))
+
+
+def test_scores_are_normalised_then_clipped_then_whitened():
+    """Mean 4 and deviation 2: 2, 6 and 10 become -1, 1 and 3; clipped at 2.5; their mean 2.5/3."""
+    scores, moments = torch.tensor([2.0, 6.0, 10.0]), maths.Moments(4, 4.0, 16.0)
+
+    assert maths.shape_scores(scores, None, None, whitened=False).tolist() == [2.0, 6.0, 10.0]
+    assert maths.shape_scores(scores, moments, None, whitened=False).tolist() == [-1.0, 1.0, 3.0]
+    assert maths.shape_scores(scores, moments, 2.5, whitened=False).tolist() == [-1.0, 1.0, 2.5]
+    whitened = maths.shape_scores(scores, moments, 2.5, whitened=True)
+    assert whitened.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert whitened.var(correction=0).item() == pytest.approx(1.0)
+
+
 def test_logprobs_and_entropy_of_a_known_distribution():
     """Probabilities 1/2, 1/4, 1/4: entropy 1.5 log 2."""
     logits = torch.tensor([[[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]]).log() + 3.0
