@@ -141,17 +141,24 @@ def test_compare_without_gradio_names_the_extra(contest: Registry, capsys, monke
     assert 'pip install "align[app]"' in capsys.readouterr().err
 
 
-def test_compare_serves_until_it_is_interrupted(contest: Registry):
-    process = run("align.compare", FIRST, BASE, "--blind", "--port", "0", "--registry", str(contest.root))
+def test_compare_serves_and_fills_its_review_queue_until_it_is_interrupted(contest: Registry, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "the quick brown fox"}\n')
+    process = run(
+        "align.compare", FIRST, BASE, "--blind", "--port", "0", "--registry", str(contest.root),
+        "--prompts", str(prompts), "--max_new_tokens", "4",
+    )  # fmt: skip
     line = process.stdout.readline().decode()
     url = re.search(r"http://\S+", line)[0]
 
     with urlopen(f"{url}/config") as response:
         config = response.read()
+    queue = [process.stdout.readline().decode() for _ in range(2)]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
 
     assert b"Chatbot".lower() in config.lower()
+    assert queue[1] == "review queue: 2 of 2 answers are there\n"
     assert not any(name.encode() in config for name in (FIRST, BASE))
     assert process.returncode == 0, errors
     assert b"Traceback" not in errors
