@@ -232,7 +232,7 @@ def draw_scores(scores: Sequence[Scores]) -> str:
     """A line a number, a column a model."""
     head = ["task and metric", *(each.checkpoint.reference for each in scores)]
     names = dict.fromkeys(name for each in scores for name in each.numbers)
-    lines = [[name, *(show_estimate(name, each.numbers.get(name)) for each in scores)] for name in names]
+    lines = [[name, *(show_estimate(each.numbers.get(name)) for each in scores)] for name in names]
     return draw_table("lm-evaluation-harness, mean [95% interval]", head, lines)
 
 

@@ -204,7 +204,7 @@ def _only_model(url: str, key: str | None, timeout: float) -> str:
                 f"--judge {url}: it does not say which models it has ({type(error).__name__}); start it, or name one "
                 "with --judge_model"
             ) from None
-    if len(names) != 1:
+    if len({name.partition("@")[0] for name in names}) != 1:  # NAME, NAME@latest and NAME@v1 are one model here
         raise UsageError(f"--judge {url}: it has {len(names)} models ({', '.join(names[:8])}); give --judge_model")
     return names[0]
 

@@ -96,7 +96,9 @@ def refuse_silence(result: Result) -> None:
         for each in model.judged:
             if each.silent:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in each.failed.items())
-                raise MachineError(f"judge {each.judge}: gave no verdict ({reasons}); start it and evaluate again")
+                raise MachineError(
+                    f"judge {each.judge}: gave no verdict ({reasons}); start it or take another, and evaluate again"
+                )
 
 
 def _check_reward_model(registry: Registry, asked: Asked) -> None:

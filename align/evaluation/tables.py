@@ -13,7 +13,6 @@ _NARROWEST = 70
 _MANY = 4
 """measures shown for slices"""
 
-SHARES = {"no_eos", "refusal", "repetition"}
 EXPLAINED = {
     "tokens": "tokens a completion",
     "no_eos": "never ended",
@@ -29,7 +28,7 @@ def name_of(measure: str) -> str:
     return EXPLAINED.get(measure, measure.replace("_", " "))
 
 
-def show_estimate(name: str, found: Estimate | None) -> str:
+def show_estimate(found: Estimate | None) -> str:
     """A number with its interval, in the digits it deserves."""
     if found is None:
         return "-"
@@ -68,7 +67,7 @@ def _overall(result: Result) -> str:
     title = f"{result.data['name']}: {rows} records, mean [95% interval]"
     head = ["measure", *(model.reference for model in result.models)]
     lines = [
-        [name_of(name), *(show_estimate(name, model.overall.estimates.get(name)) for model in result.models)]
+        [name_of(name), *(show_estimate(model.overall.estimates.get(name)) for model in result.models)]
         for name in result.measures
     ]
     return draw_table(title, head, lines)
@@ -103,7 +102,7 @@ def _judged_line(model: ModelResult, place: int) -> list[str]:
     failed = ", ".join(f"{count} {reason}" for reason, count in found.failed.items()) or "0"
     agreed = "-" if found.consistency is None else f"{found.consistency:.0%} agree"
     results = f"{found.wins} / {found.ties} / {found.losses}"
-    rate = show_estimate("win_rate", found.win_rate)
+    rate = show_estimate(found.win_rate)
     return [model.reference, found.judge, rate, results, show_p(found.p), agreed, failed]
 
 
@@ -115,7 +114,7 @@ def _slices(result: Result) -> Iterator[str]:
             for place, model in enumerate(result.models):
                 found = model.slices[column][value].estimates
                 label = f"{value} ({numbers.count})" if place == 0 else ""
-                lines.append([label, model.reference, *(show_estimate(name, found.get(name)) for name in shown)])
+                lines.append([label, model.reference, *(show_estimate(found.get(name)) for name in shown)])
         yield draw_table(f"by {column}", [column, "model", *map(name_of, shown)], lines)
 
 

@@ -207,6 +207,7 @@ def test_the_only_model_is_asked_and_several_must_be_chosen_from(serve, monkeypa
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
     assert judge_at(serve(_prefers_good).url, None, 5).model == "judge"
+    assert judge_at(serve(_prefers_good, ["m@v1", "m@latest", "m"]).url, None, 5).model == "m@v1"
     with pytest.raises(UsageError, match=r"has 2 models .a, b.; give --judge_model"):
         judge_at(serve(_prefers_good, ["a", "b"]).url, None, 5)
     with pytest.raises(MachineError, match="does not say which models it has"):
