@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.engine.detokenizer import Detokenizer
@@ -56,28 +57,26 @@ def token_shift(resident: Resident, fact: ModelFacts, conversation: Answered) ->
     size = len(conversation.answer_ids)
     with torch.inference_mode():
         if fact.lane == MIXED:
-            ours, base = _logprobs(model, ids.repeat(2, 1), size, [fact.adapter, BASE], MIXED)
+            ours, base = _logits(model, ids.repeat(2, 1), size, [fact.adapter, BASE], MIXED)
         else:
-            (ours,), (base,) = (_logprobs(model, ids, size, [name], name) for name in (fact.adapter, BASE))
-    texts = _texts(conversation.answer_ids, tokenizer)
-    return [
-        ShiftedToken(
-            text=text,
-            logprob=float(here[token]),
-            base_logprob=float(there[token]),
-            top=likeliest(here, _ALTERNATIVES, tokenizer),
-            base_top=likeliest(there, _ALTERNATIVES, tokenizer),
-        )
-        for text, token, here, there in zip(texts, conversation.answer_ids, ours, base, strict=True)
-    ]
+            (ours,), (base,) = (_logits(model, ids, size, [name], name) for name in (fact.adapter, BASE))
+    shifted = []
+    for place, text in enumerate(_texts(conversation.answer_ids, tokenizer)):
+        token = conversation.answer_ids[place]
+        here, there = (logits[place].float().log_softmax(dim=-1) for logits in (ours, base))
+        tops = (likeliest(logprobs, _ALTERNATIVES, tokenizer) for logprobs in (here, there))
+        shifted.append(ShiftedToken(text, float(here[token]), float(there[token]), *tops))
+    return shifted
 
 
-def _logprobs(model: Any, ids: Tensor, size: int, adapters: list[str], lane: str) -> Tensor:
-    """Log-probabilities (B, size, V) of the last tokens of each row of ids (B, T)."""
+def _logits(model: Any, ids: Tensor, size: int, adapters: list[str], lane: str) -> Tensor:
+    """The logits (B, size, V) from which the last tokens of each row of ids (B, T) were chosen."""
+    body = body_of(model)
+    # The logits that choose a token stand one position before it; those of the prompt would fill the memory.
+    fewer = {"logits_to_keep": size + 1} if "logits_to_keep" in inspect.signature(body.forward).parameters else {}
     with running(model, adapters, lane):
-        # The logits that choose a token stand one position before it.
-        logits: Tensor = body_of(model)(input_ids=ids).logits[:, -size - 1 : -1]
-    return logits.float().log_softmax(dim=-1)
+        logits: Tensor = body(input_ids=ids, **fewer).logits
+    return logits[:, -size - 1 : -1]
 
 
 def _texts(ids: list[int], tokenizer: Any) -> list[str]:
