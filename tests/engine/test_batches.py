@@ -270,6 +270,21 @@ def test_a_prompt_that_cannot_be_read_does_not_end_the_rows_beside_it(engine, mo
     done(running)
 
 
+@pytest.mark.gpu
+def test_on_an_accelerator_rows_equal_their_solo_runs_and_those_of_the_cpu(tiny_base, engine):
+    resident = build_resident(tiny_base)
+    resident.model.to("cuda")
+    fast = LocalEngine(resident)
+    rows = random_rows(fast.models, 40, seed=2)
+
+    together = fast.complete(rows, HOT)
+
+    assert together == [fast.complete([row], HOT)[0] for row in rows]
+    assert together == engine.complete(rows, HOT)
+    assert fast.shift("red@v1", [*PROMPTS[0], assistant("over")])
+    fast.close()
+
+
 def test_a_queue_that_is_full_says_when_to_come_back(tiny_base):
     engine = LocalEngine(build_resident(tiny_base), max_rows=1, max_waiting_rows=3)
     running = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 3),), LONG))
