@@ -34,7 +34,7 @@ class Head:
     prefix: str
     model: str
     fingerprint: str | None
-    id: str = ""
+    id: str = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:

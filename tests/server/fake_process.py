@@ -9,7 +9,7 @@ from align.server.limits import Limits
 from align.server.listening import address_of, open_port, serve_until_ended
 
 with open_port("127.0.0.1", 0) as listener:
-    app = create_app(poet(pause=0.1), served("red@v1"), Limits(drain_seconds=5), None)
+    app = create_app(poet(pause=0.2), served("red@v1"), Limits(drain_seconds=5), None)
     sys.stdout.write(address_of(listener) + "\n")
     sys.stdout.flush()
     serve_until_ended(app, listener, app.state.service)
