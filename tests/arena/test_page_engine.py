@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 
 import pytest
@@ -86,9 +88,7 @@ def test_the_token_shift_of_a_real_answer_is_shown_after_the_vote(serve, visit):
 
 
 @pytest.mark.slow
-def test_votes_of_the_browser_train_dpo_in_the_next_command(serve, visit, contest, tmp_path, capsys):
-    import shutil
-
+def test_votes_of_the_browser_train_dpo_in_the_next_command(serve, visit, contest, capsys):
     from align import dpo
     from align.training.stage import main
 
@@ -100,12 +100,13 @@ def test_votes_of_the_browser_train_dpo_in_the_next_command(serve, visit, contes
         page.locator("#vote-a").click()
         saved(page)
         page.wait_for_timeout(1000)
-    root = tmp_path / "registry"
-    shutil.copytree(contest.root, root, ignore=shutil.ignore_patterns("votes"))
-    (root / "votes").mkdir()
-    shutil.copy(site.arena.votes.path, root / "votes")
+    contest.votes_dir.mkdir(exist_ok=True)
+    kept = shutil.copy(site.arena.votes.path, contest.votes_dir)
 
     settings = ["data=votes", "name=voted-here", "max_steps=2", "per_device_train_batch_size=2"]
-    code = main(dpo.STAGE, [f"model={SECOND}", *settings, "--registry", str(root)])
+    code = main(dpo.STAGE, [f"model={SECOND}", *settings, "--registry", str(contest.root)])
 
+    os.unlink(kept)  # other tests count the votes of this registry
     assert code == 0, capsys.readouterr().err
+    [votes] = contest.resolve("voted-here").manifest["data"]
+    assert votes["rows"] >= 2
