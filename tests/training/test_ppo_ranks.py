@@ -81,7 +81,7 @@ def test_two_processes_stop_together_and_resume_to_the_same_bits(warm, ppo_cours
 
 
 @pytest.mark.slow
-def test_a_reward_that_fails_in_one_process_ends_both_with_its_message(warm, ppo_course, tmp_path):
+def test_data_that_a_reward_cannot_judge_ends_both_processes(warm, ppo_course, tmp_path):
     rewards = "[{name: numeric_match}]"
 
     first, second = run_two(
