@@ -1,11 +1,12 @@
 """Peak memory of PPO beside SFT on the same base, batch and length, and beside a PPO of four models.
 
-    python benchmarks/ppo_memory.py [--json FILE] [--cuda] [CASE ...]
+    python benchmarks/ppo_memory.py [--shape 4,256,128] [--json FILE] [--cuda] [CASE ...]
 
 Every case runs in a process of its own, which first trains a tiny model the same way, so that imports and buffers of
 libraries are there before. This process then watches it: the resident size before the large base is loaded, and the
 high-water mark when training has ended (with --cuda: `torch.cuda.max_memory_allocated` of that process). All rows fill
-the length: SFT trains 256 tokens, PPO answers prompts of 128 with 128. About five minutes on two idle cores.
+the length: by default SFT trains rows of 256 tokens, and PPO answers prompts of 128 with 128. Some ten minutes on two
+idle cores.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ LARGE = {
     "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
     "num_attention_heads": 12,
 }  # fmt: skip
-ROWS, TOKENS, ANSWER = 4, 256, 128
+SHAPE = "PPO_MEMORY_SHAPE"
+ROWS, TOKENS, ANSWER = map(int, os.environ.get(SHAPE, "4,256,128").split(","))
 ENVIRONMENT = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "HF_HUB_OFFLINE": "1"}
 
 
@@ -125,8 +127,8 @@ def prepare(folder: Path, name: str, size: dict[str, int], kind: str) -> None:
     save_base(LlamaForCausalLM(config), tokenizer, folder / name)
     around = len(tokenizer.apply_chat_template(_chat(0, 0, 0), tokenize=True, return_dict=False))
     # What PPO answers itself is in its rows as one token.
-    answered = TOKENS - ANSWER if kind == "sft" else 1
-    rows = (_chat(row, ANSWER - around, answered) for row in range(4 * ROWS))
+    answered = ANSWER if kind == "sft" else 1
+    rows = (_chat(row, TOKENS - ANSWER - around, answered) for row in range(4 * ROWS))
     (folder / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     if kind == "ppo":
         _register_models(folder, name)
@@ -249,6 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--json", type=Path, help="write what was measured there")
+    parser.add_argument("--shape", default="4,256,128", help="rows of a batch, tokens of a row, tokens of an answer")
     parser.add_argument("--cuda", action="store_true", help="measure on the GPU as well")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--prepare", nargs=4, help=argparse.SUPPRESS)
@@ -258,6 +261,7 @@ def main() -> None:
     if options.prepare:
         folder, name, size, kind = options.prepare
         return prepare(Path(folder), name, json.loads(size), kind)
+    os.environ[SHAPE] = options.shape
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     found: dict[str, dict[str, float]] = {}
@@ -273,7 +277,7 @@ def main() -> None:
             print(f"{measure:<5} {row['of']} / {row['over']}: {row['ratio']:.2f} of at most {row['at_most']} {kept}")
     if options.json:
         cases = {name: asdict(CASES[name]) | sizes for name, sizes in found.items()}
-        shape = {"base": LARGE, "rows": ROWS, "tokens": TOKENS, "answer": ANSWER}
+        shape = {"base": LARGE, "rows, tokens, answer": options.shape}
         options.json.write_text(json.dumps({"shape": shape, "cases": cases, "ratios": ratios}, indent=2) + "\n")
     return None
 

@@ -182,7 +182,8 @@ def _quiet_load_report() -> Iterator[None]:
 def _device() -> str:
     import torch
 
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    # Of several processes each has set a device of its own.
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
 def save_base(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -119,7 +119,8 @@ def prove_packing(quartet: Quartet, ids: Sequence[int], say: Callable[[str], Non
     import torch
 
     if not quartet.packs:
-        say(f"rows are padded: packed ones are not for {quartet.model.config.model_type} models as they are here")
+        kind = quartet.model.config.model_type
+        say(f"rows are padded: this {kind} model reads no packed ones, by its family, its head or its attention window")
         return
     middle = len(ids) // 2
     text = torch.tensor([list(ids), [0] * middle + list(ids)[: len(ids) - middle]], device=quartet.model.device)
