@@ -73,7 +73,7 @@ class DatasetConfig(Settings):
     question: str = ""
     """format labels: what is asked about the text, written before it"""
     ties: Literal["drop", "both", "half"] = "drop"
-    """pairs without a winner: left out and counted, kept in both orders, or so with half the weight each"""
+    """pairs without a winner: left out and counted, kept in both orders, or in one of them that a coin decides"""
     encoding: str = "auto"
     """how text files are encoded; auto is UTF-8, with or without a BOM, and refuses anything else"""
     header: list[str] = Field(default_factory=list)

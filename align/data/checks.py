@@ -61,6 +61,8 @@ class Findings:
     contradictions: Tally = field(default_factory=Tally)
     near_equal: Tally = field(default_factory=Tally)
     """pairs whose answers differ in case, spacing or Unicode form alone"""
+    weighed: Tally = field(default_factory=Tally)
+    """rows with a weight of their own, other than 1"""
     chosen_longer: int = 0
     rejected_longer: int = 0
     good: int = 0
@@ -79,6 +81,8 @@ class Findings:
         self.rows += 1
         self._add_identity(record)
         self._add_text(record)
+        if record.weight not in (None, 1):
+            self.weighed.hit(record.where)
         if record.chosen is not None and record.rejected is not None:
             self._add_pair(record, record.chosen, record.rejected)
         elif record.label is not None:
@@ -140,7 +144,7 @@ class Findings:
 
     def remarks(self) -> list[str]:
         """What there is to say, in sentences; nothing about a sound set."""
-        return [*self._tell_repeats(), *self._tell_bias(), *self._tell_text()]
+        return [*self._tell_repeats(), *self._tell_bias(), *self._tell_weights(), *self._tell_text()]
 
     def _tell_repeats(self) -> Iterator[str]:
         if self.repeated.count:
@@ -174,6 +178,13 @@ class Findings:
             yield (
                 f"labels are unbalanced: {self.good} good, {self.bad} bad; "
                 "take a part of the larger, or weigh the smaller more"
+            )
+
+    def _tell_weights(self) -> Iterator[str]:
+        if self.weighed.count:
+            yield (
+                f"{self.weighed.count} rows have a weight (first {self.weighed.first}); every row counts once in "
+                "training: weigh whole sets in a mixture instead"
             )
 
     def _tell_text(self) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections import Counter
 
 from align.data.problems import RowError, RowSkipped
@@ -65,11 +67,12 @@ def read_votes(row: Row, layout: Layout) -> list[Record]:
 def _labelled(context: Messages, answers: dict[str, Messages], choice: str, layout: Layout) -> list[Record]:
     if choice == "tie" and layout.ties == "drop":
         raise RowSkipped("tie")
-    weight = 0.5 if choice == "tie" and layout.ties == "half" else None
-    return [
-        Record(prompt=context, completion=turns, label=choice in (side, "tie"), weight=weight)
-        for side, turns in answers.items()
-    ]
+    if choice == "tie" and layout.ties == "half":
+        side = "ab"[_coin(context, *answers.values())]
+        answers = {side: answers[side]} if side in answers else {}
+    if not answers:
+        raise RowSkipped("tie: the other answer was kept")
+    return [Record(prompt=context, completion=turns, label=choice in (side, "tie")) for side, turns in answers.items()]
 
 
 def _told_here(row: Row, choice: str) -> list[str]:
@@ -100,8 +103,13 @@ def _judged(context: Messages, answers: dict[str, Messages], verdict: str, layou
     if layout.ties == "drop":
         raise RowSkipped("tie")
     if layout.ties == "half":
-        first.weight = second.weight = 0.5
+        return [(first, second)[_coin(context, answers["a"], answers["b"])]]
     return [first, second]
+
+
+def _coin(*turns: Messages) -> int:
+    """0 or 1, as likely as each other, and always the same for the same content."""
+    return zlib.crc32(json.dumps(turns, sort_keys=True).encode()) & 1
 
 
 _SPELLED = {

@@ -38,6 +38,12 @@ def test_repeated_texts_are_found_too():
     assert remarks(rows) == ["1 rows repeat an earlier row exactly (first t.txt:3)"]
 
 
+def test_weights_of_rows_are_told_as_what_training_does_not_heed():
+    (told,) = remarks([demo("q", "a", 1, weight=1.0), demo("r", "b", 2, weight=0.5), demo("s", "c", 3)])
+
+    assert told.startswith("1 rows have a weight (first a.jsonl:2); every row counts once")
+
+
 def test_an_id_used_twice_is_told_unless_one_row_made_both_records():
     told = remarks([demo("q", "a", 1, id="7"), demo("r", "b", 2, id="7")])
     both_orders = [pair("q", "one", "two", 5, id="7"), pair("q", "two", "one", 5, id="7")]
