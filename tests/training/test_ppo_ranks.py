@@ -1,4 +1,4 @@
-"""PPO in two processes: they sample and train what one process would, and register once."""
+"""PPO in processes of its own: killed and resumed, and in two that learn what one would and register once."""
 
 from __future__ import annotations
 
@@ -61,6 +61,30 @@ def test_two_processes_learn_what_one_learns_and_register_once(warm, ppo_course,
         assert ours["completion"] == theirs["completion"]
     left, right = (load_file(next(root.glob("models/run/v0001/*.safetensors"))) for root in (one, two))
     assert max(float((left[key] - right[key]).abs().max()) for key in left) < 1e-5
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_equals_a_run_that_nobody_touched(warm, ppo_course, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    words = {"adaptive_kl.target": 1.0, "shaping.whiten": "[scores, advantages]", "shaping.clip_score": 2.0}
+    assert warm.run("ppo", ppo_course.words(straight, **words)).code == 0
+
+    at_log = warm.run("ppo", ppo_course.words(killed, **words), signal=signal.SIGKILL, at_step=2)
+    in_update = warm.run(
+        "ppo", ppo_course.words(killed, "--resume", **words),
+        signal=signal.SIGKILL, at_call="align.rl.shards.Shards.add", count=6,
+    )  # fmt: skip
+    ended = warm.run("ppo", ppo_course.words(killed, "--resume", **words))
+
+    assert (at_log.code, in_update.code, ended.code) == (-signal.SIGKILL, -signal.SIGKILL, 0), ended.err
+    assert "resuming from step 1" in in_update.out
+    assert "resuming from step 2" in ended.out
+    assert weights_of(killed) == weights_of(straight)
+    speeds = ("tokens_per_second/rollout", "tokens_per_second/scoring", "tokens_per_second/update")
+    logs = [
+        [{key: row[key] for key in row if key not in speeds} for row in log_of(root)] for root in (killed, straight)
+    ]
+    assert logs[0] == logs[1]
 
 
 @pytest.mark.slow
