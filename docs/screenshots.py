@@ -105,6 +105,10 @@ class Camera:
         self.page.keyboard.press("Enter")
         self.page.locator("#status .answered").wait_for(timeout=60_000)
 
+    def said(self, pane: str) -> str:
+        """The answer in a pane."""
+        return str(self.page.locator(f"#pane-{pane} .bot").inner_text())
+
     def vote(self, choice: str) -> None:
         """Vote, and wait for the names."""
         self.page.locator(f"#vote-{choice}").click()
@@ -128,13 +132,19 @@ class Camera:
         write(f"{name}.png: {(IMAGES / f'{name}.png').stat().st_size // 1024} kB")
 
 
+def close(browser: Any) -> None:
+    """Close every window."""
+    for context in browser.contexts:
+        context.close()
+
+
 def photograph(studio: Studio, browser: Any, prompts: list[Messages]) -> None:
     """All pictures, one page after the other."""
-    with studio.page(["world-sft", "world-dpo"], blind=True, prompts=prompts[:4]) as url:
+    with studio.page(["world-base", "world-dpo"], blind=True, prompts=prompts[:4]) as url:
         camera = Camera(browser, url, DESK)
         camera.ask(QUESTION)
         camera.shoot("blind-before")
-        camera.vote("a")
+        camera.vote(max("ab", key=lambda pane: judge(QUESTION, camera.said(pane)).gold))
         camera.shoot("blind-after")
         camera.shift()
         camera.page.locator("#shift-a .tok").nth(4).hover()
@@ -146,6 +156,7 @@ def photograph(studio: Studio, browser: Any, prompts: list[Messages]) -> None:
         camera = Camera(browser, url, PHONE)
         camera.ask(QUESTION)
         camera.shoot("phone", whole=True)
+        close(browser)
     with studio.page(MODELS, blind=False) as url:
         camera = Camera(browser, url, DESK, color_scheme="dark")
         camera.ask(QUESTION)
@@ -158,11 +169,13 @@ def photograph(studio: Studio, browser: Any, prompts: list[Messages]) -> None:
         camera.page.locator("#pick label").nth(2).click()
         camera.page.locator("#model .tree b:has-text('world-dpo')").wait_for()
         camera.shoot("models", whole=True)
+        close(browser)
     with studio.page(["world-sft", "world-ppo"], blind=False) as url:
         camera = Camera(browser, url, DESK, locale="zh-CN")
         camera.ask(CHINESE)
         camera.shift()
         camera.shoot("chinese", whole=True)
+        close(browser)
 
 
 def main() -> None:

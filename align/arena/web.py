@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import logging
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -113,4 +115,12 @@ def make_server(app: Application) -> Any:
     import uvicorn
 
     # Open pages hold a connection for ever; ending must not wait for them.
-    return uvicorn.Server(uvicorn.Config(Guard(app), log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(Guard(app), log_level="warning", timeout_graceful_shutdown=1))
+    logging.getLogger("uvicorn.error").addFilter(is_news)
+    return server
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the server's log says more than that pages were open when it ended."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError) and "graceful shutdown exceeded" not in record.getMessage()

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 
 import pytest
 
-from align.arena.web import Guard, is_local, open_port
+from align.arena.web import Guard, is_local, is_news, open_port
 from align.errors import MachineError, UsageError
 
 
@@ -44,6 +45,17 @@ def test_a_page_elsewhere_cannot_post_here():
     assert answer("127.0.0.1:7860", "http://127.0.0.1:7860")[0] == 200
     for origin in ("https://evil.example", "http://127.0.0.1:9999", "null"):
         assert answer("127.0.0.1:7860", origin)[0] == 403
+
+
+def test_pages_that_are_open_at_the_end_are_no_errors():
+    def record(message: str, error: BaseException | None = None) -> logging.LogRecord:
+        cause = (type(error), error, None) if error else None
+        return logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, message, (), cause)
+
+    assert not is_news(record("Exception in ASGI application", asyncio.CancelledError()))
+    assert not is_news(record("Cancel 3 running task(s), timeout graceful shutdown exceeded"))
+    assert is_news(record("Exception in ASGI application", ValueError()))
+    assert is_news(record("anything else"))
 
 
 def test_a_port_in_use_is_named_with_a_remedy():
