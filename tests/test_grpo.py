@@ -298,17 +298,12 @@ def test_a_unit_is_what_lies_between_two_rollout_boundaries(batch, accumulation,
         ({"trainer": {"steps_per_generation": 0}}, "expected a whole number above 0"),
         ({"lora": "none"}, "lora: this stage trains adapters only"),
         ({"reward_model": "judge"}, r"rewards=\[\{name: learned, args: \{model: judge\}\}\]"),
-        ({"vllm_mode": "server"}, "set without use_vllm=true"),
-        ({"vllm_server_base_url": "http://here:8000"}, "set without use_vllm=true"),
-        ({"use_vllm": True, "vllm_mode": "server"}, "vllm_mode=server: give vllm_server_base_url=http://HOST:PORT"),
-        (
-            {"use_vllm": True, "vllm_server_base_url": "http://here:8000"},
-            "found vllm_mode=colocate; set vllm_mode=serv",
-        ),
-        ({"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": "here:8000"}, "expected http://HOST:PORT"),
-        ({"use_vllm": True, "vllm_mode": "remote"}, "vllm_mode"),
-        ({"use_vllm": True, "quantization": "int8"}, "vLLM holds no such base; give nf4 or none"),
-        ({"use_vllm": True, "trainer": {"generation_kwargs": {"seed": 1}}}, "trainer.generation_kwargs: with use_vllm"),
+        ({"vllm": {"mode": "server"}}, "vllm.mode=server: give vllm.server_base_url=http://HOST:PORT"),
+        ({"vllm": {"server_base_url": "http://here:8000"}}, "found vllm.mode=colocate; set vllm.mode=serv"),
+        ({"vllm": {"mode": "server", "server_base_url": "here:8000"}}, "expected http://HOST:PORT"),
+        ({"vllm": {"mode": "remote"}}, "vllm.mode"),
+        ({"vllm": {}, "quantization": "int8"}, "vLLM holds no such base; give nf4 or none"),
+        ({"vllm": {}, "trainer": {"generation_kwargs": {"seed": 1}}}, "trainer.generation_kwargs: with vllm"),
     ],
 )
 def test_wrong_numbers_are_refused(settings, changed, message):
@@ -330,23 +325,22 @@ def test_completions_that_all_score_the_same_are_told_and_end_no_run(shared, set
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
-@pytest.mark.parametrize("words", [[], ["vllm_mode=server", "vllm_server_base_url=http://127.0.0.1:9"]])
+@pytest.mark.parametrize(
+    "words", [["vllm.mode=colocate"], ["vllm.mode=server", "vllm.server_base_url=http://127.0.0.1:9"]]
+)
 def test_vllm_that_is_not_there_is_told_before_anything_is_loaded(shared, sums, capsys, words):
     asked = ["model=start", f"data={sums}", "name=fast", "rewards=[{name: numeric_match}]", "bf16=false", *words]
 
-    assert main(grpo.STAGE, ["--registry", str(shared.root), *asked, "use_vllm=true"]) == 2
+    assert main(grpo.STAGE, ["--registry", str(shared.root), *asked]) == 2
 
-    assert "use_vllm=true: vllm is not installed; pip install 'trl[vllm]', or generate without it" in (
-        capsys.readouterr().err
-    )
+    assert "vllm: vllm is not installed; pip install 'trl[vllm]', or generate without it" in (capsys.readouterr().err)
 
 
 def test_trl_is_told_where_vllm_runs_and_where_answers_end(settings):
     from trl import GRPOConfig
 
     url = "http://127.0.0.1:8000"
-    config = build(GrpoConfig, settings | {"name": "n", "use_vllm": True, "vllm_mode": "server"} | {
-        "vllm_server_base_url": url})  # fmt: skip
+    config = build(GrpoConfig, settings | {"name": "n", "vllm": {"mode": "server", "server_base_url": url}})
 
     told = GRPOConfig(
         output_dir="unused", bf16=False, report_to=[], activation_checkpointing=False, **vllm_arguments(config, [2, 3])
@@ -359,8 +353,9 @@ def test_trl_is_told_where_vllm_runs_and_where_answers_end(settings):
 
 
 def test_a_server_that_does_not_answer_is_told_with_the_command_that_starts_one(settings, monkeypatch):
-    config = build(GrpoConfig, settings | {"name": "n", "use_vllm": True, "vllm_mode": "server"} | {
-        "vllm_server_base_url": "http://127.0.0.1:9/"})  # fmt: skip
+    config = build(
+        GrpoConfig, settings | {"name": "n", "vllm": {"mode": "server", "server_base_url": "http://127.0.0.1:9/"}}
+    )
     # As on a machine that has both.
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -370,10 +365,10 @@ def test_a_server_that_does_not_answer_is_told_with_the_command_that_starts_one(
 
 
 def test_no_gpu_is_told(settings, monkeypatch):
-    config = build(GrpoConfig, settings | {"name": "n", "use_vllm": True})
+    config = build(GrpoConfig, settings | {"name": "n", "vllm": {}})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
 
-    with pytest.raises(UsageError, match="use_vllm=true: found no GPU"):
+    with pytest.raises(UsageError, match="vllm: found no GPU"):
         check_vllm(config, "/the/base")
 
 

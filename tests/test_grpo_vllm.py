@@ -82,7 +82,7 @@ def test_vllm_gets_our_tokens_our_stops_and_the_weights_of_the_policy(vllm, regi
     settings = {
         "model": str(tiny_base), "data": str(data), "name": "fast", "bf16": False, "max_length": 64, "max_steps": 2,
         "per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 5, "logging_steps": 1,
-        "learning_rate": 1e-2, "beta": 0.1, "use_vllm": True, "warmup_ratio": 0.0,
+        "learning_rate": 1e-2, "beta": 0.1, "vllm": {"mode": "colocate"}, "warmup_ratio": 0.0,
         "rewards": [{"name": "keyword", "args": {"scores": {"e": 1, "a": -1}}}],
     }  # fmt: skip
 

@@ -13,42 +13,47 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align.config import TrainerStageConfig
+from align.config import Settings, TrainerStageConfig
 from align.errors import MachineError, UsageError
 
 _PATIENCE = 10.0
 """seconds a server may take to say that it is there"""
 
 
-class VllmStageConfig(TrainerStageConfig):
-    """What a stage takes that may generate with vLLM."""
+class VllmSettings(Settings):
+    """Where vLLM generates."""
 
-    use_vllm: bool = False
-    """generate with vLLM; a resumed run then samples anew from its last checkpoint on"""
-    vllm_mode: Literal["colocate", "server"] = "colocate"
+    mode: Literal["colocate", "server"] = "colocate"
     """vLLM beside the model on its GPU, or as a server on others"""
-    vllm_server_base_url: str | None = None
+    server_base_url: str | None = None
     """where that server listens: http://HOST:PORT"""
-    vllm_gpu_memory_utilization: float = Field(0.3, gt=0, lt=1)
+    gpu_memory_utilization: float = Field(0.3, gt=0, lt=1)
     """share of the GPU's memory that vLLM beside the model may take"""
 
     @model_validator(mode="after")
-    def _check_vllm(self) -> Self:
-        url = self.vllm_server_base_url
-        if not self.use_vllm:
-            if self.vllm_mode == "server" or url is not None:
-                raise UsageError("vllm_mode, vllm_server_base_url: set without use_vllm=true; set that too")
-            return self
-        if self.vllm_mode == "server" and url is None:
-            raise UsageError("vllm_mode=server: give vllm_server_base_url=http://HOST:PORT, where vllm serve listens")
-        if self.vllm_mode == "colocate" and url is not None:
-            raise UsageError(f"vllm_server_base_url={url}: found vllm_mode=colocate; set vllm_mode=server")
+    def _check_place(self) -> Self:
+        url = self.server_base_url
+        if self.mode == "server" and url is None:
+            raise UsageError("vllm.mode=server: give vllm.server_base_url=http://HOST:PORT, where vllm serve listens")
+        if self.mode == "colocate" and url is not None:
+            raise UsageError(f"vllm.server_base_url={url}: found vllm.mode=colocate; set vllm.mode=server")
         if url is not None and not url.startswith(("http://", "https://")):
-            raise UsageError(f"vllm_server_base_url={url}: expected http://HOST:PORT")
-        if "generation_kwargs" in self.trainer:
-            raise UsageError("trainer.generation_kwargs: with use_vllm=true it says where answers end; remove it")
-        if self.quantization == "int8":
-            raise UsageError("use_vllm with quantization=int8: vLLM holds no such base; give nf4 or none")
+            raise UsageError(f"vllm.server_base_url={url}: expected http://HOST:PORT")
+        return self
+
+
+class VllmStageConfig(TrainerStageConfig):
+    """What a stage takes that may generate with vLLM."""
+
+    vllm: VllmSettings | None = None
+    """generate with vLLM; a resumed run then samples anew from its last checkpoint on"""
+
+    @model_validator(mode="after")
+    def _check_vllm(self) -> Self:
+        if self.vllm is not None and "generation_kwargs" in self.trainer:
+            raise UsageError("trainer.generation_kwargs: with vllm it says where answers end; remove it")
+        if self.vllm is not None and self.quantization == "int8":
+            raise UsageError("vllm with quantization=int8: vLLM holds no such base; give nf4 or none")
         return self
 
 
@@ -57,19 +62,17 @@ def check_vllm(config: VllmStageConfig, base: str) -> None:
 
     `base` is what the server should be started with.
     """
-    if not config.use_vllm:
+    if config.vllm is None:
         return
     import torch
 
-    without = "or generate without it: use_vllm=false"
+    without = "or generate without it: vllm=none"
     if importlib.util.find_spec("vllm") is None:
-        raise UsageError(f"use_vllm=true: vllm is not installed; pip install 'trl[vllm]', {without}")
+        raise UsageError(f"vllm: vllm is not installed; pip install 'trl[vllm]', {without}")
     if not torch.cuda.is_available():
-        raise UsageError(
-            f"use_vllm=true: found no GPU, which both modes of vLLM need here; take a machine with one, {without}"
-        )
-    if config.vllm_server_base_url is not None:
-        _check_server(config.vllm_server_base_url.rstrip("/"), base)
+        raise UsageError(f"vllm: found no GPU, which both modes of vLLM need here; take a machine with one, {without}")
+    if config.vllm.server_base_url is not None:
+        _check_server(config.vllm.server_base_url.rstrip("/"), base)
 
 
 def _check_server(url: str, base: str) -> None:
@@ -78,20 +81,20 @@ def _check_server(url: str, base: str) -> None:
             return
     except (OSError, ValueError) as error:
         raise MachineError(
-            f"vllm_server_base_url={url}: no server answers there ({error}); start one: VLLM_SERVER_DEV_MODE=1 vllm "
+            f"vllm.server_base_url={url}: no server answers there ({error}); start one: VLLM_SERVER_DEV_MODE=1 vllm "
             f'serve {base} --weight-transfer-config \'{{"backend": "nccl"}}\' --logprobs-mode processed_logprobs'
         ) from None
 
 
 def vllm_arguments(config: VllmStageConfig, stops: Sequence[int]) -> dict[str, Any]:
     """What TRL's config is told: nothing without vLLM, else where it runs, how long a row is, where answers end."""
-    if not config.use_vllm:
+    if config.vllm is None:
         return {}
     return {
         "use_vllm": True,
-        "vllm_mode": config.vllm_mode,
-        "vllm_server_base_url": config.vllm_server_base_url,
-        "vllm_gpu_memory_utilization": config.vllm_gpu_memory_utilization,
+        "vllm_mode": config.vllm.mode,
+        "vllm_server_base_url": config.vllm.server_base_url,
+        "vllm_gpu_memory_utilization": config.vllm.gpu_memory_utilization,
         "vllm_max_model_length": config.max_length,
         # Its own defaults come from files beside the base, which know nothing of our rendering.
         "generation_kwargs": {"stop_token_ids": list(stops)},
