@@ -38,7 +38,8 @@ from align.world import judge
 
 MODELS = ["world-base", "world-sft", "world-dpo", "world-ppo"]
 REWARD = "world-reward"
-SAMPLING = Sampling(temperature=0.7, max_new_tokens=40)
+SAMPLING = Sampling(temperature=1.0, max_new_tokens=40)
+SEED = 5
 QUESTION, CHINESE = "What is the return period of the tent?", "请问水壶的保修期有多久？"
 IMAGES = Path(__file__).parent / "images"
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -66,7 +67,7 @@ class Studio:
         if prompts:
             queue = ReviewQueue.open(Review(prompts, setup, SAMPLING), self.votes.parent / "reviews", store)
             queue.generate(self.engine)
-        app = build_app(Contents(Arena(self.engine, setup, store), self.registry, SAMPLING, 7, queue))
+        app = build_app(Contents(Arena(self.engine, setup, store), self.registry, SAMPLING, SEED, queue))
         server, listener = make_server(app), open_port("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
