@@ -89,8 +89,9 @@ class Material:
 
     @property
     def writes(self) -> bool:
-        """Whether completions are needed: always, unless only likelihoods are compared."""
-        return bool(self.readers or self.corpus or self.rewards or not (self.choosers or self.labels))
+        """Whether completions are needed: wherever there is a prompt, unless only likelihoods are compared."""
+        reads = bool(self.readers or self.corpus or self.rewards) or not (self.choosers or self.labels)
+        return reads and any(record.prompt for record in self.records)
 
 
 def prepare(asked: Asked, roots: Mapping[str, Path] | None = None) -> Material:

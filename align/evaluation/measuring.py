@@ -101,7 +101,6 @@ def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict
 
 
 def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Asked, material: Material) -> list[Run]:
-    from align.engine.local import LocalEngine
     from align.models.adapters import load_resident
     from align.models.loading import Precision
 
@@ -112,24 +111,30 @@ def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Aske
     for parent in parents.values():
         _attach_parent(resident, parent)
     runs = [Run(asked_as, checkpoint, [None] * len(material.records)) for asked_as, checkpoint in group.items()]
-    engine = LocalEngine(resident)
-    try:
-        if material.writes:
-            written, failed = complete(
-                engine, [run.reference for run in runs], material.records, asked.sampling, asked.seed
-            )
-            material.notes.extend(f"{count} completions failed: {message}" for message, count in failed.items())
-            for run in runs:
-                run.written = written[run.reference]
-        notes = engine.notes
-    finally:
-        engine.close()
+    if material.writes:
+        _write(runs, resident, asked, material)
     for run in runs:
-        run.notes = [note for note in notes if note.startswith(f"{run.reference}: ")]
         _measure(run, resident, material)
         if asked.kl and material.writes:
             run.add(_divergences(run, resident, material.records, parents[run.reference]))
     return runs
+
+
+def _write(runs: Sequence[Run], resident: Resident, asked: Asked, material: Material) -> None:
+    """Let the models answer, in batches they share."""
+    from align.engine.local import LocalEngine
+
+    engine = LocalEngine(resident)
+    try:
+        models = [run.reference for run in runs]
+        written, failed = complete(engine, models, material.records, asked.sampling, asked.seed)
+        notes = engine.notes
+    finally:
+        engine.close()
+    material.notes.extend(f"{count} completions failed: {message}" for message, count in failed.items())
+    for run in runs:
+        run.written = written[run.reference]
+        run.notes = [note for note in notes if note.startswith(f"{run.reference}: ")]
 
 
 def _measure(run: Run, resident: Resident, material: Material) -> None:

@@ -46,8 +46,8 @@ def regressions(run: Run, first: Run, measure: str, count: int) -> list[int]:
     """The places on which a model lost most against the first one, the largest loss first; only real losses."""
     ours, theirs = run.measures[measure], first.measures[measure]
     losses = (theirs.rows - ours.rows) * (-1 if ours.better == "lower" else 1)
-    places = np.flatnonzero(np.nan_to_num(losses, nan=0.0) > 0)
-    return sorted(places.tolist(), key=lambda place: -losses[place])[:count]
+    places = np.flatnonzero(np.nan_to_num(losses, nan=0.0) > 0).tolist()
+    return sorted((place for place in places if run.written[place]), key=lambda place: -losses[place])[:count]
 
 
 def _size(run: Run, place: int) -> int:
