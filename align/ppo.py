@@ -161,8 +161,10 @@ def _weigh(config: PpoConfig, state: TrainingState, judged: Judged) -> Experienc
     state.scores = state.scores.after(scores.raw)
     moments = state.scores if shaping.normalize_score else None
     shaped = shape_scores(scores.raw, moments, shaping.clip_score, whitened="scores" in shaping.whiten)
+    # As a reward only k1 holds the policy: the gradient of the others vanishes where the policy is the reference.
+    price = kl_per_token(observed.logprobs, observed.ref_logprobs, "k1")
     kl = kl_per_token(observed.logprobs, observed.ref_logprobs, shaping.kl_estimator)
-    rewards = token_rewards(shaped - scores.penalty, kl, mask, state.kl_coef)
+    rewards = token_rewards(shaped - scores.penalty, price, mask, state.kl_coef)
     if "rewards" in shaping.whiten:
         rewards = whiten(rewards, mask, shift_mean=False)
     advantages, returns = gae(rewards, observed.values, mask, config.gamma, config.lam)

@@ -196,6 +196,19 @@ def test_packed_padded_and_full_logits_train_alike(registry, sft, settings, monk
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5), key
 
 
+def test_the_estimator_of_the_kl_that_is_logged_changes_nothing_that_is_learned(registry, sft, settings):
+    settings |= {"model": "sft", "kl_coef": 1.0}
+    k1, k3 = (
+        saved(
+            run_stage(STAGE, build(PpoConfig, settings | {"name": name, "shaping": {"kl_estimator": name}}), registry)
+        )
+        for name in ("k1", "k3")
+    )
+
+    assert all((k3[key] == value).all() for key, value in k1.items())
+    assert logged(registry, "k1")[-1]["kl"] != logged(registry, "k3")[-1]["kl"]
+
+
 def test_the_policy_is_not_read_again_once_sampling_is_known_to_say_the_same(registry, sft, settings, monkeypatch):
     from align.rl import scoring
 

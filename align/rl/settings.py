@@ -49,7 +49,7 @@ class ShapingSettings(Settings):
     clip_score: float | None = Field(default=None, gt=0)
     """hold scores (normalised, if they are) within plus and minus this; none does not"""
     kl_estimator: KlEstimator = "k1"
-    """estimate of the KL at a sampled token"""
+    """estimate of the KL that is logged and that adaptive_kl follows; what is paid for is always k1"""
     whiten: list[Whitened] = Field(default=["advantages"])
     """what is brought to unit variance over a rollout"""
 
