@@ -8,7 +8,7 @@ panes       Two models answering side by side over one after the other: the same
 throughput  Prompts and answers of unequal length as an evaluation has them: tokens a second of all of them in
             `LocalEngine.complete`, over one at a time (a sample of them, the same texts).
 
-Each part runs in processes of its own. About four minutes on two cores.
+Each part runs in processes of its own. On cores that others use too, more threads than are free take many times longer.
 """
 
 from __future__ import annotations
