@@ -148,7 +148,7 @@ def photograph(studio: Studio, browser: Any, prompts: list[Messages]) -> None:
         camera.vote(max("ab", key=lambda pane: judge(QUESTION, camera.said(pane)).gold))
         camera.shoot("blind-after")
         camera.shift()
-        camera.page.locator("#shift-a .tok").nth(4).hover()
+        camera.page.locator("#panes .tok[class*=' ']").first.hover()  # one whose likelihood changed
         camera.page.wait_for_timeout(200)
         camera.page.screenshot(path=IMAGES / "token-shift.png")
         camera = Camera(browser, url, DESK)
