@@ -129,6 +129,7 @@ def test_a_vote_carries_provenance_reason_tags_and_a_pseudonym(serve, visit):
 def test_a_vote_while_the_answers_are_written_stops_them_and_is_marked(serve, visit):
     site = serve()
     page = visit(site).page
+    set_field(page, "max_new_tokens", "1000")
     ask(page, "slow", wait=False)
     growing(page)
 
@@ -309,6 +310,7 @@ def test_the_page_describes_no_api_and_keeps_no_history(serve):
 def test_two_visitors_run_at_once_without_mixing(serve, visit):
     site = serve()
     first, second = visit(site).page, visit(site).page
+    set_field(first, "max_new_tokens", "1000")
 
     ask(first, "slow fox", wait=False)
     ask(second, "nine blue eggs")
