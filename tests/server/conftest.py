@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_models import commit_adapter, commit_base
+from served_models import commit_adapter, commit_base
 
 from align.engine.local import LocalEngine
 from align.models.adapters import load_resident

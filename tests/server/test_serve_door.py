@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from small_models import commit_adapter
+from served_models import commit_adapter
 
 from align import serve
 from align.errors import UsageError
