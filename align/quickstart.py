@@ -151,7 +151,7 @@ def measure(seed: int, registry: Registry) -> Result:
     from align.evaluation.session import Outputs, evaluate, keep
 
     drawn = Sampling(temperature=1.0, max_new_tokens=64)
-    asked = Asked("world-prompts-eval", drawn, seed, scorers=("world",), by=("language",))
+    asked = Asked("world-prompts-eval", drawn, seed, scorers=("world",), reward_model="world-reward", by=("language",))
     found = evaluate(registry, [registry.resolve(name).reference for name in LABELS], asked)
     write(f"\n{draw_scores(found.result)}")
     folder = registry.root / "world"
