@@ -24,8 +24,8 @@ def learned(place: Place, model: str, batch_size: Positive = 16) -> Opened:
     """The score of a reward model with a base of its own: an adapter over another one, or a whole classifier.
 
     Every completion is read as a whole answer, stop token included, under the reward model's own tokenizer and chat
-    template; of a conversation too long for it the oldest turns are cut. A reward model over the policy's own base
-    costs less as `reward_model`.
+    template. Of a conversation too long for it the oldest turns are cut, and an answer that is too long by itself is
+    read as far as it fits. A reward model over the policy's own base costs less as `reward_model`.
     """
     from align.data.fitting import Fit
     from align.models.counting import context_length
@@ -67,9 +67,11 @@ def _tokens(record: Record, completion: str, tokenizer: Any, fit: Fit) -> list[i
     answered = replace(record, completion=[{"role": "assistant", "content": completion}])
     found = unpaired_rows([answered], tokenizer, fit)
     if not found.rows:
+        found = unpaired_rows([answered], tokenizer, replace(fit, max_length=_ANY_LENGTH))
+    if not found.rows:
         raise DataError(
             f"reward learned: cannot read the completion {shorten(completion)} of {record.where}: "
-            f"{next(iter(found.dropped))}; it holds {fit.max_length} tokens; take another reward model or row"
+            f"{next(iter(found.dropped))}; take another reward model or row"
         )
     (row,) = found.rows
-    return [*row["prompt_ids"], *row["completion_ids"]]
+    return [*row["prompt_ids"], *row["completion_ids"]][: fit.max_length]
