@@ -34,7 +34,7 @@ def score_tokens(head: nn.Linear, hidden: Tensor, targets: Tensor, *, frozen: bo
     """
     import torch
 
-    mean = head.weight.float().mean(0)
+    mean = head.weight.mean(0, dtype=torch.float32)
     offset = head.bias.float().mean() if head.bias is not None else 0.0
     with torch.no_grad():
         mean_logits = hidden.float() @ mean + offset
