@@ -54,6 +54,7 @@
   };
 
   document.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter') voted = -Infinity;
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
       if (!seen(document.getElementById('ask'))) return;
       event.preventDefault();
@@ -76,11 +77,15 @@
     }
   }, true);
 
-  // Of impatient clicks the first counts: sent all at once, they could arrive in any order.
+  // Of impatient clicks the first counts: sent all at once, they could arrive in any order. What is clicked after
+  // another button, or after a question, concerns other answers.
   let voted = -Infinity;
   document.addEventListener('click', (event) => {
     if (event.target.closest?.('#help-button')) { help(); return; }
-    if (!event.target.closest?.('.votes button')) return;
+    if (!event.target.closest?.('.votes button')) {
+      if (event.target.closest?.('button')) voted = -Infinity;
+      return;
+    }
     if (event.timeStamp - voted < 1000) { event.stopImmediatePropagation(); event.preventDefault(); return; }
     voted = event.timeStamp;
   }, true);

@@ -242,6 +242,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 def test_a_judge_that_is_down_is_told_and_everything_else_is_kept(run, questions, tmp_path, monkeypatch):
     monkeypatch.setattr("align.evaluation.remote_judge.RemoteJudge._pause", lambda *_: 0.0)
+    monkeypatch.setenv("COLUMNS", "160")
     words = ["red", "blue", "--data", questions, "--limit", "4", "--no_record", "--json", tmp_path / "j.json"]
 
     code, out, told = run(*words, "--judge", "http://127.0.0.1:9/v1", "--judge_model", "absent")
