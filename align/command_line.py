@@ -104,8 +104,19 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def help_text(prog: str, purpose: str, config_class: type[Settings]) -> str:
-    """The text `--help` prints: usage, switches and every setting with its type, default and sentence."""
+_OF_RUNS = (
+    "  --dry-run         check settings and data, print the plan, load no weights",
+    "  --resume          go on with the newest unfinished run of this name",
+    "  --allow-change K  let setting K differ from the run that is resumed",
+    "  --print_config    print the resolved settings and stop",
+)
+
+
+def help_text(prog: str, purpose: str, config_class: type[Settings], *, runs: bool = True) -> str:
+    """The text `--help` prints: usage, switches and every setting with its type, default and sentence.
+
+    `runs` tells whether the command is one run, which can be planned and resumed.
+    """
     lines = [
         f"usage: {prog} [CONFIG.yaml ...] [key=value ...] [--key value ...]",
         "",
@@ -113,10 +124,7 @@ def help_text(prog: str, purpose: str, config_class: type[Settings]) -> str:
         "",
         "switches:",
         "  --registry DIR    where models live (else $ALIGN_REGISTRY, else ./align_registry)",
-        "  --dry-run         check settings and data, print the plan, load no weights",
-        "  --resume          go on with the newest unfinished run of this name",
-        "  --allow-change K  let setting K differ from the run that is resumed",
-        "  --print_config    print the resolved settings and stop",
+        *(_OF_RUNS if runs else ()),
         "  --debug           show tracebacks",
         "",
         "settings:",

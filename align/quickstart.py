@@ -19,7 +19,7 @@ from pydantic import Field
 from align import dpo, grpo, kto, ppo, pretrain, reward, sft
 from align.command_line import help_text, read_command_line
 from align.config import Settings, StageConfig, build, write
-from align.errors import guard
+from align.errors import UsageError, guard
 from align.rl.rewards import RewardSettings
 from align.rl.rollout import SamplingSettings
 from align.training.stage import Stage, run_stage
@@ -208,8 +208,10 @@ def _command(argv: list[str]) -> None:
 
     line = read_command_line(argv)
     if line.help:
-        write(help_text("python -m align.quickstart", (__doc__ or "").split("\n")[0], QuickstartConfig))
+        write(help_text("python -m align.quickstart", (__doc__ or "").split("\n")[0], QuickstartConfig, runs=False))
         return
+    if line.dry_run or line.resume or line.print_config or line.allow_change:
+        raise UsageError("quickstart: takes seed and --registry only; it goes on by itself with what is registered")
     config = build(QuickstartConfig, line.values)
     registry = open_registry(line.registry)
     quickstart(config, registry)

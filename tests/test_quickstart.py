@@ -63,6 +63,12 @@ def test_help_comes_without_a_run(capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("switch", ["--dry-run", "--resume", "--print_config"])
+def test_switches_of_a_single_run_are_refused(capsys, switch):
+    assert main([switch]) == 2
+    assert "takes seed and --registry only" in capsys.readouterr().err
+
+
 def test_a_misspelt_setting_is_refused(capsys):
     assert main(["sed=1"]) == 2
     assert "Did you mean seed" in capsys.readouterr().err
