@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from align.errors import DivergedError
@@ -39,7 +40,8 @@ def update(config: PpoConfig, state: TrainingState, experience: Experience, shar
         numbers |= _step(config, state)
     state.quartet.model.eval()
     state.optimizer.zero_grad(set_to_none=True)
-    means = {key: sum(line[key] for line in steps if key in line) / len(steps) for key in steps[0]}
+    # The minibatch at which target_kl stopped has no gradient norms.
+    means = {key: fmean(line[key] for line in steps if key in line) for key in {**steps[0], **steps[-1]}}
     learning_rate = state.scheduler.get_last_lr()[0]
     state.scheduler.step()
     return means | {
