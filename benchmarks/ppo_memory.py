@@ -191,15 +191,19 @@ def _run_four(folder: Path, base: str, case: Case) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def load(kind: Any, trained: bool) -> Any:
         given = {} if kind is AutoModelForCausalLM else {"num_labels": 1}
         model = kind.from_pretrained(folder / base, **given).to(device)
         if case.words == ("lora",) and trained:
-            task = "CAUSAL_LM" if kind is AutoModelForCausalLM else "TOKEN_CLS"
-            return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task))
+            head = None if kind is AutoModelForCausalLM else ["score"]
+            layers = r".*\.(q|k|v|o|gate|up|down)_proj"
+            return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=layers, modules_to_save=head))
         return model.requires_grad_(trained)
 
     policy, reference = load(AutoModelForCausalLM, True), load(AutoModelForCausalLM, False)
