@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable
+from typing import TextIO
 
 
 class AlignError(Exception):
@@ -105,10 +108,28 @@ def guard(command: Callable[[], int | None], *, debug: bool = False) -> int:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        if not _reader_is_gone():
+            raise
         return 0
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror}; free space or choose another place\n")
         return MachineError.exit_code
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is written (`| head`); if so, the rest goes nowhere, without a word at exit."""
+    gone = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_broken(stream)]
+    for number in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(gone)
+
+
+def _is_broken(stream: TextIO) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # that its other end is closed is told unasked
+    except (OSError, ValueError):  # no file at all: in a test, or closed
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
