@@ -7,13 +7,16 @@ import pytest
 
 from align.errors import guard
 
-LONG = "import sys; from align.errors import guard; sys.exit(guard(lambda: [print('x' * 999) for _ in range(9999)] and 0))"
-    "from align.errors import guard; import sys; sys.exit(guard(lambda: [print('x' * 999) for _ in range(9999)] and 0))"
-)
+WRITES_ON = """
+import sys
+from align.errors import guard
+sys.exit(guard(lambda: [print("x" * 999) for _ in range(9999)] and 0))
+"""
 
 
 def test_a_reader_that_goes_ends_a_command_without_a_word():
-    with subprocess.Popen([sys.executable, "-c", LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    asked = [sys.executable, "-c", WRITES_ON]
+    with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.read(10)
         process.stdout.close()
         assert process.stderr.read() == b""
