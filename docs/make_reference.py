@@ -79,7 +79,8 @@ def _verbs(text: str) -> list[str]:
 
 def _rewards() -> str:
     rows = []
-    for each in map(find_reward, reward_names()):
+    built_in = (each for each in map(find_reward, reward_names()) if each.function.__module__.startswith("align."))
+    for each in built_in:
         given = 1 if each.opens else 2  # the parameters that training fills
         arguments = ", ".join(list(inspect.signature(each.function).parameters)[given:]) or "-"
         rows.append(f"| `{each.name}` | {arguments} | {_first_sentence(each.function)} |")
