@@ -141,7 +141,7 @@ def _serve(registry: Registry, asked: _Asked, options: argparse.Namespace) -> in
         queue = None
         if asked.prompts:
             review = Review(asked.prompts, setup, asked.sampling, options.seed or 0, Path(options.prompts).stem)
-            queue = ReviewQueue.open(review, registry.root / "reviews", votes)
+            queue = ReviewQueue.open(review, registry.reviews_dir, votes)
         contents = Contents(Arena(engine, setup, votes), registry, asked.sampling, options.seed, queue)
         server = make_server(build_app(contents))
         for note in engine.notes:

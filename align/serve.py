@@ -119,8 +119,9 @@ def _token_word(options: argparse.Namespace) -> str | None:
 
 def _serve(registry: Registry, options: argparse.Namespace, limits: Limits) -> int:
     _require((*_NEEDS, *(("gradio",) if options.ui else ())), "align[serve,app]" if options.ui else "align[serve]")
+    from align.listening import open_port
     from align.server.app import create_app
-    from align.server.listening import address_of, open_port
+    from align.server.listening import address_of
     from align.server.token import read_token
 
     token = read_token(options.token_file)
@@ -145,7 +146,7 @@ def _require(modules: Sequence[str], extra: str) -> None:
 
 def _refuse_open_door(names: Sequence[str], token: str | None) -> None:
     """Raise UsageError for an address or a name by which others could come in, when nothing is asked of them."""
-    from align.server.listening import is_local
+    from align.listening import is_local
     from align.server.token import VARIABLE
 
     public = [name for name in names if not is_local(name)]

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 Sources = dict[str, str]
 
-FLOOR = {"align", "align.errors", "align.schema", "align.config", "align.command_line"}
+FLOOR = {"align", "align.errors", "align.schema", "align.config", "align.command_line", "align.listening"}
 STAGES = {f"align.{name}" for name in ("pretrain", "sft", "reward", "dpo", "kto", "grpo", "ppo")}
 DOORS = {f"align.{name}" for name in ("generate", "compare", "serve", "evaluate", "quickstart", "__main__")}
 PACKAGES = {"data", "registry", "world", "models", "training", "rl", "engine", "arena", "server", "evaluation"}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from align import listening
 from align.arena.style import CONTENT_SECURITY_POLICY
-from align.errors import MachineError, UsageError
+from align.errors import UsageError
+from align.listening import host_of, is_local
 
 _HEADERS = [
     (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
@@ -41,7 +42,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if not is_local(_host(scope)):
+        if not is_local(host_of(_header(scope, b"host"))):
             await send({"type": "http.response.start", "status": 421, "headers": []})
             await send({"type": "http.response.body", "body": b"this page answers to localhost only\n"})
             return
@@ -69,45 +70,17 @@ def _is_own(scope: Message) -> bool:
     return not origin or origin.partition("://")[2] == _header(scope, b"host")
 
 
-def _host(scope: Message) -> str:
-    header = _header(scope, b"host")
-    return header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
-
-
-def is_local(host: str) -> bool:
-    """Whether a name or address is this machine's loopback."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def open_port(host: str, port: int) -> socket.socket:
-    """A socket that listens on a local address, so that nobody can take the port while the models load.
+    """A socket that listens on a local address; see `align.listening.open_port`.
 
-    Raises UsageError for an address others can reach or a number that is no port, MachineError for a port in use.
+    Raises UsageError for an address others can reach, too.
     """
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: no such port; give one from 0 (any free one) to 65535")
     if not is_local(host):
         raise UsageError(
             f"--host {host}: others could reach it and the page has no password; keep 127.0.0.1 and, from another "
             f"machine, run ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
         )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        raise MachineError(
-            f"--port {port}: cannot be opened on {host} ({error.strerror}); give another --port, or end what uses it"
-        ) from None
-    return listener
+    return listening.open_port(host, port)
 
 
 def make_server(app: Application) -> Any:

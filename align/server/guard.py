@@ -16,8 +16,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from align.listening import host_of, is_local
 from align.server.limits import Limits
-from align.server.listening import is_local
 from align.server.refusals import Refusal
 
 _OPEN = ("/health", "/ready")
@@ -96,11 +96,6 @@ class Guard:
         if size > most:
             raise Refusal(413, f"the body is larger than {most} bytes; send less text", code="body_too_large")
         return b"".join(chunks)
-
-
-def host_of(address: str) -> str:
-    """The host of `host:port`; an IPv6 address is in brackets there."""
-    return address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

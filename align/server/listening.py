@@ -1,15 +1,12 @@
-"""A port that is really free, and a server that ends in order: what runs is finished, what comes is told to go."""
+"""A server that ends in order: what runs is finished, what comes is told to go."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
-
-from align.errors import MachineError, UsageError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -21,40 +18,6 @@ _TICK = 0.05
 
 _LAST_SECONDS = 3
 """how long connections may take to close when nothing is being written any more"""
-
-
-def is_local(host: str) -> bool:
-    """Whether a name or address is this machine's loopback."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def open_port(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that nobody can take the port while the models load.
-
-    Raises UsageError for what is no address or port, MachineError for a port that cannot be had.
-    """
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: no such port; give one from 0 (any free one) to 65535")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(512)
-    except socket.gaierror:
-        listener.close()
-        raise UsageError(f"--host {host}: no address of this machine; give 127.0.0.1, or 0.0.0.0 for all") from None
-    except OSError as error:
-        listener.close()
-        raise MachineError(
-            f"--port {port}: cannot be opened on {host} ({error.strerror}); give another --port, or end what uses it"
-        ) from None
-    return listener
 
 
 def address_of(listener: socket.socket) -> str:

@@ -4,9 +4,10 @@ import sys
 
 from serving import poet, served
 
+from align.listening import open_port
 from align.server.app import create_app
 from align.server.limits import Limits
-from align.server.listening import address_of, open_port, serve_until_ended
+from align.server.listening import address_of, serve_until_ended
 
 with open_port("127.0.0.1", 0) as listener:
     app = create_app(poet(pause=0.2), served("red@v1"), Limits(drain_seconds=5), None)

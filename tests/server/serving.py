@@ -12,9 +12,10 @@ import openai
 
 from align.engine.fake import FakeEngine
 from align.engine.protocol import Engine
+from align.listening import open_port
 from align.server.app import create_app
 from align.server.limits import Limits
-from align.server.listening import address_of, open_port, serve_until_ended
+from align.server.listening import address_of, serve_until_ended
 from align.server.served import Served, ServedModels
 from align.server.service import Service
 
