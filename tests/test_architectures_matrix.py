@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import WORDS
-from zoo import ARCHITECTURES, build_zoo_model
+from zoo import ARCHITECTURES, build_zoo_model, score_last_token
 
 from align import dpo, grpo, kto, ppo, pretrain, reward, sft
 from align.engine.local import LocalEngine
 from align.engine.protocol import Row, Sampling
 from align.models.adapters import attach_adapter, load_resident
-from align.models.heads import load_score_head, score_last_token
+from align.models.heads import load_score_head
 from align.models.loading import Precision
 from align.registry import Registry, open_registry
 from align.training.stage import Stage, main

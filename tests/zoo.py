@@ -145,3 +145,13 @@ def build_zoo_model(architecture: str, folder: Path, **changes: Any) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def score_last_token(hidden, attention_mask, head):
+    """Scores (B,) read at each row's last attended token; hidden (B, T, H), attention_mask (B, T)."""
+    import torch
+
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (attention_mask * positions).argmax(dim=1)
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    return head(hidden[rows, last].to(head.weight.dtype)).squeeze(-1)

@@ -135,13 +135,3 @@ def load_score_head(checkpoint: Checkpoint) -> torch.nn.Linear:
     head = torch.nn.Linear(weight.shape[1], 1, bias=False)
     head.weight.data.copy_(weight)
     return head.requires_grad_(False)
-
-
-def score_last_token(hidden: torch.Tensor, attention_mask: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
-    """Scores (B,) read at each row's last attended token; hidden (B, T, H), attention_mask (B, T)."""
-    import torch
-
-    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    last = (attention_mask * positions).argmax(dim=1)
-    rows = torch.arange(hidden.shape[0], device=hidden.device)
-    return head(hidden[rows, last].to(head.weight.dtype)).squeeze(-1)

@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from zoo import score_last_token
 
 from align.config import LoraSettings
 from align.errors import IntegrityError, UsageError
@@ -22,7 +23,7 @@ from align.models.adapters import (
     set_trainable,
     start_policy,
 )
-from align.models.heads import load_score_head, score_last_token, start_reward
+from align.models.heads import load_score_head, start_reward
 from align.models.loading import Precision
 
 LORA = LoraSettings(r=4, alpha=8)
