@@ -313,6 +313,7 @@ def test_two_visitors_run_at_once_without_mixing(serve, visit):
     set_field(first, "max_new_tokens", "1000")
 
     ask(first, "slow fox", wait=False)
+    growing(first)
     ask(second, "nine blue eggs")
     assert first.locator("#status .streaming").count() == 1
     first.keyboard.press("Escape")
