@@ -129,7 +129,7 @@ class Camera:
         """Keep a picture."""
         self.page.evaluate("document.activeElement.blur()")
         self.page.wait_for_timeout(400)  # until colours have faded in
-        self.page.screenshot(path=IMAGES / f"{name}.png", full_page=whole)
+        self.page.screenshot(path=IMAGES / f"{name}.png", full_page=whole, animations="disabled")
         write(f"{name}.png: {(IMAGES / f'{name}.png').stat().st_size // 1024} kB")
 
 
