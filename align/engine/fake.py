@@ -41,6 +41,7 @@ class FakeEngine:
     """Answers with what `reply` returns, a word at a time; a reply of None is a row that fails.
 
     With `max_waiting_rows`, as many rows may be unfinished before `submit` raises Busy. `score` gives `reward`.
+    A row that has said some words says no more for as long as `holds`, given the row and their number, is true.
     """
 
     def __init__(
@@ -51,12 +52,15 @@ class FakeEngine:
         *,
         max_waiting_rows: int | None = None,
         score: Callable[[Messages], float | None] | None = None,
+        holds: Callable[[Row, int], bool] | None = None,
     ) -> None:
         self.models = models
         self._reply = reply
         self._pause = seconds_per_word
         self._most = max_waiting_rows
         self._score = score
+        self._holds = holds
+        self._closing = threading.Event()
         self._unfinished = 0
         self._lock = threading.Lock()
 
@@ -94,7 +98,8 @@ class FakeEngine:
         return None if self._score is None else self._score(messages)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """End what is being said with a RowError."""
+        self._closing.set()
 
     def _speak(self, request: GenerationRequest, stream: Stream) -> None:
         speeches: dict[int, _Speech] = {}
@@ -109,10 +114,14 @@ class FakeEngine:
             time.sleep(self._pause)
             for index, speech in list(speeches.items()):
                 cancelled = stream.is_cancelled(index)
-                if speech.words and not cancelled:
-                    stream.put(_say(index, speech))
+                if speech.words and not cancelled and not self._closing.is_set():
+                    if self._holds is None or not self._holds(speech.row, speech.count):
+                        stream.put(_say(index, speech))
                     continue
                 del speeches[index]
+                if speech.words and not cancelled:
+                    self._end(stream, RowError(index, "the engine was closed; start it again"))
+                    continue
                 seconds = time.perf_counter() - started
                 reason = "cancelled" if cancelled else speech.reason
                 self._end(stream, RowDone(index, speech.said, reason, 1, speech.count, self._pause, seconds))

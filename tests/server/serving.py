@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import openai
 
 from align.engine.fake import FakeEngine
@@ -20,6 +24,8 @@ from align.server.served import Served, ServedModels
 from align.server.service import Service
 
 KEY = "a-key-that-only-the-tests-know"
+PATIENCE = 120
+"""seconds that a machine may be busy with other things"""
 POEM = "roses are red violets are blue sugar is sweet and so are you"
 
 
@@ -35,14 +41,28 @@ def served(*references: str) -> ServedModels:
     )
 
 
-def poet(pause: float = 0.0, most: int | None = None) -> FakeEngine:
-    """An engine that recites, however it is asked; `fail` as a prompt makes a row fail."""
+def poet(pause: float = 0.0, most: int | None = None, gate: threading.Event | None = None) -> FakeEngine:
+    """An engine that recites, however it is asked; `fail` as a prompt makes a row fail.
+
+    With a `gate`, a row that has said its first word says the next one when the gate is set.
+    """
 
     def reply(row: Any) -> str | None:
         said = row.text if row.text is not None else row.messages[-1]["content"]
         return None if said == "fail" else POEM
 
-    return FakeEngine(["red@v1", "blue@v1"], reply, pause, max_waiting_rows=most)
+    def holds(_row: Any, words: int) -> bool:
+        return gate is not None and words > 0 and not gate.is_set()
+
+    return FakeEngine(["red@v1", "blue@v1"], reply, pause, max_waiting_rows=most, holds=holds)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for something."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -52,9 +72,24 @@ class Running:
     url: str
     service: Service
 
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        """The answer to a GET."""
+        return httpx.get(self.url + path, headers=headers, timeout=PATIENCE, verify=False)
+
+    def knock(self, path: str, body: dict[str, Any]) -> socket.socket:
+        """Post something over a bare connection, to be read, left alone or closed at any moment."""
+        host, port = self.url.removeprefix("http://").split(":")
+        sent = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(sent)}"
+        )
+        line = socket.create_connection((host, int(port)), timeout=PATIENCE)
+        line.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n\r\n".encode() + sent)
+        return line
+
     def client(self, key: str = KEY, **options: Any) -> openai.OpenAI:
         """OpenAI's own client, told to send everything here and nothing twice."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE, **options)
 
 
 @contextmanager
@@ -68,7 +103,7 @@ def running(
 ) -> Iterator[Running]:
     """A server on a free port, ended in order afterwards."""
     models = models or served("red@v1", "blue@v1")
-    app = create_app(engine, models, limits or Limits(drain_seconds=5), token, page, hosts)
+    app = create_app(engine, models, limits or Limits(drain_seconds=PATIENCE), token, page, hosts)
     service = app.state.service
     with open_port("127.0.0.1", 0) as listener:
         url = address_of(listener)
@@ -76,5 +111,5 @@ def running(
         thread.start()
         yield Running(url, service)
         service.draining = True
-        thread.join(20)
+        thread.join(PATIENCE)
     assert not thread.is_alive()

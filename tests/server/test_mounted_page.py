@@ -6,19 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
 import pytest
 from fastapi import FastAPI
-from serving import Running, poet, running
+from serving import poet, running
 
 from align import serve
 from align.engine.local import LocalEngine
 from align.registry import Registry
 from align.server.served import describe, find_models
-
-
-def get(server: Running, path: str, **headers: str) -> httpx.Response:
-    return httpx.get(server.url + path, headers=headers, verify=False)
 
 
 def test_a_page_is_mounted_started_and_guarded_like_the_rest():
@@ -33,9 +28,9 @@ def test_a_page_is_mounted_started_and_guarded_like_the_rest():
     page = FastAPI(lifespan=lifespan)
     page.get("/")(lambda: "a page")
     with running(poet(), page=page) as server:
-        assert get(server, "/ui/").json() == "a page"
-        assert get(server, "/ui/", host="evil.example").status_code == 421
-        assert get(server, "/v1/models").status_code == 200
+        assert server.get("/ui/").json() == "a page"
+        assert server.get("/ui/", host="evil.example").status_code == 421
+        assert server.get("/v1/models").status_code == 200
         assert heard == ["started"]
 
     assert heard == ["started", "ended"]
@@ -51,8 +46,8 @@ def test_the_comparison_page_is_shown_over_the_engine_of_the_api(models: Registr
 
     page = asyncio.run(build())
     with running(engine, describe(models, checkpoints), page=page) as server:
-        shown = get(server, "/ui/")
-        config = get(server, "/ui/config")
+        shown = server.get("/ui/")
+        config = server.get("/ui/config")
 
     assert shown.status_code == config.status_code == 200
     assert "frame-ancestors 'none'" in shown.headers["content-security-policy"]
