@@ -80,9 +80,7 @@ class Running:
         """Post something over a bare connection, to be read, left alone or closed at any moment."""
         host, port = self.url.removeprefix("http://").split(":")
         sent = json.dumps(body).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(sent)}"
-        )
+        kind = f"Content-Type: application/json\r\nContent-Length: {len(sent)}"
         line = socket.create_connection((host, int(port)), timeout=PATIENCE)
         line.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n\r\n".encode() + sent)
         return line
