@@ -8,7 +8,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align import __version__
 from align.config import write
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import socket
 
     from align.arena.battles import Setup
+    from align.arena.late import LateEngine
     from align.arena.queue import ReviewQueue
+    from align.arena.votes import VoteStore
     from align.engine.protocol import Engine, Sampling
     from align.registry import Checkpoint, Registry
     from align.schema import Messages
@@ -123,31 +125,26 @@ class _Asked:
 
 def _serve(registry: Registry, asked: _Asked, options: argparse.Namespace) -> int:
     from align.arena.battles import Arena
-    from align.arena.queue import Review, ReviewQueue
+    from align.arena.late import LateEngine
     from align.arena.votes import VoteStore
     from align.arena.web import make_server
-    from align.engine.local import LocalEngine
-    from align.models.adapters import load_resident
 
     references = [checkpoint.reference for checkpoint in asked.checkpoints]
-    resident = load_resident(registry, references, precision_from(options))
-    setup = describe(asked.checkpoints, resident.base, options.blind, asked.reward)
     votes = VoteStore(registry.votes_dir)
-    reward = asked.reward.reference if asked.reward else None
-    engine = LocalEngine(resident, reward=reward, max_waiting_rows=MOST_WAITING_ROWS)
+    engine = LateEngine(references, lambda: _load(registry, asked, precision_from(options)))
     try:
         from align.arena.app import Contents, build_app
 
-        queue = None
-        if asked.prompts:
-            review = Review(asked.prompts, setup, asked.sampling, options.seed or 0, Path(options.prompts).stem)
-            queue = ReviewQueue.open(review, registry.reviews_dir, votes)
+        setup = _setup(registry, asked, options.blind, engine)
+        queue = _queue(registry, asked, options, setup, votes)
+        if queue is not None and queue.is_written:
+            write(f"{_heading(queue)}, so no model is loaded before something is asked of it")
+        else:
+            engine.loaded()
         contents = Contents(Arena(engine, setup, votes), registry, asked.sampling, options.seed, queue)
         server = make_server(build_app(contents))
-        for note in engine.notes:
-            write(note)
         _announce(asked.listener, options.blind)
-        if queue is not None:
+        if queue is not None and not queue.is_written:
             threading.Thread(target=_write_answers, args=(queue, engine), daemon=True).start()
         server.run(sockets=[asked.listener])
     except KeyboardInterrupt:
@@ -159,12 +156,41 @@ def _serve(registry: Registry, asked: _Asked, options: argparse.Namespace) -> in
     return 0
 
 
+def _load(registry: Registry, asked: _Asked, precision: Any) -> Engine:
+    from align.engine.local import LocalEngine
+    from align.models.adapters import load_resident
+
+    resident = load_resident(registry, [checkpoint.reference for checkpoint in asked.checkpoints], precision)
+    reward = asked.reward.reference if asked.reward else None
+    engine = LocalEngine(resident, reward=reward, max_waiting_rows=MOST_WAITING_ROWS)
+    for note in engine.notes:
+        write(note)
+    return engine
+
+
+def _setup(registry: Registry, asked: _Asked, blind: bool, engine: LateEngine) -> Setup:
+    base = registry.resolve_base(asked.checkpoints[0])
+    try:
+        return describe(asked.checkpoints, base, blind, asked.reward, registry)
+    except FileNotFoundError:  # a base of the hub that has never been loaded on this machine
+        engine.loaded()
+        return describe(asked.checkpoints, base, blind, asked.reward, registry)
+
+
+def _queue(
+    registry: Registry, asked: _Asked, options: argparse.Namespace, setup: Setup, votes: VoteStore
+) -> ReviewQueue | None:
+    from align.arena.queue import Review, ReviewQueue
+
+    if not asked.prompts:
+        return None
+    review = Review(asked.prompts, setup, asked.sampling, options.seed or 0, Path(options.prompts).stem)
+    return ReviewQueue.open(review, registry.reviews_dir, votes)
+
+
 def _write_answers(queue: ReviewQueue, engine: Engine) -> None:
     """Fill the review queue beside the page; what is written can be judged at once."""
-    done, total = queue.written
-    write(
-        f"review queue in {queue.folder}: {done} of {total} answers are there" + ("" if done == total else ", writing")
-    )
+    write(f"{_heading(queue)}, writing")
     try:
         problems = queue.generate(engine)
     except AlignError as error:
@@ -175,14 +201,25 @@ def _write_answers(queue: ReviewQueue, engine: Engine) -> None:
     write(f"review queue: {done} of {total} answers are there")
 
 
+def _heading(queue: ReviewQueue) -> str:
+    done, total = queue.written
+    return f"review queue in {queue.folder}: {done} of {total} answers are there"
+
+
 def _announce(listener: socket.socket, blind: bool) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     write(f"comparing {'blind' if blind else 'by name'} at http://{shown}:{port}  (Ctrl-C ends)")
 
 
-def describe(checkpoints: list[Checkpoint], base: Checkpoint, blind: bool, reward: Checkpoint | None = None) -> Setup:
-    """Who takes part and over which base, as every vote will record it."""
+def describe(
+    checkpoints: list[Checkpoint],
+    base: Checkpoint,
+    blind: bool,
+    reward: Checkpoint | None = None,
+    registry: Registry | None = None,
+) -> Setup:
+    """Who takes part and over which base, as every vote will record it; a registry remembers the base's digests."""
     from align.arena.battles import Contestant, Setup
     from align.models.adapters import digests_of_base, tokenizer_home
     from align.models.tokenizers import load_tokenizer
@@ -193,7 +230,7 @@ def describe(checkpoints: list[Checkpoint], base: Checkpoint, blind: bool, rewar
     return Setup(
         contestants=tuple(Contestant(checkpoint.reference, checkpoint.digest) for checkpoint in checkpoints),
         blind=blind,
-        base={"reference": base.reference, "digests": digests_of_base(base), "template": template},
+        base={"reference": base.reference, "digests": digests_of_base(base, registry), "template": template},
         app_version=__version__,
         reward=Contestant(reward.reference, reward.digest) if reward else None,
     )

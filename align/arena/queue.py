@@ -117,11 +117,7 @@ class ReviewQueue:
         if len(review.setup.contestants) < 2:
             raise UsageError(f"{len(review.setup.contestants)} models given; a review compares at least 2")
         review = replace(review, prompts=prompts)
-        folder = root / review.key
-        if not (folder / REVIEW).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_durably(folder / REVIEW, json.dumps(review.as_dict(), ensure_ascii=False, indent=1).encode())
-        return cls(folder, review, votes)
+        return cls(root / review.key, review, votes)
 
     @classmethod
     def reopen(cls, folder: Path, votes: VoteStore) -> ReviewQueue:
@@ -137,11 +133,20 @@ class ReviewQueue:
         """How many answers there are, of how many."""
         return len(self._answers), len(self.review.prompts) * len(self.setup.contestants)
 
+    @property
+    def is_written(self) -> bool:
+        """Whether every answer is there."""
+        return not self._missing()
+
     def generate(self, engine: Engine, tell: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
         """Write the answers that are missing, and return what went wrong with those that still are.
 
         Blocks. Every answer is on the disk before it counts, so that a killed program has lost none of them.
         """
+        if not (self.folder / REVIEW).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held = json.dumps(self.review.as_dict(), ensure_ascii=False, indent=1)
+            write_durably(self.folder / REVIEW, held.encode())
         store = VoteStore(self.folder / "answers", "answer")
         problems: list[str] = []
         missing = self._missing()

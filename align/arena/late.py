@@ -1,0 +1,79 @@
+"""An engine that is loaded when something is first asked of it: a written review is judged without one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from align.engine.protocol import Engine, GenerationRequest, Handle, Row, RowError, Sampling, ShiftedToken
+from align.engine.stream import Stream
+from align.schema import Messages
+
+
+class LateEngine:
+    """Stands for an engine with these models; `load` makes it, once, for whoever asks first.
+
+    Where `load` fails, everybody who waits is told, and who asks later has it tried again.
+    """
+
+    def __init__(self, models: list[str], load: Callable[[], Engine]) -> None:
+        self.models = models
+        self._load = load
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many rows are queued and not yet being written."""
+        return self._engine.waiting if self._engine else 0
+
+    def loaded(self) -> Engine:
+        """The engine itself; blocks while it is being loaded."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._load()
+            return self._engine
+
+    def submit(self, request: GenerationRequest) -> Handle:
+        """Queue a request; one made before the engine is there waits for it in a thread of its own."""
+        if self._engine is not None:
+            return self._engine.submit(request)
+        rows = range(len(request.rows))
+        handles: list[Handle] = []
+
+        def cancel() -> None:
+            for handle in handles:
+                for row in filter(stream.is_cancelled, rows):
+                    handle.cancel(row)
+
+        def pass_on() -> None:
+            try:
+                handles.append(self.loaded().submit(request))
+            except Exception as error:  # whatever it is, the reader must not wait for an engine that never comes
+                for row in rows:
+                    stream.put(RowError(row, f"the models could not be loaded: {error}"))
+                return
+            cancel()  # what was cancelled while the engine was loaded
+            for event in handles[0]:
+                stream.put(event)
+
+        stream = Stream(len(request.rows), on_cancel=cancel)
+        threading.Thread(target=pass_on, name="align-late", daemon=True).start()
+        return stream
+
+    def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
+        """The texts of some rows."""
+        return self.loaded().complete(rows, sampling)
+
+    def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
+        """Where a model differs from its base over the answer that ends a conversation."""
+        return self.loaded().shift(model, messages)
+
+    def reward(self, messages: Messages) -> float | None:
+        """The score of a conversation by the reward model held beside the models; None without one."""
+        return self.loaded().reward(messages)
+
+    def close(self) -> None:
+        """End the engine, if there is one."""
+        if self._engine is not None:
+            self._engine.close()
