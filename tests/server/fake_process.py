@@ -1,16 +1,22 @@
-"""A server process over an engine that recites; started by a test, which reads its address from the first line."""
+"""A server process over an engine that recites; started by a test, which reads its address from the first line.
+
+An answer goes on after its first word when the test has written a line.
+"""
 
 import sys
+import threading
 
-from serving import poet, served
+from serving import PATIENCE, poet, served
 
 from align.listening import open_port
 from align.server.app import create_app
 from align.server.limits import Limits
 from align.server.listening import address_of, serve_until_ended
 
+gate = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), gate.set()), daemon=True).start()
 with open_port("127.0.0.1", 0) as listener:
-    app = create_app(poet(pause=0.2), served("red@v1"), Limits(drain_seconds=5), None)
+    app = create_app(poet(0.01, gate=gate), served("red@v1"), Limits(drain_seconds=9 * PATIENCE), None)
     sys.stdout.write(address_of(listener) + "\n")
     sys.stdout.flush()
     serve_until_ended(app, listener, app.state.service)

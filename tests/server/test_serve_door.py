@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from served_models import commit_adapter
+from serving import PATIENCE, until
 
 from align import serve
 from align.errors import UsageError
@@ -34,8 +34,14 @@ def start(*words: str) -> subprocess.Popen:
     path = f"{ROOT}{os.pathsep}{HERE}"
     return subprocess.Popen(
         [sys.executable, *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
+
+
+def status(url: str) -> int:
+    """What /ready says."""
+    return httpx.get(f"{url}/ready", timeout=PATIENCE, verify=False).status_code
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -53,7 +59,7 @@ def test_help_comes_at_once_and_without_torch():
         "sys.exit('torch' in sys.modules)"
     )
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "--token-file" in done.stdout
@@ -189,32 +195,34 @@ def test_the_vllm_command_needs_no_torch(models: Registry):
         "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules)"
     )
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
 
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def read_stream(url: str, model: str, started: threading.Event, pieces: list[str]) -> None:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=PATIENCE) as client:
         for chunk in client.chat.completions.create(model=model, seed=1, max_tokens=200, **ASK):
             pieces.append(chunk.choices[0].delta.content or "")
             started.set()
         pieces.append("[end]")
 
 
-def end_while_streaming(process: subprocess.Popen, url: str, model: str) -> list[str]:
-    """SIGTERM in the middle of a stream; what the stream brought until its end."""
+def end_while_streaming(process: subprocess.Popen, url: str, model: str) -> tuple[list[str], str, str]:
+    """SIGTERM in the middle of a stream; what the stream brought until its end, and what the process wrote."""
     started, pieces = threading.Event(), list[str]()
     reader = threading.Thread(target=read_stream, args=(url, model, started, pieces))
     reader.start()
-    assert started.wait(30)
+    assert started.wait(PATIENCE)
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
-    assert "[end]" not in pieces
+    until(lambda: status(url) == 503)
     body = {"model": model, "messages": ASK["messages"]}
-    assert httpx.post(f"{url}/v1/chat/completions", json=body, verify=False).status_code == 503
-    reader.join(60)
-    return pieces
+    late = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=PATIENCE, verify=False)
+    assert late.status_code == 503
+    assert "[end]" not in pieces
+    out, err = process.communicate("go on\n", timeout=PATIENCE)
+    reader.join(PATIENCE)
+    return pieces, out, err
 
 
 def test_sigterm_finishes_streams_refuses_what_is_new_and_ends_with_zero():
@@ -222,9 +230,8 @@ def test_sigterm_finishes_streams_refuses_what_is_new_and_ends_with_zero():
     assert process.stdout is not None
     url = process.stdout.readline().strip()
 
-    pieces = end_while_streaming(process, url, "red")
+    pieces, out, err = end_while_streaming(process, url, "red")
 
-    out, err = process.communicate(timeout=20)
     assert "".join(pieces) == WHOLE + "[end]"
     assert (process.returncode, out, err) == (0, "ended\n", "")
 
@@ -234,31 +241,28 @@ def test_a_second_signal_ends_at_once():
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     body = {"model": "red", **ASK}
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, verify=False) as reply:
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=PATIENCE, verify=False) as reply:
         next(reply.iter_raw())
         process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
+        until(lambda: status(url) == 503)
         process.send_signal(signal.SIGINT)
-        process.wait(5)
+        process.wait(PATIENCE)
 
     assert "Traceback" not in process.communicate()[1]
 
 
 @pytest.mark.slow
-def test_the_command_loads_serves_and_ends_in_order(models: Registry, tmp_path):
-    (tmp_path / "token").write_text("open-sesame\n")
-    process = start("-m", "align.serve", "warm-sft", "stone", "--port", "0", "--registry", str(models.root), "--debug")
+def test_the_command_loads_serves_and_ends_in_order(models: Registry):
+    words = ["warm-sft", "stone", "--port", "0", "--registry", str(models.root), "--debug"]
+    words += ["--drain-seconds", str(PATIENCE)]
+    process = start(str(HERE / "held_process.py"), *words)
     assert process.stdout is not None
     url = re.search(r"http://\S+:\d+", process.stdout.readline())[0]
-    assert httpx.get(f"{url}/health", verify=False).status_code == 200
-    end = time.monotonic() + 90
-    while httpx.get(f"{url}/ready", verify=False).status_code != 200:
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    assert httpx.get(f"{url}/health", timeout=PATIENCE, verify=False).status_code == 200
+    until(lambda: status(url) == 200)
 
-    pieces = end_while_streaming(process, url, "warm-sft")
+    pieces, out, err = end_while_streaming(process, url, "warm-sft")
 
-    out, err = process.communicate(timeout=30)
     assert pieces[-1] == "[end]"
     assert process.returncode == 0
     assert out.splitlines()[-1] == "ended in order"
@@ -277,6 +281,6 @@ def test_models_that_cannot_be_loaded_end_the_command_with_their_error(models: R
 
     process = start("-m", "align.serve", "broken-sft", "--port", "0", "--registry", str(models.root))
 
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 4
     assert err.startswith("error: broken-sft@v1")
