@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from align.engine.protocol import GenerationRequest, Row, RowDone, RowError, Sampling
 from align.errors import IntegrityError
@@ -17,6 +19,10 @@ from align.schema import Messages, Record, assistant, content_text, user
 
 if TYPE_CHECKING:
     from align.engine.protocol import Engine
+    from align.evaluation.kept import Kept
+
+_Owner = tuple[str, int]
+"""a model, and the place of a record"""
 
 _PATIENCE = 10.0
 """seconds between two lines that say how far it is"""
@@ -58,61 +64,121 @@ Written = list[Completion | None]
 
 
 def complete(
-    engine: Engine, models: Sequence[str], records: Sequence[Record], sampling: Sampling, seed: int = 0
+    engine: Engine,
+    models: Sequence[str],
+    records: Sequence[Record],
+    sampling: Sampling,
+    seed: int = 0,
+    kept: Mapping[str, Kept] | None = None,
 ) -> tuple[dict[str, Written], dict[str, int]]:
     """One completion of every prompt by every model, and how many rows failed with which message.
 
     What the user says next under `meta.follow_ups` (MT-bench) is asked once the answer before it is there. Rows go in
     by the length of their prompts, those of one prompt beside each other, so that a batch holds rows of like length of
-    all models. Record i has the same seed in every model. Raises IntegrityError when no row at all succeeds.
+    all models. Record i has the same seed in every model. What `kept` has of a model is not written again, and what is
+    written goes there at once. Raises IntegrityError when no row at all succeeds.
     """
     asked = [place for place, record in enumerate(records) if record.prompt]
     asked.sort(key=lambda place: len(content_text(records[place].prompt)), reverse=True)
     owners = [(model, place) for place in asked for model in models]
-    written: dict[str, Written] = {model: [None] * len(records) for model in models}
+    talks = _Talks(records, seed, {model: [None] * len(records) for model in models})
+    if kept:
+        _recall(talks, owners, sampling, kept)
     failed: dict[str, int] = {}
-    first = len(owners)
-    while owners:
-        talks = [_so_far(records[place], written[model][place]) for model, place in owners]
-        rows = tuple(
-            Row(model, talk, seed * len(records) + place) for (model, place), talk in zip(owners, talks, strict=True)
-        )
-        for row, event in _ends(engine, GenerationRequest(rows, sampling)):
-            model, place = owners[row]
+    while owners := [owner for owner in owners if talks.waits(owner)]:
+        rows = tuple(map(talks.row, owners))
+        for index, event in _ends(engine, GenerationRequest(rows, sampling)):
             if isinstance(event, RowError):
                 failed[event.message] = failed.get(event.message, 0) + 1
-                written[model][place] = None
-            else:
-                said = talks[row][len(records[place].prompt) :]
-                written[model][place] = _longer(written[model][place], said, event)
-        owners = [owner for owner in owners if _asks_on(records[owner[1]], written[owner[0]][owner[1]])]
-    if first and sum(failed.values()) == first:
+                talks.give_up(owners[index])
+                continue
+            answer = Answer(event.text, event.completion_tokens, event.reason == "stop")
+            talks.hear(owners[index], answer)
+            if kept:
+                kept[rows[index].model].add(row_key(rows[index], sampling), answer._asdict())
+    if failed and not any(any(written) for written in talks.written.values()):
         raise IntegrityError(next(iter(failed)))
-    return written, failed
+    return talks.written, failed
 
 
-def _longer(before: Completion | None, said: Messages, event: RowDone) -> Completion:
-    """A completion with one more answer, after what was said since the prompt."""
-    tokens, ended = (0, True) if before is None else (before.tokens, before.ended)
-    ended &= event.reason == "stop"
-    return Completion([*said, assistant(event.text)], tokens + event.completion_tokens, ended)
+def _recall(talks: _Talks, owners: Sequence[_Owner], sampling: Sampling, kept: Mapping[str, Kept]) -> None:
+    """Go on from what an earlier try has written, and say in a line how much that is."""
+    found = 0
+    for owner in owners:
+        while talks.waits(owner):
+            row = talks.row(owner)
+            held = kept[row.model].find(row_key(row, sampling))
+            if held is None:
+                break
+            talks.hear(owner, Answer(**held))
+            found += 1
+    if found:
+        total = sum(1 + len(_follow_ups(talks.records[place])) for _, place in owners)
+        folder = next(iter(kept.values())).path.parent
+        sys.stderr.write(
+            f"{found} of {total} completions are kept from an earlier try; delete {folder} to have them written anew\n"
+        )
+
+
+def row_key(row: Row, sampling: Sampling) -> str:
+    """What decides an answer besides the model and the sampling: the conversation, and the seed where one is used."""
+    seed = row.seed if sampling.temperature else 0
+    return hashlib.sha256(json.dumps([row.messages, seed], sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Answer(NamedTuple):
+    """One answer of a model."""
+
+    text: str
+    tokens: int
+    ended: bool
+    """by itself, rather than at the longest length"""
+
+
+@dataclass
+class _Talks:
+    """What every model was asked and has answered so far, by model and place of the record."""
+
+    records: Sequence[Record]
+    seed: int
+    written: dict[str, Written]
+    failed: set[_Owner] = field(default_factory=set)
+
+    def waits(self, owner: _Owner) -> bool:
+        """Whether there is an answer to write next: the first one, or to what the user says after what was written."""
+        model, place = owner
+        before = self.written[model][place]
+        said = 0 if before is None else len(before.turns)
+        return owner not in self.failed and said < 2 * len(_follow_ups(self.records[place])) + 1
+
+    def row(self, owner: _Owner) -> Row:
+        """The conversation that waits for its next answer."""
+        model, place = owner
+        before, prompt = self.written[model][place], self.records[place].prompt
+        if before is not None:
+            asked = _follow_ups(self.records[place])[len(before.turns) // 2]
+            prompt = [*prompt, *before.turns, user(asked)]
+        return Row(model, prompt, self.seed * len(self.records) + place)
+
+    def hear(self, owner: _Owner, answer: Answer) -> None:
+        """Add the answer to a row."""
+        model, place = owner
+        before = self.written[model][place]
+        tokens, ended = (0, True) if before is None else (before.tokens, before.ended)
+        said = self.row(owner).messages[len(self.records[place].prompt) :]
+        turns = [*said, assistant(answer.text)]
+        self.written[model][place] = Completion(turns, tokens + answer.tokens, ended and answer.ended)
+
+    def give_up(self, owner: _Owner) -> None:
+        """Leave a record without a completion."""
+        model, place = owner
+        self.written[model][place] = None
+        self.failed.add(owner)
 
 
 def _follow_ups(record: Record) -> list[str]:
     held = record.meta.get("follow_ups")
     return [text for text in held if isinstance(text, str)] if isinstance(held, list) else []
-
-
-def _asks_on(record: Record, written: Completion | None) -> bool:
-    """Whether the user has more to say after what was written."""
-    return written is not None and len(written.turns) < 2 * len(_follow_ups(record)) + 1
-
-
-def _so_far(record: Record, written: Completion | None) -> Messages:
-    """The conversation that waits for the next answer."""
-    if written is None:
-        return record.prompt
-    return [*record.prompt, *written.turns, user(_follow_ups(record)[len(written.turns) // 2])]
 
 
 def _ends(engine: Engine, request: GenerationRequest) -> Iterator[tuple[int, RowDone | RowError]]:

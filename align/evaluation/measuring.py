@@ -17,6 +17,8 @@ from align.evaluation.overlap import CORPUS
 from align.schema import Record
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from align.evaluation.likelihood import Pair
     from align.models.adapters import Resident
     from align.registry import Checkpoint, Registry
@@ -112,7 +114,7 @@ def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Aske
         _attach_parent(resident, parent)
     runs = [Run(asked_as, checkpoint, [None] * len(material.records)) for asked_as, checkpoint in group.items()]
     if material.writes:
-        _write(runs, resident, asked, material)
+        _write(runs, resident, asked, material, registry.cache_dir / "completions")
     for run in runs:
         _measure(run, resident, material)
         if asked.kl and material.writes:
@@ -120,14 +122,20 @@ def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Aske
     return runs
 
 
-def _write(runs: Sequence[Run], resident: Resident, asked: Asked, material: Material) -> None:
-    """Let the models answer, in batches they share."""
+def _write(runs: Sequence[Run], resident: Resident, asked: Asked, material: Material, folder: Path) -> None:
+    """Let the models answer, in batches they share; what they wrote lies in a folder for another try."""
     from align.engine.local import LocalEngine
+    from align.evaluation.kept import open_completions
+    from align.models.loading import Precision
 
+    precision = asked.precision or Precision()
+    kept = {
+        run.reference: open_completions(resident, run.checkpoint, asked.sampling, precision, folder) for run in runs
+    }
     engine = LocalEngine(resident)
     try:
         models = [run.reference for run in runs]
-        written, failed = complete(engine, models, material.records, asked.sampling, asked.seed)
+        written, failed = complete(engine, models, material.records, asked.sampling, asked.seed, kept)
         notes = engine.notes
     finally:
         engine.close()

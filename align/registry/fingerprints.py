@@ -65,7 +65,7 @@ def base_digests(location: str | Path, cache: Path | None = None) -> dict[str, s
     folder = Path(location)
     if not folder.is_dir():
         raise IntegrityError(f"{location}: no folder to take digests of; download the model first")
-    digests = {"config": _config_digest(folder), "tokenizer": _tokenizer_digest(folder)}
+    digests = {"config": _config_digest(folder), "tokenizer": tokenizer_digest(folder)}
     digests["weights"] = _weights_digest(folder, cache)
     return {key: digest for key, digest in digests.items() if digest}
 
@@ -97,7 +97,8 @@ def _without_volatile(value: Any) -> Any:
     return value
 
 
-def _tokenizer_digest(folder: Path) -> str | None:
+def tokenizer_digest(folder: Path) -> str | None:
+    """Digest of what decides token ids in a folder, its template aside; None when no tokenizer is there."""
     content: dict[str, Any] = {}
     if (folder / "tokenizer.json").is_file():
         whole = read_json(folder / "tokenizer.json")
