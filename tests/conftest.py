@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,13 @@ os.environ.update(
 os.environ.pop("ALIGN_REGISTRY", None)
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# What a property finds must not depend on the day, nor whether it passes on how busy the machine is.
+settings.register_profile(
+    "tests", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "dev"
 
@@ -36,6 +44,45 @@ def no_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
         yield
+
+
+class Gate:
+    """Between an engine and its next token: open at first."""
+
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+        self._opened.set()
+        self._left = 0
+
+    def close(self, after: int = 0) -> None:
+        """Let so many more tokens of every row pass."""
+        self._left = after
+        self._opened.clear()
+
+    def open(self) -> None:
+        self._opened.set()
+
+    def wait(self) -> None:
+        if self._left > 0:
+            self._left -= 1
+        else:
+            self._opened.wait()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """While it is closed no engine in this process writes a token: nothing ends before a test has looked at it."""
+    from align.engine import batch
+
+    gate, plain = Gate(), batch.draw
+
+    def draw(logits, rows):
+        gate.wait()
+        return plain(logits, rows)
+
+    monkeypatch.setattr(batch, "draw", draw)
+    yield gate
+    gate.open()
 
 
 @pytest.fixture

@@ -104,7 +104,8 @@ def test_rows_end_at_their_stop_tokens_while_others_go_on(engine, monkeypatch):
     assert [event.text for event in together] == [engine.complete([row], HOT)[0] for row in rows]
 
 
-def test_one_row_can_be_stopped_and_the_other_is_not_changed(engine):
+def test_one_row_can_be_stopped_and_the_other_is_not_changed(engine, gate):
+    gate.close(after=10)
     rows = (Row("red@v1", PROMPTS[0], 1), Row("blue@v1", PROMPTS[1], 1))
     sampling = Sampling(temperature=1.0, max_new_tokens=120)
     stream = engine.submit(GenerationRequest(rows, sampling))
@@ -112,6 +113,7 @@ def test_one_row_can_be_stopped_and_the_other_is_not_changed(engine):
     for event in stream:
         if isinstance(event, RowDelta) and event.row == 0:
             stream.cancel(0)
+            gate.open()
         elif isinstance(event, RowDone):
             done.append(event)
     first, second = sorted(done, key=lambda event: event.row)
@@ -121,18 +123,21 @@ def test_one_row_can_be_stopped_and_the_other_is_not_changed(engine):
     assert second.text == engine.complete([rows[1]], sampling)[0]
 
 
-def test_cancel_frees_the_engine(engine):
+def test_cancel_frees_the_engine(engine, gate):
+    gate.close(after=10)
     stream = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 1), Row("blue@v1", PROMPTS[0], 1)), LONG))
     next(iter(stream))
 
     stream.cancel()
+    gate.open()
 
     # Either row may have ended by itself first; what matters is that both end long before 1500 tokens.
     assert all(event.completion_tokens < 1500 for event in ended(stream))
     assert engine.complete([Row("red@v1", PROMPTS[0], 1)], HOT)
 
 
-def test_a_request_cancelled_while_it_waits_ends_before_the_batch_in_front_of_it(engine):
+def test_a_request_cancelled_while_it_waits_ends_before_the_batch_in_front_of_it(engine, gate):
+    gate.close(after=10)
     running = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 3),), LONG))
     next(iter(running))
     waiting = engine.submit(GenerationRequest((Row("blue@v1", PROMPTS[0]),), LONG))
@@ -141,6 +146,7 @@ def test_a_request_cancelled_while_it_waits_ends_before_the_batch_in_front_of_it
 
     [event] = ended(waiting)
     assert (event.reason, event.completion_tokens) == ("cancelled", 0)
+    gate.open()
     assert any(isinstance(event, RowDelta) for event in running)
     running.cancel()
     ended(running)

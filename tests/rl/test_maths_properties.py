@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from align.rl import maths
 
-CHECKED = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+CHECKED = settings(max_examples=60)
 NUMBERS = st.floats(-4, 4, allow_subnormal=False)
 LOGPROBS = st.floats(-4, 0, allow_subnormal=False)
 SHARES = st.floats(0.01, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +13,6 @@ import openai
 import pytest
 from serving import PATIENCE, Running, running, until
 
-from align.engine import batch
 from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, Sampling, Token
 from align.engine.remote import RemoteEngine
@@ -176,32 +174,17 @@ def test_an_engine_asked_through_the_api_says_what_it_says_here(engine, server):
         assert all(len(token.top) == 2 for token in told)
 
 
-@pytest.fixture
-def gate(monkeypatch) -> Iterator[threading.Event]:
-    """Open at first; once it is closed the engine writes no token."""
-    gate, plain = threading.Event(), batch.draw
-    gate.set()
-
-    def draw(logits: Any, rows: Any) -> Any:
-        gate.wait()
-        return plain(logits, rows)
-
-    monkeypatch.setattr(batch, "draw", draw)
-    yield gate
-    gate.set()
-
-
 def test_a_flood_past_the_queue_is_told_when_to_come_back_and_what_was_taken_is_answered(server, gate):
     body = {"model": "stone", "prompt": [PROMPTS[0]] * 20, "max_tokens": 60, "seed": 1}
 
     def post(_: int) -> httpx.Response:
         return httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE, verify=False)
 
-    gate.clear()
+    gate.close()
     with ThreadPoolExecutor(12) as pool:
         asked = [pool.submit(post, place) for place in range(12)]
         until(lambda: any(each.done() for each in asked))
-        gate.set()
+        gate.open()
         replies = [each.result() for each in asked]
 
     taken = [reply.json() for reply in replies if reply.status_code == 200]
@@ -218,7 +201,7 @@ def test_a_flood_past_the_queue_is_told_when_to_come_back_and_what_was_taken_is_
 class Watched:
     """The real engine, with what happens to its one request written down; a gate is closed at its first event."""
 
-    def __init__(self, engine: LocalEngine, gate: threading.Event) -> None:
+    def __init__(self, engine: LocalEngine, gate: Any) -> None:
         self._engine, self._gate = engine, gate
         self.seen: list[Any] = []
 
@@ -231,7 +214,7 @@ class Watched:
 
         def noted_put(event: Any) -> None:
             if not self.seen:
-                self._gate.clear()
+                self._gate.close()
             self.seen.append(event)
             put(event)
 
@@ -253,7 +236,7 @@ def test_a_client_that_goes_away_frees_its_row_within_one_step(engine, served, g
             assert not stream or line.recv(1)
         # The engine stands still in the middle of a step until the server has noticed.
         until(lambda: "cancel" in watched.seen)
-        gate.set()
+        gate.open()
         until(lambda: any(isinstance(event, RowDone) for event in watched.seen))
 
     after = watched.seen[watched.seen.index("cancel") :]
