@@ -13,6 +13,7 @@ from align.errors import UsageError, guard
 if TYPE_CHECKING:
     from align.evaluation.asked import Asked
     from align.evaluation.judging import Judge
+    from align.evaluation.kept import Kept
     from align.evaluation.session import Outputs
     from align.registry import Registry
 
@@ -177,9 +178,11 @@ def _words(given: list[str]) -> list[str]:
 def evaluate(registry: Registry, options: argparse.Namespace, outputs: Outputs) -> int:
     """Measure, tell, and keep."""
     from align.evaluation import session
+    from align.evaluation.kept import Kept
     from align.evaluation.tables import draw
 
-    asked, judges = read_options(options), read_judges(options)
+    verdicts = Kept(registry.cache_dir / "verdicts.jsonl")
+    asked, judges = read_options(options), read_judges(options, verdicts)
     found = session.evaluate(registry, options.models, asked, judges)
     write(draw(found.result))
     for note in [*found.result.notes, *(note for model in found.result.models for note in model.notes)]:
@@ -189,10 +192,12 @@ def evaluate(registry: Registry, options: argparse.Namespace, outputs: Outputs) 
         write(f"report: {outputs.report}")
     tell_kept(kept)
     session.refuse_silence(found.result)
+    if judges and not any(each.lacking for model in found.result.models for each in model.judged):
+        verdicts.forget()
     return 0
 
 
-def read_judges(options: argparse.Namespace) -> dict[str, Judge | str]:
+def read_judges(options: argparse.Namespace, kept: Kept | None = None) -> dict[str, Judge | str]:
     """The judges by name: measures whose rows decide, or servers to ask; UsageError for one that cannot be."""
     from align.evaluation.remote_judge import judge_at
 
@@ -208,8 +213,9 @@ def read_judges(options: argparse.Namespace) -> dict[str, Judge | str]:
                 raise UsageError("--judge rewards: which ones; give --rewards '[{name: ...}]'")
             found["rewards"] = "reward"
         else:
-            judge = judge_at(who, options.judge_model, options.judge_timeout)
-            found[judge.model] = judge
+            judge = judge_at(who, options.judge_model, options.judge_timeout, kept)
+            twin = judge.model in (options.reward_model, *found)
+            found[f"{judge.model} at {who}" if twin else judge.model] = judge
     return found
 
 

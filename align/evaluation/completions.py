@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import sys
 import time
@@ -13,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from align.engine.protocol import GenerationRequest, Row, RowDone, RowError, Sampling
 from align.errors import IntegrityError
+from align.evaluation.kept import Kept, digest_of
 from align.evaluation.measures import Measure, mean_of
 from align.evaluation.overlap import Texts
 from align.schema import Messages, Record, assistant, content_text, user
 
 if TYPE_CHECKING:
     from align.engine.protocol import Engine
-    from align.evaluation.kept import Kept
 
 _Owner = tuple[str, int]
 """a model, and the place of a record"""
@@ -122,8 +120,7 @@ def _recall(talks: _Talks, owners: Sequence[_Owner], sampling: Sampling, kept: M
 
 def row_key(row: Row, sampling: Sampling) -> str:
     """What decides an answer besides the model and the sampling: the conversation, and the seed where one is used."""
-    seed = row.seed if sampling.temperature else 0
-    return hashlib.sha256(json.dumps([row.messages, seed], sort_keys=True).encode()).hexdigest()[:32]
+    return digest_of([row.messages, row.seed if sampling.temperature else 0])
 
 
 class Answer(NamedTuple):

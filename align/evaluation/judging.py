@@ -59,7 +59,12 @@ class Judged:
     @property
     def silent(self) -> bool:
         """Whether the judge failed on every pair it was asked about; equal completions tie unasked."""
-        return self.win_rate is None or (self.consistency is None and bool(set(self.failed) - {NOTHING}))
+        return self.win_rate is None or (self.consistency is None and self.lacking)
+
+    @property
+    def lacking(self) -> bool:
+        """Whether the judge failed on some pair; that nothing was written is no failure of the judge."""
+        return bool(set(self.failed) - {NOTHING})
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""

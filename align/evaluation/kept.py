@@ -33,6 +33,11 @@ _SYNC_SECONDS = 1.0
 """what a power cut may cost; a killed process loses nothing that it added"""
 
 
+def digest_of(value: Any) -> str:
+    """A name for a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
 class Kept:
     """Rows of one JSON-lines file by a key of their own; a damaged line is none, and the next one is not spoilt by it.
 
@@ -61,6 +66,11 @@ class Kept:
                 f"{self.path}: cannot be written ({error.strerror}); the evaluation goes on, but if it is killed what "
                 "comes from here on is lost\n"
             )
+
+    def forget(self) -> None:
+        """Delete the file: the work it was kept for is done."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
     def _append(self, line: bytes) -> None:
         # One write a line: lines of several processes stay apart.
@@ -105,8 +115,7 @@ def open_completions(
         "template": template_digest(resident.tokenizer.chat_template),
         "sampling": asdict(sampling),
     }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    return Kept(folder / f"{digest}.jsonl")
+    return Kept(folder / f"{digest_of(facts)}.jsonl")
 
 
 def _forget_old(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ import numpy as np
 
 from align.errors import MachineError, UsageError, shorten
 from align.evaluation.judging import LOSS, NOTHING, TIE, WIN, Verdicts
+from align.evaluation.kept import Kept, digest_of
 from align.evaluation.overlap import Texts, reference_text, require
 from align.schema import Record
 
@@ -73,16 +75,24 @@ class RemoteJudge:
     tries: int = 4
     pause: float = 0.5
     workers: int = 4
+    kept: Kept | None = None
+    """where verdicts lie until the whole evaluation is done: one that was killed does not ask for them again"""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _unreachable: int = field(default=0, repr=False)
     _retries: int = field(default=0, repr=False)
+    _recalled: int = field(default=0, repr=False)
 
     def __call__(self, records: Sequence[Record], ours: Texts, theirs: Texts) -> Verdicts:
         """The verdicts on all pairs, several asked at a time."""
-        self._unreachable = self._retries = 0
+        self._unreachable = self._retries = self._recalled = 0
         with open_client(self.url, self.key, self.timeout) as client, ThreadPoolExecutor(self.workers) as pool:
             pairs = zip(records, ours, theirs, strict=True)
             found = list(pool.map(lambda pair: self._pair(client, *pair), pairs))
+        if self.kept and self._recalled:
+            sys.stderr.write(
+                f"{self._recalled} verdicts of judge {self.model} are kept from an earlier try; "
+                f"delete {self.kept.path} to ask for them anew\n"
+            )
         return Verdicts(
             rows=np.array([each.value for each in found], dtype=float),
             failed=dict(Counter(each.failed for each in found if each.failed)),
@@ -109,13 +119,16 @@ class RemoteJudge:
 
     def _ask(self, client: httpx.Client, record: Record, first: str, second: str) -> str:
         """The verdict on two answers in this order; raises _Failed with the last reason when every try failed."""
+        messages = question(record, first, second)
+        if (known := self._recall(messages)) is not None:
+            return known
         reason = ""
         for attempt in range(self.tries):
             if attempt:
                 with self._lock:
                     self._retries += 1
             try:
-                return self._try(client, question(record, first, second), attempt)
+                return self._try(client, messages, attempt)
             except _Failed as failure:
                 reason = str(failure)
                 if failure.wait is None:
@@ -144,11 +157,25 @@ class RemoteJudge:
         if response.status_code in _AGAIN or response.status_code >= 500:
             raise _Failed(f"HTTP {response.status_code}", _seconds(response.headers.get("Retry-After")))
         if response.status_code >= 400:
-            raise _Failed(f"HTTP {response.status_code}")
+            raise _Failed(f"HTTP {response.status_code}{_complaint(response)}")
         verdict = read_verdict(_content(response))
         if verdict is None:
             raise _Failed(_NONSENSE, 0)
+        if self.kept:
+            self.kept.add(self._key(messages), {"verdict": verdict})
         return verdict
+
+    def _recall(self, messages: list[dict[str, str]]) -> str | None:
+        """The verdict an earlier try was given, if there is one."""
+        held = self.kept.find(self._key(messages)) if self.kept else None
+        if held is None:
+            return None
+        with self._lock:
+            self._recalled += 1
+        return str(held["verdict"])
+
+    def _key(self, messages: list[dict[str, str]]) -> str:
+        return digest_of([self.url, self.model, messages])
 
 
 def question(record: Record, first: str, second: str) -> list[dict[str, str]]:
@@ -164,11 +191,13 @@ def question(record: Record, first: str, second: str) -> list[dict[str, str]]:
 
 
 def read_verdict(text: str) -> str | None:
-    """The verdict an answer ends with: `A`, `B` or `tie`; None when there is none."""
-    found = _VERDICT.findall(text)
-    if not found:
-        return None
-    return "tie" if found[-1].lower() == "tie" else str(found[-1]).upper()
+    """The verdict an answer ends with: `A`, `B` or `tie`; None when there is none.
+
+    A last word that names several, as one that repeats the question does, is none.
+    """
+    named = [{found.lower() for found in _VERDICT.findall(line)} for line in text.splitlines()]
+    last = next((verdicts for verdicts in reversed(named) if verdicts), None)
+    return {"a": "A", "b": "B", "tie": "tie"}[last.pop()] if last and len(last) == 1 else None
 
 
 def open_client(url: str, key: str | None, timeout: float) -> httpx.Client:
@@ -182,13 +211,13 @@ def open_client(url: str, key: str | None, timeout: float) -> httpx.Client:
     return httpx.Client(base_url=url.rstrip("/") + "/", timeout=timeout, headers=headers)
 
 
-def judge_at(url: str, model: str | None, timeout: float) -> RemoteJudge:
+def judge_at(url: str, model: str | None, timeout: float, kept: Kept | None = None) -> RemoteJudge:
     """A judge at a URL, its key from $ALIGN_JUDGE_KEY or $OPENAI_API_KEY; without a model name its only model.
 
     Raises MachineError when the server does not say which models it has.
     """
     key = os.environ.get("ALIGN_JUDGE_KEY") or os.environ.get("OPENAI_API_KEY")
-    return RemoteJudge(url, model or _only_model(url, key, timeout), key, timeout)
+    return RemoteJudge(url, model or _only_model(url, key, timeout), key, timeout, kept=kept)
 
 
 def _only_model(url: str, key: str | None, timeout: float) -> str:
@@ -216,6 +245,15 @@ def _content(response: httpx.Response) -> str:
     except (ValueError, KeyError, IndexError, TypeError):
         return ""
     return content if isinstance(content, str) else ""
+
+
+def _complaint(response: httpx.Response) -> str:
+    """What the server says is wrong with the request, in brackets; empty where it says nothing of OpenAI's shape."""
+    try:
+        message: Any = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return f" ({shorten(message)})"
 
 
 def _seconds(header: str | None) -> float:

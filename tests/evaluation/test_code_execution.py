@@ -6,26 +6,36 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 
 from align.data import load_records
 from align.errors import DataError
-from align.evaluation import confined
+from align.evaluation import confined, sandbox
 from align.evaluation.asked import Asked, prepare
 from align.evaluation.sandbox import Limits, run_program
 from align.evaluation.scorers import scorer_named
 from align.evaluation.scorers.humaneval import finished
 from align.schema import Record, user
 
+OVER = 60
+"""seconds within which anything that was limited to two is over, on a busy machine too"""
+AMPLE = Limits(seconds=60, wall_seconds=300.0)
+"""for what is to pass however busy the machine is"""
 SHORT = Limits(seconds=1, wall_seconds=2.0, memory=256 << 20)
 PROMPT = 'def twice(number):\n    """The number times two."""\n'
 PROBLEM = Record(
     prompt=[user(PROMPT)],
     meta={"entry_point": "twice", "test": "def check(candidate):\n    assert candidate(2) == 4\n"},
 )
+
+
+@pytest.fixture(autouse=True)
+def ample(monkeypatch):
+    """What is run without limits of its own has ample time."""
+    monkeypatch.setattr(sandbox, "Limits", lambda: AMPLE)
+
 
 HOSTILE = {
     "a wrong answer": "assert 1 == 2",
@@ -63,11 +73,13 @@ def test_a_hostile_program_fails_and_is_over(kind):
 
     assert not outcome.passed
     assert outcome.reason
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < OVER
 
 
 def test_a_program_that_ends_well_has_passed_and_says_what_locked_it():
-    outcome = run_program("import collections, hashlib, math, re, typing\nassert hashlib.md5(b'').hexdigest()")
+    program = "import collections, hashlib, math, re, typing\nassert hashlib.md5(b'').hexdigest()"
+
+    outcome = run_program(program)
 
     assert (outcome.passed, outcome.reason) == (True, "")
     assert {"limits", "audit"} <= set(outcome.locks)
@@ -80,7 +92,7 @@ def test_a_program_without_end_is_stopped(program):
     outcome = run_program(program, SHORT)
 
     assert (outcome.passed, outcome.reason) == (False, "timed out")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < OVER
 
 
 def test_what_a_program_writes_is_not_its_verdict_and_fills_no_memory():
@@ -129,24 +141,13 @@ def test_a_program_knows_neither_environment_nor_arguments(monkeypatch):
 
 def test_no_server_is_reached():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.5)
-        heard = []
-        listener = threading.Thread(target=lambda: heard.append(_accepts(server)))
-        listener.start()
         port = server.getsockname()[1]
         outcome = run_program(f"import socket\nsocket.create_connection(('127.0.0.1', {port}))", SHORT)
-        listener.join()
 
-    assert not outcome.passed
-    assert heard == [False]
-
-
-def _accepts(server: socket.socket) -> bool:
-    try:
-        server.accept()
-    except TimeoutError:
-        return False
-    return True
+        assert not outcome.passed
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 # Without Python's own hook, as if a program had found a way around it: the kernel alone must refuse.
@@ -188,7 +189,7 @@ def test_the_kernel_refuses_what_gets_around_the_audit_hook(tmp_path):
         [sys.executable, "-I", "-S", "-B", "-c", AROUND_THE_HOOK, confined.__file__, str(victim)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
     locks, *did = done.stdout.splitlines()
@@ -207,10 +208,10 @@ def test_no_process_is_left_behind():
     assert _children() == before
 
 
-def _children() -> set[str]:
+def _children() -> set[int]:
     import psutil
 
-    return {str(child) for child in psutil.Process().children(recursive=True)}
+    return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
 @pytest.mark.parametrize(

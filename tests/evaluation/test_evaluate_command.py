@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from align.evaluate import main
+from align.evaluate import _parser, main, read_judges
 from align.registry import doctor, evaluations
 from align.registry.__main__ import main as registry_main
 
@@ -234,7 +234,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
         "except SystemExit as end: sys.exit(','.join({'torch', 'numpy'} & set(sys.modules)) or end.code)"
     )
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "--report FILE.html" in done.stdout
@@ -253,6 +253,15 @@ def test_a_judge_that_is_down_is_told_and_everything_else_is_kept(run, questions
     (judged,) = json.loads((tmp_path / "j.json").read_text())["models"][1]["judged"]
     assert judged["win_rate"] is None
     assert sum(judged["failed"].values()) == 4 - judged["ties"]
+
+
+def test_two_judges_of_one_name_are_both_heard():
+    words = ["a", "b", "--data", "x", "--reward_model", "judge", "--judge_model", "judge"]
+    urls = ["http://one/v1", "http://two/v1"]
+
+    judges = read_judges(_parser().parse_args([*words, *(word for url in urls for word in ("--judge", url))]))
+
+    assert list(judges) == [f"judge at {url}" for url in urls]
 
 
 def test_programs_evaluate_without_a_command_line(family, questions, tmp_path):

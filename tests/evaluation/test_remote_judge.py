@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from align.errors import MachineError, UsageError
 from align.evaluation.judging import judged
+from align.evaluation.kept import Kept
 from align.evaluation.remote_judge import RemoteJudge, judge_at, read_verdict
 from align.schema import Record, user
 
@@ -32,6 +34,7 @@ class JudgeServer(ThreadingHTTPServer):
     def __init__(self, answer: Answer, models: list[str]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer, self.models = answer, models
+        self.complaint: Any = "no"
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.lock = threading.Lock()
@@ -58,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
             number = len(self.server.bodies)
         found = self.server.answer(body, number)
         if isinstance(found, tuple):
-            self._send(found[0], {"error": "no"}, found[1])
+            self._send(found[0], {"error": self.server.complaint}, found[1])
         else:
             self._send(200, {"choices": [{"message": {"role": "assistant", "content": found}}]})
 
@@ -91,7 +94,7 @@ def serve() -> Iterator[Callable[..., JudgeServer]]:
 
 
 def _judge(url: str, **options: Any) -> RemoteJudge:
-    return RemoteJudge(url, "judge", **({"pause": 0.01, "timeout": 5.0} | options))
+    return RemoteJudge(url, "judge", **({"pause": 0.01, "timeout": 120.0} | options))
 
 
 def _prefers_good(body: dict[str, Any], number: int) -> str:
@@ -172,25 +175,49 @@ def test_errors_of_the_server_are_retried_and_refusals_are_not(serve):
 
 
 def test_a_judge_that_hangs_times_out(serve):
-    server = serve(lambda body, number: time.sleep(1.0) or "[[A]]")
+    over = threading.Event()
+    server = serve(lambda body, number: over.wait() and "[[A]]")
 
-    verdicts = _judge(server.url, timeout=0.1, tries=2)(RECORDS[:2], GOOD[:2], BAD[:2])
+    verdicts = _judge(server.url, timeout=0.3, tries=2)(RECORDS[:2], GOOD[:2], BAD[:2])
+    over.set()
 
     assert verdicts.failed == {"judge timed out": 2}
     assert np.isnan(verdicts.rows).all()
 
 
 def test_a_judge_that_is_down_is_soon_given_up(serve):
-    server = serve(_prefers_good)
-    url = server.url
-    server.shutdown()
-    server.server_close()
     many = [Record(prompt=[user("?")])] * 200
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody else takes the port, and nobody listens
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
 
-    verdicts = _judge(url, tries=2)(many, ["good"] * 200, ["bad"] * 200)
+        verdicts = _judge(url, tries=2)(many, ["good"] * 200, ["bad"] * 200)
 
     assert verdicts.failed == {"judge unreachable": 200}
     assert verdicts.retries < 40
+
+
+def test_verdicts_of_an_earlier_try_are_not_asked_for_again(serve, tmp_path, capsys):
+    server = serve(lambda body, number: "Hm." if "question 5" in str(body) else _prefers_good(body, number))
+
+    first = _judge(server.url, tries=1, kept=Kept(tmp_path / "verdicts.jsonl"))(RECORDS, GOOD, BAD)
+    server.bodies.clear()
+    again = _judge(server.url, tries=1, kept=Kept(tmp_path / "verdicts.jsonl"))(RECORDS, GOOD, BAD)
+
+    assert np.array_equal(again.rows, first.rows, equal_nan=True)
+    assert (again.failed, again.asked_twice) == ({"no verdict in its answer": 1}, 7)
+    assert [("question 5" in str(body)) for body in server.bodies] == [True]
+    assert "14 verdicts of judge judge are kept from an earlier try" in capsys.readouterr().err
+    another = RemoteJudge(server.url, "other", tries=1, kept=Kept(tmp_path / "verdicts.jsonl"))
+    assert another(RECORDS[:1], GOOD[:1], BAD[:1]).rows.tolist() == [1.0]
+    assert len(server.bodies) == 3
+
+
+def test_what_a_server_says_against_a_question_is_told(serve):
+    server = serve(lambda body, number: (404, {}))
+    server.complaint = {"message": "no model judge"}
+
+    assert _judge(server.url)(RECORDS[:1], GOOD[:1], BAD[:1]).failed == {"HTTP 404 ('no model judge')": 1}
 
 
 def test_equal_answers_tie_unasked_and_missing_ones_are_counted(serve):
@@ -206,19 +233,29 @@ def test_equal_answers_tie_unasked_and_missing_ones_are_counted(serve):
 def test_the_only_model_is_asked_and_several_must_be_chosen_from(serve, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
-    assert judge_at(serve(_prefers_good).url, None, 5).model == "judge"
-    assert judge_at(serve(_prefers_good, ["m@v1", "m@latest", "m"]).url, None, 5).model == "m@v1"
+    assert judge_at(serve(_prefers_good).url, None, 120).model == "judge"
+    assert judge_at(serve(_prefers_good, ["m@v1", "m@latest", "m"]).url, None, 120).model == "m@v1"
     with pytest.raises(UsageError, match=r"has 2 models .a, b.; give --judge_model"):
-        judge_at(serve(_prefers_good, ["a", "b"]).url, None, 5)
+        judge_at(serve(_prefers_good, ["a", "b"]).url, None, 120)
     with pytest.raises(MachineError, match="does not say which models it has"):
-        judge_at("http://127.0.0.1:9/v1", None, 5)
+        judge_at("http://127.0.0.1:9/v1", None, 120)
     with pytest.raises(UsageError, match="a URL that begins with http"):
-        judge_at("nonsense", None, 5)
+        judge_at("nonsense", None, 120)
 
 
 @pytest.mark.parametrize(
     ("text", "verdict"),
-    [("[[A]]", "A"), ("x [[b]]", "B"), ("[[A]] no, [[tie]]", "tie"), ("A", None), ("", None), ("[[C]]", None)],
+    [
+        ("[[A]]", "A"),
+        ("x [[b]]", "B"),
+        ("[[A]] no\n[[tie]]", "tie"),
+        ("A", None),
+        ("", None),
+        ("[[C]]", None),
+        ("[[A]] no, [[tie]]", None),
+        ("I end with [[A]], [[B]] or [[tie]].", None),
+        ("[[A]]\n\nFor [[A]] is right.", "A"),
+    ],
 )
 def test_a_verdict_is_read_where_it_is_clear(text, verdict):
     assert read_verdict(text) == verdict

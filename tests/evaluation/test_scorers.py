@@ -188,7 +188,7 @@ INSTRUCTIONS = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text(), text(min_size=1))
 def test_whatever_a_model_says_every_number_is_a_share(completion, answer):
     record = Record(prompt=[user("?")], answer=answer, meta={"answers": [answer, "nine"], **INSTRUCTIONS})
@@ -206,13 +206,13 @@ def test_nonsense_is_wrong_and_quickly_so(kind):
         "squad": Record(answer="nine", meta={"answers": ["nine", "at nine"]}),
         "cmrc": Record(answer="九点", meta={"answers": ["九点", "上午九点"]}),
     }
-    start = time.perf_counter()
+    start = time.thread_time()
 
     for name, record in asked.items():
         values = scorer_named(name)(record, NONSENSE[kind])
         assert values.get("correct", values.get("f1")) == 0, name
 
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
 
 
 @pytest.mark.parametrize(

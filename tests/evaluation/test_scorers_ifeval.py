@@ -187,12 +187,12 @@ def test_lists_of_different_length_are_told(meta):
 
 @pytest.mark.parametrize("junk", ["[", "<<", "!", "*", "\n", "#", "{", "P.", " ", "\x00", "中。"])
 def test_junk_of_any_size_takes_no_time(junk):
-    start = time.perf_counter()
+    start = time.thread_time()
 
     for instruction, (arguments, _, _) in CASES.items():
         follows(junk * (100_000 // len(junk)) + "x", instruction, arguments)
 
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
 
 
 def test_every_published_prompt_can_be_checked(real_data: Path):
