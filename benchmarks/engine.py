@@ -1,12 +1,14 @@
 """What rows of several models together cost and gain, on a random base of 110 million parameters with LoRA adapters.
 
-    python benchmarks/engine.py [--part memory panes throughput] [--prompts 500] [--threads 2] [--json FILE]
+    python benchmarks/engine.py [--part memory panes throughput gap] [--prompts 500] [--threads 2] [--json FILE]
 
 memory      What base and two adapters that write add to a process, over what base and one adapter add that write as
             many rows: largest resident size less what the libraries take.
 panes       Two models answering side by side over one after the other: the same texts, wall-clock time.
 throughput  Prompts and answers of unequal length as an evaluation has them: tokens a second of all of them in
             `LocalEngine.complete`, over one at a time (a sample of them, the same texts).
+gap         Eight rows stream when a prompt of 2,000 words comes: the longest time between two of their tokens until
+            that prompt is read, at once over in parts as the engine does, in turn; and how long the prompt takes.
 
 Each part runs in processes of its own. On cores that others use too, more threads than are free take many times longer.
 """
@@ -14,6 +16,7 @@ Each part runs in processes of its own. On cores that others use too, more threa
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -50,7 +53,7 @@ def write_models(folder: Path) -> None:
     tokenizer = train_tokenizer([" ".join(WORDS)])
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     set_seed(0)
-    base = LlamaForCausalLM(LlamaConfig(**SIZE, max_position_embeddings=2048, tie_word_embeddings=True, **special))
+    base = LlamaForCausalLM(LlamaConfig(**SIZE, max_position_embeddings=8192, tie_word_embeddings=True, **special))
     # Fresh weights give nearly flat logits: texts would not tell whether two runs agree.
     base.model.norm.weight.data.mul_(4)
     save_base(base, tokenizer, folder / "base")
@@ -62,7 +65,7 @@ def write_models(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def open_engine(folder: Path, names: list[str]) -> Any:
+def open_engine(folder: Path, names: list[str], **options: Any) -> Any:
     """An engine over some of the models."""
     from align.engine.local import LocalEngine
     from align.models.adapters import load_resident
@@ -70,7 +73,7 @@ def open_engine(folder: Path, names: list[str]) -> Any:
     from align.registry import open_registry
 
     references = [str(folder / name) for name in names]
-    return LocalEngine(load_resident(open_registry(folder / "registry"), references, Precision(bf16=False)))
+    return LocalEngine(load_resident(open_registry(folder / "registry"), references, Precision(bf16=False)), **options)
 
 
 def rows_of(models: list[str], count: int) -> list[Any]:
@@ -174,6 +177,60 @@ def throughput(folder: Path, prompts: int) -> dict[str, Any]:
     }
 
 
+def gap(folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds between tokens while a long prompt is read at once and in parts, in turn, and until its first token."""
+    found: dict[str, Any] = {"at once": [], "in parts": []}
+    texts = set()
+    for _ in range(rounds):
+        for label, options in (("at once", {"max_read": 1 << 30}), ("in parts", {})):
+            engine = open_engine(folder, ["first", "second"], **options)
+            *figures, text = interrupted(engine)
+            engine.close()
+            found[label].append(figures)
+            texts.add(text)
+    if len(texts) > 1:
+        raise RuntimeError("gap: the texts differ")
+    pairs = list(zip(found["at once"], found["in parts"], strict=True))
+    return found | {
+        "ratio": statistics.median(whole[0] / parts[0] for whole, parts in pairs),
+        "ratio_first_token": statistics.median(parts[2] / whole[2] for whole, parts in pairs),
+    }
+
+
+def interrupted(engine: Any) -> tuple[float, float, float, str]:
+    """What a long prompt does to eight rows that stream.
+
+    Seconds between two of their tokens at most and usually, seconds until its own first token, and its answer.
+    """
+    from align.engine import batch
+    from align.engine.protocol import GenerationRequest, Row, RowDone, Sampling
+    from align.schema import user
+
+    endless = Sampling(temperature=1.0, max_new_tokens=4000)
+    running = [Row(engine.models[seed % 2], [user(" ".join(WORDS))], seed, endless) for seed in range(8)]
+    long = Row(engine.models[0], [], 1, text=" ".join(random.Random(0).choices(WORDS, k=2000)))
+    steps: list[float] = []
+    plain = batch.draw
+
+    def noted(logits: Any, rows: Any) -> Any:
+        tokens = plain(logits, rows)
+        if len(rows) >= len(running):
+            steps.append(time.perf_counter())
+        return tokens
+
+    batch.draw = noted
+    stream = engine.submit(GenerationRequest(tuple(running)))
+    while len(steps) < 10:
+        time.sleep(0.01)
+    came = len(steps)
+    events = list(engine.submit(GenerationRequest((long,), Sampling(temperature=0.0, max_new_tokens=8))))
+    stream.cancel()
+    batch.draw = plain
+    end = next(event for event in events if isinstance(event, RowDone))
+    between = [after - before for before, after in itertools.pairwise(steps)]
+    return max(between[came - 1 :]), statistics.median(between[: came - 1]), end.first_token_seconds, end.text
+
+
 def in_a_process(threads: int, part: str, *words: object) -> Any:
     """What one of the functions above finds in a new process."""
     environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
@@ -191,6 +248,7 @@ MEASURES: dict[str, Callable[..., Any]] = {
     "memory": lambda folder, *names: memory(Path(folder), list(names)),
     "panes": lambda folder, rounds: panes(Path(folder), int(rounds)),
     "throughput": lambda folder, prompts: throughput(Path(folder), int(prompts)),
+    "gap": lambda folder, rounds: gap(Path(folder), int(rounds)),
 }
 
 
@@ -215,6 +273,11 @@ def report(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         found["throughput"] = figures = in_a_process(options.threads, "throughput", folder, options.prompts)
         rates = f"{figures['tokens_per_second']:.0f} / {figures['tokens_per_second_alone']:.1f} tokens/s"
         say("throughput", f"{options.prompts} prompts at once / one at a time", rates, figures["ratio"])
+    if "gap" in options.part:
+        found["gap"] = figures = in_a_process(options.threads, "gap", folder, options.rounds)
+        times = [statistics.median(each[0] for each in figures[label]) for label in ("at once", "in parts")]
+        say("gap", "longest between tokens: at once / in parts", f"{times[0]:.2f} / {times[1]:.2f} s", figures["ratio"])
+        say("gap", "first token of the long prompt: in parts / at once", "", figures["ratio_first_token"])
     return found
 
 
@@ -231,10 +294,10 @@ def main() -> None:
         sys.stdout.write(f"\n{json.dumps(result)}\n")
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["memory", "panes", "throughput"]
+    parts = ["memory", "panes", "throughput", "gap"]
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3, help="of the panes; ratios are their medians")
+    parser.add_argument("--rounds", type=int, default=3, help="of panes and gap; ratios are their medians")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--models", type=Path, metavar="DIR", help="keep the random models there for the next time")

@@ -1,11 +1,11 @@
-"""The batch on the model: rows join after a pass over their prompts, step together, and leave in the step they end."""
+"""The batch on the model: rows join once their prompts are read, step together, and leave in the step they end."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.engine.cache import add_rows, can_change, keep_rows, set_columns
@@ -20,25 +20,34 @@ if TYPE_CHECKING:
     from align.engine.rows import Writing
 
 
-@dataclass(frozen=True)
-class Arrivals:
-    """Rows whose prompts were read: what was computed, and the first token of each."""
+@dataclass
+class Reading:
+    """Rows whose prompts are being read, and what was computed of them so far."""
 
     rows: list[Writing]
-    cache: Cache
-    mask: Tensor
-    tokens: list[int]
+    columns: int = 0
+    """how many are read, padding included"""
+    cache: Cache | None = None
+    mask: Tensor | None = None
+    """of all columns, once they are read"""
+    tokens: list[int] = field(default_factory=list)
+    """the first of each row, once all is read"""
 
 
 class Batch:
-    """Rows of one lane. The model is set up for them from one change of the rows to the next."""
+    """Rows of one lane. The model is set up for them from one change of the rows to the next.
 
-    def __init__(self, model: Any, tokenizer: Any, lane: str) -> None:
+    Beside rows that are being written, prompts are read in parts of `most_read` tokens, with a step after each.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, lane: str, most_read: int) -> None:
         from align.data.render import stop_token_ids
 
         self.lane = lane
         self.rows: list[Writing] = []
+        self.reading: Reading | None = None
         self._model = model
+        self._most_read = most_read if reads_in_parts(model.config.get_text_config()) else None
         self._pad = tokenizer.pad_token_id
         self._stop_ids = frozenset(stop_token_ids(tokenizer))
         self._forward = _forward_of(body_of(model))
@@ -50,35 +59,49 @@ class Batch:
     @property
     def open(self) -> bool:
         """Whether rows may join: at any time where the cache can take them, else before the first has begun."""
-        return self._cache is None or can_change(self._cache)
+        return self.reading is None and (self._cache is None or can_change(self._cache))
 
-    def read(self, rows: list[Writing]) -> Arrivals:
-        """Read the prompts of some rows and write their first tokens."""
+    @property
+    def held(self) -> list[Writing]:
+        """All rows, with those whose prompts are still being read."""
+        return [*self.rows, *(self.reading.rows if self.reading else [])]
+
+    def read(self) -> None:
+        """Read on in the prompts of rows that want to join; with the last part their first tokens are written."""
         import torch
 
+        if (reading := self.reading) is None:
+            return
         self.rest()
-        ids, mask = pad_left([row.prompt_ids for row in rows], self._pad, self._model.device)
-        with torch.inference_mode(), running(self._model, [row.live.adapter for row in rows], self.lane):
-            logits, cache = self._forward(ids, mask, None)
-        return Arrivals(rows, cache, mask, self._write(rows, logits))
+        ids, mask = pad_left([row.prompt_ids for row in reading.rows], self._pad, self._model.device)
+        begin, end = reading.columns, ids.shape[1]
+        if self.rows and self._most_read is not None:
+            end = min(end, begin + max(1, self._most_read // len(reading.rows)))
+        with torch.inference_mode(), running(self._model, [row.live.adapter for row in reading.rows], self.lane):
+            logits, reading.cache = self._forward(ids[:, begin:end], mask[:, :end], reading.cache)
+        reading.columns = end
+        if end == ids.shape[1]:
+            reading.mask, reading.tokens = mask, self._write(reading.rows, logits)
 
-    def take_in(self, arrivals: Arrivals | None) -> None:
+    def take_in(self) -> None:
         """Go on with rows whose prompts were read."""
         import torch
 
-        if arrivals is None:
+        reading = self.reading
+        if reading is None or reading.cache is None or reading.mask is None:
             return
         if self._cache is None or self._mask is None:
-            self._cache, self._mask = arrivals.cache, arrivals.mask
+            self._cache, self._mask = reading.cache, reading.mask
         else:
-            columns = max(self._mask.shape[1], arrivals.mask.shape[1])
+            columns = max(self._mask.shape[1], reading.mask.shape[1])
             with torch.inference_mode():
-                for cache in (self._cache, arrivals.cache):
+                for cache in (self._cache, reading.cache):
                     set_columns(cache, columns)
-                add_rows(self._cache, arrivals.cache)
-                self._mask = torch.cat([_padded(self._mask, columns), _padded(arrivals.mask, columns)])
-        self.rows = [*self.rows, *arrivals.rows]
-        self._newest = [*self._newest, *arrivals.tokens]
+                add_rows(self._cache, reading.cache)
+                self._mask = torch.cat([_padded(self._mask, columns), _padded(reading.mask, columns)])
+        self.rows = [*self.rows, *reading.rows]
+        self._newest = [*self._newest, *reading.tokens]
+        self.reading = None
 
     def step(self) -> None:
         """Write one token of every row that has not ended."""
@@ -112,6 +135,8 @@ class Batch:
         finite = torch.isfinite(logits.amax(dim=-1)).tolist()
         tokens: list[int] = draw(logits, [row.sampler for row in rows]).tolist()
         for row, token, scores, good in zip(rows, tokens, logits, finite, strict=True):
+            if row.live.ended:  # while its prompt was being read
+                continue
             if good:
                 row.take(token, scores, self._stop_ids)
             else:
@@ -122,6 +147,8 @@ class Batch:
 
     def let_go(self) -> list[Writing]:
         """Drop the rows that have ended, and the columns that only they needed; the rows dropped."""
+        if self.reading is not None and all(row.live.ended for row in self.reading.rows):
+            self.reading = None
         ended = [row for row in self.rows if row.live.ended]
         if ended:
             self.rest()
@@ -144,6 +171,13 @@ class Batch:
             if columns < self._mask.shape[1] and can_change(self._cache):
                 set_columns(self._cache, columns)
                 self._mask = self._mask[:, -columns:]
+
+
+def reads_in_parts(config: Any) -> bool:
+    """Whether a prompt may be read in parts: not where a pass rotates positions by how long its own row is."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
+    return not kinds & {"dynamic", "longrope"}
 
 
 _CACHES = ("past_key_values", "cache_params")

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from align.engine.answers import Judge, answered, token_shift
-from align.engine.batch import Arrivals, Batch
+from align.engine.batch import Batch, Reading
 from align.engine.lanes import BASE, MIXED, ModelFacts, context_window, probe
 from align.engine.pace import Pace
 from align.engine.protocol import Busy, GenerationRequest, Row, Sampling, ShiftedToken
@@ -30,7 +30,8 @@ class LocalEngine:
     """Writes text with every model of a Resident. From its creation on, the model belongs to this engine's thread.
 
     `max_rows` rows at most are written at once, in a batch of at most `max_tokens` rows times columns (a longer row
-    runs by itself); `max_waiting_rows` more may wait before `submit` raises Busy (None: as many as come).
+    runs by itself); `max_waiting_rows` more may wait before `submit` raises Busy (None: as many as come). Between two
+    steps of rows that are being written, at most `max_read` tokens of the prompts of others are read.
     `reward` is the reference of a reward model over the same base, held as one more adapter.
     """
 
@@ -42,8 +43,10 @@ class LocalEngine:
         max_rows: int = 64,
         max_tokens: int = 65536,
         max_waiting_rows: int | None = None,
+        max_read: int = 256,
     ) -> None:
         self._resident = resident
+        self._max_read = max_read
         self._max_rows, self._max_tokens, self._max_waiting = max_rows, max_tokens, max_waiting_rows
         self._waiting: deque[LiveRow] = deque()
         self._calls: deque[Callable[[], None]] = deque()
@@ -187,7 +190,7 @@ class LocalEngine:
         while self._await_work(batch):
             batch = self._turn(batch)
         batch.rest()
-        _fail_all([row.live for row in batch.rows], CLOSED)
+        _fail_all([row.live for row in batch.held], CLOSED)
         with self._changed:
             _fail_all(self._waiting, CLOSED)
             self._waiting.clear()
@@ -197,43 +200,44 @@ class LocalEngine:
     def _await_work(self, batch: Batch) -> bool:
         """Wait until there is something to do; False when the engine is being closed."""
         with self._changed:
-            while not (batch.rows or self._waiting or self._calls or self._closing.is_set()):
+            while not (batch.held or self._waiting or self._calls or self._closing.is_set()):
                 self._changed.wait()
         return not self._closing.is_set()
 
     def _turn(self, batch: Batch) -> Batch:
-        """Answer what was asked, let waiting rows join, write one token of every row; the batch to go on with."""
+        """Answer what was asked, read for rows that join, write one token of every row; the batch to go on with."""
         if self._calls:
             batch.rest()
             self._calls.popleft()()
-        joining: list[Writing] = []
         try:
-            for row in batch.rows:
+            for row in batch.held:
                 if row.live.cancelled and not row.live.ended:
                     row.finish("cancelled")
             self._pace.note(batch.let_go())
             batch = self._batch_to_go_on_with(batch)
-            joining = self._joining(batch)
-            batch.take_in(self._read(batch, joining))
+            if joining := self._joining(batch):
+                batch.reading = Reading(joining)
+            self._read(batch)
+            batch.take_in()
             # A row may have ended with its first token.
             self._pace.note(batch.let_go())
             batch.step()
         except Exception as error:  # a reader must never wait for a batch that is gone
             batch.rest()
-            _fail_all([row.live for row in [*batch.rows, *joining]], _failure(error))
+            _fail_all([row.live for row in batch.held], _failure(error))
             return self._empty_batch(batch.lane)
         return batch
 
     def _batch_to_go_on_with(self, batch: Batch) -> Batch:
         """The batch, or another one for the lane of the oldest waiting row when all rows have left it."""
-        if batch.rows:
+        if batch.held:
             return batch
         with self._changed:
             lane = self._waiting[0].lane if self._waiting else batch.lane
         return self._empty_batch(lane)
 
     def _empty_batch(self, lane: str) -> Batch:
-        return Batch(self._resident.model, self._resident.tokenizer, lane)
+        return Batch(self._resident.model, self._resident.tokenizer, lane, self._max_read)
 
     def _joining(self, batch: Batch) -> list[Writing]:
         """The oldest waiting rows that the batch can take now, in their order."""
@@ -258,15 +262,14 @@ class LocalEngine:
             joining.append(row)
         return joining
 
-    def _read(self, batch: Batch, joining: list[Writing]) -> Arrivals | None:
-        """Read the prompts of joining rows; if that fails, the rows that are being written are not concerned."""
-        if not joining:
-            return None
+    def _read(self, batch: Batch) -> None:
+        """Read prompts of rows that join; if that fails, the rows that are being written are not concerned."""
+        reading = batch.reading
         try:
-            return batch.read(joining)
+            batch.read()
         except Exception as error:  # out of memory, most likely; whatever it is, these rows are told
-            _fail_all([row.live for row in joining], _failure(error))
-            return None
+            _fail_all([row.live for row in reading.rows] if reading else [], _failure(error))
+            batch.reading = None
 
 
 def _fail_all(rows: Iterable[LiveRow], message: str) -> None:

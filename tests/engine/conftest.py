@@ -19,7 +19,7 @@ def resident(tiny_base: Path) -> Resident:
 
 @pytest.fixture(scope="session")
 def engine(resident: Resident) -> Iterator[LocalEngine]:
-    engine = LocalEngine(resident)
+    engine = LocalEngine(resident, max_read=32)
     yield engine
     engine.close()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from align.engine.local import LocalEngine
 from align.models.adapters import BASE, Resident
 from align.registry.checkpoint import read_folder
 
-_LAST_NORMS = ("model.norm", "model.embedding_norm", "backbone.norm_f")
+_LAST_NORMS = ("norm", "embedding_norm", "norm_f", "final_layernorm", "ln_f", "final_layer_norm")
 
 
 def loud_lora(seed: int, **options: Any) -> Any:
@@ -24,8 +25,8 @@ def loud_base(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder)
-    norm = next(module for name, module in model.named_modules() if name in _LAST_NORMS)
-    norm.weight.data.mul_(20)
+    norms = [module for name, module in model.named_modules() if name.rpartition(".")[2] in _LAST_NORMS]
+    norms[-1].weight.data.mul_(20)
     return model
 
 
@@ -37,6 +38,14 @@ def build_resident(folder: Path) -> Resident:
     model.add_adapter("adapter1", loud_lora(2))
     names = {"red@v1": "adapter0", "blue@v1": "adapter1", "base@v1": BASE}
     return Resident(model.eval(), AutoTokenizer.from_pretrained(folder), read_folder(folder), names)
+
+
+def bare_engine(folder: Path, **options: Any) -> LocalEngine:
+    """An engine over a base alone, `base@v1`."""
+    from align.models.tokenizers import load_tokenizer
+
+    base = read_folder(folder)
+    return LocalEngine(Resident(loud_base(folder).eval(), load_tokenizer(base), base, {"base@v1": BASE}), **options)
 
 
 def save_adapters(base: Path, folder: Path) -> list[str]:

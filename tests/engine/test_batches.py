@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loud_models import build_resident, loud_base
+from loud_models import bare_engine, build_resident
 
 from align.engine import batch
 from align.engine.local import LocalEngine
@@ -147,15 +147,6 @@ def test_a_row_that_comes_later_is_written_at_once_and_changes_nothing(engine):
     assert engine.complete([first], lasting)[0].startswith(said[:100])
 
 
-def bare_engine(folder: Path) -> LocalEngine:
-    from align.models.adapters import BASE, Resident
-    from align.models.tokenizers import load_tokenizer
-    from align.registry.checkpoint import read_folder
-
-    base = read_folder(folder)
-    return LocalEngine(Resident(loud_base(folder).eval(), load_tokenizer(base), base, {"base@v1": BASE}), max_rows=3)
-
-
 def rows_that_come_and_go() -> list[Row]:
     """Prompts shorter and longer than a window of 16, answers that pass it, padding that comes and goes."""
     texts = [
@@ -171,7 +162,7 @@ def rows_that_come_and_go() -> list[Row]:
 def test_rows_join_and_leave_where_attention_slides(architecture, tmp_path):
     from zoo import build_zoo_model
 
-    engine = bare_engine(build_zoo_model(architecture, tmp_path))
+    engine = bare_engine(build_zoo_model(architecture, tmp_path), max_rows=3, max_read=7)
     rows = rows_that_come_and_go()
 
     together = engine.complete(rows, HOT)
@@ -201,7 +192,7 @@ def test_rows_of_recurrent_models_wait_for_a_batch_of_their_own_and_leave_at_any
         AutoConfig.for_model(architecture, **RECURRENT[architecture], **special)
     ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    engine = bare_engine(tmp_path)
+    engine = bare_engine(tmp_path, max_rows=3, max_read=7)
     rows = rows_that_come_and_go()
 
     together = engine.complete(rows, HOT)
