@@ -124,7 +124,7 @@ def test_a_reward_reads_the_record_its_prompt_comes_from(shared, settings, sums)
     try:
         train(shared, settings, "spied", rewards=[{"name": "spy", "weight": 0.5}, *EGG, *EGG])
     finally:
-        del _REGISTERED["spy"]
+        del _REGISTERED.known["spy"]
 
     asked = {record.prompt[0]["content"]: record.answer for record in load_records(str(sums), view="prompt").records}
     assert len(seen) == 16

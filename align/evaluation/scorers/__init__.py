@@ -9,15 +9,13 @@ code: `scorer: gsm8k` in a dataset's YAML.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple, overload
 
-from align.errors import DataError, UsageError, nearest, shorten
+from align.errors import DataError
+from align.rl.named import Named
 from align.schema import Record
 
 ScoreFunction = Callable[[Record, Any], dict[str, float]]
@@ -65,7 +63,8 @@ def _lacks(record: Record, field: str) -> bool:
     return record.meta.get(key) is None if owner == "meta" else getattr(record, field) is None
 
 
-_REGISTERED: dict[str, Scorer] = {}
+_REGISTERED: Named[Scorer] = Named("scorer", __name__)
+scorer_named, scorer_names = _REGISTERED.find, _REGISTERED.names
 
 
 @overload
@@ -89,33 +88,7 @@ def scorer(
     """Register a scorer under the name of its function; the parts are those of `Scorer`."""
 
     def register(function: ScoreFunction) -> ScoreFunction:
-        name = function.__name__
-        known = _REGISTERED.get(name)
-        if known is not None and known.function.__module__ != function.__module__:
-            raise UsageError(f"scorer {name}: already registered by {known.function.__module__}; choose another name")
-        _REGISTERED[name] = Scorer(name, function, needs, options, executes_code, weights)
+        _REGISTERED.add(Scorer(function.__name__, function, needs, options, executes_code, weights))
         return function
 
     return register if function is None else register(function)
-
-
-@cache
-def _import_built_in() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-
-
-def scorer_names() -> list[str]:
-    """The names of all registered scorers."""
-    _import_built_in()
-    return sorted(_REGISTERED)
-
-
-def scorer_named(name: str, setting: str = "scorer") -> Scorer:
-    """The registered scorer of a name, or a UsageError that begins with the setting that asked for it."""
-    _import_built_in()
-    if name not in _REGISTERED:
-        raise UsageError(
-            f"{setting}: asked for {shorten(name)}; no scorer has that name;{nearest(name, scorer_names())}"
-        )
-    return _REGISTERED[name]

@@ -11,20 +11,18 @@ refuses 0 and "ten" before any weights are loaded.
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from pydantic import Field
 
 from align.config import Settings, write
-from align.errors import DataError, UsageError, nearest, shorten
+from align.errors import DataError, UsageError, shorten
 from align.rl.arguments import read_arguments
+from align.rl.named import Named
 from align.schema import Record
 
 if TYPE_CHECKING:
@@ -86,7 +84,8 @@ class Opened(NamedTuple):
     model: Checkpoint
 
 
-_REGISTERED: dict[str, Reward] = {}
+_REGISTERED: Named[Reward] = Named("reward", __name__)
+find_reward, reward_names = _REGISTERED.find, _REGISTERED.names
 
 
 @overload
@@ -105,36 +104,10 @@ def reward(
     """Register a reward under the name of its function; the fields of `Reward` say what the rest means."""
 
     def register(function: RewardFunction) -> RewardFunction:
-        name = function.__name__
-        known = _REGISTERED.get(name)
-        if known is not None and known.function.__module__ != function.__module__:
-            raise UsageError(f"reward {name}: already registered by {known.function.__module__}; choose another name")
-        _REGISTERED[name] = Reward(name, function, **facts)
+        _REGISTERED.add(Reward(function.__name__, function, **facts))
         return function
 
     return register if function is None else register(function)
-
-
-@cache
-def _import_built_in() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-
-
-def reward_names() -> list[str]:
-    """The names of all registered rewards."""
-    _import_built_in()
-    return sorted(_REGISTERED)
-
-
-def find_reward(name: str, setting: str = "rewards") -> Reward:
-    """The registered reward of a name, or a UsageError that begins with the setting that asked for it."""
-    _import_built_in()
-    if name not in _REGISTERED:
-        raise UsageError(
-            f"{setting}: asked for {shorten(name)}; no reward has that name;{nearest(name, reward_names())}"
-        )
-    return _REGISTERED[name]
 
 
 @dataclass
