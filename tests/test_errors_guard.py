@@ -20,7 +20,7 @@ def test_a_reader_that_goes_ends_a_command_without_a_word():
         process.stdout.read(10)
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
 
 
 def test_another_pipe_that_breaks_is_no_success():

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm import Warm
 
 from align.registry import open_registry
 
@@ -22,36 +19,28 @@ def test_killed_in_the_middle_and_resumed_equals_uninterrupted_bit_for_bit(tmp_p
     root, data = tmp_path / "registry", tmp_path / "sums.jsonl"
     data.write_text("".join(json.dumps({"question": f"{n} and {n}?", "answer": str(2 * n)}) + "\n" for n in range(12)))
     rewards = "rewards=[{name: keyword, args: {words: [e]}}, {name: length, weight: 0.5, args: {target: 2}}]"
-    command = [
-        sys.executable, "-m", "align.grpo", "--registry", root, f"model={tiny_base}", f"data={data}", rewards,
+    words = [
+        "--registry", str(root), f"model={tiny_base}", f"data={data}", rewards,
         "bf16=false", "max_length=96", "max_completion_length=6", "num_generations=4", "num_iterations=2", "beta=0.1",
         "learning_rate=1e-2", "max_steps=20", "save_steps=2", "logging_steps=1", "per_device_train_batch_size=8",
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    warm = Warm(tmp_path)
 
-    subprocess.run([*command, "name=whole"], check=True, env=environment, capture_output=True)
-    killed = subprocess.Popen([*command, "name=parts"], env=environment, stdout=subprocess.DEVNULL)
-    wait_for(lambda: list(root.glob("runs/parts/*/checkpoint-4/align_checkpoint.json")), killed)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    whole = warm.run("grpo", [*words, "name=whole"])
+    killed = warm.run("grpo", [*words, "name=parts"], signal=signal.SIGKILL, at_step=5)
+    assert (whole.code, killed.code) == (0, -signal.SIGKILL), whole.err + killed.err
     assert open_registry(root).names() == ["whole"]
-    done = subprocess.run([*command, "name=parts", "--resume"], env=environment, capture_output=True, text=True)
+    done = warm.run("grpo", [*words, "name=parts", "--resume"])
+    warm.close()
 
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
+    assert "resuming from step 4" in done.out
     registry = open_registry(root)
     one, two = (load_file(Path(registry.resolve(name).location) / "adapter_model.safetensors") for name in
                 ("whole", "parts"))  # fmt: skip
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert timeless(registry, "whole") == timeless(registry, "parts")
-
-
-def wait_for(found, process) -> None:
-    deadline = time.monotonic() + 120
-    while not found():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def timeless(registry, name):

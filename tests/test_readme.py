@@ -113,7 +113,7 @@ def serve_and_stop(module: str, words: list[str]) -> int:
         for line in process.stdout:
             if "http://" in line:
                 process.terminate()
-        return 0 if process.wait(60) in (0, -15, 143) else process.returncode
+        return 0 if process.wait(300) in (0, -15, 143) else process.returncode
 
 
 def test_the_readme_shows_every_command():

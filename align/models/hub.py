@@ -21,6 +21,8 @@ _CHATTY = (
     "bitsandbytes.backends.cpu.ops",
     # Once a layer: that int8 rounds its inputs to float16 on the way, which is how it works.
     "bitsandbytes.autograd._functions",
+    # The first time on a machine, when that is slow: that it looks for fonts.
+    "matplotlib.font_manager",
 )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
-import time
 from urllib.request import urlopen
 
 import pytest
@@ -31,12 +31,14 @@ def test_help_is_instant_and_loads_no_torch(door):
         "except SystemExit as done:\n    assert done.code == 0\n"
         "assert not {'torch', 'transformers', 'gradio', 'peft'} & set(sys.modules)"
     )
-    started = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
     assert process.returncode == 0, process.stderr
     assert "--max_new_tokens" in process.stdout
-    assert time.perf_counter() - started < 5  # 0.25 s on a quiet machine
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of computing, for a busy machine may be slow; a quarter of a second here, and ten with torch.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
 
 
 def test_one_prompt_streams_the_engines_text(contest: Registry, engine, capsys):
@@ -85,7 +87,7 @@ def test_an_interrupted_answer_keeps_its_text_and_exits_130(contest: Registry):
     )  # fmt: skip
     first = process.stdout.read(4)
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=300)
 
     assert process.returncode == 130, errors
     assert first
@@ -155,7 +157,7 @@ def test_compare_serves_and_fills_its_review_queue_until_it_is_interrupted(conte
         config = response.read()
     queue = [process.stdout.readline().decode() for _ in range(2)]
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
 
     assert b"Chatbot".lower() in config.lower()
     assert queue[1] == "review queue: 2 of 2 answers are there\n"

@@ -196,7 +196,7 @@ def test_a_terminal_without_the_characters_gets_escapes(tmp_path, command):
         [sys.executable, "-m", "align.data", *arguments],
         capture_output=True,
         env={"PYTHONIOENCODING": "latin-1", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
-        timeout=60,
+        timeout=300,
     )
 
     assert done.returncode == (3 if command == "check" else 0), done.stderr

@@ -12,7 +12,10 @@ import pytest
 from align.models.hub import no_telemetry
 
 
-@pytest.mark.parametrize("name", ["bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"])
+@pytest.mark.parametrize(
+    "name",
+    ["bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions", "matplotlib.font_manager"],
+)
 def test_advice_is_hidden_and_errors_are_not(name):
     no_telemetry()
 

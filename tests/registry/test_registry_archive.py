@@ -160,7 +160,7 @@ def test_the_checksum_file_is_one_for_sha256sum(parcel, tmp_path):
     shutil.unpack_archive(parcel, tmp_path / "unpacked", filter="data")
 
     command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
-    done = subprocess.run(command, cwd=tmp_path / "unpacked", capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path / "unpacked", capture_output=True, text=True, timeout=300)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

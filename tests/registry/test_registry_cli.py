@@ -33,7 +33,7 @@ def run(filled, capsys):
 def _python(*words, cwd):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=environment, timeout=60
+        [sys.executable, *words], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300
     )
 
 

@@ -105,7 +105,7 @@ def test_push_without_a_token_sends_nothing_and_says_what_to_do(registry, commit
     environment = {**os.environ, "HF_TOKEN_PATH": str(cache / "none"), "PYTHONPATH": os.pathsep.join(sys.path)}
 
     command = [sys.executable, "-m", "align.registry", "push", "m", "org/name", "--registry", str(registry.root)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
     assert done.returncode == 2
     assert done.stderr.startswith("error: push m@v1 to org/name: no access token was found; set HF_TOKEN")
@@ -171,7 +171,7 @@ def test_push_sends_the_files_of_a_version_to_a_private_repository(registry, com
     }
 
     command = [sys.executable, "-m", "align.registry", "push", "m", "org/name", "--registry", str(registry.root)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "/org/name/commit/1" in done.stdout

@@ -45,7 +45,7 @@ def test_concurrent_writers_of_which_some_are_killed_share_the_numbers(registry)
         time.sleep(0.15)
         os.kill(victim.pid, signal.SIGKILL)
         lost += victim.communicate()[0].split()
-    acknowledged = [writer.communicate(timeout=120)[0].split() for writer in writers]
+    acknowledged = [writer.communicate(timeout=300)[0].split() for writer in writers]
 
     versions = registry.versions("m")
     numbers = [version.version for version in versions]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from aftermath import checkpoints, log_of, versions, weights_of
@@ -21,9 +23,12 @@ PLAIN = {"lora.dropout": None, "max_steps": 8}
 
 
 def free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
+    """One below those that systems hand out of their own accord: nobody takes it before the run does."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as asked, suppress(OSError):
+            asked.bind(("127.0.0.1", port))
+            return port
 
 
 def run_two(warm, course, words: list[str], **second) -> list:
