@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import shutil
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
@@ -31,6 +34,7 @@ class CommandLine:
 
 
 _SWITCHES = {"resume", "dry_run", "print_config", "debug", "help"}
+_WITH_VALUES = {"registry", "allow_change", "config"}
 
 
 def read_command_line(argv: list[str]) -> CommandLine:
@@ -66,6 +70,7 @@ def _arguments(argv: list[str]) -> Iterator[tuple[str, str]]:
         if word.startswith("--"):
             key, equals, text = word[2:].partition("=")
             key = key.replace("-", "_")
+            _refuse_misspelt_switch(key)
             if not equals:
                 text = "true" if key in _SWITCHES else next(rest, "")
                 if text == "" or (text.startswith("--") and key not in _SWITCHES):
@@ -77,7 +82,17 @@ def _arguments(argv: list[str]) -> Iterator[tuple[str, str]]:
         elif word.endswith((".yaml", ".yml")):
             yield "config", word
         else:
-            raise UsageError(f"{word!r}: expected a YAML file, key=value or --key value; see --help")
+            raise UsageError(
+                f"{word!r}: expected a YAML file, key=value or --key value (several values are one list, "
+                "key='[a, b]'); see --help"
+            )
+
+
+def _refuse_misspelt_switch(key: str) -> None:
+    """Raise UsageError for what is nearly a switch: its neighbour on the command line is no value of it."""
+    known = _SWITCHES | _WITH_VALUES
+    if key not in known and (near := difflib.get_close_matches(key, known, n=1, cutoff=0.85)):
+        raise UsageError(f"--{key}: unknown; Did you mean --{near[0].replace('_', '-')}?")
 
 
 def _read_value(key: str, text: str) -> Any:
@@ -129,8 +144,19 @@ def help_text(prog: str, purpose: str, config_class: type[Settings], *, runs: bo
         "",
         "settings:",
     ]
-    lines += [f"  {each.key:<32} {each}" for each in options_of(config_class)]
+    width = min(shutil.get_terminal_size().columns, 120)
+    lines += [_laid_out(each, width) for each in options_of(config_class)]
     return "\n".join(lines) + "\n"
+
+
+def _laid_out(option: Option, width: int) -> str:
+    """A setting and its sentence beside it, or below it in a narrow window."""
+    indent = 35 if width >= 80 else 6
+    text = textwrap.wrap(str(option), max(width, 30) - indent, break_long_words=False, break_on_hyphens=False)
+    if width >= 80:
+        first, *text = text
+        return "\n".join([f"  {option.key:<32} {first}", *(" " * indent + line for line in text)])
+    return "\n".join([f"  {option.key}", *(" " * indent + line for line in text)])
 
 
 @dataclass(frozen=True)
@@ -143,7 +169,8 @@ class Option:
     default: str
 
     def __str__(self) -> str:
-        return f"{self.meaning} ({', '.join(part for part in (self.kind, self.default) if part)})"
+        kind = self.kind.replace("|", " | ")  # may be wrapped
+        return f"{self.meaning} ({', '.join(part for part in (kind, self.default) if part)})"
 
 
 def options_of(config_class: type[Settings], prefix: str = "") -> Iterator[Option]:
@@ -155,12 +182,13 @@ def options_of(config_class: type[Settings], prefix: str = "") -> Iterator[Optio
                 yield Option(prefix + key, meaning, "none, or its parts below", "")
             yield from options_of(group, f"{prefix}{key}.")
             continue
-        default = "required" if info.is_required() else f"default {_show(info.default)}"
+        value = info.get_default(call_default_factory=True)
+        default = "required" if info.is_required() else f"default {_show(value)}"
         yield Option(prefix + key, meaning, _type_name(kind), default)
 
 
 def _show(value: Any) -> str:
-    return "none" if value is None or value in ([], {}) else str(value)
+    return "none" if value in (None, "", [], {}) else str(value)
 
 
 def _type_name(kind: Any) -> str:

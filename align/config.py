@@ -22,7 +22,9 @@ from align.errors import UsageError, nearest, shorten
 class Settings(BaseModel):
     """A frozen group of settings; unknown keys are errors and every field is explained by the string below it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class LoraSettings(Settings):
@@ -157,6 +159,11 @@ class StageConfig(Settings):
         return (1, 0)
 
     @property
+    def fresh_adapter(self) -> bool:
+        """Whether a new adapter is trained also where the start has one, which stays as it is beside it."""
+        return False
+
+    @property
     def save_unit(self) -> int:
         """Steps from one point at which a run can be saved to the next; in between is state that no checkpoint has."""
         return 1
@@ -270,9 +277,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        beside = [sibling.name for sibling in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        beside = [file.name for file in path.parent.glob("[!.]*.y*ml")] if path.parent.is_dir() else []
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UsageError(f"{path}: cannot be read ({reason});{nearest(path.name, beside)}") from None
+        hint = nearest(path.name, beside) or " check the path"
+        raise UsageError(f"{path}: cannot be read ({reason});{hint}") from None
     values = load_yaml(text, str(path))
     if values is None:
         return {}

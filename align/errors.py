@@ -83,7 +83,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     if matches:
         return f" Did you mean {' or '.join(matches)}?"
-    return f" Known: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}." if names else ""
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f" Known: {', '.join(names[:20])}{more}." if names else ""
 
 
 def shorten(value: object, width: int = 60) -> str:

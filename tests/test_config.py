@@ -59,7 +59,10 @@ def test_values_that_look_like_paths_or_specs_stay_text():
         (["name=Big Name"], "no valid name"),
         (["name=../up"], "no valid name"),
         (["stray"], "expected a YAML file, key=value or --key value"),
+        (["stray"], "several values are one list, key='[a, b]'"),
         (["--seed"], "--seed: no value follows it"),
+        (["--dryrun"], "--dryrun: unknown; Did you mean --dry-run?"),
+        (["--resum", "seed=1"], "--resum: unknown; Did you mean --resume?"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_key(words, message):
@@ -97,6 +100,13 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
         read_yaml(tmp_path / "dpp.yaml")
 
 
+def test_a_missing_file_does_not_offer_hidden_ones(tmp_path):
+    (tmp_path / ".hooks.yaml").write_text("beta: 1")
+
+    with pytest.raises(UsageError, match=r"dpp\.yaml: cannot be read \(No such file or directory\); check the path$"):
+        read_yaml(tmp_path / "dpp.yaml")
+
+
 def test_a_dumped_config_reads_back_equal():
     config = parse("lora.r=3", "learning_rate=1e-7", "trainer={neftune_noise_alpha: 5}")
 
@@ -114,6 +124,24 @@ def test_help_explains_every_setting():
     assert all(info.description for info in TrainerStageConfig.model_fields.values())
 
 
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_help_fits_the_window(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    settings = help_text("prog", "Purpose.", TrainerStageConfig).split("settings:\n")[1]
+
+    assert max(map(len, settings.splitlines())) <= min(columns, 120)
+    assert "linear | cosine | cosine_with_restarts" in " ".join(settings.split())
+
+
+def test_help_says_what_a_setting_of_several_values_is_by_default():
+    class Tiny(Settings):
+        words: list[str] = Field(default_factory=list)
+        """what to find"""
+
+    assert "what to find (list of text, default none)" in help_text("prog", "Purpose.", Tiny)
+
+
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto", "ppo", "grpo", "pretrain"])
 def test_help_imports_no_torch_and_lists_at_most_40_settings(stage):
     code = (
@@ -126,14 +154,15 @@ def test_help_imports_no_torch_and_lists_at_most_40_settings(stage):
     done = subprocess.run([sys.executable, "-c", code, stage], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
-    settings = done.stdout.split("settings:\n")[1].strip().splitlines()
-    top_level = {line.split()[0].split(".")[0] for line in settings}
+    settings = done.stdout.split("settings:\n")[1].splitlines()
+    top_level = {line.split()[0].split(".")[0] for line in settings if line[:3].strip()}
     assert len(top_level) <= 40
 
 
 def test_the_nearest_name_is_offered_and_all_of_them_when_none_is_near():
     assert nearest("lern", ["learn", "beta"]) == " Did you mean learn?"
     assert nearest("zzz", ["alpha", "beta"]) == " Known: alpha, beta."
+    assert nearest("zzz", map(str, range(23))).endswith("18, 19 and 3 more.")
     assert nearest("zzz", []) == ""
 
 
