@@ -52,11 +52,11 @@ class Gate:
     def __init__(self) -> None:
         self._opened = threading.Event()
         self._opened.set()
-        self._left = 0
+        self._left, self._seconds = 0, None
 
-    def close(self, after: int = 0) -> None:
-        """Let so many more tokens of every row pass."""
-        self._left = after
+    def close(self, after: int = 0, seconds: float | None = None) -> None:
+        """Let so many more tokens of every row pass, and then none, or one in so many seconds."""
+        self._left, self._seconds = after, seconds
         self._opened.clear()
 
     def open(self) -> None:
@@ -66,7 +66,7 @@ class Gate:
         if self._left > 0:
             self._left -= 1
         else:
-            self._opened.wait()
+            self._opened.wait(self._seconds)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_fifty_concurrent_requests_of_every_kind_equal_their_solo_runs(engine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_crowd_that_comes_goes_asks_and_floods_gets_every_answer_and_the_right_one(tiny_base, seed):
+def test_a_crowd_that_comes_goes_asks_and_floods_gets_every_answer_and_the_right_one(tiny_base, seed, gate):
     from loud_models import loud_lora
 
     resident = build_resident(tiny_base)
@@ -121,11 +121,15 @@ def test_a_crowd_that_comes_goes_asks_and_floods_gets_every_answer_and_the_right
         one_end = [isinstance(event, RowDone) for event in events] == [*[False] * (len(events) - 1), True]
         return one_end and stream._events.empty(), None if cancelled else events[-1].text
 
+    gate.close()
     with ThreadPoolExecutor(40) as pool:
-        found = list(pool.map(ask, range(len(rows))))
+        asked = [pool.submit(ask, place) for place in range(len(rows))]
+        while not refused:
+            time.sleep(0.01)
+        gate.open()
+        found = [each.result() for each in asked]
 
     assert all(fine for fine, _ in found)
-    assert refused
     assert engine.waiting == 0
     for row, (_, text) in zip(rows, found, strict=True):
         assert text is None or text == engine.complete([row], HOT)[0]
@@ -202,22 +206,23 @@ def test_rows_of_recurrent_models_wait_for_a_batch_of_their_own_and_leave_at_any
     engine.close()
 
 
-def test_a_stopped_row_is_off_the_model_with_the_next_step(engine, widths):
+def test_a_stopped_row_is_off_the_model_with_the_next_step(engine, widths, gate):
+    gate.close(after=10)
     stream = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 1), Row("blue@v1", PROMPTS[0], 1)), LONG))
     events = iter(stream)
-    next(events)
+    while len(widths) < 10:
+        time.sleep(0.01)
 
     stream.cancel(0)
-    passes = len(widths)
-    for event in events:
-        if isinstance(event, RowDone) and event.row == 0:
-            break
-    next(events)
-    next(events)
+    gate.open()
+    ended = next(event for event in events if isinstance(event, RowDone))
+    while len(widths) < 20:
+        assert isinstance(next(events), RowDelta)
     stream.cancel()
 
-    # One pass may have been on its way when the row was stopped.
-    assert set(widths[passes + 2 :]) == {1}
+    # One pass was on its way when the row was stopped.
+    assert (ended.row, ended.reason) == (0, "cancelled")
+    assert set(widths[12:]) == {1}
     assert widths[0] == 2
 
 
@@ -276,8 +281,9 @@ def test_on_an_accelerator_rows_equal_their_solo_runs_and_those_of_the_cpu(tiny_
     fast.close()
 
 
-def test_a_queue_that_is_full_says_when_to_come_back(tiny_base):
+def test_a_queue_that_is_full_says_when_to_come_back(tiny_base, gate):
     engine = LocalEngine(build_resident(tiny_base), max_rows=1, max_waiting_rows=3)
+    gate.close(after=10)
     running = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 3),), LONG))
     next(iter(running))
     waiting = [engine.submit(GenerationRequest((Row("blue@v1", PROMPTS[0], seed),), HOT)) for seed in range(3)]
@@ -286,6 +292,7 @@ def test_a_queue_that_is_full_says_when_to_come_back(tiny_base):
     with pytest.raises(Busy, match="3 answers are waiting") as refused:
         engine.submit(GenerationRequest((Row("blue@v1", PROMPTS[0]),), HOT))
     running.cancel()
+    gate.open()
 
     assert 1 <= refused.value.retry_after <= 60
     assert refused.value.exit_code == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -91,13 +92,16 @@ def test_a_prompt_that_nobody_waits_for_is_read_at_once(watched):
 
 def test_a_row_stopped_while_its_prompt_is_read_is_off_the_model_with_the_next_step(beside):
     stopped: list[int] = []
+    submitted = threading.Event()
 
     def stop() -> None:
+        submitted.wait()
         stream.cancel()
         stopped.append(len(beside.shapes))
 
     beside.before[1, PART] = stop
     stream = beside.engine.submit(GenerationRequest((LONG,), HOT))
+    submitted.set()
     [end] = stream
 
     assert (end.reason, end.completion_tokens) == ("cancelled", 0)
@@ -106,8 +110,10 @@ def test_a_row_stopped_while_its_prompt_is_read_is_off_the_model_with_the_next_s
 
 
 def test_a_row_stopped_while_its_prompt_is_read_changes_nothing_for_the_one_read_with_it(beside, engine):
-    beside.before[2, PART // 2] = lambda: stream.cancel(1)
+    submitted = threading.Event()
+    beside.before[2, PART // 2] = lambda: submitted.wait() and stream.cancel(1)
     stream = beside.engine.submit(GenerationRequest((LONG, SHORT), HOT))
+    submitted.set()
 
     events = [event for event in stream if isinstance(event, RowDone)]
 
