@@ -18,8 +18,10 @@ from browsing import without_browser
 
 from align.engine.protocol import Engine, Row, Sampling
 from align.registry import Registry, open_registry
-from align.schema import user
+from align.schema import Messages, user
 
+PATIENCE = 120_000
+"""milliseconds that a machine may be busy with other things"""
 BASE_NAME, FIRST, SECOND, TWIN = "granite-base", "crimson-sft", "azure-dpo", "scarlet-copy"
 NAMES = (BASE_NAME, FIRST, SECOND, TWIN)
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=32)
@@ -119,15 +121,34 @@ class Site:
 WORDS = "a b c d e f g h i j k l m n o p q r s t u v w x y z".split()
 
 
+def is_slow(row: Row) -> bool:
+    return row.messages[-1]["content"].startswith("slow")
+
+
 def reply(row: Row) -> str | None:
     """What the fake models say: their own words, the question and the seed; no model's name."""
     voice = {FIRST: "rose", SECOND: "sky"}.get(row.model.partition("@")[0], "stone")
     question = row.messages[-1]["content"]
-    if question.startswith("slow"):
+    if is_slow(row):
         return " ".join([voice, *WORDS * 40])
     if question.startswith("fail") and voice == "rose":
         return None
     return f"{voice} says **{question}** {row.seed}"
+
+
+def score(messages: Messages) -> float:
+    return len(messages[-1]["content"]) / 10
+
+
+class Slowly:
+    """Slow answers become so slow after some words that they do not end before a test has looked at them."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def __call__(self, row: Row, words: int) -> bool:
+        self._asked += 1
+        return is_slow(row) and words >= 100 and self._asked % 51 != 0
 
 
 @dataclass
@@ -169,7 +190,7 @@ class Sites:
             engine: Any = self.engine()
         else:
             models = [checkpoint.reference for checkpoint in checkpoints]
-            engine = FakeEngine(models, reply, 0.02, score=lambda messages: len(messages[-1]["content"]) / 10)
+            engine = FakeEngine(models, reply, 0.02, score=score, holds=Slowly())
             setup = replace(setup, reward=Contestant("amber-judge@v1"))
         arena = Arena(engine, setup, VoteStore(self.votes))
         queue = None
@@ -199,8 +220,11 @@ def serve(contest: Registry, request: pytest.FixtureRequest, tmp_path_factory: A
     if importlib.util.find_spec("gradio") is None:
         without_browser("no gradio")
     sites = Sites(contest, lambda: request.getfixturevalue("engine"), tmp_path_factory.mktemp("votes"))
-    yield sites
-    sites.close()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("battles", "handlers"):
+            patch.setattr(f"align.arena.{module}.SCORE_SECONDS", PATIENCE / 1000)
+        yield sites
+        sites.close()
 
 
 FLAGS = [
@@ -245,6 +269,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 
     def open_site(site: Site, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, "locale": "en-US", **options})
+        context.set_default_timeout(PATIENCE)
         window = Window(context.new_page())
 
         def gate(route: Any) -> None:
@@ -258,7 +283,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         window.page.on("pageerror", lambda error: window.errors.append(str(error)))
         window.page.on("console", lambda line: window.errors.append(line.text) if line.type == "error" else None)
         window.page.goto(site.url)
-        window.page.locator("#ask").wait_for(timeout=30_000)
+        window.page.locator("#ask").wait_for()
         windows.append((context, window))
         return window
 

@@ -134,7 +134,7 @@ def page_of_its_own(reviewed: Registry) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(asked, stdout=subprocess.PIPE, bufsize=0) as process:
         yield process
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(300)
 
 
 def test_a_page_whose_review_is_written_opens_without_any_model(reviewed: Registry, monkeypatch, capsys):

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -261,13 +260,20 @@ def test_a_torn_answer_is_written_anew(tmp_path, queue):
 
 
 WRITING = """
-import pathlib, sys
+import pathlib, sys, time
 sys.path.insert(0, sys.argv[2])
 from test_queue import make_engine, make_review, open_queue
 from align.schema import user
 
 queue = open_queue(pathlib.Path(sys.argv[1]), make_review(prompts=[[user(str(n))] for n in range(200)]))
-queue.generate(make_engine(seconds_per_word=0.002), lambda done, total: print(done, flush=True))
+enough = queue.written[0] + 150
+
+def tell(done, total):
+    print(done, flush=True)
+    if done == enough:  # however long the test looks away, this process does not end by itself
+        time.sleep(600)
+
+queue.generate(make_engine(seconds_per_word=0.002), tell)
 """
 
 
@@ -280,7 +286,7 @@ def test_killed_while_writing_no_counted_answer_is_lost_and_the_rest_is_written_
         with process:
             start = int(process.stdout.readline())
             while (counted := int(process.stdout.readline())) < start + 40:
-                time.sleep(0)
+                pass
             process.send_signal(signal.SIGKILL)
             counted = max([counted, *(int(line) for line in process.stdout.read().split())])
         counts.append((start, counted))
