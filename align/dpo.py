@@ -51,6 +51,16 @@ class DpoConfig(TrainerStageConfig):
     cache_reference: bool = True
     """compute the reference's log-probabilities once and keep them, instead of in every step"""
 
+    @property
+    def fresh_adapter(self) -> bool:
+        """Whether a new adapter is trained beside the start's own."""
+        return self.adapter == "stack"
+
+    @property
+    def adapters(self) -> tuple[int, int]:
+        """One is trained; a frozen copy of it is held where the reference is computed in every step."""
+        return (1, 0 if self.cache_reference or self.fresh_adapter else 1)
+
     @field_validator("loss_type", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
@@ -99,19 +109,17 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     from align.models.adapters import start_policy, unrounded
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
-    from align.models.stack import WHOLE, check_stackable, concatenate
+    from align.models.stack import WHOLE, concatenate
     from align.training.arguments import trl_arguments
     from align.training.datasets import stand_in, token_sets
     from align.training.first_step import expect_first
 
     # 1. Data: records seen as chosen and rejected answers to one prompt.
-    stacks = config.adapter == "stack"
-    if stacks:
-        check_stackable(run.parent, config.lora)
     records = run.records()
     held_out = run.held_out(records)
 
     # 2. Models: one base; the policy continues the start's adapter, or is a new one beside it.
+    stacks = config.fresh_adapter
     resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config), fresh=stacks)
     if config.trainer.get("disable_dropout", True):
         switch_off_dropout(resident.model)
@@ -150,7 +158,7 @@ def _set_reference(config: DpoConfig, run: Run, trainer: Any, resident: Resident
     from align.models.stack import prove_fresh, set_beside
     from align.training.reference import PAIRS, give_reference
 
-    if config.adapter == "stack":
+    if config.fresh_adapter:
         set_beside(resident, run.parent)
         prove_fresh(resident.model)
         what = f"{run.parent.reference} itself, frozen beside the new adapter"
@@ -164,7 +172,7 @@ def _set_reference(config: DpoConfig, run: Run, trainer: Any, resident: Resident
         run.say(f"reference: not cached, because trainer.{moving[0]} is set; it is computed in every step")
     elif config.cache_reference:
         give_reference(run, trainer, resident.base, PAIRS)
-        if config.adapter != "stack":
+        if not config.fresh_adapter:
             resident.model.delete_adapter("ref")
 
 

@@ -36,6 +36,11 @@ class KtoConfig(TrainerStageConfig):
     cache_reference: bool = True
     """compute the reference's log-probabilities once and keep them, instead of in every step"""
 
+    @property
+    def adapters(self) -> tuple[int, int]:
+        """One is trained; a frozen copy of it is held where the reference is computed in every step."""
+        return (1, 0 if self.cache_reference else 1)
+
 
 def kto(config: KtoConfig, run: Run) -> Trained:
     """Train a policy on good and bad answers against a frozen copy of itself."""

@@ -46,6 +46,7 @@ BAD = {
     "no pairs at all": (rows({"prompt": "say", "completion": "eggs"}), [], 3, "chosen"),
     "beta is 0": (rows(GOOD), ["beta=0"], 2, "beta"),
     "beta is negative": (rows(GOOD), ["beta=-0.1"], 2, "beta"),
+    "beta is infinite": (rows(GOOD), ["beta=inf"], 2, "beta"),
     "every weight": (rows(GOOD), ["lora=none"], 2, "lora"),
     "a reward model": (rows(GOOD), ["model=judge"], 2, "a reward model scores text and cannot write any"),
     "stacking on a reward model": (rows(GOOD), ["model=judge", "adapter=stack"], 2, "a reward model scores text"),

@@ -181,3 +181,16 @@ def test_gradients_can_be_switched_off_for_one_of_two_adapters(tiny_base):
 
     moving = {key.split(".")[-2] for key, value in model.named_parameters() if value.requires_grad}
     assert moving == {"default"}
+
+
+def test_its_plan_is_about_the_new_adapter_and_refuses_what_the_run_would(root, tiny_base, preferences, capsys):
+    words = [f"data={preferences}", "name=plan", "adapter=stack", "lora.r=3", "lora.target_modules=[q_proj]"]
+
+    assert run(dpo.STAGE, root, "model=start", *words, "--dry-run") == 0
+    # Two layers of 32 to 32: A and B of rank 3 each.
+    assert f"trainable  {2 * 3 * (32 + 32)} of " in capsys.readouterr().out
+
+    assert run(dpo.STAGE, root, f"model={tiny_base}", *words, "--dry-run") == 2
+    assert "is a base without an adapter" in capsys.readouterr().err
+    assert run(dpo.STAGE, root, "model=start", *words, "lora.target_modules=[query]", "--dry-run") == 2
+    assert "query asked; the model has no such module" in capsys.readouterr().err

@@ -12,12 +12,13 @@ from align.models.counting import context_length, shape_of, stored_modules, voca
 from align.models.heads import check_score_head
 from align.models.loading import Precision
 from align.models.lora import ALL_LINEAR, check_stored_targets, check_targets, insert, saved_config
+from align.models.stack import check_stackable
 from align.models.tokenizers import check_template, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from align.config import StageConfig
+    from align.config import LoraSettings, StageConfig
     from align.registry import Checkpoint, Registry
 
 
@@ -29,6 +30,8 @@ def check_files(config: StageConfig, registry: Registry, starts: dict[str, Check
     """
     if config.lora is None:
         Precision.of(config).refuse_full_training()
+    if config.fresh_adapter:
+        check_stackable(starts["model"], config.lora)
     starts = _over_one_base(starts)
     for checkpoint in starts.values():
         _check_files(config, registry, checkpoint, registry.resolve_base(checkpoint))
@@ -54,8 +57,8 @@ def check_models(config: StageConfig, registry: Registry, starts: dict[str, Chec
     for setting, checkpoint in starts.items():
         if checkpoint.is_adapter:
             check_adapter(checkpoint, bases[setting])
-        elif config.lora is not None and config.lora.target_modules != ALL_LINEAR:
-            check_targets(shape_of(bases[setting]), config.lora)
+        if (lora := _new_lora(config, checkpoint)) and lora.target_modules != ALL_LINEAR:
+            check_targets(shape_of(bases[setting]), lora)
 
 
 def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint, base: Checkpoint) -> None:
@@ -65,8 +68,13 @@ def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint
     _check_positions(config, base)
     if checkpoint.is_adapter:
         checkpoint.check(hashes=True)
-    elif config.lora is not None:
-        check_stored_targets(stored_modules(base), config.lora)
+    if lora := _new_lora(config, checkpoint):
+        check_stored_targets(stored_modules(base), lora)
+
+
+def _new_lora(config: StageConfig, start: Checkpoint) -> LoraSettings | None:
+    """The shape of the adapter that is made new over a start; None where its own is continued, or there is none."""
+    return config.lora if config.fresh_adapter or not start.is_adapter else None
 
 
 def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:

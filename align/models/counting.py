@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError
+from align.models.adapters import set_trainable
 from align.models.hub import no_telemetry
 from align.models.loading import explained
 from align.models.lora import insert, new_config, saved_config
 
 if TYPE_CHECKING:
-    from align.config import LoraSettings
+    from align.config import StageConfig
     from align.registry import Checkpoint
 
 
@@ -67,19 +68,27 @@ def stored_modules(base: Checkpoint) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def count_trainable(parent: Checkpoint, base: Checkpoint, lora: LoraSettings | None) -> tuple[int, int]:
+def count_trainable(parent: Checkpoint, base: Checkpoint, config: StageConfig) -> tuple[int, int]:
     """Trainable and total parameters of a run from `parent`: its own adapter's, a new LoRA's, or all."""
-    import torch
-
-    model = shape_of(base)
-    with torch.device("meta"):
-        if lora is not None and parent.is_adapter:
-            model = insert(model, saved_config(model, parent, trainable=True), "default")
-        elif lora is not None:
-            model = insert(model, new_config(model, lora), "default")
-    parameters = list(model.parameters())
+    parameters = list(as_trained(shape_of(base), parent, config).parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return trainable, sum(parameter.numel() for parameter in parameters)
+
+
+def as_trained(model: Any, parent: Checkpoint, config: StageConfig) -> Any:
+    """The shapes of a base with what a run from `parent` adds to it: its own adapter, a new LoRA, both or nothing."""
+    import torch
+
+    if config.lora is None:
+        return model
+    with torch.device("meta"):
+        if config.fresh_adapter or not parent.is_adapter:
+            model = insert(model, new_config(model, config.lora), "default")
+        if parent.is_adapter:
+            name = "frozen" if config.fresh_adapter else "default"
+            model = insert(model, saved_config(model, parent, trainable=not config.fresh_adapter), name)
+            set_trainable(model, name, not config.fresh_adapter)
+    return model
 
 
 def shape_of(base: Checkpoint) -> Any:

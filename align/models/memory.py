@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.models.counting import shape_of
+from align.models.counting import as_trained, shape_of
 from align.models.loading import Precision, checkpoint_activations
-from align.models.lora import has_fused_experts, insert, is_linear, new_config, saved_config
+from align.models.lora import has_fused_experts, is_linear
 from align.models.packed import FAMILIES
 from align.models.trained_head import rows_of_a_tile
 
@@ -77,7 +77,8 @@ def estimate(parent: Checkpoint, base: Checkpoint, config: StageConfig, work: Pa
     import torch
 
     precision = Precision.of(config) if config.lora is not None else Precision(bf16=False)
-    model = _trained_model(parent, base, config, precision)
+    model = shape_of(base).to(torch.bfloat16 if precision.uses_bf16 else torch.float32)
+    model = as_trained(model, parent, config)
     if work.head == "packed" and model.config.model_type not in FAMILIES:
         work = replace(work, head="fused")
     sizes = _parameter_bytes(model, precision, adapted=config.lora is not None)
@@ -98,18 +99,6 @@ def _peak(sizes: dict[str, int], *, accumulates: bool) -> int:
     held = sum(sizes[part] for part in ("weights", "adapters", "optimizer", "allocator"))
     passing = sizes["activations"] + sizes["logits"]
     return held + (passing + sizes["gradients"] if accumulates else max(passing, sizes["gradients"]))
-
-
-def _trained_model(parent: Checkpoint, base: Checkpoint, config: StageConfig, precision: Precision) -> Any:
-    """The model as it will be trained, as shapes."""
-    import torch
-
-    model = shape_of(base).to(torch.bfloat16 if precision.uses_bf16 else torch.float32)
-    if config.lora is None:
-        return model
-    with torch.device("meta"):
-        found = saved_config(model, parent, trainable=True) if parent.is_adapter else new_config(model, config.lora)
-        return insert(model, found, "default")
 
 
 def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict[str, int]:

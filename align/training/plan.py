@@ -69,7 +69,7 @@ def _load(stage: Stage, config: StageConfig, registry: Registry, spec: str | lis
 def _outline(config: StageConfig, registry: Registry, started: dict[str, Checkpoint]) -> Outline:
     parent = started["model"]
     base = registry.resolve_base(parent) if parent.is_adapter else parent
-    trainable, total = count_trainable(parent, base, config.lora)
+    trainable, total = count_trainable(parent, base, config)
     tokenizer = load_tokenizer(tokenizer_home(parent, base), write)
     return Outline(f"{parent.reference} (base {base.reference})", tokenizer, trainable, total)
 
