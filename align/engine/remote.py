@@ -60,7 +60,8 @@ class RemoteEngine:
         self._closing = threading.Event()
         self._places = asyncio.Semaphore(max_rows)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="align-remote", daemon=True)
+        self._ending = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="align-remote", daemon=True)
         self._thread.start()
 
     @property
@@ -108,10 +109,13 @@ class RemoteEngine:
         if self._closing.is_set():
             return
         self._closing.set()
-        asyncio.run_coroutine_threadsafe(self._break_off(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._on_loop(self._ending.set)
         self._thread.join()
-        self._loop.close()
+
+    def _run(self) -> None:
+        # A runner also ends what httpx leaves behind of streams that are not read to their last byte.
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._write_until_closed())
 
     def _on_loop(self, function: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed, and every row has ended
@@ -129,7 +133,8 @@ class RemoteEngine:
         self._talks.discard(talk)
         talk.end(_CLOSED if self._closing.is_set() else None)
 
-    async def _break_off(self) -> None:
+    async def _write_until_closed(self) -> None:
+        await self._ending.wait()
         tasks = [talk.task for talk in self._talks if talk.task is not None]
         for task in tasks:
             task.cancel()

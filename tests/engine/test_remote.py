@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -144,6 +145,21 @@ def test_rows_stream_from_the_server_with_their_own_models_seeds_and_sampling(se
     assert "".join(event.text for event in events if isinstance(event, RowDelta) and event.row == 0) == first.text
     assert 0 < first.first_token_seconds <= first.seconds
     assert engine.waiting == 0
+
+
+def test_a_closed_engine_leaves_nothing_unfinished_behind(running, server, caplog):
+    lines = list(server.words({"model": "red", "seed": 0, "max_tokens": 4, "messages": HELLO}))
+    server.stream, server.most_lines = lambda _body: iter([*lines, ": more\n\n"]), len(lines)
+    engine = RemoteEngine(running[1])
+    engine.complete([Row("red", HELLO)], FOUR)
+
+    engine.close()
+    server.most_lines = None
+    del engine
+    gc.collect()
+
+    # asyncio tells of tasks that were pending when their loop ended, on the terminal of whoever asked.
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
 
 
 def test_what_is_asked_is_what_the_row_says_and_nothing_more(server, engine):
