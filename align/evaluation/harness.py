@@ -142,6 +142,8 @@ def _find_tasks(benchmarks: Benchmarks) -> tuple[Any, list[str]]:
 def _run_tasks(manager: Any, tasks: list[str], benchmarks: Benchmarks, arguments: dict[str, Any]) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
+    from align.models.loading import device_here
+
     try:
         loaded = manager.load(tasks)["tasks"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -161,7 +163,7 @@ def _run_tasks(manager: Any, tasks: list[str], benchmarks: Benchmarks, arguments
             tasks=tasks,
             num_fewshot=benchmarks.num_fewshot,
             batch_size=benchmarks.batch_size,
-            device=_device(),
+            device=device_here(),
             limit=benchmarks.limit,
             apply_chat_template=benchmarks.chat_template,
             task_manager=manager,
@@ -179,12 +181,6 @@ def _run_tasks(manager: Any, tasks: list[str], benchmarks: Benchmarks, arguments
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

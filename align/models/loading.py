@@ -94,7 +94,7 @@ def load_base(checkpoint: Checkpoint, precision: Precision, head: Head = "causal
     if precision.quantization != "none":
         _let_go_of_files(model)
     model.requires_grad_(False)
-    return model.to(_device()) if precision.quantization == "none" else model
+    return model.to(device_here()) if precision.quantization == "none" else model
 
 
 def _weight_options(precision: Precision) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _weight_options(precision: Precision) -> dict[str, Any]:
     options: dict[str, Any] = {"dtype": dtype}
     if precision.quantization != "none":
         options["quantization_config"] = _quantization_config(precision.quantization, dtype)
-        options["device_map"] = {"": _device()}
+        options["device_map"] = {"": device_here()}
     return options
 
 
@@ -179,7 +179,8 @@ def _quiet_load_report() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _device() -> str:
+def device_here() -> str:
+    """Where a base is held: the accelerator of this process, else the CPU."""
     import torch
 
     # Of several processes each has set a device of its own.
