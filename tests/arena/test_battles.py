@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import random
 from collections import Counter
@@ -223,11 +224,21 @@ def test_a_failed_pane_keeps_the_others_and_cannot_be_judged(tmp_path, capsys):
     assert "azure@v2" in capsys.readouterr().err
 
 
-def test_stopped_answers_stay_and_can_be_judged(tmp_path):
-    arena = make_arena(tmp_path, reply=lambda row: "word " * 2000)
+LONG = Sampling(max_new_tokens=2000)
+
+
+def talkative(folder, **more) -> Arena:
+    """Answers whose end is minutes away."""
+    arena, asked = make_arena(folder, reply=lambda row: "word " * 2000, **more), itertools.count(1)
     arena.engine._pause = 0.002
+    arena.engine._holds = lambda row, words: words >= 100 and next(asked) % 51 != 0
+    return arena
+
+
+def test_stopped_answers_stay_and_can_be_judged(tmp_path):
+    arena = talkative(tmp_path)
     battle = arena.new_battle()
-    arena.ask(battle, "Talk", arena.new_turn(Sampling(max_new_tokens=2000), 1))
+    arena.ask(battle, "Talk", arena.new_turn(LONG, 1))
 
     async def follow() -> None:
         async for _ in arena.frames(battle):
@@ -242,10 +253,9 @@ def test_stopped_answers_stay_and_can_be_judged(tmp_path):
 
 
 def test_a_visitor_who_leaves_stops_the_answers(tmp_path):
-    arena = make_arena(tmp_path, reply=lambda row: "word " * 2000)
-    arena.engine._pause = 0.002
+    arena = talkative(tmp_path)
     battle = arena.new_battle()
-    arena.ask(battle, "Talk", arena.new_turn(Sampling(max_new_tokens=2000), 1))
+    arena.ask(battle, "Talk", arena.new_turn(LONG, 1))
 
     async def leave() -> None:
         frames = arena.frames(battle)
@@ -293,9 +303,6 @@ def test_names_and_speeds_stay_hidden_until_a_blind_vote(tmp_path, language):
     assert all(name in shown() for name in MODELS[:2])
 
 
-LONG = Sampling(max_new_tokens=2000)
-
-
 def follow_until(arena: Arena, battle: Battle, act) -> None:
     """Follow the answers and act once both panes show something; then to their end."""
 
@@ -307,12 +314,6 @@ def follow_until(arena: Arena, battle: Battle, act) -> None:
                 await asyncio.to_thread(act)
 
     asyncio.run(follow())
-
-
-def talkative(folder, **more) -> Arena:
-    arena = make_arena(folder, reply=lambda row: "word " * 2000, **more)
-    arena.engine._pause = 0.002
-    return arena
 
 
 def test_an_early_vote_stops_both_answers_and_keeps_what_was_shown(tmp_path):
