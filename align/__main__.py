@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from align.config import write
-from align.errors import guard
+from align.errors import UsageError, guard, nearest
 
 COMMANDS = {
     "quickstart": "the whole pipeline on a small generated world, in a few minutes on a laptop",
@@ -26,10 +26,12 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    """Print the commands, then the models of the default registry."""
+def main(argv: list[str] | None = None) -> None:
+    """Print the commands, then the models of the default registry; UsageError for anything that is asked of it."""
     from align.registry import open_registry
 
+    for word in sys.argv[1:] if argv is None else argv:
+        _refuse(word)
     write("commands (each has --help):")
     for name, purpose in COMMANDS.items():
         write(f"  python -m align.{name:<12}{purpose}")
@@ -39,6 +41,13 @@ def main() -> None:
     for name in names:
         newest = registry.versions(name)[-1]
         write(f"  {newest.reference:<30}{newest.kind}")
+
+
+def _refuse(word: str) -> None:
+    if word in COMMANDS:
+        raise UsageError(f"{word}: commands are written with a dot; run python -m align.{word}")
+    if word not in ("-h", "--help"):
+        raise UsageError(f"{word}: no command;{nearest(word, COMMANDS)} Run one with python -m align.COMMAND")
 
 
 if __name__ == "__main__":

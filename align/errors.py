@@ -66,6 +66,7 @@ class PreemptedError(AlignError):
 
 
 INTERRUPTED = 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 class StoppedError(AlignError, KeyboardInterrupt):
@@ -113,7 +114,7 @@ def guard(command: Callable[[], int | None], *, debug: bool = False) -> int:
             raise
         return 0
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if debug or error.errno not in _NO_ROOM:
             raise
         sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror}; free space or choose another place\n")
         return MachineError.exit_code

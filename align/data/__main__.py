@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (check, preview, stats, split, convert, scrub):
         command.add_argument("--view", choices=VIEWS, help="what a stage would ask for; by default what the data is")
         command.add_argument("--registry", help="where registry:// sources and models lie")
+    for command in (listing, check, preview, stats, split, convert, scrub):
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
 
 

@@ -176,6 +176,7 @@ class Dataset:
 
 
 _OPTIONS = ("limit", "seed", "split", "subset", "revision", "format", "entry", "ties", "rows", "stopping")
+_OF_FILES = ("encoding", "quoting", "rows_at")
 _OF_VOTES = ("mode", "since", "until", "voter", "models", "truncated", "both_bad", "part", "test_share")
 _OF_MIXTURES = {"mix", "rows", "stopping", "limit", "seed", "license", "language", "description"}
 
@@ -271,7 +272,7 @@ def _tag_of(role: str) -> str:
 
 def _read_option(spec: str, option: str) -> tuple[str, Any]:
     key, _, text = option.partition("=")
-    known = (*_OPTIONS, *_ELSEWHERE, *_OF_VOTES)
+    known = (*_OPTIONS, *_OF_FILES, *_ELSEWHERE, *_OF_VOTES)
     if key not in known:
         raise UsageError(f"{spec}: unknown option {key!r};{nearest(key, known)}")
     return key, text

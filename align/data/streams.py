@@ -118,10 +118,10 @@ class DataFile:
 
     def not_text(self, encoding: str, line: int, place: int, byte: int) -> NoReturn:
         """Raise the error about a byte that the encoding does not have."""
-        remedy = "say which `encoding:` it has in a dataset YAML, such as `encoding: gb18030`"
         raise DataError(
-            f"{self.name}:{line}:{place}: not {encoding} (byte 0x{byte:02x}); {remedy}, "
-            "or convert the file, for example with `iconv -f GB18030 -t UTF-8`"
+            f"{self.name}:{line}:{place}: not {encoding} (byte 0x{byte:02x}); say which encoding it has, such as "
+            f"data={self.path.name}:encoding=gb18030 (or `encoding: gb18030` in a dataset YAML), or convert the file, "
+            "for example with `iconv -f GB18030 -t UTF-8`"
         )
 
     @contextmanager
@@ -223,7 +223,7 @@ def _pieces(stream: IO[bytes], file: DataFile) -> Iterator[bytes]:
 def _without_bom(blocks: Iterator[bytes], file: DataFile) -> Iterator[bytes]:
     first = next(blocks, b"")
     if first.startswith(_UTF16):
-        raise DataError(f"{file.name}: is UTF-16, not UTF-8; say `encoding: utf-16` in a dataset YAML")
+        raise DataError(f"{file.name}: is UTF-16, not UTF-8; say data={file.path.name}:encoding=utf-16")
     yield first.removeprefix(codecs.BOM_UTF8)
     yield from blocks
 

@@ -151,6 +151,7 @@ def read_bare_turns(value: Any, field: str) -> Messages:
 
 def read_context(value: Any, field: str, tags: Tags) -> Messages:
     """A prompt: text is one user turn, a list is a conversation that waits for the assistant."""
+    _refuse_number(value, field)
     if not isinstance(value, str) or _is_turn_list(value):
         turns = read_turns(value, field, tags)
         if turns and turns[-1]["role"] == "assistant":
@@ -159,8 +160,15 @@ def read_context(value: Any, field: str, tags: Tags) -> Messages:
     return [user(checked_text(value, field, "empty prompt"))]
 
 
+def _refuse_number(value: Any, field: str) -> None:
+    if isinstance(value, int | float):
+        problem = f"is {kind_of(value)}, neither text nor messages"
+        raise RowError("not messages", field, problem, 'write text (in JSON with quotes, "42") or a list of messages')
+
+
 def read_answer(value: Any, field: str, tags: Tags) -> Messages:
     """A completion: text is one assistant turn, a turn or a list of turns is taken as it is."""
+    _refuse_number(value, field)
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, str) or _is_turn_list(value):

@@ -121,6 +121,9 @@ def _write(path: Path, parcels: list[Parcel]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         fresh.rename(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails does not say where
+        raise
     finally:
         fresh.unlink(missing_ok=True)
     durable.fsync_folder(path.parent)

@@ -58,7 +58,9 @@ ROWS = {
         "message without content",
     ),
     "6 a number": Bad(ALPACA, {"instruction": "q", "output": 7}, "output: is a number, not text", "not text"),
-    "6 a boolean": Bad(PAIR, PAIR | {"chosen": True}, "chosen: is true or false, not a list", "not messages"),
+    "6 a boolean": Bad(
+        PAIR, PAIR | {"chosen": True}, "chosen: is true or false, neither text nor messages", "not messages"
+    ),
     "7 empty prompt": Bad(ANSWERED, {"prompt": "", "completion": "a"}, "prompt: is empty; fill it in", "empty prompt"),
     "7 blank prompt": Bad(CHAT, chat(ASK | {"content": " \n"}, ANSWER), "content: is empty", "empty prompt"),
     "8 empty completion": Bad(ALPACA, {"instruction": "q", "output": " "}, "output: is empty", "empty completion"),
@@ -216,7 +218,10 @@ FILES = {
         "a.jsonl", json.dumps({"mesages": [ASK, ANSWER]}).encode(), "did you mean messages by mesages?"
     ),
     "31 GB18030": File(
-        "a.jsonl", LINES + GB, "a.jsonl:4:33: not UTF-8 (byte 0xbe); say which `encoding:` it has", recipe=""
+        "a.jsonl",
+        LINES + GB,
+        "a.jsonl:4:33: not UTF-8 (byte 0xbe); say which encoding it has, such as data=a.jsonl:e",
+        recipe="",
     ),
     "31 GB18030 in a table": File(
         "a.csv", "instruction,output\nq,九点\n".encode("gb18030"), "a.csv:2:3: not UTF-8 (byte 0xbe)"
@@ -226,7 +231,9 @@ FILES = {
     "31 not even what was said": File(
         "a.jsonl", LINES + b'{"x": "\xff\xff"}', "a.jsonl:4:8: not gb18030 (byte 0xff)", "encoding: gb18030\n"
     ),
-    "31 UTF-16": File("a.jsonl", LINES.decode().encode("utf-16"), "is UTF-16, not UTF-8; say `encoding: utf-16`"),
+    "31 UTF-16": File(
+        "a.jsonl", LINES.decode().encode("utf-16"), "is UTF-16, not UTF-8; say data=a.jsonl:encoding=utf-16"
+    ),
     "31 no encoding": File(
         "a.jsonl", LINES, "encoding: 'utf-9' is not known; write one", "encoding: utf-9\n", UsageError
     ),

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from align.data.__main__ import main
+from align.errors import DataError
 
 
 @pytest.fixture
@@ -39,6 +40,20 @@ def test_check_reports_bad_rows_and_exits_with_3(rows, tmp_path, capsys):
 def test_check_of_sound_data_exits_with_0(rows, capsys):
     assert main(["check", f"{rows}:limit=4", "--view", "prompt"]) == 0
     assert "gives 4 prompt" in capsys.readouterr().out
+
+
+def test_a_file_in_another_encoding_is_read_as_its_error_says(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"question": "几点", "answer": "九点"}\n'.encode("gb18030"))
+
+    assert main(["check", str(path)]) == 3
+    assert "data=rows.jsonl:encoding=gb18030" in capsys.readouterr().err
+    assert main(["check", f"{path}:encoding=gb18030"]) == 0
+
+
+def test_tracebacks_can_be_asked_for_after_the_command(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        main(["check", str(tmp_path / "rows.jsonl"), "--debug"])
 
 
 def test_check_of_a_view_the_data_lacks_is_one_line(rows, capsys):

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import resource
 import shutil
 import subprocess
 import tarfile
@@ -175,6 +176,19 @@ def test_an_export_replaces_nothing_and_needs_a_whole_version(origin, tmp_path):
         export(origin, str(write_model(tmp_path / "plain", b"weights")), tmp_path / "m.tar")
 
     assert (tmp_path / "there.tar").read_text() == "mine"
+
+
+def test_an_export_that_finds_no_room_names_its_file_and_leaves_nothing(origin, tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        code = main(["export", "m", str(tmp_path / "m.tar"), "--registry", str(origin.root)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert code == 6
+    assert f"error: {tmp_path / 'm.tar'}: File too large; free space" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.t*"))
 
 
 Change = Callable[[list[tuple[tarfile.TarInfo, bytes]]], None]

@@ -87,6 +87,20 @@ def test_a_version_without_numbers_has_none(registry, commit):
 
 
 @pytest.mark.parametrize(
+    ("metrics", "name"),
+    [
+        ({"completion_length": 9.0, "kl": 0.1, "score_mean": 1.5}, "score_mean"),  # PPO
+        ({"kl": 0.1, "loss": 0.2, "reward": 0.9}, "reward"),  # GRPO
+        ({"kl": 0.1, "loss": 0.4, "rewards/margins": 0.5}, "rewards/margins"),  # KTO
+        ({"eval_accuracy": 0.8, "held_out_accuracy": 0.81, "loss": 0.3}, "held_out_accuracy"),  # reward model
+        ({"eval_loss": 0.5, "loss": 0.4, "perplexity": 1.8}, "perplexity"),
+    ],
+)
+def test_the_number_shown_is_what_the_stage_is_after(registry, commit, metrics, name):
+    assert listing.main_metric(commit(registry, "m", metrics=metrics)) == (name, metrics[name])
+
+
+@pytest.mark.parametrize(
     ("created", "age"),
     [
         ("2026-03-01T12:00:00+00:00", "now"),
