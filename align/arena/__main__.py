@@ -131,6 +131,12 @@ def _remarks(board: Leaderboard, notes: list[str]) -> str:
         lines.append(
             f"the reward model agrees with {agreed.share:.0%} of {agreed.votes} decisions (kappa {agreed.kappa:.2f})"
         )
+    if board.self_agreement is not None:
+        same = board.self_agreement
+        lines.append(
+            "voters decide alike when a comparison comes again with its sides swapped: "
+            f"{same.share:.0%} of {same.votes} (kappa {same.kappa:.2f})"
+        )
     lines += [f"warning: {remark}" for remark in board.warnings]
     return "\n".join(lines + [f"note: {note}" for note in notes])
 

@@ -131,6 +131,7 @@ def _asking(board: Board, contents: Contents, words: Any) -> Asking:
         stop = gr.Button(words("stop"), variant="stop", elem_id="stop", scale=1, interactive=False)
         again = gr.Button(words("again"), elem_id="again", scale=1, interactive=False)
         edit = gr.Button(words("edit"), elem_id="edit", scale=1, interactive=False)
+        board.difference_button.render()
         board.shift_button.render()
         new = gr.Button(words("new"), elem_id="new", elem_classes="next", scale=1)
     with gr.Accordion(words("settings"), open=False, elem_id="sampling", elem_classes="settings"):
@@ -222,12 +223,13 @@ def _connect(contents: Contents, board: Board, asking: Asking, wire: Wire) -> No
 
 
 def connect_board(handlers: BoardHandlers, wire: Wire, outputs: list[Any]) -> None:
-    """Votes and the token shift, wherever the board is."""
+    """Votes, and what can be looked into, wherever the board is."""
     board = handlers.board
     for choice, button in board.votes.items():
         inputs = [board.state, board.nonce, board.tags, board.reason]
         wire([button.click], handlers.voter(choice), inputs, outputs)
-    wire([board.shift_button.click], handlers.shift, [board.state, board.shifted], board.outputs)
+    wire([board.shift_button.click], handlers.shift, [board.state, board.boxed], board.outputs)
+    wire([board.difference_button.click], handlers.difference, [board.state, board.boxed], board.outputs)
 
 
 def _connect_review(engine: Engine, queue: ReviewQueue, review: _Review, wire: Wire) -> None:

@@ -17,13 +17,13 @@ MOST_OF_A_REASON = 2000
 
 
 def lay_out_board(setup: Setup, words: Any, prefix: str = "") -> Board:
-    """Panes with their token shift below, a line of status, the votes and the reasons for them.
+    """Panes with what can be looked into below them, a line of status, the votes and the reasons for them.
 
     Ids begin with `prefix`, so that a page may have two boards.
     """
     state = gr.State(None)
     nonce = gr.Textbox(visible=False)
-    shifted = gr.State(False)
+    boxed = gr.State("")
     with gr.Row(elem_id=f"{prefix}panes", elem_classes=["panes", "four"] if setup.panes > 2 else ["panes"]):
         columns = [_pane(setup, place, words, prefix) for place in range(setup.panes)]
     legend = gr.HTML("", elem_classes="flat", visible=False, padding=False)
@@ -35,15 +35,21 @@ def lay_out_board(setup: Setup, words: Any, prefix: str = "") -> Board:
         }
     with gr.Accordion(words("why"), open=False, elem_id=f"{prefix}why", elem_classes="why") as why:
         tags, reason = _why(words, prefix)
-    shift_button = gr.Button(
-        words("shift"), elem_id=f"{prefix}shift", elem_classes="shift-button", interactive=False, render=False
-    )
-    panes, shifts = [pane for pane, _ in columns], [shift for _, shift in columns]
-    return Board(state, nonce, panes, shifts, shifted, legend, shift_button, status, votes, why, tags, reason)
+    shift = _look("shift", words, prefix)
+    difference = _look("difference", words, prefix, visible=setup.panes == 2)
+    panes, boxes = [pane for pane, _ in columns], [box for _, box in columns]
+    return Board(state, nonce, panes, boxes, boxed, legend, shift, difference, status, votes, why, tags, reason)
+
+
+def _look(key: str, words: Any, prefix: str, *, visible: bool = True) -> Any:
+    """A button to look into the answers; it is placed where the page wants it."""
+    told = {"elem_id": f"{prefix}{key}", "elem_classes": f"{key}-button"}
+    return gr.Button(words(key), **told, interactive=False, visible=visible, render=False)
 
 
 def _pane(setup: Setup, place: int, words: Any, prefix: str) -> tuple[Any, Any]:
     with gr.Column(min_width=0):
+        gr.Button(words("expand"), elem_id=f"{prefix}expand-{LETTERS[place]}", elem_classes="expand", size="sm")
         pane = gr.Chatbot(
             label=view.pane_label(None, place, setup),
             elem_id=f"{prefix}pane-{LETTERS[place]}",
@@ -54,10 +60,10 @@ def _pane(setup: Setup, place: int, words: Any, prefix: str) -> tuple[Any, Any]:
             layout="bubble",
             autoscroll=not prefix,  # an answer that is being written is followed, one that is there read from its top
         )
-        shift = gr.HTML(
+        box = gr.HTML(
             "", elem_id=f"{prefix}shift-{LETTERS[place]}", elem_classes=["shift", "flat"], visible=False, padding=False
         )
-    return pane, shift
+    return pane, box
 
 
 def _why(words: Any, prefix: str) -> tuple[Any, Any]:

@@ -13,6 +13,8 @@ import gradio as gr
 from align.arena import shift_view, view
 from align.arena.ballot import Opinion
 from align.arena.battles import SCORE_SECONDS, Arena, Battle, Refusal, Setup, Turn
+from align.arena.difference import difference_boxes
+from align.arena.difference import legend as difference_legend
 from align.arena.parts import Asking, Board, Changes
 from align.arena.visitor import Visitor, read_settings, visitor_of
 from align.engine.protocol import Engine, Sampling
@@ -71,11 +73,11 @@ class BoardHandlers:
 
         return vote
 
-    def shift(self, client: str, battle: Battle | None, shifted: bool) -> Iterator[Changes]:
+    def shift(self, client: str, battle: Battle | None, boxed: str) -> Iterator[Changes]:
         """Show what alignment changed in every answer, one forward pass an answer; or hide it again."""
         visitor, board = visitor_of(client), self.board
-        if shifted:
-            yield self.without_shift()
+        if boxed == "shift":
+            yield self.without_boxes()
             return
         if battle is None or battle.phase not in ("answered", "voted"):
             yield self.refuse(Refusal("nothing_to_shift"), visitor)
@@ -90,12 +92,8 @@ class BoardHandlers:
             said = visitor.words["shift_none"].format(message=str(error))
             yield {board.status: view.notice(said), board.shift_button: gr.update(interactive=True)}
             return
-        yield {
-            board.shifted: True,
-            board.shift_button: gr.update(interactive=True),
-            board.legend: gr.update(value=shift_view.legend(visitor.words), visible=True),
-            **{part: gr.update(value=box, visible=True) for part, box in zip(board.shifts, boxes, strict=True)},
-        }
+        shown = self._boxed("shift", shift_view.legend(visitor.words), boxes)
+        yield {**shown, board.shift_button: gr.update(interactive=True)}
 
     def _shift_of(self, battle: Battle, place: int, visitor: Visitor) -> str:
         pane = battle.panes[place]
@@ -104,10 +102,24 @@ class BoardHandlers:
         answers = [self._engine.shift(model, pane.messages[:end]) for end in ends]
         return shift_view.shift_box(answers, place, visitor.words)
 
+    def difference(self, client: str, battle: Battle | None, boxed: str) -> Changes:
+        """Show which words only one of two answers has, or hide it again; it tells nothing of the models."""
+        visitor = visitor_of(client)
+        if boxed == "words":
+            return self.without_boxes()
+        if battle is None or battle.phase not in ("answered", "voted") or len(battle.panes) != 2:
+            return self.refuse(Refusal("nothing_to_shift"), visitor)
+        boxes = difference_boxes([pane.answer for pane in battle.panes], visitor.words)
+        return self._boxed("words", difference_legend(visitor.words), boxes)
+
+    def _boxed(self, what: str, legend: str, boxes: list[str]) -> Changes:
+        shown = {part: gr.update(value=box, visible=True) for part, box in zip(self.board.boxes, boxes, strict=True)}
+        return {self.board.boxed: what, self.board.legend: gr.update(value=legend, visible=True), **shown}
+
     def drawn(self, battle: Battle, visitor: Visitor) -> Changes:
         """The whole board as a battle is now."""
         board, setup, fresh = self.board, self.setup, battle.phase in ("open", "streaming")
-        hidden = view.hides_names(battle, setup)
+        hidden, ended = view.hides_names(battle, setup), battle.phase in ("answered", "voted")
         panes = {
             part: gr.update(
                 value=view.pane_messages(pane, visitor.language), label=view.pane_label(battle, place, setup)
@@ -116,21 +128,26 @@ class BoardHandlers:
         }
         return {
             **panes,
-            **(self.without_shift() if fresh else {}),
-            **self._around(battle, visitor),
+            **(self.without_boxes() if fresh else {}),
+            **self.pressable(battle, visitor),
             **({part: gr.update(**empty) for part, empty in board.secrets.items()} if hidden else {}),
             **({board.tags: [], board.reason: ""} if battle.phase == "voted" else {}),
             board.state: battle,
             board.nonce: battle.nonce,
             board.status: view.status(battle, setup, visitor.language),
-            **{button: gr.update(interactive=battle.votable) for button in board.votes.values()},
-            board.shift_button: gr.update(interactive=not hidden and battle.phase in ("answered", "voted")),
+            board.shift_button: gr.update(interactive=not hidden and ended),
+            board.difference_button: gr.update(interactive=ended),
         }
 
-    def without_shift(self) -> Changes:
-        """The board with the token shift hidden."""
-        parts = (*self.board.shifts, self.board.legend)
-        return {self.board.shifted: False, **{part: gr.update(value="", visible=False) for part in parts}}
+    def without_boxes(self) -> Changes:
+        """The board with nothing below its panes."""
+        parts = (*self.board.boxes, self.board.legend)
+        return {self.board.boxed: "", **{part: gr.update(value="", visible=False) for part in parts}}
+
+    def pressable(self, battle: Battle, visitor: Visitor) -> Changes:
+        """The buttons that can be pressed as a battle is now, or cannot."""
+        votes = {button: gr.update(interactive=battle.votable) for button in self.board.votes.values()}
+        return {**self._around(battle, visitor), **votes}
 
     def same(self) -> Changes:
         """Nothing changes; gradio takes no empty answer."""
@@ -237,7 +254,8 @@ class AskHandlers:
                     yield self._board.drawn(battle, visitor)
                 else:
                     panes = zip(board.panes, battle.panes, strict=True)
-                    yield {part: view.pane_messages(pane, visitor.language) for part, pane in panes}
+                    written = {part: view.pane_messages(pane, visitor.language) for part, pane in panes}
+                    yield {**written, **self._board.pressable(battle, visitor)}
             await self._scored(battle)
             if battle.id in self._followed:
                 yield self._board.drawn(battle, visitor)

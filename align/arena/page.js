@@ -30,11 +30,26 @@
       const told = `${answer} ${pane.querySelector('[data-testid="block-label"]')?.innerText.trim()}`;
       const log = pane.querySelector('[role="log"]');
       if (log && log.getAttribute('aria-label') !== told) log.setAttribute('aria-label', told);
+      const button = pane.closest('.column').querySelector('.expand');
+      button.setAttribute('aria-label', `${button.innerText}: ${told}`);
+      button.setAttribute('aria-pressed', pane.closest('.column').classList.contains('alone'));
     });
     document.querySelectorAll('.status').forEach((line) => line.setAttribute('aria-live', 'polite'));
   };
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
   name();
+
+  // One pane in place of all of them, or all again; only how they are laid out.
+  const expand = (column) => {
+    const alone = column && !column.classList.contains('alone');
+    document.querySelectorAll('.panes > .column.alone').forEach((other) => other.classList.remove('alone'));
+    if (alone) column.classList.add('alone');
+    name();
+  };
+  const expandNext = () => {
+    const columns = [...([...document.querySelectorAll('.panes')].find(seen)?.querySelectorAll(':scope > .column') || [])];
+    expand(columns[columns.findIndex((column) => column.classList.contains('alone')) + 1]);
+  };
 
   const help = () => {
     let dialog = document.querySelector('dialog.help');
@@ -71,6 +86,8 @@
     const key = event.key.toLowerCase();
     if (key === 'n') press('.next');
     else if (key === 't') press('.shift-button');
+    else if (key === 'd') press('.difference-button');
+    else if (key === 'f') expandNext();
     else if (event.key >= '1' && event.key <= '9') {
       const button = votes()[Number(event.key) - 1];
       if (button && !button.disabled) button.click();
@@ -82,6 +99,7 @@
   let voted = -Infinity;
   document.addEventListener('click', (event) => {
     if (event.target.closest?.('#help-button')) { help(); return; }
+    if (event.target.closest?.('.expand')) { expand(event.target.closest('.column')); return; }
     if (!event.target.closest?.('.votes button')) {
       if (event.target.closest?.('button')) voted = -Infinity;
       return;

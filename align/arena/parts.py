@@ -17,11 +17,13 @@ class Board:
     nonce: Any
     """what a vote must name, so that a click sent again later judges nothing else"""
     panes: list[Any]
-    shifts: list[Any]
-    shifted: Any
-    """whether the token shift is shown"""
+    boxes: list[Any]
+    """below the panes: the token shift, or the difference in words"""
+    boxed: Any
+    """which of the two is shown: "shift", "words" or nothing"""
     legend: Any
     shift_button: Any
+    difference_button: Any
     status: Any
     votes: dict[str, Any]
     why: Any
@@ -33,9 +35,9 @@ class Board:
     @property
     def outputs(self) -> list[Any]:
         """Everything a handler of the board may change."""
-        shift = [*self.shifts, self.shifted, self.legend, self.shift_button]
+        below = [*self.boxes, self.boxed, self.legend, self.shift_button, self.difference_button]
         said = [self.status, *self.votes.values(), self.why, self.tags, self.reason]
-        return [self.state, self.nonce, *self.panes, *shift, *said, *self.secrets]
+        return [self.state, self.nonce, *self.panes, *below, *said, *self.secrets]
 
 
 @dataclass

@@ -31,6 +31,8 @@ from align.schema import Messages, assistant
 REVIEW = "review.json"
 _ROWS_AT_ONCE = 16
 """Answers asked for together: enough to fill a batch, few enough that little is lost when the program is killed."""
+REPEATED = 12
+"""Of so many comparisons a voter has decided, one of the first half comes again with its sides swapped: 8 %."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,29 @@ class Review:
 
 
 class Item(NamedTuple):
-    """One comparison: which prompt, and which two contestants."""
+    """One comparison: which prompt, which two contestants, and whether its voter has decided it before."""
 
     prompt: int
     first: int
     second: int
+    again: bool = False
 
     def __str__(self) -> str:
         return f"{self.prompt}:{self.first}:{self.second}"
+
+    @property
+    def name(self) -> str:
+        """What it is called among the comparisons of one voter."""
+        return _name(str(self), self.again)
+
+
+def _name(item: str, again: bool) -> str:
+    return f"{item}:again" if again else item
+
+
+def _name_in(told: dict[str, Any]) -> str:
+    """The name of the comparison that a vote, or a battle, says it is of."""
+    return _name(told["item"], told.get("again", False))
 
 
 @dataclass(frozen=True)
@@ -98,12 +115,13 @@ class ReviewQueue:
         self._votes = votes
         self._lock = threading.Lock()
         self._answers = dict(_read_answers(folder / "answers"))
-        self._decided: dict[str, set[str]] = {}
+        self._decided: dict[str, dict[str, None]] = {}
+        """what each voter has decided, in that order"""
         self._skipped: dict[str, list[str]] = {}
         for row in read_votes(votes.path.parent):
             told = row.get("review") or {}
             if told.get("key") == folder.name:
-                self._decided.setdefault(row.get("voter") or "", set()).add(told["item"])
+                self._decided.setdefault(row.get("voter") or "", {})[_name_in(told)] = None
 
     @classmethod
     def open(cls, review: Review, root: Path, votes: VoteStore) -> ReviewQueue:
@@ -172,43 +190,46 @@ class ReviewQueue:
     def next(self, voter: str) -> Battle | None:
         """The next comparison this voter has not decided; None when there is none left.
 
-        Every voter has an order and sides of their own, and what was skipped comes last.
+        Every voter has an order and sides of their own; what comes again goes first, and what was skipped last.
         """
         with self._lock:
-            done, skipped = self._decided.get(voter, set()), self._skipped.get(voter, [])
-            open_items = {str(item): item for item in self._items() if str(item) not in done}
+            done, skipped = self._decided.get(voter, {}), self._skipped.get(voter, [])
+            items = [*self._items(), *self._repeats(voter)]
+        open_items = [item for item in items if item.name not in done]
         if not open_items:
             return None
 
-        def place(name: str) -> tuple[int, bytes]:
-            return skipped.index(name) if name in skipped else -1, self._draw(voter, name)
+        def place(item: Item) -> tuple[int, bool, bytes]:
+            waits = skipped.index(item.name) if item.name in skipped else -1
+            return waits, not item.again, self._draw(voter, item.name)
 
-        return self._battle(open_items[min(open_items, key=place)], voter)
+        return self._battle(min(open_items, key=place), voter)
 
     def skip(self, battle: Battle) -> None:
         """Put a comparison behind all others of its voter."""
         assert battle.review is not None
         with self._lock:
             skipped = self._skipped.setdefault(battle.review["voter"], [])
-            item = battle.review["item"]
-            skipped[:] = [other for other in skipped if other != item] + [item]
+            name = _name_in(battle.review)
+            skipped[:] = [other for other in skipped if other != name] + [name]
 
     def vote(self, battle: Battle | None, choice: str, nonce: str, opinion: Opinion = NO_OPINION) -> None:
         """Record a choice as `Arena.vote` does, under the pseudonym the comparison was handed out to."""
         if battle is None or battle.review is None:
             raise Refusal("nothing_to_judge")
-        voter, item = battle.review["voter"], battle.review["item"]
+        voter, name = battle.review["voter"], _name_in(battle.review)
         with self._lock:
-            if item in self._decided.get(voter, set()):
+            if name in self._decided.get(voter, {}):
                 raise Refusal("voted_already")
             cast(battle, choice, nonce, replace(opinion, voter=voter), (self.setup, self._votes))
-            self._decided.setdefault(voter, set()).add(item)
+            self._decided.setdefault(voter, {})[name] = None
 
-    def progress(self, voter: str | None = None) -> tuple[int, int]:
-        """How many comparisons this voter, or anybody, has decided, of how many that can be."""
-        items = {str(item) for item in self._items()}
-        decided = set().union(*self._decided.values()) if voter is None else self._decided.get(voter, set())
-        return len(items & decided), len(items)
+    def progress(self, voter: str) -> tuple[int, int]:
+        """How many comparisons this voter has decided, of how many that can be; those that come again count, too."""
+        items = {item.name for item in self._items()}
+        done = self._decided.get(voter, {})
+        again = sum(item.name in done for item in self._repeats(voter))
+        return len(items & done.keys()) + again, len(items) + len(items) // REPEATED
 
     def _items(self) -> Iterator[Item]:
         """Every comparison whose answers are there."""
@@ -217,6 +238,14 @@ class ReviewQueue:
             for first, second in pairs:
                 if self._answer(prompt, first) and self._answer(prompt, second):
                     yield Item(prompt, first, second)
+
+    def _repeats(self, voter: str) -> Iterator[Item]:
+        """What a voter is to decide again: of each dozen decided, one of the first half, so that others came since."""
+        items = {item.name: item for item in self._items()}
+        judged = [items[name] for name in self._decided.get(voter, {}) if name in items]
+        for end in range(REPEATED, len(judged) + 1, REPEATED):
+            early = judged[end - REPEATED : end - REPEATED // 2]
+            yield min(early, key=lambda item: self._draw(voter, f"again {item}"))._replace(again=True)
 
     def _answer(self, prompt: int, who: int) -> Answer | None:
         return self._answers.get((prompt, self.setup.contestants[who].reference))
@@ -244,7 +273,7 @@ class ReviewQueue:
 
     def _battle(self, item: Item, voter: str) -> Battle:
         sides = [item.first, item.second]
-        if self._draw(voter, f"sides of {item}")[0] & 1:
+        if (self._draw(voter, f"sides of {item}")[0] & 1) != item.again:
             sides.reverse()
         answers = [answer for who in sides if (answer := self._answer(item.prompt, who)) is not None]
         prompt = self.review.prompts[item.prompt]
@@ -258,6 +287,7 @@ class ReviewQueue:
         battle = Battle(panes, phase="answered", turns=[turn])
         battle.nonce = uuid.uuid4().hex
         battle.review = {"key": self.folder.name, "item": str(item), "voter": voter}
+        battle.review |= {"again": True} if item.again else {}
         return battle
 
 

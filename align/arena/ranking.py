@@ -2,7 +2,8 @@
 
 Strengths follow Bradley and Terry (1952): the chance that A is preferred to B, A shown first, is
 sigmoid(strength A - strength B + position). Intervals are 95 % and clustered by prompt, since votes on one prompt hang
-together. A tie, and a refusal of both, is half a win for each; or Davidson's (1970) third outcome.
+together. A tie, and a refusal of both, is half a win for each; or Davidson's (1970) third outcome. A vote on what its
+voter has decided before says something of the voter, and nothing more of the models.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often the reward model scores the preferred answer higher, and Cohen's (1960) kappa of the two."""
+    """How often two decide alike, and Cohen's (1960) kappa of the two."""
 
     share: float
     kappa: float
@@ -113,9 +114,12 @@ class Leaderboard:
     position_bias: Estimate | None
     """log-odds that the answer shown first is preferred among equals; None where the votes cannot tell"""
     agreement: Agreement | None
+    """of the reward model, which prefers what it scores higher, with the voters"""
     warnings: list[Remark] = field(default_factory=list)
     votes: int = 0
     prompts: int = 0
+    self_agreement: Agreement | None = None
+    """of voters with themselves, where a comparison came again with its sides swapped"""
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
@@ -138,7 +142,8 @@ class _Votes:
 
 def leaderboard(rows: Sequence[dict[str, Any]], ties: Ties = "half") -> Leaderboard:
     """Rank the models in rows of votes; rows of a model against itself say nothing and are passed over."""
-    rows = [row for row in rows if row["models"]["a"] != row["models"]["b"]]
+    every = [row for row in rows if row["models"]["a"] != row["models"]["b"]]
+    rows = [row for row in every if not comes_again(row)]
     votes = _count(rows)
     groups = _groups(len(votes.names), zip(votes.first, votes.second, strict=True))
     matrix = _matrix(votes)
@@ -151,7 +156,12 @@ def leaderboard(rows: Sequence[dict[str, Any]], ties: Ties = "half") -> Leaderbo
     standings.sort(key=lambda one: (one.group, one.strength is None, -(one.strength or 0), -one.votes))
     warnings += [*remarks, *_groups_apart(standings), *_too_few(standings)]
     prompts = len(np.unique(votes.prompt))
-    return Leaderboard(standings, matrix, bias, _agreement(rows), warnings, len(rows), prompts)
+    return Leaderboard(standings, matrix, bias, _agreement(rows), warnings, len(rows), prompts, _self_agreement(every))
+
+
+def comes_again(row: dict[str, Any]) -> bool:
+    """Whether a vote is on a comparison that its voter had decided before."""
+    return bool((row.get("review") or {}).get("again"))
 
 
 def _count(rows: Iterable[dict[str, Any]]) -> _Votes:
@@ -306,12 +316,30 @@ def _agreement(rows: Iterable[dict[str, Any]]) -> Agreement | None:
         for row in rows
         if row["choice"] in ("a", "b") and row.get("scores") and row["scores"]["a"] != row["scores"]["b"]
     ]
+    return _agreed(pairs)
+
+
+def _self_agreement(rows: Iterable[dict[str, Any]]) -> Agreement | None:
+    """Every voter's second decisions against their first ones: one of two models, a tie, or none of both."""
+    decided: tuple[dict[tuple[str, ...], str], dict[tuple[str, ...], str]] = ({}, {})
+    for row in rows:
+        if told := row.get("review"):
+            preferred = row["models"].get(row["choice"], row["choice"])
+            place = {name: str(index) for index, name in enumerate(sorted(row["models"].values()))}
+            one = (told["key"], told["item"], str(row.get("voter") or ""))
+            decided[comes_again(row)][one] = place.get(preferred, preferred)
+    first, second = decided
+    return _agreed([(first[one], second[one]) for one in second if one in first])
+
+
+def _agreed(pairs: Sequence[tuple[Any, Any]]) -> Agreement | None:
     if not pairs:
         return None
-    voted, scored = np.array(pairs).T
-    share = float((voted == scored).mean())
-    by_chance = float(voted.mean() * scored.mean() + (1 - voted.mean()) * (1 - scored.mean()))
-    return Agreement(share, (share - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0, len(pairs))
+    count = len(pairs)
+    share = sum(one == other for one, other in pairs) / count
+    ones, others = (Counter(side) for side in zip(*pairs, strict=True))
+    by_chance = sum(ones[kind] * others[kind] for kind in ones) / count**2
+    return Agreement(share, (share - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0, count)
 
 
 def _remarks(rows: Sequence[dict[str, Any]]) -> list[Remark]:

@@ -19,6 +19,7 @@ def lay_out_reviewing(board: Board, words: Any) -> Reviewing:
     """The line that leads through the queue, below its board."""
     with gr.Row(elem_classes=["asking", "review-line"]):
         progress = gr.HTML("", elem_id="review-progress", elem_classes="flat", padding=False, scale=8)
+        board.difference_button.render()
         board.shift_button.render()
         following = gr.Button(words("next"), elem_id="review-next", elem_classes="next", variant="primary")
     return Reviewing(progress, following)
@@ -57,7 +58,7 @@ class ReviewHandlers:
             self._queue.skip(battle)
         following = self._queue.next(visitor.voter)
         if following is not None:
-            return {**self._board.without_shift(), **self._board.drawn(following, visitor)}
+            return {**self._board.without_boxes(), **self._board.drawn(following, visitor)}
         written, wanted = self._queue.written
         said = visitor.words["queue_waiting" if written < wanted else "queue_done"]
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from align.arena.ranking import Leaderboard, Standing
+from align.arena.ranking import Agreement, Leaderboard, Standing
 from align.arena.text import CATALOGUE
 
 Words = dict[str, str]
@@ -22,7 +22,10 @@ def sheet(board: Leaderboard, language: str) -> str:
             _standings(board.standings, words),
             f"<h3>{escape(words['matrix'])}</h3>",
             _matrix(board, words),
-            f'<div class="two">{_position(board, words)}{_agreement(board, words)}</div>',
+            f'<div class="two">{_position(board, words)}',
+            _agreement(board.agreement, words["agreement"], words["agreement_text"], words),
+            _agreement(board.self_agreement, words["self_agreement"], words["self_agreement_text"], words),
+            "</div>",
         )
     )
 
@@ -95,12 +98,11 @@ def _position(board: Leaderboard, words: Words) -> str:
     return _fact(words["position"], words["position_text"].format(share=share, low=low, high=high), share)
 
 
-def _agreement(board: Leaderboard, words: Words) -> str:
-    agreed = board.agreement
+def _agreement(agreed: Agreement | None, title: str, text: str, words: Words) -> str:
     if agreed is None:
-        return _fact(words["agreement"], words["unknown_yet"])
-    told = words["agreement_text"].format(share=agreed.share, votes=agreed.votes, kappa=agreed.kappa)
-    return _fact(words["agreement"], told, agreed.share)
+        return _fact(title, words["unknown_yet"])
+    told = text.format(share=agreed.share, votes=agreed.votes, kappa=agreed.kappa)
+    return _fact(title, told, agreed.share)
 
 
 def _fact(title: str, told: str, share: float | None = None) -> str:

@@ -79,6 +79,14 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "nothing_to_judge": "There is nothing to vote on.",
         "nothing_to_shift": "There is no finished answer to look into.",
         "bad_settings": "The sampling settings are out of range.",
+        "difference": "Differences",
+        "difference_title": "Words that only one answer has",
+        "difference_how": "They are marked in both answers; formatting is shown as it was written.",
+        "difference_count": "{count} of {total} words only here",
+        "difference_label": "Answer {letter}, with the words marked that only it has",
+        "only_here": "[only here:",
+        "only_end": "]",
+        "expand": "Expand",
         "shift": "Token shift",
         "shift_hidden": "The token shift would tell who is who. Vote first.",
         "shift_title": "Where alignment changed the words",
@@ -104,6 +112,11 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "position_text": "Among equals the left answer wins {share:.0%} of the time ({low:.0%} to {high:.0%}).",
         "agreement": "Agrees with the reward model",
         "agreement_text": "{share:.0%} of {votes} decided votes; Cohen's kappa {kappa:.2f}",
+        "self_agreement": "Agreement of voters with themselves",
+        "self_agreement_text": (
+            "{share:.0%} of {votes} comparisons shown again with their sides swapped were decided alike; "
+            "Cohen's kappa {kappa:.2f}"
+        ),
         "unknown_yet": "Not known yet.",
         "remark_order_fixed": "Each pair was always shown in one order, so position bias cannot be told.",
         "remark_one_sided": (
@@ -136,6 +149,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "### Keyboard shortcuts\n\n| | |\n|---|---|\n| `1` `2` `3` `4` | vote, in the order of the buttons |\n"
             "| `Enter`, `Ctrl` + `Enter` | ask |\n| `Shift` + `Enter` | a new line |\n"
             "| `Esc` | stop the answers |\n| `N` | next: a new conversation or comparison |\n"
+            "| `D` | differences in words |\n| `F` | one answer at a time, then all again |\n"
             "| `T` | token shift |\n| `?` | this list |\n\nLetters and digits typed into a field are only text."
         ),
     },
@@ -215,6 +229,14 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "nothing_to_judge": "没有可投票的内容。",
         "nothing_to_shift": "没有可查看的完整回答。",
         "bad_settings": "采样设置超出范围。",
+        "difference": "词语差异",
+        "difference_title": "仅一个回答有的词语",
+        "difference_how": "两个回答中均已标出；格式按原文显示。",
+        "difference_count": "共 {total} 个词，{count} 个仅见于此",
+        "difference_label": "回答 {letter}，标出了仅此回答有的词语",
+        "only_here": "[仅见于此：",
+        "only_end": "]",
+        "expand": "放大",
         "shift": "词元偏移",
         "shift_hidden": "词元偏移会泄露模型身份，请先投票。",
         "shift_title": "对齐改变了哪些词",
@@ -240,6 +262,8 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "position_text": "实力相当时，左侧回答获胜的比例为 {share:.0%}（{low:.0%} 至 {high:.0%}）。",
         "agreement": "与奖励模型一致",
         "agreement_text": "{votes} 张已决出票中的 {share:.0%}；Cohen's kappa {kappa:.2f}",
+        "self_agreement": "投票者的自我一致性",
+        "self_agreement_text": "{votes} 组左右对调后再次出现的对比中，{share:.0%} 决定相同；kappa {kappa:.2f}",
         "unknown_yet": "尚不清楚。",
         "remark_order_fixed": "每一对总以同一顺序出现，无法判断位置偏差。",
         "remark_one_sided": "{models}：与其他模型之间的投票全部一边倒，显示的是保守的差距。",
@@ -268,6 +292,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "### 键盘快捷键\n\n| | |\n|---|---|\n| `1` `2` `3` `4` | 按按钮顺序投票 |\n"
             "| `Enter`, `Ctrl` + `Enter` | 提问 |\n| `Shift` + `Enter` | 换行 |\n"
             "| `Esc` | 停止回答 |\n| `N` | 下一个：新对话或下一组对比 |\n"
+            "| `D` | 词语差异 |\n| `F` | 逐个放大回答，再全部显示 |\n"
             "| `T` | 词元偏移 |\n| `?` | 显示此列表 |\n\n在输入框里键入的字母和数字只是文字。"
         ),
     },

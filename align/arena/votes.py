@@ -19,6 +19,7 @@ from align.errors import DataError, MachineError, shorten
 
 Row = dict[str, Any]
 EVERYTHING = VoteFilter()
+SIDES = ("a", "b")
 
 
 def read_votes(source: Path, notes: list[str] | None = None, wanted: VoteFilter = EVERYTHING) -> list[Row]:
@@ -47,21 +48,26 @@ def checked_vote(row: Any) -> Row:
         raise row
     if not isinstance(row, dict):
         raise RowError("not a vote", "row", "is no object", "write one vote a line")
-    if not _both(row.get("models"), str) or not "".join(row["models"].values()).isprintable():
+    if not _has(row.get("models"), SIDES, str) or not "".join(row["models"].values()).isprintable():
         raise RowError("no models", "models", "does not name both models", 'write {"a": ..., "b": ...}')
     if row.get("choice") not in ("a", "b", "tie", "bad"):
         raise RowError("bad choice", "choice", f"is {shorten(row.get('choice'))}", "write a, b, tie or bad")
     for part, kind in (("scores", int | float), ("digests", str | None)):
-        if row.get(part) is not None and not _both(row[part], kind):
+        if row.get(part) is not None and not _has(row[part], SIDES, kind):
             raise RowError(
                 f"bad {part}", part, f"is {shorten(row[part])}", 'write {"a": ..., "b": ...}, or leave it out'
             )
+    review = row.get("review")
+    if review is not None and not _has(review, ("key", "item"), str):
+        raise RowError(
+            "bad review", "review", f"is {shorten(review)}", 'write {"key": ..., "item": ...}, or leave it out'
+        )
     return row
 
 
-def _both(part: Any, kind: Any) -> bool:
-    """Whether a part of a row has something of a kind for either side."""
-    return isinstance(part, dict) and all(side in part and isinstance(part[side], kind) for side in ("a", "b"))
+def _has(part: Any, names: tuple[str, ...], kind: Any) -> bool:
+    """Whether a part of a row has something of a kind under every name."""
+    return isinstance(part, dict) and all(name in part and isinstance(part[name], kind) for name in names)
 
 
 class VoteStore:

@@ -46,6 +46,9 @@ def read_votes(row: Row, layout: Layout) -> list[Record]:
     alone = layout.view == "unpaired"
     if choice == "bad" and not (alone and layout.both_bad == "unpaired"):
         raise RowSkipped("vote: both bad")
+    review = row.get("review")
+    if isinstance(review, dict) and review.get("again"):
+        raise RowSkipped("vote: decided before by this voter")
     if row.get("truncated") and layout.truncated == "drop":
         raise RowSkipped("vote: an answer was stopped early (truncated=keep takes them)")
     try:

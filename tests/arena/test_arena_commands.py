@@ -162,6 +162,7 @@ def test_votes_come_back_once_however_often_they_are_imported(registry, tmp_path
         ({"models": {"a": "red@v1"}}, "models: does not name both"),
         ({"time": "long ago"}, "time: is missing"),
         ({"choice": "c"}, "choice: is 'c'"),
+        ({"review": {"key": "mine"}}, "review: is {'key': 'mine'}"),
         ({"prompt": []}, "prompt"),
         ({"choice": "b"}, "is another vote"),
     ],

@@ -149,7 +149,7 @@ def test_a_page_whose_review_is_written_opens_without_any_model(reviewed: Regist
 
     assert compare.main(command(reviewed)) == 0
 
-    assert opened[0].queue.progress() == (0, 2)
+    assert opened[0].queue.progress("ann") == (0, 2)
     told = capsys.readouterr().out
     assert ": 4 of 4 answers are there, so no model is loaded before something is asked of it\n" in told
 

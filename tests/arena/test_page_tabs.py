@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from browsing import BASE, FIRST, SECOND, TIMEOUT, TWIN, ask, leave_the_prompt, saved, vote
+from browsing import BASE, FIRST, MISFITS, SECOND, TIMEOUT, TWIN, ask, leave_the_prompt, saved, vote
 
 pytestmark = [
     pytest.mark.browser,
@@ -13,31 +13,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
     pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
 ]
-
-# Everything one can read or press must be inside the window, and no two buttons or fields may share a spot.
-MISFITS = """() => {
-  const shown = [...document.querySelectorAll('button, textarea, input, .tok, .status p, .facts > div, .pane, th, td')]
-    .filter((node) => node.offsetParent && !node.closest('.scroll, .hide, footer, [role=log], [aria-hidden=true]'));
-  const found = [];
-  const whole = document.documentElement;
-  if (whole.scrollWidth > whole.clientWidth) found.push('the page scrolls sideways');
-  for (const node of shown) {
-    const box = node.getBoundingClientRect();
-    const name = `${node.tagName}#${node.id}.${node.className} "${(node.innerText || '').slice(0, 20)}"`;
-    if (box.left < -1 || box.right > innerWidth + 1) found.push(`outside: ${name}`);
-    const cut = node.scrollWidth > node.clientWidth + 1;
-    if (node.tagName === 'BUTTON' && node.innerText && cut) found.push(`cut: ${name}`);
-  }
-  const pressed = shown.filter((node) => ['BUTTON', 'TEXTAREA'].includes(node.tagName) && node.innerText !== undefined
-    && node.getBoundingClientRect().width > 30);
-  for (const one of pressed) for (const other of pressed) {
-    if (one === other || one.contains(other) || other.contains(one)) continue;
-    const [a, b] = [one.getBoundingClientRect(), other.getBoundingClientRect()];
-    if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1)
-      found.push(`overlap: #${one.id} ${one.innerText} and #${other.id} ${other.innerText}`);
-  }
-  return found;
-}"""
 
 WINDOWS = [
     pytest.param(1440, 900, "en-US", "light", id="desk"),

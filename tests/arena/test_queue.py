@@ -10,6 +10,7 @@ import pytest
 from align.arena.ballot import Opinion
 from align.arena.battles import Contestant, Refusal, Setup
 from align.arena.queue import Review, ReviewQueue
+from align.arena.ranking import comes_again
 from align.arena.votes import VoteStore, read_votes
 from align.data import load_records
 from align.engine.fake import FakeEngine
@@ -61,7 +62,7 @@ def test_answers_are_written_first_and_then_judged_one_after_the_other(tmp_path,
     shown = judge_all(queue, "ann")
 
     assert sorted(shown) == [f"Question {number}" for number in range(6)]
-    assert queue.progress("ann") == queue.progress() == (6, 6)
+    assert queue.progress("ann") == (6, 6)
     assert queue.next("ann") is None
     rows = read_votes(tmp_path / "votes")
     assert len(rows) == 6
@@ -100,8 +101,9 @@ def test_every_two_of_three_models_meet_on_every_prompt(tmp_path):
 
     judge_all(queue, "ann")
 
-    met = [frozenset(row["models"].values()) for row in read_votes(tmp_path / "votes")]
-    assert queue.progress() == (18, 18)
+    rows = [row for row in read_votes(tmp_path / "votes") if not comes_again(row)]
+    met = [frozenset(row["models"].values()) for row in rows]
+    assert len(met) == 18
     assert all(met.count(frozenset(pair)) == 6 for pair in (NAMES[:2], NAMES[1:], NAMES[::2]))
 
 
@@ -128,9 +130,10 @@ def test_two_voters_judge_everything_in_orders_of_their_own(tmp_path):
 
     first, second = judge_all(queue, "ann"), judge_all(queue, "ben")
 
-    assert sorted(first) == sorted(second)
+    assert set(first) == set(second)
     assert first != second
-    assert len({row["id"] for row in read_votes(tmp_path / "votes")}) == 60
+    rows = [row for row in read_votes(tmp_path / "votes") if not comes_again(row)]
+    assert len({row["id"] for row in rows}) == 60
 
 
 def test_a_voter_goes_on_where_they_stopped_without_any_engine(tmp_path, queue):
@@ -211,9 +214,9 @@ def test_a_prompt_one_model_failed_on_waits_until_it_was_written(tmp_path):
 
     assert len(problems) == 1
     assert "blue@v2" in problems[0]
-    assert (queue.written, queue.progress()) == ((11, 12), (0, 5))
+    assert (queue.written, queue.progress("ann")) == ((11, 12), (0, 5))
     assert queue.generate(make_engine()) == []
-    assert queue.progress() == (0, 6)
+    assert queue.progress("ann") == (0, 6)
 
 
 def test_a_busy_engine_is_asked_again(tmp_path):
