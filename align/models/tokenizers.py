@@ -109,10 +109,12 @@ def _read(location: str, revision: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(location, revision=revision)
     except (OSError, ValueError) as error:
-        found = f"it holds {_listing(location)}" if Path(location).is_dir() else str(error).splitlines()[0]
-        raise IntegrityError(
-            f"{location}: no tokenizer could be read; {found}; save the tokenizer beside the weights"
-        ) from None
+        if Path(location).is_dir():
+            found, remedy = f"it holds {_listing(location)}", "save the tokenizer beside the weights"
+        else:
+            found = str(error).splitlines()[0].rstrip(".")
+            remedy = "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"
+        raise IntegrityError(f"{location}: no tokenizer could be read; {found}; {remedy}") from None
 
 
 def _spare_special_token(tokenizer: Any) -> str:

@@ -100,3 +100,8 @@ def test_a_tokenizer_without_eos_is_refused(registry, tmp_path):
 
     with pytest.raises(IntegrityError, match="no EOS token"):
         load_tokenizer(registry.resolve(str(tmp_path)))
+
+
+def test_a_hub_model_that_cannot_be_had_points_at_the_name_and_the_network(registry):
+    with pytest.raises(IntegrityError, match=r"nobody/nothing: no tokenizer .*; check the name and the network"):
+        load_tokenizer(registry.resolve("nobody/nothing"))
