@@ -19,9 +19,9 @@ class SamplingSettings(Settings):
     """How completions are sampled while training."""
 
     temperature: float = Field(default=1.0, gt=0)
-    """softmax temperature; the policy that is trained is the tempered one"""
+    """softmax temperature; the policy that is trained, its ratio and its KL are those of the tempered distribution"""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """sample from the smallest set of tokens with this probability; 1 samples from all"""
+    """sample from the smallest set of tokens with this probability; ratio, KL and entropy stay those of all tokens"""
     max_new_tokens: int = Field(default=128, ge=1)
     """tokens of a completion at most"""
     num_generations: int = Field(default=1, ge=1)

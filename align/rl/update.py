@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from align.errors import DivergedError
+from align.rl.heap import own_pages
 from align.rl.layout import lay_out, micro_batches
 from align.rl.maths import Metrics, policy_loss, value_loss
 from align.rl.quartet import POLICY, active, read_policy, read_values
@@ -25,28 +26,30 @@ Numbers = dict[str, float]
 
 
 def update(config: PpoConfig, state: TrainingState, experience: Experience, shards: Shards, step: int) -> Numbers:
-    """Run num_ppo_epochs over the rollout in minibatches; mean numbers of the optimiser steps.
+    """Run num_ppo_epochs over the rollout in minibatches; mean numbers of those it came to.
 
     Raises DivergedError when a loss or a gradient is not finite.
     """
-    steps: list[Numbers] = []
+    lines: list[Numbers] = []
+    steps = 0
     # Only matters to gradient checkpointing: dropout is off in every model.
     state.quartet.model.train(config.gradient_checkpointing)
     for rows in _minibatches(config, shards.count, step, experience.logprobs.device):
         numbers = _accumulate(config, state.quartet, experience, rows, shards)
-        steps.append(numbers)
+        lines.append(numbers)
         if config.target_kl is not None and numbers["approx_kl"] > config.target_kl:
             break
         numbers |= _step(config, state)
+        steps += 1
     state.quartet.model.eval()
     state.optimizer.zero_grad(set_to_none=True)
     # The minibatch at which target_kl stopped has no gradient norms.
-    means = {key: fmean(line[key] for line in steps if key in line) for key in {**steps[0], **steps[-1]}}
+    means = {key: fmean(line[key] for line in lines if key in line) for key in {**lines[0], **lines[-1]}}
     learning_rate = state.scheduler.get_last_lr()[0]
     state.scheduler.step()
     return means | {
-        "first_ratio_error": steps[0]["ratio_error"],
-        "optimizer_steps": float(len(steps)),
+        "first_ratio_error": lines[0]["ratio_error"],
+        "optimizer_steps": float(steps),
         "learning_rate": learning_rate,
     }
 
@@ -96,6 +99,7 @@ def _gradients(quartet: Quartet) -> list[Tensor]:
     return [parameter.grad for parameter in trained if parameter.grad is not None]
 
 
+@own_pages()
 def _losses(
     config: PpoConfig, quartet: Quartet, experience: Experience, index: Tensor, share: Tensor
 ) -> dict[str, Tensor]:
