@@ -12,6 +12,8 @@ from align.config import write
 from align.errors import DataError, guard
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from align.arena.ranking import Leaderboard
     from align.data.vote_rows import VoteFilter
 
@@ -43,8 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("--ties", choices=("half", "davidson"), default="half", help=ties)
     stats.set_defaults(action=_stats)
     export = verbs.add_parser("export", help="write votes for other programs", parents=[some])
-    formats = "jsonl: votes as they are; trl: pairs to train on; csv: a table"
-    export.add_argument("--format", choices=("jsonl", "trl", "csv"), default="jsonl", help=formats)
+    formats = "jsonl: votes as they are; trl: pairs to train on; csv: a table; html: one comparison to pass on"
+    export.add_argument("--format", choices=("jsonl", "trl", "csv", "html"), default="jsonl", help=formats)
+    which = "of html: the id of its vote, or the beginning of it; last is the last one"
+    export.add_argument("--battle", default="", metavar="ID", help=which)
+    export.add_argument("--language", choices=("en", "zh-CN"), default="en", help="of html (default en)")
     export.add_argument("--out", type=Path, metavar="FILE", help="by default standard output")
     export.add_argument("--force", action="store_true", help="replace a file that is there already")
     export.set_defaults(action=_export)
@@ -142,12 +147,12 @@ def _remarks(board: Leaderboard, notes: list[str]) -> str:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from align.arena.exchange import FORMATS
     from align.data.writing import replacing
     from align.errors import UsageError
 
-    source = _source(options)
-    lines = list(FORMATS[options.format](source, _wanted(options)))
+    if (options.format == "html") != bool(options.battle):
+        raise UsageError("--format html shows one comparison: give --battle ID with it, and only with it")
+    lines = list(_exported(options))
     if options.out is None:
         write("\n".join(lines))
         return
@@ -156,7 +161,19 @@ def _export(options: argparse.Namespace) -> None:
     with replacing(options.out) as part:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     written = len(lines) - (options.format == "csv")
-    write(f"{options.out}: {written} {'pairs' if options.format == 'trl' else 'votes'}")
+    things = {"trl": "pairs", "html": "comparison"}.get(options.format, "votes")
+    write(f"{options.out}: {written} {things}")
+
+
+def _exported(options: argparse.Namespace) -> Iterable[str]:
+    from align.arena.battle_file import battle_file, rows_of
+    from align.arena.exchange import FORMATS
+    from align.arena.votes import read_votes
+
+    source, wanted = _source(options), _wanted(options)
+    if options.format == "html":
+        return [battle_file(rows_of(read_votes(source, wanted=wanted), options.battle), options.language)]
+    return FORMATS[options.format](source, wanted)
 
 
 def _import(options: argparse.Namespace) -> None:
