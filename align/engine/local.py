@@ -155,9 +155,12 @@ class LocalEngine:
     def _drop_cancelled(self) -> None:
         """End cancelled rows that still wait, without waiting for the rows before them."""
         with self._changed:
-            for live in [live for live in self._waiting if live.cancelled]:
+            cancelled = [live for live in self._waiting if live.cancelled]
+            for live in cancelled:
                 self._waiting.remove(live)
-                live.done("cancelled")
+        # Outside the lists: what a row is told may cancel others, when nobody listens any more.
+        for live in cancelled:
+            live.done("cancelled")
 
     def _ask(self, question: Callable[[], _T]) -> _T:
         """Have something found out in the engine's thread, between two steps."""
@@ -192,10 +195,11 @@ class LocalEngine:
         batch.rest()
         _fail_all([row.live for row in batch.held], CLOSED)
         with self._changed:
-            _fail_all(self._waiting, CLOSED)
+            waiting = list(self._waiting)
             self._waiting.clear()
-            for call in self._calls:
-                call()
+        _fail_all(waiting, CLOSED)
+        for call in self._calls:
+            call()
 
     def _await_work(self, batch: Batch) -> bool:
         """Wait until there is something to do; False when the engine is being closed."""

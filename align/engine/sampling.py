@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_COLDEST = 1e-5
+"""below it a division could overflow, and no noise is left to speak of"""
+
 _GOLDEN = 0x9E3779B9 - 2**32
 
 
@@ -34,7 +37,7 @@ class RowSampler:
     @property
     def greedy(self) -> bool:
         """Whether the largest logit is taken."""
-        return self._sampling.temperature == 0
+        return self._sampling.temperature < _COLDEST
 
     @property
     def key(self) -> tuple[int, int]:

@@ -306,3 +306,29 @@ def test_a_model_that_cannot_run_is_refused_at_the_start(tiny_base):
 
     with pytest.raises(ValueError, match="adapter9"):
         LocalEngine(resident)
+
+
+def gone() -> None:
+    raise RuntimeError("the loop of the reader is closed")
+
+
+@pytest.mark.parametrize("leaving", ["closed", "cancelled"])
+def test_waiting_rows_end_once_although_their_reader_is_gone(tiny_base, gate, leaving):
+    engine = LocalEngine(build_resident(tiny_base), max_rows=1)
+    gate.close(after=10)
+    running = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 3),), LONG))
+    next(iter(running))
+    two = GenerationRequest((Row("blue@v1", PROMPTS[0]), Row("blue@v1", PROMPTS[1])), LONG)
+    abandoned, other = engine.submit(two), engine.submit(two)
+    abandoned._wake = gone
+
+    if leaving == "cancelled":
+        abandoned.cancel()
+    engine._closing.set()
+    gate.open()
+    engine.close()
+
+    told = [getattr(event, "message", "cancelled") for event in ended(abandoned)]
+    assert all(leaving in message for message in told)
+    assert abandoned._events.empty()
+    assert ["closed" in event.message for event in ended(other)] == [True, True]

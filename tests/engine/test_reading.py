@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from zoo import ARCHITECTURES, build_zoo_model
 from align.engine.batch import reads_in_parts
 from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.stream import Stream
 from align.schema import user
 
 PART = 40
@@ -28,6 +30,13 @@ class Watched(NamedTuple):
     engine: LocalEngine
     shapes: list[tuple[int, int]]
     before: dict[tuple[int, int], Callable[[], None]]
+    go_on: Callable[[], None] = lambda: None
+
+    def submit(self, *rows: Row) -> Stream:
+        """Hand rows to the engine, which then goes on."""
+        stream = self.engine.submit(GenerationRequest(rows, HOT))
+        self.go_on()
+        return stream
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +56,27 @@ def watched(tiny_base) -> Iterator[Watched]:
 
 
 @pytest.fixture
-def beside(watched: Watched) -> Iterator[Watched]:
-    """The same while a row is being written."""
-    running = watched.engine.submit(GenerationRequest((RUNNING,)))
-    assert isinstance(next(iter(running)), RowDelta)
+def beside(watched: Watched, gate) -> Iterator[Watched]:
+    """The same while a row is being written, which is held until others are submitted."""
+    gate.close(after=10)
     watched.shapes.clear()
-    yield watched
+    running = watched.engine.submit(GenerationRequest((RUNNING,)))
+    while len(watched.shapes) <= 10:
+        time.sleep(0.005)
+    watched.shapes.clear()
+    yield watched._replace(go_on=gate.open)
+    gate.open()
     running.cancel()
-    assert [event.reason for event in running if isinstance(event, RowDone)] == ["cancelled"]
+    list(running)
 
 
-def ends(engine: LocalEngine, *rows: Row) -> list[RowDone | RowError]:
-    stream = engine.submit(GenerationRequest(rows, HOT))
-    return sorted((event for event in stream if not isinstance(event, RowDelta)), key=lambda event: event.row)
+def ends(watched: Watched, *rows: Row) -> list[RowDone | RowError]:
+    events = (event for event in watched.submit(*rows) if not isinstance(event, RowDelta))
+    return sorted(events, key=lambda event: event.row)
 
 
 def test_others_write_a_token_after_each_part(beside):
-    [end] = ends(beside.engine, LONG)
+    [end] = ends(beside, LONG)
 
     places = [place for place, (_, columns) in enumerate(beside.shapes) if columns > 1]
     read = [beside.shapes[place] for place in places]
@@ -75,7 +88,7 @@ def test_others_write_a_token_after_each_part(beside):
 
 
 def test_what_is_read_in_parts_is_answered_as_what_is_read_at_once(beside, engine):
-    together = ends(beside.engine, LONG, SHORT)
+    together = ends(beside, LONG, SHORT)
 
     # Two prompts share what may be read between two steps.
     assert max(columns for _, columns in beside.shapes) == PART // 2
@@ -85,7 +98,7 @@ def test_what_is_read_in_parts_is_answered_as_what_is_read_at_once(beside, engin
 def test_a_prompt_that_nobody_waits_for_is_read_at_once(watched):
     watched.shapes.clear()
 
-    [end] = ends(watched.engine, LONG)
+    [end] = ends(watched, LONG)
 
     assert watched.shapes[0] == (1, end.prompt_tokens)
 
@@ -100,19 +113,19 @@ def test_a_row_stopped_while_its_prompt_is_read_is_off_the_model_with_the_next_s
         stopped.append(len(beside.shapes))
 
     beside.before[1, PART] = stop
-    stream = beside.engine.submit(GenerationRequest((LONG,), HOT))
+    stream = beside.submit(LONG)
     submitted.set()
     [end] = stream
 
     assert (end.reason, end.completion_tokens) == ("cancelled", 0)
-    ends(beside.engine, SHORT)
+    ends(beside, SHORT)
     assert (1, PART) not in beside.shapes[stopped[0] :]
 
 
 def test_a_row_stopped_while_its_prompt_is_read_changes_nothing_for_the_one_read_with_it(beside, engine):
     submitted = threading.Event()
     beside.before[2, PART // 2] = lambda: submitted.wait() and stream.cancel(1)
-    stream = beside.engine.submit(GenerationRequest((LONG, SHORT), HOT))
+    stream = beside.submit(LONG, SHORT)
     submitted.set()
 
     events = [event for event in stream if isinstance(event, RowDone)]
@@ -127,11 +140,11 @@ def test_a_part_that_fails_ends_the_rows_it_was_of(beside, engine):
 
     beside.before[1, PART] = explode
 
-    [failed] = ends(beside.engine, LONG)
+    [failed] = ends(beside, LONG)
 
     assert isinstance(failed, RowError)
     assert "out of memory, say" in failed.message
-    assert ends(beside.engine, LONG)[0].text == engine.complete([LONG], HOT)[0]
+    assert ends(beside, LONG)[0].text == engine.complete([LONG], HOT)[0]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,14 @@ def test_draws_follow_the_softmax(temperature):
     assert torch.allclose(found, (LOGITS / temperature).softmax(-1), atol=4 * 0.5 / 40000**0.5)
 
 
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.5}, {"min_p": 0.5}])
+@pytest.mark.parametrize("temperature", [1e-7, 1e-40])
+def test_a_temperature_next_to_nothing_takes_the_largest_logit(temperature, options):
+    rows = [RowSampler(Sampling(temperature=temperature, **options), seed, []) for seed in range(50)]
+
+    assert set(draw(LOGITS.flip(0).repeat(50, 1), rows).tolist()) == {3}
+
+
 def test_the_draws_of_one_row_follow_the_softmax_too():
     row, counts = RowSampler(Sampling(temperature=1.0), 3, []), torch.zeros(4)
     for _ in range(4000):
