@@ -6,11 +6,12 @@ The reference is always a frozen copy of what the policy starts as, so the first
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.config import TrainerStageConfig
+from align.errors import UsageError
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
@@ -35,6 +36,14 @@ class KtoConfig(TrainerStageConfig):
     """weight of bad answers; by default as above"""
     cache_reference: bool = True
     """compute the reference's log-probabilities once and keep them, instead of in every step"""
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> Self:
+        if not self.trainer.get("disable_dropout", True):
+            raise UsageError(
+                "trainer.disable_dropout=false: the KL compares two passes of one model, so dropout is off; remove it"
+            )
+        return self
 
     @property
     def adapters(self) -> tuple[int, int]:

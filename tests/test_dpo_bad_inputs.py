@@ -51,6 +51,9 @@ BAD = {
     "a reward model": (rows(GOOD), ["model=judge"], 2, "a reward model scores text and cannot write any"),
     "stacking on a reward model": (rows(GOOD), ["model=judge", "adapter=stack"], 2, "a reward model scores text"),
     "a reference of TRL's own": (rows(GOOD), ["trainer.precompute_ref_log_probs=true"], 2, "set by align itself"),
+    "a truncation of TRL's own": (rows(GOOD), ["trainer.truncation_mode=keep_end"], 2, "set by align itself"),
+    "sharding": (rows(GOOD), ["trainer.deepspeed=x.json"], 2, "set by align itself"),
+    "what TRL refuses": (rows(GOOD), ["trainer.router_aux_loss_coef=0.1"], 2, "not a Mixture-of-Experts model"),
     "a third way": (rows(GOOD), ["adapter=both"], 2, "adapter"),
 }
 

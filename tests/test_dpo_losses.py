@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from math import log, log1p
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from align.config import build
 from align.data import load_records
 from align.data.answers import render_preferences
 from align.errors import UsageError
+from align.models.packed import use_fast_path
 from align.registry import open_registry
 from align.training.run import Run
 from align.training.stage import main
@@ -90,6 +92,49 @@ def test_the_first_value_of_a_loss_is_its_closed_form(prepared, kind):
     trainer.loss_types, trainer.label_smoothing = [kind], EPS if kind in SMOOTHED else 0.0
 
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(FIRST[kind], rel=1e-5)
+
+
+@pytest.fixture
+def moved(prepared) -> Iterator[Any]:
+    """The trainer and its batch, with a policy that has left its reference."""
+    updates = [value for key, value in prepared[0].model.named_parameters() if "lora_B.default" in key]
+    torch.manual_seed(0)
+    for value in updates:
+        value.data.normal_(std=3)
+    yield prepared
+    for value in updates:
+        value.data.zero_()
+
+
+@pytest.mark.parametrize("kind", [*FIRST, "sft"])
+def test_a_loss_and_its_gradient_are_the_same_on_the_fast_path(moved, kind, monkeypatch):
+    trainer, batch = moved
+    trainer.loss_types, trainer.label_smoothing = [kind], EPS if kind in SMOOTHED else 0.0
+    path = use_fast_path(trainer.model, pytest.fail)
+    found = {}
+    for active in (True, False):
+        monkeypatch.setattr(path, "active", active)
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        gradient = torch.cat([value.grad.flatten() for value in trainer.model.parameters() if value.grad is not None])
+        found[active] = loss.item(), gradient
+
+    (ours, our_gradient), (theirs, their_gradient) = found[True], found[False]
+    assert path.proved
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert ours != pytest.approx(FIRST.get(kind, 0), rel=1e-5)
+    assert (our_gradient - their_gradient).norm() < 1e-4 * their_gradient.norm()
+
+
+def test_a_loss_weighted_by_the_policy_asks_for_more_than_the_fast_path_gives(root, start, capsys):
+    words = ["trainer.use_weighting=true", "max_steps=2"]
+
+    assert run(root, *start, *words, "name=weighted") == 0
+    assert "fast path: it does not give log_sum_sq_probs" in capsys.readouterr().out
+    assert run(root, *start, *words, "name=weighted-stock", "fast_path=false") == 0
+
+    assert first_of(root, "weighted")["loss"] == pytest.approx(first_of(root, "weighted-stock")["loss"], rel=1e-5)
 
 
 @pytest.mark.slow

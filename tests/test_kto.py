@@ -153,6 +153,14 @@ def test_the_first_loss_is_the_formula_on_weighted_answers(shared, tmp_path):
     assert first["loss"] == pytest.approx((6 * 1 + 2 * 3) / 8 * (1 - 1 / (1 + math.exp(0))), abs=1e-5)
 
 
+def test_dropout_is_not_left_on(shared, preferences, capsys):
+    words = ["model=start", f"data={preferences}", "name=dropout", "trainer.disable_dropout=false"]
+
+    assert run(kto.STAGE, shared, *words) == 2
+
+    assert "the KL compares two passes of one model" in capsys.readouterr().err
+
+
 def test_one_row_in_a_batch_is_refused(shared, preferences, capsys):
     words = ["model=start", f"data={preferences}", "name=one", "per_device_train_batch_size=1"]
 

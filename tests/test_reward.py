@@ -180,7 +180,9 @@ def test_a_new_head_starts_near_ln_2_and_says_so(trained, tiny_base, preferences
 def test_a_reward_model_goes_on_from_another_with_its_head(trained, preferences, capsys):
     assert train(trained.root, "judge", preferences, "further", "max_steps=1", "warmup_ratio=0") == 0
 
-    assert "score head: continued from judge@v1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "score head: continued from judge@v1" in printed
+    assert "align.ppo --model POLICY --reward_model further" in printed
     assert first_loss(trained, "further") < 0.4
     assert trained.resolve("further").manifest["parents"][0]["reference"] == "judge@v1"
 

@@ -86,8 +86,12 @@ def _run(options: argparse.Namespace) -> None:
             pass
     else:
         write_rows(rows, options.out, suffix)
+    counts = found.left_out() | dict(tally.dropped)
+    if not tally.scores:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+        raise DataError(f"{found.name}: 0 answers left to score ({reasons}); raise --max_length or give other data")
     write(f"{judge.reference} on {found.name}: {len(tally.scores)} answers scored, {fit.max_length} tokens at most")
-    for line in [*tally.summary(), *_counts(found.left_out() | dict(tally.dropped))]:
+    for line in [*tally.summary(), *_counts(counts)]:
         write(f"  {line}")
     write(f"written to {options.out}" if suffix else "nothing was written; --out scores.jsonl keeps the rows")
 

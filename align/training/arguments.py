@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,11 @@ _OWNED = {
     "load_best_model_at_end", "push_to_hub", "disable_tqdm", "remove_unused_columns", "packing", "eval_packing",
     "padding_free", "dataset_kwargs", "dataset_text_field", "max_prompt_length", "completion_only_loss",
     "assistant_only_loss", "eos_token", "pad_token", "chat_template_path", "precompute_ref_log_probs",
-    "sync_ref_model", "model_init_kwargs", "enable_jit_checkpoint", "full_determinism", "data_seed",
+    "sync_ref_model", "model_init_kwargs", "enable_jit_checkpoint", "full_determinism", "data_seed", "fsdp",
+    "fsdp_config", "deepspeed",
+    # What follows would do nothing: models, rows and references are made by us.
+    "trust_remote_code", "truncation_mode", "shuffle_dataset", "packing_strategy", "precompute_ref_batch_size",
+    "ref_model_mixup_alpha", "ref_model_sync_steps",
 }  # fmt: skip
 
 
@@ -75,6 +81,19 @@ def check_passthrough(stage: Stage, config: StageConfig) -> None:
             raise UsageError(f"trainer.{key}: this is set by align itself, a run depends on it; remove it")
         if key not in known:
             raise UsageError(f"trainer.{key}: no such setting of {stage.trl_config};{nearest(key, known)}")
+
+
+@contextmanager
+def explain_passthrough(config: StageConfig) -> Iterator[None]:
+    """Turn what a library raises about a `trainer:` setting, where there is one, into a UsageError that shows them."""
+    try:
+        yield
+    except (ImportError, TypeError, ValueError) as error:
+        passed = config.trainer if isinstance(config, TrainerStageConfig) else {}
+        if not passed:
+            raise
+        said = str(error).strip().partition("\n")[0]
+        raise UsageError(f"trainer: {said}; found {passed}; change or remove it (--debug shows where)") from error
 
 
 def _passthrough_names(stage: Stage) -> list[str]:

@@ -17,6 +17,7 @@ from align.config import StageConfig, dump_yaml
 from align.errors import IntegrityError, MachineError
 from align.registry.durable import write_durably
 from align.registry.redaction import redact_lines
+from align.training.arguments import explain_passthrough
 from align.training.checkpoints import check_allowed, refuse_changes
 from align.training.ranks import join_ranks
 from align.training.run import Run
@@ -45,7 +46,7 @@ def open_run(
     run = Run(stage, config, registry, folder, resume=resume)
     run.ranks, run.checkpoints.ranks = ranks, ranks
     run.checkpoints.allow_change = allow_change
-    with _locked(run), heed_signals(run), _tidied(run), explain_shortage(run):
+    with _locked(run), heed_signals(run), _tidied(run), explain_shortage(run), explain_passthrough(config):
         run.finished = ranks.share(lambda: _start(run))
         yield run
 

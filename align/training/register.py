@@ -105,8 +105,15 @@ def _announce(stage: Stage, run: Run, trained: Trained, checkpoint: Checkpoint) 
     if stage.next_command:
         elsewhere = run.registry.root != open_registry(None).root
         where = f" --registry {run.registry.root}" if elsewhere else ""
-        parent = trained.parents[0].name or trained.parents[0].reference if trained.parents else ""
-        run.say(f"next: {stage.next_command.format(name=run.config.name, parent=parent)}{where}")
+        run.say(f"next: {stage.next_command.format(name=run.config.name, parent=_policy_before(trained))}{where}")
+
+
+def _policy_before(trained: Trained) -> str:
+    """What the next command calls the model this was made from; a reward model before it is no policy to name."""
+    parent = trained.parents[0] if trained.parents else None
+    if parent is None:
+        return ""
+    return "POLICY" if parent.kind == "reward" else parent.name or parent.reference
 
 
 def _parent_metrics(stage: Stage, trained: Trained) -> dict[str, float]:

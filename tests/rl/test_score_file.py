@@ -138,6 +138,10 @@ def test_rows_that_do_not_fit_and_bad_rows_are_counted(judged, tmp_path, capsys)
     assert run(judged, "judge", data, "--on_bad_row", "skip", "--max_length", 500) == 0
     assert "3 answers scored, 500 tokens at most" in capsys.readouterr().out
 
+    assert run(judged, "judge", data, "--on_bad_row", "skip", "--max_length", 5) == 3
+    assert "0 answers left to score" in (told := capsys.readouterr().err)
+    assert "longer than max_length: 3" in told
+
 
 def test_what_cannot_be_scored_is_refused_before_weights_are_loaded(judged, tmp_path, tiny_base, capsys, monkeypatch):
     monkeypatch.setattr("align.models.heads.load_base", None)
