@@ -216,7 +216,8 @@ def _explain(config_class: type[Settings], detail: ErrorDetails) -> str:
         return f"{key}: missing; give {key}=..."
     if detail["type"] == "string_pattern_mismatch":
         return f"{key}: {shorten(detail['input'])} is no valid name; use lower-case letters, digits, dots and dashes"
-    return f"{key}: {detail['msg'].removeprefix('Value error, ')}, found {shorten(detail['input'])}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}, found {shorten(detail['input'])}" if key else message
 
 
 def _keys_at(config_class: type[Settings], path: list[str]) -> list[str]:

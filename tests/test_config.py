@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.command_line import help_text, read_command_line
 from align.config import Settings, TrainerStageConfig, build, dump_yaml, load_yaml, read_yaml
@@ -70,6 +70,21 @@ def test_what_is_wrong_is_named_with_its_key(words, message):
         parse(*words)
 
     assert message in str(caught.value)
+
+
+def test_what_is_wrong_with_several_settings_together_stands_alone():
+    class Pair(Settings):
+        low: int = 0
+        high: int = 1
+
+        @model_validator(mode="after")
+        def _ordered(self):
+            if self.low > self.high:
+                raise ValueError("low: 2 is above high: 1; swap them")
+            return self
+
+    with pytest.raises(UsageError, match=r"^low: 2 is above high: 1; swap them$"):
+        build(Pair, {"low": 2})
 
 
 def test_all_problems_are_reported_at_once():

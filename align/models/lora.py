@@ -61,6 +61,7 @@ def saved_config(model: Any, checkpoint: Checkpoint, task: str = "CAUSAL_LM", *,
     config = LoraConfig.from_pretrained(checkpoint.location)
     config.task_type, config.modules_to_save, config.inference_mode = task, None, not trainable
     config.fan_in_fan_out = _is_transposed(model)
+    config.base_model_name_or_path = None  # where its base was; PEFT warns when that is elsewhere now
     return config
 
 

@@ -107,16 +107,17 @@ class Registry:
         """
         places = [self.root / "tmp", self.models, self.root / "refs"]
         places += [folder for folder in (self.home(name), self.refs(name)) if folder.is_dir()] if name else []
+        at = self.root
         try:
             self._prepare()
-            for place in places:
-                probe = place / f".probe-{uuid.uuid4().hex}"
+            for at in places:
+                probe = at / f".probe-{uuid.uuid4().hex}"
                 probe.write_bytes(b"\n")
                 probe.unlink()
         except OSError as error:
             raise MachineError(
-                f"{error.filename or self.root}: the registry cannot be written to ({error.strerror}); make it"
-                " writable, free space, or choose another with --registry"
+                f"{at}: the registry cannot be written to ({error.strerror}); make it writable, free space, or choose"
+                " another with --registry"
             ) from None
 
     def set_alias(self, name: str, alias: str, version: int) -> Checkpoint:

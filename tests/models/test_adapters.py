@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,9 @@ def _shake(model, name="default", seed=0):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
-def _register(registry, resident, name, kind="policy", parents=()):
+def _register(registry, resident, name, kind="policy", parents=(), trained_over=None):
     with registry.stage(name) as staging:
-        save_adapter(resident.model, "default", staging.path, resident.base.location)
+        save_adapter(resident.model, "default", staging.path, trained_over or resident.base.location)
         resident.tokenizer.save_pretrained(staging.path)
         return staging.commit(
             {
@@ -69,6 +70,17 @@ def policy(registry, tiny_base):
     resident = start_policy(registry, registry.resolve(str(tiny_base)), LORA, FP32)
     _shake(resident.model)
     return resident, _register(registry, resident, "policy")
+
+
+def test_an_adapter_whose_base_was_elsewhere_is_loaded_without_a_warning(registry, policy):
+    resident, _ = policy
+    _register(registry, resident, "travelled", trained_over="/another/machine/base")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_resident(registry, ["travelled"], FP32)
+
+    assert torch.equal(_logits(loaded.model), _logits(resident.model))
 
 
 def test_a_new_adapter_changes_nothing_before_training(registry, tiny_base):
