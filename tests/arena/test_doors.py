@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 import re
 import resource
 import signal
@@ -85,7 +87,9 @@ def test_an_interrupted_answer_keeps_its_text_and_exits_130(contest: Registry):
         "align.generate", BASE, "hello", "--registry", str(contest.root), "--max_new_tokens", "1900", "--seed", "1",
         "--temperature", "1",
     )  # fmt: skip
-    first = process.stdout.read(4)
+    if hasattr(fcntl, "F_SETPIPE_SZ"):  # whoever does not read holds the writer up before its end
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    first = os.read(process.stdout.fileno(), 4)
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=300)
 
