@@ -31,8 +31,8 @@
       const log = pane.querySelector('[role="log"]');
       if (log && log.getAttribute('aria-label') !== told) log.setAttribute('aria-label', told);
       const button = pane.closest('.column').querySelector('.expand');
-      button.setAttribute('aria-label', `${button.innerText}: ${told}`);
-      button.setAttribute('aria-pressed', pane.closest('.column').classList.contains('alone'));
+      button?.setAttribute('aria-label', `${button.innerText}: ${told}`);
+      button?.setAttribute('aria-pressed', pane.closest('.column').classList.contains('alone'));
     });
     document.querySelectorAll('.status').forEach((line) => line.setAttribute('aria-live', 'polite'));
   };
