@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.rl.report import forget_samples
+from align.rl.report import append_sample, forget_samples
 from align.rl.rewards import RewardSum
-from align.schema import Record, content_text
+from align.schema import Record
 
 
 class Judges:
@@ -42,13 +41,7 @@ class Judges:
         if not self._begun:
             forget_samples(folder, after=steps_done)
             self._begun = True
-        row = {
-            "step": steps_done + 1,
-            "prompt": content_text(record.prompt),
-            "completion": completion,
-            "score": self._rewards.total(self._sample),
-            "rewards": self._sample,
-        }
-        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        score = self._rewards.total(self._sample)
+        told = {"completion": completion, "score": score, "rewards": self._sample}
+        append_sample(folder, steps_done + 1, record, told)
         self._sample = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.schema import Record, content_text
 
@@ -36,14 +36,14 @@ def describe(experience: Experience, judged: Judged, kl_coef: float) -> dict[str
 def keep_sample(folder: Path, step: int, record: Record, judged: Judged) -> None:
     """Append the first completion of a rollout to samples.jsonl."""
     scores = judged.scores
-    row = {
-        "step": step,
-        "prompt": content_text(record.prompt),
-        "completion": scores.texts[0],
-        "score": float(scores.total[0]),
-        "rewards": {name: values[0] for name, values in scores.parts.items()},
-        "stopped": bool(judged.rollout.stopped[0]),
-    }
+    rewards = {name: values[0] for name, values in scores.parts.items()}
+    told = {"completion": scores.texts[0], "score": float(scores.total[0]), "rewards": rewards}
+    append_sample(folder, step, record, told | {"stopped": bool(judged.rollout.stopped[0])})
+
+
+def append_sample(folder: Path, step: int, record: Record, told: dict[str, Any]) -> None:
+    """Append a line to samples.jsonl: the step, the prompt, and what is told of a completion."""
+    row = {"step": step, "prompt": content_text(record.prompt)} | told
     with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
