@@ -116,6 +116,11 @@ def prepare(asked: Asked, roots: Mapping[str, Path] | None = None) -> Material:
         each.check(records)
         if each.executes_code:
             notes.append(f"{each.name}: ran what the model wrote, locked up by {', '.join(locks_here())}")
+    corpus = tuple(name for name in names if name in CORPUS)
+    if corpus and not any(reference_text(record) is not None for record in records if record.prompt):
+        raise DataError(
+            f"--scorer {corpus[0]}: needs a reference; no record of {asked.data} has one; add an answer or a completion"
+        )
     rewards = RewardSum(asked.rewards, "--rewards") if asked.rewards else None
     if rewards:
         rewards.check(records)
@@ -125,7 +130,7 @@ def prepare(asked: Asked, roots: Mapping[str, Path] | None = None) -> Material:
         {**found.describe(), "rows": len(records)},
         readers=tuple(each for each in allowed if each.options is None),
         choosers=tuple(each for each in allowed if each.options is not None),
-        corpus=tuple(name for name in names if name in CORPUS),
+        corpus=corpus,
         rewards=rewards,
         labels=labels,
         notes=[*found.notes, *notes],

@@ -13,6 +13,7 @@ import numpy as np
 
 from align.evaluation.measures import Estimate, estimate, mean_of
 from align.evaluation.overlap import Texts
+from align.evaluation.slices import Slices
 from align.evaluation.statistics import Resamples, sign_test
 from align.schema import Record
 
@@ -55,6 +56,8 @@ class Judged:
     retries: int
     consistency: float | None
     """share of pairs on which a judge asked in both positions said the same"""
+    slices: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    """the win rate by column and value"""
 
     @property
     def silent(self) -> bool:
@@ -71,16 +74,25 @@ class Judged:
         return asdict(self)
 
 
-def judged(name: str, against: str, verdicts: Verdicts, seed: int = 0) -> Judged:
-    """The win rate with its interval, and the sign test."""
+def judged(name: str, against: str, verdicts: Verdicts, seed: int = 0, parts: Slices | None = None) -> Judged:
+    """The win rate with its interval, over all records and over each part of them, and the sign test."""
     rows = verdicts.rows
     known = rows[np.isfinite(rows)]
     wins, ties, losses = (int((known == value).sum()) for value in (WIN, TIE, LOSS))
-    rate = estimate(mean_of("win_rate", rows), Resamples(len(rows), seed)) if len(known) else None
+    slices = {
+        column: {value: rate for value, places in values.items() if (rate := _win_rate(rows[places], seed))}
+        for column, values in (parts or {}).items()
+    }
     consistency = 1 - verdicts.swapped / verdicts.asked_twice if verdicts.asked_twice else None
     return Judged(
-        name, against, rate, wins, ties, losses, sign_test(wins, losses), verdicts.failed, verdicts.retries, consistency
-    )
+        name, against, _win_rate(rows, seed), wins, ties, losses, sign_test(wins, losses), verdicts.failed,
+        verdicts.retries, consistency, slices,
+    )  # fmt: skip
+
+
+def _win_rate(rows: np.ndarray, seed: int) -> Estimate | None:
+    """The mean verdict; None where there is none."""
+    return estimate(mean_of("win_rate", rows), Resamples(len(rows), seed)) if np.isfinite(rows).any() else None
 
 
 def by_scores(ours: np.ndarray, theirs: np.ndarray) -> Verdicts:

@@ -42,6 +42,10 @@ class Measure:
         """The number over all records."""
         return float(self.of(self.parts.sum(axis=0)))
 
+    def meets(self, other: Measure) -> bool:
+        """Whether both apply to some record."""
+        return bool((np.isfinite(self.rows) & np.isfinite(other.rows)).any())
+
     def take(self, places: np.ndarray) -> Measure:
         """The same measure on some of the records."""
         return Measure(self.name, self.parts[places], self.rows[places], self.of, self.better)
@@ -121,14 +125,16 @@ def estimate(measure: Measure, resamples: Resamples) -> Estimate:
 
 
 def compare(ours: Measure, theirs: Measure, resamples: Resamples) -> Comparison:
-    """Our measure less theirs on the same records; records that either lacks do not count for the sign test."""
-    drawn = ours.of(resamples.sums(ours.parts)) - theirs.of(resamples.sums(theirs.parts))
+    """Our measure less theirs on the records that both have a number for."""
     both = np.isfinite(ours.rows) & np.isfinite(theirs.rows)
+    mine, other = (np.where(both[:, None], each.parts, 0.0) for each in (ours, theirs))
+    drawn = ours.of(resamples.sums(mine)) - theirs.of(resamples.sums(other))
+    difference = float(ours.of(mine.sum(axis=0)) - theirs.of(other.sum(axis=0)))
     low, high = expanded_interval(drawn, int(both.sum()))
     gains = (ours.rows - theirs.rows)[both] * (-1 if ours.better == "lower" else 1)
     # What differs in the last bits of two sums is equal.
     wins, losses = int((gains > 1e-9).sum()), int((gains < -1e-9).sum())
     return Comparison(
-        ours.value - theirs.value, low, high, wins, len(gains) - wins - losses, losses, sign_test(wins, losses),
+        difference, low, high, wins, len(gains) - wins - losses, losses, sign_test(wins, losses),
         ours.better,
     )  # fmt: skip

@@ -94,8 +94,12 @@ def _headline(result: Result) -> Html:
         for place, (model, each) in enumerate(found)
         if each is not None
     ]
+    return join(_verdicts(result), _forest(rows, scale))
+
+
+def _forest(rows: Sequence[Html], scale: plots.Scale) -> Html:
     last = tag("div", tag("div"), tag("div", plots.axis(scale), class_="plot"), tag("div"), class_="group")
-    return join(_verdicts(result), tag("div", *rows, last, class_="card forest"))
+    return tag("div", *rows, last, class_="card forest")
 
 
 def _verdicts(result: Result) -> Html:
@@ -111,7 +115,7 @@ def _verdicts(result: Result) -> Html:
 
 
 def _size(found: Comparison) -> str:
-    digits = digits_of(found.difference)
+    digits = digits_of(max(abs(found.difference), abs(found.low), abs(found.high)))
     return f"{abs(found.difference):.{digits}f}"
 
 
@@ -173,7 +177,8 @@ def _comparisons(result: Result) -> Html:
     first = result.models[0].reference
     note = (
         f"Differences from {first} on the same records, each on a scale of its own. Won, tied and lost count records; "
-        "the sign test is two-sided, ties left out."
+        "the sign test is two-sided, ties left out. Grey bars are of numbers that are neither better high nor low: "
+        "there the higher number won."
     )
     return join(tag("p", note, class_="note"), *(_comparison(model) for model in result.models[1:]))
 
@@ -190,7 +195,7 @@ def _comparison(model: ModelResult) -> Html:
                 tag("th", name_of(name), scope="row"),
                 tag("td", plots.difference(found, 1.12 * max(ends) or 1.0), class_="plot"),
                 tag("td", show_difference(found)),
-                tag("td", plots.votes(found.wins, found.ties, found.losses), class_="plot"),
+                tag("td", plots.votes(found.wins, found.ties, found.losses, found.better), class_="plot"),
                 tag("td", f"{found.wins} / {found.ties} / {found.losses}"),
                 tag("td", show_p(found.p)),
             )
@@ -216,12 +221,28 @@ def _judged(result: Result) -> Html:
         for model in result.models
         for found in model.judged
     ]
+    parts = [
+        tag(
+            "tr",
+            tag("th", model.reference, scope="row"),
+            tag("td", found.judge),
+            tag("td", f"{column}: {value}"),
+            tag("td", _number(rate)),
+            tag("td", f"{rate.n}"),
+        )
+        for model in result.models
+        for found in model.judged
+        for column, values in found.slices.items()
+        for value, rate in values.items()
+    ]
+    part_head = tag("tr", *(tag("th", word) for word in ("model", "judge", "part", "win rate", "pairs")))
     note = (
         f"Whose answer is better, the model's or that of {result.models[0].reference}. Ties count half. A judge that "
         "was asked is asked in both orders, and a verdict that follows the order is a tie. Pairs without a verdict are "
         "left out and counted."
     )
-    return join(tag("p", note, class_="note"), _table(head, rows))
+    divided = join(tag("h3", "By language and kind"), _table(part_head, parts)) if parts else None
+    return join(tag("p", note, class_="note"), _table(head, rows), divided)
 
 
 def _slices(result: Result) -> Html:
@@ -236,7 +257,7 @@ def _slices(result: Result) -> Html:
                 if found is not None:
                     rows.append(_forest_row(model.reference, "", found, scale, place))
             title = tag("h3", f"{column}: {value} ", tag("span", f"{first.count} records", class_="tag"))
-            blocks.append(join(title, tag("div", *rows, class_="card forest")))
+            blocks.append(join(title, _forest(rows, scale)))
     note = tag("p", f"{_capital(name_of(name))} on parts of the data; the JSON file has every measure.", class_="note")
     return join(note, *blocks)
 

@@ -36,6 +36,7 @@ svg text{fill:var(--faint);font-size:11.5px}.grid{stroke:var(--grid)}.zero{strok
 .whisker{stroke-width:3;stroke-linecap:round;opacity:.55}.dot{stroke:var(--card);stroke-width:2}
 .whisker.good{stroke:var(--good)}.whisker.bad{stroke:var(--bad)}.whisker.even{stroke:var(--even)}
 .dot.good,.bar.good{fill:var(--good)}.dot.bad,.bar.bad{fill:var(--bad)}.dot.even,.bar.even{fill:var(--even)}
+.bar.plain{fill:var(--soft)}.bar.faint{fill:var(--line)}main>section>ul{overflow-wrap:anywhere}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:12px;background:var(--card)}
 table{border-collapse:collapse;width:100%;font-size:14px}
 th,td{padding:9px 14px;text-align:right;border-bottom:1px solid var(--grid);vertical-align:middle;white-space:nowrap}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.evaluation.markup import Html, join, tag
-from align.evaluation.measures import Comparison, Estimate
+from align.evaluation.measures import Better, Comparison, Estimate
 
 _BINS = 24
 
@@ -75,10 +75,11 @@ def difference(found: Comparison, most: float) -> Html:
     return _svg(parts, "track", f"{found.difference:+.4g}")
 
 
-def votes(wins: int, ties: int, losses: int) -> Html:
-    """Wins, ties and losses as parts of a bar."""
+def votes(wins: int, ties: int, losses: int, better: Better = "higher") -> Html:
+    """Wins, ties and losses as parts of a bar; without green and red where neither is better."""
+    kinds = ("plain", "even", "faint") if better is None else ("good", "even", "bad")
     total, left, parts = max(1, wins + ties + losses), 0.0, []
-    for count, kind in ((wins, "good"), (ties, "even"), (losses, "bad")):
+    for count, kind in zip((wins, ties, losses), kinds, strict=True):
         width = 100 * count / total
         parts.append(tag("rect", x=f"{left:.2f}%", y="30%", width=f"{width:.2f}%", height="40%", class_=f"bar {kind}"))
         left += width

@@ -119,7 +119,7 @@ def _on(ours: Measures, theirs: Measures, places: Any, seed: int) -> Numbers:
 
 def _numbers(ours: Measures, theirs: Measures, resamples: Resamples) -> Numbers:
     estimates = {name: estimate(measure, resamples) for name, measure in ours.items()}
-    shared = {name: measure for name, measure in ours.items() if name in theirs and theirs[name].count}
+    shared = {name: measure for name, measure in ours.items() if name in theirs and measure.meets(theirs[name])}
     against = {name: compare(measure, theirs[name], resamples) for name, measure in shared.items()}
     return Numbers(resamples.size, estimates, against)
 

@@ -69,7 +69,7 @@ def judge_all(runs: Sequence[Run], material: Material, judges: dict[str, Judge |
     found: Judgements = {}
     for run in runs[1:]:
         found[run.reference] = [
-            judged(name, first.reference, _verdicts(judge, run, first, material.records), seed)
+            judged(name, first.reference, _verdicts(judge, run, first, material.records), seed, material.slices)
             for name, judge in judges.items()
         ]
     return found

@@ -7,7 +7,8 @@ keep(registry, found, Outputs(report="report.html"))
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,8 @@ class Outputs:
                 raise UsageError(f"{path}: is a folder; give a file")
             if not folder.is_dir():
                 raise UsageError(f"{path}: no folder {folder}; create it, or give another file")
+            if not os.access(path if Path(path).exists() else folder, os.W_OK):
+                raise UsageError(f"{path}: may not be written by you; give another file")
 
 
 def evaluate(
@@ -71,23 +74,31 @@ def evaluate(
 
 def keep(registry: Registry, found: Evaluation, outputs: Outputs) -> list[str]:
     """Write the files and the registry's records; gives the references of the versions that have one now."""
-    if outputs.json:
-        write_json(outputs.json, found.result.as_dict())
-    if outputs.samples:
-        _write_samples(Path(outputs.samples), found)
-    if outputs.report:
-        _write_report(registry, Path(outputs.report), found)
     kept = []
     for model, run in zip(found.result.models, found.runs, strict=True) if outputs.record else ():
         if evaluations.belongs(registry, run.checkpoint):
             evaluations.add(registry, run.checkpoint, record_of(found.result, model))
             kept.append(model.reference)
+    if outputs.json:
+        write_json(outputs.json, found.result.as_dict())
+    if outputs.samples:
+        _write(outputs.samples, _samples(found))
+    if outputs.report:
+        _write(outputs.report, [_report(registry, found)])
     return kept
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
     """All numbers as a file."""
-    Path(path).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(path, [json.dumps(value, indent=1, ensure_ascii=False), "\n"])
+
+
+def _write(path: str, pieces: Iterable[str]) -> None:
+    try:
+        with Path(path).open("w", encoding="utf-8") as file:
+            file.writelines(pieces)
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be written ({error.strerror}); free space or give another file") from None
 
 
 def refuse_silence(result: Result) -> None:
@@ -108,17 +119,15 @@ def _check_reward_model(registry: Registry, asked: Asked) -> None:
         check_score_head(registry.resolve(asked.reward_model))
 
 
-def _write_samples(path: Path, found: Evaluation) -> None:
+def _samples(found: Evaluation) -> Iterator[str]:
     from align.evaluation.samples import sample_rows
 
-    with path.open("w", encoding="utf-8") as file:
-        for row in sample_rows(found.runs, found.material):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    for row in sample_rows(found.runs, found.material):
+        yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _write_report(registry: Registry, path: Path, found: Evaluation) -> None:
+def _report(registry: Registry, found: Evaluation) -> str:
     from align.evaluation.page import Report, draw_page
 
     lineages = [registry.lineage(run.checkpoint) for run in found.runs]
-    page = draw_page(Report(found.result, found.runs, found.material, lineages))
-    path.write_text(page, encoding="utf-8")
+    return draw_page(Report(found.result, found.runs, found.material, lineages))

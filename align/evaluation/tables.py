@@ -64,7 +64,7 @@ def draw(result: Result) -> str:
 
 def _overall(result: Result) -> str:
     rows = result.data["rows"]
-    title = f"{result.data['name']}: {rows} records, mean [95% interval]"
+    title = f"{result.data['name']}: {rows} record{'s' * (rows != 1)}, mean [95% interval]"
     head = ["measure", *(model.reference for model in result.models)]
     lines = [
         [name_of(name), *(show_estimate(model.overall.estimates.get(name)) for model in result.models)]

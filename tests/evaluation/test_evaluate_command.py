@@ -10,7 +10,11 @@ import sys
 
 import pytest
 
+from align.engine.protocol import Sampling
+from align.errors import MachineError
 from align.evaluate import _parser, main, read_judges
+from align.evaluation.asked import Asked
+from align.evaluation.session import Outputs, evaluate, keep
 from align.registry import doctor, evaluations
 from align.registry.__main__ import main as registry_main
 
@@ -215,6 +219,25 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(run, questions, monk
     assert found[2].count("\n") == 1
 
 
+def test_a_metric_that_no_record_has_a_reference_for_is_refused(run, tmp_path):
+    (tmp_path / "bare.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+
+    code, _, told = run("red", "--data", tmp_path / "bare.jsonl", "--scorer", "bleu")
+
+    assert (code, "--scorer bleu: needs a reference" in told) == (3, True)
+
+
+def test_a_file_that_takes_nothing_is_named_and_costs_no_record(family, questions):
+    asked = Asked(data=str(questions), sampling=Sampling(0.0, max_new_tokens=2), scorers=("token_f1",), kl=False)
+    found = evaluate(family, ["blue"], asked)
+    before = len(evaluations.of(family.resolve("blue")))
+
+    with pytest.raises(MachineError, match=r"/dev/full: cannot be written .No space left on device.; free space"):
+        keep(family, found, Outputs(report="/dev/full"))
+
+    assert len(evaluations.of(family.resolve("blue"))) == before + 1
+
+
 def test_a_missing_package_is_named_with_its_command(run, questions, monkeypatch):
     known = importlib.util.find_spec
     monkeypatch.setattr(
@@ -265,10 +288,6 @@ def test_two_judges_of_one_name_are_both_heard():
 
 
 def test_programs_evaluate_without_a_command_line(family, questions, tmp_path):
-    from align.engine.protocol import Sampling
-    from align.evaluation.asked import Asked
-    from align.evaluation.session import Outputs, evaluate, keep
-
     asked = Asked(data=str(questions), sampling=Sampling(0.0, max_new_tokens=4), scorers=("token_f1",), kl=False)
     before = len(evaluations.of(family.resolve("red")))
 

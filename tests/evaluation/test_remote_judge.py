@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from align.errors import MachineError, UsageError
-from align.evaluation.judging import judged
+from align.evaluation.judging import Verdicts, judged
 from align.evaluation.kept import Kept
 from align.evaluation.remote_judge import RemoteJudge, judge_at, read_verdict
 from align.schema import Record, user
@@ -114,6 +114,16 @@ def test_a_judge_that_sees_both_orders_is_believed(serve):
     assert found.p == pytest.approx(2 / 2**8)
     assert len(server.bodies) == 16
     assert set(server.keys) == {"Bearer secret"}
+
+
+def test_the_win_rate_is_told_for_each_part_of_the_data():
+    rows = np.array([1.0, 0.0, 0.5, np.nan])
+    parts = {"language": {"en": np.array([0, 2]), "zh": np.array([1]), "de": np.array([3])}}
+
+    found = judged("judge", "m@v1", Verdicts(rows), parts=parts)
+
+    told = {value: (rate.value, rate.n) for value, rate in found.slices["language"].items()}
+    assert told == {"en": (0.75, 2), "zh": (0.0, 1)}
 
 
 def test_a_judge_that_follows_the_position_makes_ties(serve):

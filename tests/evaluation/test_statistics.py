@@ -117,3 +117,14 @@ def test_a_slice_is_the_measure_of_its_records():
 
     assert isinstance(part, Measure)
     assert part.value == 0.75
+
+
+def test_a_difference_is_of_the_records_that_both_models_have():
+    ours, theirs = mean_of("score", [1.0, 0.0, np.nan, 1.0]), mean_of("score", [0.0, 0.0, 0.0, np.nan])
+
+    found = compare(ours, theirs, Resamples(4))
+
+    assert found.difference == pytest.approx(0.5)
+    assert (found.wins, found.ties, found.losses) == (1, 1, 0)
+    assert found.low <= 0.5 <= found.high
+    assert not mean_of("score", [1.0, np.nan]).meets(mean_of("score", [np.nan, 1.0]))
