@@ -187,6 +187,15 @@ def test_a_reward_model_goes_on_from_another_with_its_head(trained, preferences,
     assert trained.resolve("further").manifest["parents"][0]["reference"] == "judge@v1"
 
 
+def test_its_plan_counts_the_score_head(trained, tiny_base, preferences, capsys):
+    words = ["lora.r=1", "lora.target_modules=[q_proj]", "--dry-run"]
+
+    assert train(trained.root, tiny_base, preferences, "plan", *words) == 0
+
+    # Two layers of 32 to 32, A and B, and a weight for each of 32 hidden values.
+    assert f"trainable  {2 * (32 + 32) + 32} of " in capsys.readouterr().out
+
+
 PAIRS = [
     ("fox", "blue eggs over there", "and away", 0.5),
     ("dog", "the blue eggs", "lazy dog with the fox", -0.25),

@@ -184,7 +184,11 @@ def use_fast_path(model: Any, say: Callable[[str], None], temperature: float = 1
     if kind not in FAMILIES or not _logits_are_plain(base):
         say(f"fast path: not for {kind} models; the stock path is used")
         return None
-    if temperature != 1 and base.get_output_embeddings().bias is not None:
+    head = base.get_output_embeddings()
+    if head is not None and "forward" in vars(head):
+        say("fast path: not with a head that computes in its own way (cast_lm_head_to_fp32); the stock path is used")
+        return None
+    if temperature != 1 and head.bias is not None:
         say(f"fast path: not with temperature={temperature:g} over a head with a bias; the stock path is used")
         return None
     _use_packed_attention(base)

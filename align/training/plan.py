@@ -14,7 +14,7 @@ from align.data.checks import refuse_leak
 from align.data.tokenised import TokenSet, tokenise
 from align.models.adapters import tokenizer_home
 from align.models.checks import check_models
-from align.models.counting import count_trainable
+from align.models.counting import count_trainable, text_config
 from align.models.memory import Head, Pass, estimate
 from align.models.tokenizers import load_tokenizer
 from align.training.preflight import preflight
@@ -42,7 +42,9 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     started = preflight(stage, config, registry)
     found = _load(stage, config, registry, config.data)
     check_models(config, registry, started)
-    outline = stage.outline(config, found) if stage.outline and not started else _outline(config, registry, started)
+    outline = (
+        stage.outline(config, found) if stage.outline and not started else _outline(stage, config, registry, started)
+    )
     tokens = _tokenise(stage, config, registry, found, outline.tokenizer)
     lines = {
         "start": outline.start,
@@ -66,10 +68,13 @@ def _load(stage: Stage, config: StageConfig, registry: Registry, spec: str | lis
     return load_records(spec, view=stage.view, on_bad_row=config.on_bad_row, roots={"registry": registry.root})
 
 
-def _outline(config: StageConfig, registry: Registry, started: dict[str, Checkpoint]) -> Outline:
+def _outline(stage: Stage, config: StageConfig, registry: Registry, started: dict[str, Checkpoint]) -> Outline:
     parent = started["model"]
     base = registry.resolve_base(parent) if parent.is_adapter else parent
     trainable, total = count_trainable(parent, base, config)
+    if stage.head == "score":
+        width = text_config(base).hidden_size
+        trainable, total = trainable + width, total + width
     tokenizer = load_tokenizer(tokenizer_home(parent, base), write)
     return Outline(f"{parent.reference} (base {base.reference})", tokenizer, trainable, total)
 

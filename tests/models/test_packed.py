@@ -230,6 +230,17 @@ def test_a_first_batch_that_differs_makes_it_step_aside(zoo, monkeypatch):
     assert torch.equal(found, stock)
 
 
+def test_a_head_that_was_given_another_precision_takes_the_stock_path(zoo):
+    model, _ = scorer(zoo("llama"))
+    said: list[str] = []
+    # As TRL does for cast_lm_head_to_fp32, so that autocast leaves it alone.
+    model.lm_head.forward = lambda hidden: torch.nn.functional.linear(hidden.float(), model.lm_head.weight.float())
+
+    assert use_fast_path(model, said.append) is None
+
+    assert "cast_lm_head_to_fp32" in said[0]
+
+
 def _without_ends(found):
     return replace(found, parts=(Part(0, found.ids.shape[1]),))
 
