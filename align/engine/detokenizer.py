@@ -11,6 +11,12 @@ _INCOMPLETE = "�"
 _PATIENCE = 16
 
 
+def text_of(token: int, tokenizer: Any) -> str:
+    """The text of one token as it is within a text: tokenizers may drop the space before the first word of one."""
+    first, both = (str(tokenizer.decode([token] * times)) for times in (1, 2))
+    return both[len(first) :]
+
+
 class Detokenizer:
     """Decodes one row token by token, over a short window, so a long answer costs no more a token than a short one.
 

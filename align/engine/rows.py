@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from align.engine.detokenizer import text_of
 from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowError, Sampling, Token
 from align.engine.sampling import RowSampler
 from align.engine.speech import Piece, Speech
@@ -156,11 +157,11 @@ def encode(row: Row, tokenizer: Any) -> list[int]:
 def describe(token: int, logits: Tensor, alternatives: int, tokenizer: Any) -> Token:
     """How likely a token was under logits (V,), and the likeliest there with it."""
     logprobs = logits.log_softmax(dim=-1)
-    return Token(token, tokenizer.decode([token]), float(logprobs[token]), likeliest(logprobs, alternatives, tokenizer))
+    return Token(token, text_of(token, tokenizer), float(logprobs[token]), likeliest(logprobs, alternatives, tokenizer))
 
 
 def likeliest(logprobs: Tensor, count: int, tokenizer: Any) -> tuple[tuple[str, float], ...]:
     """The texts and log-probabilities of the largest of logprobs (V,), largest first."""
     top = logprobs.topk(min(count, logprobs.shape[-1]))
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return tuple((tokenizer.decode([token]), logprob) for token, logprob in pairs)
+    return tuple((text_of(token, tokenizer), logprob) for token, logprob in pairs)

@@ -20,6 +20,9 @@ from align.server.service import Service
 
 LOG = logging.getLogger("align.server")
 
+CLIENT_GONE = 499
+"""nginx's number for a client that did not wait; only the log and the metrics ever see it"""
+
 _NOTE = "align.note"
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics", "/health", "/ready", "/ui")
@@ -83,7 +86,7 @@ class Account:
                 await JSONResponse(broken().body, 500)(scope, receive, watched)
         finally:
             self._service.running -= counted
-            self._write(scope, note, note.status or status, time.perf_counter() - started)
+            self._write(scope, note, note.status or status or CLIENT_GONE, time.perf_counter() - started)
 
     def _write(self, scope: Scope, note: Note, status: int, seconds: float) -> None:
         path = _known(scope["path"])

@@ -79,11 +79,14 @@ async def _refuse(_request: Request, refusal: Exception) -> Response:
     return _response(refusal)
 
 
-async def _refuse_invalid(_request: Request, error: Exception) -> Response:
+async def _refuse_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return _response(Refusal(400, "the body is no JSON; send an object", code="invalid_json"))
+    if "json" not in request.headers.get("content-type", ""):
+        about = "the body is not said to be JSON; send the header Content-Type: application/json"
+        return _response(Refusal(400, about, code="invalid_json"))
     # The first part says that it was in the body.
     param = ".".join(map(str, first["loc"][1:])) or None
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"

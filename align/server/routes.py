@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from align.engine.protocol import Event, Row, RowDelta, RowDone, Token
 from align.server import replies
-from align.server.account import Note, note_of
+from align.server.account import CLIENT_GONE, Note, note_of
 from align.server.bodies import Asking, ChatBody, CompletionBody
 from align.server.metrics import CONTENT_TYPE
 from align.server.refusals import Refusal
@@ -164,10 +164,6 @@ class Answer:
         self._note.completion_tokens += done.completion_tokens
         if done.reason == "cancelled":
             self._note.status = CLIENT_GONE
-
-
-CLIENT_GONE = 499
-"""nginx's number for a client that did not wait; only the log and the metrics ever see it"""
 
 
 class EventStream(Response):

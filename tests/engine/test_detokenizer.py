@@ -5,7 +5,7 @@ import random
 import pytest
 from tiny import tiny_tokenizer
 
-from align.engine.detokenizer import Detokenizer
+from align.engine.detokenizer import Detokenizer, text_of
 
 TEXTS = [
     "the quick brown fox",
@@ -19,6 +19,24 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def tokenizer():
     return tiny_tokenizer()
+
+
+@pytest.mark.parametrize("prefix", ["always", "never"])
+def test_a_token_alone_keeps_the_space_that_it_has_in_a_text(prefix):
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"▁the": 0, "▁fox": 1, "es": 2}, unk_token="es"))
+    words.decoder = decoders.Metaspace(prepend_scheme=prefix)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+
+    assert [text_of(token, tokenizer) for token in (0, 1, 2)] == [" the", " fox", "es"]
+
+
+def test_a_token_alone_is_its_own_text(tokenizer):
+    tokens = tokenizer.encode("the fox 中<|im_end|>")
+
+    assert [text_of(token, tokenizer) for token in tokens] == [tokenizer.decode([token]) for token in tokens]
 
 
 @pytest.mark.parametrize("text", TEXTS)

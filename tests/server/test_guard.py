@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -79,10 +80,14 @@ def test_a_page_of_this_server_may_ask(server, http):
     assert http.post(CHAT, json=ASK, headers={"origin": server.url}).status_code == 200
 
 
-def test_a_form_of_a_browser_is_no_request(http):
-    response = http.post(CHAT, content=json.dumps(ASK), headers={"content-type": "text/plain"})
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", None])
+def test_what_is_not_sent_as_json_is_no_request_and_told_how_to_be_one(http, kind):
+    headers = {} if kind is None else {"content-type": kind}
+
+    response = http.post(CHAT, content=json.dumps(ASK), headers=headers)
 
     assert response.status_code == 400
+    assert "Content-Type: application/json" in error_of(response)["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/nothing", "/docs"])
@@ -185,3 +190,14 @@ def test_answers_are_not_sniffed_and_streams_are_not_buffered(http):
         assert response.headers["content-type"].startswith("text/event-stream")
         assert (response.headers["cache-control"], response.headers["x-accel-buffering"]) == ("no-cache", "no")
         assert response.read().endswith(b"data: [DONE]\n\n")
+
+
+def test_a_client_that_leaves_before_its_body_has_come_is_counted_as_gone():
+    with running(poet(), limits=Limits(drain_seconds=PATIENCE)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as line:
+            line.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        while b'status="' not in (text := server.service.metrics.text()):
+            time.sleep(0.01)
+
+    assert b'status="499"' in text
