@@ -100,7 +100,7 @@ def complete(
 
 
 def _recall(talks: _Talks, owners: Sequence[_Owner], sampling: Sampling, kept: Mapping[str, Kept]) -> None:
-    """Go on from what an earlier try has written, and say in a line how much that is."""
+    """Go on from what an earlier evaluation has written, and say in a line how much that is."""
     found = 0
     for owner in owners:
         while talks.waits(owner):
@@ -114,7 +114,7 @@ def _recall(talks: _Talks, owners: Sequence[_Owner], sampling: Sampling, kept: M
         total = sum(1 + len(_follow_ups(talks.records[place])) for _, place in owners)
         folder = next(iter(kept.values())).path.parent
         sys.stderr.write(
-            f"{found} of {total} completions are kept from an earlier try; delete {folder} to have them written anew\n"
+            f"{found} of {total} completions are kept from an earlier evaluation; delete {folder} to have them anew\n"
         )
 
 

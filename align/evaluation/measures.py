@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -121,7 +122,13 @@ def estimate(measure: Measure, resamples: Resamples) -> Estimate:
         _, low, high = wilson(float(known.mean()), len(known))
     else:
         low, high = expanded_interval(measure.of(resamples.sums(measure.parts)), measure.count)
-    return Estimate(measure.value, low, high, measure.count, measure.better)
+    return Estimate(measure.value, *_met(measure.value, low, high), measure.count, measure.better)
+
+
+def _met(value: float, low: float, high: float) -> tuple[float, float]:
+    """The ends of an interval; one that differs from the value in the last bits of two sums is the value."""
+    low, high = (value if math.isclose(end, value, rel_tol=1e-9, abs_tol=1e-12) else end for end in (low, high))
+    return low, high
 
 
 def compare(ours: Measure, theirs: Measure, resamples: Resamples) -> Comparison:
@@ -135,6 +142,6 @@ def compare(ours: Measure, theirs: Measure, resamples: Resamples) -> Comparison:
     # What differs in the last bits of two sums is equal.
     wins, losses = int((gains > 1e-9).sum()), int((gains < -1e-9).sum())
     return Comparison(
-        difference, low, high, wins, len(gains) - wins - losses, losses, sign_test(wins, losses),
+        difference, *_met(difference, low, high), wins, len(gains) - wins - losses, losses, sign_test(wins, losses),
         ours.better,
     )  # fmt: skip

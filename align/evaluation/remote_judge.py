@@ -90,7 +90,7 @@ class RemoteJudge:
             found = list(pool.map(lambda pair: self._pair(client, *pair), pairs))
         if self.kept and self._recalled:
             sys.stderr.write(
-                f"{self._recalled} verdicts of judge {self.model} are kept from an earlier try; "
+                f"{self._recalled} verdicts of judge {self.model} are kept from an evaluation that was cut off; "
                 f"delete {self.kept.path} to ask for them anew\n"
             )
         return Verdicts(

@@ -217,7 +217,7 @@ def test_verdicts_of_an_earlier_try_are_not_asked_for_again(serve, tmp_path, cap
     assert np.array_equal(again.rows, first.rows, equal_nan=True)
     assert (again.failed, again.asked_twice) == ({"no verdict in its answer": 1}, 7)
     assert [("question 5" in str(body)) for body in server.bodies] == [True]
-    assert "14 verdicts of judge judge are kept from an earlier try" in capsys.readouterr().err
+    assert "14 verdicts of judge judge are kept from an evaluation that was cut off" in capsys.readouterr().err
     another = RemoteJudge(server.url, "other", tries=1, kept=Kept(tmp_path / "verdicts.jsonl"))
     assert another(RECORDS[:1], GOOD[:1], BAD[:1]).rows.tolist() == [1.0]
     assert len(server.bodies) == 3

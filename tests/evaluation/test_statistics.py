@@ -128,3 +128,9 @@ def test_a_difference_is_of_the_records_that_both_models_have():
     assert (found.wins, found.ties, found.losses) == (1, 1, 0)
     assert found.low <= 0.5 <= found.high
     assert not mean_of("score", [1.0, np.nan]).meets(mean_of("score", [np.nan, 1.0]))
+
+
+def test_an_interval_without_width_ends_at_its_value():
+    found = estimate(mean_of("score", [0.7 + 0.1 / 8] * 33), Resamples(33))
+
+    assert found.low == found.value == found.high
