@@ -121,7 +121,7 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 _OF_RUNS = (
     "  --dry-run         check settings and data, print the plan, load no weights",
-    "  --resume          go on with the newest unfinished run of this name",
+    "  --resume          go on with the newest unfinished run of this name and these settings",
     "  --allow-change K  let setting K differ from the run that is resumed",
     "  --print_config    print the resolved settings and stop",
 )

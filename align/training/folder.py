@@ -20,7 +20,7 @@ from align.registry.redaction import redact_lines
 from align.training.arguments import explain_passthrough
 from align.training.checkpoints import check_allowed, refuse_changes
 from align.training.ranks import join_ranks
-from align.training.run import Run
+from align.training.run import Run, settings_of
 from align.training.shortage import explain_shortage
 from align.training.stops import heed_signals
 
@@ -42,7 +42,7 @@ def open_run(
     """
     ranks = join_ranks()
     runs = registry.runs_dir(config.name)
-    folder = ranks.share(lambda: (_unfinished(runs) if resume else None) or _new_folder(runs))
+    folder = ranks.share(lambda: (_to_go_on_with(runs, config) if resume else None) or _new_folder(runs))
     run = Run(stage, config, registry, folder, resume=resume)
     run.ranks, run.checkpoints.ranks = ranks, ranks
     run.checkpoints.allow_change = allow_change
@@ -110,19 +110,34 @@ def _new_folder(runs: Path) -> Path:
     raise MachineError(f"{runs}: a thousand runs started this second; wait a second")
 
 
-def _unfinished(runs: Path) -> Path | None:
-    """The newest run with a checkpoint, else the newest; a finished one newer than both ends the search.
+def _to_go_on_with(runs: Path, config: StageConfig) -> Path | None:
+    """The run to go on with: one that was started with these settings, else any, which is refused for what differs.
 
     None when there is no run yet, so that `--resume` is safe in a job that is queued again.
     """
     found = sorted((path for path in runs.glob("*") if (path / STARTED).is_file()), reverse=True)
-    newest = found[0] if found else None
+    return _unfinished([folder for folder in found if _was_started_with(folder, config)]) or _unfinished(found)
+
+
+def _was_started_with(folder: Path, config: StageConfig) -> bool:
+    """Whether a run has these settings, apart from what its references stand for."""
+    try:
+        saved = json.loads((folder / STARTED).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return all(saved.get(key) == value for key, value in settings_of(config).items() if key not in config.references)
+
+
+def _unfinished(found: list[Path]) -> Path | None:
+    """Of runs, newest first, the newest with a checkpoint, else the newest; a finished one newer than both ends the
+    search.
+    """
     for folder in found:
         if (folder / FINISHED).is_file():
-            return folder if folder == newest else newest
+            return found[0]
         if any(folder.glob("checkpoint-*")):
             return folder
-    return newest
+    return found[0] if found else None
 
 
 def _holds_work(folder: Path) -> bool:

@@ -195,11 +195,10 @@ class Run:
 
         Access tokens among the settings are left out: this is written to disk, and another token is no other run.
         """
-        settings = {key: value for key, value in self.config.model_dump(mode="json").items() if key not in _FREE}
         starts = {key: self._identify(reference) for key, reference in self.config.references.items()}
         return (
             {"stage": self.stage.name}
-            | redact(settings)
+            | settings_of(self.config)
             | starts
             | {"world_size": self.ranks.count, "versions": package_versions()}
         )
@@ -241,6 +240,11 @@ class Run:
         """Let go of the files it holds open."""
         if self._events is not None:
             self._events.close()
+
+
+def settings_of(config: StageConfig) -> dict[str, Any]:
+    """The settings by which a run is known again, as JSON values."""
+    return redact({key: value for key, value in config.model_dump(mode="json").items() if key not in _FREE})
 
 
 def _plain(value: Any) -> Any:

@@ -89,6 +89,21 @@ def test_a_failed_attempt_in_between_does_not_hide_the_work(tmp_path, tiny_base,
     assert "resuming from step 4" in capsys.readouterr().out
 
 
+def test_a_finished_run_with_other_settings_in_between_does_not_hide_the_work(
+    tmp_path, tiny_base, demonstrations, monkeypatch, capsys
+):
+    words = line(tmp_path, model=tiny_base, data=demonstrations, name="between")
+    with monkeypatch.context() as patch:
+        cut_at(patch, 5)
+        assert main(sft.STAGE, words) == 130
+    assert main(sft.STAGE, [*words, "max_steps=2", "warmup_ratio=0"]) == 0
+
+    assert main(sft.STAGE, [*words, "--resume"]) == 0
+    assert "resuming from step 4" in capsys.readouterr().out
+    assert main(sft.STAGE, [*words, "--resume"]) == 0
+    assert "already complete: between@v2" in capsys.readouterr().out
+
+
 def test_a_run_that_fails_before_it_logs_leaves_no_folder(tmp_path, tiny_base):
     assert main(sft.STAGE, line(tmp_path, model=tiny_base, data="absent.jsonl", name="empty")) == 3
 
