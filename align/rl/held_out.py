@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _WINDOW = 1000
 """pairs in memory at once"""
 _MARKED = 0.5
-"""a correlation with length from which it is said"""
+"""a correlation with length from which it is said, where it is also twice what so few answers have by chance"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def remarks(numbers: dict[str, float]) -> list[str]:
     chance = "; that is no better than a coin" if share.low <= 0.5 <= share.high else ""
     found = [f"held out: {numbers['held_out_pairs']:.0f} pairs, accuracy {share}{chance}"]
     leaning = numbers.get("length_correlation", 0.0)
-    if abs(leaning) >= _MARKED:
+    by_chance = (2 * numbers["held_out_pairs"]) ** -0.5
+    if abs(leaning) >= max(_MARKED, 2 * by_chance):
         found.append(
             f"held out: scores follow the length of answers (correlation {leaning:.2f}; preferring the longer answer "
             f"alone is right in {numbers['accuracy_of_longer']:.0%}); look at accuracy_chosen_shorter"
