@@ -159,6 +159,11 @@ class StageConfig(Settings):
         return (1, 0)
 
     @property
+    def leaves_holes(self) -> bool:
+        """Whether what a pass frees stays in the C library's heap."""
+        return True
+
+    @property
     def fresh_adapter(self) -> bool:
         """Whether a new adapter is trained also where the start has one, which stays as it is beside it."""
         return False

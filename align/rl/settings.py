@@ -130,6 +130,11 @@ class PpoConfig(StageConfig):
         return (2 if self.value == "adapter" else 1), (2 if self.reward_model else 1)
 
     @property
+    def leaves_holes(self) -> bool:
+        """The passes of the update give back what they free (align.rl.heap)."""
+        return False
+
+    @property
     def sampled_at_once(self) -> int:
         """Completions whose keys and values are held at a time.
 

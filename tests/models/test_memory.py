@@ -58,6 +58,7 @@ def test_ppo_holds_four_adapters_of_which_two_are_trained(llama):
     assert (four["gradients"], four["optimizer"]) == (2 * one["gradients"], 2 * one["optimizer"])
     assert without_value_adapter["gradients"] == one["gradients"]
     assert four["weights"] == one["weights"]
+    assert four["allocator"] < one["allocator"]
 
 
 def test_gradients_and_activations_are_not_added_up(llama):
