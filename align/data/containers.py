@@ -32,7 +32,7 @@ def read_path(path: Path, name: str, notes: list[str], reading: Reading | None =
             return
         path.stat()
     except FileNotFoundError:
-        siblings = [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = sorted(found.name for found in path.parent.glob("[!.]*"))
         hint = nearest(path.name, siblings) if siblings else " check the path"
         raise DataError(f"{name}: no such file;{hint}") from None
     except (OSError, ValueError) as error:  # a loop of links, no permission, a name that can be none
