@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any, NoReturn
 
@@ -9,7 +10,7 @@ import pytest
 
 FIRST, SECOND, BASE, TWIN = "crimson-sft", "azure-dpo", "granite-base", "scarlet-copy"
 JUDGE = "amber-judge"
-TIMEOUT = 60_000
+TIMEOUT = 120_000
 
 # Everything one can read or press must be inside the window, and no two buttons or fields may share a spot.
 MISFITS = """() => {
@@ -58,8 +59,21 @@ def mark(page: Any) -> None:
 
 
 def answered(page: Any) -> None:
-    """Wait until every answer is there."""
+    """Wait until every answer is there and can be judged; the page draws its parts one after the other."""
     page.locator("#status .answered:not([data-old])").wait_for(timeout=TIMEOUT)
+    page.locator("#vote-a:not([disabled])").wait_for(timeout=TIMEOUT)
+
+
+def tells(page: Any, place: str, *words: str) -> None:
+    """Wait until a part of the page says some words."""
+    for word in words:
+        page.locator(f"{place}:has-text({json.dumps(word)})").first.wait_for(timeout=TIMEOUT)
+
+
+def hides(page: Any, *words: str) -> None:
+    """Wait until nothing on the page says any of some words."""
+    said = f"{json.dumps(words)}.every(word => !document.body.innerHTML.includes(word))"
+    page.wait_for_function(said, timeout=TIMEOUT)
 
 
 def growing(page: Any, letters: int = 10) -> None:

@@ -36,10 +36,10 @@ def test_a_pane_is_expanded_by_key_and_by_button_and_both_come_back(serve, visit
     first.wait_for(state="hidden")
     assert button.get_attribute("aria-pressed") == "true"
     ask(page, "two")
-    assert second.locator(".bot").count() == 2
+    second.locator(".bot").nth(1).wait_for()
     button.click()
     first.wait_for()
-    assert first.locator(".bot").count() == 2
+    first.locator(".bot").nth(1).wait_for()
     assert button.get_attribute("aria-pressed") == "false"
     assert site.told() == set()
 
