@@ -165,12 +165,11 @@ def _refuse_page(models: int, token: str | None) -> None:
 
 
 def _load(registry: Registry, references: list[str], options: argparse.Namespace) -> LocalEngine:
-    from align.engine.local import LocalEngine
+    from align.engine.local import LocalEngine, even_read
     from align.models.adapters import load_resident
 
-    engine = LocalEngine(
-        load_resident(registry, references, precision_from(options)), max_waiting_rows=options.max_waiting
-    )
+    resident = load_resident(registry, references, precision_from(options))
+    engine = LocalEngine(resident, max_waiting_rows=options.max_waiting, max_read=even_read(resident.model))
     for note in engine.notes:
         write(note)
     return engine

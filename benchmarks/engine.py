@@ -8,7 +8,7 @@ panes       Two models answering side by side over one after the other: the same
 throughput  Prompts and answers of unequal length as an evaluation has them: tokens a second of all of them in
             `LocalEngine.complete`, over one at a time (a sample of them, the same texts).
 gap         Eight rows stream when a prompt of 2,000 words comes: the longest time between two of their tokens until
-            that prompt is read, at once over in parts as the engine does, in turn; and how long the prompt takes.
+            that prompt is read, at once over in parts as the server does, in turn; and how long the prompt takes.
 
 Each part runs in processes of its own. On cores that others use too, more threads than are free take many times longer.
 """
@@ -65,15 +65,16 @@ def write_models(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def open_engine(folder: Path, names: list[str], **options: Any) -> Any:
-    """An engine over some of the models."""
-    from align.engine.local import LocalEngine
+def open_engine(folder: Path, names: list[str], *, even: bool = False) -> Any:
+    """An engine over some of the models; an even one reads long prompts in parts."""
+    from align.engine.local import LocalEngine, even_read
     from align.models.adapters import load_resident
     from align.models.loading import Precision
     from align.registry import open_registry
 
     references = [str(folder / name) for name in names]
-    return LocalEngine(load_resident(open_registry(folder / "registry"), references, Precision(bf16=False)), **options)
+    resident = load_resident(open_registry(folder / "registry"), references, Precision(bf16=False))
+    return LocalEngine(resident, max_read=even_read(resident.model) if even else None)
 
 
 def rows_of(models: list[str], count: int) -> list[Any]:
@@ -182,8 +183,8 @@ def gap(folder: Path, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {"at once": [], "in parts": []}
     texts = set()
     for _ in range(rounds):
-        for label, options in (("at once", {"max_read": 1 << 30}), ("in parts", {})):
-            engine = open_engine(folder, ["first", "second"], **options)
+        for label in ("at once", "in parts"):
+            engine = open_engine(folder, ["first", "second"], even=label == "in parts")
             *figures, text = interrupted(engine)
             engine.close()
             found[label].append(figures)

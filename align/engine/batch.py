@@ -37,10 +37,11 @@ class Reading:
 class Batch:
     """Rows of one lane. The model is set up for them from one change of the rows to the next.
 
-    Beside rows that are being written, prompts are read in parts of `most_read` tokens, with a step after each.
+    With `most_read`, prompts are read in parts of so many tokens beside rows that are being written, with a step after
+    each part.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, lane: str, most_read: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, lane: str, most_read: int | None = None) -> None:
         from align.data.render import stop_token_ids
 
         self.lane = lane

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.engine.answers import Judge, answered, token_shift
 from align.engine.batch import Batch, Reading
@@ -31,7 +31,8 @@ class LocalEngine:
 
     `max_rows` rows at most are written at once, in a batch of at most `max_tokens` rows times columns (a longer row
     runs by itself); `max_waiting_rows` more may wait before `submit` raises Busy (None: as many as come). Between two
-    steps of rows that are being written, at most `max_read` tokens of the prompts of others are read.
+    steps of rows that are being written, `max_read` tokens of other prompts are read at most (None: all of them), so
+    that a long prompt holds nobody up for long; `even_read` is a fit number.
     `reward` is the reference of a reward model over the same base, held as one more adapter.
     """
 
@@ -43,7 +44,7 @@ class LocalEngine:
         max_rows: int = 64,
         max_tokens: int = 65536,
         max_waiting_rows: int | None = None,
-        max_read: int = 256,
+        max_read: int | None = None,
     ) -> None:
         self._resident = resident
         self._max_read = max_read
@@ -274,6 +275,14 @@ class LocalEngine:
         except Exception as error:  # out of memory, most likely; whatever it is, these rows are told
             _fail_all([row.live for row in reading.rows] if reading else [], _failure(error))
             batch.reading = None
+
+
+def even_read(model: Any) -> int:
+    """So many tokens of prompts that reading them takes a model about as long as a few steps of a batch.
+
+    Fewer would leave an accelerator idle, and more rows would wait than are written where prompts are long.
+    """
+    return 128 if model.device.type == "cpu" else 2048
 
 
 def _fail_all(rows: Iterable[LiveRow], message: str) -> None:
