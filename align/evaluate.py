@@ -98,7 +98,7 @@ def _outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", metavar="FILE", help="all numbers")
     group.add_argument("--samples", metavar="FILE.jsonl", help="every completion with its numbers")
     group.add_argument("--report", metavar="FILE.html", help="one page with plots and the worst examples")
-    group.add_argument("--no_record", "--no-record", action="store_true", help="keep nothing in the registry")
+    group.add_argument("--no_record", "--no-record", action="store_true", help="keep no numbers beside the versions")
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -114,7 +114,8 @@ def _recall(talks: _Talks, owners: Sequence[_Owner], sampling: Sampling, kept: M
         total = sum(1 + len(_follow_ups(talks.records[place])) for _, place in owners)
         folder = next(iter(kept.values())).path.parent
         sys.stderr.write(
-            f"{found} of {total} completions are kept from an earlier evaluation; delete {folder} to have them anew\n"
+            f"{found} of {total} completions of {', '.join(kept)} are kept from an earlier evaluation; "
+            f"delete {folder} to have them anew\n"
         )
 
 

@@ -59,7 +59,8 @@ def test_after_a_kill_the_same_command_goes_on_and_gives_what_an_undisturbed_one
     assert main([*words, str(tmp_path / "undisturbed.jsonl")]) == 0
     undisturbed = capsys.readouterr().err
 
-    assert f"7 of 24 completions are kept from an earlier evaluation; delete {held} to have them anew" in resumed
+    told = "7 of 24 completions of red@v1, blue@v1 are kept from an earlier evaluation"
+    assert f"{told}; delete {held} to have them anew\n" in resumed
     assert "earlier evaluation" not in undisturbed
     texts = {(tmp_path / f"{name}.jsonl").read_text() for name in ("resumed", "undisturbed")}
     assert len(texts) == 1
