@@ -162,6 +162,7 @@ def test_a_written_review_is_judged_without_any_model_until_one_is_asked(page_of
     page = visit(SimpleNamespace(url=re.search(r"http://[^ ]+", lines[1])[0] + "/")).page
     page.locator("#tab-review-button").click()
     page.locator("#review-status .answered").wait_for()
+    page.locator("#review-vote-a:not([disabled])").wait_for()
     leave_the_prompt(page)
     page.keyboard.press("1")
     page.locator("#review-status .saved").wait_for()
@@ -170,6 +171,8 @@ def test_a_written_review_is_judged_without_any_model_until_one_is_asked(page_of
     assert select.select([page_of_its_own.stdout], [], [], 0)[0] == []
     page.locator("[role=tab]").first.click()
     ask(page, "the quick brown fox", wait=False)
-    assert page_of_its_own.stdout.readline() == b"models load\n"
+    # Nothing leaves the browser while this thread waits for anything but the browser.
+    page.locator("#status .streaming").wait_for()
     page.locator("#status .answered").wait_for(timeout=3 * TIMEOUT)
+    assert page_of_its_own.stdout.readline() == b"models load\n"
     assert all(page.locator(f"#pane-{pane} .bot").inner_text() for pane in "ab")
