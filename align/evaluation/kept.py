@@ -85,7 +85,11 @@ class Kept:
 
 def _whole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file by key, what is torn or damaged left out."""
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:  # not there, or not for us
+        return
+    for line in lines:
         try:
             held = json.loads(line)
             yield held["key"], dict(held["row"])
