@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from contextlib import ExitStack
@@ -209,7 +210,7 @@ class _Watch(TrainerCallback):
     def _refuse(self, step: int, numbers: dict[str, float]) -> None:
         """End the run at a number that is not finite, and when nothing has been learned for many steps."""
         for key, value in keep(numbers, "loss", "grad_norm").items():
-            if value != value or value in (float("inf"), float("-inf")):
+            if not math.isfinite(value):
                 raise self.run.diverged(f"step {step}: {key} is {value}")
         # Completions that all scored the same teach nothing, and the next rollout may.
         moves = numbers.get("grad_norm") != 0 or numbers.get("frac_reward_zero_std") == 1
