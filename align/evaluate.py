@@ -203,6 +203,8 @@ def read_judges(options: argparse.Namespace, kept: Kept | None = None) -> dict[s
 
     if options.judge and len(options.models) < 2:
         raise UsageError("--judge: a judge compares models with the first one; give two models or more")
+    if not options.judge_timeout > 0:
+        raise UsageError(f"--judge_timeout {options.judge_timeout:g}: give seconds, more than 0")
     found: dict[str, Judge | str] = {}
     for who in options.judge:
         if who == "reward_model":

@@ -204,6 +204,7 @@ def test_perplexity_is_the_exponential_of_nats_per_token(whole, family, question
         (["--data", "Q", "--reward_model", "blue"], 4, "expected a reward model"),
         (["--data", "Q", "--report", "/nowhere/r.html"], 2, "no folder /nowhere"),
         (["--data", "Q", "--temperature", "-1"], 2, "temperature"),
+        (["--data", "Q", "--judge_timeout", "0"], 2, "--judge_timeout 0: give seconds"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(run, questions, monkeypatch, words, code, told):
