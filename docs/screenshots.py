@@ -128,6 +128,7 @@ class Camera:
     def shoot(self, name: str, *, whole: bool = False) -> None:
         """Keep a picture."""
         self.page.evaluate("document.activeElement.blur()")
+        self.page.mouse.move(0, 0)
         self.page.wait_for_timeout(400)  # until colours have faded in
         self.page.screenshot(path=IMAGES / f"{name}.png", full_page=whole, animations="disabled")
         write(f"{name}.png: {(IMAGES / f'{name}.png').stat().st_size // 1024} kB")
@@ -153,6 +154,8 @@ def photograph(studio: Studio, browser: Any, prompts: list[Messages]) -> None:
         camera.page.screenshot(path=IMAGES / "token-shift.png")
         camera = Camera(browser, url, DESK)
         camera.open("review", "#review-status .answered")
+        camera.page.locator("#review-difference").click()
+        camera.page.locator("#review-shift-a .tokens").wait_for()
         camera.shoot("review-queue")
         camera = Camera(browser, url, PHONE)
         camera.ask(QUESTION)
