@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from align.config import build, load_yaml, write
 from align.engine.options import add_model_options, precision_from
-from align.errors import UsageError, guard
+from align.errors import MachineError, UsageError, guard
 
 if TYPE_CHECKING:
     from align.evaluation.asked import Asked
@@ -113,7 +113,17 @@ def _run(options: argparse.Namespace) -> int:
     outputs = Outputs(options.json, options.samples, options.report, record=not options.no_record)
     outputs.check()
     registry = open_registry(options.registry)
+    if outputs.record and registry.root.is_dir():
+        _refuse_unwritable(registry)
     return benchmark(registry, options) if options.harness else evaluate(registry, options, outputs)
+
+
+def _refuse_unwritable(registry: Registry) -> None:
+    """Raise before the work what would end it after hours, with the switch that does without."""
+    try:
+        registry.check_writable()
+    except MachineError as error:
+        raise MachineError(f"{error}; --no_record measures without keeping the numbers there") from None
 
 
 def benchmark(registry: Registry, options: argparse.Namespace) -> int:

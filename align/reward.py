@@ -87,7 +87,7 @@ def describe_head(start: Checkpoint) -> str:
 STAGE = Stage(
     "reward", RewardConfig, reward, view="preference", columns="joined", head="score", produces="reward",
     trl_config="RewardConfig",
-    next_command="python -m align.ppo --model {parent} --reward_model {name} --data PROMPTS --name NAME",
+    next_command="python -m align.ppo --model {parent} --reward_model {name} --data PROMPTS --name NAME{settings}",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from align.data.problems import BadRow
 from align.data.scan import Scan
 from align.data.views import natural_view
 from align.data.writing import check_target, dump_row, replacing
-from align.errors import DataError, guard
+from align.errors import AlignError, DataError, guard
 from align.schema import VIEWS, Record
 
 _DATA = "a name of the catalogue, a file, a folder or hf://owner/name, with options such as :limit=500"
@@ -78,15 +78,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> int:
-    rows = [_entry(name, path) for name, path in catalogue().items()]
+    rows, broken = [], []
+    for name, path in catalogue().items():
+        try:
+            rows.append(_entry(name, path))
+        except AlignError as error:
+            broken.append(error)
+    _show(rows, options)
+    if broken:
+        raise broken[0]
+    return 0
+
+
+def _show(rows: list[dict[str, str]], options: argparse.Namespace) -> None:
     if options.json:
         write(json.dumps(rows, ensure_ascii=False, indent=2))
-        return 0
+        return
     keys = ("name", "format", "language", "license")
     widths = {key: max(len(row[key]) for row in rows) for key in keys}
     for row in rows:
         write("  ".join([*(f"{row[key] or '-':<{widths[key]}}" for key in keys), row["description"]]))
-    return 0
 
 
 def _entry(name: str, path: Path) -> dict[str, str]:

@@ -156,9 +156,11 @@ def explained(checkpoint: Checkpoint) -> Iterator[None]:
             f"{checkpoint.location}: weights cannot be read ({error}); found {files}; copy or train the model again"
         ) from None
     except (OSError, ValueError, KeyError) as error:
+        remedy = "give a registry reference, a folder with config.json and *.safetensors, or a hub id"
+        if not Path(checkpoint.location).is_dir():
+            remedy = "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"
         raise IntegrityError(
-            f"{checkpoint.reference}: no model could be loaded ({str(error).splitlines()[0]}); "
-            "give a registry reference, a folder with config.json and *.safetensors, or a hub id"
+            f"{checkpoint.reference}: no model could be loaded ({str(error).splitlines()[0]}); {remedy}"
         ) from None
 
 

@@ -105,7 +105,14 @@ def _announce(stage: Stage, run: Run, trained: Trained, checkpoint: Checkpoint) 
     if stage.next_command:
         elsewhere = run.registry.root != open_registry(None).root
         where = f" --registry {run.registry.root}" if elsewhere else ""
-        run.say(f"next: {stage.next_command.format(name=run.config.name, parent=_policy_before(trained))}{where}")
+        known = {"name": run.config.name, "parent": _policy_before(trained), "settings": _carried(run.config)}
+        run.say(f"next: {stage.next_command.format(**known)}{where}")
+
+
+def _carried(config: StageConfig) -> str:
+    """What the next stage must be told again: a `max_length` that is not the usual one, which its base may not hold."""
+    usual = type(config).model_fields["max_length"].default
+    return f" max_length={config.max_length}" if config.max_length != usual else ""
 
 
 def _policy_before(trained: Trained) -> str:

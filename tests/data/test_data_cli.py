@@ -25,6 +25,19 @@ def test_list_names_every_dataset(capsys):
     }
 
 
+def test_a_broken_entry_of_the_catalogue_is_named_after_all_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets_cfg").mkdir()
+    (tmp_path / "datasets_cfg" / "mine.yaml").write_text("sorce: rows.jsonl\n")
+
+    assert main(["list"]) == 2
+
+    said = capsys.readouterr()
+    assert "\nvotes " in said.out
+    assert "mine.yaml" in said.err
+    assert "sorce" in said.err
+
+
 def test_check_reports_bad_rows_and_exits_with_3(rows, tmp_path, capsys):
     code = main(["check", str(rows), "--report", str(tmp_path / "bad.jsonl")])
 

@@ -239,6 +239,17 @@ def test_a_file_that_takes_nothing_is_named_and_costs_no_record(family, question
     assert len(evaluations.of(family.resolve("blue"))) == before + 1
 
 
+def test_a_registry_that_takes_no_numbers_is_refused_before_the_work(tiny_base, questions, tmp_path, capsys):
+    (tmp_path / "tmp").write_text("no folder, so nothing can be staged in it")
+
+    code = main([str(tiny_base), "--data", str(questions), "--registry", str(tmp_path), *FAST])
+
+    said = capsys.readouterr()
+    assert (code, said.out) == (6, "")
+    assert "the registry cannot be written to" in said.err
+    assert "--no_record" in said.err
+
+
 def test_a_missing_package_is_named_with_its_command(run, questions, monkeypatch):
     known = importlib.util.find_spec
     monkeypatch.setattr(
