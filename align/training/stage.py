@@ -67,7 +67,7 @@ class Stage:
     trl_config: str | None = None
     """name of the TRL config that `trainer:` passes through to"""
     next_command: str = ""
-    """the command to try next; {name} is what was registered, {parent} what it was made from, {settings} what to repeat"""
+    """the command to try next; {name} is the name registered, {parent} what it was made from, {settings} what recurs"""
 
     outline: Callable[[Any, RecordSet], Outline] | None = None
     """what a run that starts from no checkpoint starts from, for its plan"""
