@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from align import dpo, reward, sft
@@ -252,6 +253,14 @@ def test_a_setting_that_cannot_work_is_named(tmp_path, tiny_base, demonstrations
     assert run(sft.STAGE, tmp_path, f"model={tiny_base}", f"data={demonstrations}", "name=z", word) == code
 
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has what is asked for")
+def test_what_needs_a_gpu_is_refused_without_one(tmp_path, tiny_base, demonstrations, capsys):
+    words = [f"model={tiny_base}", f"data={demonstrations}", "name=z", "trainer.activation_offloading=true"]
+
+    assert run(sft.STAGE, tmp_path, *words) == 2
+    assert "no GPU was found" in capsys.readouterr().err
 
 
 def test_a_dry_run_finds_what_a_run_would(tmp_path, tiny_base, demonstrations, capsys):

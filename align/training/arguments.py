@@ -81,6 +81,15 @@ def check_passthrough(stage: Stage, config: StageConfig) -> None:
             raise UsageError(f"trainer.{key}: this is set by align itself, a run depends on it; remove it")
         if key not in known:
             raise UsageError(f"trainer.{key}: no such setting of {stage.trl_config};{nearest(key, known)}")
+    if config.trainer.get("activation_offloading"):
+        _require_gpu("trainer.activation_offloading: keeps activations outside a GPU's memory")
+
+
+def _require_gpu(asked: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError(f"{asked}; no GPU was found; remove it")
 
 
 @contextmanager
