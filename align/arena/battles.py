@@ -101,6 +101,8 @@ class Battle:
     review: dict[str, Any] | None = None
     """which item of which review queue this is; nothing more is asked in one"""
     lock: threading.RLock = field(default_factory=threading.RLock)
+    settled: threading.Event | None = None
+    """set once the answers are not drawn any more; None when nobody ever drew them while they were written"""
 
     @property
     def votable(self) -> bool:

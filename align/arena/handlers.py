@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import gradio as gr
 
 from align.arena import shift_view, view
 from align.arena.ballot import Opinion
-from align.arena.battles import SCORE_SECONDS, Arena, Battle, Refusal, Setup, Turn
+from align.arena.battles import FRAME_SECONDS, SCORE_SECONDS, Arena, Battle, Refusal, Setup, Turn
 from align.arena.difference import difference_boxes
 from align.arena.difference import legend as difference_legend
 from align.arena.parts import Asking, Board, Changes
@@ -26,6 +27,8 @@ MOST_LETTERS = 20_000
 _REDRAW_SECONDS = (0.3, 1.5)
 """Of two changes that reach gradio's page within one of the browser's frames only the later one counts, be it that
 nothing changed. So what must not be lost is drawn again after a while."""
+SETTLE_SECONDS = 3.0
+"""for which a vote waits at most, already kept, for the last drawing of the answers that it stopped"""
 
 
 class Court(Protocol):
@@ -67,8 +70,10 @@ class BoardHandlers:
                 # The second half of a double click: what the first one showed stays.
                 return self.same() if str(refusal) == "voted_already" else self.refuse(refusal, visitor)
             except MachineError as error:
+                _settle(battle)
                 return {self.board.status: view.notice(str(error))}
             assert battle is not None
+            _settle(battle)
             return self.drawn(battle, visitor)
 
         return vote
@@ -159,6 +164,13 @@ class BoardHandlers:
         return {self.board.status: view.notice(visitor.words[key])}
 
 
+def _settle(battle: Battle | None) -> None:
+    """Wait until the last drawing of answers that a vote has stopped is on its way: it must not overtake the vote's."""
+    if battle is not None and battle.settled is not None and not battle.settled.is_set():
+        battle.settled.wait(SETTLE_SECONDS)
+        time.sleep(FRAME_SECONDS)  # gradio still says that the handler has ended
+
+
 class AskHandlers:
     """What can be asked, over the board that shows the answers."""
 
@@ -240,6 +252,7 @@ class AskHandlers:
     async def _follow(self, battle: Battle, visitor: Visitor) -> AsyncIterator[Changes]:
         """Draw a battle until its answers have ended."""
         self._followed.add(battle.id)
+        settled = battle.settled = threading.Event()
         board, redraw, votable = self._board.board, list(_REDRAW_SECONDS), False
         began = time.monotonic()
         try:
@@ -261,6 +274,7 @@ class AskHandlers:
                 yield self._board.drawn(battle, visitor)
         finally:
             self._leave(battle)
+            settled.set()
 
     async def _scored(self, battle: Battle) -> None:
         """Wait for the reward model where its scores are shown at once."""
