@@ -20,9 +20,9 @@ _USUAL = 32 << 20
 def own_pages() -> Iterator[None]:
     """Inside, glibc gives a block of a MiB or more, unless a hole in its heap takes it, pages of its own.
 
-    Where the C library is another one, nothing changes.
-    In its heap the tensors that a graph keeps lie between holes left by those it does not, and the holes stay: with
-    100M parameters as much again as the graph. Sampling, whose keys and values grow with each token, is quicker there.
+    Where the C library is another one, nothing changes. In glibc's heap the tensors that a graph keeps lie between
+    holes left by those it does not, and the holes stay: with 100M parameters as much again as the graph. Sampling,
+    whose keys and values grow with each token, is quicker there.
     """
     library = _glibc()
     if library is None:
