@@ -103,5 +103,9 @@ def set_field(page: Any, name: str, value: str) -> None:
     field = page.locator(f"#{name}").locator("input[type=number], textarea, input[type=text]").first
     if not field.is_visible():
         page.locator("#sampling button").first.click()
+        field.wait_for()
+        page.wait_for_timeout(300)  # what was folded is built anew, and may take back what was typed meanwhile
     field.fill(value)
     field.press("Tab")
+    # Of two changes within one of the browser's frames gradio sends only the later one.
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -168,14 +168,17 @@ class Sites:
         real: bool = False,
         seed: Any = 0,
         prompts: tuple[str, ...] = (),
+        tokens: int = 32,
     ) -> Site:
         """A page over the real engine, or over a fake one that talks at once (about "slow" things, slowly)."""
-        key = (names, blind, real, seed, prompts)
+        key = (names, blind, real, seed, prompts, tokens)
         if key not in self.running:
             self.running[key] = self._start(*key)
         return self.running[key][0].forget()
 
-    def _start(self, names: tuple[str, ...], blind: bool, real: bool, seed: Any, prompts: tuple[str, ...]) -> Any:
+    def _start(
+        self, names: tuple[str, ...], blind: bool, real: bool, seed: Any, prompts: tuple[str, ...], tokens: int
+    ) -> Any:
         from align.arena.app import Contents, build_app
         from align.arena.battles import Arena, Contestant
         from align.arena.queue import Review, ReviewQueue
@@ -184,6 +187,7 @@ class Sites:
         from align.compare import describe
         from align.engine.fake import FakeEngine
 
+        sampling = replace(SAMPLING, max_new_tokens=tokens)
         checkpoints = [self.contest.resolve(name) for name in names]
         setup = describe(checkpoints, self.contest.resolve(BASE_NAME), blind)
         if real:
@@ -195,10 +199,10 @@ class Sites:
         arena = Arena(engine, setup, VoteStore(self.votes))
         queue = None
         if prompts:
-            review = Review([[user(prompt)] for prompt in prompts], setup, SAMPLING)
+            review = Review([[user(prompt)] for prompt in prompts], setup, sampling)
             queue = ReviewQueue.open(review, self.votes.parent / "reviews", arena.votes)
             queue.generate(engine)
-        recorder = Recorder(build_app(Contents(arena, self.contest, SAMPLING, seed, queue)))
+        recorder = Recorder(build_app(Contents(arena, self.contest, sampling, seed, queue)))
         server = make_server(recorder)
         listener = open_port("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

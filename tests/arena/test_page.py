@@ -128,9 +128,8 @@ def test_a_vote_carries_provenance_reason_tags_and_a_pseudonym(serve, visit):
 
 
 def test_a_vote_while_the_answers_are_written_stops_them_and_is_marked(serve, visit):
-    site = serve()
+    site = serve(tokens=1000)
     page = visit(site).page
-    set_field(page, "max_new_tokens", "1000")
     ask(page, "slow", wait=False)
     growing(page)
 
@@ -308,9 +307,8 @@ def test_the_page_describes_no_api_and_keeps_no_history(serve):
 
 
 def test_two_visitors_run_at_once_without_mixing(serve, visit):
-    site = serve()
+    site = serve(tokens=1000)
     first, second = visit(site).page, visit(site).page
-    set_field(first, "max_new_tokens", "1000")
 
     ask(first, "slow fox", wait=False)
     growing(first)

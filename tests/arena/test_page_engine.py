@@ -34,9 +34,8 @@ def test_equal_models_at_one_seed_write_equal_text_in_both_panes(serve, visit):
 
 def test_both_panes_grow_together_and_stop_leaves_what_can_be_judged(serve, visit, gate):
     gate.close(after=40, seconds=0.2)
-    site = serve(real=True)
+    site = serve(real=True, tokens=1000)
     page = visit(site).page
-    set_field(page, "max_new_tokens", "1000")
     ask(page, "the quick brown fox", wait=False)
     growing(page)
     page.locator("#status .streaming").wait_for()
@@ -52,11 +51,10 @@ def test_both_panes_grow_together_and_stop_leaves_what_can_be_judged(serve, visi
 
 def test_closing_the_page_frees_the_engine(serve, visit, gate, monkeypatch):
     gate.close(after=40, seconds=0.2)
-    site = serve(real=True)
+    site = serve(real=True, tokens=1000)
     asked, submit = [], site.arena.engine.submit
     monkeypatch.setattr(site.arena.engine, "submit", lambda request: asked.append(submit(request)) or asked[-1])
     window = visit(site)
-    set_field(window.page, "max_new_tokens", "1000")
     ask(window.page, "the quick brown fox", wait=False)
     growing(window.page)
 

@@ -71,6 +71,7 @@ class Running:
 
     url: str
     service: Service
+    thread: threading.Thread
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         """The answer to a GET."""
@@ -107,7 +108,7 @@ def running(
         url = address_of(listener)
         thread = threading.Thread(target=serve_until_ended, args=(app, listener, service), daemon=True)
         thread.start()
-        yield Running(url, service)
+        yield Running(url, service, thread)
         service.draining = True
         thread.join(PATIENCE)
     assert not thread.is_alive()
