@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from browsing import FIRST, SECOND, TWIN, answered, ask, growing, saved, set_field, vote
 
 from align.engine.protocol import Row, RowDone, Sampling
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.browser,
@@ -87,10 +92,7 @@ def test_the_token_shift_of_a_real_answer_is_shown_after_the_vote(serve, visit):
 
 
 @pytest.mark.slow
-def test_votes_of_the_browser_train_dpo_in_the_next_command(serve, visit, contest, capsys):
-    from align import dpo
-    from align.training.stage import main
-
+def test_votes_of_the_browser_train_dpo_in_the_next_command(serve, visit, contest):
     site = serve(real=True)
     page = visit(site).page
     set_field(page, "max_new_tokens", "16")
@@ -103,9 +105,10 @@ def test_votes_of_the_browser_train_dpo_in_the_next_command(serve, visit, contes
     kept = shutil.copy(site.arena.votes.path, contest.votes_dir)
 
     settings = ["data=votes", "name=voted-here", "max_steps=2", "per_device_train_batch_size=2"]
-    code = main(dpo.STAGE, [f"model={SECOND}", *settings, "--registry", str(contest.root)])
+    command = [sys.executable, "-m", "align.dpo", f"model={SECOND}", *settings, "--registry", str(contest.root)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
     os.unlink(kept)  # other tests count the votes of this registry
-    assert code == 0, capsys.readouterr().err
+    assert done.returncode == 0, done.stderr
     [votes] = contest.resolve("voted-here").manifest["data"]
     assert votes["rows"] >= 2
