@@ -19,8 +19,11 @@ from align.rl.vllm import VllmStageConfig, check_vllm, vllm_arguments
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from datasets import Dataset
 
+    from align.models.adapters import Resident
     from align.training.first_step import Expected
     from align.training.run import Run
 
@@ -149,7 +152,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
     resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
     switch_off_dropout(resident.model)
-    stops = _stop_as_rendered(resident.model, resident.tokenizer)
+    stops = _end_answers(resident, run.say)
     rows, _ = token_sets(run, found, None, resident.tokenizer)
 
     # 3. Optimise: TRL owns the loop; prompts go in as our tokens, in an order of which a checkpoint is always a place.
@@ -199,17 +202,14 @@ def _train(run: Run, trainer: Any) -> dict[str, float]:
         return run.train(trainer)
 
 
-def _stop_as_rendered(model: Any, tokenizer: Any) -> list[int]:
-    """Let completions end where our rendering ends an answer, and inherit no other default of the model's own.
-
-    Returns the tokens that end one.
-    """
+def _end_answers(resident: Resident, say: Callable[[str], None]) -> list[int]:
+    """Let completions end at every stop token, and inherit no other default of the model's own; return these tokens."""
     from transformers import GenerationConfig
 
-    from align.data.render import stop_token_ids
+    from align.models.stop_tokens import stop_ids
 
-    stops = stop_token_ids(tokenizer)
-    model.get_base_model().generation_config = GenerationConfig(eos_token_id=stops)
+    stops = stop_ids(resident, say)
+    resident.model.get_base_model().generation_config = GenerationConfig(eos_token_id=stops)
     return stops
 
 

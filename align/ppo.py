@@ -42,8 +42,8 @@ class _Task:
 
 def ppo(config: PpoConfig, run: Run) -> Trained:
     """Train a policy on the scores of its own completions."""
-    from align.data.render import stop_token_ids
     from align.models.loading import Precision
+    from align.models.stop_tokens import stop_ids
     from align.rl.quartet import build_quartet
     from align.rl.rewards.learned import reward_models
     from align.rl.rollout import PromptStream, iterations
@@ -66,7 +66,8 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     # 3. Optimise: sample, score, compare with the reference, update; a step is one rollout.
     total = iterations(len(rows), config.rows_per_step, config.num_train_epochs, config.max_steps)
     state = _start(config, quartet, PromptStream(len(rows), config.seed), total)
-    numbers = _optimise(config, run, state, _Task(rows, found.records, rewards, gold, stop_token_ids(tokenizer)), total)
+    stops = stop_ids(quartet.resident, run.say)
+    numbers = _optimise(config, run, state, _Task(rows, found.records, rewards, gold, stops), total)
 
     # 4. Hand back the policy's adapter; reference, reward model and value model are not kept.
     parents = [run.parent, *([reward_model] if reward_model else []), *judges]

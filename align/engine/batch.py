@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -41,16 +41,16 @@ class Batch:
     each part.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, lane: str, most_read: int | None = None) -> None:
-        from align.data.render import stop_token_ids
-
+    def __init__(
+        self, model: Any, pad: int, lane: str, most_read: int | None = None, stop_ids: Collection[int] = ()
+    ) -> None:
         self.lane = lane
         self.rows: list[Writing] = []
         self.reading: Reading | None = None
         self._model = model
         self._most_read = most_read if reads_in_parts(model.config.get_text_config()) else None
-        self._pad = tokenizer.pad_token_id
-        self._stop_ids = frozenset(stop_token_ids(tokenizer))
+        self._pad = pad
+        self._stop_ids = frozenset(stop_ids)
         self._forward = _forward_of(body_of(model))
         self._setting: ExitStack | None = None
         self._cache: Cache | None = None

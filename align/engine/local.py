@@ -16,6 +16,7 @@ from align.engine.protocol import Busy, GenerationRequest, Row, Sampling, Shifte
 from align.engine.rows import LiveRow, Writing, prepare
 from align.engine.stream import Stream, collect
 from align.errors import IntegrityError, UsageError, nearest
+from align.models.stop_tokens import stop_tokens
 from align.schema import Messages
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class LocalEngine:
         self._closing = threading.Event()
         self._facts: dict[str, ModelFacts] = {}
         self._pace = Pace()
+        self._stops = stop_tokens(resident)
         self._judge = None if reward is None else Judge(resident, reward)
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="align-engine", daemon=True)
@@ -76,7 +78,8 @@ class LocalEngine:
         """What a user should know about these models, one line each."""
         lines = [f"{fact.reference}: {fact.why_alone}" for fact in self.facts if fact.alone]
         same = [fact for fact in self.facts if fact.adapter != BASE and fact.shift == 0]
-        return lines + [f"{fact.reference}: writes exactly what its base writes" for fact in same]
+        lines += [f"{fact.reference}: writes exactly what its base writes" for fact in same]
+        return lines + self._stops.notes
 
     @property
     def waiting(self) -> int:
@@ -242,7 +245,8 @@ class LocalEngine:
         return self._empty_batch(lane)
 
     def _empty_batch(self, lane: str) -> Batch:
-        return Batch(self._resident.model, self._resident.tokenizer, lane, self._max_read)
+        resident = self._resident
+        return Batch(resident.model, resident.tokenizer.pad_token_id, lane, self._max_read, self._stops.ids)
 
     def _joining(self, batch: Batch) -> list[Writing]:
         """The oldest waiting rows that the batch can take now, in their order."""

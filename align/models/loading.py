@@ -155,7 +155,7 @@ def explained(checkpoint: Checkpoint) -> Iterator[None]:
         raise IntegrityError(
             f"{checkpoint.location}: weights cannot be read ({error}); found {files}; copy or train the model again"
         ) from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:  # JSON files of another kind are a TypeError
         remedy = "give a registry reference, a folder with config.json and *.safetensors, or a hub id"
         if not Path(checkpoint.location).is_dir():
             remedy = "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"

@@ -12,6 +12,7 @@ from align.engine import batch
 from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
 from align.errors import IntegrityError
+from align.models.stop_tokens import StopTokens
 from align.schema import assistant, user
 
 HOT = Sampling(temperature=1.0, max_new_tokens=24)
@@ -93,9 +94,7 @@ def test_rows_stream_side_by_side_and_their_pieces_make_the_whole(engine):
 
 
 def test_rows_end_at_their_stop_tokens_while_others_go_on(engine, monkeypatch):
-    from align.data import render
-
-    monkeypatch.setattr(render, "stop_token_ids", lambda tokenizer: list(range(100, 120)))
+    monkeypatch.setattr(engine, "_stops", StopTokens(list(range(100, 120))))
     rows = tuple(Row(model, PROMPTS[0], seed) for model in engine.models for seed in range(4))
 
     together = ended(engine.submit(GenerationRequest(rows, HOT)))

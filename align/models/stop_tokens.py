@@ -1,0 +1,116 @@
+"""The tokens that end an answer: what tokenizer and chat template name, and what the base's own files add to it.
+
+`generation_config.json` often lists tokens that neither the tokenizer nor the template knows as an end: GLM-4 begins
+the user's next turn with one. Without them a model answers, and then writes what the user says next.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.models.adapters import Resident
+    from align.registry import Checkpoint
+
+_FILES = ("generation_config.json", "config.json")
+"""Where a base says it; as in transformers, the second counts where the first is absent or says nothing."""
+
+_MOST_TOLD = 8
+
+
+@dataclass(frozen=True)
+class StopTokens:
+    """The ids of all tokens that end an answer, and a line on each thing about them that a user may not expect."""
+
+    ids: list[int]
+    notes: list[str] = field(default_factory=list)
+
+
+def stop_tokens(resident: Resident) -> StopTokens:
+    """Return the union of the stop tokens of tokenizer, chat template and the base's generation_config.json.
+
+    Ids that are no whole numbers or that the tokenizer lacks are left out, with a note.
+    """
+    from align.data.render import stop_token_ids
+
+    known = stop_token_ids(resident.tokenizer)
+    file, listed, problem = _listed(resident.base)
+    reference = resident.base.reference
+    notes = [f"{reference}: {problem}"] if problem else []
+    size = len(resident.tokenizer)
+    valid = [each for each in listed if isinstance(each, int) and not isinstance(each, bool) and 0 <= each < size]
+    if wrong := [each for each in listed if each not in valid]:
+        names = ", ".join(map(repr, wrong))
+        notes.append(
+            f"{reference}: {file} names {names} as the end of a text, which is no token here; it ends no answer"
+        )
+    added = [each for each in dict.fromkeys(valid) if each not in known]
+    if len(valid) == len(added) == 1 and _is_leftover(resident, added[0]):
+        notes.append(
+            f"{reference}: {file} ends texts with token {added[0]} {_text(resident, added[0])}, the default of this "
+            "architecture and an ordinary token here; it ends no answer"
+        )
+        added = []
+    if added:
+        texts = ", ".join(f"{_text(resident, each)} ({each})" for each in added[:_MOST_TOLD])
+        texts += f" and {len(added) - _MOST_TOLD} more" if len(added) > _MOST_TOLD else ""
+        notes.append(f"{reference}: answers also end at {texts}, as its {file} says")
+    return StopTokens([*known, *added], notes)
+
+
+def stop_ids(resident: Resident, say: Callable[[str], None] | None = None) -> list[int]:
+    """Return the ids of `stop_tokens`; its notes are told to `say`."""
+    found = stop_tokens(resident)
+    if say is not None:
+        for note in found.notes:
+            say(note)
+    return found.ids
+
+
+def _listed(base: Checkpoint) -> tuple[str, list[Any], str | None]:
+    """The file that says where texts end, what it lists, and what was wrong with a file."""
+    problem = None
+    for name in _FILES:
+        try:
+            written = _read(base, name)
+        except (OSError, ValueError) as error:
+            what = str(error).splitlines()[0][:100]
+            problem = problem or f"{name} cannot be read ({what}); the tokens that it lists end no answer"
+            continue
+        value = written.get("eos_token_id", (written.get("text_config") or {}).get("eos_token_id"))
+        if value is not None:
+            return name, value if isinstance(value, list) else [value], problem
+    return _FILES[0], [], problem
+
+
+def _read(base: Checkpoint, name: str) -> dict[str, Any]:
+    """A JSON object beside the weights; empty when there is none. Raises OSError or ValueError for anything else."""
+    path = Path(base.location) / name
+    if base.is_hub:
+        from transformers.utils import cached_file
+
+        found = cached_file(base.location, name, revision=base.revision, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            return {}
+        path = Path(found)
+    if not path.is_file():
+        return {}
+    written = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(written, dict):
+        raise ValueError("not a JSON object")
+    return written
+
+
+def _is_leftover(resident: Resident, token: int) -> bool:
+    """Whether a lone id is what the model's config class fills in, and stands for ordinary text in this vocabulary."""
+    tokenizer, config = resident.tokenizer, type(resident.model.config.get_text_config())
+    added = tokenizer.added_tokens_decoder
+    return token not in added and getattr(config(), "eos_token_id", None) == token
+
+
+def _text(resident: Resident, token: int) -> str:
+    return repr(resident.tokenizer.decode([token]))
