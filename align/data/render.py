@@ -7,9 +7,11 @@ oldest turns, and are dropped and counted when that is not enough; an answer or 
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from align.config import OnLong
@@ -29,14 +31,43 @@ def stop_token_ids(tokenizer: Any) -> list[int]:
     return list(chat_format(tokenizer).stop_ids)
 
 
-def render_chat(messages: Messages, tokenizer: Any, tools: list[dict[str, Any]] | None = None) -> list[int]:
-    """The ids of a conversation that waits for the assistant: exactly what training saw before the completion."""
+def render_chat(
+    messages: Messages,
+    tokenizer: Any,
+    tools: list[dict[str, Any]] | None = None,
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+    continue_final: bool = False,
+) -> list[int]:
+    """Return the ids of a conversation that waits for the assistant, as training saw them before the completion.
+
+    `template_kwargs` are variables of the chat template, such as enable_thinking. With `continue_final` the last
+    message is an assistant turn whose text is to be continued. Raises DataError for what the template does not take.
+    """
     style = template_of(tokenizer)
+    _check_template_kwargs(template_kwargs or {}, tokenizer)
+    if continue_final and (not messages or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls")):
+        raise DataError("a final message to continue: the last one is no assistant turn of text; give one, or none")
     try:
-        rendering = style.locate(messages, tools, generate=True)
+        if continue_final:
+            rendering = style.locate_open(messages, tools, template_kwargs)
+        else:
+            rendering = style.locate(messages, tools, generate=True, settings=template_kwargs)
     except TemplateRefusal as error:
         raise DataError(f"conversation of {len(messages)} messages: {error}; change its turns") from None
     return [token for ids in encode_renderings(style, [rendering])[0] for token in ids]
+
+
+def _check_template_kwargs(asked: Mapping[str, Any], tokenizer: Any) -> None:
+    """Raise DataError for a variable that is not the caller's to set, and for one the template never reads."""
+    reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters, *tokenizer.special_tokens_map}
+    for name in asked:
+        if name in reserved or not name.isidentifier():
+            raise DataError(
+                f"chat_template_kwargs: {name!r} cannot be set; the tokenizer or the request fills it in"
+            )
+        if not re.search(rf"\b{name}\b", tokenizer.chat_template):
+            raise DataError(f"chat_template_kwargs: the chat template reads no variable {name!r}; leave it out")
 
 
 def render_prompts(records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop") -> Rendered:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,7 @@ class _Talk:
     messages: Messages
     tools: Any
     generate: bool
+    settings: Mapping[str, Any] | None
 
 
 @dataclass(slots=True)
@@ -69,34 +70,62 @@ class ChatFormat:
     end_of_turn: int | None = None
     """the first control token after the last assistant turn"""
 
-    def write(self, messages: Messages, tools: Any = None, *, generate: bool = False) -> str:
-        """The template's text for these messages; TemplateRefusal when it will not have them."""
+    def write(
+        self,
+        messages: Messages,
+        tools: Any = None,
+        *,
+        generate: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The template's text for these messages; TemplateRefusal when it will not have them.
+
+        `settings` are further variables of the template, such as enable_thinking.
+        """
         from jinja2 import TemplateError
 
         plain = [{key: turn[key] for key in _TEMPLATE_KEYS if key in turn} for turn in messages]  # type: ignore[literal-required]
         try:
             text = self.tokenizer.apply_chat_template(
-                plain, tools=tools, tokenize=False, add_generation_prompt=generate
+                plain, tools=tools, tokenize=False, add_generation_prompt=generate, **(settings or {})
             )
         except (TemplateError, TypeError) as error:  # templates add strings to whatever a tool call holds
             raise TemplateRefusal(f"refused by the chat template: {shorten(str(error), 80)}") from None
         return str(text)
 
-    def locate(self, messages: Messages, tools: Any = None, *, generate: bool = False) -> Rendering:
+    def locate(
+        self,
+        messages: Messages,
+        tools: Any = None,
+        *,
+        generate: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Rendering:
         """Render a conversation and find its assistant turns. With `generate` the open turn at the end is one too."""
         messages, tools, seam = self._disarm(messages, tools)
-        talk = _Talk(messages, tools, generate)
-        text = self.write(messages, tools, generate=generate)
+        talk = _Talk(messages, tools, generate, settings)
+        text = self.write(messages, tools, generate=generate, settings=settings)
         if seam and f"\\u{ord(seam):04x}" in text.lower():
             raise TemplateRefusal("the chat template escapes text in a way that hides control strings")
         turns = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
         starts = self._fast_starts(text, len(turns) + generate, any("tool_calls" in turn for turn in messages))
         if starts is None:
             starts = [self._slow_start(talk, turn, text) for turn in turns] + [len(text)] * generate
+        elif generate:
+            starts[-1] = len(text)  # a setting may write more behind the generation prompt
         spans = [Span(turn, start) for turn, start in zip([*turns, len(messages)], starts, strict=False)]
         for span in spans[: len(turns)]:
             span.end = self._slow_end(talk, span.turn, text)
         return Rendering(text, spans, seam)
+
+    def locate_open(self, messages: Messages, tools: Any, settings: Mapping[str, Any] | None = None) -> Rendering:
+        """Render a conversation up to the last word of its last assistant turn, which is to be continued."""
+        found = self.locate(messages, tools, settings=settings)
+        safe, safe_tools, _ = self._disarm(messages, tools)
+        talk = _Talk(safe, safe_tools, generate=False, settings=settings)
+        end = self._content_span(talk, len(messages) - 1, found.text)[1]
+        found.spans[-1].end = None
+        return Rendering(found.text[:end], found.spans, found.seam)
 
     def _fast_starts(self, text: str, expected: int, has_calls: bool) -> list[int] | None:
         """Ends of the generation prompt's occurrences, when they can be trusted to be the assistant turns."""
@@ -108,7 +137,8 @@ class ChatFormat:
 
     def _slow_start(self, talk: _Talk, turn: int, text: str) -> int:
         try:
-            before = self.write(talk.messages[:turn], talk.tools, generate=True) if turn else ""
+            earlier = talk.messages[:turn]
+            before = self.write(earlier, talk.tools, generate=True, settings=talk.settings) if turn else ""
         except TemplateRefusal:
             before = None  # a template may refuse a part of what it takes as a whole
         if before is not None and text.startswith(before):
@@ -120,7 +150,7 @@ class ChatFormat:
         if turn == len(talk.messages) - 1:
             return None
         if "tool_calls" in talk.messages[turn]:
-            after = self.write(talk.messages[: turn + 1], talk.tools)
+            after = self.write(talk.messages[: turn + 1], talk.tools, settings=talk.settings)
             if text.startswith(after):
                 return len(after)
         return None if self.closes_every_turn else self._content_span(talk, turn, text)[1]
@@ -133,7 +163,8 @@ class ChatFormat:
         for start, end in _mark_places(content):
             marked: Message = {**messages[turn], "content": f"{content[:start]}{opening}{content[start:end]}{closing}"}
             marked["content"] += content[end:]
-            copy = self.write([*messages[:turn], marked, *messages[turn + 1 :]], talk.tools, generate=talk.generate)
+            changed = [*messages[:turn], marked, *messages[turn + 1 :]]
+            copy = self.write(changed, talk.tools, generate=talk.generate, settings=talk.settings)
             if copy.replace(opening, "").replace(closing, "") == text and opening in copy and closing in copy:
                 return copy.index(opening), copy.index(closing) - 1
         raise DataError(

@@ -484,3 +484,38 @@ def test_a_conversation_is_a_document_written_by_the_template_and_closed_by_eos(
     )
     # One after each page, one after each turn; the one the text spells out is plain text.
     assert ids.count(tokenizer.eos_token_id) == 4
+
+
+def test_a_conversation_can_be_continued_inside_its_last_answer():
+    messages = [user("hello"), assistant("world"), user("shop"), assistant("at ni")]
+    expected = {"chatml": "assistant\nat ni", "mistral": "[/INST] at ni", "qwen3": "</think>\n\nat ni"}
+
+    for name, end in expected.items():
+        tokenizer = build(name)
+        ids = render_chat(messages, tokenizer, continue_final=True)
+
+        assert tokenizer.decode(ids).endswith(end)
+        assert ids[: len(render_chat(messages[:3], tokenizer))] == render_chat(messages[:3], tokenizer)
+
+
+@pytest.mark.parametrize("last", [user("at ni"), {**assistant(""), "tool_calls": [{"function": {"name": "f"}}]}])
+def test_only_an_assistant_turn_of_text_can_be_continued(last):
+    with pytest.raises(DataError, match="to continue"):
+        render_chat([user("hello"), last], build("chatml"), continue_final=True)
+
+
+def test_a_variable_of_the_template_can_be_set_for_a_prompt():
+    tokenizer = build("chatml")
+    closed = "assistant\n{% if think is false %}<think></think>{% endif %}{% endif %}"
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n{% endif %}", closed)
+
+    ids = render_chat([user("hello")], tokenizer, template_kwargs={"think": False})
+
+    assert tokenizer.decode(ids).endswith("assistant\n<think></think>")
+    assert tokenizer.decode(render_chat([user("hello")], tokenizer)).endswith("assistant\n")
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "tokenize", "eos_token", "thinkk", "1"])
+def test_a_variable_that_is_not_to_be_set_or_never_read_is_refused_by_name(name):
+    with pytest.raises(DataError, match=f"chat_template_kwargs: .*{name}"):
+        render_chat([user("hello")], build("chatml"), template_kwargs={name: True})
