@@ -26,6 +26,7 @@ from align.engine.protocol import (
     Sampling,
     ShiftedToken,
 )
+from align.engine.retry_after import retry_seconds
 from align.engine.stream import Stream, collect
 from align.engine.wire import Said, error_text, fault_of, read_line, request_of
 from align.errors import MachineError, UsageError, nearest
@@ -326,7 +327,5 @@ def _address(base_url: str) -> str:
 
 def _seconds(retry_after: str | None) -> float:
     """Seconds of a Retry-After header: at least a tenth, and one when it does not say."""
-    try:
-        return max(float(retry_after or 1), 0.1)
-    except ValueError:  # a date
-        return 1.0
+    seconds = retry_seconds(retry_after)
+    return 1.0 if seconds is None else max(seconds, 0.1)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from align.engine.retry_after import retry_seconds
 from align.errors import MachineError, UsageError, shorten
 from align.evaluation.judging import LOSS, NOTHING, TIE, WIN, Verdicts
 from align.evaluation.kept import Kept, digest_of
@@ -155,7 +156,7 @@ class RemoteJudge:
             raise _Failed(_UNREACHABLE, 0) from None
         self._unreachable = 0
         if response.status_code in _AGAIN or response.status_code >= 500:
-            raise _Failed(f"HTTP {response.status_code}", _seconds(response.headers.get("Retry-After")))
+            raise _Failed(f"HTTP {response.status_code}", retry_seconds(response.headers.get("Retry-After")) or 0)
         if response.status_code >= 400:
             raise _Failed(f"HTTP {response.status_code}{_complaint(response)}")
         verdict = read_verdict(_content(response))
@@ -254,10 +255,3 @@ def _complaint(response: httpx.Response) -> str:
     except (ValueError, KeyError, TypeError):
         return ""
     return f" ({shorten(message)})"
-
-
-def _seconds(header: str | None) -> float:
-    try:
-        return max(0.0, float(header or 0))
-    except ValueError:
-        return 0.0

@@ -256,8 +256,26 @@ def test_a_busy_server_is_asked_again_when_it_says_and_meanwhile_submit_is_refus
     assert len(server.seen) == 2
 
 
-def test_patience_ends(server, engine):
-    server.refusals = [(429, {"message": "queue full"}, {"Retry-After": "1000"})]
+@pytest.mark.parametrize("header", ["nan", "inf", "-3", "soon", "Mon, 30 Nov 2020 12:00:00 GMT"])
+def test_a_retry_after_that_says_nothing_is_a_short_wait(server, engine, monkeypatch, header):
+    waits, plain = [], asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        if threading.current_thread().name != "align-remote":  # the server's own
+            return await plain(seconds)
+        waits.append(seconds)
+        await plain(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    server.refusals = [(429, {"message": "queue full"}, {"Retry-After": header})]
+
+    assert done(engine.submit(GenerationRequest((Row("red", HELLO),), FOUR)))[0].text == "red 0 说 hello"
+    assert waits == [0.1 if "GMT" in header else 1.0]
+
+
+@pytest.mark.parametrize("header", ["1000", "1e9", "9" * 300, "Mon, 30 Nov 2099 12:00:00 GMT"])
+def test_patience_ends(server, engine, header):
+    server.refusals = [(429, {"message": "queue full"}, {"Retry-After": header})]
 
     [event] = done(engine.submit(GenerationRequest((Row("red", HELLO),), FOUR)))
 

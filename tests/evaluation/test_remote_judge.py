@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from align.errors import MachineError, UsageError
+from align.evaluation import remote_judge
 from align.evaluation.judging import Verdicts, judged
 from align.evaluation.kept import Kept
 from align.evaluation.remote_judge import RemoteJudge, judge_at, read_verdict
@@ -173,6 +174,28 @@ def test_an_overloaded_judge_is_waited_for_as_long_as_it_asks(serve):
 
     assert time.monotonic() - started >= 0.3
     assert (verdicts.rows.tolist(), verdicts.retries) == ([1.0], 1)
+
+
+@pytest.mark.parametrize("header", ["nan", "inf", "-3", "soon", "Mon, 30 Nov 2020 12:00:00 GMT"])
+def test_a_retry_after_that_says_nothing_is_a_usual_pause(serve, monkeypatch, header):
+    pauses: list[float] = []
+    monkeypatch.setattr(remote_judge.time, "sleep", pauses.append)
+    server = serve(lambda body, number: (429, {"Retry-After": header}) if number < 3 else _prefers_good(body, number))
+
+    verdicts = _judge(server.url, workers=1)(RECORDS[:1], GOOD[:1], BAD[:1])
+
+    assert (verdicts.rows.tolist(), verdicts.retries) == ([1.0], 2)
+    assert all(0 < pause < 0.1 for pause in pauses)
+
+
+def test_a_retry_after_of_years_is_a_long_pause_at_most(serve, monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(remote_judge.time, "sleep", pauses.append)
+    far = ["1e9", "9" * 300, "Mon, 30 Nov 2099 12:00:00 GMT"]
+    server = serve(lambda body, number: (503, {"Retry-After": far.pop()}) if far else _prefers_good(body, number))
+
+    assert _judge(server.url, workers=1)(RECORDS[:1], GOOD[:1], BAD[:1]).rows.tolist() == [1.0]
+    assert pauses == [30.0] * 3
 
 
 def test_errors_of_the_server_are_retried_and_refusals_are_not(serve):
