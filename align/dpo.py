@@ -178,15 +178,11 @@ def _set_reference(config: DpoConfig, run: Run, trainer: Any, resident: Resident
 
 def first_numbers(config: DpoConfig) -> dict[str, Expected]:
     """What step 1 logs when every log-ratio is 0: no rewards, and a loss that is known for each type."""
-    from align.models.loading import Precision
-    from align.training.first_step import Expected
+    from align.training.first_step import LOGPS, Expected, Rounding
 
-    exact = not Precision.of(config).uses_bf16 and config.quantization != "int8" and not config.trainer.get("fp16")
-    # Batches of other shapes are rounded otherwise. In fp32 3e-8 of a log-probability was measured, in bf16 4e-5 with a
-    # small model; a reference that is another model is nats away.
-    nats, share = (1e-4, 1e-6) if exact else (0.25, 1e-2)
+    nats, share, exact = Rounding.of(config)
     expected = {
-        f"rewards/{side}": Expected(0.0, nats * config.beta, share * config.beta, f"logps/{side}")
+        f"rewards/{side}": Expected(0.0, nats * config.beta, share * config.beta, (f"logps/{side}",))
         for side in ("chosen", "rejected")
     }
     losses = [first_loss(kind, config.beta, config.label_smoothing) for kind in config.loss_type]
@@ -197,7 +193,7 @@ def first_numbers(config: DpoConfig) -> dict[str, Expected]:
         steep = {"ipo", "sppo_hard"} & {*config.loss_type}
         slope = 4 * sum(weights) * (max(config.beta, 1 / config.beta) if steep else config.beta)
         within = 1e-5 * max(1.0, total) + (0.0 if exact else slope * nats)
-        expected["loss"] = Expected(total, within, slope * share, "logps/chosen")
+        expected["loss"] = Expected(total, within, slope * share, LOGPS)
     return expected
 
 

@@ -249,11 +249,9 @@ def first_numbers(config: GrpoConfig) -> dict[str, Expected]:
 
     A token's KL is half the square of what rounding puts between two log-probabilities.
     """
-    from align.models.loading import Precision
-    from align.training.first_step import Expected
+    from align.training.first_step import Expected, Rounding
 
-    exact = not Precision.of(config).uses_bf16 and config.quantization != "int8" and not config.trainer.get("fp16")
-    return {"kl": Expected(0.0, 1e-6 if exact else 1e-2)}
+    return {"kl": Expected(0.0, 1e-6 if Rounding.of(config).exact else 1e-2)}
 
 
 STAGE = Stage(

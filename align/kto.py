@@ -120,20 +120,21 @@ def balance(good: int, bad: int, config: KtoConfig) -> tuple[float, float]:
 def first_numbers(config: KtoConfig, good: float, bad: float) -> dict[str, Expected]:
     """What step 1 logs when every log-ratio is 0: no KL, no rewards, and half the weight as loss where all weigh alike.
 
-    Batches of other shapes are rounded otherwise; the share of a log-probability is several times what was measured.
+    The KL is measured on answers of the same batch, so it is rounded like the log-probabilities of the good and the bad
+    ones, of which a batch may have one kind only.
     """
-    from align.models.loading import Precision
-    from align.training.first_step import Expected
+    from align.training.first_step import LOGPS, Expected, Rounding
 
-    exact = not Precision.of(config).uses_bf16 and config.quantization != "int8"
-    share = 1e-6 if exact else 1e-2
+    nats, share, exact = Rounding.of(config)
     expected = {
-        f"rewards/{side}": Expected(0.0, 1e-4 * config.beta, share * config.beta, f"logps/{side}")
+        f"rewards/{side}": Expected(0.0, nats * config.beta, share * config.beta, (f"logps/{side}",))
         for side in ("chosen", "rejected")
     }
-    expected["kl"] = Expected(0.0, 1e-4, share, "logps/rejected")
+    expected["kl"] = Expected(0.0, nats, share, LOGPS)
     if good == bad:
-        expected["loss"] = Expected(good / 2, 1e-5 * good, good * share * config.beta, "logps/chosen")
+        # The slope of the sigmoid is at most 1/4, on the log-ratio and on the KL.
+        within = 1e-5 * good + (0.0 if exact else good * config.beta * nats)
+        expected["loss"] = Expected(good / 2, within, good * share * config.beta, LOGPS)
     return expected
 
 

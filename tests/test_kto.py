@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from align import kto, sft
+from align import dpo, kto, sft
 from align.data import load_records
 from align.data.answers import render_unpaired
 from align.registry import Registry, open_registry
@@ -69,10 +69,14 @@ def test_it_learns_which_answers_are_good(shared, preferences, held_out_preferen
     assert manifest["parents"][0]["reference"] == "start@v1"
 
 
-def feedback(folder: Path, good: int, bad: int) -> Path:
+def feedback(folder: Path, good: int, bad: int, times: int = 0) -> Path:
     path = folder / "feedback.jsonl"
     rows = [
-        {"prompt": f"ask {number}", "completion": f"egg {number}", "label": number < good}
+        {
+            "prompt": f"ask {number}",
+            "completion": " ".join([f"egg {number}"] * (1 + number * times)),
+            "label": number < good,
+        }
         for number in range(good + bad)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -198,3 +202,49 @@ def test_real_feedback_trains(shared, real_data, tmp_path):
     )
 
     assert shared.resolve("real").manifest["data"][0]["rows"] == 60
+
+
+def one_sided_seed(good: int, bad: int, size: int, kind: bool) -> int:
+    """A seed with which the first batch holds answers of one kind only."""
+    rows = Dataset.from_dict({"label": [number < good for number in range(good + bad)]})
+    return next(seed for seed in range(100) if set(rows.shuffle(seed=seed)["label"][:size]) == {kind})
+
+
+@pytest.mark.parametrize("kind", [True, False], ids=["good", "bad"])
+def test_a_first_batch_of_one_kind_of_answers_trains_in_bf16(shared, tmp_path, kind):
+    good, bad = (12, 4) if kind else (4, 12)
+    data = feedback(tmp_path, good, bad, times=8)
+    settings = ["per_device_train_batch_size=4", f"seed={one_sided_seed(good, bad, 4, kind)}", "max_steps=1"]
+
+    assert run(kto.STAGE, shared, "model=start", f"data={data}", "name=sided", *settings, "bf16=true") == 0
+
+    first = log_of(shared, "sided")[0]
+    assert ("rewards/chosen" in first, "rewards/rejected" in first) == (kind, not kind)
+
+
+@pytest.mark.parametrize("stage", [kto, dpo], ids=["kto", "dpo"])
+@pytest.mark.parametrize(
+    "setting",
+    [{"bf16": True}, {"quantization": "int8"}, {"trainer": {"fp16": True}}, {"trainer": {"tf32": True}}],
+    ids=["bf16", "int8", "fp16", "tf32"],
+)
+def test_rounding_of_long_and_of_sure_answers_is_no_other_reference(stage, setting):
+    """What rounding does to an answer of a thousand nats, and to one that the model is nearly sure of."""
+    config = stage.STAGE.config(model="m", data="d", name="n", **{"bf16": False} | setting)
+    expected = stage.first_numbers(config, 1.0, 1.0) if stage is kto else stage.first_numbers(config)
+
+    for side in ("chosen", "rejected"):
+        for logps, nats, admitted in ((-1000.0, 1.0, True), (-0.05, 0.02, True), (-1000.0, 50.0, False)):
+            logged = {f"logps/{side}": logps}
+            assert expected[f"rewards/{side}"].admits(config.beta * nats, logged) is admitted
+            assert expected["loss"].admits(expected["loss"].value + config.beta * nats, logged) is admitted
+            assert "kl" not in expected or expected["kl"].admits(nats, logged) is admitted
+
+
+def test_single_precision_is_held_to_more_digits():
+    config = kto.KtoConfig(model="m", data="d", name="n", bf16=False)
+
+    expected = kto.first_numbers(config, 1.0, 1.0)
+
+    assert not expected["kl"].admits(0.02, {"logps/chosen": -1000.0})
+    assert expected["kl"].admits(1e-3, {"logps/chosen": -1000.0})

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+import sys
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +57,8 @@ _FORMAT = 2
 """counted up when the same records would give other rows"""
 _CHUNK = 1000
 _ROWS, _FACTS = "rows.arrow", "facts.json"
+_ABANDONED = 24 * 3600.0
+"""seconds after which an unfinished folder that nobody has written to is one that a killed process left"""
 
 
 Columns = Literal["rendered", "labels", "joined"]
@@ -103,11 +109,7 @@ def tokenise(
     "error".
     """
     folder = cache / _key(found, tokenizer, plan)
-    ready = _read(folder, reused=True)
-    if ready is None:
-        _write(folder, found, tokenizer, plan, processes)
-        ready = _read(folder, reused=False)
-    assert ready is not None, f"{folder} was just written"
+    ready = _read(folder) or _write(folder, found, tokenizer, plan, processes)
     _keep_newest(cache)
     return ready
 
@@ -138,24 +140,34 @@ def digest_tokenizer(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _read(folder: Path, *, reused: bool) -> TokenSet | None:
-    """What a folder of the cache holds; None when it is not there, or not what was written."""
-    from datasets import Dataset
-
+def _read(folder: Path) -> TokenSet | None:
+    """What a folder of the cache holds; None when it is not there, is just being removed, or was damaged."""
     try:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
         if _digest_file(folder / _ROWS) != facts.pop("sha256"):
             raise ValueError("the rows are not those that were written")
-    except FileNotFoundError:
+        ready = TokenSet(rows=_open_rows(folder), reused=True, **facts)
+    except (FileNotFoundError, ValueError):
+        _discard(folder)
         return None
-    except ValueError:
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    os.utime(folder)
-    return TokenSet(rows=Dataset.from_file(str(folder / _ROWS)), reused=reused, **facts)
+    with suppress(OSError):  # another process may be removing it, or it may be another user's
+        os.utime(folder)
+    return ready
 
 
-def _write(folder: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, processes: int | None) -> None:
+def _open_rows(folder: Path) -> Dataset:
+    """Map the rows into memory. They stay readable when another process removes the folder, in which nothing is kept:
+    a Dataset that knew its file would write what it derives (a shuffled copy) beside it.
+    """
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+    from pyarrow import ipc, memory_map
+
+    with ipc.open_stream(memory_map(str(folder / _ROWS))) as stream:
+        return Dataset(InMemoryTable(stream.read_all()), fingerprint=folder.name)
+
+
+def _write(folder: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, processes: int | None) -> TokenSet:
     """Tokenise into a folder beside the wanted one and rename it, so that what has the name is whole."""
     made = folder.parent / f".{uuid.uuid4().hex}"
     made.mkdir(parents=True)
@@ -164,13 +176,23 @@ def _write(folder: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, proc
         refuse_long_rows(found.name, counts, plan)
         facts = vars(counts) | {"sha256": _digest_file(made / _ROWS)}
         (made / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        try:
+        ready = TokenSet(rows=_open_rows(made), reused=False, **vars(counts))
+        with suppress(FileExistsError), _taken_as_exists():  # another process was faster, with the same rows
             made.rename(folder)
-        except OSError:
-            if not (folder / _FACTS).is_file():  # else another process was faster, with the same rows
-                raise
+        return ready
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _taken_as_exists() -> Iterator[None]:
+    """Raise FileExistsError for a folder that is there and not empty, which systems tell by two error numbers."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(*error.args) from None
+        raise
 
 
 def _write_rows(path: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, processes: int | None) -> Counts:
@@ -230,7 +252,12 @@ def _parts(records: Sequence[Record], tokenizer: Any, plan: TokenPlan, processes
 def _workers(records: int, asked: int | None) -> int:
     if asked is not None:
         return asked
-    return min(len(os.sched_getaffinity(0)), 8) if records >= MANY else 1
+    return min(_usable_cores(), 8) if records >= MANY and sys.platform == "linux" else 1
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use; systems other than Linux only tell how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +342,32 @@ def _digest_file(path: Path) -> str:
 
 
 def _keep_newest(cache: Path) -> None:
-    """Remove the datasets that were used longest ago."""
-    folders = [path for path in cache.iterdir() if (path / _FACTS).is_file()]
-    for path in sorted(folders, key=lambda path: path.stat().st_mtime)[:-KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove the datasets that were used longest ago, and what killed processes left unfinished.
+
+    Other processes do the same at the same time, so whatever is gone already is no error.
+    """
+    used: list[tuple[float, Path]] = []
+    for path in _entries(cache):
+        with suppress(OSError):
+            when = path.stat().st_mtime
+            if not path.name.startswith("."):
+                used.append((when, path))
+            elif time.time() - max([when, *(inner.stat().st_mtime for inner in _entries(path))]) > _ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+    for _, path in sorted(used)[:-KEPT]:
+        _discard(path)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in os.listdir(folder)]
+    except OSError:
+        return []
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder of the cache at one stroke: no other process ever finds a part of it."""
+    aside = folder.parent / f".{uuid.uuid4().hex}"
+    with suppress(OSError):
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -85,7 +85,11 @@ def limit(memory: int, seconds: int) -> None:
             continue
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        try:
+            resource.setrlimit(kind, (value, value))
+        except (ValueError, OSError):
+            if sys.platform == "linux":  # macOS has RLIMIT_AS by name and takes no value for it
+                raise
 
 
 def lock_linux() -> list[str]:

@@ -13,10 +13,10 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from align.models.adapter_files import WEIGHTS
 from align.registry.durable import hash_file, write_durably
@@ -81,7 +81,8 @@ class ReferenceCache:
             data = self.path.read_bytes()
         except FileNotFoundError:
             return {}
-        os.utime(self.path)
+        with suppress(OSError):  # another process may be removing it, or it may be another user's
+            os.utime(self.path)
         return dict(_whole(data))
 
     def add(self, found: Iterable[tuple[bytes, float]]) -> None:
@@ -100,9 +101,22 @@ class ReferenceCache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self.path.with_suffix(".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        lock = self.path.with_suffix(".lock")
+        while True:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with lock.open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if _is_at(file, lock):  # else another process has removed it while this one waited
+                    yield
+                    return
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _record(digest: bytes, value: float) -> bytes:
@@ -122,9 +136,16 @@ def _whole(data: bytes) -> Iterator[tuple[bytes, float]]:
 
 
 def _keep_newest(folder: Path) -> None:
-    for path in sorted(folder.glob("*.bin"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-        path.unlink(missing_ok=True)
-        path.with_suffix(".lock").unlink(missing_ok=True)
+    """Remove the files that were used longest ago; other processes do the same, so a file may be gone already."""
+    used: list[tuple[float, Path]] = []
+    for path in folder.glob("*.bin"):
+        with suppress(OSError):
+            used.append((path.stat().st_mtime, path))
+    for _, path in sorted(used)[:-KEPT]:
+        with suppress(OSError), path.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one that is being added to stays
+            path.unlink()
+            path.with_suffix(".lock").unlink()
 
 
 def batches(answers: Sequence[Answer], capacity: int) -> list[list[int]]:

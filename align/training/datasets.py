@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from align.data import RecordSet
+    from align.data.tokenised import TokenSet
     from align.training.run import Run
 
 
@@ -56,6 +57,15 @@ def mismatched(rows: Dataset, batch_size: int, seed: int) -> Dataset:
 def _token_set(run: Run, records: RecordSet, tokenizer: Any) -> Dataset:
     plan = run.stage.token_plan(run.config)
     processes = getattr(run.config, "dataset_num_proc", None)
-    found = tokenise(records, tokenizer, plan, cache=run.registry.cache_dir / "tokens", processes=processes)
+
+    cache = run.registry.cache_dir / "tokens"
+
+    def tokens() -> TokenSet:
+        return tokenise(records, tokenizer, plan, cache=cache, processes=processes)
+
+    # Rank 0 writes, then the others read. Where they share no disk they find nothing, and each writes it on its own.
+    written: list[TokenSet] = []
+    run.ranks.share(lambda: written.append(tokens()))
+    found = written[0] if written else tokens()
     run.count_dropped(records, found)
     return found.rows

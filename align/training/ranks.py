@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from align.errors import AlignError, MachineError, UsageError
+from align.errors import AlignError, MachineError, UsageError, shorten
 
 T = TypeVar("T")
 
@@ -20,6 +20,10 @@ _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 _JOIN = timedelta(minutes=5)
 """how long a process waits for the others to come"""
+_COLLECTIVE_TIMEOUT = timedelta(hours=6)
+"""how long ranks wait for one that is at work alone: rank 0 tokenises, scores and saves for all; a rank that died is
+noticed at once
+"""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,9 @@ class Ranks:
                 made[0] = make()
             except AlignError as error:
                 made[1] = error
-            except BaseException:
-                distributed.broadcast_object_list([None, MachineError("the first process of the run failed")])
+            except BaseException as error:
+                failed = f"rank 0 failed: {type(error).__name__}: {shorten(str(error))}; see what it printed"
+                distributed.broadcast_object_list([None, MachineError(failed)])
                 raise
         distributed.broadcast_object_list(made)
         if made[1] is not None:
@@ -114,6 +119,10 @@ def _connect(count: int, index: int) -> Ranks:
                 "start them all with torchrun, which tells them where they meet"
             ) from None
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=index, world_size=count
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=store,
+            rank=index,
+            world_size=count,
+            timeout=_COLLECTIVE_TIMEOUT,
         )
     return Ranks(distributed.get_rank(), distributed.get_world_size())

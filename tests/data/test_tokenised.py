@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 from template_zoo import build
@@ -212,3 +216,78 @@ def test_old_datasets_leave_the_cache(tmp_path, tokenizer, monkeypatch):
         tokenise(talks(20), tokenizer, TokenPlan("demonstration", length), cache=tmp_path)
 
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def _tokenise_again_and_again(cache: Path, tokenizer, first: int) -> None:
+    for number in range(25):
+        length = 40 + (first + number) % 4
+        found = tokenise(talks(12), tokenizer, TokenPlan("demonstration", length, "drop"), cache=cache)
+        assert len(found.rows["input_ids"]) == len(found.rows) > 0
+
+
+def test_processes_that_prune_one_cache_at_once_lose_nothing(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("align.data.tokenised.KEPT", 1)
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_tokenise_again_and_again, args=(tmp_path, tokenizer, n)) for n in range(4)]
+
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_rows_in_use_outlive_their_place_in_the_cache(tmp_path, tokenizer):
+    from align.training.datasets import mismatched
+
+    plan = TokenPlan("unpaired", 64, "drop")
+    tokenise(talks(40), tokenizer, plan, cache=tmp_path)
+    found = tokenise(talks(40), tokenizer, plan, cache=tmp_path)
+    assert found.reused
+    folder = next(tmp_path.iterdir())
+    before = sorted(path.name for path in folder.iterdir())
+
+    shutil.rmtree(tmp_path)
+
+    assert len(mismatched(found.rows, 4, seed=0)) == len(found.rows)
+    assert before == ["facts.json", "rows.arrow"]
+
+
+@pytest.mark.parametrize("gone", ["rows.arrow", "facts.json"])
+def test_what_another_process_has_half_removed_is_written_anew(tmp_path, tokenizer, gone):
+    plan = TokenPlan("demonstration", 64)
+    whole = tokenise(talks(20), tokenizer, plan, cache=tmp_path)
+    (next(tmp_path.iterdir()) / gone).unlink()
+
+    again = tokenise(talks(20), tokenizer, plan, cache=tmp_path)
+
+    assert not again.reused
+    assert again.rows[:] == whole.rows[:]
+    assert tokenise(talks(20), tokenizer, plan, cache=tmp_path).reused
+
+
+def test_what_a_killed_process_left_leaves_the_cache_after_a_day(tmp_path, tokenizer):
+    for name, age in ((".old", 90_000), (".young", 60)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.arrow").write_bytes(b"a part")
+        for path in (tmp_path / name / "rows.arrow", tmp_path / name):
+            os.utime(path, (path.stat().st_mtime - age,) * 2)
+
+    tokenise(talks(20), tokenizer, TokenPlan("demonstration", 64), cache=tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".young"]
+
+
+def test_a_system_without_affinity_is_asked_for_its_cores(tmp_path, tokenizer, monkeypatch):
+    """As macOS is."""
+    plan = TokenPlan("demonstration", 64, "drop")
+    before = tokenise(talks(50), tokenizer, plan, cache=tmp_path / "linux")
+    monkeypatch.setattr("align.data.tokenised.MANY", 10)
+    monkeypatch.delattr(os, "sched_getaffinity")
+
+    for system in ("linux", "darwin"):
+        monkeypatch.setattr("sys.platform", system)
+        after = tokenise(talks(50), tokenizer, plan, cache=tmp_path / f"{system}-too")
+        assert after.rows[:] == before.rows[:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import numpy
@@ -88,6 +89,49 @@ def test_the_references_used_longest_ago_go(tmp_path, monkeypatch):
     ReferenceCache(tmp_path, "b")
 
     assert sorted(path.name for path in tmp_path.glob("*.bin")) == ["b.bin", "c.bin"]
+
+
+def _fill_in_turn(folder: Path, first: int) -> None:
+    for number in range(60):
+        cache = ReferenceCache(folder, f"key{(first + number) % 4}")
+        cache.read()
+        cache.add([(bytes([first, number]) * 8, float(number))])
+
+
+def test_processes_that_prune_one_folder_at_once_end_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_cache, "KEPT", 1)
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_fill_in_turn, args=(tmp_path, first)) for first in (1, 2, 3, 4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert all(path.stat().st_size % 24 == 0 for path in tmp_path.glob("*.bin"))
+
+
+def test_a_reference_that_is_being_added_to_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_cache, "KEPT", 1)
+    old = ReferenceCache(tmp_path, "old")
+    old.add(ROWS)
+
+    with old._locked():
+        ReferenceCache(tmp_path, "new").add(ROWS)
+        ReferenceCache(tmp_path, "new")
+        assert old.path.is_file()
+    ReferenceCache(tmp_path, "new")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.bin", "new.lock"]
+
+
+def test_a_folder_that_somebody_emptied_is_made_again(tmp_path):
+    cache = ReferenceCache(tmp_path / "reference", "key")
+    shutil.rmtree(tmp_path / "reference")
+
+    cache.add(ROWS)
+
+    assert len(cache.read()) == len(ROWS)
 
 
 def test_a_digest_knows_every_id_and_where_the_answer_begins():

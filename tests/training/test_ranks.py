@@ -92,6 +92,28 @@ def test_a_killed_process_ends_the_run_and_both_resume_to_the_same_bits(warm, co
     assert weights_of(killed) == weights_of(straight)
 
 
+@one_stage
+def test_rank_0_alone_tokenises_and_the_others_read(warm, course, tmp_path):
+    words = course.words(tmp_path, max_steps=2, per_device_train_batch_size=4, eval_data=course.held_out(tmp_path))
+
+    first, second = run_two(
+        warm, course, words, signal=signal.SIGKILL, at_call="align.data.tokenised._write_rows", count=1
+    )
+
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "tokenised before" not in first.out
+
+
+@one_stage
+def test_data_that_rank_0_cannot_tokenise_ends_all_ranks_with_its_message(warm, course, tmp_path):
+    first, second = run_two(warm, course, course.words(tmp_path, max_steps=2, max_length=16))
+
+    assert (first.code, second.code) == (3, 3), first.err + second.err
+    for run in (first, second):
+        assert "0 are left (longer than max_length: 64)" in run.err
+    assert versions(tmp_path) == []
+
+
 @pytest.mark.slow
 @one_stage
 def test_sigterm_to_one_process_stops_both_at_one_step(warm, course, tmp_path):
