@@ -2,6 +2,6 @@
 
 from align.registry.checkpoint import Checkpoint
 from align.registry.lineage import Ancestor
-from align.registry.store import Registry, Staging, open_registry
+from align.registry.store import Registry, Staging, default_root, open_registry
 
-__all__ = ["Ancestor", "Checkpoint", "Registry", "Staging", "open_registry"]
+__all__ = ["Ancestor", "Checkpoint", "Registry", "Staging", "default_root", "open_registry"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -77,7 +78,8 @@ class Staging:
             durable.write_seal(self.path, {**fields, "version": version}, files, MANIFEST, self._disk)
             target = self._home / layout.version_folder(version)
             if durable.publish(self.path, target, MANIFEST, self._disk):
-                durable.freeze(target)
+                with suppress(OSError):  # the version is there; some file systems have no permissions to take away
+                    durable.freeze(target)
                 return read_version(target, self._home.name, version)
             number = None
 

@@ -22,8 +22,12 @@ from align.registry.staging import Staging
 
 def open_registry(root: str | Path | None = None, disk: Disk = DISK) -> Registry:
     """The registry at `root`, else `$ALIGN_REGISTRY`, else `./align_registry`; staging something creates it."""
-    chosen = root or os.environ.get("ALIGN_REGISTRY") or "align_registry"
-    return Registry(Path(chosen).expanduser().resolve(), disk)
+    return Registry(Path(root).expanduser().resolve() if root else default_root(), disk)
+
+
+def default_root() -> Path:
+    """The folder of the registry when none is named; nothing need be there, and nothing of it is read."""
+    return Path(os.environ.get("ALIGN_REGISTRY") or "align_registry").expanduser().resolve()
 
 
 class Registry:

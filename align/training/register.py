@@ -11,8 +11,9 @@ from align.config import StageConfig, dump_yaml
 from align.models.adapters import digests_of_base, save_adapter
 from align.models.loading import save_base
 from align.models.tokenizers import special_tokens
-from align.registry import open_registry
+from align.registry import default_root
 from align.registry.fingerprints import base_digests, template_digest
+from align.training.closing import harmless
 from align.training.curves import draw_curves
 from align.training.run import Run, package_versions
 from align.training.shortage import explain_shortage
@@ -23,17 +24,40 @@ if TYPE_CHECKING:
 
 
 def register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> Checkpoint:
-    """Save weights, tokenizer, settings, log and model card into the registry and tell what came out."""
-    return run.ranks.share(lambda: _register(stage, config, run, trained))
+    """Save weights, tokenizer, settings, log and model card into the registry and tell what came out.
+
+    Once the version is there nothing makes the run a failure any more: not a disk that is full now, not a terminal that
+    is gone, not another rank that died while it waited to be told.
+    """
+    committed: list[Checkpoint] = []
+
+    def commit() -> Checkpoint:
+        committed.append(_commit(stage, config, run, trained))
+        run.registered = committed[0].reference
+        return committed[0]
+
+    try:
+        checkpoint = run.ranks.share(commit)
+    except Exception:
+        if not committed:
+            raise
+        (checkpoint,) = committed
+    run.registered = checkpoint.reference
+    if run.ranks.first:
+        with harmless(f"{checkpoint.reference} is registered, but its run folder {run.folder} does not say so"):
+            run.finish(checkpoint.reference)
+        with harmless(f"{checkpoint.reference} is registered; what is to be said of it could not be written"):
+            _announce(stage, run, trained, checkpoint)
+    return checkpoint
 
 
-def _register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> Checkpoint:
+def _commit(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> Checkpoint:
     # Explained in here, while what was written so far still takes its room.
     with run.registry.stage(config.name) as staging, explain_shortage(run):
         base = _write_weights(run, trained, staging.path)
         write_facts(stage, config, run, trained, staging.path)
         parents = [{"reference": parent.reference, "digest": parent.digest} for parent in trained.parents]
-        checkpoint = staging.commit(
+        return staging.commit(
             {
                 "stage": stage.name,
                 "kind": stage.kind(config),
@@ -48,9 +72,6 @@ def _register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> 
                 "run": run.folder.name,
             }
         )
-    run.finish(checkpoint.reference)
-    _announce(stage, run, trained, checkpoint)
-    return checkpoint
 
 
 def _write_weights(run: Run, trained: Trained, folder: Path) -> dict[str, Any]:
@@ -103,7 +124,7 @@ def _announce(stage: Stage, run: Run, trained: Trained, checkpoint: Checkpoint) 
         versus = f"  ({trained.parents[0].reference}: {before[key]:.4g})" if key in before else ""
         run.say(f"  {key:<28} {value:.4g}{versus}")
     if stage.next_command:
-        elsewhere = run.registry.root != open_registry(None).root
+        elsewhere = run.registry.root != default_root()
         where = f" --registry {run.registry.root}" if elsewhere else ""
         known = {"name": run.config.name, "parent": _policy_before(trained), "settings": _carried(run.config)}
         run.say(f"next: {stage.next_command.format(**known)}{where}")

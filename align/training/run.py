@@ -17,6 +17,7 @@ from align.registry.durable import write_durably
 from align.registry.redaction import redact
 from align.schema import View
 from align.training.checkpoints import LOG, Checkpoints
+from align.training.closing import harmless
 from align.training.events import Events
 from align.training.progress import Progress, tell
 from align.training.ranks import Ranks
@@ -46,6 +47,8 @@ class Run:
         """the signal that asked the run to stop"""
         self.finished: str | None = None
         """the reference this run registered, when it had already ended well"""
+        self.registered: str | None = None
+        """the reference of the version, from the moment it is in the registry"""
         self.ranks = Ranks()
         self.begun = False
         """whether a loop has started, so that there is something to save before stopping"""
@@ -237,9 +240,10 @@ class Run:
         write_durably(self.folder / "finished.json", json.dumps({"reference": reference}).encode())
 
     def close(self) -> None:
-        """Let go of the files it holds open."""
+        """Let go of the files it holds open; that this fails changes nothing about how the run ended."""
         if self._events is not None:
-            self._events.close()
+            with harmless("the log for trackers could not be closed"):
+                self._events.close()
 
 
 def settings_of(config: StageConfig) -> dict[str, Any]:

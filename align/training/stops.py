@@ -53,6 +53,11 @@ def _handlers(run: Run) -> Iterator[None]:
 
     def stop(number: int, _frame: Any) -> None:
         again, run.stopped_by = run.stopping, number
+        if run.registered is not None:
+            # What is left is to say so, which somebody who waits for it may cut short.
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         if number == signal.SIGINT and (again or not run.begun):
             raise KeyboardInterrupt
         if not run.begun:
@@ -71,6 +76,8 @@ def _handlers(run: Run) -> Iterator[None]:
 
 def _told(how: str, run: Run) -> str:
     """What became of the work of a run that ends without saving."""
+    if run.registered is not None:
+        return f"{how} after {run.registered} was registered; nothing is left to do"
     whole = run.checkpoints.whole()
     if whole:
         return f"{how}; {whole[-1]} in {run.folder} is whole; go on from it with the same command and --resume"

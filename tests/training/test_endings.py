@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -18,9 +19,11 @@ from aftermath import checkpoints, log_of, run_folder, versions, weights_of
 
 from align.config import build
 from align.errors import DivergedError
+from align.registry.durable import write_durably
 from align.sft import STAGE, SftConfig
 from align.training.folder import open_run
 from align.training.shortage import out_of_memory
+from align.training.stage import main
 
 one_stage = pytest.mark.parametrize("course", ["sft"], indirect=True)
 
@@ -307,3 +310,60 @@ def test_two_changed_runs_of_one_name_do_not_meet(warm, course, copied, tmp_path
 
     assert ended.code == 0, ended.err
     assert "already complete: run@v1" in ended.out
+
+
+@one_stage
+def test_a_broken_registry_at_the_usual_place_does_not_spoil_a_run_in_another_one(warm, course, tmp_path):
+    """The line that says what to try next asks whether the registry is the usual one."""
+    usual = tmp_path / "usual"
+    usual.mkdir()
+    (usual / "FORMAT.json").write_text("no json")
+
+    root = tmp_path / "registry"
+    ended = warm.run(course.stage, course.words(root, max_steps=2), environment={"ALIGN_REGISTRY": str(usual)})
+
+    assert ended.code == 0, ended.err
+    assert versions(root) == ["run/v0001"]
+    assert "next: python -m align.dpo" in ended.out
+    assert f"--registry {root}" in ended.out
+
+
+@one_stage
+def test_a_disk_that_is_full_once_the_version_is_there_is_a_warning(course, tmp_path, monkeypatch, capfd):
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "finished.json":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_durably(path, content)
+
+    monkeypatch.setattr("align.training.run.write_durably", full)
+    words = course.words(tmp_path, max_steps=2)
+
+    assert main(STAGE, words) == 0
+
+    assert "run@v1 is registered, but its run folder" in capfd.readouterr().err
+    assert versions(tmp_path) == ["run/v0001"]
+    monkeypatch.undo()
+    assert main(STAGE, [*words, "--resume"]) == 0
+    assert "already complete: run@v1" in capfd.readouterr().out
+
+
+@one_stage
+def test_ctrl_c_once_the_version_is_there_ends_well(warm, course, tmp_path):
+    ended = warm.run(
+        course.stage, course.words(tmp_path, max_steps=2), signal=signal.SIGINT, at_call="align.training.run.Run.finish"
+    )
+
+    assert ended.code == 0, ended.err
+    assert "warning: run@v1 is registered" in ended.err
+    assert "registered run@v1" in ended.out
+    assert versions(tmp_path) == ["run/v0001"]
+
+
+@one_stage
+def test_sigterm_the_moment_the_version_is_there_ends_well(warm, course, tmp_path):
+    freeze = "align.registry.durable.freeze"
+    ended = warm.run(course.stage, course.words(tmp_path, max_steps=2), signal=signal.SIGTERM, at_call=freeze)
+
+    assert ended.code == 0, ended.err
+    assert "registered run@v1" in ended.out
+    assert versions(tmp_path) == ["run/v0001"]

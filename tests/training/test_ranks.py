@@ -93,6 +93,20 @@ def test_a_killed_process_ends_the_run_and_both_resume_to_the_same_bits(warm, co
 
 
 @one_stage
+def test_a_rank_that_dies_while_rank_0_registers_does_not_spoil_the_version(warm, course, tmp_path):
+    words = course.words(tmp_path, max_steps=2, per_device_train_batch_size=4)
+
+    first, second = run_two(
+        warm, course, words, signal=signal.SIGKILL, at_call="align.training.register.register", count=1
+    )
+
+    assert second.code == -signal.SIGKILL
+    assert first.code == 0, first.err
+    assert "registered run@v1" in first.out
+    assert versions(tmp_path) == ["run/v0001"]
+
+
+@one_stage
 def test_rank_0_alone_tokenises_and_the_others_read(warm, course, tmp_path):
     words = course.words(tmp_path, max_steps=2, per_device_train_batch_size=4, eval_data=course.held_out(tmp_path))
 
