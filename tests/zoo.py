@@ -71,6 +71,106 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     | {"head_dim": 8, "num_experts": 4, "moe_intermediate_size": 16, "tie_word_embeddings": True},
 }
 
+_LINEAR_ATTENTION = {
+    "head_dim": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+_MAMBA = {"mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+_STATE_SPACE = {"vocab_size": VOCABULARY, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}
+
+# Models whose layers carry a state: their convolutions, gates and time mixing are parameters of three dimensions too.
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "lfm2": _GROUPED | {"layer_types": ["conv", "full_attention"]},
+    "qwen3_5_text": _GROUPED | _LINEAR_ATTENTION,
+    "falcon_h1": _GROUPED | _MAMBA | {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    "bamba": _GROUPED | _MAMBA | {"mamba_n_heads": 4, "mamba_d_head": 16, "attn_layer_indices": [1]},
+    "recurrent_gemma": _SIZES
+    | {
+        "head_dim": 8,
+        "lru_width": 32,
+        "num_key_value_heads": 1,
+        "attention_window_size": 16,
+        "block_types": ["recurrent", "attention"],
+    },
+    "rwkv": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "attention_hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "context_length": POSITIONS,
+    },
+    "mamba": _STATE_SPACE,
+    "mamba2": _STATE_SPACE | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 16},
+    "falcon_mamba": _STATE_SPACE,
+    "zamba2": _GROUPED
+    | {
+        "mamba_d_state": 8,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 4,
+        "chunk_size": 16,
+        "layers_block_type": ["mamba", "hybrid"],
+        "num_mem_blocks": 1,
+        "use_mem_rope": True,
+    },
+    "nemotron_h": _GROUPED
+    | {
+        "head_dim": 8,
+        "layers_block_type": ["mamba", "attention"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 16,
+    },
+}
+_FOUR_OF_TWO = {"num_local_experts": 4, "num_experts_per_tok": 2}
+# Hybrid or not, these hold experts in fused parameters.
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": _GROUPED | _FOUR_OF_TWO,
+    "qwen3_moe": ARCHITECTURES["qwen3_moe"] | {"mlp_only_layers": [0]},
+    "qwen2_moe": _GROUPED
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "qwen3_next": _GROUPED
+    | _LINEAR_ATTENTION
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "jamba": _GROUPED
+    | {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_d_state": 8,
+    },
+    "granitemoe": _GROUPED | _FOUR_OF_TWO,
+    "granitemoehybrid": _GROUPED
+    | _FOUR_OF_TWO
+    | _MAMBA
+    | {
+        "shared_intermediate_size": 16,
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+    },
+    "lfm2_moe": _GROUPED
+    | {
+        "layer_types": ["conv", "full_attention"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "num_dense_layers": 1,
+    },
+    "llama4_text": _GROUPED | {"head_dim": 8, "num_local_experts": 4, "intermediate_size_mlp": 48},
+    "phimoe": _GROUPED | _FOUR_OF_TWO,
+    "jetmoe": _GROUPED | _FOUR_OF_TWO | {"kv_channels": 8},
+}
+
 GEMMA = (
     "{{ bos_token }}"
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -132,12 +232,12 @@ def zoo_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
 
 
 def build_zoo_model(architecture: str, folder: Path, **changes: Any) -> Path:
-    """Write a two-layer model of an architecture, under 100k parameters unless changed, and its tokenizer."""
+    """Write a two-layer model of any architecture above, under 100k parameters unless changed, and its tokenizer."""
     tokenizer = zoo_tokenizer(architecture)
     set_seed(0)
     config = AutoConfig.for_model(
         architecture,
-        **ARCHITECTURES[architecture] | changes,
+        **(EXPERTS | HYBRIDS | ARCHITECTURES)[architecture] | changes,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -11,7 +11,15 @@ from align.config import write
 from align.errors import IntegrityError, UsageError
 from align.models.adapter_files import WEIGHTS, load_state, read_adapter
 from align.models.loading import Precision, load_base
-from align.models.lora import ALL_LINEAR, has_fused_experts, insert, new_config, saved_config
+from align.models.lora import (
+    ALL_LINEAR,
+    all_linear,
+    has_fused_experts,
+    insert,
+    linear_names,
+    new_config,
+    saved_config,
+)
 from align.models.tokenizers import check_template, load_tokenizer
 
 if TYPE_CHECKING:
@@ -57,7 +65,7 @@ def start_policy(
         return _start_full(registry, checkpoint, precision)
     resident = _resident_base(registry, checkpoint, precision, write)
     _without_router_loss(resident.model)
-    _tell_frozen_experts(resident, checkpoint, lora)
+    _tell_left_out(resident, checkpoint, lora)
     if checkpoint.is_adapter and not fresh:
         attach_adapter(resident, checkpoint, "default", trainable=True)
     else:
@@ -91,12 +99,22 @@ def _without_router_loss(model: Any) -> None:
         config.output_router_logits, config.router_aux_loss_coef = False, 0.0
 
 
-def _tell_frozen_experts(resident: Resident, checkpoint: Checkpoint, lora: LoraSettings) -> None:
-    if lora.target_modules == ALL_LINEAR and not checkpoint.is_adapter and has_fused_experts(resident.model):
-        names = ", ".join(sorted(new_config(resident.model, lora).target_modules or []))
-        write(
-            f"{resident.base.reference}: a mixture of experts; {names} are adapted, experts and router stay as they are"
-        )
+def _tell_left_out(resident: Resident, checkpoint: Checkpoint, lora: LoraSettings) -> None:
+    """Print a line on linear modules that a new adapter on `all-linear` is not set on."""
+    if (
+        lora.target_modules != ALL_LINEAR
+        or checkpoint.is_adapter
+        or (chosen := all_linear(resident.model)) == ALL_LINEAR
+    ):
+        return
+    names = ", ".join(chosen)
+    left_out = ", ".join(sorted(set(linear_names(resident.model)) - set(chosen)))
+    if not has_fused_experts(resident.model):
+        write(f"{resident.base.reference}: {names} are adapted; PEFT cannot adapt {left_out} of this architecture")
+        return
+    also = f", and so do dense layers whose names PEFT takes for experts ({left_out})" if left_out else ""
+    kept = f"experts and router stay as they are{also}"
+    write(f"{resident.base.reference}: a mixture of experts; {names} are adapted, {kept}")
 
 
 def load_resident(registry: Registry, references: list[str], precision: Precision) -> Resident:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 
 _EXPERT_NAMES = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
-"""What PEFT 0.21 takes for experts and their router in a model whose experts are fused, wherever the name stands."""
+"""Names that PEFT 0.21 takes for experts and their router, wherever they stand, in the models it converts."""
+
+_RAW_WEIGHT_MODELS = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+_RAW_WEIGHT_NAMES = {"out_proj", "conv1d"}
+"""PEFT 0.21 refuses these modules of these models: their kernels read the weight itself, past any adapter."""
 
 _NOT_ADAPTED = {"embed_tokens", "embed_positions", "embed_in", "embed_out", "wte", "wpe", "lm_head", "score"}
 """Stored matrices that are no linear layers inside the model."""
@@ -38,10 +42,11 @@ def lora_arguments(lora: LoraSettings) -> dict[str, Any]:
 def new_config(model: Any, lora: LoraSettings, task: str = "CAUSAL_LM") -> LoraConfig:
     """PEFT's configuration of a new adapter on `model`.
 
-    `all-linear` is every linear module except the head. In a mixture of experts the experts are fused parameters and
-    no modules; they and their router stay frozen, because PEFT would build the full update of every expert in each
-    pass and could neither run adapters side by side in a batch nor apply DoRA or dropout. Naming the experts' modules
-    (`gate_proj`, `up_proj` and `down_proj` together, `w1`, `w2` and `w3` in Mixtral) adapts them all the same.
+    `all-linear` is PEFT's: every linear module except the head. In a mixture of experts the experts are fused
+    parameters and no modules; they and their router stay frozen, because PEFT would build the full update of every
+    expert in each pass and could neither run adapters side by side in a batch nor apply DoRA or dropout. Naming the
+    experts' modules (`gate_proj`, `up_proj` and `down_proj` together, `w1`, `w2` and `w3` in Mixtral) adapts them all
+    the same in the models that PEFT converts.
 
     Raises UsageError with the model's linear modules when a module that was asked for is not there.
     """
@@ -49,9 +54,18 @@ def new_config(model: Any, lora: LoraSettings, task: str = "CAUSAL_LM") -> LoraC
 
     check_targets(model, lora)
     arguments = lora_arguments(lora)
-    if lora.target_modules == ALL_LINEAR and has_fused_experts(model):
-        arguments["target_modules"] = sorted(set(linear_names(model)) - _EXPERT_NAMES)
+    if lora.target_modules == ALL_LINEAR:
+        arguments["target_modules"] = all_linear(model)
     return LoraConfig(**arguments, task_type=task, fan_in_fan_out=_is_transposed(model))
+
+
+def all_linear(model: Any) -> str | list[str]:
+    """Return PEFT's `all-linear`, or the names it stands for where some must be left out."""
+    left_out = {name for name in _EXPERT_NAMES if converts_experts(model)}
+    left_out |= _RAW_WEIGHT_NAMES if model.config.model_type in _RAW_WEIGHT_MODELS else set()
+    if left_out or has_fused_experts(model):
+        return sorted(set(linear_names(model)) - left_out)
+    return ALL_LINEAR
 
 
 def saved_config(model: Any, checkpoint: Checkpoint, task: str = "CAUSAL_LM", *, trainable: bool) -> LoraConfig:
@@ -87,7 +101,7 @@ def check_targets(model: Any, lora: LoraSettings) -> None:
         missing = [] if any(re.fullmatch(asked, path) for path in paths) else [asked]
     else:
         ends = {path[start:] for path in paths for start in _starts(path)}
-        ends |= _EXPERT_NAMES if has_fused_experts(model) else set()
+        ends |= _EXPERT_NAMES if converts_experts(model) else set()
         missing = [name for name in asked if name not in ends]
     _refuse(missing, linear_names(model))
 
@@ -118,11 +132,13 @@ def _refuse(missing: list[str], linear: Iterable[str]) -> None:
 
 
 def linear_names(model: Any) -> Iterator[str]:
-    """The last part of the path of every linear module except the heads."""
+    """The last part of the path of every linear module except the heads and the routers of experts."""
     heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}
+    routers = tuple(f"{path}." for path, module in model.named_modules() if _is_router(module))
     for path, module in model.named_modules():
         within_adapter = ".lora_" in path or path.endswith(".base_layer")
-        if is_linear(module) and id(module) not in heads and not within_adapter:
+        within_router = path.startswith(routers)
+        if is_linear(module) and id(module) not in heads and not within_adapter and not within_router:
             yield path.rpartition(".")[2]
 
 
@@ -133,8 +149,30 @@ def is_linear(module: Any) -> bool:
 
 
 def has_fused_experts(model: Any) -> bool:
-    """Whether a model holds the weights of its experts as parameters of three dimensions."""
-    return any(parameter.ndim == 3 for parameter in model.parameters())
+    """Whether a model holds the weights of its experts as parameters of three dimensions.
+
+    Convolutions, gates and time mixing of hybrid models have such parameters too; experts say so in their class.
+    """
+    return any("Expert" in type(module).__name__ and _has_stacked_weight(module) for module in model.modules())
+
+
+def converts_experts(model: Any) -> bool:
+    """Whether PEFT takes names of linear modules of this model for its fused experts."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=sorted(_EXPERT_NAMES))
+    convert_peft_config_for_transformers(config, model, None)
+    return bool(config.target_parameters)
+
+
+def _has_stacked_weight(module: Any) -> bool:
+    return any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+
+
+def _is_router(module: Any) -> bool:
+    """Whether a module chooses experts: by its class, which transformers names Router or Gating."""
+    return any(word in type(module).__name__ for word in ("Router", "Gating"))
 
 
 def _is_transposed(model: Any) -> bool:
