@@ -63,9 +63,7 @@ def _check_template_kwargs(asked: Mapping[str, Any], tokenizer: Any) -> None:
     reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters, *tokenizer.special_tokens_map}
     for name in asked:
         if name in reserved or not name.isidentifier():
-            raise DataError(
-                f"chat_template_kwargs: {name!r} cannot be set; the tokenizer or the request fills it in"
-            )
+            raise DataError(f"chat_template_kwargs: {name!r} cannot be set; the tokenizer or the request fills it in")
         if not re.search(rf"\b{name}\b", tokenizer.chat_template):
             raise DataError(f"chat_template_kwargs: the chat template reads no variable {name!r}; leave it out")
 

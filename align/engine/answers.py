@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from align.engine.detokenizer import Detokenizer
 from align.engine.lanes import BASE, MIXED, ModelFacts, body_of, context_window, running
 from align.engine.protocol import ShiftedToken
-from align.engine.rows import likeliest
+from align.engine.scores import likeliest
 from align.errors import UsageError
 from align.schema import Messages, Record
 
@@ -64,7 +64,10 @@ def token_shift(resident: Resident, fact: ModelFacts, conversation: Answered) ->
     for place, text in enumerate(_texts(conversation.answer_ids, tokenizer)):
         token = conversation.answer_ids[place]
         here, there = (logits[place].float().log_softmax(dim=-1) for logits in (ours, base))
-        tops = (likeliest(logprobs, _ALTERNATIVES, tokenizer) for logprobs in (here, there))
+        tops = (
+            tuple((each.text, each.logprob) for each in likeliest(logprobs, _ALTERNATIVES, tokenizer))
+            for logprobs in (here, there)
+        )
         shifted.append(ShiftedToken(text, float(here[token]), float(there[token]), *tops))
     return shifted
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-_INCOMPLETE = "�"
+INCOMPLETE = "�"
+"""the replacement character: how bytes that are no character are shown"""
 
 # A character is at most four bytes and a token at least one; an emoji sequence is a few characters. A longer run that
 # still does not decode is not text, and is shown as it is.
@@ -21,21 +23,23 @@ class Detokenizer:
     """Decodes one row token by token, over a short window, so a long answer costs no more a token than a short one.
 
     What a tokenizer does at the start of a text (dropping a leading space) must happen once only, so the window always
-    begins with tokens already shown.
+    begins with tokens already shown. `context` are tokens before the text, such as those of a text that it goes on
+    with; a character that they only begin is shown with the tokens that end it.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
+        self._ids = list(context[-_PATIENCE:])
+        self._before = len(self._ids)
         self._window = 0  # where the decoding window begins
-        self._shown = 0  # tokens before this one are shown
+        self._shown = self._before - self._open_tokens()  # tokens before this one are shown
 
     def push(self, token: int) -> str:
         """Add a token and return the text that is now certain, or an empty string."""
         self._ids.append(token)
         before = self._decode(self._ids[self._window : self._shown])
         after = self._decode(self._ids[self._window :])
-        if after.endswith(_INCOMPLETE) and len(self._ids) - self._shown < _PATIENCE:
+        if after.endswith(INCOMPLETE) and len(self._ids) - self._shown < _PATIENCE:
             return ""
         if len(after) <= len(before):
             return ""
@@ -52,7 +56,16 @@ class Detokenizer:
     @property
     def count(self) -> int:
         """How many tokens came."""
-        return len(self._ids)
+        return len(self._ids) - self._before
+
+    def _open_tokens(self) -> int:
+        """How many tokens at the end of the context are part of a character that has not ended."""
+        text = self._decode(self._ids)
+        if not text.endswith(INCOMPLETE):
+            return 0
+        whole = text.rstrip(INCOMPLETE)
+        sizes = range(1, len(self._ids) + 1)
+        return next((size for size in sizes if self._decode(self._ids[:-size]) == whole), 0)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from align.engine.protocol import (
+    Alternative,
     Busy,
     FinishReason,
     GenerationRequest,
@@ -146,7 +147,11 @@ def _say(index: int, speech: _Speech) -> RowDelta:
     speech.count += 1
     if speech.row.logprobs is None:
         return RowDelta(index, word)
-    others = tuple((f"other{place}", _LOGPROB - place) for place in range(1, speech.row.logprobs))
-    return RowDelta(
-        index, word, (Token(speech.count, word, _LOGPROB, ((word, _LOGPROB), *others)[: speech.row.logprobs]),)
-    )
+    others = tuple(_alternative(f"other{place}", _LOGPROB - place) for place in range(1, speech.row.logprobs))
+    top = (_alternative(word, _LOGPROB), *others)[: speech.row.logprobs]
+    start = len(speech.said) - len(word)
+    return RowDelta(index, word, (Token(speech.count, word, _LOGPROB, top, word.encode(), start),))
+
+
+def _alternative(text: str, logprob: float) -> Alternative:
+    return Alternative(text, logprob, text.encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from align.errors import MachineError, UsageError
 from align.schema import Messages
@@ -103,17 +103,32 @@ class GenerationRequest:
         return self.sampling if row.sampling is None else row.sampling
 
 
+class Alternative(NamedTuple):
+    """One of the likeliest tokens at a place."""
+
+    text: str
+    logprob: float
+    raw: bytes = b""
+    """its UTF-8 bytes"""
+    id: int = -1
+    """-1 where nobody says"""
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """A token of an answer and how likely the model found it, before temperature and whatever else bends the draw."""
 
     id: int
     text: str
-    """this token alone, decoded: half a character is a replacement character here"""
+    """its part of the text; half a character is a replacement character here"""
     logprob: float
     """nats"""
-    top: tuple[tuple[str, float], ...]
-    """the likeliest tokens here with their log-probabilities, likeliest first"""
+    top: tuple[Alternative, ...]
+    """the likeliest tokens here, likeliest first"""
+    raw: bytes = b""
+    """its bytes: those of all tokens together are the UTF-8 of the text"""
+    start: int = 0
+    """where the character that it begins, or goes on with, stands in the text"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from align.engine.protocol import (
     RowError,
     Sampling,
     ShiftedToken,
+    Token,
 )
 from align.engine.retry_after import retry_seconds
 from align.engine.stream import Stream, collect
@@ -298,7 +300,11 @@ class _Talk:
             self.first_token = self.first_token or time.perf_counter()
             self._text += said.text
             self._pieces += 1
-            self._stream.put(RowDelta(self._index, said.text, said.tokens))
+            self._stream.put(RowDelta(self._index, said.text, tuple(map(self._with_as_many, said.tokens))))
+
+    def _with_as_many(self, token: Token) -> Token:
+        """A token with as many alternatives as were asked for; the API adds the token itself where it is none."""
+        return replace(token, top=token.top[: self._row.logprobs or 0])
 
     def _done(self, reason: str | None) -> RowDone:
         return RowDone(

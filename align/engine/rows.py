@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from align.engine.detokenizer import text_of
-from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowError, Sampling, Token
+from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowError, Sampling
 from align.engine.sampling import RowSampler
+from align.engine.scores import describe
 from align.engine.speech import Piece, Speech
 from align.errors import AlignError, DataError
 
@@ -70,7 +70,9 @@ class Writing:
         self.started = time.perf_counter()
         self.sampler = RowSampler(live.sampling, live.row.seed, live.prompt_ids)
         self._tokenizer = tokenizer
-        self._speech = Speech(tokenizer, live.sampling.stop)
+        # What goes on with a text keeps the space before its first word.
+        before = live.prompt_ids if live.row.text is not None else ()
+        self._speech = Speech(tokenizer, live.sampling.stop, before)
         self._first_token = 0.0
 
     @property
@@ -152,16 +154,3 @@ def encode(row: Row, tokenizer: Any) -> list[int]:
     if not ids:
         raise DataError(f"{row.model}: the prompt has no tokens; give a text to continue")
     return ids
-
-
-def describe(token: int, logits: Tensor, alternatives: int, tokenizer: Any) -> Token:
-    """How likely a token was under logits (V,), and the likeliest there with it."""
-    logprobs = logits.log_softmax(dim=-1)
-    return Token(token, text_of(token, tokenizer), float(logprobs[token]), likeliest(logprobs, alternatives, tokenizer))
-
-
-def likeliest(logprobs: Tensor, count: int, tokenizer: Any) -> tuple[tuple[str, float], ...]:
-    """The texts and log-probabilities of the largest of logprobs (V,), largest first."""
-    top = logprobs.topk(min(count, logprobs.shape[-1]))
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return tuple((text_of(token, tokenizer), logprob) for token, logprob in pairs)

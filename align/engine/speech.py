@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from align.engine.detokenizer import Detokenizer
-from align.engine.protocol import Token
+from align.engine.protocol import Alternative, Token
+from align.engine.vocabulary import share_bytes, sizes_of_characters, spell
 
 
 class Piece(NamedTuple):
@@ -17,21 +21,23 @@ class Piece(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """A token and the part of the text it made, in characters."""
+    """A token, and where its bytes begin in those of the answer."""
 
     token: Token
     start: int
-    end: int
 
 
 class Speech:
     """Tokens in, pieces of text out: never half a character, never a stop string nor the beginning of one."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
+    def __init__(self, tokenizer: Any, stops: Sequence[str], context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer, context)
         self._stops = StopStrings(stops)
+        self._group: list[Token] = []
         self._spans: list[_Span] = []
-        self._decoded = 0
+        self._decoded = self._placed_bytes = self._shown_bytes = 0
+        self._sizes: list[int] = []  # in bytes, of the characters that are not shown
         self.text = ""
         """all that was shown"""
 
@@ -47,28 +53,87 @@ class Speech:
 
     def push(self, token: int, told: Token | None = None) -> Piece:
         """Add a token, and what is to be told of it; return what may now be shown."""
-        text = self._detokenizer.push(token)
-        start, self._decoded = self._decoded, self._decoded + len(text)
         if told is not None:
-            self._spans.append(_Span(told, start, self._decoded))
+            self._group.append(told)
+        text = self._detokenizer.push(token)
+        self._place(text)
         return self._show(self._stops.push(text))
 
     def close(self) -> Piece:
         """What was held back, at the end."""
         if self.stopped:
             return Piece("")
-        shown = self._stops.push(self._detokenizer.flush())
+        text = self._detokenizer.flush()
+        self._place(text, last=True)
+        shown = self._stops.push(text)
         return self._show(shown + self._stops.flush(), last=not self.stopped)
 
+    def _place(self, text: str, *, last: bool = False) -> None:
+        """Give the tokens that made some text together their bytes and their place in it."""
+        if self._group and (text or last):
+            placed = place_tokens(self._group, text, self._decoded, self._tokenizer)
+            for token in placed.tokens:
+                self._spans.append(_Span(token, self._placed_bytes))
+                self._placed_bytes += len(token.raw)
+            self._sizes += placed.sizes
+            self._group = []
+        self._decoded += len(text)
+
     def _show(self, text: str, *, last: bool = False) -> Piece:
-        if not text and not last:
+        if not (text or last or self.stopped):
             return Piece("")
         self.text += text
-        end = len(self.text)
-        # A token that a stop string cut in two was shown in part, and is told.
-        told = [span.token for span in self._spans if last or span.end <= end or (self.stopped and span.start < end)]
+        self._shown_bytes += sum(self._sizes[: len(text)])
+        del self._sizes[: len(text)]
+        # Only what comes after a stop string is not told: a token that it cut in two was shown in part.
+        most = self._shown_bytes
+        told = [
+            _cut(token, most - start)
+            for token, start in self._spans
+            if last or start + len(token.raw) <= most or (self.stopped and start < most)
+        ]
         del self._spans[: len(told)]
         return Piece(text, tuple(told))
+
+
+class Placed(NamedTuple):
+    """Tokens with their bytes and places in the text they made, and how many bytes each character of it has."""
+
+    tokens: list[Token]
+    sizes: list[int]
+
+
+def place_tokens(tokens: Sequence[Token], text: str, before: int, tokenizer: Any) -> Placed:
+    """Tokens that made some text together, placed in it; `before` characters stand before that text."""
+    spellings = [spell(token.id, tokenizer) for token in tokens]
+    raws = share_bytes(text, [each.raw if each.in_answers else b"" for each in spellings])
+    sizes = sizes_of_characters(text, b"".join(raws))
+    ends = list(accumulate(sizes))
+    found, begin = [], 0
+    for token, spelling, raw in zip(tokens, spellings, raws, strict=True):
+        start = before + bisect_right(ends, begin)
+        said = raw.decode("utf-8", "replace") if spelling.in_answers else token.text
+        found.append(replace(token, text=said, raw=raw, start=start, top=_alike(token.top, spelling.raw, raw)))
+        begin += len(raw)
+    return Placed(found, sizes)
+
+
+def _alike(top: tuple[Alternative, ...], raw: bytes, kept: bytes) -> tuple[Alternative, ...]:
+    """Alternatives without what a token lost at the start of a text: the space before the first word."""
+    lost = raw.removesuffix(kept)
+    if not lost or lost.strip(b" "):
+        return top
+    return tuple(
+        each._replace(text=each.text[len(lost) :], raw=each.raw[len(lost) :]) if each.raw.startswith(lost) else each
+        for each in top
+    )
+
+
+def _cut(token: Token, size: int) -> Token:
+    """A token with so many of its bytes at most."""
+    if size >= len(token.raw):
+        return token
+    return replace(token, raw=token.raw[:size], text=token.raw[:size].decode("utf-8", "replace"))
 
 
 class StopStrings:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.engine.protocol import Fault, Row, Sampling, Token
+from align.engine.protocol import Alternative, Fault, Row, Sampling, Token
 
 _PLAIN = Sampling()
 _PENALTIES = ("frequency_penalty", "presence_penalty")
@@ -76,20 +77,53 @@ def _tokens(logprobs: dict[str, Any]) -> tuple[Token, ...]:
     """Tokens of a chat (a list of objects), or of a plain completion (lists side by side)."""
     if content := logprobs.get("content"):
         return tuple(
-            Token(
-                UNKNOWN_ID,
-                entry["token"],
-                entry["logprob"],
-                tuple((other["token"], other["logprob"]) for other in entry.get("top_logprobs") or []),
-            )
+            Token(UNKNOWN_ID, text, logprob, tuple(map(_entry, entry.get("top_logprobs") or [])), raw)
             for entry in content
+            for text, logprob, raw, _ in [_entry(entry)]
         )
     texts, values = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
     tops = logprobs.get("top_logprobs") or [None] * len(texts)
     return tuple(
-        Token(UNKNOWN_ID, text, value, tuple(sorted((top or {}).items(), key=lambda pair: -pair[1])))
-        for text, value, top in zip(texts, values, tops, strict=True)
+        Token(UNKNOWN_ID, text, value, _likeliest_first(top or {}), raw)
+        for name, value, top in zip(texts, values, tops, strict=True)
+        for text, raw in [read_token(name)]
     )
+
+
+def _likeliest_first(top: dict[str, float]) -> tuple[Alternative, ...]:
+    pairs = sorted(top.items(), key=lambda pair: -pair[1])
+    return tuple(Alternative(text, logprob, raw) for name, logprob in pairs for text, raw in [read_token(name)])
+
+
+def _entry(entry: dict[str, Any]) -> Alternative:
+    """A token of a chat: of part of a character only the bytes are told as they are."""
+    raw = entry.get("bytes")
+    if raw is None:
+        return Alternative(entry["token"], entry["logprob"], entry["token"].encode("utf-8", "replace"))
+    raw = bytes(raw)
+    text = entry["token"] if not raw else raw.decode("utf-8", "replace")
+    return Alternative(text, entry["logprob"], raw)
+
+
+_BYTES = "bytes:"
+
+
+def name_token(text: str, raw: bytes) -> str:
+    """A token as plain completions spell it: its text, or `bytes:` with the bytes that are no characters."""
+    return f"{_BYTES}{escaped(raw)}" if "\N{REPLACEMENT CHARACTER}" in text and text.encode() != raw else text
+
+
+def escaped(raw: bytes) -> str:
+    """Bytes as OpenAI spells those of parts of characters."""
+    return "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def read_token(name: str) -> tuple[str, bytes]:
+    """The text and the bytes of a token as plain completions spell it."""
+    if re.fullmatch(rf"{_BYTES}(\\x[0-9a-f]{{2}})+", name):
+        raw = bytes.fromhex(name.removeprefix(_BYTES).replace("\\x", ""))
+        return raw.decode("utf-8", "replace"), raw
+    return name, name.encode("utf-8", "replace")
 
 
 def error_text(body: Any) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from align.engine.protocol import RowDone, Token
+from align.engine.protocol import Alternative, RowDone, Token
+from align.engine.wire import escaped, name_token
 from align.server.served import Served
 
 DONE = b"data: [DONE]\n\n"
@@ -65,7 +66,9 @@ class Style(Protocol):
         ...
 
     def piece(self, row: int, text: str, tokens: Sequence[Token] | None, before: int) -> dict[str, Any]:
-        """The choice of new text, `before` characters into the answer; `tokens` None when nobody asked for them."""
+        """The choice of new text, in an answer that begins `before` characters into the choice; `tokens` None when
+        nobody asked for them.
+        """
         ...
 
     def ending(self, row: int, reason: str) -> dict[str, Any]:
@@ -132,29 +135,28 @@ def chat_logprobs(tokens: Sequence[Token] | None) -> dict[str, Any] | None:
     if tokens is None:
         return None
     return {
-        "content": [
-            _likely(token.text, token.logprob) | {"top_logprobs": [_likely(*each) for each in token.top]}
-            for token in tokens
-        ],
+        "content": [_likely(token) | {"top_logprobs": [_likely(each) for each in token.top]} for token in tokens],
         "refusal": None,
     }
 
 
 def text_logprobs(tokens: Sequence[Token] | None, before: int) -> dict[str, Any] | None:
-    """Log-probabilities as completions give them; offsets count characters of the answer."""
+    """Log-probabilities as completions give them; `before` characters stand before the text of these tokens."""
     if tokens is None:
         return None
-    offsets = []
-    for token in tokens:
-        offsets.append(before)
-        before += len(token.text)
     return {
-        "tokens": [token.text for token in tokens],
+        "tokens": [name_token(token.text, token.raw) for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
-        # Two tokens can read alike; the likelier one, which comes first, is the one that stays.
-        "top_logprobs": [{text: _finite(logprob) for text, logprob in reversed(token.top)} for token in tokens],
-        "text_offset": offsets,
+        "top_logprobs": [_by_name(token) for token in tokens],
+        "text_offset": [before + token.start for token in tokens],
     }
+
+
+def _by_name(token: Token) -> dict[str, float]:
+    """The likeliest tokens and, as OpenAI has it, the token itself; of two that read alike the likelier."""
+    named = {name_token(each.text, each.raw): _finite(each.logprob) for each in reversed(token.top)}
+    named.setdefault(name_token(token.text, token.raw), _finite(token.logprob))
+    return named
 
 
 def _finite(logprob: float) -> float:
@@ -162,10 +164,10 @@ def _finite(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
-def _likely(text: str, logprob: float) -> dict[str, Any]:
-    # A token that is part of a character has no text of its own, and its bytes are not known here.
-    known = "\N{REPLACEMENT CHARACTER}" not in text
-    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode()) if known else None}
+def _likely(token: Token | Alternative) -> dict[str, Any]:
+    is_part = "\N{REPLACEMENT CHARACTER}" in token.text and token.text.encode() != token.raw
+    text = escaped(token.raw) if is_part else token.text
+    return {"token": text, "logprob": _finite(token.logprob), "bytes": list(token.raw)}
 
 
 def _choice(row: int, logprobs: dict[str, Any] | None = None, reason: str | None = None, **said: Any) -> dict[str, Any]:

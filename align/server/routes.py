@@ -104,7 +104,7 @@ class Answer:
         self._note = note
         self._wants_tokens = rows[0].logprobs is not None
         self._done: list[RowDone] = []
-        self._said = [0] * len(rows)
+        self._rows = len(rows)
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> Response:
         """Everything at once."""
@@ -125,7 +125,7 @@ class Answer:
 
     async def _pieces(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
         async with aclosing(events) as running:
-            for row in range(len(self._said)):
+            for row in range(self._rows):
                 if opening := self._style.opening(row):
                     yield self._chunk([opening])
             try:
@@ -146,9 +146,7 @@ class Answer:
         """The pieces of one event."""
         if isinstance(event, RowDelta) and (event.text or event.tokens):
             tokens = event.tokens if self._wants_tokens else None
-            piece = self._style.piece(event.row, event.text, tokens, self._said[event.row])
-            self._said[event.row] += len(event.text)
-            return [self._chunk([piece])]
+            return [self._chunk([self._style.piece(event.row, event.text, tokens, 0)])]
         if isinstance(event, RowDone):
             self._finish(event)
             return [self._chunk([self._style.ending(event.row, event.reason)])]

@@ -373,7 +373,7 @@ def test_log_probs_are_those_of_one_pass_over_the_answer(engine, resident):
         [float(line[token.id]) for token, line in zip(tokens, expected, strict=True)], abs=1e-4
     )
     for token, line in zip(tokens, expected, strict=True):
-        assert [value for _, value in token.top] == pytest.approx(line.topk(3).values.tolist(), abs=1e-4)
+        assert [each.logprob for each in token.top] == pytest.approx(line.topk(3).values.tolist(), abs=1e-4)
         assert token.text == resident.tokenizer.decode([token.id])
     assert not any(event.tokens for event in events if isinstance(event, RowDelta) and event.row == 1)
 

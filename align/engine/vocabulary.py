@@ -1,0 +1,121 @@
+"""Tokens one by one: the text and the UTF-8 bytes of each as it stands within a text, parts of a character included."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from align.engine.detokenizer import INCOMPLETE, text_of
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""a byte of SentencePiece's byte fallback"""
+
+
+class Spelling(NamedTuple):
+    """A token within a text."""
+
+    text: str
+    """with replacement characters where its bytes are not whole characters"""
+    raw: bytes
+    in_answers: bool = True
+    """False for a control token: it has a name, and no text in an answer"""
+
+
+_KNOWN: WeakKeyDictionary[Any, dict[int, Spelling]] = WeakKeyDictionary()
+"""what was looked up once, by tokenizer"""
+
+
+def spell(token: int, tokenizer: Any) -> Spelling:
+    """The spelling of a token; of one without text of its own, such as an end token, its name."""
+    known = _KNOWN.setdefault(tokenizer, {})
+    if token not in known:
+        known[token] = _spell(token, tokenizer)
+    return known[token]
+
+
+def _spell(token: int, tokenizer: Any) -> Spelling:
+    text = text_of(token, tokenizer)
+    if INCOMPLETE not in text:
+        # Twice, for a tokenizer may drop a first space.
+        shown = bool(tokenizer.decode([token, token], skip_special_tokens=True))
+        return Spelling(text, text.encode("utf-8", "replace"), shown)
+    raw = _bytes_of_piece(tokenizer.convert_ids_to_tokens(token))
+    if raw is None:
+        return Spelling(text, text.encode())
+    return Spelling(raw.decode("utf-8", "replace"), raw)
+
+
+def _bytes_of_piece(piece: Any) -> bytes | None:
+    """The bytes that an entry of a vocabulary stands for; None when it is none of the ways to write bytes."""
+    if isinstance(piece, bytes):  # tokenizers over tiktoken files
+        return piece
+    if not isinstance(piece, str):
+        return None
+    if byte := _BYTE.fullmatch(piece):
+        return bytes([int(byte[1], 16)])
+    alphabet = _byte_level_alphabet()
+    return bytes(alphabet[char] for char in piece) if all(char in alphabet for char in piece) else None
+
+
+@cache
+def _byte_level_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in byte-level BPE (Radford et al. 2019): itself if printable."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def share_bytes(text: str, raws: list[bytes]) -> list[bytes]:
+    """The bytes that some tokens have in the text they made together, given those they have in the vocabulary.
+
+    Joined they are the UTF-8 of the text. Where the text has a replacement character for bytes that are none of a
+    character, they are those bytes.
+    """
+    whole, joined = text.encode("utf-8", "replace"), b"".join(raws)
+    if joined == whole or (INCOMPLETE in text and _is_broken(joined)):
+        return raws
+    if joined.endswith(whole):  # a tokenizer that drops the space before the first word
+        return _without_first(raws, len(joined) - len(whole))
+    if joined and whole.endswith(joined):  # a character that begins in the prompt
+        return [whole[: len(whole) - len(joined)] + raws[0], *raws[1:]]
+    return [*[b""] * (len(raws) - 1), whole]
+
+
+def _is_broken(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def sizes_of_characters(text: str, raw: bytes) -> list[int]:
+    """How many of some bytes each character of their text stands for, also where it replaces broken ones."""
+    sizes = _sizes_by_sequence(raw)
+    if len(sizes) == len(text):
+        return sizes
+    # Some decoders write a replacement for every byte of a broken character.
+    return [1 if char == INCOMPLETE else len(char.encode("utf-8", "replace")) for char in text]
+
+
+def _sizes_by_sequence(raw: bytes) -> list[int]:
+    sizes: list[int] = []
+    while raw:
+        try:
+            sizes += [len(char.encode()) for char in raw.decode()]
+            break
+        except UnicodeDecodeError as error:
+            sizes += [len(char.encode()) for char in raw[: error.start].decode()]
+            sizes.append(error.end - error.start)
+            raw = raw[error.end :]
+    return sizes
+
+
+def _without_first(raws: list[bytes], excess: int) -> list[bytes]:
+    kept = []
+    for raw in raws:
+        kept.append(raw[excess:])
+        excess = max(0, excess - len(raw))
+    return kept
