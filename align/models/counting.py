@@ -47,7 +47,9 @@ def text_config(base: Checkpoint) -> Any:
     with explained(base):
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(base.location, revision=base.revision).get_text_config()
+        return AutoConfig.from_pretrained(
+            base.location, revision=base.revision, trust_remote_code=False
+        ).get_text_config()
 
 
 def stored_modules(base: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -55,15 +57,20 @@ def stored_modules(base: Checkpoint) -> dict[str, tuple[int, ...]]:
 
     Empty for a base that is not on this machine.
     """
+    stored = stored_shapes(base)
+    return {key.removesuffix(".weight"): shape for key, shape in stored.items() if key.endswith(".weight")}
+
+
+def stored_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the tensors in a base's folder; empty for a base that is not on this machine."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, tuple[int, ...]] = {}
     for path in sorted(Path(base.location).glob("*.safetensors")) if Path(base.location).is_dir() else []:
         try:
             with safe_open(path, "np") as file:
-                weights = [key for key in file.keys() if key.endswith(".weight")]  # noqa: SIM118
-                found |= {key[: -len(".weight")]: tuple(file.get_slice(key).get_shape()) for key in weights}
-        except SafetensorError as error:
+                found |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
             raise IntegrityError(f"{path}: weights cannot be read ({error}); copy or train the model again") from None
     return found
 
@@ -98,4 +105,6 @@ def shape_of(base: Checkpoint) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"), explained(base):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.location, revision=base.revision))
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False)
+        )

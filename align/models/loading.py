@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.errors import IntegrityError, MachineError, UsageError
+from align.errors import AlignError, IntegrityError, MachineError, UsageError
 from align.models.hub import no_telemetry
 
 if TYPE_CHECKING:
@@ -76,20 +76,35 @@ class Precision:
 def load_base(checkpoint: Checkpoint, precision: Precision, head: Head = "causal") -> Any:
     """Load the weights of a base, frozen; with `head="score"` the language head is replaced by one scalar score.
 
-    Raises IntegrityError when the folder holds no readable safetensors model, and what `Precision.check` raises.
+    Raises IntegrityError when the folder holds no readable safetensors model, when a weight is missing, misshapen or
+    not finite, and what `Precision.check` raises.
     """
     precision.check()
     no_telemetry()
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    from align.models.counting import stored_shapes
+    from align.models.stored_weights import check_announced, check_finite, check_loaded
+
     loader = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
     options = _weight_options(precision)
     if head == "score":
         options["num_labels"] = 1
+    if stored := stored_shapes(checkpoint):
+        check_announced(checkpoint, stored)
     with _quiet_load_report(), explained(checkpoint):
-        model = loader.from_pretrained(
-            checkpoint.location, revision=checkpoint.revision, use_safetensors=True, **options
+        # Misshapen tensors are named by `check_loaded`; transformers would only say that there are some.
+        model, report = loader.from_pretrained(
+            checkpoint.location,
+            revision=checkpoint.revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
         )
+    check_loaded(checkpoint, model, report, new_head=head == "score" and "score.weight" not in stored)
+    check_finite(checkpoint, model)
     _keep_trainable_after_eval(model)
     if precision.quantization != "none":
         _let_go_of_files(model)
@@ -155,18 +170,33 @@ def explained(checkpoint: Checkpoint) -> Iterator[None]:
         raise IntegrityError(
             f"{checkpoint.location}: weights cannot be read ({error}); found {files}; copy or train the model again"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:  # JSON files of another kind are a TypeError
-        remedy = "give a registry reference, a folder with config.json and *.safetensors, or a hub id"
-        if not Path(checkpoint.location).is_dir():
-            remedy = "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"
+    except (AlignError, MemoryError):
+        raise
+    except Exception as error:  # whatever a config that is not what it seems makes the libraries raise
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
         raise IntegrityError(
-            f"{checkpoint.reference}: no model could be loaded ({str(error).splitlines()[0]}); {remedy}"
-        ) from None
+            f"{checkpoint.reference}: no model could be loaded ({_why(error)}); {_remedy(checkpoint)}"
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    """The reason a library gave, in a line."""
+    if "trust_remote_code" in str(error):
+        return "it wants code of its own to be run, which is never done here"
+    first = next(filter(None, str(error).splitlines()), "")
+    return first if isinstance(error, OSError | ValueError) and first else f"{type(error).__name__}: {first}"
+
+
+def _remedy(checkpoint: Checkpoint) -> str:
+    if not Path(checkpoint.location).is_dir():
+        return "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"
+    return "give a registry reference, a folder with config.json and *.safetensors, or a hub id"
 
 
 @contextmanager
 def _quiet_load_report() -> Iterator[None]:
-    """Hide transformers' table of missing keys: a score head is always new here, and we check keys ourselves."""
+    """Hide transformers' table of missing keys: `check_loaded` reads the same report and refuses."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

@@ -137,7 +137,7 @@ def _stored_dtype(base: Checkpoint) -> torch.dtype:
     from transformers import AutoConfig
 
     with explained(base):
-        found = AutoConfig.from_pretrained(base.location, revision=base.revision).dtype
+        found = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False).dtype
     return found if isinstance(found, torch.dtype) else torch.float32
 
 

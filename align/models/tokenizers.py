@@ -107,7 +107,7 @@ def _read(location: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(location, revision=revision)
+        return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if Path(location).is_dir():
             found, remedy = f"it holds {_listing(location)}", "save the tokenizer beside the weights"
