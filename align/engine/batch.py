@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -41,16 +41,13 @@ class Batch:
     each part.
     """
 
-    def __init__(
-        self, model: Any, pad: int, lane: str, most_read: int | None = None, stop_ids: Collection[int] = ()
-    ) -> None:
+    def __init__(self, model: Any, pad: int, lane: str, most_read: int | None = None) -> None:
         self.lane = lane
         self.rows: list[Writing] = []
         self.reading: Reading | None = None
         self._model = model
         self._most_read = most_read if reads_in_parts(model.config.get_text_config()) else None
         self._pad = pad
-        self._stop_ids = frozenset(stop_ids)
         self._forward = _forward_of(body_of(model))
         self._setting: ExitStack | None = None
         self._cache: Cache | None = None
@@ -139,7 +136,7 @@ class Batch:
             if row.live.ended:  # while its prompt was being read
                 continue
             if good:
-                row.take(token, scores, self._stop_ids)
+                row.take(token, scores)
             else:
                 row.live.fail(
                     f"{row.live.row.model}: its logits are not finite; the weights or the precision are broken"

@@ -27,8 +27,9 @@ class Detokenizer:
     with; a character that they only begin is shown with the tokens that end it.
     """
 
-    def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, context: Sequence[int] = (), *, show_special: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._hides_special = not show_special
         self._ids = list(context[-_PATIENCE:])
         self._before = len(self._ids)
         self._window = 0  # where the decoding window begins
@@ -68,4 +69,4 @@ class Detokenizer:
         return next((size for size in sizes if self._decode(self._ids[:-size]) == whole), 0)
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=self._hides_special)) if ids else ""

@@ -64,6 +64,11 @@ def context_window(model: Any) -> int | None:
     return int(window) if window else None
 
 
+def vocabulary_of(model: Any) -> int:
+    """How many logits a model has."""
+    return int(model.config.get_text_config().vocab_size)
+
+
 @contextmanager
 def running(model: Any, adapters: Sequence[str], lane: str) -> Iterator[None]:
     """Let the body run a batch of so many rows, each through its adapter; all is as before afterwards."""

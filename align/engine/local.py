@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.engine.answers import Judge, answered, token_shift
 from align.engine.batch import Batch, Reading
-from align.engine.lanes import BASE, MIXED, ModelFacts, context_window, probe
+from align.engine.constraint import Compiler
+from align.engine.lanes import BASE, MIXED, ModelFacts, context_window, probe, vocabulary_of
 from align.engine.pace import Pace
 from align.engine.protocol import Busy, GenerationRequest, Row, Sampling, ShiftedToken
 from align.engine.rows import LiveRow, Writing, prepare
 from align.engine.stream import Stream, collect
+from align.engine.token_rules import live_rules
 from align.errors import IntegrityError, UsageError, nearest
 from align.models.stop_tokens import stop_tokens
 from align.schema import Messages
@@ -57,6 +59,8 @@ class LocalEngine:
         self._facts: dict[str, ModelFacts] = {}
         self._pace = Pace()
         self._stops = stop_tokens(resident)
+        self._vocabulary = vocabulary_of(resident.model)
+        self._compiler = Compiler(resident.tokenizer, self._vocabulary, self._stops.ids)
         self._judge = None if reward is None else Judge(resident, reward)
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="align-engine", daemon=True)
@@ -146,6 +150,11 @@ class LocalEngine:
             live.fail(f"{live.row.model}: not one of the loaded models;{nearest(live.row.model, self.models)}")
             return False
         live.adapter, live.lane = fact.adapter, fact.lane
+        try:
+            live.rules = live_rules(live.row.rules, self._stops.ids, self._vocabulary, self._compiler)
+        except UsageError as error:
+            live.fail(f"{live.row.model}: {error}", "prompt")
+            return False
         return True
 
     def _refuse_flood(self, more: int) -> None:
@@ -246,7 +255,7 @@ class LocalEngine:
 
     def _empty_batch(self, lane: str) -> Batch:
         resident = self._resident
-        return Batch(resident.model, resident.tokenizer.pad_token_id, lane, self._max_read, self._stops.ids)
+        return Batch(resident.model, resident.tokenizer.pad_token_id, lane, self._max_read)
 
     def _joining(self, batch: Batch) -> list[Writing]:
         """The oldest waiting rows that the batch can take now, in their order."""

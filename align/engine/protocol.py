@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
+from align.engine.token_rules import NO_RULES, TokenRules
 from align.errors import MachineError, UsageError
 from align.schema import Messages
 
@@ -66,10 +67,22 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """How a conversation is put before the model, beside its turns."""
+
+    tools: tuple[dict[str, Any], ...] = ()
+    """schemas of functions the model may call, as chat templates take them"""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """variables of the chat template, such as enable_thinking"""
+    continue_final: bool = False
+    """go on with the last message, an assistant turn, in place of opening a new one"""
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One text to write: which model continues which conversation, with which seed.
 
-    Equal model, messages, sampling and seed give equal text, whatever else runs beside it (exact in fp32).
+    Equal model, messages, sampling, rules and seed give equal text, whatever else runs beside it (exact in fp32).
     """
 
     model: str
@@ -81,6 +94,8 @@ class Row:
     """a raw prompt to continue, in place of a conversation"""
     logprobs: int | None = None
     """tell each token's log-probability, with so many of the likeliest tokens beside it"""
+    rules: TokenRules = NO_RULES
+    chat: ChatOptions = field(default_factory=ChatOptions)
 
     def __post_init__(self) -> None:
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_ALTERNATIVES:

@@ -10,6 +10,7 @@ from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, R
 from align.engine.sampling import RowSampler
 from align.engine.scores import describe
 from align.engine.speech import Piece, Speech
+from align.engine.token_rules import NO_RULES, LiveRules
 from align.errors import AlignError, DataError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class LiveRow:
     sampling: Sampling
     adapter: str = ""
     lane: str = ""
+    rules: LiveRules = field(default_factory=lambda: LiveRules(NO_RULES, frozenset()))
     submitted: float = field(default_factory=time.perf_counter)
     prompt_ids: list[int] = field(default_factory=list)
     ended: bool = False
@@ -68,11 +70,12 @@ class Writing:
         self.prompt_ids = live.prompt_ids
         self.limit = limit
         self.started = time.perf_counter()
-        self.sampler = RowSampler(live.sampling, live.row.seed, live.prompt_ids)
+        self.sampler = RowSampler(live.sampling, live.row.seed, live.prompt_ids, live.rules)
         self._tokenizer = tokenizer
         # What goes on with a text keeps the space before its first word.
-        before = live.prompt_ids if live.row.text is not None else ()
-        self._speech = Speech(tokenizer, live.sampling.stop, before)
+        goes_on = live.row.text is not None or live.row.chat.continue_final
+        before = live.prompt_ids if goes_on else ()
+        self._speech = Speech(tokenizer, live.sampling.stop, before, live.rules.rules)
         self._first_token = 0.0
 
     @property
@@ -85,17 +88,18 @@ class Writing:
         """How many tokens prompt and answer have together at most."""
         return len(self.prompt_ids) + self.limit
 
-    def take(self, token: int, logits: Tensor, stop_ids: frozenset[int]) -> None:
+    def take(self, token: int, logits: Tensor) -> None:
         """Add one token of this row, drawn from logits (V,), and tell the reader what it now says."""
         self._first_token = self._first_token or time.perf_counter()
         self.sampler.took(token)
-        if token in stop_ids:
+        ends = token in self.live.rules.stops
+        if ends and not self.live.rules.rules.include_stop:
             self.finish("stop")
             return
         asked = self.live.row.logprobs
         told = None if asked is None else describe(token, logits, asked, self._tokenizer)
         self._put(self._speech.push(token, told))
-        if self._speech.stopped:
+        if ends or self._speech.stopped or self.live.rules.complete:
             self.finish("stop")
         elif self._speech.count >= self.limit:
             self.finish("length")
@@ -147,7 +151,11 @@ def encode(row: Row, tokenizer: Any) -> list[int]:
     from align.data.render import render_chat
 
     if row.text is None:
-        return render_chat(row.messages, tokenizer)
+        chat = row.chat
+        return render_chat(
+            row.messages, tokenizer, list(chat.tools) or None,
+            template_kwargs=chat.template_kwargs, continue_final=chat.continue_final,
+        )  # fmt: skip
     # A text that was rendered elsewhere begins with its own BOS.
     begun = tokenizer.bos_token is not None and row.text.startswith(tokenizer.bos_token)
     ids = list(tokenizer.encode(row.text, add_special_tokens=not begun))

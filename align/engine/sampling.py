@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from align.engine.protocol import Sampling
+from align.engine.token_rules import LiveRules
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,10 @@ _GOLDEN = 0x9E3779B9 - 2**32
 class RowSampler:
     """What one row does to its logits before the draw, and its place in its noise."""
 
-    def __init__(self, sampling: Sampling, seed: int, prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self, sampling: Sampling, seed: int, prompt_ids: Sequence[int], rules: LiveRules | None = None
+    ) -> None:
+        self._rules = rules if rules is not None and rules.bends else None
         self._sampling = sampling
         self._seed = seed
         self._prompt_ids = list(prompt_ids)
@@ -47,8 +51,10 @@ class RowSampler:
         return int.from_bytes(digest[:4], signed=True), int.from_bytes(digest[4:], signed=True)
 
     def shape(self, logits: Tensor) -> Tensor:
-        """Logits (V,) after penalties, temperature and what rules tokens out."""
+        """Logits (V,) after the row's rules, penalties, temperature and what rules tokens out."""
         sampling = self._sampling
+        if self._rules is not None:
+            logits = self._rules.apply(logits, len(self._taken))
         if self._penalised:
             logits = self._penalise(logits)
         if self.greedy:
@@ -59,6 +65,8 @@ class RowSampler:
     def took(self, token: int) -> None:
         """Note the token drawn."""
         self._taken.append(token)
+        if self._rules is not None:
+            self._rules.took(token)
 
     def _penalise(self, logits: Tensor) -> Tensor:
         import torch

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from align.engine.detokenizer import Detokenizer
 from align.engine.protocol import Alternative, Token
+from align.engine.token_rules import NO_RULES, TokenRules
 from align.engine.vocabulary import share_bytes, sizes_of_characters, spell
 
 
@@ -30,10 +31,13 @@ class _Span(NamedTuple):
 class Speech:
     """Tokens in, pieces of text out: never half a character, never a stop string nor the beginning of one."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str], context: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, stops: Sequence[str], context: Sequence[int] = (), rules: TokenRules = NO_RULES
+    ) -> None:
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, context)
-        self._stops = StopStrings(stops)
+        self._detokenizer = Detokenizer(tokenizer, context, show_special=rules.show_special_tokens)
+        self._stops = StopStrings(stops, rules.include_stop)
+        self._min_tokens = rules.min_tokens
         self._group: list[Token] = []
         self._spans: list[_Span] = []
         self._decoded = self._placed_bytes = self._shown_bytes = 0
@@ -57,7 +61,8 @@ class Speech:
             self._group.append(told)
         text = self._detokenizer.push(token)
         self._place(text)
-        return self._show(self._stops.push(text))
+        # What comes before the fewest tokens is neither a stop string nor the beginning of one.
+        return self._show(text if self.count <= self._min_tokens else self._stops.push(text))
 
     def close(self) -> Piece:
         """What was held back, at the end."""
@@ -139,8 +144,10 @@ def _cut(token: Token, size: int) -> Token:
 class StopStrings:
     """Lets text through up to the first stop string, however the text is cut into pieces."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+        """With `include`, the stop string that was found is let through too."""
         self._stops = stops
+        self._include = include
         self._held = ""
         self.found = False
 
@@ -149,9 +156,12 @@ class StopStrings:
         if self.found:
             return ""
         self._held += text
-        places = [place for place in map(self._held.find, self._stops) if place >= 0]
-        self.found = bool(places)
-        return self._let_go(min(places) if places else len(self._held) - self._beginning())
+        found = [(place, stop) for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        self.found = bool(found)
+        if not found:
+            return self._let_go(len(self._held) - self._beginning())
+        place, stop = min(found)
+        return self._let_go(place + len(stop) if self._include else place)
 
     def flush(self) -> str:
         """What is still held at the end of the text."""

@@ -59,8 +59,10 @@ class Service:
 
         However this ends, nothing runs on afterwards: a client that goes away frees its rows within one step.
         """
-        handle = self.submit(rows)
         deadline = asyncio.get_running_loop().time() + self.limits.max_seconds
+        # A grammar is compiled on the way, which may take as long as a second.
+        compiles = any(row.rules.constraint is not None for row in rows)
+        handle = await asyncio.to_thread(self.submit, rows) if compiles else self.submit(rows)
         watch = asyncio.create_task(_cancel_when_gone(handle, receive))
         meter = Meter(self.metrics, served.name, len(rows))
         try:

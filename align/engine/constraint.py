@@ -1,0 +1,115 @@
+"""Text that must match a JSON schema, a regular expression or a grammar: masks over the vocabulary by llguidance.
+
+llguidance is an extra (`align[constrained]`): it is asked only when a request has a constraint.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["json_schema", "regex", "choice", "grammar"]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """The form of a whole text: a JSON schema, a list of texts (as JSON), a regular expression, or a grammar.
+
+    Grammars are in Lark's notation or in GBNF.
+    """
+
+    kind: Kind
+    text: str
+
+
+def check_constraint(constraint: Constraint) -> None:
+    """Raise UsageError when llguidance is not installed or cannot compile this."""
+    require_llguidance()
+    from llguidance import LLMatcher
+
+    if problem := LLMatcher.validate_grammar(_grammar(constraint)):
+        raise UsageError(f"it cannot be compiled ({_first_line(problem)}); change it")
+
+
+def require_llguidance() -> None:
+    """Raise UsageError, with how to install it, where llguidance is missing."""
+    if importlib.util.find_spec("llguidance") is None:
+        raise UsageError("llguidance, which it needs, is not installed here; pip install 'align[constrained]'")
+
+
+class Compiler:
+    """Compiles constraints for one tokenizer; what it needs of the tokenizer is computed at the first constraint."""
+
+    def __init__(self, tokenizer: Any, vocabulary: int, stop_ids: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._stop_ids = list(stop_ids)
+        self._compiled: Any = None
+        self._lock = threading.Lock()
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """A constraint at the start of a text; raises UsageError when it cannot be compiled."""
+        require_llguidance()
+        from llguidance import LLMatcher
+
+        made = LLMatcher(self._vocabulary_tree(), _grammar(constraint), log_level=0)
+        if made.is_error():
+            raise UsageError(f"the constraint cannot be compiled ({_first_line(made.get_error())}); change it")
+        return Matcher(made)
+
+    def _vocabulary_tree(self) -> Any:
+        from llguidance.hf import from_tokenizer
+
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = from_tokenizer(
+                    self._tokenizer, n_vocab=self._vocabulary, eos_token=self._stop_ids or None
+                )
+        return self._compiled
+
+
+class Matcher:
+    """How far one text has come in its constraint."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow."""
+        return bool(self._matcher.is_stopped())
+
+    def took(self, token: int) -> None:
+        """Note a token that came."""
+        self._matcher.consume_token(token)
+
+    def allowed(self, size: int) -> Tensor:
+        """Which tokens (size,) may come next, as booleans."""
+        import numpy
+        import torch
+
+        words = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
+        bits = numpy.unpackbits(words, bitorder="little")[:size].astype(bool)
+        return torch.from_numpy(numpy.pad(bits, (0, size - len(bits))))
+
+
+def _grammar(constraint: Constraint) -> str:
+    """A constraint in the notation of llguidance; raises UsageError when it is not of its kind."""
+    from llguidance import grammar_from
+
+    try:
+        return grammar_from(constraint.kind, constraint.text)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"it cannot be read ({_first_line(str(error))}); change it") from None
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:200] if text.strip() else "no reason given"
