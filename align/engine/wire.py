@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.engine.protocol import Alternative, Fault, Row, Sampling, Token
+from align.engine.protocol import Alternative, ChatOptions, Fault, Row, Sampling, Token
+from align.engine.token_rules import TokenRules
 
 _PLAIN = Sampling()
 _PENALTIES = ("frequency_penalty", "presence_penalty")
@@ -34,11 +35,45 @@ def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
             body[name] = getattr(sampling, name)
     if sampling.stop:
         body["stop"] = list(sampling.stop)
+    body |= _rules_of(row.rules)
     if row.text is not None:
         asked = {} if row.logprobs is None else {"logprobs": row.logprobs}
         return "/completions", body | asked | {"prompt": row.text}
     asked = {} if row.logprobs is None else {"logprobs": True, "top_logprobs": row.logprobs}
-    return "/chat/completions", body | asked | {"messages": row.messages}
+    return "/chat/completions", body | asked | _options_of(row.chat) | {"messages": row.messages}
+
+
+def _rules_of(rules: TokenRules) -> dict[str, Any]:
+    """The fields that ask for a row's rules, by the names that vLLM and this project's server know."""
+    asked: dict[str, Any] = {
+        "min_tokens": rules.min_tokens,
+        "ignore_eos": rules.ignore_eos,
+        "stop_token_ids": list(rules.stop_token_ids),
+        "logit_bias": {str(token): bias for token, bias in rules.logit_bias},
+        "include_stop_str_in_output": rules.include_stop,
+    }
+    fields = {name: value for name, value in asked.items() if value}
+    if rules.allowed_token_ids is not None:
+        fields["allowed_token_ids"] = list(rules.allowed_token_ids)
+    if rules.show_special_tokens:
+        fields["skip_special_tokens"] = False
+    if (constraint := rules.constraint) is not None:
+        as_json = constraint.kind in ("json_schema", "choice")
+        kind = "json" if constraint.kind == "json_schema" else constraint.kind
+        fields["structured_outputs"] = {kind: json.loads(constraint.text) if as_json else constraint.text}
+    return fields
+
+
+def _options_of(chat: ChatOptions) -> dict[str, Any]:
+    """The fields that ask for a way of putting the conversation before the model."""
+    fields: dict[str, Any] = {}
+    if chat.tools:
+        fields["tools"] = list(chat.tools)
+    if chat.template_kwargs:
+        fields["chat_template_kwargs"] = dict(chat.template_kwargs)
+    if chat.continue_final:
+        fields |= {"continue_final_message": True, "add_generation_prompt": False}
+    return fields
 
 
 @dataclass

@@ -1,62 +1,34 @@
 """What clients send, in OpenAI's words: checked here, then rows for the engine.
 
-Unknown fields are ignored, as OpenAI's own server does for older clients; fields that are known and not done here are
-refused by name, because an answer made without them would be a wrong one.
+Every field is honoured, known to change nothing, or refused by name (`align.server.fields`): an answer made without
+one of them would be a wrong one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field
 from pydantic_core import PydanticCustomError
 
-from align.engine.protocol import MOST_ALTERNATIVES, Row, Sampling
-from align.schema import Message
+from align.engine.protocol import MOST_ALTERNATIVES, ChatOptions, Row, Sampling
+from align.engine.token_rules import TokenRules
+from align.server.constraints import Constraining
+from align.server.fields import check_extras
 from align.server.limits import Limits
-from align.server.refusals import Refusal, unsupported
+from align.server.messages import Body, ChatMessage, Text, turns_of, whole_characters
+from align.server.refusals import Refusal
 
 _MOST_STOPS = 4
+_MOST_TOKEN_IDS = 1024
 _SHORT_COMPLETION = 16
 """tokens that /v1/completions writes when nobody says how many, as OpenAI documents it"""
-
-# Fields of OpenAI's API that would change the answer, and the values that ask for nothing.
-_NOT_DONE: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "logit_bias": ({},),
-    "echo": (False,),
-    "suffix": ("",),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "reasoning_effort": ("none",),
-    "prompt_logprobs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "structured_outputs": (),
-}
 
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
-
-
-def _join_parts(value: Any) -> Any:
-    """The text of a content that is a list of parts."""
-    if not isinstance(value, list):
-        return value
-    for part in value:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise PydanticCustomError("not_text", "only parts of type text can be read here; send a text")
-    return "".join(part["text"] for part in value)
 
 
 def _no_tokens(value: Any) -> Any:
@@ -65,48 +37,31 @@ def _no_tokens(value: Any) -> Any:
     return _as_list(value)
 
 
-def _whole(text: str) -> str:
+def _biases(value: Any) -> Any:
+    """Biases by token id, which JSON can only have as text."""
+    if not isinstance(value, dict) or not all(isinstance(key, str | int) for key in value):
+        return value
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PydanticCustomError("not_text", "half a character (a lone surrogate); send whole ones") from None
-    return text
+        return {int(key): each for key, each in value.items()}
+    except ValueError:
+        raise PydanticCustomError("not_ids", "not token ids; send {token id: bias}") from None
 
 
-Text = Annotated[str, AfterValidator(_whole)]
-Name = Annotated[str, Field(max_length=512), AfterValidator(_whole)]
-Stop = Annotated[str, Field(min_length=1), AfterValidator(_whole)]
+Name = Annotated[str, Field(max_length=512), AfterValidator(whole_characters)]
+Stop = Annotated[str, Field(min_length=1), AfterValidator(whole_characters)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenIds = Annotated[list[int], Field(max_length=_MOST_TOKEN_IDS)]
 
 
-class _Body(BaseModel):
-    """An object whose nulls mean that nothing was said."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        return {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
-
-
-class ChatMessage(_Body):
-    """One turn; what else a client puts into it is ignored."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text, BeforeValidator(_join_parts)]
-
-    def turn(self) -> Message:
-        """The turn as chat templates take it; `developer` is OpenAI's newer word for `system`."""
-        return Message(role="system" if self.role == "developer" else self.role, content=self.content)
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """What a stream has besides text."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool = False
 
 
-class Asking(_Body):
+class Asking(Constraining):
     """What both ways of asking have in common; the extras of vLLM (`top_k` and so on) are taken too."""
 
     model: Name
@@ -124,6 +79,17 @@ class Asking(_Body):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool = False
     stream_options: StreamOptions | None = None
+    n: int = Field(1, ge=1)
+    best_of: int | None = Field(None, ge=1)
+    stop_token_ids: TokenIds = Field(default_factory=list)
+    min_tokens: int = Field(0, ge=0)
+    ignore_eos: bool = False
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_biases), Field(max_length=_MOST_TOKEN_IDS)] = Field(
+        default_factory=dict
+    )
+    allowed_token_ids: TokenIds | None = Field(None, min_length=1)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
 
     @property
     def include_usage(self) -> bool:
@@ -131,13 +97,51 @@ class Asking(_Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def check(self) -> None:
-        """Raise Refusal for what is known and not done here."""
-        for name, harmless in _NOT_DONE.items():
-            value = (self.model_extra or {}).get(name)
-            if value is not None and not any(value == one and type(value) is type(one) for one in harmless):
-                raise unsupported(name, "not done by this server", "leave it out")
-        if self.stream_options is not None and not self.stream:
-            raise Refusal(400, "stream_options: needs stream=true; set it or leave this out", param="stream_options")
+        """Raise Refusal for what is not done here, and for fields that do not go together."""
+        known = list(type(self).model_fields)
+        check_extras(self.model_extra or {}, known)
+        if self.stream_options is not None:
+            check_extras(self.stream_options.model_extra or {}, list(StreamOptions.model_fields), "stream_options.")
+            if self.stream_options.continuous_usage_stats:
+                raise Refusal(
+                    400, "stream_options.continuous_usage_stats: not done by this server; leave it out",
+                    param="stream_options.continuous_usage_stats",
+                )  # fmt: skip
+            if not self.stream:
+                raise Refusal(
+                    400, "stream_options: needs stream=true; set it or leave this out", param="stream_options"
+                )
+        if self.best_of is not None and self.best_of != self.n:
+            raise Refusal(
+                400, f"best_of: {self.best_of} asked with n={self.n}; all answers are given here, so leave it out",
+                param="best_of",
+            )  # fmt: skip
+
+    def rules(self) -> TokenRules:
+        """The rules on tokens that were asked for."""
+        stated = self.constraint()
+        return TokenRules(
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            stop_token_ids=tuple(self.stop_token_ids),
+            allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
+            logit_bias=tuple(self.logit_bias.items()),
+            include_stop=self.include_stop_str_in_output,
+            show_special_tokens=not self.skip_special_tokens,
+            constraint=None if stated is None else stated[1],
+        )
+
+    def seeds(self) -> list[int]:
+        """A seed for each of `n` answers; the first is the one that was asked for."""
+        first = self.seed_or_random()
+        return [first, *(_derived(first, index) for index in range(1, self.n))]
+
+    def check_rows(self, count: int, limits: Limits, param: str) -> None:
+        """Raise Refusal for more rows than this server takes at once."""
+        # More than may wait would be refused as too busy for ever.
+        most = min(limits.max_prompts, limits.max_waiting)
+        if count > most:
+            raise Refusal(422, f"{param}: {count} answers asked; this server gives {most} at once", param=param)
 
     def sampling(self, asked: tuple[str, int | None], otherwise: int, limits: Limits) -> Sampling:
         """How tokens are drawn; `asked` is the name and value of the field that says how many."""
@@ -146,10 +150,15 @@ class Asking(_Body):
             raise Refusal(
                 422, f"{name}: {tokens} asked; this server writes at most {limits.max_tokens} a request", param=name
             )
+        longest = tokens or min(otherwise, limits.max_tokens)
+        if self.min_tokens > longest:
+            raise Refusal(
+                400, f"min_tokens: {self.min_tokens} asked, and {longest} at most; change one", param="min_tokens"
+            )
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
-            max_new_tokens=tokens or min(otherwise, limits.max_tokens),
+            max_new_tokens=longest,
             top_k=max(0, self.top_k),
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
@@ -170,17 +179,45 @@ class ChatBody(Asking):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    reasoning_effort: str | None = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
 
-    def rows(self, reference: str, limits: Limits) -> tuple[Row, ...]:
-        """One row."""
+    def check(self) -> None:
+        """Raise Refusal for what is not done here, and for fields that do not go together."""
+        super().check()
         if self.top_logprobs is not None and not self.logprobs:
             raise Refusal(400, "top_logprobs: needs logprobs=true; set it or leave this out", param="top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise Refusal(
+                400, "continue_final_message: a message is continued or a new one begun; add_generation_prompt=false",
+                param="continue_final_message",
+            )  # fmt: skip
+        if self.add_generation_prompt is False and not self.continue_final_message:
+            raise Refusal(
+                400, "add_generation_prompt: without it nobody's turn has begun; with continue_final_message=true the "
+                "last message is continued", param="add_generation_prompt",
+            )  # fmt: skip
+
+    def rows(self, reference: str, limits: Limits) -> tuple[Row, ...]:
+        """One row an answer."""
+        self.check_rows(self.n, limits, "n")
         newer = self.max_completion_tokens is not None
         asked = ("max_completion_tokens", self.max_completion_tokens) if newer else ("max_tokens", self.max_tokens)
         sampling = self.sampling(asked, limits.max_tokens, limits)
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        turns = [message.turn() for message in self.messages]
-        return (Row(reference, turns, self.seed_or_random(), sampling, logprobs=logprobs),)
+        turns, rules, options = turns_of(self.messages), self.rules(), self.chat_options()
+        return tuple(
+            Row(reference, turns, seed, sampling, logprobs=logprobs, rules=rules, chat=options) for seed in self.seeds()
+        )
+
+    def chat_options(self) -> ChatOptions:
+        """How the conversation is put before the model."""
+        variables = dict(self.chat_template_kwargs)
+        if self.reasoning_effort not in (None, "none"):
+            variables.setdefault("reasoning_effort", self.reasoning_effort)
+        return ChatOptions(template_kwargs=variables, continue_final=self.continue_final_message)
 
 
 class CompletionBody(Asking):
@@ -190,11 +227,17 @@ class CompletionBody(Asking):
     logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
 
     def rows(self, reference: str, limits: Limits) -> tuple[Row, ...]:
-        """One row a prompt, all with one seed, so that each is what it would be alone."""
-        # More than may wait would be refused as too busy for ever.
-        most = min(limits.max_prompts, limits.max_waiting)
-        if len(self.prompt) > most:
-            raise Refusal(422, f"prompt: {len(self.prompt)} texts; this server takes {most} at once", param="prompt")
+        """`n` rows a prompt, each prompt with the same seeds, so that each is what it would be alone."""
+        self.check_rows(len(self.prompt) * self.n, limits, "prompt" if len(self.prompt) > 1 else "n")
         sampling = self.sampling(("max_tokens", self.max_tokens), _SHORT_COMPLETION, limits)
-        seed = self.seed_or_random()
-        return tuple(Row(reference, [], seed, sampling, text=text, logprobs=self.logprobs) for text in self.prompt)
+        seeds, rules = self.seeds(), self.rules()
+        return tuple(
+            Row(reference, [], seed, sampling, text=text, logprobs=self.logprobs, rules=rules)
+            for text in self.prompt
+            for seed in seeds
+        )
+
+
+def _derived(seed: int, index: int) -> int:
+    digest = hashlib.blake2b(f"{seed}:answer:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)

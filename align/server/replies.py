@@ -21,9 +21,10 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
 
 
-def usage(done: Sequence[RowDone]) -> dict[str, int]:
-    """The tokens of all rows; a prompt counts once a row."""
-    prompt, completion = (sum(getattr(one, f"{part}_tokens") for one in done) for part in ("prompt", "completion"))
+def usage(done: Sequence[RowDone], answers: int = 1) -> dict[str, int]:
+    """The tokens of all rows; a prompt counts once, however many answers it has."""
+    prompt = sum(one.prompt_tokens for one in done if one.row % answers == 0)
+    completion = sum(one.completion_tokens for one in done)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

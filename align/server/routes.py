@@ -82,6 +82,8 @@ async def _respond(request: Request, body: ChatBody | CompletionBody, style: rep
     body.check()
     served = service.models.find(body.model)
     rows = body.rows(served.reference, service.limits)
+    if rows[0].rules.constraint is not None:
+        await asyncio.to_thread(body.check_constraint)
     head = replies.head_of(style, body.model, served)
     note = note_of(request.scope)
     note.model, note.id = served.name, head.id
@@ -103,6 +105,7 @@ class Answer:
         self._usage = body.include_usage
         self._note = note
         self._wants_tokens = rows[0].logprobs is not None
+        self._answers = body.n
         self._done: list[RowDone] = []
         self._rows = len(rows)
 
@@ -117,7 +120,7 @@ class Answer:
                     self._finish(event)
         ended = sorted(self._done, key=lambda done: done.row)
         choices = [self._style.whole(done, tokens.get(done.row, []) if self._wants_tokens else None) for done in ended]
-        return JSONResponse(self._head.reply(choices, usage=replies.usage(ended)))
+        return JSONResponse(self._head.reply(choices, usage=replies.usage(ended, self._answers)))
 
     async def stream(self, events: AsyncGenerator[Event, None], seconds: float) -> Response:
         """Piece by piece, for so long at most; what fails before the first piece is a plain refusal."""
@@ -139,7 +142,9 @@ class Answer:
                 yield replies.event(refusal.body)
                 return
         if self._usage:
-            yield replies.event(self._head.reply([], self._style.chunk_suffix, usage=replies.usage(self._done)))
+            yield replies.event(
+                self._head.reply([], self._style.chunk_suffix, usage=replies.usage(self._done, self._answers))
+            )
         yield replies.DONE
 
     def _of(self, event: Event) -> list[bytes]:
@@ -158,7 +163,7 @@ class Answer:
 
     def _finish(self, done: RowDone) -> None:
         self._done.append(done)
-        self._note.prompt_tokens += done.prompt_tokens
+        self._note.prompt_tokens += done.prompt_tokens if done.row % self._answers == 0 else 0
         self._note.completion_tokens += done.completion_tokens
         if done.reason == "cancelled":
             self._note.status = CLIENT_GONE

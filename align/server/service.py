@@ -20,6 +20,9 @@ LOG = logging.getLogger("align.server")
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
+_OWN = ("stop_token_ids", "allowed_token_ids", "logit_bias", "chat_template_kwargs")
+"""fields of which only the engine knows whether they are right"""
+
 _CODES = {"too_long": "context_length_exceeded", "prompt": "invalid_prompt"}
 
 
@@ -88,6 +91,9 @@ class Service:
         """What a client is told of a row that could not be written; what broke inside is for the log."""
         if error.fault in _CODES:
             param = "messages" if row.text is None else "prompt"
+            param = next(
+                (name for name in _OWN if error.message.removeprefix(f"{row.model}: ").startswith(name)), param
+            )
             return Refusal(400, error.message, param=param, code=_CODES[error.fault])
         if self.draining:
             return draining()
