@@ -68,10 +68,11 @@ def refused(client: openai.OpenAI, **fields: Any) -> Any:
 
 def test_a_stop_token_id_ends_the_answer(client, tokenizer):
     content = ask(client, logprobs=True).choices[0].logprobs.content
-    stop = next(token.token for token in content[3:] if len(token.token) > 1 and token.token.isascii())
+    known = {tokenizer.decode([token]): token for token in range(3, 320)}
+    stop = next(token.token for token in content[3:] if len(token.token) > 1 and token.token in known)
     place = [token.token for token in content].index(stop)
-    before = "".join(token.token for token in content[:place])
-    number = next(token for token in range(320) if tokenizer.decode([token]) == stop)
+    before = b"".join(bytes(token.bytes) for token in content[:place]).decode()
+    number = known[stop]
 
     reply = ask(client, stop_token_ids=[number])
 
