@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.data.confined_templates import apply_template
 from align.errors import DataError, shorten
 from align.schema import Message, Messages
 
@@ -86,12 +87,12 @@ class ChatFormat:
 
         plain = [{key: turn[key] for key in _TEMPLATE_KEYS if key in turn} for turn in messages]  # type: ignore[literal-required]
         try:
-            text = self.tokenizer.apply_chat_template(
-                plain, tools=tools, tokenize=False, add_generation_prompt=generate, **(settings or {})
+            text = apply_template(
+                self.tokenizer, plain, tools=tools, add_generation_prompt=generate, **(settings or {})
             )
         except (TemplateError, TypeError) as error:  # templates add strings to whatever a tool call holds
             raise TemplateRefusal(f"refused by the chat template: {shorten(str(error), 80)}") from None
-        return str(text)
+        return text
 
     def locate(
         self,
