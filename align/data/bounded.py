@@ -170,5 +170,5 @@ def _address_space() -> int | None:
 
 def without_torch() -> None:
     """Keep torch from being imported here; tokenizers and templates do without it, and start in a third of the time."""
-    modules: dict[str, Any] = sys.modules  # type: ignore[assignment]
+    modules: dict[str, Any] = sys.modules
     modules.setdefault("torch", None)

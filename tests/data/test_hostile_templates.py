@@ -40,7 +40,12 @@ def one_second(monkeypatch):
     process.close()
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+QUICK = ("loops", "multiplies", "only when asked much")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in HOSTILE]
+)
 def test_a_hostile_template_ends_with_one_line_in_bounded_memory(kind, one_second):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = HOSTILE[kind]
@@ -67,7 +72,7 @@ def test_what_a_template_raises_is_a_refusal_of_the_conversation():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% if messages | length > 4 %}{{ 1 // 0 }}{% endif %}" + CHATML
 
-    with pytest.raises(DataError, match="refused by the chat template: .ZeroDivisionError"):
+    with pytest.raises(DataError, match=r"refused by the chat template: .ZeroDivisionError"):
         render_chat(TALK, tokenizer)
     assert render_chat(TALK[:1], tokenizer)
 
