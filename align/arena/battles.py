@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from align.arena.ballot import NO_OPINION, Opinion, ballot_rows, clean
 from align.arena.votes import VoteStore
-from align.engine.protocol import Busy, Engine, Event, GenerationRequest, Handle, Row, RowDelta, RowDone, Sampling
+from align.engine.protocol import Busy, Engine, Event, GenerationRequest, Handle, Row, RowDelta, RowDone, RowError, Sampling
 from align.schema import Message, Messages, assistant, user
 
 FRAME_SECONDS = 0.05
@@ -125,7 +125,7 @@ class Battle:
             elif isinstance(event, RowDone):
                 pane.answer, pane.done = event.text, event
                 pane.messages.append(assistant(event.text))
-            else:
+            elif isinstance(event, RowError):
                 pane.error = event.message
 
     def end_turn(self, turn: Turn) -> bool:

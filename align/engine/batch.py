@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from align.engine.cache import add_rows, can_change, keep_rows, set_columns
 from align.engine.lanes import body_of, running
 from align.engine.sampling import draw
+from align.engine.scores import MOST_LOGITS
 from align.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class Batch:
         self.reading: Reading | None = None
         self._model = model
         self._most_read = most_read if reads_in_parts(model.config.get_text_config()) else None
+        # What a recurrence goes on from is kept for one token at a time.
+        stateful = getattr(body_of(model), "_is_stateful", False)
+        self._in_parts = reads_in_parts(model.config.get_text_config()) and not stateful
+        self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._pad = pad
         self._forward = _forward_of(body_of(model))
         self._setting: ExitStack | None = None
@@ -72,14 +77,40 @@ class Batch:
             return
         self.rest()
         ids, mask = pad_left([row.prompt_ids for row in reading.rows], self._pad, self._model.device)
-        begin, end = reading.columns, ids.shape[1]
-        if self.rows and self._most_read is not None:
-            end = min(end, begin + max(1, self._most_read // len(reading.rows)))
+        scored = self._scored(reading.rows, ids.shape[1])
+        begin, end = reading.columns, self._end_of_part(reading, ids.shape[1], scored=scored)
         with torch.inference_mode(), running(self._model, [row.live.adapter for row in reading.rows], self.lane):
-            logits, reading.cache = self._forward(ids[:, begin:end], mask[:, :end], reading.cache)
+            logits, reading.cache = self._forward(
+                ids[:, begin:end], mask[:, :end], reading.cache, end - begin if scored else 1
+            )
+            if scored:
+                score_prompts(reading.rows, ids, logits, begin)
         reading.columns = end
         if end == ids.shape[1]:
-            reading.mask, reading.tokens = mask, self._write(reading.rows, logits)
+            for row in reading.rows:
+                row.tell_prompt()
+            reading.mask, reading.tokens = mask, self._write(reading.rows, logits[:, -1].float())
+
+    def _end_of_part(self, reading: Reading, columns: int, *, scored: bool) -> int:
+        """How far to read now: not so far that others wait long, nor that the logits of scored prompts fill memory."""
+        most = [columns - reading.columns]
+        if self.rows and self._most_read is not None:
+            most.append(self._most_read // len(reading.rows))
+        if scored and self._in_parts:
+            most.append(MOST_LOGITS // (len(reading.rows) * self._vocabulary))
+        return reading.columns + max(1, min(most))
+
+    def _scored(self, rows: Sequence[Writing], columns: int) -> bool:
+        """Whether the tokens of some prompts are scored; those of a model that reads all at once may be too many."""
+        scored = [row for row in rows if row.scores is not None and not row.live.ended]
+        if scored and not self._in_parts and len(rows) * columns * self._vocabulary > _IN_ONE_PART * MOST_LOGITS:
+            for row in scored:
+                row.live.fail(
+                    f"{row.live.row.model}: it reads a prompt in one pass, and the log-probabilities of {columns} "
+                    f"tokens in {len(rows)} prompts do not fit; ask for fewer or shorter ones", "prompt",
+                )  # fmt: skip
+            return False
+        return bool(scored)
 
     def take_in(self) -> None:
         """Go on with rows whose prompts were read."""
@@ -111,8 +142,8 @@ class Batch:
         self._mask = _padded(self._mask, self._mask.shape[1] + 1, right=True)
         with torch.inference_mode():
             self._set_up()
-            logits, self._cache = self._forward(newest, self._mask, self._cache)
-        self._newest = self._write(self.rows, logits)
+            logits, self._cache = self._forward(newest, self._mask, self._cache, 1)
+        self._newest = self._write(self.rows, logits[:, -1].float())
 
     def rest(self) -> None:
         """Leave the model as it was before the batch, until the next step."""
@@ -171,6 +202,15 @@ class Batch:
                 self._mask = self._mask[:, -columns:]
 
 
+def score_prompts(rows: Sequence[Writing], ids: Tensor, logits: Tensor, begin: int) -> None:
+    """Have the rows that are scored take the logits (B, N, V) of N columns of ids (B, T), the first at `begin`."""
+    end = min(begin + logits.shape[1], ids.shape[1] - 1)
+    for place, row in enumerate(rows):
+        first = max(begin, ids.shape[1] - len(row.prompt_ids))
+        if row.scores is not None and first < end:
+            row.scores.read(logits[place, first - begin : end - begin], ids[place, first + 1 : end + 1])
+
+
 def reads_in_parts(config: Any) -> bool:
     """Whether a prompt may be read in parts: not where a pass rotates positions by how long its own row is."""
     ropes = getattr(config, "rope_parameters", None) or {}
@@ -178,14 +218,17 @@ def reads_in_parts(config: Any) -> bool:
     return not kinds & {"dynamic", "longrope"}
 
 
+_IN_ONE_PART = 4
+"""how many times as many logits are held where a model reads all of a prompt at once"""
+
 _CACHES = ("past_key_values", "cache_params")
 """how models call what they keep: keys and values, or the states of a recurrence"""
 
-Forward = Callable[["Tensor", "Tensor", "Cache | None"], "tuple[Tensor, Cache]"]
+Forward = Callable[["Tensor", "Tensor", "Cache | None", int], "tuple[Tensor, Cache]"]
 
 
 def _forward_of(body: Any) -> Forward:
-    """A pass over new tokens (B, N) under a mask (B, T) of all: the last logits (B, V) in fp32, and the cache."""
+    """A pass over new tokens (B, N) under a mask (B, T) of all: the logits of the last K (B, K, V), and the cache."""
     accepted = inspect.signature(body.forward).parameters
     kept = next((name for name in _CACHES if name in accepted), None)
     if kept is None:
@@ -193,16 +236,16 @@ def _forward_of(body: Any) -> Forward:
             f"{type(body).__name__}: keeps nothing from one token to the next; it cannot be served here"
         )
 
-    def forward(ids: Tensor, mask: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
+    def forward(ids: Tensor, mask: Tensor, cache: Cache | None, last: int) -> tuple[Tensor, Cache]:
         options: dict[str, Any] = {kept: cache, "attention_mask": mask, "use_cache": True}
         if "logits_to_keep" in accepted:
-            options["logits_to_keep"] = 1
+            options["logits_to_keep"] = last
         if "position_ids" in accepted:
             positions = (mask.cumsum(dim=-1) - 1).masked_fill(mask == 0, 0)
             options["position_ids"] = positions[:, -ids.shape[1] :]
         inputs = body.prepare_inputs_for_generation(ids, is_first_iteration=cache is None, **options)
         output = body(**inputs, return_dict=True)
-        return output.logits[:, -1].float(), output[kept]
+        return output.logits[:, -last:], output[kept]
 
     return forward
 

@@ -24,7 +24,8 @@ class Detokenizer:
 
     What a tokenizer does at the start of a text (dropping a leading space) must happen once only, so the window always
     begins with tokens already shown. `context` are tokens before the text, such as those of a text that it goes on
-    with; a character that they only begin is shown with the tokens that end it.
+    with; a character that they only begin is shown with the tokens that end it. With
+    `show_special`, control tokens are shown.
     """
 
     def __init__(self, tokenizer: Any, context: Sequence[int] = (), *, show_special: bool = False) -> None:

@@ -96,14 +96,29 @@ class Row:
     """tell each token's log-probability, with so many of the likeliest tokens beside it"""
     rules: TokenRules = NO_RULES
     chat: ChatOptions = field(default_factory=ChatOptions)
+    ids: tuple[int, ...] | None = None
+    """a raw prompt in tokens, in place of a text"""
+    echo: bool = False
+    """tell the prompt as the model reads it (`RowPrompt`)"""
+    prompt_logprobs: int | None = None
+    """with `echo`: tell the log-probability of each of its tokens, with so many of the likeliest beside it"""
+    reads_only: bool = False
+    """read the prompt and write nothing"""
 
     def __post_init__(self) -> None:
-        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_ALTERNATIVES:
-            raise UsageError(f"logprobs={self.logprobs}: out of range; give 0 to {MOST_ALTERNATIVES}")
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(self, name)
+            if asked is not None and not 0 <= asked <= MOST_ALTERNATIVES:
+                raise UsageError(f"{name}={asked}: out of range; give 0 to {MOST_ALTERNATIVES}")
         if not -(2**63) <= self.seed < 2**63:
             raise UsageError(f"seed={self.seed}: out of range; give a whole number of 64 bits")
-        if self.text is not None and self.messages:
-            raise UsageError("a row has both a text and messages; give one of them")
+        if (self.text is not None) + (self.ids is not None) + bool(self.messages) > 1:
+            raise UsageError("a row has more than one of text, ids and messages; give one of them")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it continues a raw prompt, not a conversation."""
+        return self.text is not None or self.ids is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +151,27 @@ class Token:
     id: int
     text: str
     """its part of the text; half a character is a replacement character here"""
-    logprob: float
-    """nats"""
+    logprob: float | None
+    """nats; None for the first of a prompt, which has nothing before it"""
     top: tuple[Alternative, ...]
     """the likeliest tokens here, likeliest first"""
     raw: bytes = b""
     """its bytes: those of all tokens together are the UTF-8 of the text"""
     start: int = 0
     """where the character that it begins, or goes on with, stands in the text"""
+    rank: int = 0
+    """its place among all tokens by likelihood, from 1; 0 where nobody says"""
+
+
+@dataclass(frozen=True, slots=True)
+class RowPrompt:
+    """The prompt of one row as the model reads it, before anything is written; when the row asked for it."""
+
+    row: int
+    text: str
+    """as it was given; of token ids what they read as, control tokens by name"""
+    tokens: tuple[Token, ...] = ()
+    """all of it, when the row asked for log-probabilities; one that a tokenizer adds in front has no bytes"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +208,7 @@ class RowError:
     fault: Fault = "engine"
 
 
-Event = RowDelta | RowDone | RowError
+Event = RowPrompt | RowDelta | RowDone | RowError
 
 
 @dataclass(frozen=True, slots=True)

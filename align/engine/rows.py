@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.prompt_text import place_prompt, prompt_text
+from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowError, RowPrompt, Sampling
 from align.engine.sampling import RowSampler
-from align.engine.scores import describe
+from align.engine.scores import PromptScores, describe
 from align.engine.speech import Piece, Speech
 from align.engine.token_rules import NO_RULES, LiveRules
 from align.errors import AlignError, DataError
@@ -73,10 +74,12 @@ class Writing:
         self.sampler = RowSampler(live.sampling, live.row.seed, live.prompt_ids, live.rules)
         self._tokenizer = tokenizer
         # What goes on with a text keeps the space before its first word.
-        goes_on = live.row.text is not None or live.row.chat.continue_final
+        goes_on = live.row.goes_on or live.row.chat.continue_final
         before = live.prompt_ids if goes_on else ()
         self._speech = Speech(tokenizer, live.sampling.stop, before, live.rules.rules)
         self._first_token = 0.0
+        asked = live.row.prompt_logprobs
+        self.scores = None if asked is None else PromptScores(asked)
 
     @property
     def columns(self) -> int:
@@ -88,8 +91,21 @@ class Writing:
         """How many tokens prompt and answer have together at most."""
         return len(self.prompt_ids) + self.limit
 
+    def tell_prompt(self) -> None:
+        """Tell the reader what was read, when asked for it."""
+        row, text = self.live.row, ""
+        if self.scores is not None:
+            tokens = self.scores.tokens(self.prompt_ids, self._tokenizer)
+            text, tokens = place_prompt(tokens, row.text, self._tokenizer)
+            self.live.stream.put(RowPrompt(self.live.index, text, tuple(tokens)))
+        elif row.echo:
+            self.live.stream.put(RowPrompt(self.live.index, prompt_text(row.text, self.prompt_ids, self._tokenizer)))
+
     def take(self, token: int, logits: Tensor) -> None:
         """Add one token of this row, drawn from logits (V,), and tell the reader what it now says."""
+        if self.limit < 1:
+            self.finish("length")
+            return
         self._first_token = self._first_token or time.perf_counter()
         self.sampler.took(token)
         ends = token in self.live.rules.stops
@@ -134,7 +150,9 @@ def prepare(live: LiveRow, tokenizer: Any, window: int | None) -> Writing | None
         return None
     size, longest = len(live.prompt_ids), live.sampling.max_new_tokens
     limit = longest if window is None else min(longest, window - size)
-    if limit < 1:
+    if live.row.reads_only and limit >= 0:
+        limit = 0
+    elif limit < 1:
         live.fail(
             f"{model}: the conversation has {size} tokens, the model takes {window}; shorten it or start a new one",
             "too_long",
@@ -150,6 +168,8 @@ def encode(row: Row, tokenizer: Any) -> list[int]:
     """
     from align.data.render import render_chat
 
+    if row.ids is not None:
+        return check_ids(row, len(tokenizer))
     if row.text is None:
         chat = row.chat
         return render_chat(
@@ -161,4 +181,15 @@ def encode(row: Row, tokenizer: Any) -> list[int]:
     ids = list(tokenizer.encode(row.text, add_special_tokens=not begun))
     if not ids:
         raise DataError(f"{row.model}: the prompt has no tokens; give a text to continue")
+    return ids
+
+
+def check_ids(row: Row, size: int) -> list[int]:
+    """The ids of a row, all of them of a vocabulary of some size; raises DataError otherwise."""
+    ids = list(row.ids or ())
+    if not ids:
+        raise DataError(f"{row.model}: the prompt has no tokens; give some to continue")
+    strange = next((token for token in ids if not 0 <= token < size), None)
+    if strange is not None:
+        raise DataError(f"{row.model}: token {strange} is none of its {size}; encode the prompt with its own tokenizer")
     return ids

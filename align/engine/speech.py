@@ -38,6 +38,7 @@ class Speech:
         self._detokenizer = Detokenizer(tokenizer, context, show_special=rules.show_special_tokens)
         self._stops = StopStrings(stops, rules.include_stop)
         self._min_tokens = rules.min_tokens
+        self._names = rules.show_special_tokens
         self._group: list[Token] = []
         self._spans: list[_Span] = []
         self._decoded = self._placed_bytes = self._shown_bytes = 0
@@ -76,7 +77,7 @@ class Speech:
     def _place(self, text: str, *, last: bool = False) -> None:
         """Give the tokens that made some text together their bytes and their place in it."""
         if self._group and (text or last):
-            placed = place_tokens(self._group, text, self._decoded, self._tokenizer)
+            placed = place_tokens(self._group, text, self._decoded, self._tokenizer, names=self._names)
             for token in placed.tokens:
                 self._spans.append(_Span(token, self._placed_bytes))
                 self._placed_bytes += len(token.raw)
@@ -108,16 +109,19 @@ class Placed(NamedTuple):
     sizes: list[int]
 
 
-def place_tokens(tokens: Sequence[Token], text: str, before: int, tokenizer: Any) -> Placed:
-    """Tokens that made some text together, placed in it; `before` characters stand before that text."""
+def place_tokens(tokens: Sequence[Token], text: str, before: int, tokenizer: Any, *, names: bool = False) -> Placed:
+    """Tokens that made some text together, placed in it; `before` characters stand before that text.
+
+    With `names`, control tokens have their name in the text.
+    """
     spellings = [spell(token.id, tokenizer) for token in tokens]
-    raws = share_bytes(text, [each.raw if each.in_answers else b"" for each in spellings])
+    raws = share_bytes(text, [each.raw if names or each.in_answers else b"" for each in spellings])
     sizes = sizes_of_characters(text, b"".join(raws))
     ends = list(accumulate(sizes))
     found, begin = [], 0
     for token, spelling, raw in zip(tokens, spellings, raws, strict=True):
         start = before + bisect_right(ends, begin)
-        said = raw.decode("utf-8", "replace") if spelling.in_answers else token.text
+        said = raw.decode("utf-8", "replace") if names or spelling.in_answers else token.text
         found.append(replace(token, text=said, raw=raw, start=start, top=_alike(token.top, spelling.raw, raw)))
         begin += len(raw)
     return Placed(found, sizes)

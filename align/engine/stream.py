@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from align.engine.protocol import Event, RowDelta, RowDone, RowError
+from align.engine.protocol import Event, RowDone, RowError
 from align.errors import IntegrityError
 
 
@@ -70,7 +70,7 @@ class Stream:
             self.cancel()
 
     def _take(self, event: Event) -> Event:
-        if not isinstance(event, RowDelta):
+        if isinstance(event, RowDone | RowError):
             self._open -= 1
         return event
 
