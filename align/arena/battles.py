@@ -14,7 +14,18 @@ from typing import Any, Literal
 
 from align.arena.ballot import NO_OPINION, Opinion, ballot_rows, clean
 from align.arena.votes import VoteStore
-from align.engine.protocol import Busy, Engine, Event, GenerationRequest, Handle, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.protocol import (
+    Busy,
+    Engine,
+    Event,
+    GenerationRequest,
+    Handle,
+    Row,
+    RowDelta,
+    RowDone,
+    RowError,
+    Sampling,
+)
 from align.schema import Message, Messages, assistant, user
 
 FRAME_SECONDS = 0.05

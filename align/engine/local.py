@@ -310,4 +310,4 @@ def _failure(error: BaseException) -> str:
 
 def _length(row: Row) -> int:
     """About how long a prompt is."""
-    return len(row.text or "") + sum(len(str(message.get("content"))) for message in row.messages)
+    return len(row.text or row.ids or "") + sum(len(str(message.get("content"))) for message in row.messages)

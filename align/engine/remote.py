@@ -88,6 +88,10 @@ class RemoteEngine:
             elif row.model not in self.models:
                 known = nearest(row.model, self.models)
                 stream.put(RowError(index, f"{row.model}: not one of the models of {self._server.url};{known}"))
+            elif row.echo or row.prompt_logprobs is not None or row.reads_only:
+                stream.put(
+                    RowError(index, f"{row.model}: prompts are scored by models on this machine only; load it here")
+                )
             else:
                 talks.append(_Talk(self._server, stream, index, row, request.sampling_of(row)))
         self._on_loop(lambda: self._start(talks))

@@ -36,9 +36,9 @@ def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     body |= _rules_of(row.rules)
-    if row.text is not None:
+    if row.goes_on:
         asked = {} if row.logprobs is None else {"logprobs": row.logprobs}
-        return "/completions", body | asked | {"prompt": row.text}
+        return "/completions", body | asked | {"prompt": row.text if row.ids is None else list(row.ids)}
     asked = {} if row.logprobs is None else {"logprobs": True, "top_logprobs": row.logprobs}
     return "/chat/completions", body | asked | _options_of(row.chat) | {"messages": row.messages}
 

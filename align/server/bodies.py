@@ -18,10 +18,12 @@ from align.engine.token_rules import TokenRules
 from align.server.constraints import Constraining
 from align.server.fields import check_extras
 from align.server.limits import Limits
-from align.server.messages import Body, ChatMessage, Text, turns_of, whole_characters
+from align.server.messages import Body, ChatMessage, turns_of, whole_characters
+from align.server.prompts import Prompt, as_prompts
 from align.server.refusals import Refusal
 
 _MOST_STOPS = 4
+_MOST_STOPS_OF_TEXT = 16
 _MOST_TOKEN_IDS = 1024
 _SHORT_COMPLETION = 16
 """tokens that /v1/completions writes when nobody says how many, as OpenAI documents it"""
@@ -29,12 +31,6 @@ _SHORT_COMPLETION = 16
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
-
-
-def _no_tokens(value: Any) -> Any:
-    if isinstance(value, list) and value and not isinstance(value[0], str):
-        raise PydanticCustomError("not_text", "token ids are not read here; send a text, or a list of texts")
-    return _as_list(value)
 
 
 def _biases(value: Any) -> Any:
@@ -223,17 +219,52 @@ class ChatBody(Asking):
 class CompletionBody(Asking):
     """The body of /v1/completions."""
 
-    prompt: Annotated[list[Text], FailFast(), Field(min_length=1), BeforeValidator(_no_tokens)]
+    prompt: Annotated[Any, BeforeValidator(as_prompts)]
+    max_tokens: int | None = Field(None, ge=0)
+    # Harnesses stop at more texts than people do.
+    stop: Annotated[list[Stop], FailFast(), Field(max_length=_MOST_STOPS_OF_TEXT), BeforeValidator(_as_list)] = Field(
+        default_factory=list
+    )
     logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+    echo: bool = False
+    prompt_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
+
+    def check(self) -> None:
+        """Raise Refusal for what is not done here, and for fields that do not go together."""
+        super().check()
+        if self.prompt_logprobs is not None and self.stream:
+            raise Refusal(
+                400, "prompt_logprobs: not in a stream; leave it out, or send echo=true with logprobs",
+                param="prompt_logprobs",
+            )  # fmt: skip
+
+    @property
+    def scored(self) -> int | None:
+        """How many alternatives are told of each token of the prompts; None when nothing is."""
+        asked = [self.logprobs if self.echo else None, self.prompt_logprobs]
+        return max((each for each in asked if each is not None), default=None)
 
     def rows(self, reference: str, limits: Limits) -> tuple[Row, ...]:
         """`n` rows a prompt, each prompt with the same seeds, so that each is what it would be alone."""
-        self.check_rows(len(self.prompt) * self.n, limits, "prompt" if len(self.prompt) > 1 else "n")
+        prompts: list[Prompt] = self.prompt
+        self.check_rows(len(prompts) * self.n, limits, "prompt" if len(prompts) > 1 else "n")
         sampling = self.sampling(("max_tokens", self.max_tokens), _SHORT_COMPLETION, limits)
         seeds, rules = self.seeds(), self.rules()
         return tuple(
-            Row(reference, [], seed, sampling, text=text, logprobs=self.logprobs, rules=rules)
-            for text in self.prompt
+            Row(
+                reference,
+                [],
+                seed,
+                sampling,
+                text=prompt if isinstance(prompt, str) else None,
+                ids=None if isinstance(prompt, str) else prompt,
+                logprobs=self.logprobs,
+                rules=rules,
+                echo=self.echo,
+                prompt_logprobs=self.scored,
+                reads_only=self.max_tokens == 0,
+            )
+            for prompt in prompts
             for seed in seeds
         )
 

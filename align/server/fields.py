@@ -95,7 +95,7 @@ _NOT_DONE: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True,),
     "modalities": (["text"],),
-    "echo": (),
+    "echo": (),  # of a conversation
     "verbosity": ("medium",),
     "moderation": (),
     "length_penalty": (1, 1.0),

@@ -6,10 +6,10 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from align.engine.protocol import Alternative, RowDone, Token
+from align.engine.protocol import Alternative, RowDone, RowPrompt, Token
 from align.engine.wire import escaped, name_token
 from align.server.served import Served
 
@@ -76,8 +76,12 @@ class Style(Protocol):
         """The choice of a row's last piece."""
         ...
 
-    def whole(self, done: RowDone, tokens: Sequence[Token] | None) -> dict[str, Any]:
-        """The choice of a whole answer."""
+    def prompt(self, prompt: RowPrompt, tokens: Sequence[Token] | None) -> dict[str, Any] | None:
+        """The choice of a prompt that is told back, in a stream; None when nobody asked for it."""
+        ...
+
+    def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
+        """The choice of a whole answer, and of its prompt when that was asked for."""
         ...
 
 
@@ -98,14 +102,24 @@ class Chat:
         """No text, and why it ended."""
         return _choice(row, reason=reason, delta={})
 
-    def whole(self, done: RowDone, tokens: Sequence[Token] | None) -> dict[str, Any]:
+    def prompt(self, prompt: RowPrompt, tokens: Sequence[Token] | None) -> dict[str, Any] | None:
+        """Nothing: a conversation is not told back."""
+        return None
+
+    def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
         """One message."""
         message = {"role": "assistant", "content": done.text, "refusal": None}
         return _choice(done.row, chat_logprobs(tokens), done.reason, message=message)
 
 
+@dataclass(frozen=True)
 class Completion:
-    """/v1/completions."""
+    """/v1/completions; with `echo` an answer begins with its prompt."""
+
+    echo: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    """how many alternatives are told of each token of the prompt in vLLM's own way"""
 
     kind, prefix, chunk_suffix = "text_completion", "cmpl", ""
 
@@ -121,9 +135,27 @@ class Completion:
         """No text, and why it ended."""
         return _choice(row, reason=reason, text="")
 
-    def whole(self, done: RowDone, tokens: Sequence[Token] | None) -> dict[str, Any]:
+    def prompt(self, prompt: RowPrompt, tokens: Sequence[Token] | None) -> dict[str, Any] | None:
+        """The prompt's text and tokens."""
+        if not self.echo:
+            return None
+        return _choice(prompt.row, text_logprobs(tokens, 0), text=prompt.text)
+
+    def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
         """One text."""
-        return _choice(done.row, text_logprobs(tokens, 0), done.reason, text=done.text)
+        more: dict[str, Any] = {}
+        if self.prompt_logprobs is not None and prompt is not None:
+            more["prompt_logprobs"] = [by_id(token, self.prompt_logprobs) for token in prompt.tokens]
+        if not self.echo or prompt is None:
+            return _choice(done.row, text_logprobs(tokens, 0), done.reason, text=done.text, **more)
+        told = text_logprobs(tokens, len(prompt.text))
+        first = None if tokens is None else text_logprobs(self.cut(prompt.tokens), 0)
+        both = None if told is None or first is None else {name: first[name] + told[name] for name in told}
+        return _choice(done.row, both, done.reason, text=prompt.text + done.text, **more)
+
+    def cut(self, tokens: Sequence[Token]) -> list[Token]:
+        """Tokens of a prompt with as many alternatives as are told of others."""
+        return [replace(token, top=token.top[: self.logprobs or 0]) for token in tokens]
 
 
 def head_of(style: Style, asked: str, served: Served) -> Head:
@@ -148,21 +180,33 @@ def text_logprobs(tokens: Sequence[Token] | None, before: int) -> dict[str, Any]
     return {
         "tokens": [name_token(token.text, token.raw) for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
-        "top_logprobs": [_by_name(token) for token in tokens],
+        "top_logprobs": [None if token.logprob is None else _by_name(token) for token in tokens],
         "text_offset": [before + token.start for token in tokens],
     }
 
 
-def _by_name(token: Token) -> dict[str, float]:
+def by_id(token: Token, count: int) -> dict[str, Any] | None:
+    """A token of a prompt beside the likeliest there, as vLLM tells them; None for the first."""
+    if token.logprob is None:
+        return None
+    ranked = [(each.id, each.text, each.logprob, rank) for rank, each in enumerate(token.top[:count], 1)]
+    ranked.append((token.id, token.text, token.logprob, token.rank))
+    return {
+        str(id_): {"logprob": _finite(logprob), "rank": rank, "decoded_token": text}
+        for id_, text, logprob, rank in ranked
+    }
+
+
+def _by_name(token: Token) -> dict[str, float | None]:
     """The likeliest tokens and, as OpenAI has it, the token itself; of two that read alike the likelier."""
     named = {name_token(each.text, each.raw): _finite(each.logprob) for each in reversed(token.top)}
     named.setdefault(name_token(token.text, token.raw), _finite(token.logprob))
     return named
 
 
-def _finite(logprob: float) -> float:
+def _finite(logprob: float | None) -> float | None:
     """JSON has no infinity; OpenAI writes -9999 for a token that cannot come."""
-    return max(logprob, -9999.0)
+    return None if logprob is None else max(logprob, -9999.0)
 
 
 def _likely(token: Token | Alternative) -> dict[str, Any]:

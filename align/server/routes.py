@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from align.engine.protocol import Event, Row, RowDelta, RowDone, Token
+from align.engine.protocol import Event, Row, RowDelta, RowDone, RowPrompt, Token
 from align.server import replies
 from align.server.account import CLIENT_GONE, Note, note_of
 from align.server.bodies import Asking, ChatBody, CompletionBody
@@ -69,7 +69,7 @@ async def chat(request: Request, body: ChatBody) -> Response:
 @router.post("/v1/completions")
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue texts."""
-    return await _respond(request, body, replies.Completion())
+    return await _respond(request, body, replies.Completion(body.echo, body.logprobs, body.prompt_logprobs))
 
 
 def _service(request: Request) -> Service:
@@ -108,6 +108,7 @@ class Answer:
         self._answers = body.n
         self._done: list[RowDone] = []
         self._rows = len(rows)
+        self._prompts: dict[int, RowPrompt] = {}
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> Response:
         """Everything at once."""
@@ -116,10 +117,17 @@ class Answer:
             async for event in running:
                 if isinstance(event, RowDelta):
                     tokens.setdefault(event.row, []).extend(event.tokens)
+                elif isinstance(event, RowPrompt):
+                    self._prompts[event.row] = event
                 elif isinstance(event, RowDone):
                     self._finish(event)
         ended = sorted(self._done, key=lambda done: done.row)
-        choices = [self._style.whole(done, tokens.get(done.row, []) if self._wants_tokens else None) for done in ended]
+        choices = [
+            self._style.whole(
+                done, tokens.get(done.row, []) if self._wants_tokens else None, self._prompts.get(done.row)
+            )
+            for done in ended
+        ]
         return JSONResponse(self._head.reply(choices, usage=replies.usage(ended, self._answers)))
 
     async def stream(self, events: AsyncGenerator[Event, None], seconds: float) -> Response:
@@ -151,7 +159,13 @@ class Answer:
         """The pieces of one event."""
         if isinstance(event, RowDelta) and (event.text or event.tokens):
             tokens = event.tokens if self._wants_tokens else None
-            return [self._chunk([self._style.piece(event.row, event.text, tokens, 0)])]
+            prompt = self._prompts.get(event.row)
+            before = len(prompt.text) if prompt else 0
+            return [self._chunk([self._style.piece(event.row, event.text, tokens, before)])]
+        if isinstance(event, RowPrompt):
+            self._prompts[event.row] = event
+            told = self._style.prompt(event, event.tokens if self._wants_tokens else None)
+            return [] if told is None else [self._chunk([told])]
         if isinstance(event, RowDone):
             self._finish(event)
             return [self._chunk([self._style.ending(event.row, event.reason)])]

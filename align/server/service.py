@@ -90,7 +90,7 @@ class Service:
     def _failed(self, error: RowError, row: Row) -> Refusal:
         """What a client is told of a row that could not be written; what broke inside is for the log."""
         if error.fault in _CODES:
-            param = "messages" if row.text is None else "prompt"
+            param = "prompt" if row.goes_on else "messages"
             param = next(
                 (name for name in _OWN if error.message.removeprefix(f"{row.model}: ").startswith(name)), param
             )
@@ -131,7 +131,7 @@ class Meter:
         if isinstance(event, RowDone):
             self._metrics.prompt_tokens.labels(self._model).inc(event.prompt_tokens)
             self._metrics.completion_tokens.labels(self._model).inc(event.completion_tokens)
-        if not isinstance(event, RowDelta):
+        if isinstance(event, RowDone | RowError):
             self._move(running=-1)
 
     def end(self) -> None:
