@@ -163,6 +163,7 @@ def _load(registry: Registry, asked: _Asked, precision: Any) -> Engine:
     resident = load_resident(registry, [checkpoint.reference for checkpoint in asked.checkpoints], precision)
     reward = asked.reward.reference if asked.reward else None
     engine = LocalEngine(resident, reward=reward, max_waiting_rows=MOST_WAITING_ROWS)
+    engine.encode_beside()
     for note in engine.notes:
         write(note)
     return engine

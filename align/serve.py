@@ -169,7 +169,9 @@ def _load(registry: Registry, references: list[str], options: argparse.Namespace
     from align.models.adapters import load_resident
 
     resident = load_resident(registry, references, precision_from(options))
-    engine = LocalEngine(resident, max_waiting_rows=options.max_waiting, max_read=even_read(resident.model))
+    read = even_read(resident.model)
+    engine = LocalEngine(resident, max_waiting_rows=options.max_waiting, max_read=read)
+    engine.encode_beside()
     for note in engine.notes:
         write(note)
     return engine

@@ -32,11 +32,13 @@ class ProcessEnded(Exception):
 class BoundedProcess:
     """`function` (module:name) in a process of its own, started by the first request and again after it was killed.
 
-    Each request may compute for `seconds` and take `memory` bytes beyond what the process began with.
+    Each request may compute for `seconds` and take `memory` bytes beyond what the process began with. `setup` is
+    asked before everything else whenever the process was started, and its answer dropped.
     """
 
-    def __init__(self, function: str, seconds: int, memory: int) -> None:
+    def __init__(self, function: str, seconds: int, memory: int, setup: bytes | None = None) -> None:
         self._function = function
+        self._setup = setup
         self._bounds = (seconds, memory)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -45,12 +47,14 @@ class BoundedProcess:
     def ask(self, request: bytes, unwanted: Callable[[], bool] | None = None) -> bytes:
         """Return the answer. ProcessEnded when there is none, or when `unwanted`, asked again and again, is true."""
         with self._lock:
-            process = self._running()
+            if fresh := not self._runs():
+                self._process, self._owner = _start(self._function, *self._bounds), os.getpid()
+            process = self._process
+            assert process is not None
             try:
-                assert process.stdin is not None
-                process.stdin.write(len(request).to_bytes(_HEAD, "big") + request)
-                process.stdin.flush()
-                return self._read(process, int.from_bytes(self._read(process, _HEAD, unwanted), "big"))
+                if fresh and self._setup is not None:
+                    self._exchange(process, self._setup, unwanted)
+                return self._exchange(process, request, unwanted)
             except (BrokenPipeError, EOFError):
                 self._end()
                 raise ProcessEnded(self._why(process.wait())) from None
@@ -58,24 +62,23 @@ class BoundedProcess:
                 self._end()
                 raise
 
-    def start(self) -> None:
-        """Start the process ahead of the first request; returns before it is ready."""
-        with self._lock:
-            self._running()
-
     def close(self) -> None:
         """Kill the process, if it runs."""
         with self._lock:
             self._end()
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _runs(self) -> bool:
         if self._process is not None and self._owner != os.getpid():
             # After a fork the pipe belongs to the parent; two that write into one pipe would mix their requests.
             self._process.returncode = 0
             self._process = None
-        if self._process is None:
-            self._process, self._owner = _start(self._function, *self._bounds), os.getpid()
-        return self._process
+        return self._process is not None
+
+    def _exchange(self, process: subprocess.Popen[bytes], request: bytes, unwanted: Callable[[], bool] | None) -> bytes:
+        assert process.stdin is not None
+        process.stdin.write(len(request).to_bytes(_HEAD, "big") + request)
+        process.stdin.flush()
+        return self._read(process, int.from_bytes(self._read(process, _HEAD, unwanted), "big"))
 
     def _read(self, process: subprocess.Popen[bytes], size: int, unwanted: Callable[[], bool] | None = None) -> bytes:
         assert process.stdout is not None

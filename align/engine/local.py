@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from align.data.bounded import AVAILABLE
 from align.engine.answers import Judge, answered, token_shift
 from align.engine.batch import Batch, Reading
 from align.engine.constraint import Compiler
 from align.engine.lanes import BASE, MIXED, ModelFacts, context_window, probe, vocabulary_of
 from align.engine.pace import Pace
+from align.engine.prompts import PromptQueue, length_of
 from align.engine.protocol import Busy, GenerationRequest, Row, Sampling, ShiftedToken
 from align.engine.rows import LiveRow, Writing, prepare
 from align.engine.stream import Stream, collect
@@ -62,10 +64,17 @@ class LocalEngine:
         self._vocabulary = vocabulary_of(resident.model)
         self._compiler = Compiler(resident.tokenizer, self._vocabulary, self._stops.ids)
         self._judge = None if reward is None else Judge(resident, reward)
+        self._prompts: PromptQueue | None = None
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="align-engine", daemon=True)
         self._thread.start()
         ready.result()
+
+    def encode_beside(self) -> None:
+        """Render and encode prompts in a process of their own from now on, so that they hold no other row up."""
+        if AVAILABLE and self._prompts is None:
+            resident = self._resident
+            self._prompts = PromptQueue(resident.tokenizer, context_window(resident.model), self._encoded)
 
     @property
     def models(self) -> list[str]:
@@ -88,7 +97,7 @@ class LocalEngine:
     @property
     def waiting(self) -> int:
         """How many rows are queued and not yet being written."""
-        return len(self._waiting)
+        return len(self._waiting) + (0 if self._prompts is None else len(self._prompts))
 
     def submit(self, request: GenerationRequest) -> Stream:
         """Queue a request; a row that cannot be written ends with a RowError, the others go on.
@@ -102,7 +111,7 @@ class LocalEngine:
             closed = self._closing.is_set()
             if not closed:
                 self._refuse_flood(len(known))
-                self._waiting.extend(known)
+                (self._waiting if self._prompts is None else self._prompts).extend(known)
                 self._changed.notify_all()
         if closed:
             _fail_all(known, CLOSED)
@@ -111,7 +120,7 @@ class LocalEngine:
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
         """The texts of some rows, in as few batches as fit; raises IntegrityError if a row failed."""
         # Rows of like length waste least when they are side by side, and a long one at the end would run alone.
-        order = sorted(range(len(rows)), key=lambda place: _length(rows[place]), reverse=True)
+        order = sorted(range(len(rows)), key=lambda place: length_of(rows[place]), reverse=True)
         texts = collect(self.submit(GenerationRequest(tuple(rows[place] for place in order), sampling)), len(rows))
         return [text for _, text in sorted(zip(order, texts, strict=True))]
 
@@ -141,6 +150,8 @@ class LocalEngine:
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
+        if self._prompts is not None:
+            _fail_all(self._prompts.close(), CLOSED)
         self._thread.join()
 
     def _find(self, live: LiveRow) -> bool:
@@ -157,8 +168,18 @@ class LocalEngine:
             return False
         return True
 
+    def _encoded(self, live: LiveRow) -> None:
+        """Queue a row whose prompt was encoded beside the engine."""
+        with self._changed:
+            closed = self._closing.is_set()
+            if not closed:
+                self._waiting.append(live)
+                self._changed.notify_all()
+        if closed:
+            live.fail(CLOSED)
+
     def _refuse_flood(self, more: int) -> None:
-        waiting = len(self._waiting)
+        waiting = self.waiting
         if self._max_waiting is not None and waiting + more > self._max_waiting:
             seconds = self._pace.seconds_until_free(waiting, self._max_rows)
             raise Busy(
@@ -171,6 +192,8 @@ class LocalEngine:
             cancelled = [live for live in self._waiting if live.cancelled]
             for live in cancelled:
                 self._waiting.remove(live)
+        if self._prompts is not None:
+            cancelled += self._prompts.take_cancelled()
         # Outside the lists: what a row is told may cancel others, when nobody listens any more.
         for live in cancelled:
             live.done("cancelled")
@@ -306,8 +329,3 @@ def _fail_all(rows: Iterable[LiveRow], message: str) -> None:
 def _failure(error: BaseException) -> str:
     what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return f"the engine failed ({what}); try again, or with fewer tokens"
-
-
-def _length(row: Row) -> int:
-    """About how long a prompt is."""
-    return len(row.text or row.ids or "") + sum(len(str(message.get("content"))) for message in row.messages)

@@ -138,27 +138,38 @@ class Writing:
 
 def prepare(live: LiveRow, tokenizer: Any, window: int | None) -> Writing | None:
     """A row with its prompt encoded; one that cannot be written ends with an error and is None."""
-    model = live.row.model
-    try:
-        live.prompt_ids = live.prompt_ids or encode(live.row, tokenizer)
-    except AlignError as error:
-        live.fail(str(error), "prompt")
+    found = live.prompt_ids or encode_or_fail(live.row, tokenizer)
+    if isinstance(found, str):
+        live.fail(found, "prompt")
         return None
-    except Exception as error:  # chat templates raise what they like; the other rows go on
-        what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        live.fail(f"{model}: the conversation does not render ({what}); change its turns", "prompt")
-        return None
-    size, longest = len(live.prompt_ids), live.sampling.max_new_tokens
+    live.prompt_ids = found
+    size, longest = len(found), live.sampling.max_new_tokens
     limit = longest if window is None else min(longest, window - size)
     if live.row.reads_only and limit >= 0:
         limit = 0
     elif limit < 1:
-        live.fail(
-            f"{model}: the conversation has {size} tokens, the model takes {window}; shorten it or start a new one",
-            "too_long",
-        )
+        fail_too_long(live, size, window)
         return None
     return Writing(live, limit, tokenizer)
+
+
+def fail_too_long(live: LiveRow, size: int, window: int | None) -> None:
+    """End a row whose prompt leaves no room for an answer."""
+    about = f"the conversation has {size} tokens, the model takes {window}; shorten it or start a new one"
+    live.fail(f"{live.row.model}: {about}", "too_long")
+
+
+def encode_or_fail(row: Row, tokenizer: Any) -> list[int] | str:
+    """The ids a row continues, or why there are none."""
+    try:
+        return encode(row, tokenizer)
+    except AlignError as error:
+        return str(error)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a tokenizer raises, the other rows go on
+        what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return f"{row.model}: the conversation does not render ({what}); change its turns"
 
 
 def encode(row: Row, tokenizer: Any) -> list[int]:

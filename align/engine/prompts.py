@@ -1,0 +1,162 @@
+"""Prompts to tokens beside the engine: what a conversation costs to render and encode holds nobody's stream up.
+
+One process does it, killed when a prompt takes too long or nobody waits for it any more; see `align.data.bounded`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import pickle
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from align.data import confined_templates
+from align.data.bounded import BoundedProcess, ProcessEnded, without_torch
+from align.engine.protocol import Row
+from align.engine.rows import LiveRow, encode_or_fail, fail_too_long
+
+SECONDS = 10
+"""of computing for one prompt"""
+
+_MEMORY = 2 << 30
+_LARGE = 1 << 14
+"""characters from which a prompt waits behind all that are smaller"""
+
+_START_S = 2.0
+"""how long an abandoned prompt may be gone on with: killing its process and starting another one takes as long"""
+
+_OK, _FAILED, _TOO_LONG = b"+", b"-", b">"
+
+
+class PromptQueue:
+    """Rows whose prompts are to be encoded, small ones first; `ready` is called with each that was.
+
+    A row that cannot be encoded ends with an error here. `window` is how many tokens the model takes.
+    """
+
+    def __init__(self, tokenizer: Any, window: int | None, ready: Callable[[LiveRow], None]) -> None:
+        self._window, self._ready = window, ready
+        self._process = BoundedProcess("align.engine.prompts:answer", SECONDS, _MEMORY, setup=pickle.dumps(tokenizer))
+        self._numbers = itertools.count()
+        self._rows: list[tuple[bool, int, LiveRow]] = []
+        self._current: LiveRow | None = None
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="align-prompts", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        return len(self._rows) + (self._current is not None)
+
+    def extend(self, rows: Iterable[LiveRow]) -> None:
+        """Queue rows."""
+        with self._changed:
+            for live in rows:
+                heapq.heappush(self._rows, (length_of(live.row) > _LARGE, next(self._numbers), live))
+            self._changed.notify_all()
+
+    def take_cancelled(self) -> list[LiveRow]:
+        """Forget the rows that were cancelled, and return them."""
+        with self._changed:
+            cancelled = [live for *_, live in self._rows if live.cancelled]
+            self._rows = [entry for entry in self._rows if not entry[-1].cancelled]
+            heapq.heapify(self._rows)
+            if self._current is not None and self._current.cancelled:
+                cancelled.append(self._current)
+                self._current = None
+        return cancelled
+
+    def close(self) -> list[LiveRow]:
+        """End the process and return the rows that were not encoded."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._process.close()
+        left = [live for *_, live in self._rows] + ([self._current] if self._current else [])
+        self._rows, self._current = [], None
+        return left
+
+    def _work(self) -> None:
+        self._warm_up()
+        while (live := self._next()) is not None:
+            reply = self._ask(live)
+            with self._changed:
+                if self._current is not live or (reply is None and self._closing):
+                    continue  # cancelled, or left for `close` to return
+                self._current = None
+            self._take(live, reply)
+
+    def _warm_up(self) -> None:
+        """Start the process before the first prompt comes."""
+        with suppress(ProcessEnded):  # then the first prompt is told why
+            self._process.ask(pickle.dumps(None), lambda: self._closing)
+
+    def _next(self) -> LiveRow | None:
+        with self._changed:
+            while not (self._rows or self._closing):
+                self._changed.wait()
+            if self._closing:
+                return None
+            self._current = heapq.heappop(self._rows)[-1]
+            return self._current
+
+    def _ask(self, live: LiveRow) -> bytes | None:
+        """The answer of the process; None when nobody wants it any more."""
+        started = time.monotonic()
+
+        def unwanted() -> bool:
+            return self._closing or (live.cancelled and time.monotonic() - started > _START_S)
+
+        try:
+            return self._process.ask(pickle.dumps((live.row, self._window)), unwanted)
+        except ProcessEnded as error:
+            if unwanted():
+                return None
+            return _FAILED + f"{live.row.model}: encoding this prompt {error}; shorten it".encode()
+
+    def _take(self, live: LiveRow, reply: bytes | None) -> None:
+        """Hand a row on with its tokens, or end it with what was wrong."""
+        if reply is None:
+            live.done("cancelled")
+        elif reply[:1] == _OK:
+            live.prompt_ids = array("I", reply[1:]).tolist()
+            self._ready(live)
+        elif reply[:1] == _TOO_LONG:
+            fail_too_long(live, int(reply[1:]), self._window)
+        else:
+            live.fail(reply[1:].decode("utf-8", "surrogatepass"), "prompt")
+
+
+def length_of(row: Row) -> int:
+    """About how long a prompt is, in characters."""
+    return len(row.text or row.ids or "") + sum(len(str(message.get("content"))) for message in row.messages)
+
+
+_STATE: dict[str, Any] = {}
+
+
+def answer(request: bytes) -> bytes:
+    """The answer to one request, of which the first is the tokenizer; runs in the child."""
+    without_torch()
+    confined_templates.inside = True
+    if not _STATE:
+        _STATE["tokenizer"] = pickle.loads(request)
+        return _OK
+    if (asked := pickle.loads(request)) is None:
+        return _OK
+    row, window = asked
+    try:
+        ids = encode_or_fail(row, _STATE["tokenizer"])
+    except MemoryError:
+        return _FAILED + f"{row.model}: encoding this prompt took more than {_MEMORY >> 30} GiB; shorten it".encode()
+    if isinstance(ids, str):
+        return _FAILED + ids.encode("utf-8", "surrogatepass")
+    if window is not None and len(ids) >= window + row.reads_only:
+        return _TOO_LONG + str(len(ids)).encode()
+    return _OK + array("I", ids).tobytes()
