@@ -16,7 +16,7 @@ from align.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["json_schema", "regex", "choice", "grammar"]
+Kind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.data.bounded import AVAILABLE
@@ -24,6 +25,7 @@ from align.models.stop_tokens import stop_tokens
 from align.schema import Messages
 
 if TYPE_CHECKING:
+    from align.data.tool_calls import ToolFormat
     from align.models.adapters import Resident
 
 CLOSED = "the engine was closed while this was being written; start it again"
@@ -93,6 +95,14 @@ class LocalEngine:
         same = [fact for fact in self.facts if fact.adapter != BASE and fact.shift == 0]
         lines += [f"{fact.reference}: writes exactly what its base writes" for fact in same]
         return lines + self._stops.notes
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the chat template writes tool calls; None where it writes none."""
+        from align.data.render import template_of
+        from align.data.tool_calls import measure_tool_format
+
+        return measure_tool_format(template_of(self._resident.tokenizer))
 
     @property
     def waiting(self) -> int:

@@ -21,6 +21,7 @@ from align.server.limits import Limits
 from align.server.messages import Body, ChatMessage, turns_of, whole_characters
 from align.server.prompts import Prompt, as_prompts
 from align.server.refusals import Refusal
+from align.server.tools import OffersTools
 
 _MOST_STOPS = 4
 _MOST_STOPS_OF_TEXT = 16
@@ -168,7 +169,7 @@ class Asking(Constraining):
         return secrets.randbelow(2**31) if self.seed is None else self.seed
 
 
-class ChatBody(Asking):
+class ChatBody(Asking, OffersTools):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1)

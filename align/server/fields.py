@@ -91,9 +91,6 @@ _NOT_DONE: dict[str, tuple[Any, ...]] = {
         (),
     ),
     "function_call": ("none", "auto"),
-    "tools": (),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True,),
     "modalities": (["text"],),
     "echo": (),  # of a conversation
     "verbosity": ("medium",),

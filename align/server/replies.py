@@ -92,15 +92,15 @@ class Chat:
 
     def opening(self, row: int) -> dict[str, Any] | None:
         """Who speaks."""
-        return _choice(row, delta={"role": "assistant", "content": ""})
+        return choice_of(row, delta={"role": "assistant", "content": ""})
 
     def piece(self, row: int, text: str, tokens: Sequence[Token] | None, before: int) -> dict[str, Any]:
         """New text."""
-        return _choice(row, chat_logprobs(tokens), delta={"content": text})
+        return choice_of(row, chat_logprobs(tokens), delta={"content": text})
 
     def ending(self, row: int, reason: str) -> dict[str, Any]:
         """No text, and why it ended."""
-        return _choice(row, reason=reason, delta={})
+        return choice_of(row, reason=reason, delta={})
 
     def prompt(self, prompt: RowPrompt, tokens: Sequence[Token] | None) -> dict[str, Any] | None:
         """Nothing: a conversation is not told back."""
@@ -109,7 +109,7 @@ class Chat:
     def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
         """One message."""
         message = {"role": "assistant", "content": done.text, "refusal": None}
-        return _choice(done.row, chat_logprobs(tokens), done.reason, message=message)
+        return choice_of(done.row, chat_logprobs(tokens), done.reason, message=message)
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,17 @@ class Completion:
 
     def piece(self, row: int, text: str, tokens: Sequence[Token] | None, before: int) -> dict[str, Any]:
         """New text."""
-        return _choice(row, text_logprobs(tokens, before), text=text)
+        return choice_of(row, text_logprobs(tokens, before), text=text)
 
     def ending(self, row: int, reason: str) -> dict[str, Any]:
         """No text, and why it ended."""
-        return _choice(row, reason=reason, text="")
+        return choice_of(row, reason=reason, text="")
 
     def prompt(self, prompt: RowPrompt, tokens: Sequence[Token] | None) -> dict[str, Any] | None:
         """The prompt's text and tokens."""
         if not self.echo:
             return None
-        return _choice(prompt.row, text_logprobs(tokens, 0), text=prompt.text)
+        return choice_of(prompt.row, text_logprobs(tokens, 0), text=prompt.text)
 
     def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
         """One text."""
@@ -147,11 +147,11 @@ class Completion:
         if self.prompt_logprobs is not None and prompt is not None:
             more["prompt_logprobs"] = [by_id(token, self.prompt_logprobs) for token in prompt.tokens]
         if not self.echo or prompt is None:
-            return _choice(done.row, text_logprobs(tokens, 0), done.reason, text=done.text, **more)
+            return choice_of(done.row, text_logprobs(tokens, 0), done.reason, text=done.text, **more)
         told = text_logprobs(tokens, len(prompt.text))
         first = None if tokens is None else text_logprobs(self.cut(prompt.tokens), 0)
         both = None if told is None or first is None else {name: first[name] + told[name] for name in told}
-        return _choice(done.row, both, done.reason, text=prompt.text + done.text, **more)
+        return choice_of(done.row, both, done.reason, text=prompt.text + done.text, **more)
 
     def cut(self, tokens: Sequence[Token]) -> list[Token]:
         """Tokens of a prompt with as many alternatives as are told of others."""
@@ -215,5 +215,8 @@ def _likely(token: Token | Alternative) -> dict[str, Any]:
     return {"token": text, "logprob": _finite(token.logprob), "bytes": list(token.raw)}
 
 
-def _choice(row: int, logprobs: dict[str, Any] | None = None, reason: str | None = None, **said: Any) -> dict[str, Any]:
+def choice_of(
+    row: int, logprobs: dict[str, Any] | None = None, reason: str | None = None, **said: Any
+) -> dict[str, Any]:
+    """One of the `choices` of a reply."""
     return {"index": row, **said, "logprobs": logprobs, "finish_reason": reason}

@@ -18,6 +18,7 @@ from align.server.bodies import Asking, ChatBody, CompletionBody
 from align.server.metrics import CONTENT_TYPE
 from align.server.refusals import Refusal
 from align.server.service import Service
+from align.server.tools import use_tools
 
 router = APIRouter()
 
@@ -82,7 +83,9 @@ async def _respond(request: Request, body: ChatBody | CompletionBody, style: rep
     body.check()
     served = service.models.find(body.model)
     rows = body.rows(served.reference, service.limits)
-    if rows[0].rules.constraint is not None:
+    if isinstance(body, ChatBody):
+        rows, style = await asyncio.to_thread(use_tools, body, rows, service.engine)
+    if body.constraint() is not None:
         await asyncio.to_thread(body.check_constraint)
     head = replies.head_of(style, body.model, served)
     note = note_of(request.scope)

@@ -1,0 +1,212 @@
+"""Functions that a request offers a model: given to it by its chat template, and its calls read back from the text."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from pydantic import Field
+
+from align.data.tool_calls import ToolCall, ToolFormat
+from align.data.tool_grammar import tool_grammar
+from align.engine.constraint import Constraint, require_llguidance
+from align.engine.protocol import Engine, Row, RowDone, RowPrompt, Token
+from align.engine.speech import StopStrings
+from align.errors import UsageError, nearest
+from align.schema import Messages
+from align.server.messages import Body
+from align.server.refusals import Refusal, not_ready, unsupported
+from align.server.replies import Chat, chat_logprobs, choice_of
+
+_MOST_TOOLS = 128
+_NAMES = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+
+
+@runtime_checkable
+class WritesToolCalls(Protocol):
+    """An engine that knows how its chat template writes tool calls."""
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """None where the template writes none."""
+        ...
+
+
+class Function(Body):
+    """A function a model may call; what else a schema says of it is for the chat template."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    """A tool; OpenAI's own ones, such as its web search, are not here."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class OffersTools(Body):
+    """What a request may say about tools."""
+
+    tools: list[Tool] = Field(default_factory=list, max_length=_MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+
+    def offered(self) -> list[dict[str, Any]]:
+        """The schemas as chat templates take them."""
+        for index, tool in enumerate(self.tools):
+            if not _NAMES.fullmatch(tool.function.name):
+                path = f"tools.{index}.function.name"
+                raise Refusal(
+                    400, f"{path}: {tool.function.name!r}; give up to 64 letters, digits, _ and -", param=path
+                )
+        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+
+    def demanded(self) -> list[dict[str, Any]]:
+        """The functions of which one must be called; empty when that is the model's to say."""
+        functions = [tool["function"] for tool in self.offered()]
+        if self.tool_choice in (None, "none", "auto"):
+            return []
+        if not functions:
+            raise Refusal(400, "tool_choice: no tools to choose from; send tools", param="tool_choice")
+        if self.tool_choice == "required":
+            return functions
+        name = self.named
+        chosen = [function for function in functions if function["name"] == name]
+        if not chosen:
+            known = nearest(str(name), [function["name"] for function in functions])
+            raise Refusal(400, f"tool_choice: {name!r} is none of the tools;{known}", param="tool_choice")
+        return chosen
+
+    @property
+    def named(self) -> Any:
+        """The function that must be called; None when it is not one alone."""
+        choice = self.tool_choice
+        function = choice.get("function") if isinstance(choice, dict) else None
+        return function.get("name") if isinstance(function, dict) else None
+
+
+def use_tools(body: OffersTools, rows: tuple[Row, ...], engine: Engine | None) -> tuple[tuple[Row, ...], Chat]:
+    """The rows with the tools of their request, and how their answers are told.
+
+    Raises Refusal where the chat template writes no tool calls, and for a choice that is not possible.
+    """
+    turns = rows[0].messages
+    demanded = body.demanded()
+    spoken_of = bool(body.tools) or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns)
+    if not spoken_of:
+        return rows, Chat()
+    if engine is None:
+        raise not_ready()
+    format_ = engine.tool_format if isinstance(engine, WritesToolCalls) else None
+    if format_ is None:
+        param = "tools" if body.tools else "messages"
+        raise unsupported(param, "the model's chat template writes no tool calls", "leave out tools and their turns")
+    messages = _with_text_arguments(turns) if format_.takes_text else turns
+    offered = body.offered() if body.tool_choice != "none" else []
+    options = replace(rows[0].chat, tools=tuple(offered))
+    rules = rows[0].rules
+    if offered:
+        rules = replace(rules, show_special_tokens=True)
+    if demanded:
+        rules = replace(rules, constraint=_demand(body, rows[0], format_, demanded))
+    rows = tuple(replace(row, messages=messages, chat=options, rules=rules) for row in rows)
+    return rows, ToolChat(format_, offered, body) if offered else Chat()
+
+
+def _demand(body: OffersTools, row: Row, format_: ToolFormat, functions: list[dict[str, Any]]) -> Constraint:
+    if row.rules.constraint is not None:
+        raise Refusal(
+            400, "tool_choice: an answer of a given form makes no call; send one of them", param="tool_choice"
+        )
+    try:
+        require_llguidance()
+    except UsageError as error:
+        raise unsupported("tool_choice", str(error), "or leave the choice to the model: auto") from None
+    return Constraint("lark", tool_grammar(format_, functions))
+
+
+def _with_text_arguments(messages: Messages) -> Messages:
+    """Turns with the arguments of their calls as JSON text."""
+    turns = [turn.copy() for turn in messages]
+    for turn in turns:
+        if "tool_calls" in turn:
+            turn["tool_calls"] = [
+                call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+                for call in turn["tool_calls"]
+            ]
+    return turns
+
+
+class ToolChat(Chat):
+    """/v1/chat/completions with tools: what may become a call is held back, and told as calls at the end."""
+
+    def __init__(self, format_: ToolFormat, tools: Sequence[dict[str, Any]], body: OffersTools) -> None:
+        self._format = format_
+        self._tools = tools
+        self._most = None if body.parallel_tool_calls else 1
+        self._reason = "stop" if body.named is not None else "tool_calls"
+        self._heard: dict[int, str] = {}
+        self._shown: dict[int, str] = {}
+        self._holding: dict[int, StopStrings] = {}
+
+    def piece(self, row: int, text: str, tokens: Sequence[Token] | None, before: int) -> dict[str, Any]:
+        """The text that is no call for sure."""
+        shown = self._let_through(row, text)
+        self._shown[row] = self._shown.get(row, "") + shown
+        return choice_of(row, chat_logprobs(tokens), delta={"content": self._format.shown(shown)})
+
+    def ending(self, row: int, reason: str) -> dict[str, Any]:
+        """What was held back, as calls or as text, and why it ended."""
+        heard, shown = self._heard.get(row, ""), self._shown.get(row, "")
+        said, calls = self._read(heard)
+        rest = heard[len(shown) :] if not calls else said.removeprefix(shown.strip())
+        delta: dict[str, Any] = {"content": self._format.shown(rest)} if rest.strip() else {}
+        if calls:
+            delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(_told(calls))]
+        return choice_of(row, reason=self._ended(reason, calls), delta=delta)
+
+    def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
+        """One message, with its calls."""
+        said, calls = self._read(done.text)
+        content = self._format.shown(said)
+        message: dict[str, Any] = {"role": "assistant", "content": content or None, "refusal": None}
+        if calls:
+            message["tool_calls"] = _told(calls)
+        else:
+            message["content"] = content
+        return choice_of(done.row, chat_logprobs(tokens), self._ended(done.reason, calls), message=message)
+
+    def _read(self, text: str) -> tuple[str, list[ToolCall]]:
+        said, calls = self._format.read(text, self._tools)
+        return said, calls[: self._most]
+
+    def _ended(self, reason: str, calls: Sequence[ToolCall]) -> str:
+        return self._reason if calls and reason == "stop" else reason
+
+    def _let_through(self, row: int, text: str) -> str:
+        heard = self._heard[row] = self._heard.get(row, "") + text
+        if not self._format.marker:
+            # A call is all of the answer there: one that begins as JSON is held back.
+            begun = heard.lstrip()
+            return "" if not begun or begun[0] in "[{" else heard[len(self._shown.get(row, "")) :]
+        return self._holding.setdefault(row, StopStrings([self._format.marker])).push(text)
+
+
+def _told(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    # Nine letters and digits: some chat templates take no other ids.
+    return [
+        {
+            "id": secrets.token_hex(5)[:9],
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+        }
+        for call in calls
+    ]
