@@ -85,11 +85,11 @@ class DatasetConfig(Settings):
     entry: str | None = None
     """the dataset to take of a dataset_info.json"""
     subset: str | None = None
-    """configuration of a hub dataset"""
+    """configuration of a hub dataset, or of a folder whose README.md lists several"""
     revision: str | None = None
     """commit, tag or branch of a hub dataset; pins it"""
     split: str | None = None
-    """split of a hub dataset; train by default"""
+    """split of a hub dataset or a folder; train by default, all for every one of a folder"""
     mode: Literal["blind", "named"] | None = None
     """of votes: only those cast with the names hidden, or shown"""
     since: str = ""

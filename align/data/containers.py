@@ -6,10 +6,13 @@ A row comes with its source and line. What the row means is for `readers`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align.config import load_yaml
+from align.data.arrow_files import DESCRIPTIONS, is_saved, read_arrow, read_parquet, read_saved, repair_of_columns
+from align.data.folders import Wanted, choose_files
 from align.data.json_rows import RawRow, read_json, read_json_lines, rows_of_object
 from align.data.streams import PACKED, DataFile, Reading
 from align.data.tables import read_csv, read_tsv
@@ -28,7 +31,7 @@ def read_path(path: Path, name: str, notes: list[str], reading: Reading | None =
     """
     try:
         if path.is_dir():
-            yield from _read_folder(path, name, notes, reading)
+            yield from _read_folder(path, name, notes, reading or Reading())
             return
         path.stat()
     except FileNotFoundError:
@@ -49,11 +52,15 @@ def read_path(path: Path, name: str, notes: list[str], reading: Reading | None =
 def _check_reading(file: DataFile) -> None:
     """Refuse settings that mean nothing for a file of this kind, rather than pass them over."""
     reading = file.reading
+    if reading.split or reading.subset:
+        raise UsageError(
+            f"{file.name}: only a folder or a hub dataset has splits and subsets; name the file of the split"
+        )
     meant = {
         "header": (bool(reading.header), _TABLES),
         "quoting": (reading.quoting != "auto", _TABLES),
         "rows_at": (reading.rows_at is not None, (".json", *_YAML)),
-        "encoding": (reading.encoding != "auto", tuple(set(_READERS) - {".parquet"})),
+        "encoding": (reading.encoding != "auto", tuple(set(_READERS) - {".parquet", ".arrow", ".feather"})),
     }
     for setting, (given, suffixes) in meant.items():
         if given and file.suffix not in suffixes:
@@ -76,8 +83,9 @@ def read_hub(name: str, subset: str | None, split: str | None, revision: str | N
             f"{place}: the dataset cannot be read ({shorten(reason, 120)}); check name, subset and split, "
             "and the network unless it is in the local cache"
         ) from None
+    repair = repair_of_columns(rows.features.arrow_schema, json_text=False)
     for number, row in enumerate(rows, start=1):
-        yield RawRow(place, number, row)
+        yield RawRow(place, number, repair(row) if repair else row)
 
 
 def _fetch_hub_file(name: str, revision: str | None) -> Path:
@@ -94,14 +102,20 @@ def _fetch_hub_file(name: str, revision: str | None) -> Path:
         ) from None
 
 
-def _read_folder(folder: Path, name: str, notes: list[str], reading: Reading | None) -> Iterator[RawRow]:
+def _read_folder(folder: Path, name: str, notes: list[str], reading: Reading) -> Iterator[RawRow]:
+    wanted = Wanted(name, reading.split, reading.subset)
+    if is_saved(folder):
+        yield from read_saved(folder, wanted, notes)
+        return
     held = sorted(found for found in folder.rglob("*") if _is_data(found) and not _hidden(found, folder))
     # Beside data a YAML file describes it; alone it is the data.
-    files = [file for file in held if file.suffix.lower() not in _YAML] or held
+    described = (file for file in held if file.name not in DESCRIPTIONS and file.suffix.lower() not in _YAML)
+    files = list(described) or held
     if not files:
         raise DataError(f"{name}: a folder without data files; put one of {', '.join(_READERS)} there")
-    for file in files:
-        yield from read_path(file, f"{name.rstrip('/')}/{file.relative_to(folder).as_posix()}", notes, reading)
+    inner = replace(reading, split=None, subset=None)
+    for file in choose_files(folder, files, wanted, notes):
+        yield from read_path(file, f"{name.rstrip('/')}/{file.relative_to(folder).as_posix()}", notes, inner)
 
 
 def _is_data(path: Path) -> bool:
@@ -111,23 +125,6 @@ def _is_data(path: Path) -> bool:
 
 def _hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
-
-
-def _read_parquet(file: DataFile) -> Iterator[RawRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    with file.unchanged():
-        try:
-            for batch in pyarrow.parquet.ParquetFile(file.path).iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield RawRow(file.name, number, row)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(
-                f"{file.name}: no readable Parquet ({shorten(str(error), 80)}); fetch the file again"
-            ) from None
 
 
 def _read_yaml(file: DataFile) -> Iterator[RawRow]:
@@ -183,7 +180,9 @@ _READERS: dict[str, Callable[[DataFile], Iterator[RawRow]]] = {
     ".ndjson": read_json_lines,
     ".csv": read_csv,
     ".tsv": read_tsv,
-    ".parquet": _read_parquet,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".feather": read_arrow,
     ".txt": _read_document,
     **dict.fromkeys(_YAML, _read_yaml),
 }

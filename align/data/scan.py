@@ -208,16 +208,22 @@ def _open(dataset: Dataset, roots: Mapping[str, Path] | None, notes: list[str]) 
     config = dataset.config
     if config.source.startswith("hf://"):
         return containers.read_hub(config.source.removeprefix("hf://"), config.subset, config.split, config.revision)
-    if config.split or config.subset or config.revision:
-        raise UsageError(
-            f"{dataset.name}: only hub datasets have a split, subset or revision; name the file of the split"
-        )
+    if config.revision:
+        raise UsageError(f"{dataset.name}: only hub datasets have a revision; take it out")
     try:
         path = _resolve(dataset, roots or {})
     except OSError as error:  # a folder that may not be entered, a name that is too long
         raise DataError(f"{dataset.name}: cannot be read ({error.strerror}); check the path") from None
     shown = config.source if path == Path(config.source) else path.name
-    reading = Reading(config.encoding, tuple(config.header), config.quoting, config.rows_at, config.format == "votes")
+    reading = Reading(
+        config.encoding,
+        tuple(config.header),
+        config.quoting,
+        config.rows_at,
+        config.split,
+        config.subset,
+        appended=config.format == "votes",
+    )
     return containers.read_path(path, shown, notes, reading)
 
 

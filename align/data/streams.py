@@ -35,6 +35,10 @@ class Reading:
     header: tuple[str, ...] = ()
     quoting: str = "auto"
     rows_at: str | None = None
+    split: str | None = None
+    """of a folder: the split to read"""
+    subset: str | None = None
+    """of a folder: the subset its README.md describes"""
     appended: bool = False
     """lines are only ever added to the file, maybe now; one that was torn at its end is left out"""
 

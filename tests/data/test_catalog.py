@@ -112,7 +112,7 @@ def test_a_bare_hub_id_says_how_to_write_it():
 def test_a_split_of_a_local_file_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
 
-    with pytest.raises(UsageError, match="only hub datasets have a split"):
+    with pytest.raises(UsageError, match="only a folder or a hub dataset has splits"):
         load_records(f"{tmp_path}/a.jsonl:split=test")
 
 

@@ -1,0 +1,210 @@
+"""Parquet and Arrow files, and the folders that `datasets.save_to_disk` writes, batch by batch.
+
+Arrow gives every struct of a column the union of all their fields and fills it with nulls. Such a null says nothing
+that the row's author wrote, so it is left out; nulls of whole columns and items of lists stay.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.data.folders import ALL, Wanted, choose_split
+from align.data.json_rows import RawRow
+from align.data.problems import RowError
+from align.data.streams import DataFile
+from align.errors import DataError, shorten
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_BATCH = 1000
+_STATE, _DICT = "state.json", "dataset_dict.json"
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", _STATE, _DICT)
+"""Files that describe a dataset beside its data, and hold no rows."""
+_MOST_DESCRIPTION = 16 << 20
+_DEEPEST = 100
+
+Repair = Callable[[Any], Any]
+
+
+def read_parquet(file: DataFile) -> Iterator[RawRow]:
+    """The rows of a Parquet file."""
+    import pyarrow.parquet
+
+    with file.unchanged(), _sound(file.name, "Parquet"):
+        stream = pyarrow.parquet.ParquetFile(file.path)
+        yield from _number(file.name, stream.iter_batches(batch_size=_BATCH))
+
+
+def read_arrow(file: DataFile) -> Iterator[RawRow]:
+    """The rows of an Arrow file, in either of its two forms (file or stream)."""
+    with file.unchanged(), _sound(file.name, "Arrow"):
+        yield from _number(file.name, _arrow_batches(file.path))
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`, of a Dataset or of a DatasetDict."""
+    return (folder / _STATE).is_file() or (folder / _DICT).is_file()
+
+
+def read_saved(folder: Path, wanted: Wanted, notes: list[str]) -> Iterator[RawRow]:
+    """The rows of a folder that `save_to_disk` wrote; of a DatasetDict those of one split."""
+    if (folder / _STATE).is_file():
+        if wanted.split not in (None, ALL):
+            raise DataError(f"{wanted.name}: one dataset without splits; take :split={wanted.split} out")
+        yield from _read_one(folder, wanted.name)
+        return
+    told = _describe(folder / _DICT, wanted.name).get("splits")
+    splits = {split: [folder / split] for split in told} if isinstance(told, list) and _are_names(told) else {}
+    if not splits:
+        raise DataError(f"{wanted.name}: its {_DICT} lists no splits; save the dataset again")
+    for part in choose_split(splits, (), wanted, notes):
+        yield from _read_one(part, f"{wanted.name.rstrip('/')}/{part.name}")
+
+
+def _read_one(folder: Path, name: str) -> Iterator[RawRow]:
+    state = _describe(folder / _STATE, name)
+    with _sound(name, "Arrow"):
+        shards = [folder / shard for shard in _names_of(state, "_data_files", name)]
+        indices = [part for key in ("_indices_files", "_indices_data_files") for part in _names_of(state, key, name)]
+        batches: Iterator[pyarrow.RecordBatch] = (batch for shard in shards for batch in _arrow_batches(shard))
+        if indices:
+            batches = _picked(list(batches), [folder / part for part in indices], name)
+        yield from _number(name, batches)
+
+
+def _are_names(told: Any) -> bool:
+    return isinstance(told, list) and all(isinstance(name, str) and Path(name).name == name for name in told)
+
+
+def _describe(path: Path, name: str) -> dict[str, Any]:
+    try:
+        with path.open("rb") as stream:
+            told = json.loads(stream.read(_MOST_DESCRIPTION))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{name}: its {path.name} cannot be read ({shorten(str(error))}); save the dataset again"
+        ) from None
+    return told if isinstance(told, dict) else {}
+
+
+def _names_of(state: dict[str, Any], key: str, name: str) -> list[str]:
+    """The names of the files that a state lists, each of them a file of the same folder."""
+    held = state.get(key) or []
+    names = [entry.get("filename") for entry in held if isinstance(entry, dict)] if isinstance(held, list) else []
+    if not _are_names(names) or (key == "_data_files" and not names):
+        raise DataError(f"{name}: its {_STATE} lists no data files of this folder; save the dataset again")
+    return [str(each) for each in names]
+
+
+@contextmanager
+def _sound(name: str, kind: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, RecursionError, MemoryError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{name}: {Path(str(error.filename)).name} is missing; save the dataset again") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{name}: no readable {kind} ({shorten(reason, 80)}); fetch the file again") from None
+
+
+def _arrow_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
+    """The batches of an Arrow file, mapped into memory and not loaded."""
+    import pyarrow
+
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    if not path.stat().st_size:
+        raise ValueError("the file is empty")
+    with pyarrow.memory_map(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            reader = pyarrow.ipc.open_file(source)
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            source.seek(0)
+            batches = iter(pyarrow.ipc.open_stream(source))
+        for batch in batches:
+            batch.validate(full=True)  # offsets that lie would be followed into other memory
+            yield batch
+
+
+def _picked(batches: list[pyarrow.RecordBatch], files: list[Path], name: str) -> Iterator[pyarrow.RecordBatch]:
+    """One batch for each row that the indices of a shuffled or filtered dataset name, in their order."""
+    ends = list(accumulate(batch.num_rows for batch in batches))
+    for file in files:
+        for part in _arrow_batches(file):
+            for row in part.column(0).to_pylist():
+                if not isinstance(row, int) or not 0 <= row < (ends[-1] if ends else 0):
+                    raise DataError(f"{name}: its indices name row {row} of {ends[-1] if ends else 0}; save it again")
+                place = bisect_right(ends, row)
+                yield batches[place].slice(row - (ends[place - 1] if place else 0), 1)
+
+
+def _number(name: str, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[RawRow]:
+    number = 0
+    repair: Repair | None = None
+    schema = None
+    for batch in batches:
+        if batch.schema is not schema:
+            schema, repair = batch.schema, repair_of_columns(batch.schema)
+        for start in range(0, batch.num_rows, _BATCH):
+            for row in batch.slice(start, _BATCH).to_pylist():
+                number += 1
+                yield RawRow(name, number, repair(row) if repair else row)
+
+
+def repair_of_columns(schema: pyarrow.Schema, *, json_text: bool = True) -> Repair | None:
+    """Return what makes plain rows of those a schema's table gives; None when they are plain as they are.
+
+    `json_text` tells whether columns of JSON hold its text still, and not yet the values.
+    """
+    read_json = _read_json if json_text else None
+    repairs = {field.name: repair for field in schema if (repair := _repair_of(field.type, 0, read_json))}
+    if not repairs:
+        return None
+
+    def repaired(row: dict[str, Any]) -> Any:
+        try:
+            return {key: repairs[key](value) if key in repairs else value for key, value in row.items()}
+        except ValueError as error:
+            return RowError("invalid JSON", "row", f"holds broken JSON text ({shorten(str(error))})", "mend the row")
+
+    return repaired
+
+
+def _repair_of(kind: Any, depth: int, read_json: Repair | None) -> Repair | None:
+    """What leaves out the nulls of structs, makes objects of maps and reads JSON; None where a type has none."""
+    import pyarrow.types as types
+
+    if depth > _DEEPEST:
+        raise ValueError("its columns are nested too deeply")
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return read_json
+    if types.is_map(kind):
+        inner = _repair_of(kind.item_type, depth + 1, read_json) or _same
+        return lambda pairs: None if pairs is None else {str(key): inner(value) for key, value in pairs}
+    if types.is_struct(kind):
+        inside = {field.name: _repair_of(field.type, depth + 1, read_json) or _same for field in kind}
+        return lambda held: (
+            None if held is None else {key: inside[key](value) for key, value in held.items() if value is not None}
+        )
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        item = _repair_of(kind.value_type, depth + 1, read_json)
+        return item and (lambda held: None if held is None else [item(value) for value in held])
+    return None
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _read_json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
