@@ -157,7 +157,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
 
     # 3. Optimise: TRL owns the loop; prompts go in as our tokens, in an order of which a checkpoint is always a place.
     prompts, steps = _in_order(config, run, rows)
-    judges = Judges(rewards, found.records, run.folder if run.ranks.first else None)
+    judges = Judges(rewards, found.records, run.folder if run.ranks.first else None, resident.tokenizer)
     with unrounded(resident.model):
         trainer = GRPOTrainer(
             model=resident.model,

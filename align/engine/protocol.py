@@ -197,6 +197,10 @@ class RowDone:
     """from submission to the first token; 0 when there was none"""
     seconds: float
     """from submission to the end"""
+    marked: str | None = None
+    """the text with its reasoning between <think> and </think>, also where the prompt opened it or its marks are
+    special tokens; None from an engine that does not tell
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from align.data.reasoning import mark_thoughts
 from align.engine.prompt_text import place_prompt, prompt_text
 from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowError, RowPrompt, Sampling
 from align.engine.sampling import RowSampler
@@ -47,11 +48,12 @@ class LiveRow:
         prompt_tokens: int = 0,
         completion_tokens: int = 0,
         first_token_seconds: float = 0.0,
+        marked: str | None = None,
     ) -> None:
         """End the row well."""
         seconds = time.perf_counter() - self.submitted
         facts = (prompt_tokens, completion_tokens, first_token_seconds, seconds)
-        self._end(RowDone(self.index, text, reason, *facts))
+        self._end(RowDone(self.index, text, reason, *facts, marked))
 
     def fail(self, message: str, fault: Fault = "engine") -> None:
         """End the row with an error, unless it has ended already."""
@@ -80,6 +82,7 @@ class Writing:
         self._first_token = 0.0
         asked = live.row.prompt_logprobs
         self.scores = None if asked is None else PromptScores(asked)
+        self._ids: list[int] = []
 
     @property
     def columns(self) -> int:
@@ -112,6 +115,7 @@ class Writing:
         if ends and not self.live.rules.rules.include_stop:
             self.finish("stop")
             return
+        self._ids.append(token)
         asked = self.live.row.logprobs
         told = None if asked is None else describe(token, logits, asked, self._tokenizer)
         self._put(self._speech.push(token, told))
@@ -129,6 +133,8 @@ class Writing:
             prompt_tokens=len(self.prompt_ids),
             completion_tokens=self._speech.count,
             first_token_seconds=self._first_token - self.live.submitted if self._first_token else 0.0,
+            # A stop string cuts the text within its tokens.
+            marked=None if self._speech.stopped else mark_thoughts(self._tokenizer, self.prompt_ids, self._ids),
         )
 
     def _put(self, piece: Piece) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from align.data.reasoning import answer_of, is_unfinished, split_thought
 from align.engine.protocol import GenerationRequest, Row, RowDone, RowError, Sampling
 from align.errors import IntegrityError
 from align.evaluation.kept import Kept, digest_of
@@ -44,7 +45,7 @@ class Completion:
     """What a model wrote after one prompt, and what came of it where the user went on asking."""
 
     turns: Messages
-    """the answer; then the user's next question and the answer to that, and so on"""
+    """the answer with its reasoning; then the user's next question and the answer to that, and so on"""
     tokens: int
     """of all answers"""
     ended: bool
@@ -52,10 +53,39 @@ class Completion:
 
     @property
     def text(self) -> str:
-        """The answer; of several turns all of them, each but the first with its speaker before it."""
-        first, *others = self.turns
-        return "\n\n".join([first["content"], *(f"{turn['role']}: {turn['content']}" for turn in others)])
+        """The answer without its reasoning, empty where that never ended; of several turns all of them, each but the
+        first with its speaker before it.
+        """
+        return _joined(answers_of(self.turns))
 
+    @property
+    def whole(self) -> str:
+        """The same with the reasoning."""
+        return _joined(self.turns)
+
+    @property
+    def reasons(self) -> bool:
+        """Whether some answer has reasoning."""
+        return any(split_thought(turn["content"]).reasoning is not None for turn in self.turns[::2])
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether some answer ended inside its reasoning."""
+        return any(is_unfinished(turn["content"]) for turn in self.turns[::2])
+
+
+def answers_of(turns: Messages) -> Messages:
+    """Return turns without the reasoning of the assistant's."""
+    return [assistant(answer_of(turn["content"])) if turn["role"] == "assistant" else turn for turn in turns]
+
+
+def _joined(turns: Messages) -> str:
+    first, *others = turns
+    return "\n\n".join([first["content"], *(f"{turn['role']}: {turn['content']}" for turn in others)])
+
+
+UNFINISHED = "unfinished_thought"
+"""the share of answers that ended inside their reasoning, which is no answer"""
 
 Written = list[Completion | None]
 """one for each record; None where there was no prompt or the row failed"""
@@ -90,7 +120,8 @@ def complete(
                 failed[event.message] = failed.get(event.message, 0) + 1
                 talks.give_up(owners[index])
                 continue
-            answer = Answer(event.text, event.completion_tokens, event.reason == "stop")
+            text = event.text if event.marked is None else event.marked
+            answer = Answer(text, event.completion_tokens, event.reason == "stop")
             talks.hear(owners[index], answer)
             if kept:
                 kept[rows[index].model].add(row_key(rows[index], sampling), answer._asdict())
@@ -155,7 +186,7 @@ class _Talks:
         before, prompt = self.written[model][place], self.records[place].prompt
         if before is not None:
             asked = _follow_ups(self.records[place])[len(before.turns) // 2]
-            prompt = [*prompt, *before.turns, user(asked)]
+            prompt = [*prompt, *answers_of(before.turns), user(asked)]
         return Row(model, prompt, self.seed * len(self.records) + place)
 
     def hear(self, owner: _Owner, answer: Answer) -> None:
@@ -163,8 +194,8 @@ class _Talks:
         model, place = owner
         before = self.written[model][place]
         tokens, ended = (0, True) if before is None else (before.tokens, before.ended)
-        said = self.row(owner).messages[len(self.records[place].prompt) :]
-        turns = [*said, assistant(answer.text)]
+        asked = [] if before is None else [*before.turns, self.row(owner).messages[-1]]
+        turns = [*asked, assistant(answer.text)]
         self.written[model][place] = Completion(turns, tokens + answer.tokens, ended and answer.ended)
 
     def give_up(self, owner: _Owner) -> None:
@@ -193,23 +224,33 @@ def _ends(engine: Engine, request: GenerationRequest) -> Iterator[tuple[int, Row
 
 
 def texts_of(written: Written) -> Texts:
-    """The texts alone."""
+    """The answers as texts, without reasoning."""
     return [None if each is None else each.text for each in written]
 
 
+def whole_texts_of(written: Written) -> Texts:
+    """The texts with their reasoning, for rewards that read it."""
+    return [None if each is None else each.whole for each in written]
+
+
 def behaviour(written: Written) -> list[Measure]:
-    """Length, share that never ended, repetition and refusals: worth a look whatever the task."""
+    """Length, share that never ended, repetition and refusals: worth a look whatever the task.
+
+    Of models that reason also the share that never came to an answer.
+    """
 
     def measure(name: str, of: dict[int, float], better: str | None) -> Measure:
         rows = [of.get(place, float("nan")) for place in range(len(written))]
         return mean_of(name, rows, better)  # type: ignore[arg-type]
 
     known = {place: each for place, each in enumerate(written) if each is not None}
+    unfinished = {place: float(each.unfinished) for place, each in known.items()}
     return [
         measure("tokens", {place: each.tokens for place, each in known.items()}, None),
         measure("no_eos", {place: float(not each.ended) for place, each in known.items()}, "lower"),
-        measure("repetition", {place: repetition(each.text) for place, each in known.items()}, "lower"),
+        measure("repetition", {place: repetition(each.whole) for place, each in known.items()}, "lower"),
         measure("refusal", {place: float(is_refusal(each.text)) for place, each in known.items()}, None),
+        *([measure(UNFINISHED, unfinished, "lower")] if any(each.reasons for each in known.values()) else []),
     ]
 
 

@@ -58,7 +58,7 @@ def _text(run: Run, place: int) -> str:
     written = run.written[place]
     if written is None:
         return "(no completion)"
-    return (written.text or "(empty)") + ("" if written.ended else " …")
+    return (written.whole or "(empty)") + ("" if written.ended else " …")
 
 
 def _score(run: Run, place: int, measure: str) -> str:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _KEPT_DAYS = 30
 """files that nobody has added to for so long are deleted"""
+_FORMAT = 2
+"""counted up when an answer is written down otherwise: since 2 with its reasoning between marks"""
 _SYNC_SECONDS = 1.0
 """what a power cut may cost; a killed process loses nothing that it added"""
 
@@ -118,6 +120,7 @@ def open_completions(
         "tokenizer": tokenizer_digest(Path(resident.tokenizer.name_or_path)),
         "template": template_digest(resident.tokenizer.chat_template),
         "sampling": asdict(sampling),
+        "format": _FORMAT,
     }
     return Kept(folder / f"{digest_of(facts)}.jsonl")
 

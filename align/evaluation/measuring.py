@@ -11,7 +11,7 @@ import numpy as np
 
 from align.errors import AlignError, DataError, IntegrityError, UsageError, shorten
 from align.evaluation.asked import Asked, Material
-from align.evaluation.completions import Written, behaviour, complete, texts_of
+from align.evaluation.completions import UNFINISHED, Written, behaviour, complete, texts_of
 from align.evaluation.measures import Measure, mean_of, ratio_of
 from align.evaluation.overlap import CORPUS
 from align.schema import Record
@@ -27,7 +27,7 @@ _WINDOW = 4096
 """tokens of the longest row whose likelihood is taken, where the model would take more"""
 
 
-_DESCRIBING = ("perplexity", "kl_parent", "kl_base", "tokens", "no_eos", "repetition", "refusal")
+_DESCRIBING = ("perplexity", "kl_parent", "kl_base", "tokens", "no_eos", UNFINISHED, "repetition", "refusal")
 
 
 @dataclass
@@ -143,6 +143,19 @@ def _write(runs: Sequence[Run], resident: Resident, asked: Asked, material: Mate
     for run in runs:
         run.written = written[run.reference]
         run.notes = [note for note in notes if note.startswith(f"{run.reference}: ")]
+        run.notes += _unfinished_thoughts(run.reference, run.written, asked.sampling.max_new_tokens)
+
+
+def _unfinished_thoughts(reference: str, written: Written, longest: int) -> list[str]:
+    """The line about answers that ended inside their reasoning."""
+    known = [each for each in written if each is not None]
+    count = sum(each.unfinished for each in known)
+    if not count:
+        return []
+    return [
+        f"{reference}: {count} of {len(known)} completions ({count / len(known):.0%}) end inside their reasoning and "
+        f"count as no answer; raise --max_new_tokens (now {longest})"
+    ]
 
 
 def _measure(run: Run, resident: Resident, material: Material) -> None:

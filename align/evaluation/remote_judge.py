@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from align.data.reasoning import answer_of
 from align.engine.retry_after import retry_seconds
 from align.errors import MachineError, UsageError, shorten
 from align.evaluation.judging import LOSS, NOTHING, TIE, WIN, Verdicts
@@ -184,6 +185,7 @@ def question(record: Record, first: str, second: str) -> list[dict[str, str]]:
     turns = "\n".join(f"{turn['role']}: {turn['content']}" for turn in record.prompt)
     reference = reference_text(record)
     known = f"<reference>\n{reference}\n</reference>\n" if reference else ""
+    first, second = (answer or "(no answer)" for answer in (first, second))
     content = (
         f"<conversation>\n{turns}\n</conversation>\n{known}<answer_A>\n{first}\n</answer_A>\n"
         f"<answer_B>\n{second}\n</answer_B>\nWhich answer is better? End with [[A]], [[B]] or [[tie]]."
@@ -194,9 +196,10 @@ def question(record: Record, first: str, second: str) -> list[dict[str, str]]:
 def read_verdict(text: str) -> str | None:
     """The verdict an answer ends with: `A`, `B` or `tie`; None when there is none.
 
-    A last word that names several, as one that repeats the question does, is none.
+    A last word that names several, as one that repeats the question does, is none, and so is what a judge thinks aloud.
     """
-    named = [{found.lower() for found in _VERDICT.findall(line)} for line in text.splitlines()]
+    lines = answer_of(text).splitlines()
+    named = [{found.lower() for found in _VERDICT.findall(line)} for line in lines]
     last = next((verdicts for verdicts in reversed(named) if verdicts), None)
     return {"a": "A", "b": "B", "tie": "tie"}[last.pop()] if last and len(last) == 1 else None
 

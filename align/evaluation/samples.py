@@ -23,7 +23,8 @@ def sample_rows(runs: Sequence[Run], material: Material) -> Iterator[dict[str, A
                 "model": run.reference,
                 "prompt": record.prompt,
                 "reference": reference_text(record),
-                "completion": None if written is None else written.text,
+                "completion": None if written is None else written.whole,
+                **({"answer": written.text} if written is not None and written.reasons else {}),
                 "ended": None if written is None else written.ended,
                 "numbers": numbers_at(run, place),
             }

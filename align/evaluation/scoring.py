@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from align.evaluation.asked import Asked, Material
-from align.evaluation.completions import texts_of
+from align.evaluation.completions import texts_of, whole_texts_of
 from align.evaluation.judging import Judged, by_scores, judged
 from align.evaluation.measures import Measure, mean_of
 from align.evaluation.measuring import Run
@@ -29,7 +29,7 @@ def add_scores(registry: Registry, runs: Sequence[Run], asked: Asked, material: 
     for name, rewards in _sums(asked, material):
         _open(rewards, registry, asked)
         for run in runs:
-            run.add(_values(name, rewards, material.records, texts_of(run.written)))
+            run.add(_values(name, rewards, material.records, whole_texts_of(run.written)))
 
 
 def _sums(asked: Asked, material: Material) -> list[tuple[str, RewardSum]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.data.reasoning import mark_thoughts
 from align.rl.report import append_sample, forget_samples
 from align.rl.rewards import RewardSum
 from align.schema import Record
@@ -17,8 +18,8 @@ class Judges:
     The first completion of every rollout is appended to samples.jsonl in `folder`, unless that is None.
     """
 
-    def __init__(self, rewards: RewardSum, records: Sequence[Record], folder: Path | None) -> None:
-        self._rewards, self._records, self._folder = rewards, records, folder
+    def __init__(self, rewards: RewardSum, records: Sequence[Record], folder: Path | None, tokenizer: Any) -> None:
+        self._rewards, self._records, self._folder, self._tokenizer = rewards, records, folder, tokenizer
         self._sample: dict[str, float] = {}
         self._begun = False
 
@@ -27,7 +28,12 @@ class Judges:
         return [self._function(name) for name in self._rewards.names]
 
     def _function(self, name: str) -> Callable[..., list[float]]:
-        def judge(completions: list[str], record: list[int], trainer_state: Any, **_: Any) -> list[float]:
+        def judge(
+            prompts: list[list[int]], completion_ids: list[list[int]], record: list[int], trainer_state: Any, **_: Any
+        ) -> list[float]:
+            # TRL's own texts lack marks of reasoning that are special tokens, and those that the prompt opened.
+            pairs = zip(prompts, completion_ids, strict=True)
+            completions = [mark_thoughts(self._tokenizer, prompt, ids) for prompt, ids in pairs]
             values = self._rewards.one(name, [self._records[index] for index in record], completions)
             self._sample[name] = values[0]
             if self._folder is not None and len(self._sample) == len(self._rewards.names):

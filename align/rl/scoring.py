@@ -221,5 +221,8 @@ def learned_scores(quartet: Quartet, rollout: Rollout, batches: Sequence[Tensor]
 
 
 def completion_texts(tokenizer: Any, rollout: Rollout) -> list[str]:
-    """The completions as text, without stop token and padding."""
-    return tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+    """The completions as text, without stop token and padding; reasoning stands between <think> and </think>."""
+    from align.data.reasoning import mark_thoughts
+
+    pairs = zip(rollout.prompts, rollout.completions, strict=True)
+    return [mark_thoughts(tokenizer, prompt, completion) for prompt, completion in pairs]

@@ -64,7 +64,9 @@ def test_a_record_without_what_a_scorer_needs_is_told_before_anything_is_sampled
     [
         ("18", "She makes 9 * 2 = $18 every day.\n#### 18", True),
         ("18", "#### $18.00 a day, for 9 * 2", True),
-        ("18", "#### 9\nNo, wait.\n#### 18", True),
+        ("18", "#### 9\nNo, wait.\n#### 18", False),
+        ("9", "#### 9\nNo, wait.\n#### 18", True),
+        ("18", "#### Step 1: count\n9 * 2\n#### Answer\n#### 18", True),
         ("18", "So it is 18. I am sure of it.", True),
         ("18", "It is 18, not 17", False),
         ("1200", "#### 1,200", True),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, overload
 
+from align.data.reasoning import answer_of
 from align.errors import DataError
 from align.rl.named import Named
 from align.schema import Record
@@ -44,8 +45,11 @@ class Scorer:
     """numbers that are shares, and the number each is a share of: over records the mean is weighted by that"""
 
     def __call__(self, record: Record, completion: str | Sequence[Likelihood]) -> dict[str, float]:
-        """The numbers of one completion; of the likelihoods of `options`, where it has them."""
-        return self.function(record, completion)
+        """The numbers of one completion; of the likelihoods of `options`, where it has them.
+
+        Reasoning is no part of an answer and is taken off first; a thought that never ended leaves an empty answer.
+        """
+        return self.function(record, answer_of(completion) if isinstance(completion, str) else completion)
 
     def check(self, records: Sequence[Record]) -> None:
         """Raise DataError for the first record that lacks something the scorer needs."""

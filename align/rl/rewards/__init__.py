@@ -5,6 +5,9 @@ registers one by decorating it before it calls `align.training.stage.run_stage`;
 that is quicker for many completions at once takes lists: `@reward(batched=True) def name(records, completions, **args)`
 and returns as many numbers.
 
+A completion comes with the model's reasoning, between <think> and </think>, for a reward may be about its form. One
+that judges the answer alone says so: `@reward(answers=True)`; it is given an empty text where reasoning never ended.
+
 The annotation of an argument is its check, made when the settings are read: `target: Annotated[int, Field(gt=0)]`
 refuses 0 and "ten" before any weights are loaded.
 """
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from pydantic import Field
 
 from align.config import Settings, write
+from align.data.reasoning import answer_of
 from align.errors import DataError, UsageError, shorten
 from align.rl.arguments import read_arguments
 from align.rl.named import Named
@@ -57,6 +61,8 @@ class Reward:
     """what refuses, with a ValueError, arguments that do not go together"""
     opens: bool = False
     """whether it takes a `Place` instead and returns an `Opened`, which judges"""
+    answers: bool = False
+    """whether it is given the answer alone; else a completion comes with its reasoning, between <think> and </think>"""
 
     def read(self, where: str, given: dict[str, Any]) -> dict[str, Any]:
         """Its keyword arguments as the types it asks for; UsageError, beginning with `where`, for unfit ones."""
@@ -97,6 +103,7 @@ def reward(
     batched: bool = False,
     check: Callable[..., None] | None = None,
     opens: bool = False,
+    answers: bool = False,
 ) -> Callable[[RewardFunction], RewardFunction]: ...
 def reward(
     function: RewardFunction | None = None, **facts: Any
@@ -128,6 +135,8 @@ class _Part:
 
     def values(self, records: Sequence[Record], completions: Sequence[str]) -> list[float]:
         """One number a completion; DataError, naming reward, record and completion, for anything else."""
+        if self.reward.answers:
+            completions = [answer_of(completion) for completion in completions]
         if not self.reward.batched:
             pairs = zip(records, completions, strict=True)
             return [self._number(self._call(*pair, pair), *pair) for pair in pairs]

@@ -67,13 +67,16 @@ Scores = Annotated[dict[str, Finite], BeforeValidator(_word_keys), AfterValidato
 
 @reward
 def regex(record: Record, completion: str, pattern: Pattern, full: bool = False) -> float:
-    """1 when the pattern is found in the completion, or with `full` matches all of it."""
+    """1 when the pattern is found in the completion, or with `full` matches all of it.
+
+    It reads reasoning, too, as `<think>...</think>` before the answer.
+    """
     compiled = _compile(pattern)
     match = compiled.fullmatch(completion.strip()) if full else compiled.search(completion)
     return float(match is not None)
 
 
-@reward
+@reward(answers=True)
 def length(record: Record, completion: str, target: Positive, unit: Literal["words", "characters"] = "words") -> float:
     """1 at the target length, falling in a line to 0 at none and at twice the target; unit is words or characters."""
     size = len(completion.split()) if unit == "words" else len(completion)
@@ -90,7 +93,7 @@ def _words_or_scores(
         raise ValueError(f"scores: {twice[0]} is there twice when case is ignored; keep one or set ignore_case: false")
 
 
-@reward(check=_words_or_scores)
+@reward(check=_words_or_scores, answers=True)
 def keyword(
     record: Record,
     completion: str,
