@@ -67,6 +67,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         ("--max-waiting", known.max_waiting, "most prompts that wait for the model (429 beyond)"),
         ("--max-body-bytes", known.max_body_bytes, "largest request (413 beyond)"),
         ("--max-seconds", known.max_seconds, "longest time to the end of an answer (504 beyond)"),
+        ("--max-connections", known.max_connections, "connections of one client, or of a proxy (429 beyond)"),
         ("--drain-seconds", known.drain_seconds, "time for running answers to end after SIGTERM"),
     ):
         parser.add_argument(
@@ -83,6 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         max_waiting=options.max_waiting,
         max_body_bytes=options.max_body_bytes,
         max_seconds=options.max_seconds,
+        max_connections=options.max_connections,
         drain_seconds=options.drain_seconds,
     )
     registry = open_registry(options.registry)

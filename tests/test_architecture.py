@@ -17,7 +17,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 Sources = dict[str, str]
 
-FLOOR = {"align", "align.errors", "align.schema", "align.config", "align.command_line", "align.listening"}
+FLOOR = {f"align.{name}" for name in ("errors", "schema", "config", "command_line", "listening", "connections")} | {
+    "align"
+}
 STAGES = {f"align.{name}" for name in ("pretrain", "sft", "reward", "dpo", "kto", "grpo", "ppo")}
 DOORS = {f"align.{name}" for name in ("generate", "compare", "serve", "evaluate", "quickstart", "__main__")}
 PACKAGES = {"data", "registry", "world", "models", "training", "rl", "engine", "arena", "server", "evaluation"}

@@ -10,6 +10,7 @@ from typing import Any
 
 from align import listening
 from align.arena.style import CONTENT_SECURITY_POLICY
+from align.connections import Connections, bounded, make_room
 from align.errors import UsageError
 from align.listening import host_of, is_local
 
@@ -86,9 +87,15 @@ def open_port(host: str, port: int) -> socket.socket:
 def make_server(app: Application) -> Any:
     """A uvicorn server for the page; `run(sockets=[...])` serves until it is interrupted."""
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
+    room = make_room()
     # Open pages hold a connection for ever; ending must not wait for them.
-    server = uvicorn.Server(uvicorn.Config(Guard(app), log_level="warning", timeout_graceful_shutdown=1))
+    config = uvicorn.Config(
+        Guard(app), log_level="warning", timeout_graceful_shutdown=1,
+        http=bounded(H11Protocol, Connections(room)), ws="none", backlog=room.backlog,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
     logging.getLogger("uvicorn.error").addFilter(is_news)
     return server
 

@@ -21,8 +21,8 @@ AVAILABLE = os.name == "posix"
 _HEAD = 8
 """bytes that hold the length of a request or an answer"""
 
-_LOOK_S = 0.1
-"""seconds between looks at whether an answer is still wanted"""
+_LOOK_MS = 100
+"""milliseconds between looks at whether an answer is still wanted"""
 
 
 class ProcessEnded(Exception):
@@ -83,8 +83,10 @@ class BoundedProcess:
     def _read(self, process: subprocess.Popen[bytes], size: int, unwanted: Callable[[], bool] | None = None) -> bytes:
         assert process.stdout is not None
         found = bytearray()
+        look = select.poll()  # select() takes no descriptor beyond 1023
+        look.register(process.stdout, select.POLLIN)
         while len(found) < size:
-            while unwanted is not None and not select.select([process.stdout], [], [], _LOOK_S)[0]:
+            while unwanted is not None and not look.poll(_LOOK_MS):
                 if unwanted():
                     raise ProcessEnded("was given up")
             part = os.read(process.stdout.fileno(), min(size - len(found), 1 << 20))

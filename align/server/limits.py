@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from align.connections import PER_CLIENT
 from align.errors import UsageError
 
 
@@ -23,6 +24,9 @@ class Limits:
     """longest time from a request to the end of its answer; 504, or an error event in a stream, beyond"""
     body_seconds: float = 20.0
     """longest time a body may take to arrive; 408 beyond"""
+    max_connections: int = PER_CLIENT
+    """most connections of one client address, three quarters of what the descriptors allow at most; beyond, those that
+    are idle give way, and else 429. Behind a proxy all clients have its address"""
     drain_seconds: float = 30.0
     """how long what is being written may go on after the order to end"""
 

@@ -8,6 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from align.connections import Connections, bounded, make_room
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
@@ -33,10 +35,14 @@ def serve_until_ended(app: ASGIApp, listener: socket.socket, service: Service) -
     ends what runs.
     """
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
+    room = make_room()
+    protocol = bounded(H11Protocol, Connections(room, service.limits.max_connections))
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_LAST_SECONDS
-    )
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_LAST_SECONDS,
+        http=protocol, ws="none", backlog=room.backlog,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     hurry = threading.Event()
 
