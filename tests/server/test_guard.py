@@ -158,7 +158,7 @@ def test_what_is_no_request_is_told_so(http, body, code):
 
 
 def test_surrogates_in_fields_that_nobody_reads_do_no_harm(http):
-    body = b'{"model": "red", "messages": [{"role": "user", "content": "x", "name": "\\ud800"}], "user": "\\ud800"}'
+    body = b'{"model": "red", "messages": [{"role": "user", "content": "x"}], "user": "\\ud800"}'
 
     assert http.post(CHAT, content=body, headers={"content-type": "application/json"}).status_code == 200
 
