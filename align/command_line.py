@@ -92,7 +92,7 @@ def _refuse_misspelt_switch(key: str) -> None:
     """Raise UsageError for what is nearly a switch: its neighbour on the command line is no value of it."""
     known = _SWITCHES | _WITH_VALUES
     if key not in known and (near := difflib.get_close_matches(key, known, n=1, cutoff=0.85)):
-        raise UsageError(f"--{key}: unknown; Did you mean --{near[0].replace('_', '-')}?")
+        raise UsageError(f"--{key}: unknown; did you mean --{near[0].replace('_', '-')}?")
 
 
 def _read_value(key: str, text: str) -> Any:

@@ -208,21 +208,64 @@ def build(config_class: type[ConfigT], values: dict[str, Any]) -> ConfigT:
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(config_class, detail) for detail in error.errors()]
+        lines: dict[str, None] = {}  # a setting of several types fails once for each of them
+        for detail in error.errors():
+            lines.setdefault(_explain(config_class, detail))
         raise UsageError("; ".join(lines)) from None
 
 
 def _explain(config_class: type[Settings], detail: ErrorDetails) -> str:
     path = [str(part) for part in detail["loc"]]
-    key = ".".join(part for part in path if part.islower() or "_" in part)
+    key = ".".join(part for part in path if _OF_A_TYPE.search(part) is None)
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown setting;{nearest(path[-1], _keys_at(config_class, path[:-1]))}"
     if detail["type"] == "missing":
         return f"{key}: missing; give {key}=..."
+    found = shorten(detail["input"])
     if detail["type"] == "string_pattern_mismatch":
-        return f"{key}: {shorten(detail['input'])} is no valid name; use lower-case letters, digits, dots and dashes"
+        return f"{key}: {found} is no valid name; use lower-case letters, digits, dots and dashes"
+    if detail["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", str((detail.get("ctx") or {}).get("expected", "")))
+        hint = nearest(str(detail["input"]), known)
+        return f"{key}: {found} is not one of {', '.join(known)};{hint if 'did you' in hint else ' write one of them'}"
+    if sentence := _SENTENCES.get(detail["type"]):
+        return f"{key}: {found} {sentence.format(**(detail.get('ctx') or {}), key=key)}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}, found {shorten(detail['input'])}" if key else message
+    return f"{key}: {message}, found {found}" if key else message
+
+
+_OF_A_TYPE = re.compile(
+    r"^[A-Z]|[\[(]|^(str|int|float|bool|none|dict|list|date|datetime)$|^(constrained|function|literal)-"
+)
+"""The parts of a pydantic place that name a type and no setting."""
+_WHOLE = "is no whole number; write digits, such as {key}=10"
+_NUMBER = "is no number; write one such as {key}=0.5"
+_FLAG = "is neither true nor false; write {key}=true or {key}=false"
+_GROUP = "is no group of settings; write its parts, such as {{key: value}}"
+_SENTENCES = {
+    "int_parsing": _WHOLE,
+    "int_type": _WHOLE,
+    "int_from_float": _WHOLE,
+    "int_parsing_size": "has too many digits; write a smaller number",
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "finite_number": "is not finite; write a number",
+    "bool_parsing": _FLAG,
+    "bool_type": _FLAG,
+    "string_type": "is no text; write text, in YAML with quotes where it looks like a number",
+    "list_type": "is no list; write several values as {key}='[a, b]'",
+    "dict_type": _GROUP,
+    "model_type": _GROUP,
+    "model_attributes_type": _GROUP,
+    "greater_than": "is too small; give a number above {gt}",
+    "greater_than_equal": "is too small; give {ge} or more",
+    "less_than": "is too large; give a number below {lt}",
+    "less_than_equal": "is too large; give {le} or less",
+    "too_short": "has too few items; give {min_length} or more",
+    "too_long": "has too many items; give {max_length} at most",
+    "string_too_short": "is too short; give {min_length} characters or more",
+}
+"""What is wrong with a value and what to write, by pydantic's name for the problem."""
 
 
 def _keys_at(config_class: type[Settings], path: list[str]) -> list[str]:

@@ -78,14 +78,14 @@ class StoppedError(AlignError, KeyboardInterrupt):
 def nearest(word: str, known: Iterable[str]) -> str:
     """The hint that ends a message about an unknown name: the nearest known ones, or all of them.
 
-    Returns `" Did you mean beta?"`, or `" Known: a, b, c."` when nothing is near, or `""` when nothing is known.
+    Returns `" did you mean beta?"`, or `" known: a, b, c."` when nothing is near, or `""` when nothing is known.
     """
     names = list(known)
     matches = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
     if matches:
-        return f" Did you mean {' or '.join(matches)}?"
+        return f" did you mean {' or '.join(matches)}?"
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return f" Known: {', '.join(names[:20])}{more}." if names else ""
+    return f" known: {', '.join(names[:20])}{more}." if names else ""
 
 
 def shorten(value: object, width: int = 60) -> str:

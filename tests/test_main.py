@@ -26,7 +26,7 @@ def test_the_overview_names_commands_and_says_that_nothing_is_registered(tmp_pat
     ("words", "message"),
     [
         (["sft", "--name", "x"], "sft: commands are written with a dot; run python -m align.sft"),
-        (["stf"], "stf: no command; Did you mean sft"),
+        (["stf"], "stf: no command; did you mean sft"),
         (["--version"], "--version: no command;"),
     ],
 )

@@ -481,13 +481,13 @@ def test_a_prompt_without_the_answer_a_reward_needs_is_named(registry, sft, sett
     ("change", "message"),
     [
         ({"rewards": []}, "nothing to optimise"),
-        ({"rewards": [{"name": "numeric_macth"}]}, "Did you mean numeric_match"),
+        ({"rewards": [{"name": "numeric_macth"}]}, "did you mean numeric_match"),
         ({"rewards": [{"name": "length", "args": {}}]}, "missing a required argument: 'target'"),
         ({"rewards": [{"name": "keyword", "args": {"words": 5}}]}, r"keyword: words: expected list\[str\], found 5"),
         ({"rollout_batch_size": 6}, "6 is no multiple of the minibatch"),
         ({"sampling": {"max_new_tokens": 96}}, "leaves no room for a prompt"),
         ({"eval_data": "x"}, "PPO has no evaluation pass"),
-        ({"kl_coeff": 0.1}, "kl_coeff: unknown setting; Did you mean kl_coef"),
+        ({"kl_coeff": 0.1}, "kl_coeff: unknown setting; did you mean kl_coef"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_when_read(settings, change, message):

@@ -79,7 +79,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("model=scratch:nanno", "Did you mean nano"),
+        ("model=scratch:nanno", "did you mean nano"),
         ("block_size=1024", "block_size=1024: the new model holds max_length=512"),
         ("lora.r=8", "trained in full"),
         ("quantization=nf4", "trained in full"),

@@ -71,7 +71,7 @@ def test_switches_of_a_single_run_are_refused(capsys, switch):
 
 def test_a_misspelt_setting_is_refused(capsys):
     assert main(["sed=1"]) == 2
-    assert "Did you mean seed" in capsys.readouterr().err
+    assert "did you mean seed" in capsys.readouterr().err
 
 
 def test_next_commands_name_a_registry_only_when_it_is_not_the_default(registry, capsys):

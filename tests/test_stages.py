@@ -128,10 +128,20 @@ def test_training_the_same_thing_twice_gives_the_same_loss_curve(tmp_path, tiny_
     assert first == second
 
 
+@pytest.mark.parametrize("words", [["data=nope.jsonl"], ["data=https.jsonl", "eval_data=nope.jsonl"]])
+def test_missing_data_is_told_before_rows_are_found_too_long_for_the_base(tmp_path, capsys, tiny_base, words):
+    (tmp_path / "https.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
+    words = [word.replace("data=https", f"data={tmp_path}/https") for word in words]
+
+    assert run(sft.STAGE, tmp_path, f"model={tiny_base}", "name=z", "max_length=999999", *words) == 3
+
+    assert "nope.jsonl: no such file" in capsys.readouterr().err
+
+
 def test_a_misspelt_setting_ends_with_code_2_and_the_nearest_name(tmp_path, capsys):
     assert run(sft.STAGE, tmp_path, "model=x", "data=y", "name=z", "learning_rat=1") == 2
 
-    assert "Did you mean learning_rate?" in capsys.readouterr().err
+    assert "did you mean learning_rate?" in capsys.readouterr().err
 
 
 def test_a_misspelt_trl_setting_ends_with_code_2_and_the_nearest_name(tmp_path, capsys, tiny_base):

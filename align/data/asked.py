@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.data.problems import RowError, RowSkipped
-from align.data.rows import Layout, Row
+from align.data.rows import Layout, Row, spelled_whole
 from align.data.turns import checked_text, kind_of
 from align.errors import shorten
 from align.schema import Record, assistant, user
@@ -32,10 +32,9 @@ def read_labelled(row: Row, layout: Layout) -> list[Record]:
 
 
 def _class_name(column: str, value: object, layout: Layout) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if str(value) in layout.labels:
-        return layout.labels[str(value)]
+    known = next((form for form in (str(value), spelled_whole(value)) if form in layout.labels), None)
+    if known is not None:
+        return layout.labels[known]
     if value in (None, "", -1, "-1"):  # GLUE keeps the labels of its test rows to itself and writes -1
         raise RowSkipped("no label")
     remedy = f"known: {', '.join(layout.labels)}; add it to labels"

@@ -153,16 +153,16 @@ class DatasetConfig(Settings):
         elif self.rows or "stopping" in self.model_fields_set:
             raise UsageError("rows and stopping: belong to a mixture; write limit: to take a part of a dataset")
         if self.format != "auto" and self.format not in FORMATS:
-            raise ValueError(f"unknown format {self.format!r}.{nearest(self.format, ['auto', *FORMATS])}")
+            raise ValueError(f"unknown format {self.format!r};{nearest(self.format, ['auto', *FORMATS])}")
         if (self.format == "labels") != bool(self.labels) or (self.question and not self.labels):
             raise ValueError("labels and question: belong to format labels, which needs labels: {0: NAME, 1: NAME}")
         parts = FORMATS[self.format].synonyms if self.format != "auto" else _all_parts()
         for part in self.columns:
             if part not in parts:
-                raise ValueError(f"columns: no part {part!r} in format {self.format}.{nearest(part, parts)}")
+                raise ValueError(f"columns: no part {part!r} in format {self.format};{nearest(part, parts)}")
         for tag in self.tags:
             if tag not in _TAG_KEYS:
-                raise ValueError(f"tags: no tag {tag!r}.{nearest(tag, _TAG_KEYS)}")
+                raise ValueError(f"tags: no tag {tag!r};{nearest(tag, _TAG_KEYS)}")
         return self
 
 
@@ -334,7 +334,7 @@ def _open_info(dataset: Dataset) -> Dataset:
     if name is None or name not in entries:
         found = f"no entry {name!r}" if name else "no entry is named"
         raise DataError(
-            f"{path.name}: {found}; write {dataset.config.source}:entry=NAME.{nearest(name or '', entries)}"
+            f"{path.name}: {found}; write {dataset.config.source}:entry=NAME;{nearest(name or '', entries)}"
         )
     values = _translate(entries[name], f"{path.name} entry {name}")
     own = dataset.config.model_dump(exclude_unset=True, exclude={"source", "entry"})

@@ -29,10 +29,21 @@ def read_path(path: Path, name: str, notes: list[str], reading: Reading | None =
 
     Raises DataError for what is no readable file, or none that holds rows.
     """
+    check_path(path, name)
+    if path.is_dir():
+        yield from _read_folder(path, name, notes, reading or Reading())
+        return
+    file = DataFile(path, name, notes, reading or Reading())
+    reader = _READERS.get(file.suffix)
+    if reader is None:
+        raise DataError(f"{name}: files of this kind are not read; convert it to one of {', '.join(_READERS)}")
+    _check_reading(file)
+    yield from reader(file)
+
+
+def check_path(path: Path, name: str) -> None:
+    """Raise DataError for what is not there or cannot be entered, with the names beside it that are like it."""
     try:
-        if path.is_dir():
-            yield from _read_folder(path, name, notes, reading or Reading())
-            return
         path.stat()
     except FileNotFoundError:
         siblings = sorted(found.name for found in path.parent.glob("[!.]*"))
@@ -41,12 +52,6 @@ def read_path(path: Path, name: str, notes: list[str], reading: Reading | None =
     except (OSError, ValueError) as error:  # a loop of links, no permission, a name that can be none
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{name}: cannot be read ({reason}); check the path and its permissions") from None
-    file = DataFile(path, name, notes, reading or Reading())
-    reader = _READERS.get(file.suffix)
-    if reader is None:
-        raise DataError(f"{name}: files of this kind are not read; convert it to one of {', '.join(_READERS)}")
-    _check_reading(file)
-    yield from reader(file)
 
 
 def _check_reading(file: DataFile) -> None:

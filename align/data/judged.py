@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 
 from align.data.problems import RowError, RowSkipped
-from align.data.rows import Layout, Row
+from align.data.rows import Layout, Row, spelled_whole
 from align.data.turns import read_context, same_answers, split_pair, with_system
 from align.errors import shorten
 from align.schema import Messages, Record
@@ -134,11 +134,11 @@ def _verdict(row: Row, layout: Layout) -> str:
 
 def _one_verdict(value: object, column: str, layout: Layout) -> str:
     known = layout.label_map or VERDICT_OF
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, float) and 1 < value < 2 and not layout.label_map:  # a preference between 1 and 2
+    if (
+        isinstance(value, float) and not value.is_integer() and 1 < value < 2 and not layout.label_map
+    ):  # a preference between 1 and 2
         return "tie" if value == 1.5 else "a" if value < 1.5 else "b"
-    verdict = known.get(str(value), known.get(str(value).strip().lower()))
+    verdict = known.get(str(value), known.get(spelled_whole(value)))
     if not isinstance(verdict, str):
         problem = f"is {shorten(value)}, which label_map does not know"
         raise RowError("bad label", column, problem, f"known: {', '.join(known)}; add it to label_map")

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from align.data.catalog import find
 from align.data.checks import remarks
 from align.data.digest import digest_records
-from align.data.mix import Mixture, open_scan
+from align.data.mix import Mixture, leaves, open_scan
 from align.data.problems import BadRow
-from align.data.scan import read_row
+from align.data.scan import check_there, read_row
 from align.errors import UsageError, nearest
 from align.schema import VIEWS, Record, View
 
-__all__ = ["RecordSet", "Survey", "digest_records", "load_records", "read_row", "survey"]
+__all__ = ["RecordSet", "Survey", "digest_records", "load_records", "read_row", "require_files", "survey"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,14 @@ def load_records(
     digest = found.digest if len(names) == 1 else digest_records(records)[0]
     notes += remarks(records)
     return RecordSet(records, "+".join(names), digest, len(records), dict(dropped), notes, members)
+
+
+def require_files(specs: list[str]) -> None:
+    """Raise DataError when data is named that is not there, without reading any of it."""
+    for spec in specs:
+        for dataset in leaves(find(spec)):
+            if "://" not in dataset.config.source:
+                check_there(dataset)
 
 
 def survey(spec: str, *, view: View | None = None, roots: Mapping[str, Path] | None = None) -> Survey:

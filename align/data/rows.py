@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,8 +113,8 @@ class Layout:
         if column is None:
             named = self.columns.get(part)
             wanted = named if isinstance(named, str) else (self.synonyms.get(part) or (part,))[0]
-            hint = nearest(wanted, row).strip()
-            remedy = f"rename it or say `columns: {{{part}: ...}}`. {hint}".rstrip()
+            hint = nearest(wanted, row)
+            remedy = f"rename it or say `columns: {{{part}: ...}}`{';' if hint else ''}{hint}"
             raise RowError("missing column", wanted, f"no such column (columns: {', '.join(row) or 'none'})", remedy)
         return column, row[column]
 
@@ -141,12 +142,16 @@ class Layout:
         return text if text.strip() else None
 
     def label(self, row: Row) -> bool | None:
-        """The good-or-bad label, if any; a column nobody named counts only when it holds true or false."""
+        """The good-or-bad label, if any; a column nobody named counts only when it holds true or false.
+
+        Where labels are what is asked for, such a column is one, too.
+        """
         column = self.column(row, "label")
         if column is None:
             return None
         value = row[column]
-        if not isinstance(value, bool) and "label" not in self.columns and not self.label_map:
+        named = "label" in self.columns or bool(self.label_map) or self.view == "unpaired"
+        if not isinstance(value, bool) and not named:
             value = {"true": True, "false": False}.get(str(value).lower(), value)
             return value if isinstance(value, bool) else None
         return read_label(value, column, self.label_map)
@@ -159,13 +164,24 @@ class Layout:
         return names
 
 
+def spelled_whole(value: Any) -> str:
+    """Return a value as text, and 1.0 as 1: pandas writes so whole numbers, and booleans, beside an empty cell."""
+    return re.sub(r"(?<=\d)\.0+$", "", str(value).strip()).lower()
+
+
+_LABELS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+
+
 def read_label(value: Any, column: str, label_map: Mapping[str, str | bool] | None = None) -> bool:
-    """A label as files write it: true, false, 1, 0 or those words; or as a label map says."""
-    known = label_map or {"true": True, "false": False, "1": True, "0": False}
-    found = known.get(str(value), known.get(str(value).strip().lower()))
+    """A label as files write it: true, false, yes, no, 1 or 0 (also as 1.0 and 0.0); or as a label map says."""
+    known = label_map or _LABELS
+    word = str(value).strip()
+    forms = (str(value), word, word.lower(), spelled_whole(value))
+    found = next((known[form] for form in forms if form in known), None)
     if not isinstance(found, bool):
-        words = ", ".join(f"{word}: {meaning}" for word, meaning in known.items()) if label_map else "true, false, 1, 0"
-        problem = f"is {shorten(value)}, neither true nor false"
+        words = ", ".join(f"{word}: {meaning}" for word, meaning in known.items()) if label_map else ", ".join(_LABELS)
+        missing = value is None or word.lower() in ("", "nan", "none", "<na>")
+        problem = f"is {shorten(value)}, {'no label at all' if missing else 'neither true nor false'}"
         raise RowError("bad label", column, problem, f"write true or false (known: {words}), or give a label_map")
     return found
 

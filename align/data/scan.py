@@ -227,6 +227,11 @@ def _open(dataset: Dataset, roots: Mapping[str, Path] | None, notes: list[str]) 
     return containers.read_path(path, shown, notes, reading)
 
 
+def check_there(dataset: Dataset) -> None:
+    """Raise DataError when the file or folder of a dataset is not there."""
+    containers.check_path(_resolve(dataset, {}), dataset.config.source)
+
+
 def _resolve(dataset: Dataset, roots: Mapping[str, Path]) -> Path:
     scheme, found, rest = dataset.config.source.partition("://")
     if not found:

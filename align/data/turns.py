@@ -251,8 +251,8 @@ def _read_turn(turn: Any, field: str, tags: Tags) -> Message:
     role = tags.roles.get(spelled) or tags.roles.get(spelled.lower())
     if role is None:
         problem = f"has the unknown role {shorten(turn[tags.role])}"
-        hint = nearest(spelled, tags.roles).strip()
-        raise RowError("unknown role", field, problem, f"use a known role or map it under tags. {hint}")
+        hint = nearest(spelled, tags.roles)
+        raise RowError("unknown role", field, problem, f"use a known role or map it under tags;{hint}")
     if role == CALL:
         return {"role": "assistant", "content": "", "tool_calls": _calls_of(turn.get(tags.content), field)}
     return _build_turn(role, turn, field, tags)

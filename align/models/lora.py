@@ -124,7 +124,7 @@ def _refuse(missing: list[str], linear: Iterable[str]) -> None:
     if missing:
         known = sorted(set(linear))
         hint = nearest(missing[0], known)
-        listed = f" Its linear modules: {', '.join(known)}." if "Known" not in hint else ""
+        listed = f" Its linear modules: {', '.join(known)}." if "known:" not in hint else ""
         raise UsageError(
             f"lora.target_modules: {', '.join(missing)} asked; the model has no such module;{hint}{listed} "
             f"Or write {ALL_LINEAR}"

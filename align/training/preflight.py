@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
+from align.data.load import require_files
 from align.errors import MachineError, UsageError
 from align.models.adapters import refuse_reward
 from align.models.checks import check_files
@@ -23,11 +24,16 @@ def preflight(stage: Stage, config: StageConfig, registry: Registry) -> dict[str
     for tracker in config.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise MachineError(f"report_to={tracker}: the package {tracker} is not installed; pip install {tracker}")
+    require_files([*config.data_specs, *_listed(config.eval_data)])
     found = {key: registry.resolve(reference) for key, reference in config.references.items()}
     _check_start(stage, found)
     check_files(config, registry, found)
     _check_name(stage, config, registry)
     return found
+
+
+def _listed(specs: str | list[str] | None) -> list[str]:
+    return [specs] if isinstance(specs, str) else specs or []
 
 
 def _check_start(stage: Stage, found: dict[str, Checkpoint]) -> None:

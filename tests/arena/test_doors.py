@@ -120,7 +120,7 @@ def test_generate_says_what_is_wrong(contest: Registry, capsys, arguments, code,
     [
         ([FIRST], 2, "1 models given; a comparison takes 2 to 4"),
         ([FIRST, f"{FIRST}@v1"], 2, "the same model as crimson-sft"),
-        ([FIRST, "crimson-stf"], 4, "Did you mean crimson-sft?"),
+        ([FIRST, "crimson-stf"], 4, "did you mean crimson-sft?"),
         ([FIRST, SECOND, "--host", "0.0.0.0"], 2, "ssh -L"),
         ([FIRST, SECOND, "--temperature", "-1"], 2, "temperature=-1.0: out of range"),
         ([FIRST, SECOND, "--reward_model", FIRST], 2, "is a policy, which scores nothing"),

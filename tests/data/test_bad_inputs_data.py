@@ -244,12 +244,12 @@ FILES = {
     "38 a zip of many": File("a.zip.jsonl", b"", "a zip file of 2 files; unpack it"),
     "39 of no kind": File("a.docx", b"PK", "files of this kind are not read; convert it to one of .json"),
     "41 an unknown key": File(
-        "a.jsonl", LINES, "formt: unknown setting; Did you mean format", "formt: qa\n", UsageError
+        "a.jsonl", LINES, "formt: unknown setting; did you mean format", "formt: qa\n", UsageError
     ),
     "41 an unknown part": File(
         "a.jsonl",
         LINES,
-        "no part 'promt' in format qa. Did you mean prompt",
+        "no part 'promt' in format qa; did you mean prompt",
         "format: qa\ncolumns: {promt: x}\n",
         UsageError,
     ),

@@ -150,7 +150,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "train.jsonl").write_text(LINES)
     (tmp_path / "empty").mkdir()
 
-    with pytest.raises(DataError, match=r"trian\.jsonl: no such file; Did you mean train\.jsonl"):
+    with pytest.raises(DataError, match=r"trian\.jsonl: no such file; did you mean train\.jsonl"):
         load_records(str(tmp_path / "trian.jsonl"))
     with pytest.raises(DataError, match="a folder without data files"):
         load_records(str(tmp_path / "empty"))

@@ -150,7 +150,7 @@ def test_equal_rows_make_equal_compressed_files(tmp_path):
         (["--out", "folder"], 2, "folder: a folder; name a file in it"),
         (["--out", "there.jsonl/x.jsonl"], 2, "there.jsonl/x.jsonl: cannot be written"),
         (["--out", "there.jsonl"], 2, "there already; give another name, or --force"),
-        (["--out", "x.jsonl", "--to", "mesages"], 2, "--to mesages: unknown; Did you mean messages"),
+        (["--out", "x.jsonl", "--to", "mesages"], 2, "--to mesages: unknown; did you mean messages"),
         (["--out", "x.parquet", "--to", "openai"], 2, "openai takes JSON-lines"),
         (["--out", "x.jsonl", "--to", "openai"], 3, "no row can be written as openai (raw text is no conversation: 2)"),
         (["--out", "x.jsonl", "--view", "preference"], 3, "asked for the view preference"),

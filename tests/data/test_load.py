@@ -7,6 +7,8 @@ import pytest
 
 from align.data import load_records
 from align.data.load import survey
+from align.data.problems import RowError
+from align.data.rows import read_label
 from align.data.turns import split_pair
 from align.errors import DataError, UsageError
 from align.schema import Record, assistant, user
@@ -270,7 +272,7 @@ def talk(*turns):
 
 
 BAD_ROWS = {
-    "missing column": ("prompt_completion", {"prompt": "q", "completio": "a"}, "Did you mean completio"),
+    "missing column": ("prompt_completion", {"prompt": "q", "completio": "a"}, "did you mean completio"),
     "null field": ("prompt_completion", {"prompt": "q", "completion": None}, "completion: "),
     "not text": ("alpaca", {"instruction": "q", "output": 5}, "output: is a number, not text"),
     "empty prompt": ("alpaca", {"instruction": " ", "input": "", "output": "a"}, "instruction: is empty"),
@@ -280,7 +282,7 @@ BAD_ROWS = {
         {"prompt": "q", "chosen": "a", "rejected": " a\n"},
         "chosen: equals rejected",
     ),
-    "unknown role": ("messages", talk(*ASKED, {"role": "asistant", "content": "a"}), "Did you mean assistant?"),
+    "unknown role": ("messages", talk(*ASKED, {"role": "asistant", "content": "a"}), "did you mean assistant?"),
     "message without role": ("messages", talk(*ASKED, {"content": "a"}), "messages[1]: has no 'role'"),
     "message without content": ("messages", talk(*ASKED, {"role": "assistant"}), "messages[1]: has no 'content'"),
     "no messages": ("messages", talk(), "messages: is an empty list"),
@@ -430,7 +432,7 @@ def test_a_conversation_that_ends_with_the_user_is_a_prompt(one):
 
 
 def test_an_unknown_view_is_a_usage_error(write):
-    with pytest.raises(UsageError, match="Did you mean preference"):
+    with pytest.raises(UsageError, match="did you mean preference"):
         load_records(write(GOOD["text"]), view="preferences")
 
 
@@ -510,3 +512,29 @@ def test_compressed_rows_equal_plain_ones(write, tmp_path):
     packed.write_bytes(gzip.compress((tmp_path / "rows.jsonl").read_bytes()))
 
     assert load_records(str(packed)).digest == plain.digest
+
+
+@pytest.mark.parametrize("good", [True, 1, 1.0, "1.0", "True", "TRUE", " true ", "1", "yes", "Yes"])
+@pytest.mark.parametrize("bad", [False, 0, 0.0, "0.0", "False", "no"])
+def test_labels_in_the_spellings_of_tables_are_read(good, bad):
+    assert (read_label(good, "label"), read_label(bad, "label")) == (True, False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "nan", None, "", 0.5, 2, -1, "good", [True], float("inf")])
+def test_what_is_no_label_is_refused(value):
+    with pytest.raises(RowError, match="bad label"):
+        read_label(value, "label")
+
+
+def test_a_label_map_knows_whole_numbers_that_a_table_wrote_with_a_point():
+    assert read_label(2.0, "stars", {"2": True, "1": False}) is True
+
+
+def test_numeric_labels_of_conversations_count_where_labels_are_asked_for(tmp_path):
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    lines = [json.dumps({"messages": talk, "label": label}) for label in (1.0, 0.0)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+
+    found = load_records(str(tmp_path / "a.jsonl"), view="unpaired")
+
+    assert [record.label for record in found.records] == [True, False]

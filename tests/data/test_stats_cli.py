@@ -128,7 +128,7 @@ def test_bad_rows_are_errors_unless_they_are_to_be_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["stats", "gsm8"], 3, "Did you mean gsm8k"),
+        (["stats", "gsm8"], 3, "did you mean gsm8k"),
         (["stats", "nothere.jsonl"], 3, "no such file"),
         (["check", "nothere.jsonl"], 3, "no such file"),
         (["scrub", "nothere.jsonl"], 3, "no such file"),

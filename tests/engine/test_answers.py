@@ -90,7 +90,7 @@ def test_shifts_come_between_the_steps_of_rows_and_change_nothing(engine):
 @pytest.mark.parametrize(
     ("model", "messages", "said"),
     [
-        ("rod@v1", TALK, "Did you mean red@v1?"),
+        ("rod@v1", TALK, "did you mean red@v1?"),
         ("red@v1", QUESTION, "does not end with an answer"),
         ("red@v1", [], "does not end with an answer"),
         ("red@v1", [user("fox " * 3000), assistant("no")], "takes 2048 tokens"),

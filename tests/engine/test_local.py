@@ -171,7 +171,7 @@ def test_an_unknown_model_fails_its_row_only(engine):
     first, second = ended(engine.submit(GenerationRequest((Row("rod@v1", PROMPTS[0]), Row("red@v1", PROMPTS[0])), HOT)))
 
     assert isinstance(first, RowError)
-    assert "Did you mean red@v1?" in first.message
+    assert "did you mean red@v1?" in first.message
     assert isinstance(second, RowDone)
 
 

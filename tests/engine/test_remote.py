@@ -335,7 +335,7 @@ def test_a_server_that_says_nothing_is_given_up(server, running):
 def test_an_unknown_model_is_not_asked_for(server, engine):
     [event] = done(engine.submit(GenerationRequest((Row("rod", HELLO),), FOUR)))
 
-    assert "Did you mean red?" in event.message
+    assert "did you mean red?" in event.message
     assert not server.seen
 
 
@@ -387,7 +387,7 @@ def test_generate_asks_a_server(server, running, capsys, monkeypatch):
     assert generate.main(["blue", "hello", "--url", running[1], "--seed", "3", "--max_new_tokens", "9"]) == 0
     assert capsys.readouterr().out == "blue 3 说 hello\n"
     assert generate.main(["blew", "hello", "--url", running[1]]) == 2
-    assert "Did you mean blue?" in capsys.readouterr().err
+    assert "did you mean blue?" in capsys.readouterr().err
 
 
 def test_through_this_projects_own_server_a_row_is_what_it_is_here(engine_here):

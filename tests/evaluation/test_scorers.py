@@ -38,7 +38,7 @@ def right(name: str, answer: str, completion: str, **meta) -> bool:
 
 def test_a_scorer_is_found_by_name_and_an_unknown_one_hints_at_the_nearest():
     assert {"bbh", "cmrc", "gsm8k", "ifeval", "label_choice", "squad", "truthfulqa"} <= set(scorer_names())
-    with pytest.raises(UsageError, match=r"scorer: asked for 'gsm8'; no scorer has that name; Did you mean gsm8k\?"):
+    with pytest.raises(UsageError, match=r"scorer: asked for 'gsm8'; no scorer has that name; did you mean gsm8k\?"):
         scorer_named("gsm8")
 
 

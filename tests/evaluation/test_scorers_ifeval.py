@@ -121,7 +121,7 @@ def test_null_arguments_are_none():
 @pytest.mark.parametrize(
     ("instruction", "arguments", "message"),
     [
-        ("punctuation:no_coma", {}, r"not known; Did you mean punctuation:no_comma\?"),
+        ("punctuation:no_coma", {}, r"not known; did you mean punctuation:no_comma\?"),
         ("length_constraints:number_words", {}, "its arguments {} do not fit"),
         ("length_constraints:number_words", {"num_words": "ten", **LESS}, "do not fit"),
         ("length_constraints:number_words", {"num_words": 3, "relation": "about"}, "relation 'about': not known"),

@@ -55,7 +55,7 @@ def test_data_check_knows_the_scorers(rows_file, capsys):
 
     assert main(["check", f"{path}:scorer=ifeval"]) == 0
     assert main(["check", f"{path}:scorer=ifevla"]) == 2
-    assert "scorer: asked for 'ifevla'; no scorer has that name; Did you mean ifeval?" in capsys.readouterr().err
+    assert "scorer: asked for 'ifevla'; no scorer has that name; did you mean ifeval?" in capsys.readouterr().err
 
 
 def test_a_file_may_name_its_scorer(rows_file):

@@ -179,8 +179,8 @@ NO_PICKLES = "pickles are refused because opening one can run code"
 MADE_FROM = "m@v2 was made from it"
 
 CASES = {
-    "51-path-typo": Bad(_path_typo, 4, r"\./lama: no such folder; Did you mean llama\?"),
-    "51-bare-name-is-no-hub-id": Bad(_hub_id_typo, 4, r"no such name .*Did you mean base\?"),
+    "51-path-typo": Bad(_path_typo, 4, r"\./lama: no such folder; did you mean llama\?"),
+    "51-bare-name-is-no-hub-id": Bad(_hub_id_typo, 4, r"no such name .*did you mean base\?"),
     "52-truncated": Bad(_weights(_half, "show"), 4, rf"safetensors: \d+ bytes, \d+ were written; {DIGESTS}"),
     "52-zero-bytes": Bad(
         _weights(lambda content: b"", "show"), 4, rf"safetensors: 0 bytes, \d+ were written; {DIGESTS}"

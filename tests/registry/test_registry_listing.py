@@ -64,7 +64,7 @@ def test_a_narrow_terminal_keeps_reference_and_number(filled, capsys, monkeypatc
 def test_one_name_alone(filled, capsys):
     assert [line.split()[0] for line in _ls(filled, capsys, "judge").splitlines()] == ["reference", "judge@v1"]
     assert main(["ls", "jugde", "--registry", str(filled.root)]) == 4
-    assert "Did you mean judge?" in capsys.readouterr().err
+    assert "did you mean judge?" in capsys.readouterr().err
 
 
 def test_the_keys_for_programs_are_these(filled, capsys):

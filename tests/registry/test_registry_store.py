@@ -132,9 +132,9 @@ def test_aliases_that_mean_something_else_are_refused(registry, commit, alias):
 def test_an_alias_needs_a_version_that_exists(registry, commit):
     commit(registry, "m")
 
-    with pytest.raises(IntegrityError, match=r"m@v2: no such version; Known: v1\."):
+    with pytest.raises(IntegrityError, match=r"m@v2: no such version; known: v1\."):
         registry.set_alias("m", "best", 2)
-    with pytest.raises(IntegrityError, match=r"n: no such name.*Known: m\."):
+    with pytest.raises(IntegrityError, match=r"n: no such name.*known: m\."):
         registry.set_alias("n", "best", 1)
 
 

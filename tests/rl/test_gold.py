@@ -57,7 +57,7 @@ def test_a_gold_reward_that_draws_random_numbers_leaves_those_of_the_training():
 @pytest.mark.parametrize(
     ("gold", "message"),
     [
-        ({"name": "lenght"}, "gold: asked for 'lenght'; no reward has that name; Did you mean length"),
+        ({"name": "lenght"}, "gold: asked for 'lenght'; no reward has that name; did you mean length"),
         ({"name": "length", "args": {"target": 0}}, "gold: length: target: should be greater than 0, found 0"),
         ({"name": "length", "args": {"goal": 2}}, "gold: length: got an unexpected|gold: length: missing"),
     ],

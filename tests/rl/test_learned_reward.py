@@ -90,7 +90,7 @@ def test_a_conversation_too_long_for_it_loses_its_oldest_turns_and_an_answer_is_
         ({"model": "hf://org/judge"}, IntegrityError, "on the hub only; give a folder: hf download org/judge"),
         ({"model": "jugde"}, IntegrityError, "jugde"),
         ({"batch_size": 0}, UsageError, "rewards: learned: batch_size: should be greater than 0, found 0"),
-        ({"modle": "judge"}, UsageError, "learned: .*'modle'.* Did you mean model"),
+        ({"modle": "judge"}, UsageError, "learned: .*'modle'.* did you mean model"),
     ],
 )
 def test_what_cannot_be_loaded_is_told(registry, args, error, message):

@@ -122,7 +122,7 @@ def test_rewards_add_up_by_weight():
 
 
 def test_an_unknown_reward_names_the_nearest_one():
-    with pytest.raises(UsageError, match=r"'numeric_macth'; no reward has that name; Did you mean numeric_match"):
+    with pytest.raises(UsageError, match=r"'numeric_macth'; no reward has that name; did you mean numeric_match"):
         find_reward("numeric_macth")
 
 
@@ -280,7 +280,7 @@ def test_a_reward_named_twice_counts_twice():
         ("keyword", {"scores": {"a": 1, "A": 2}}, "keyword: scores: a is there twice when case is ignored"),
         ("numeric_match", {"tolerance": -1}, "tolerance: should be greater than or equal to 0, found -1"),
         ("numeric_match", {"tolerance": float("nan")}, "tolerance: should be a finite number, found nan"),
-        ("length", {"target": 3, "unti": "words"}, "rewards: length: .*'unti'.*Did you mean unit"),
+        ("length", {"target": 3, "unti": "words"}, "rewards: length: .*'unti'.*did you mean unit"),
         ("length", {"target": 3, "record": 1}, "rewards: length: .*record"),
     ],
 )

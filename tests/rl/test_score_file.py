@@ -150,7 +150,7 @@ def test_what_cannot_be_scored_is_refused_before_weights_are_loaded(judged, tmp_
     cases = [
         (["judge", prompts], 3, "prompts.jsonl:1: a prompt row holds no answer"),
         ([tiny_base, talks], 4, "expected a reward model with one score head, found kind base and 0 heads"),
-        (["jugde", talks], 4, "Did you mean judge"),
+        (["jugde", talks], 4, "did you mean judge"),
         (["judge", tmp_path / "absent.jsonl"], 3, "absent.jsonl"),
         (["judge", talks, "--out", talks], 2, "there already; give another name, or --force"),
         (["judge", talks, "--out", tmp_path / "x.xlsx"], 2, "with the ending"),

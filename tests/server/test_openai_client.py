@@ -126,7 +126,7 @@ def test_texts_are_streamed(client):
 
 
 def test_an_unknown_model_is_not_found_and_the_nearest_is_named(client):
-    with pytest.raises(openai.NotFoundError, match="Did you mean red") as caught:
+    with pytest.raises(openai.NotFoundError, match="did you mean red") as caught:
         client.chat.completions.create(model="redd", messages=ASK)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("green")

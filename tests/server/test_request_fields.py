@@ -278,7 +278,7 @@ def test_an_unknown_field_is_told_with_the_nearest_name(server, path):
 
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "temprature"
-    assert "temprature: unknown field; Did you mean temperature" in answer.json()["error"]["message"]
+    assert "temprature: unknown field; did you mean temperature" in answer.json()["error"]["message"]
 
 
 def test_an_unknown_field_of_a_message_is_told(client):

@@ -87,7 +87,7 @@ def test_a_name_that_others_use_needs_a_token_too(models, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        (["warm-sfd"], 4, "Did you mean warm-sft"),
+        (["warm-sfd"], 4, "did you mean warm-sft"),
         (["warm-sft", "warm-sft@v2"], 2, "the same model as warm-sft"),
         (["stone", "--port", "70000"], 2, "no such port"),
         (["stone", "--max-waiting", "0"], 2, "max_waiting=0"),

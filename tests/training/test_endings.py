@@ -272,7 +272,7 @@ def test_what_a_killed_run_wrote_explains_it(warm, course, tmp_path):
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ("learning_rat", "--allow-change learning_rat: no such setting; Did you mean learning_rate?"),
+        ("learning_rat", "--allow-change learning_rat: no such setting; did you mean learning_rate?"),
         ("lora.r", "--allow-change lora.r: what was saved depends on it"),
         ("model", "--allow-change model: what was saved depends on it"),
     ],
