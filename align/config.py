@@ -48,6 +48,7 @@ Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
 OnLong = Literal["error", "drop", "truncate_left"]
+OnRefused = Literal["error", "drop", "fold_system"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab", "comet_ml", "clearml", "neptune", "aim"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
@@ -76,6 +77,9 @@ class StageConfig(Settings):
     """tokens of prompt and completion together; over-long rows lose their oldest turns first"""
     on_long: OnLong = "error"
     """rows still too long: refuse the data above 1 % of them, drop and count them, or cut their oldest prompt tokens"""
+    on_refused: OnRefused = "error"
+    """rows the chat template refuses or does not write whole: refuse the data above 1 % of them, drop and count them,
+    or first make the template fold the system turn into the first user turn, in the trained checkpoint too"""
     learning_rate: float = Field(2e-4, gt=0, le=1)
     """peak learning rate"""
     lr_scheduler_type: Scheduler = "cosine"

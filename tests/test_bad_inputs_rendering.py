@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,108 @@ def test_18_long_prompts_are_dropped_or_cut_when_asked_and_the_manifest_says_so(
 
     entry = open_registry(tmp_path / "registry").resolve("bad").manifest["data"][0]
     assert (entry["rows"], entry["trained_rows"], entry["dropped"]) == (8, kept, dropped)
+
+
+def with_template(base: Path, folder: Path, template: str) -> Path:
+    """A copy of a base whose tokenizer has another chat template."""
+    copied = shutil.copytree(base, folder)
+    config = json.loads((copied / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (copied / "tokenizer_config.json").write_text(json.dumps(config))
+    (copied / "chat_template.jinja").write_text(template)
+    return copied
+
+
+# As Gemma's: it takes no system turn.
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As DeepSeek's: only generation opens a thinking part.
+OPENS_THINKING = NO_SYSTEM.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+BRIEF = {"role": "system", "content": "be brief"}
+CALL = {"type": "function", "function": {"name": "hours", "arguments": {"day": "monday"}}}
+
+
+def instructed(number: int) -> dict:
+    return {"messages": [BRIEF, *talk(f"ask {number}", f"egg {number}")["messages"]]}
+
+
+def test_rows_that_the_template_refuses_are_refused_above_one_in_a_hundred_and_dropped_when_asked(
+    tmp_path, tiny_base, capsys
+):
+    base = with_template(tiny_base, tmp_path / "base", NO_SYSTEM)
+    rows = [*short(4), *(instructed(number) for number in range(4))]
+
+    assert run(sft.STAGE, tmp_path / "registry", base, rows) == 3
+    assert (
+        "4 of 8 rows cannot be trained as they are (4: refused by the chat template: 'System role not supported'); fold "
+        "system turns into the first user turn with on_refused=fold_system, use a model whose chat template writes "
+        "them, or leave them out with on_refused=drop"
+    ) in capsys.readouterr().err
+
+    assert run(sft.STAGE, tmp_path / "registry", base, rows, "on_refused=drop") == 0
+    [entry] = open_registry(tmp_path / "registry").resolve("bad").manifest["data"]
+    assert (entry["trained_rows"], sum(entry["dropped"].values())) == (4, 4)
+
+
+def test_a_folded_system_turn_is_trained_and_folded_again_by_whatever_reads_the_checkpoint(tmp_path, tiny_base, capsys):
+    from align.engine.local import LocalEngine
+    from align.models.adapters import load_resident
+    from align.models.loading import Precision
+    from align.models.tokenizers import load_tokenizer
+
+    base = with_template(tiny_base, tmp_path / "base", NO_SYSTEM)
+    rows = [*short(4), *(instructed(number) for number in range(4))]
+
+    assert run(sft.STAGE, tmp_path / "registry", base, rows, "on_refused=fold_system") == 0
+    assert "made to fold it into the first user turn" in capsys.readouterr().out
+
+    registry = open_registry(tmp_path / "registry")
+    checkpoint = registry.resolve("bad")
+    assert checkpoint.manifest["data"][0]["trained_rows"] == 8
+    tokenizer = load_tokenizer(checkpoint)
+    prompt = tokenizer.apply_chat_template(instructed(1)["messages"][:2], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user\nbe brief\n\nask 1<|im_end|>\n<|im_start|>assistant\n"
+    beside = load_resident(registry, [str(base), checkpoint.reference], Precision(bf16=False))
+    assert beside.tokenizer.chat_template == tokenizer.chat_template
+    with LocalEngine(beside) as engine:
+        assert len(engine.models) == 2
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([{"role": "assistant", "content": None, "tool_calls": [CALL]}], "leaves out tool calls"),
+        ([{"role": "assistant", "content": "nine", "thinking": "they open early"}], "leaves out the reasoning"),
+    ],
+)
+def test_what_the_template_does_not_write_is_never_trained_as_if_it_had_not_been_there(
+    tmp_path, tiny_base, capsys, turns, reason
+):
+    rows = [{"messages": [{"role": "user", "content": f"ask {number}"}, *turns]} for number in range(4)]
+
+    assert run(sft.STAGE, tmp_path / "registry", tiny_base, rows) == 3
+
+    assert f"4 of 4 rows cannot be trained as they are (4: the chat template {reason}" in capsys.readouterr().err
+
+
+def test_a_prompt_that_generation_opens_otherwise_is_told_by_training_and_by_what_reads_the_checkpoint(
+    tmp_path, tiny_base, capsys
+):
+    from align.engine.local import LocalEngine
+    from align.models.adapters import load_resident
+    from align.models.loading import Precision
+
+    base = with_template(tiny_base, tmp_path / "base", OPENS_THINKING)
+
+    assert run(sft.STAGE, tmp_path / "registry", base, short(4)) == 0
+
+    told = "the chat template opens an answer with '<|im_start|>assistant\\n<think>\\n' in generation"
+    assert f"4 of 4 rows: trained behind another prompt than the chat template gives in generation; {told}" in (
+        capsys.readouterr().out
+    )
+    registry = open_registry(tmp_path / "registry")
+    with LocalEngine(load_resident(registry, ["bad"], Precision(bf16=False))) as engine:
+        assert any(told in note for note in engine.notes)

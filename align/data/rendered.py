@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,10 @@ from align.data.fitting import Fit
 from align.data.templates import ChatFormat, chat_format
 from align.errors import DataError
 from align.schema import Record
+
+HISTORY = "the chat template leaves out the reasoning of turns that are context"
+UNTRAINED = "turns whose reasoning the chat template leaves out are context, not trained"
+UNPROMPTED = "trained behind another prompt than the chat template gives in generation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,8 @@ class Counts:
     """rows that train a stop token"""
     asked: int = 0
     """records that were to be rendered"""
+    noted: dict[str, int] = field(default_factory=dict)
+    """rows kept of which something is to be told, by what"""
 
     def require_rows(self, kept: int) -> None:
         """Raise DataError when no row was kept."""
@@ -57,6 +63,11 @@ class Rendered(Counts):
         return self
 
 
+def is_refusal(reason: str) -> bool:
+    """Whether a row was dropped because of the chat template."""
+    return reason.startswith(("refused by the chat template", "the chat template "))
+
+
 Renderer = Callable[[Sequence[Record], Any, Fit], Rendered]
 """Records, tokenizer and length to rows; nothing is required of the whole, so that parts can be rendered apart."""
 
@@ -67,6 +78,7 @@ class Tally:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.dropped: Counter[str] = Counter()
+        self.noted: Counter[str] = Counter()
         self.tokens = self.trained = self.shortened = self.stops = 0
 
     def add(self, row: dict[str, Any], tokens: int, trained: int, shortened: bool) -> None:
@@ -75,6 +87,12 @@ class Tally:
         self.tokens += tokens
         self.trained += trained
         self.shortened += shortened
+
+    def note(self, facts: Mapping[str, bool]) -> None:
+        """Count what holds of the row that was kept last."""
+        for fact, holds in facts.items():
+            if holds:
+                self.noted[fact] += 1
 
     def result(self, asked: int) -> Rendered:
         """The finished rows."""
@@ -86,6 +104,7 @@ class Tally:
             shortened=self.shortened,
             stopped=self.stops,
             asked=asked,
+            noted=dict(self.noted),
         )
 
 

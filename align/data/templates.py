@@ -8,11 +8,12 @@ marked copies of the conversation where a template is not ordinary. What cannot 
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from align.data.confined_templates import apply_template
 from align.errors import DataError, shorten
@@ -20,7 +21,9 @@ from align.schema import Message, Messages
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 _ASKED, _ANSWERED = ("qkzvq", "qkwvq"), ("zkqjz", "zkqwz")
-_TEMPLATE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+_TEMPLATE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""the names under which chat templates ask for the reasoning of a turn"""
 
 
 class TemplateRefusal(Exception):
@@ -34,6 +37,8 @@ class Span:
     turn: int
     start: int
     end: int | None = None
+    prompted: bool = True
+    """what stands before it is the prompt that generation would give there, as far as is known"""
 
 
 @dataclass(slots=True)
@@ -70,6 +75,18 @@ class ChatFormat:
     """EOS first, then the end-of-turn token"""
     end_of_turn: int | None = None
     """the first control token after the last assistant turn"""
+    headers: tuple[str, ...] = ()
+    """what both the prompt of generation and a whole text have before an answer, as the last turn and as another"""
+    reasoning_key: str = REASONING_KEYS[0]
+    """the name under which it asks for reasoning; empty where that stands in the content, in <think> and </think>"""
+    text_arguments: bool = False
+    """the arguments of a tool call are JSON text to this template, not an object"""
+    content_parts: bool = False
+    """content is a list of parts to this template"""
+    no_empty_content: bool = False
+    """a turn of tool calls must have no content, not an empty one"""
+    writes_tools: dict[tuple[str, ...], bool] = field(default_factory=dict)
+    """by the roles of a conversation, whether tool definitions are written out"""
 
     def write(
         self,
@@ -85,7 +102,7 @@ class ChatFormat:
         """
         from jinja2 import TemplateError
 
-        plain = [{key: turn[key] for key in _TEMPLATE_KEYS if key in turn} for turn in messages]  # type: ignore[literal-required]
+        plain = [self._as_asked(turn) for turn in messages]
         try:
             text = apply_template(
                 self.tokenizer, plain, tools=tools, add_generation_prompt=generate, **(settings or {})
@@ -93,6 +110,22 @@ class ChatFormat:
         except (TemplateError, TypeError) as error:  # templates add strings to whatever a tool call holds
             raise TemplateRefusal(f"refused by the chat template: {shorten(str(error), 80)}") from None
         return text
+
+    def _as_asked(self, turn: Message) -> dict[str, Any]:
+        """A turn under the names that the template reads."""
+        plain: dict[str, Any] = {key: turn[key] for key in _TEMPLATE_KEYS if key in turn}  # type: ignore[literal-required]
+        reasoning = turn.get("reasoning_content")
+        if reasoning and self.reasoning_key:
+            plain[self.reasoning_key] = reasoning
+        elif reasoning:
+            plain["content"] = f"<think>\n{reasoning}\n</think>\n\n{turn['content']}"
+        if self.text_arguments and "tool_calls" in turn:
+            plain["tool_calls"] = [_with_text_arguments(call) for call in turn["tool_calls"]]
+        if self.no_empty_content and "tool_calls" in turn and not turn["content"]:
+            del plain["content"]
+        elif self.content_parts:
+            plain["content"] = [{"type": "text", "text": plain["content"]}]
+        return plain
 
     def locate(
         self,
@@ -111,10 +144,11 @@ class ChatFormat:
         turns = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
         starts = self._fast_starts(text, len(turns) + generate, any("tool_calls" in turn for turn in messages))
         if starts is None:
-            starts = [self._slow_start(talk, turn, text) for turn in turns] + [len(text)] * generate
-        elif generate:
-            starts[-1] = len(text)  # a setting may write more behind the generation prompt
-        spans = [Span(turn, start) for turn, start in zip([*turns, len(messages)], starts, strict=False)]
+            spans = [self._slow_start(talk, turn, text) for turn in turns]
+        else:
+            spans = [Span(turn, start) for turn, start in zip(turns, starts, strict=False)]
+        if generate:  # not where the generation prompt ends: a setting may write more behind it
+            spans.append(Span(len(messages), len(text)))
         for span in spans[: len(turns)]:
             span.end = self._slow_end(talk, span.turn, text)
         return Rendering(text, spans, seam)
@@ -136,30 +170,51 @@ class ChatFormat:
         starts = [match.end() for match in re.finditer(re.escape(self.generation_prompt), text)]
         return starts if len(starts) == expected else None
 
-    def _slow_start(self, talk: _Talk, turn: int, text: str) -> int:
+    def _slow_start(self, talk: _Talk, turn: int, text: str) -> Span:
         try:
             earlier = talk.messages[:turn]
             before = self.write(earlier, talk.tools, generate=True, settings=talk.settings) if turn else ""
         except TemplateRefusal:
             before = None  # a template may refuse a part of what it takes as a whole
         if before is not None and text.startswith(before):
-            return len(before)
-        return self._content_span(talk, turn, text)[0]
+            return Span(turn, len(before))
+        try:
+            start = self._content_span(talk, turn, text)[0]
+        except TemplateRefusal:
+            start = self._header_end(talk, turn, text)
+        return Span(turn, start, prompted=not before)
+
+    def _header_end(self, talk: _Talk, turn: int, text: str) -> int:
+        """Where a turn starts whose content tells nothing: behind the header that opens every assistant turn."""
+        for before in self._prefixes(talk, turn):
+            for header in self.headers:
+                if text.startswith(before + header):
+                    return len(before + header)
+        raise TemplateRefusal("the chat template rewrites what the assistant says")
+
+    def _prefixes(self, talk: _Talk, count: int) -> Iterator[str]:
+        """The first turns as the template writes them alone, then without reasoning, which it may drop of old turns."""
+        kept = talk.messages[:count]
+        thoughtless = [cast("Message", {**turn, "reasoning_content": ""}) for turn in kept]
+        for messages in (kept, thoughtless):
+            yield self.write(messages, talk.tools, settings=talk.settings) if messages else ""
 
     def _slow_end(self, talk: _Talk, turn: int, text: str) -> int | None:
         """Where a turn ends, only when the first stop token after its start cannot be relied on to say so."""
         if turn == len(talk.messages) - 1:
             return None
         if "tool_calls" in talk.messages[turn]:
-            after = self.write(talk.messages[: turn + 1], talk.tools, settings=talk.settings)
-            if text.startswith(after):
-                return len(after)
+            for after in self._prefixes(talk, turn + 1):
+                if text.startswith(after):
+                    return len(after)
         return None if self.closes_every_turn else self._content_span(talk, turn, text)[1]
 
     def _content_span(self, talk: _Talk, turn: int, text: str) -> tuple[int, int]:
         """Start and end of a turn's content, by rendering a copy with marks in it that changes nothing else."""
         messages = talk.messages
         content = messages[turn]["content"]
+        if not content:
+            raise TemplateRefusal("the chat template rewrites what the assistant says")
         opening, closing = _unused(content + text, 2)
         for start, end in _mark_places(content):
             marked: Message = {**messages[turn], "content": f"{content[:start]}{opening}{content[start:end]}{closing}"}
@@ -168,10 +223,7 @@ class ChatFormat:
             copy = self.write(changed, talk.tools, generate=talk.generate, settings=talk.settings)
             if copy.replace(opening, "").replace(closing, "") == text and opening in copy and closing in copy:
                 return copy.index(opening), copy.index(closing) - 1
-        raise DataError(
-            f"chat template: assistant turn {turn + 1} ({shorten(content, 40)}) cannot be found in the rendered text; "
-            "the template rewrites it; use a template that keeps the assistant's text"
-        )
+        raise TemplateRefusal("the chat template rewrites what the assistant says")
 
     def _disarm(self, messages: Messages, tools: Any) -> tuple[Messages, Any, str | None]:
         """Put a private-use character into every control string the data holds, so that none is encoded as control."""
@@ -231,6 +283,9 @@ def _measure(tokenizer: Any) -> ChatFormat:
     probe: Messages = []
     for asked, answered in zip(_ASKED, _ANSWERED, strict=True):
         probe += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    if any(text not in (_try_write(found, probe) or "") for text in (*_ASKED, *_ANSWERED)):
+        found.content_parts = True  # as models that also see images take it
+        found.content_parts = all(text in (_try_write(found, probe) or "") for text in (*_ASKED, *_ANSWERED))
     try:
         whole, opened = found.write(probe), found.write(probe[:3], generate=True)
         closed = found.write(probe[:3])
@@ -238,11 +293,51 @@ def _measure(tokenizer: Any) -> ChatFormat:
         raise DataError(f"chat template: a plain conversation is {error}; mend the template") from None
     if any(text not in whole for text in (*_ASKED, *_ANSWERED)):
         raise DataError("chat template: it does not write out what user and assistant say; mend the template")
+    _learn_names(found)
     found.generation_prompt = opened[len(closed) :] if opened.startswith(closed) else ""
+    if found.generation_prompt:
+        starts = [before for before in (closed, found.write(probe[:1])) if whole.startswith(before)]
+        found.headers = tuple(shared_start(whole[len(before) :], found.generation_prompt) for before in starts)
     _find_stop(found, whole)
     prompt = found.generation_prompt
     found.regular = bool(prompt) and whole.count(prompt) == 2 and all(prompt + text in whole for text in _ANSWERED)
     return found
+
+
+def _learn_names(found: ChatFormat) -> None:
+    """Learn under which name the template asks for reasoning, and how it takes a tool call."""
+    asked, answered, thought = _ASKED[0], *_ANSWERED
+    question: Message = {"role": "user", "content": asked}
+    turn: Message = {"role": "assistant", "content": answered, "reasoning_content": thought}
+    inline = ("",) if "<think>" in found.template else ()
+    for key in (*REASONING_KEYS, *inline, REASONING_KEYS[0]):
+        found.reasoning_key = key
+        if thought in (_try_write(found, [question, turn]) or ""):
+            break
+    function = {"name": _ASKED[1], "arguments": {answered: thought}}
+    call: Message = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    if _try_write(found, [question, call]) is None:
+        found.text_arguments = True
+        found.text_arguments = _try_write(found, [question, call]) is not None
+    call["reasoning_content"] = thought
+    if _try_write(found, [question, call]) is None:
+        found.no_empty_content = True
+        found.no_empty_content = _try_write(found, [question, call]) is not None
+
+
+def _try_write(found: ChatFormat, messages: Messages) -> str | None:
+    try:
+        return found.write(messages)
+    except TemplateRefusal:
+        return None
+
+
+def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or isinstance(function.get("arguments"), str):
+        return call
+    arguments = json.dumps(function.get("arguments"), ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _find_stop(found: ChatFormat, whole: str) -> None:
@@ -268,6 +363,12 @@ def _mark_places(content: str) -> Iterator[tuple[int, int]]:
     if "</think>" in content:
         answer = content.rindex("</think>") + len("</think>")
         yield answer + len(content[answer:]) - len(content[answer:].lstrip()), end
+
+
+def shared_start(first: str, second: str) -> str:
+    """The text with which both begin."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return first[: sum(1 for _ in same)]
 
 
 def _unused(text: str, count: int) -> list[str]:

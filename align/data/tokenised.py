@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.config import OnLong
+from align.config import OnLong, OnRefused
 from align.data.answers import preference_rows, unpaired_rows
 from align.data.fitting import TOO_LONG, Fit
 from align.data.load import RecordSet
 from align.data.render import NOT_FULL, demonstration_rows, document_rows, pack_blocks, prompt_rows
-from align.data.rendered import Counts, Renderer
+from align.data.rendered import Counts, Renderer, is_refusal
 from align.errors import DataError, MachineError
 from align.schema import Record, View
 
@@ -38,7 +38,7 @@ IGNORED = -100
 """The label of a token that is not trained, as torch's cross entropy skips it."""
 
 BEARABLE = 0.01
-"""the share of over-long rows that may be dropped without being asked to"""
+"""the share of rows too long, or refused by the chat template, that may be dropped without being asked to"""
 
 MANY = 20_000
 """records from which several processes pay for being started"""
@@ -53,7 +53,7 @@ RENDERERS: dict[View, Renderer] = {
     "prompt": prompt_rows,
     "text": document_rows,
 }
-_FORMAT = 2
+_FORMAT = 3
 """counted up when the same records would give other rows"""
 _CHUNK = 1000
 _ROWS, _FACTS = "rows.arrow", "facts.json"
@@ -73,6 +73,7 @@ class TokenPlan:
     max_length: int
     on_long: OnLong = "error"
     columns: Columns = "rendered"
+    on_refused: OnRefused = "error"
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def tokenise(
 ) -> TokenSet:
     """The rows of a dataset under a tokenizer, from `cache` when the same content was tokenised the same way before.
 
-    Raises DataError when no row is left, none trains a stop token, or more than 1 % are too long and `on_long` is
-    "error".
+    Raises DataError when no row is left, none trains a stop token, or more than 1 % are too long, or refused by the
+    chat template, and the plan does not allow that.
     """
     folder = cache / _key(found, tokenizer, plan)
     ready = _read(folder) or _write(folder, found, tokenizer, plan, processes)
@@ -123,6 +124,20 @@ def refuse_long_rows(name: str, counts: Counts, plan: TokenPlan) -> None:
             "oldest turns; raise max_length, or leave them out with on_long=drop, or cut their prompts with "
             "on_long=truncate_left"
         )
+
+
+def refuse_unwritten_rows(name: str, counts: Counts, plan: TokenPlan) -> None:
+    """Raise DataError when the chat template refused, or left something out of, more rows than may be dropped."""
+    refused = {reason: count for reason, count in counts.dropped.items() if is_refusal(reason)}
+    total = sum(refused.values())
+    if plan.on_refused == "drop" or total <= BEARABLE * counts.asked:
+        return
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in list(refused.items())[:3])
+    fold = "fold system turns into the first user turn with on_refused=fold_system, " if "ystem" in reasons else ""
+    raise DataError(
+        f"{name}: {total} of {counts.asked} rows cannot be trained as they are ({reasons}); {fold}"
+        "use a model whose chat template writes them, or leave them out with on_refused=drop"
+    )
 
 
 def _key(found: RecordSet, tokenizer: Any, plan: TokenPlan) -> str:
@@ -174,6 +189,7 @@ def _write(folder: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, proc
     try:
         counts = _write_rows(made / _ROWS, found, tokenizer, plan, processes)
         refuse_long_rows(found.name, counts, plan)
+        refuse_unwritten_rows(found.name, counts, plan)
         facts = vars(counts) | {"sha256": _digest_file(made / _ROWS)}
         (made / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
         ready = TokenSet(rows=_open_rows(made), reused=False, **vars(counts))
@@ -200,7 +216,7 @@ def _write_rows(path: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, p
     import pyarrow
 
     total = Counter[str]()
-    dropped = Counter[str]()
+    dropped, noted = Counter[str](), Counter[str]()
     writer = None
     written = 0
     parts = _parts(found.records, tokenizer, plan, processes)
@@ -208,13 +224,16 @@ def _write_rows(path: Path, found: RecordSet, tokenizer: Any, plan: TokenPlan, p
         for part, counts in _packed(parts, plan) if plan.view == "text" else parts:
             total.update({key: getattr(counts, key) for key in _SUMMED})
             dropped.update(counts.dropped)
+            noted.update(counts.noted)
             if part.num_rows:
                 writer = writer or pyarrow.ipc.new_stream(file, part.schema)
                 writer.write_batch(part)
                 written += part.num_rows
         if writer is not None:
             writer.close()
-    counts = Counts(dropped=dict(dropped.most_common()), **total)
+    counts = Counts(dropped=dict(dropped.most_common()), noted=dict(noted.most_common()), **total)
+    if not written:
+        refuse_unwritten_rows(found.name, counts, plan)
     counts.require_rows(written)
     if plan.view == "demonstration":
         counts.require_stops(written)
@@ -272,7 +291,7 @@ class _Work:
         some = self.records[start : start + _CHUNK]
         rendered = RENDERERS[self.plan.view](some, self.tokenizer, Fit(self.plan.max_length, self.plan.on_long))
         rows = [self._shape(row, start) for row in rendered.rows]
-        return _batch(rows), Counts(**{key: getattr(rendered, key) for key in ("dropped", *_SUMMED)})
+        return _batch(rows), Counts(**{key: getattr(rendered, key) for key in ("dropped", "noted", *_SUMMED)})
 
     def _shape(self, row: dict[str, Any], start: int) -> dict[str, Any]:
         if not self.with_margin:
@@ -304,12 +323,13 @@ def _part_of_work(start: int) -> Part:
 def _packed(parts: Iterator[Part], plan: TokenPlan) -> Iterator[Part]:
     """Documents as full blocks; the last block is dropped when it is not full, unless it is the only one."""
     counted = Counter[str]()
-    dropped = Counter[str]()
+    dropped, noted = Counter[str](), Counter[str]()
 
     def documents() -> Iterator[list[int]]:
         for part, counts in parts:
             counted["asked"] += counts.asked
             dropped.update(counts.dropped)
+            noted.update(counts.noted)
             if part.num_rows:
                 yield from part["input_ids"].to_pylist()
 
@@ -324,7 +344,10 @@ def _packed(parts: Iterator[Part], plan: TokenPlan) -> Iterator[Part]:
         if len(rows) == _CHUNK:
             yield _batch(rows), Counts()
             rows = []
-    yield _batch(rows), Counts(dropped=dict(dropped), tokens=tokens, trained_tokens=tokens, asked=counted["asked"])
+    facts = Counts(
+        dropped=dict(dropped), noted=dict(noted), tokens=tokens, trained_tokens=tokens, asked=counted["asked"]
+    )
+    yield _batch(rows), facts
 
 
 def _batch(rows: list[dict[str, Any]]) -> RecordBatch:

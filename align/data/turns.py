@@ -16,6 +16,8 @@ from align.schema import Message, Messages, assistant, user
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 _TRAIN_KEYS = ("train", "loss", "weight", "loss_weight", "loss_scale")
 _SAID = ("content", "message", "text", "value", "utterance")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_REASONING_PARTS = ("reasoning", "thinking")
 CALL = "tool_call"
 """The pseudo-role of a turn whose text is the JSON of a tool call."""
 
@@ -267,17 +269,37 @@ def _build_turn(role: str, turn: dict[str, Any], field: str, tags: Tags) -> Mess
         problem = f"has no {tags.content!r}" if tags.content not in turn else f"has {tags.content!r} null"
         raise RowError("message without content", field, problem, "add it or remove the row")
     empty = {"user": "empty prompt", "assistant": None if calls else "empty completion"}.get(role)
-    if isinstance(raw, list):
-        raw = "".join(_part_text(part, field) for part in raw)
+    parts = raw if isinstance(raw, list) else []
+    if parts:
+        raw = "".join(_part_text(part, field) for part in parts if not _is_reasoning(part))
     message: dict[str, Any] = {"role": role, "content": checked_text(raw, f"{field}.{tags.content}", empty)}
     if calls:
         message["tool_calls"] = [_plain_call(call, field) for call in calls]
-    for key in ("name", "tool_call_id", "reasoning_content"):
+    for key in ("name", "tool_call_id"):
         if turn.get(key):
             message[key] = turn[key]
+    if role == "assistant" and (reasoning := _reasoning(turn, parts, field)):
+        message["reasoning_content"] = reasoning
     if role == "assistant" and any(turn.get(key) is not None and not turn[key] for key in _TRAIN_KEYS):
         message["train"] = False
     return cast("Message", message)
+
+
+def _is_reasoning(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in _REASONING_PARTS
+
+
+def _reasoning(turn: dict[str, Any], parts: list[Any], field: str) -> str:
+    """What an assistant turn thinks before it answers, under whichever key files hold it."""
+    said = {turn[key] if isinstance(turn[key], str) else kind_of(turn[key]): key for key in _REASONING if turn.get(key)}
+    for key in said.values():
+        checked_text(turn[key], f"{field}.{key}", None)
+    if thoughts := "".join(_part_text(part | {"type": "text"}, field) for part in parts if _is_reasoning(part)):
+        said[thoughts] = "content"
+    if len(said) > 1:
+        problem = f"has two different reasonings, under {' and '.join(said.values())}"
+        raise RowError("two reasonings", field, problem, "keep one of them")
+    return next(iter(said), "")
 
 
 def _part_text(part: Any, field: str) -> str:
@@ -285,7 +307,7 @@ def _part_text(part: Any, field: str) -> str:
         return part
     kind = part.get("type", "text") if isinstance(part, dict) else kind_of(part)
     text = (
-        next((part[key] for key in ("text", "value") if isinstance(part.get(key), str)), None)
+        next((part[key] for key in ("text", "value", *_REASONING) if isinstance(part.get(key), str)), None)
         if kind == "text"
         else None
     )

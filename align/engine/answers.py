@@ -40,7 +40,7 @@ def answered(messages: Messages, resident: Resident) -> Answered:
         raise UsageError("the conversation does not end with an answer of the assistant; nothing can be said of it")
     window = context_window(resident.model)
     record = Record(prompt=messages[:-1], completion=messages[-1:])
-    found = unpaired_rows([record], resident.tokenizer, Fit(window or 1 << 30))
+    found = unpaired_rows([record], resident.tokenizer, Fit(window or 1 << 30, spare_thoughts=True))
     if not found.rows:
         reason = next(iter(found.dropped))
         raise UsageError(f"the conversation cannot be read: {reason}; the model takes {window} tokens")

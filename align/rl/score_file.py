@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> None:
     registry = open_registry(options.registry)
     judge = registry.resolve(options.model)
     check_score_head(judge)
-    fit = Fit(_length(options.max_length, judge, registry), options.on_long)
+    fit = Fit(_length(options.max_length, judge, registry), options.on_long, spare_thoughts=True)
     # Read once before weights are loaded: a bad row at the end would cost all the scores before it.
     total = check_answers(_open(options, registry))
     resident = load_scorer(registry, judge, Precision(options.quantization))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from align.data.folding import fold_when_asked
+from align.data.template_notes import noted_lines
 from align.data.tokenised import tokenise
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ def token_sets(
 
     They come from the registry's cache when they were tokenised before; what was dropped goes into the manifest.
     """
+    for line in fold_when_asked(tokenizer, run.config.on_refused):
+        run.say(line)
     first = _token_set(run, train, tokenizer)
     return first, _token_set(run, held_out, tokenizer) if held_out is not None else None
 
@@ -68,4 +72,6 @@ def _token_set(run: Run, records: RecordSet, tokenizer: Any) -> Dataset:
     run.ranks.share(lambda: written.append(tokens()))
     found = written[0] if written else tokens()
     run.count_dropped(records, found)
+    for line in noted_lines(found, len(found.rows), tokenizer):
+        run.say(f"  {line}")
     return found.rows

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from align.config import StageConfig, write
 from align.data import RecordSet, load_records
 from align.data.checks import refuse_leak
+from align.data.folding import fold_when_asked
+from align.data.template_notes import noted_lines
 from align.data.tokenised import TokenSet, tokenise
 from align.models.adapters import tokenizer_home
 from align.models.checks import check_models
@@ -45,7 +47,9 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     outline = (
         stage.outline(config, found) if stage.outline and not started else _outline(stage, config, registry, started)
     )
+    notes = fold_when_asked(outline.tokenizer, config.on_refused)
     tokens = _tokenise(stage, config, registry, found, outline.tokenizer)
+    notes += noted_lines(tokens, len(tokens.rows), outline.tokenizer)
     lines = {
         "start": outline.start,
         "data": f"{found.name}: {len(found.records)} rows, {_tell_dropped(found.dropped | tokens.dropped)}",
@@ -60,7 +64,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
         refuse_leak(found, held_out)
         rows = _tokenise(stage, config, registry, held_out, outline.tokenizer)
         lines["held out"] = f"{held_out.name}: {len(rows.rows)} rows, {rows.tokens} tokens"
-    for key, text in lines.items():
+    for key, text in [*lines.items(), *(("note", note) for note in notes)]:
         write(f"{key:<10} {text}")
 
 

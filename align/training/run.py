@@ -113,6 +113,7 @@ class Run:
         for entry in self.data:
             if entry["digest"] == records.digest:
                 entry["dropped"] = entry["dropped"] | tokens.dropped
+                entry["noted"] = tokens.noted
                 entry["trained_rows"] = len(tokens.rows)
         share = tokens.trained_tokens / max(tokens.tokens, 1)
         trained = f", {share:.0%} of them trained" if share else ""

@@ -76,7 +76,7 @@ class Stage:
         """How a run with these settings turns records into rows."""
         from align.data.tokenised import TokenPlan
 
-        return TokenPlan(self.view, config.token_length, config.on_long, self.columns)
+        return TokenPlan(self.view, config.token_length, config.on_long, self.columns, config.on_refused)
 
     def kind(self, config: StageConfig) -> Kind:
         """The kind a run with these settings makes: a base when every weight is trained, else what has an adapter."""

@@ -17,6 +17,7 @@ from align.data.render import (
     render_texts,
     stop_token_ids,
 )
+from align.data.rendered import UNTRAINED
 from align.errors import DataError
 from align.schema import Record, assistant, user
 
@@ -200,14 +201,17 @@ def test_a_replaced_template_is_measured_again():
     assert stop_token_ids(tokenizer) == [tokenizer.eos_token_id]
 
 
-def test_thinking_is_trained_where_the_template_keeps_it_and_absent_where_it_drops_it():
+def test_a_turn_whose_thinking_the_template_drops_is_context_and_told():
     tokenizer = build("qwen3")
     thought = "<think>\nit is late\n</think>\n\nat nine"
     messages = [user("hello"), assistant(thought), user("world"), assistant(thought)]
 
-    row = render_demonstrations([demonstration(messages)], tokenizer, 500).rows[0]
+    rendered = render_demonstrations([demonstration(messages)], tokenizer, 500)
 
-    assert runs(row, tokenizer)[0] == ["at nine<|im_end|>", f"{thought}<|im_end|>"]
+    trained, rest = runs(rendered.rows[0], tokenizer)
+    assert trained == [f"{thought}<|im_end|>"]
+    assert "assistant\nat nine<|im_end|>" in rest[0]
+    assert rendered.noted == {UNTRAINED: 1}
 
 
 def test_tools_and_calls_pass_through_the_template_and_calls_are_trained():

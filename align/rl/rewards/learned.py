@@ -35,7 +35,7 @@ def learned(place: Place, model: str, batch_size: Positive = 16) -> Opened:
     checkpoint = place.registry.resolve(model)
     resident = load_scorer(place.registry, checkpoint, place.precision)
     positions = context_length(resident.base)
-    fit = Fit(positions or _ANY_LENGTH, "truncate_left")
+    fit = Fit(positions or _ANY_LENGTH, "truncate_left", spare_thoughts=True)
     place.say(
         f"{checkpoint.reference}: scores completions as text, {batch_size} at a time, with the tokenizer and chat "
         f"template it was trained with; its base {resident.base.reference} is loaded beside the policy's"

@@ -1,0 +1,64 @@
+"""A chat template that knows no system role, made to fold the system turn into the first user turn.
+
+The fold is written into the template itself, so that whatever reads the saved checkpoint folds as training did.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from align.config import OnRefused
+from align.data.templates import TemplateRefusal, chat_format
+from align.errors import DataError
+from align.schema import Messages, assistant, user
+
+# The empty expression at the end keeps a newline with which the template itself may begin.
+FOLD = (
+    "{%- if messages | length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' %}"
+    "{%- set folded = messages[0]['content'] + '\\n\\n' + messages[1]['content'] %}"
+    "{%- set messages = [{'role': 'user', 'content': folded}] + messages[2:] %}"
+    "{%- endif %}{{- '' }}"
+)
+_SYSTEM = "qsysq"
+
+
+def fold_system(tokenizer: Any) -> bool:
+    """Make a tokenizer's template fold system turns unless it writes them; return whether it was changed.
+
+    Raises DataError when it refuses them folded as well.
+    """
+    if _writes_system(tokenizer):
+        return False
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = FOLD + plain
+    if not _writes_system(tokenizer):
+        tokenizer.chat_template = plain
+        raise DataError(
+            "on_refused=fold_system: the chat template does not take a system turn inside the first user turn either; "
+            "leave the rows out with on_refused=drop, or use another template"
+        )
+    return True
+
+
+def fold_when_asked(tokenizer: Any, on_refused: OnRefused) -> list[str]:
+    """Fold as `on_refused` asks for; return the lines that tell what was done."""
+    if on_refused != "fold_system" or tokenizer.chat_template is None:
+        return []
+    if tokenizer.chat_template.startswith(FOLD):
+        return ["the chat template folds system turns already"]
+    if fold_system(tokenizer):
+        return ["the chat template knows no system role; made to fold it into the first user turn, and saved so"]
+    return ["on_refused=fold_system: the chat template writes system turns; nothing is folded"]
+
+
+def folds(trained: str | None, plain: str | None) -> bool:
+    """Whether a template is another one that folds system turns."""
+    return isinstance(trained, str) and isinstance(plain, str) and trained == FOLD + plain
+
+
+def _writes_system(tokenizer: Any) -> bool:
+    talk: Messages = [{"role": "system", "content": _SYSTEM}, user("a"), assistant("b")]
+    try:
+        return _SYSTEM in chat_format(tokenizer).write(talk)
+    except TemplateRefusal:
+        return False
