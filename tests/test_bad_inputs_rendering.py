@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,8 @@ def test_rows_that_the_template_refuses_are_refused_above_one_in_a_hundred_and_d
 
     assert run(sft.STAGE, tmp_path / "registry", base, rows) == 3
     assert (
-        "4 of 8 rows cannot be trained as they are (4: refused by the chat template: 'System role not supported'); fold "
-        "system turns into the first user turn with on_refused=fold_system, use a model whose chat template writes "
+        "4 of 8 rows cannot be trained as they are (4: refused by the chat template: 'System role not supported'); "
+        "fold system turns into the first user turn with on_refused=fold_system, use a model whose chat template writes "
         "them, or leave them out with on_refused=drop"
     ) in capsys.readouterr().err
 
@@ -145,7 +146,7 @@ def test_a_folded_system_turn_is_trained_and_folded_again_by_whatever_reads_the_
     assert prompt == "<|im_start|>user\nbe brief\n\nask 1<|im_end|>\n<|im_start|>assistant\n"
     beside = load_resident(registry, [str(base), checkpoint.reference], Precision(bf16=False))
     assert beside.tokenizer.chat_template == tokenizer.chat_template
-    with LocalEngine(beside) as engine:
+    with closing(LocalEngine(beside)) as engine:
         assert len(engine.models) == 2
 
 
@@ -182,5 +183,5 @@ def test_a_prompt_that_generation_opens_otherwise_is_told_by_training_and_by_wha
         capsys.readouterr().out
     )
     registry = open_registry(tmp_path / "registry")
-    with LocalEngine(load_resident(registry, ["bad"], Precision(bf16=False))) as engine:
+    with closing(LocalEngine(load_resident(registry, ["bad"], Precision(bf16=False)))) as engine:
         assert any(told in note for note in engine.notes)

@@ -51,11 +51,6 @@ def fold_when_asked(tokenizer: Any, on_refused: OnRefused) -> list[str]:
     return ["on_refused=fold_system: the chat template writes system turns; nothing is folded"]
 
 
-def folds(trained: str | None, plain: str | None) -> bool:
-    """Whether a template is another one that folds system turns."""
-    return isinstance(trained, str) and isinstance(plain, str) and trained == FOLD + plain
-
-
 def _writes_system(tokenizer: Any) -> bool:
     talk: Messages = [{"role": "system", "content": _SYSTEM}, user("a"), assistant("b")]
     try:

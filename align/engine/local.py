@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.data.bounded import AVAILABLE
+from align.data.template_notes import generation_note
 from align.engine.answers import Judge, answered, token_shift
 from align.engine.batch import Batch, Reading
 from align.engine.constraint import Compiler
@@ -94,6 +95,8 @@ class LocalEngine:
         lines = [f"{fact.reference}: {fact.why_alone}" for fact in self.facts if fact.alone]
         same = [fact for fact in self.facts if fact.adapter != BASE and fact.shift == 0]
         lines += [f"{fact.reference}: writes exactly what its base writes" for fact in same]
+        if note := generation_note(self._resident.tokenizer):
+            lines.append(f"{self.models[0]}: {note}")
         return lines + self._stops.notes
 
     @cached_property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from align.data.template_notes import generation_note
 from align.errors import AlignError, DataError, IntegrityError, UsageError, shorten
 from align.evaluation.asked import Asked, Material
 from align.evaluation.completions import UNFINISHED, Written, behaviour, complete, texts_of
@@ -112,6 +113,8 @@ def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Aske
     )
     for parent in parents.values():
         _attach_parent(resident, parent)
+    if not material.writes and (note := generation_note(resident.tokenizer)):  # else the engine says it
+        material.notes.append(f"{resident.base.reference}: {note}")
     runs = [Run(asked_as, checkpoint, [None] * len(material.records)) for asked_as, checkpoint in group.items()]
     if material.writes:
         _write(runs, resident, asked, material, registry.cache_dir / "completions")

@@ -20,7 +20,7 @@ from align.models.lora import (
     new_config,
     saved_config,
 )
-from align.models.tokenizers import check_template, load_tokenizer
+from align.models.tokenizers import check_template, fold_like, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,6 +127,8 @@ def load_resident(registry: Registry, references: list[str], precision: Precisio
         refuse_reward(checkpoint)
     resident = _resident_base(registry, checkpoints[0], precision)
     _without_router_loss(resident.model)
+    for checkpoint in checkpoints:
+        fold_like(checkpoint, resident.tokenizer)
     for index, checkpoint in enumerate(checkpoints):
         if checkpoint.is_adapter:
             check_template(checkpoint, resident.tokenizer, checkpoints[0].reference)

@@ -56,6 +56,20 @@ def special_tokens(tokenizer: Any) -> dict[str, Any]:
     return {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token, "chosen": chosen}
 
 
+def fold_like(checkpoint: Checkpoint, tokenizer: Any) -> None:
+    """Fold system turns as a checkpoint does whose template is this tokenizer's but for that.
+
+    Where there is no system turn, both write the same; so the base can be read beside what was trained on it.
+    """
+    from align.data.folding import FOLD
+    from align.registry.fingerprints import template_digest
+
+    trained = (checkpoint.manifest or {}).get("template_digest")
+    folded = f"{FOLD}{tokenizer.chat_template}"
+    if trained == template_digest(folded):
+        tokenizer.chat_template = folded
+
+
 def check_template(checkpoint: Checkpoint, tokenizer: Any, whose: str) -> None:
     """Raise IntegrityError, with both digests, when a checkpoint was trained with another chat template than this."""
     from align.registry.fingerprints import template_digest
