@@ -117,8 +117,8 @@ def test_rows_that_the_template_refuses_are_refused_above_one_in_a_hundred_and_d
     assert run(sft.STAGE, tmp_path / "registry", base, rows) == 3
     assert (
         "4 of 8 rows cannot be trained as they are (4: refused by the chat template: 'System role not supported'); "
-        "fold system turns into the first user turn with on_refused=fold_system, use a model whose chat template writes "
-        "them, or leave them out with on_refused=drop"
+        "fold system turns into the first user turn with on_refused=fold_system, use a model whose chat template "
+        "writes them, or leave them out with on_refused=drop"
     ) in capsys.readouterr().err
 
     assert run(sft.STAGE, tmp_path / "registry", base, rows, "on_refused=drop") == 0
