@@ -6,17 +6,27 @@ llguidance is an extra (`align[constrained]`): it is asked only when a request h
 from __future__ import annotations
 
 import importlib.util
+import json
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from align.data.bounded import AVAILABLE, BoundedProcess, ProcessEnded
 from align.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
+
+UNCOMPILED = "it cannot be compiled"
+"""how the message about such a constraint begins"""
+
+_TRIAL_SECONDS = 5
+_TRIAL_MEMORY = 1 << 30
+_TRIAL_STACK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +41,51 @@ class Constraint:
 
 
 def check_constraint(constraint: Constraint) -> None:
-    """Raise UsageError when llguidance is not installed or cannot compile this."""
+    """Raise UsageError when llguidance is not installed or cannot compile this within bounds of time and memory."""
     require_llguidance()
+    if problem := _problem(constraint):
+        raise UsageError(f"{UNCOMPILED} ({_first_line(problem)}); change it")
+
+
+@lru_cache(maxsize=16)
+def _problem(constraint: Constraint) -> str:
+    """Why a constraint cannot be compiled; empty when it can.
+
+    llguidance 1.9 overflows its stack on a few thousand rules that follow from each other, and the process is gone: so
+    another one tries it first, with less stack than threads have here.
+    """
+    request = json.dumps([constraint.kind, constraint.text]).encode()
+    if not AVAILABLE:
+        return try_out(request).decode()
+    try:
+        return _trial().ask(request).decode()
+    except ProcessEnded as ended:
+        return f"compiling it {ended}"
+
+
+@cache
+def _trial() -> BoundedProcess:
+    return BoundedProcess("align.engine.constraint:try_out", _TRIAL_SECONDS, _TRIAL_MEMORY)
+
+
+def try_out(request: bytes) -> bytes:
+    """Compile a constraint and return what is wrong with it; runs in the process of `_trial`."""
     from llguidance import LLMatcher
 
-    if problem := LLMatcher.validate_grammar(_grammar(constraint)):
-        raise UsageError(f"it cannot be compiled ({_first_line(problem)}); change it")
+    kind, text = json.loads(request)
+    found = []
+
+    def compile_it() -> None:
+        try:
+            found.append(LLMatcher.validate_grammar(_grammar(Constraint(kind, text))))
+        except UsageError as error:
+            found.append(str(error))
+
+    threading.stack_size(_TRIAL_STACK)
+    trial = threading.Thread(target=compile_it)
+    trial.start()
+    trial.join()
+    return found[0].encode() if found else b"no reason given"
 
 
 def require_llguidance() -> None:
@@ -57,12 +106,12 @@ class Compiler:
 
     def matcher(self, constraint: Constraint) -> Matcher:
         """A constraint at the start of a text; raises UsageError when it cannot be compiled."""
-        require_llguidance()
+        check_constraint(constraint)
         from llguidance import LLMatcher
 
         made = LLMatcher(self._vocabulary_tree(), _grammar(constraint), log_level=0)
         if made.is_error():
-            raise UsageError(f"the constraint cannot be compiled ({_first_line(made.get_error())}); change it")
+            raise UsageError(f"{UNCOMPILED} ({_first_line(made.get_error())}); change it")
         return Matcher(made)
 
     def _vocabulary_tree(self) -> Any:

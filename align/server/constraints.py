@@ -120,11 +120,18 @@ def _of_schema(name: str, schema: Any) -> Constraint:
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
-        except ValueError:
+        except (ValueError, RecursionError):
             schema = None
     if not isinstance(schema, dict | bool):
         raise Refusal(400, f"{name}: not a JSON schema; send an object", param=name)
-    return Constraint("json_schema", json.dumps(schema))
+    return Constraint("json_schema", _as_json(name, schema))
+
+
+def _as_json(name: str, value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        raise Refusal(400, f"{name}: nested too deeply; send a flatter one", param=name) from None
 
 
 def _of_choice(name: str, texts: Any) -> Constraint:

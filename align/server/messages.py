@@ -87,7 +87,7 @@ class ToolCall(Body):
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")
-            except ValueError:
+            except (ValueError, RecursionError):
                 arguments = None
         if not isinstance(arguments, dict):
             raise Refusal(400, f"{path}.function.arguments: not the JSON text of an object; send one", param=path)

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.engine.constraint import UNCOMPILED
 from align.engine.protocol import Busy, Engine, Event, GenerationRequest, Handle, Row, RowDelta, RowDone, RowError
 from align.server.limits import Limits
 from align.server.metrics import Metrics
@@ -90,11 +91,14 @@ class Service:
     def _failed(self, error: RowError, row: Row) -> Refusal:
         """What a client is told of a row that could not be written; what broke inside is for the log."""
         if error.fault in _CODES:
+            # A model that is a folder goes by its name here, never by its path.
+            message = error.message.removeprefix(f"{row.model}: ")
             param = "prompt" if row.goes_on else "messages"
-            param = next(
-                (name for name in _OWN if error.message.removeprefix(f"{row.model}: ").startswith(name)), param
-            )
-            return Refusal(400, error.message, param=param, code=_CODES[error.fault])
+            if message.startswith(UNCOMPILED):
+                # The form that a request states was tried before: this one was made of its tools.
+                param, message = "tools", f"tools: {message}"
+            param = next((name for name in _OWN if message.startswith(name)), param)
+            return Refusal(400, message, param=param, code=_CODES[error.fault])
         if self.draining:
             return draining()
         LOG.error("%s", error.message)

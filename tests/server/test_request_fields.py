@@ -224,9 +224,17 @@ def test_an_answer_matches_what_was_asked_for(client, form, pattern):
     assert re.fullmatch(pattern, reply.choices[0].message.content)
 
 
+CHAIN = "start: r0\n" + "\n".join(f"r{n}: r{n + 1}" for n in range(5000)) + '\nr5000: "a"'
+"""a grammar that overflows the stack of what compiles it"""
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
+        ({"guided_grammar": CHAIN}, "guided_grammar"),
+        ({"grammar": "root ::= " + "(" * 20000 + '"a"' + ")" * 20000}, "grammar"),
+        ({"guided_json": "[" * 100_000}, "guided_json"),
+        ({"guided_json": {"$ref": "http://127.0.0.1:1/schema.json"}}, "guided_json"),
         ({"guided_regex": "(a"}, "guided_regex"),
         ({"guided_json": {"type": "egg"}}, "guided_json"),
         ({"guided_json": "{"}, "guided_json"),

@@ -200,6 +200,9 @@ def test_a_conversation_with_calls_and_results_reaches_the_model(client, scripte
         ({"messages": [*ASK, {"role": "assistant", "tool_calls": [
             {"id": "1", "type": "function", "function": {"name": "ping", "arguments": "{"}}]}]},
          "messages.1.tool_calls.0"),
+        ({"messages": [*ASK, {"role": "assistant", "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "ping", "arguments": "[" * 100_000}}]}]},
+         "messages.1.tool_calls.0"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_by_name(client, fields, param):
@@ -259,3 +262,15 @@ def test_thinking_is_switched_off_by_a_variable_of_the_template(real, qwen):
     expected = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, enable_thinking=False, return_dict=False)
 
     assert reply.usage.prompt_tokens == len(expected)
+
+
+def test_tools_that_no_grammar_can_be_made_of_are_refused_by_name(real, qwen):
+    parameters: dict[str, Any] = {}
+    for _ in range(300):
+        parameters = {"type": "object", "properties": {"a": parameters}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    with pytest.raises(openai.BadRequestError, match="cannot be compiled") as caught:
+        real.chat.completions.create(model="qwen", messages=ASK, tools=[tool], tool_choice="required", max_tokens=4)
+
+    assert caught.value.param == "tools"
+    assert qwen.models[0] not in str(caught.value)
