@@ -223,6 +223,8 @@ def _right_one(answer: Any, choices: list[str], labels: list[str]) -> int:
     for known in (labels, choices):
         if answer in known:
             return known.index(answer)
+    if isinstance(answer, str) and answer.isdecimal() and int(answer) < len(choices):  # a number as tables hold it
+        return int(answer)
     remedy = f"write one of {', '.join(labels)}, its number from 0, or its text"
     raise RowError("bad label", "answer", f"is {kind_of(answer)}, none of the choices", remedy)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from align.data import containers
 from align.data.catalog import Dataset, DatasetConfig, find, make_layout
+from align.data.cells import unpack_row
 from align.data.containers import RawRow, Reading
 from align.data.digest import Digest
 from align.data.problems import SHOWN, BadRow, RowError, RowSkipped, tell
@@ -139,6 +140,7 @@ def nothing_left(name: str, rows: int, reasons: Mapping[str, int]) -> str:
 def read_row(row: dict[str, Any], format_name: str, layout: Layout) -> list[Record]:
     """The records of one raw row, checked; raises RowError or RowSkipped, be it for one of several examples in it."""
     known = FORMATS[format_name]
+    row = unpack_row(row)
     records: list[Record] = []
     for part in (row,) if known.reshape is None else known.reshape(row, layout):
         if isinstance(part, RowSkipped):
@@ -256,12 +258,20 @@ def _decide_format(dataset: Dataset, rows: Iterator[RawRow], notes: list[str]) -
         return everything, dataset.config.format
     values = [raw.value for raw in head]
     named = [{"messages": value} if isinstance(value, list) else value for value in values]
-    named = [value for value in named if isinstance(value, dict)]
+    named = [_opened(value) for value in named if isinstance(value, dict)]
     if not named:
         return everything, "text"
     format_name, reason = sniff(named, dataset.name)
     notes.append(f"{dataset.name}: format {format_name}, decided by {reason}")
     return everything, format_name
+
+
+def _opened(row: Row) -> Row:
+    """A row with the values that its cells hold as text; as it is when they cannot be read, which is told later."""
+    try:
+        return unpack_row(row)
+    except RowError:
+        return row
 
 
 def _read_rows(rows: Iterator[RawRow], reader: _RowReader) -> Generator[Record, None, None]:
@@ -289,7 +299,7 @@ class _RowReader:
     def read(self, raw: RawRow) -> list[Record]:
         """The records of a row; one of several examples in it that is bad spoils no other."""
         try:
-            row = _checked_row(raw, self.known)
+            row = unpack_row(_checked_row(raw, self.known), self.layout.remarks)
             if self.known.reshape is None:
                 return self._take(row, raw)
             return [record for part in self.known.reshape(row, self.layout) for record in self._take(part, raw)]

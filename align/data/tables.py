@@ -33,7 +33,15 @@ def read_tsv(file: DataFile) -> Iterator[RawRow]:
         style = "csv" if misfits["csv"] < misfits["none"] else "none"
         if style == "csv":
             file.note("quotes were read as CSV quoting, because more rows then fit the header")
+        elif misfits["csv"] == misfits["none"] and any(map(_quotes_a_list, file.decoded_lines())):
+            style = "csv"
+            file.note("quotes were read as CSV quoting, because they hold lists of objects together")
     return _rows(file, "\t", style)
+
+
+def _quotes_a_list(line: str) -> bool:
+    """Whether a cell of a line is a list of objects (JSON or Python) in the quotes of a table."""
+    return any(cell.startswith(('"[{', '"{""', "\"{'")) for cell in line.split("\t"))
 
 
 def _separator(file: DataFile) -> str:

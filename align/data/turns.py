@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from align.data.cells import read_value, turns_of
 from align.data.problems import RowError
 from align.errors import nearest, shorten
 from align.schema import Message, Messages, assistant, user
@@ -154,7 +155,9 @@ def read_bare_turns(value: Any, field: str) -> Messages:
 def read_context(value: Any, field: str, tags: Tags) -> Messages:
     """A prompt: text is one user turn, a list is a conversation that waits for the assistant."""
     _refuse_number(value, field)
-    if not isinstance(value, str) or _is_turn_list(value):
+    if isinstance(value, str) and (said := turns_of(value, field)) is not None:
+        value = [said] if isinstance(said, dict) else said
+    if not isinstance(value, str):
         turns = read_turns(value, field, tags)
         if turns and turns[-1]["role"] == "assistant":
             raise RowError("prompt answered", field, "ends with an assistant turn", "move that turn to the completion")
@@ -173,7 +176,9 @@ def read_answer(value: Any, field: str, tags: Tags) -> Messages:
     _refuse_number(value, field)
     if isinstance(value, dict):
         value = [value]
-    if not isinstance(value, str) or _is_turn_list(value):
+    if isinstance(value, str) and (said := turns_of(value, field)) is not None:
+        value = [said] if isinstance(said, dict) else said
+    if not isinstance(value, str):
         return read_turns(value, field, tags)
     return [assistant(checked_text(value, field, "empty completion"))]
 
@@ -334,19 +339,8 @@ def _calls_of(value: Any, field: str) -> list[dict[str, Any]]:
     return [_plain_call(call, field) for call in (calls if isinstance(calls, list) else [calls])]
 
 
-def _is_turn_list(text: str) -> bool:
-    return text.startswith(("[{", "[ {")) and text.rstrip().endswith("}]") and _try_parse(text) is not None
-
-
-def _try_parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
 def _parse(text: str, field: str) -> Any:
-    value = _try_parse(text)
+    value = read_value(text)
     if value is None:
         problem = f"is the text {shorten(text, 40)}, not a list of messages"
         raise RowError("not messages", field, problem, "write a list of messages")
