@@ -34,6 +34,8 @@ class ModelFacts:
     shift: float
     """largest difference of a logit from the base's on a fixed probe; 0 for the base itself"""
     is_dora: bool = False
+    beside_copies: bool = False
+    """whether a model here holds trained copies of modules, which PEFT cannot run beside others in a batch"""
 
     @property
     def alone(self) -> bool:
@@ -43,7 +45,10 @@ class ModelFacts:
     @property
     def why_alone(self) -> str:
         """A line on rows that run alone."""
-        return ("DoRA" if self.is_dora else "this architecture's") + " rows run one model after the other"
+        whose = "DoRA" if self.is_dora else "this architecture's"
+        if self.beside_copies:
+            return "rows run one model after the other beside an adapter with trained modules (modules_to_save)"
+        return f"{whose} rows run one model after the other"
 
 
 def adapters_of(model: Any) -> dict[str, Any]:
@@ -114,6 +119,8 @@ def probe(resident: Resident) -> list[ModelFacts]:
     """
     import torch
 
+    from align.models.probes import probe_ids
+
     model = resident.model
     model.eval()
     configs = adapters_of(model)
@@ -121,7 +128,8 @@ def probe(resident: Resident) -> list[ModelFacts]:
     unknown = set(resident.adapters.values()) - set(names)
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))}: adapters that are not on the model")
-    ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
+    ids = probe_ids(model)
+    copies = any(getattr(config, "modules_to_save", None) for config in configs.values())
     with torch.inference_mode():
         alone = {name: _logits(model, ids, [name], name)[0] for name in names}
         mixed = _mixed_logits(model, ids, [name for name in names if not _runs_alone(configs.get(name))])
@@ -134,6 +142,7 @@ def probe(resident: Resident) -> list[ModelFacts]:
             lane=lanes[name],
             shift=float((alone[name] - alone[BASE]).abs().max()),
             is_dora=name in configs and bool(configs[name].use_dora),
+            beside_copies=copies,
         )
         for reference, name in resident.adapters.items()
     ]
@@ -147,7 +156,7 @@ def _runs_alone(config: Any) -> bool:
 def _mixed_logits(model: Any, ids: Tensor, names: list[str]) -> dict[str, Tensor]:
     try:
         logits = _logits(model, ids.repeat(len(names), 1), names, MIXED)
-    except ValueError:
+    except (ValueError, KeyError, TypeError):  # what PEFT raises for modules that it cannot mix
         return {}
     return dict(zip(names, logits, strict=True))
 

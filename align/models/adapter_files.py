@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.errors import IntegrityError
+from align.errors import IntegrityError, shorten
+from align.models.adapter_kinds import check_kind, check_ranks, trained_tokens
+from align.models.conversion import is_converted, plain_config, plain_state
+from align.models.lora import insert, saved_config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from peft import LoraConfig
+
+    from align.models.adapter_kinds import Use
     from align.registry import Checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
@@ -28,7 +38,96 @@ def read_adapter(checkpoint: Checkpoint) -> dict[str, Any]:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise IntegrityError(f"{path}: the adapter cannot be read ({error}); copy or train it again") from None
+    if broken := [key for key, tensor in state.items() if not bool(tensor.isfinite().all())]:
+        raise IntegrityError(
+            f"{checkpoint.reference}: {len(broken)} of its tensors are not finite (NaN or infinite), first "
+            f"{broken[0]}; train it again"
+        )
     return {key: tensor for key, tensor in state.items() if _HEAD not in key}
+
+
+def insert_saved(
+    model: Any,
+    checkpoint: Checkpoint,
+    name: str,
+    use: Use,
+    task: str | None = "CAUSAL_LM",
+    score: Callable[[Any], Any] | None = None,
+) -> Any:
+    """`model` with a saved adapter in it under `name`: a PeftModel that computes what plain PEFT computes.
+
+    `score` gives the weight of the score head, from the state of the fresh adapter, where there is one. Raises
+    IntegrityError when the adapter cannot be used so, is not whole, or does not fit the model.
+    """
+    check_kind(checkpoint, use)
+    config = saved_config(model, checkpoint, task, trainable=use == "train")
+    state = read_adapter(checkpoint)
+    check_ranks(checkpoint, state)
+    _refuse_beside_trained_tokens(model, config, checkpoint)
+    _refuse_overlap(model, config, state, checkpoint)
+    written, config = config, plain_config(config) if is_converted(config) else config
+    config.init_lora_weights = True
+    if score is not None:
+        config.modules_to_save = ["score"]
+    model = _inserted(model, config, name, checkpoint)
+    if is_converted(written):
+        state = plain_state(model, name, written, state, checkpoint)
+    if score is not None:
+        fresh = fresh_state(model, name)
+        (key,) = (key for key in fresh if key.endswith("score.weight"))
+        state[key] = score(fresh[key])
+    load_state(model, state, name, checkpoint)
+    return model
+
+
+def _inserted(model: Any, config: LoraConfig, name: str, checkpoint: Checkpoint) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # On tied embeddings that an adapter sets apart: they are served as PEFT serves them, and merged apart.
+            warnings.filterwarnings("ignore", message=".*(tied|tie_word_embeddings|lora_bias)")
+            return insert(model, config, name)
+    except (ValueError, TypeError, NotImplementedError, KeyError, AttributeError, re.error) as error:
+        raise IntegrityError(
+            f"{checkpoint.reference}: PEFT cannot set it on its base ({shorten(str(error), 160)}); it was made for "
+            "another model, or its adapter_config.json is damaged"
+        ) from error
+
+
+def _refuse_beside_trained_tokens(model: Any, config: LoraConfig, checkpoint: Checkpoint) -> None:
+    """Raise IntegrityError where an adapter with trained tokens would stand beside another; PEFT 0.21 mixes them up."""
+    others = getattr(model, "peft_config", {}).values()
+    if others and any(trained_tokens(each) for each in (config, *others)):
+        raise IntegrityError(
+            f"{checkpoint.reference}: an adapter with trained tokens (trainable_token_indices) cannot stand beside "
+            "other adapters; use it with its base alone, or merge it with python -m align.registry merge"
+        )
+
+
+def _refuse_overlap(model: Any, config: LoraConfig, state: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """Raise IntegrityError where one adapter holds a trained copy of a module that another one is set on."""
+    others = getattr(model, "peft_config", {}).values()
+    copied = {name.rpartition(".")[2] for each in others for name in each.modules_to_save or ()} - {"score"}
+    updated = {key.partition(".lora_")[0] for key in state if ".lora_" in key}
+    found = {part for path in updated for part in path.split(".")} & copied
+    if others:
+        own = {name.rpartition(".")[2] for name in config.modules_to_save or ()}
+        paths = (path for path, module in model.named_modules() if hasattr(module, "lora_A"))
+        found |= {part for path in paths for part in path.split(".")} & own
+    if found:
+        raise IntegrityError(
+            f"{checkpoint.reference}: it and an adapter beside it meet in {', '.join(sorted(found))}, of which one "
+            "holds a trained copy (modules_to_save); load one of them at a time, or merge it"
+        )
+
+
+def fresh_state(model: Any, name: str) -> dict[str, Any]:
+    """The tensors of an adapter of a model under their names in a file."""
+    from peft import get_peft_model_state_dict
+
+    with warnings.catch_warnings():
+        # That it saves embeddings which an adapter is set on: so it does in the file.
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+        return dict(get_peft_model_state_dict(model, adapter_name=name))
 
 
 def load_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
@@ -44,26 +143,63 @@ def load_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpo
 
 def check_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
     """What `load_state` raises, without loading; the model may be shapes without storage."""
-    from peft import get_peft_model_state_dict
-
-    fresh = get_peft_model_state_dict(model, adapter_name=name)
+    fresh = fresh_state(model, name)
     expected = {key: tuple(tensor.shape) for key, tensor in fresh.items()}
     found = {key: tuple(tensor.shape) for key, tensor in state.items()}
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
     if wrong:
         key = wrong[0]
+        _refuse_own_embeddings(wrong, expected, found, checkpoint)
         raise IntegrityError(
             f"{checkpoint.reference}: {len(wrong)} of {len(expected)} adapter tensors do not fit its base, first {key} "
             f"(expected {expected.get(key)}, found {found.get(key)}); the file is incomplete or of another model"
         )
+    _refuse_other_base_layers(state, fresh, checkpoint)
     if not _is_live(state, fresh):
         raise IntegrityError(f"{checkpoint.reference}: every lora_B is zero, so it changes nothing; train it again")
 
 
+def _refuse_own_embeddings(wrong: list[str], expected: Any, found: Any, checkpoint: Checkpoint) -> None:
+    """Raise IntegrityError, with the true reason, for an adapter that brings an embedding or a head of its own."""
+    for key in wrong:
+        module = key.removesuffix(".weight").rpartition(".")[2]
+        if (
+            key in found
+            and key not in expected
+            and module in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
+        ):
+            raise IntegrityError(
+                f"{checkpoint.reference}: it holds a {module} of its own with {found[key][0]} rows (tokens were added "
+                "to the base it was trained on), and its config does not name it in modules_to_save; use the base with "
+                "those tokens, or merge it where it was trained"
+            )
+
+
+def _refuse_other_base_layers(state: dict[str, Any], fresh: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """Raise IntegrityError for a copy of a layer of the base that is not what the base has; it would replace it."""
+    for key in (key for key in state if key.endswith(".base_layer.weight") and not fresh[key].is_meta):
+        ours, theirs = fresh[key].float().cpu(), state[key].float()
+        if not ours.allclose(theirs, rtol=1e-2, atol=1e-4):
+            raise IntegrityError(
+                f"{checkpoint.reference}: its copy of the base's {key.removesuffix('.base_layer.weight')} is not what "
+                "this base has; it would replace it for every model; use the base it was trained on"
+            )
+
+
 def _is_live(state: dict[str, Any], fresh: dict[str, Any]) -> bool:
-    """Whether an adapter does something: an update that is not zero, or (DoRA) magnitudes that are not the base's."""
-    if any(bool(tensor.any()) for key, tensor in state.items() if "lora_B" in key):
-        return True
+    """Whether an adapter does something: an update that is not zero, or (DoRA) magnitudes that are not the base's.
+
+    What is no update of two matrices (a bias, a trained token, a copy of a module) does something by itself.
+    """
+    factors = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+    for key, tensor in state.items():
+        partner = key.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
+        is_update = partner != key and not key.endswith(".bias")
+        if is_update and bool(tensor.any()) and (partner not in state or bool(state[partner].any())):
+            return True
+        beside = not any(part in key for part in (*factors, "lora_magnitude_vector", "base_layer", "score"))
+        if (beside or key.endswith(".bias")) and bool(tensor.any()):
+            return True
     magnitudes = [key for key in state if "lora_magnitude_vector" in key]
     return any(
         fresh[key].is_meta or not state[key].float().allclose(fresh[key].float().cpu(), rtol=1e-4) for key in magnitudes

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.config import write
 from align.errors import IntegrityError, UsageError
-from align.models.adapter_files import WEIGHTS, load_state, read_adapter
+from align.models.adapter_files import WEIGHTS, fresh_state, insert_saved
+from align.models.folding import fold
 from align.models.loading import Precision, load_base
 from align.models.lora import (
     ALL_LINEAR,
@@ -18,8 +19,8 @@ from align.models.lora import (
     insert,
     linear_names,
     new_config,
-    saved_config,
 )
+from align.models.probes import probe_ids, probe_logits, prove_base_unmoved
 from align.models.tokenizers import check_template, fold_like, load_tokenizer
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _start_full(registry: Registry, checkpoint: Checkpoint, precision: Precision
     resident = _resident_base(registry, checkpoint, Precision(bf16=False), write)
     if checkpoint.is_adapter:
         attach_adapter(resident, checkpoint, "default")
-        resident.model = resident.model.merge_and_unload()
+        resident.model, *_ = fold(resident.model, checkpoint)
         resident.adapters.clear()
         write(f"{checkpoint.reference}: its adapter is merged into the weights, and all of them are trained")
     resident.model.requires_grad_(True)
@@ -129,10 +130,13 @@ def load_resident(registry: Registry, references: list[str], precision: Precisio
     _without_router_loss(resident.model)
     for checkpoint in checkpoints:
         fold_like(checkpoint, resident.tokenizer)
+    ids = probe_ids(resident.model)
+    bare = probe_logits(resident.model, ids)
     for index, checkpoint in enumerate(checkpoints):
         if checkpoint.is_adapter:
             check_template(checkpoint, resident.tokenizer, checkpoints[0].reference)
             attach_adapter(resident, checkpoint, f"adapter{index}")
+            prove_base_unmoved(resident.model, bare, ids, checkpoint)
         elif checkpoint.location == resident.base.location:
             resident.adapters[checkpoint.reference] = BASE
         else:
@@ -196,10 +200,7 @@ def attach_adapter(resident: Resident, checkpoint: Checkpoint, name: str, *, tra
     A reward adapter is attached without its score head (`align.models.heads` loads that).
     """
     check_base(resident, checkpoint)
-    config = saved_config(resident.model, checkpoint, trainable=trainable)
-    state = read_adapter(checkpoint)
-    resident.model = insert(resident.model, config, name)
-    load_state(resident.model, state, name, checkpoint)
+    resident.model = insert_saved(resident.model, checkpoint, name, "train" if trainable else "serve")
     set_trainable(resident.model, name, trainable)
     resident.adapters[checkpoint.reference] = name
 
@@ -296,11 +297,11 @@ def save_adapter(model: Any, adapter: str, folder: Path, base_location: str) -> 
     """Write one adapter so that plain `PeftModel.from_pretrained(base, folder)` loads it."""
     from copy import deepcopy
 
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    state = get_peft_model_state_dict(model, adapter_name=adapter)
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
+    # Copies, because tied adapters share their tensors and a file cannot.
+    state = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in fresh_state(model, adapter).items()}
+    save_file(state, folder / WEIGHTS)
     config = deepcopy(model.peft_config[adapter])
     config.inference_mode = True
     config.base_model_name_or_path = base_location

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
 from align.models.adapter_files import check_state, read_adapter
+from align.models.adapter_kinds import check_kind, check_ranks
 from align.models.adapters import check_digests, tokenizer_home
 from align.models.counting import context_length, shape_of, stored_modules, vocabulary_size
 from align.models.heads import check_score_head
@@ -68,6 +69,7 @@ def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint
     _check_positions(config, base)
     if checkpoint.is_adapter:
         checkpoint.check(hashes=True)
+        check_kind(checkpoint, "train")
     if lora := _new_lora(config, checkpoint):
         check_stored_targets(stored_modules(base), lora)
 
@@ -82,6 +84,7 @@ def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
     import torch
 
     state = read_adapter(checkpoint)
+    check_ranks(checkpoint, state)
     model = shape_of(base)
     with torch.device("meta"):
         model = insert(model, saved_config(model, checkpoint, trainable=True), "default")

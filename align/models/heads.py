@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 from align.config import write
 from align.errors import IntegrityError
-from align.models.adapter_files import WEIGHTS, load_state, read_adapter
+from align.models.adapter_files import WEIGHTS, insert_saved
 from align.models.adapters import Resident, check_digests, tokenizer_home
 from align.models.counting import stored_modules
 from align.models.loading import Precision, load_base
-from align.models.lora import insert, new_config, saved_config
+from align.models.lora import insert, new_config
 from align.models.tokenizers import check_template, check_vocabulary, load_tokenizer, own_pad_token
 
 if TYPE_CHECKING:
     import torch
 
     from align.config import LoraSettings
+    from align.models.adapter_kinds import Use
     from align.registry import Checkpoint, Registry
 
 _TASK = "SEQ_CLS"
@@ -80,16 +81,11 @@ def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision)
 
 def _attach(resident: Resident, checkpoint: Checkpoint, *, trainable: bool) -> None:
     """Set a saved adapter on the base, with its own score head when it is a reward model."""
-    from peft import get_peft_model_state_dict
-
-    config = saved_config(resident.model, checkpoint, _TASK, trainable=trainable)
-    config.modules_to_save = ["score"]
-    state = read_adapter(checkpoint)
-    resident.model = insert(resident.model, config, "default")
-    fresh = get_peft_model_state_dict(resident.model)
-    (key,) = (key for key in fresh if key.endswith(_HEAD))
-    head = load_score_head(checkpoint).weight if checkpoint.kind == "reward" else fresh[key]
-    load_state(resident.model, state | {key: head}, "default", checkpoint)
+    use: Use = "train" if trainable else "serve"
+    head = load_score_head(checkpoint).weight if checkpoint.kind == "reward" else None
+    resident.model = insert_saved(
+        resident.model, checkpoint, "default", use, _TASK, lambda fresh: fresh if head is None else head
+    )
 
 
 def check_score_head(checkpoint: Checkpoint) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from align.errors import UsageError, nearest
+from align.errors import IntegrityError, UsageError, nearest, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -68,12 +69,25 @@ def all_linear(model: Any) -> str | list[str]:
     return ALL_LINEAR
 
 
-def saved_config(model: Any, checkpoint: Checkpoint, task: str = "CAUSAL_LM", *, trainable: bool) -> LoraConfig:
-    """PEFT's configuration of a saved adapter, for attaching it to `model` without what is beside its LoRA."""
+def saved_config(model: Any, checkpoint: Checkpoint, task: str | None = "CAUSAL_LM", *, trainable: bool) -> LoraConfig:
+    """PEFT's configuration of a saved adapter, for attaching it to `model`; a score head is left to the caller.
+
+    Raises IntegrityError when the adapter's config is not one of PEFT's.
+    """
     from peft import LoraConfig
 
-    config = LoraConfig.from_pretrained(checkpoint.location)
-    config.task_type, config.modules_to_save, config.inference_mode = task, None, not trainable
+    try:
+        with warnings.catch_warnings():
+            # It warns of settings that are there but off; those that are on were refused by name.
+            warnings.simplefilter("ignore")
+            config = LoraConfig.from_pretrained(checkpoint.location)
+    except (TypeError, ValueError, ImportError, KeyError) as error:
+        raise IntegrityError(
+            f"{checkpoint.reference}: PEFT cannot read its adapter_config.json ({shorten(str(error), 120)}); copy or "
+            "train the adapter again"
+        ) from None
+    config.task_type, config.inference_mode = task, not trainable
+    config.modules_to_save = None if checkpoint.kind == "reward" else config.modules_to_save
     config.fan_in_fan_out = _is_transposed(model)
     config.base_model_name_or_path = None  # where its base was; PEFT warns when that is elsewhere now
     return config

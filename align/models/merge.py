@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
-from align.models.adapter_files import load_state, read_adapter
+from align.models.adapter_files import insert_saved
 from align.models.adapters import check_digests, digests_of_base, tokenizer_home
+from align.models.folding import fold
 from align.models.heads import load_score_head
-from align.models.loading import Precision, explained, load_base, save_base
-from align.models.lora import insert, saved_config
+from align.models.loading import Head, Precision, explained, load_base, save_base
+from align.models.probes import differ, probe_logits
 from align.models.tokenizers import load_tokenizer
 from align.registry import durable
+from align.registry.checkpoint import read_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+    from torch import Tensor
 
     from align.registry import Checkpoint, Registry
 
 PROVENANCE = "merged_from.json"
-_PROBE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,24 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
     for below, adapter in zip([base, *adapters], adapters, strict=False):
         if not below.is_adapter:
             check_digests(adapter, below, registry)
-        model = _attach(model, adapter)
-        apart = _probe(model)
-        model = _fold(model, adapter)
+        # Without a task PEFT wraps any model, with a language head or a score head alike.
+        model, ids, apart = fold(insert_saved(model, adapter, "default", "merge", None).eval(), adapter)
     model.to(_stored_dtype(base) if dtype == "auto" else getattr(torch, dtype))
-    difference = float((_probe(model) - apart).abs().max())
+    rounded = probe_logits(model, ids)
+    difference = float((rounded - apart).abs().max())
     notes = [*_warnings(adapters), f"on a probe its outputs differ from base and adapter together by {difference:.1e}"]
+    model_dtype = model.dtype
     origin = {"reference": base.reference, "digests": digests_of_base(base, registry)}
     links = [{"reference": adapter.reference, "digest": adapter.digest} for adapter in adapters]
-    size = _write(model, tokenizer, out, {"base": origin, "adapters": links})
     writes_text = checkpoint.kind != "reward"
-    return Merged(checkpoint.reference, out, str(model.dtype).removeprefix("torch."), size, writes_text, tuple(notes))
+
+    def prove(folder: Path) -> None:
+        nonlocal model
+        model = None  # so that there is one model in memory at a time
+        _prove_written(folder, checkpoint, model_dtype, ids, rounded)
+
+    size = _write(model, tokenizer, out, {"base": origin, "adapters": links}, prove)
+    return Merged(checkpoint.reference, out, str(model_dtype).removeprefix("torch."), size, writes_text, tuple(notes))
 
 
 def chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Checkpoint]]:
@@ -101,37 +112,6 @@ def _with_head(base: Checkpoint, checkpoint: Checkpoint) -> Any:
     return model
 
 
-def _attach(model: Any, adapter: Checkpoint) -> Any:
-    config = saved_config(model, adapter, trainable=False)
-    # Without a task PEFT wraps any model, with a language head or a score head alike; by content we know the base
-    # better than by the path that was written down.
-    config.task_type = config.base_model_name_or_path = None
-    state = read_adapter(adapter)
-    attached = insert(model, config, "default")
-    load_state(attached, state, "default", adapter)
-    return attached.eval()
-
-
-def _fold(model: Any, adapter: Checkpoint) -> Any:
-    try:
-        return model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise IntegrityError(
-            f"merge {adapter.reference}: {str(error).splitlines()[0]}; its weights are not finite, train it again"
-        ) from None
-
-
-def _probe(model: Any) -> torch.Tensor:
-    """What a model answers to a few fixed tokens, as float32 on the CPU."""
-    import torch
-
-    count = model.get_input_embeddings().weight.shape[0]
-    device = model.get_input_embeddings().weight.device
-    ids = (torch.arange(1, _PROBE_TOKENS + 1, device=device) % count).unsqueeze(0)
-    with torch.no_grad():
-        return model.eval()(input_ids=ids).logits.float().cpu()
-
-
 def _stored_dtype(base: Checkpoint) -> torch.dtype:
     import torch
     from transformers import AutoConfig
@@ -149,14 +129,29 @@ def _warnings(adapters: list[Checkpoint]) -> list[str]:
     ]
 
 
-def _write(model: Any, tokenizer: Any, out: Path, facts: dict[str, Any]) -> int:
-    """Write everything beside `out`, make it durable and rename it; returns its bytes."""
+def _prove_written(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype, ids: Tensor, expected: Tensor) -> None:
+    """Raise IntegrityError unless the model that plain transformers loads from a folder is the one that was merged."""
+    written = read_folder(folder)
+    head: Head = "score" if checkpoint.kind == "reward" else "causal"
+    model = load_base(written, Precision(bf16=False), head).to(dtype)
+    found = probe_logits(model, ids)
+    if differ(found, expected, dtype):
+        raise IntegrityError(
+            f"merge {checkpoint.reference}: read back from its files, the merged model's logits differ by "
+            f"{float((found - expected).abs().max()):.1e}; nothing was kept, serve it as an adapter"
+        )
+
+
+def _write(model: Any, tokenizer: Any, out: Path, facts: dict[str, Any], prove: Callable[[Path], None]) -> int:
+    """Write everything beside `out`, prove it, make it durable and rename it; returns its bytes."""
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     fresh = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     fresh.mkdir()
     try:
         save_base(model, tokenizer, fresh)
+        del model
+        prove(fresh)
         (fresh / PROVENANCE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         durable.sync_all(fresh)
         fresh.rename(out)

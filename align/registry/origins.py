@@ -66,7 +66,8 @@ def _places(
 ) -> Iterator[tuple[str, str, Resolver]]:
     """Where to look, in order: (how to call the place, reference, who resolves it)."""
     claimed = adapter_config(Path(checkpoint.location)).get("base_model_name_or_path")
-    for reference in dict.fromkeys(filter(None, (recorded.get("reference"), recorded.get("location"), claimed))):
+    named = (recorded.get("reference"), recorded.get("location"), claimed)
+    for reference in dict.fromkeys(name for name in named if name and isinstance(name, str)):
         if not is_local_name(reference):
             yield reference, reference, here
             continue

@@ -1,0 +1,129 @@
+"""The kinds of LoRA that PEFT writes: which are used as they are, converted, used in some places only, or refused.
+
+A setting that is not listed here changes what an adapter computes in a way that nobody has proved on logits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.errors import IntegrityError, shorten
+from align.registry.fingerprints import read_json
+
+if TYPE_CHECKING:
+    from align.registry import Checkpoint
+
+Use = Literal["serve", "train", "merge", "stack"]
+
+CONVERTED = ("pissa", "olora")
+"""starts that take a part out of the base, and that can be computed again from the base"""
+
+_HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+
+_UNDERSTOOD = {
+    *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
+    *("peft_version", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "bias"),
+    *("use_rslora", "use_dora", "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern"),
+    *("alpha_pattern", "target_parameters", "trainable_token_indices", "ensure_weight_tying", "lora_bias"),
+    *(
+        "init_lora_weights",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "megatron_core",
+        "qalora_group_size",
+    ),
+}
+
+_SELDOM = {
+    "layer_replication": "it copies layers of the base, which the other models share",
+    "alora_invocation_tokens": "an activated LoRA, which acts from its invocation tokens on only",
+}
+
+_WHOLE = "merge it (python -m align.registry merge) and go on from the whole model"
+_CONVERT = "convert it where it was trained: save_pretrained(DIR, path_initial_model_for_weight_conversion=START)"
+
+
+def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What an adapter's config says."""
+    return read_json(Path(checkpoint.location) / "adapter_config.json", required=True)
+
+
+def check_kind(checkpoint: Checkpoint, use: Use) -> None:
+    """Raise IntegrityError, with the reason and a way out, when an adapter cannot be used so with right numbers."""
+    found = settings_of(checkpoint)
+    name = checkpoint.reference
+    if unknown := sorted(key for key, value in found.items() if value and key not in _UNDERSTOOD):
+        why = _SELDOM.get(unknown[0], "a variant of LoRA that is not supported")
+        raise IntegrityError(
+            f"{name}: an adapter with {unknown[0]} ({why}); use PEFT itself for it, or train plain LoRA"
+        )
+    _check_numbers(found, name)
+    start = found.get("init_lora_weights", True)
+    if start not in (*_HARMLESS_STARTS, *CONVERTED):
+        raise IntegrityError(
+            f"{name}: it started as {shorten(start)}, which took a part out of its base, and that part cannot be "
+            f"computed again from here; {_CONVERT}"
+        )
+    if use in ("serve", "train") and found.get("bias", "none") != "none":
+        raise IntegrityError(
+            f"{name}: bias={found['bias']}: it replaces biases of the base, which the other models share; {_WHOLE}"
+        )
+    if checkpoint.kind == "reward" and (beside := {*(found.get("modules_to_save") or ())} - {"score", "classifier"}):
+        raise IntegrityError(
+            f"{name}: a reward model with trained modules beside its adapter ({', '.join(sorted(beside))}), which is "
+            "not supported; train one with python -m align.reward"
+        )
+    if use == "train":
+        _check_trainable(found, name, checkpoint.kind == "reward")
+
+
+def _check_trainable(found: dict[str, Any], name: str, is_reward: bool) -> None:
+    """Raise IntegrityError for an adapter that is more than the low-rank updates that training goes on with."""
+    beside = [] if is_reward else found.get("modules_to_save") or []
+    reasons = {
+        f"its start ({found.get('init_lora_weights')}) took a part out of the base": found.get("init_lora_weights")
+        in CONVERTED,
+        f"it holds trained copies of {', '.join(map(str, beside))}": beside,
+        "it holds trained token embeddings": found.get("trainable_token_indices"),
+        "its embeddings and head are tied": found.get("ensure_weight_tying"),
+    }
+    if why := next((reason for reason, holds in reasons.items() if holds), None):
+        raise IntegrityError(f"{name}: it can be served and merged, but not trained on, because {why}; {_WHOLE}")
+
+
+def _check_numbers(found: dict[str, Any], name: str) -> None:
+    """Raise IntegrityError unless ranks are whole numbers above 0 and scales are finite."""
+    import math
+
+    patterns = {key: found.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
+    if not all(isinstance(pattern, dict) for pattern in patterns.values()):
+        raise IntegrityError(f"{name}: its rank_pattern or alpha_pattern is no table; copy adapter_config.json again")
+    ranks = [found.get("r", 8), *patterns["rank_pattern"].values()]
+    scales = [found.get("lora_alpha", 8), *patterns["alpha_pattern"].values()]
+    if wrong := [rank for rank in ranks if type(rank) is not int or rank < 1]:
+        raise IntegrityError(f"{name}: its rank is {shorten(wrong[0])}; copy adapter_config.json again")
+    if wrong := [value for value in scales if not isinstance(value, int | float) or not math.isfinite(value)]:
+        raise IntegrityError(f"{name}: its lora_alpha is {shorten(wrong[0])}; copy adapter_config.json again")
+
+
+def check_ranks(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+    """Raise IntegrityError when a config announces a higher rank than any tensor has; PEFT would allocate it first."""
+    found = settings_of(checkpoint)
+    announced = max([found.get("r", 8), *(found.get("rank_pattern") or {}).values()])
+    factors = [tensor.shape for key, tensor in state.items() if "lora_A" in key or "lora_embedding_A" in key]
+    highest = max((shape[0] for shape in factors if len(shape)), default=0)
+    if announced > highest and not (found.get("target_parameters") and highest):
+        raise IntegrityError(
+            f"{checkpoint.reference}: its config announces rank {announced}, its tensors have {highest} at most; "
+            "adapter_config.json and weights are not of one adapter"
+        )
+
+
+def trained_tokens(config: Any) -> list[int]:
+    """The ids of the tokens whose embeddings an adapter has trained one by one."""
+    found = getattr(config, "trainable_token_indices", None) or []
+    groups = found.values() if isinstance(found, dict) else [found]
+    return sorted({int(token) for group in groups for token in group})
