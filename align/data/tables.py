@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from align.errors import DataError, shorten
 
 _STYLES = {"none": csv.QUOTE_NONE, "csv": csv.QUOTE_MINIMAL}
 _OTHERS = ("\t", ";", "|")
+_QUOTED_LIST = re.compile(r'"(array\()?\s*(\[\s*(\{|$)|\{""|\{\')')
 _WIDEST = 64 << 20
 """Characters of one cell; more than that is a quote that was never closed."""
 
@@ -41,7 +43,7 @@ def read_tsv(file: DataFile) -> Iterator[RawRow]:
 
 def _quotes_a_list(line: str) -> bool:
     """Whether a cell of a line is a list of objects (JSON or Python) in the quotes of a table."""
-    return any(cell.startswith(('"[{', '"{""', "\"{'")) for cell in line.split("\t"))
+    return any(map(_QUOTED_LIST.match, line.split("\t")))
 
 
 def _separator(file: DataFile) -> str:
