@@ -105,24 +105,29 @@ def _default_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], w
 
 
 def kind_of_split(name: str) -> str | None:
-    """Return train, validation or test for the name of a split, a file or a folder; None when it says none of them."""
+    """Return train, validation or test for the name of a split, a file or a folder; None when it says none of them.
+
+    A name of several, such as `train_and_test`, is that of a held-out one.
+    """
     words = [_ENDINGS.sub("", word.lower()) for word in _WORDS.findall(name)]
     joined = {first + second for first, second in pairwise(words)} & {"heldout", "holdout"}
     if joined:
         return "test"
-    return next((_KIND_OF[word] for word in words if word in _KIND_OF), None)
+    return _held_out_first([_KIND_OF[word] for word in words if word in _KIND_OF])
 
 
 def split_of(path: Path) -> str | None:
     """Return the split that a path inside a folder names; where its parts disagree, the one that is held out."""
     *folders, file = path.parts
-    stem = file.split(".", 1)[0]
-    kinds = [kind for part in (stem, *reversed(folders)) if (kind := kind_of_split(part))]
-    if not kinds:
+    kind = _held_out_first([kind for part in (file, *reversed(folders)) if (kind := kind_of_split(part))])
+    if kind is None:
         return None
-    kind = next((kind for kind in kinds if kind != "train"), "train")
     shard = _SHARD.match(file)
     return shard.group(1) if shard and kind_of_split(shard.group(1)) == kind else kind
+
+
+def _held_out_first(kinds: list[str]) -> str | None:
+    return next((kind for kind in kinds if kind != "train"), "train" if kinds else None)
 
 
 def _within_subset(folder: Path, files: Sequence[Path], wanted: Wanted) -> Sequence[Path]:

@@ -18,6 +18,10 @@ from align.errors import DataError, UsageError, shorten
 
 BLOCK = 1 << 20
 """How many bytes are read at a time."""
+MOST_UNPACKED = 256 << 20
+"""Bytes up to which a packed file may grow as much as it likes."""
+MOST_GROWTH = 200
+"""A larger packed file that grows by more than this factor holds nothing to learn from; text grows by 3 to 20."""
 LONGEST_LINE = 256 << 20
 """A line longer than this is no row that could be trained on; it is refused before it fills the memory."""
 
@@ -81,11 +85,16 @@ class DataFile:
 
         `end` takes the place of the line feeds.
         """
-        rest, number = b"", 1
+        held: list[bytes] = []  # the beginning of a line, joined once: a long line comes in many blocks
+        number = 1
         for block in self.blocks():
-            lines = (rest + block).split(b"\n") if rest else block.split(b"\n")
-            rest = lines.pop()
-            if len(rest) > LONGEST_LINE:
+            lines: list[bytes] = []
+            if b"\n" in block:
+                lines = b"".join([*held, block]).split(b"\n")
+                held = [lines.pop()]
+            else:
+                held.append(block)
+            if sum(map(len, held)) > LONGEST_LINE:
                 raise DataError(
                     f"{self.name}:{number + len(lines)}: a line of more than {LONGEST_LINE >> 20} MiB; "
                     "is it text of another kind? Give one row a line"
@@ -93,6 +102,7 @@ class DataFile:
             if lines:
                 yield number, [line + end for line in lines] if end else lines
                 number += len(lines)
+        rest = b"".join(held)
         if rest and self.reading.appended and not _is_json(rest):
             self.note(f"line {number} is torn off at the end of the file; it was left out")
         elif rest:
@@ -207,6 +217,7 @@ _NAMES = {_gunzip: "gzip", _unzstd: "zstd", _unzip: "zip"}
 def _pieces(stream: IO[bytes], file: DataFile) -> Iterator[bytes]:
     import zipfile
 
+    size = 0
     while True:
         try:
             block = stream.read(BLOCK)
@@ -221,6 +232,12 @@ def _pieces(stream: IO[bytes], file: DataFile) -> Iterator[bytes]:
             _unreadable(file, error)
         if not block:
             return
+        size += len(block)
+        if size > MOST_UNPACKED and size > MOST_GROWTH * file.path.stat().st_size:
+            raise DataError(
+                f"{file.name}: unpacks to more than {MOST_GROWTH} times its size, as no text does; unpack it by hand "
+                "if it is meant so"
+            )
         yield block
 
 

@@ -89,6 +89,12 @@ def test_held_out_wins_where_folder_and_file_disagree():
     assert split_of(Path("test/train-1.jsonl")) == "test"
     assert split_of(Path("train/part-0.jsonl")) == "train"
     assert kind_of_split("protest") is None
+    assert kind_of_split("train_and_test") == "test"
+
+
+@pytest.mark.parametrize("name", ["gsm8k.test.jsonl", "wiki.eval.json.gz", "c4.train_and_dev.csv"])
+def test_a_split_is_told_wherever_it_stands_in_the_name(name):
+    assert split_of(Path(name)) in ("test", "validation")
 
 
 README = """---
