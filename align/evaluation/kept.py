@@ -105,6 +105,7 @@ def open_completions(
     """What one of the resident models has written with this sampling before, and where it goes from now on."""
     from align.models.adapters import digests_of_base
     from align.models.reference_cache import reference_key
+    from align.models.stop_tokens import listed_stops
     from align.registry.fingerprints import template_digest, tokenizer_digest
 
     _forget_old(folder)
@@ -120,6 +121,8 @@ def open_completions(
         "tokenizer": tokenizer_digest(Path(resident.tokenizer.name_or_path)),
         "template": template_digest(resident.tokenizer.chat_template),
         "sampling": asdict(sampling),
+        # They come from a file beside the weights, which no digest covers.
+        "stops": listed_stops(resident.base),
         "format": _FORMAT,
     }
     return Kept(folder / f"{digest_of(facts)}.jsonl")

@@ -142,6 +142,9 @@ def _write(runs: Sequence[Run], resident: Resident, asked: Asked, material: Mate
         notes = engine.notes
     finally:
         engine.close()
+    base = f"{resident.base.reference}: "
+    if resident.base.reference not in models:
+        material.notes.extend(note for note in notes if note.startswith(base))
     material.notes.extend(f"{count} completions failed: {message}" for message, count in failed.items())
     for run in runs:
         run.written = written[run.reference]

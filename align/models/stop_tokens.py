@@ -71,6 +71,11 @@ def stop_ids(resident: Resident, say: Callable[[str], None] | None = None) -> li
     return found.ids
 
 
+def listed_stops(base: Checkpoint) -> list[Any]:
+    """Return what the files beside a base list as the end of a text, as it stands there."""
+    return _listed(base)[1]
+
+
 def _listed(base: Checkpoint) -> tuple[str, list[Any], str | None]:
     """The file that says where texts end, what it lists, and what was wrong with a file."""
     problem = None

@@ -98,6 +98,8 @@ class Service:
                 # The form that a request states was tried before: this one was made of its tools.
                 param, message = "tools", f"tools: {message}"
             param = next((name for name in _OWN if message.startswith(name)), param)
+            if param == "chat_template_kwargs" and "'reasoning_effort'" in message:
+                param = "reasoning_effort"
             return Refusal(400, message, param=param, code=_CODES[error.fault])
         if self.draining:
             return draining()

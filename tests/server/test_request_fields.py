@@ -173,6 +173,7 @@ def test_variables_of_the_template_are_set_and_unknown_ones_refused(client):
 
     assert error.param == "chat_template_kwargs"
     assert "enable_thinking" in str(error)
+    assert refused(client, reasoning_effort="high").param == "reasoning_effort"
 
 
 SCHEMA = {
