@@ -16,6 +16,7 @@ from align.engine.protocol import (
     RowDelta,
     RowDone,
     RowError,
+    RowPrompt,
     Sampling,
     ShiftedToken,
     Token,
@@ -110,6 +111,8 @@ class FakeEngine:
                 self._end(stream, RowError(index, f"{row.model}: no reply; ask another model"))
             else:
                 speeches[index] = _speech(row, reply, request.sampling_of(row))
+                if row.echo:
+                    stream.put(RowPrompt(index, row.text or ""))
         started = time.perf_counter()
         while speeches:
             time.sleep(self._pause)
@@ -136,7 +139,7 @@ class FakeEngine:
 def _speech(row: Row, reply: str, sampling: Sampling) -> _Speech:
     stops = [place for place in map(reply.find, sampling.stop) if place >= 0]
     words = reply[: min(stops)].split(" ") if stops else reply.split(" ")
-    spoken = words[: sampling.max_new_tokens]
+    spoken = [] if row.reads_only else words[: sampling.max_new_tokens]
     pieces = [word + " " for word in spoken[:-1]] + spoken[-1:]
     return _Speech(row, pieces, "length" if len(spoken) < len(words) else "stop")
 

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.engine.constraint import UNCOMPILED
-from align.engine.protocol import Busy, Engine, Event, GenerationRequest, Handle, Row, RowDelta, RowDone, RowError
+from align.engine.protocol import (
+    Busy,
+    Engine,
+    Event,
+    GenerationRequest,
+    Handle,
+    Row,
+    RowDelta,
+    RowDone,
+    RowError,
+    RowPrompt,
+)
 from align.server.limits import Limits
 from align.server.metrics import Metrics
 from align.server.refusals import Refusal, broken, busy, draining, not_ready, too_slow
@@ -125,7 +136,9 @@ class Meter:
         metrics.waiting.labels(model).inc(rows)
 
     def note(self, event: Event) -> None:
-        """Take one event into account."""
+        """Take one event into account; a prompt that is told back is none of the answer."""
+        if isinstance(event, RowPrompt):
+            return
         now = time.perf_counter()
         before = self._latest.get(event.row)
         if before is None:

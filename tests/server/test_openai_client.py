@@ -111,6 +111,15 @@ def test_texts_are_continued_one_choice_each(client):
     assert reply.usage.completion_tokens == 4
 
 
+def test_a_prompt_is_told_back_and_may_be_all_that_is_told(client):
+    reply = client.completions.create(model="blue", prompt="once ", max_tokens=2, echo=True)
+    read = client.completions.create(model="blue", prompt="once ", max_tokens=0, echo=True)
+
+    assert (reply.choices[0].text, read.choices[0].text) == ("once roses are", "once ")
+    assert read.choices[0].finish_reason == "length"
+    assert read.usage.completion_tokens == 0
+
+
 def test_texts_are_streamed(client):
     stream = client.completions.create(
         model="blue", prompt="once", max_tokens=4, logprobs=0, stream=True, stream_options={"include_usage": True}
