@@ -113,12 +113,16 @@ def use_tools(body: OffersTools, rows: tuple[Row, ...], engine: Engine | None) -
     offered = body.offered() if body.tool_choice != "none" else []
     options = replace(rows[0].chat, tools=tuple(offered))
     rules = rows[0].rules
+    hides = not rules.show_special_tokens
     if offered:
         rules = replace(rules, show_special_tokens=True)
     if demanded:
         rules = replace(rules, constraint=_demand(body, rows[0], format_, demanded))
     rows = tuple(replace(row, messages=messages, chat=options, rules=rules) for row in rows)
-    return rows, ToolChat(format_, offered, body) if offered else Chat()
+    if not offered:
+        return rows, Chat()
+    bare = format_ if hides else replace(format_, special=())
+    return rows, ToolChat(bare, offered, body)
 
 
 def _demand(body: OffersTools, row: Row, format_: ToolFormat, functions: list[dict[str, Any]]) -> Constraint:

@@ -166,6 +166,8 @@ def test_an_answer_without_calls_is_text_without_control_tokens(client):
 
     assert (choice.message.content, choice.finish_reason) == ("It is a <b>sunny</b> day.", "stop")
     assert choice.message.tool_calls is None
+    shown = ask(client, "answers", extra_body={"skip_special_tokens": False}).choices[0]
+    assert shown.message.content == SAYS["answers"]
 
 
 def test_no_choice_gives_the_model_no_tools(client, scripted):
