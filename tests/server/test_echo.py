@@ -92,7 +92,7 @@ def test_a_prompt_is_one_in_each_of_the_four_ways_it_can_be_sent(client, tokeniz
     assert len(answers) == 1
 
 
-def test_an_adapter_scores_as_the_adapter_while_others_write(client, base, tokenizer):
+def test_an_adapter_scores_otherwise_than_its_base(client, base, tokenizer):
     ids = tokenizer.encode(TEXTS[0])
 
     (warm,), (stone,) = (ask(client, ids, model=name) for name in ("warm-sft", "stone"))
