@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from align.data.confined_templates import apply_template
+from align.data.marks import content_spans, mark_places, start_of, unused
 from align.errors import DataError, shorten
 from align.schema import Message, Messages
 
-_PRIVATE_USE = range(0xE000, 0xF900)
 _ASKED, _ANSWERED = ("qkzvq", "qkwvq"), ("zkqjz", "zkqwz")
 _TEMPLATE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -58,6 +58,8 @@ class _Talk:
     tools: Any
     generate: bool
     settings: Mapping[str, Any] | None
+    known: list[dict[int, tuple[int, int]]] = field(default_factory=list)
+    """once looked for, where the contents of its assistant turns stand"""
 
 
 @dataclass(slots=True)
@@ -171,6 +173,9 @@ class ChatFormat:
         return starts if len(starts) == expected else None
 
     def _slow_start(self, talk: _Talk, turn: int, text: str) -> Span:
+        known = start_of(turn, talk.messages, self._contents(talk, text), self.generation_prompt, text)
+        if known is not None:
+            return Span(turn, known[0], prompted=known[1])
         try:
             earlier = talk.messages[:turn]
             before = self.write(earlier, talk.tools, generate=True, settings=talk.settings) if turn else ""
@@ -211,12 +216,14 @@ class ChatFormat:
 
     def _content_span(self, talk: _Talk, turn: int, text: str) -> tuple[int, int]:
         """Start and end of a turn's content, by rendering a copy with marks in it that changes nothing else."""
+        if turn in (known := self._contents(talk, text)):
+            return known[turn]
         messages = talk.messages
         content = messages[turn]["content"]
         if not content:
             raise TemplateRefusal("the chat template rewrites what the assistant says")
-        opening, closing = _unused(content + text, 2)
-        for start, end in _mark_places(content):
+        opening, closing = unused(content + text, 2)
+        for start, end in mark_places(content):
             marked: Message = {**messages[turn], "content": f"{content[:start]}{opening}{content[start:end]}{closing}"}
             marked["content"] += content[end:]
             changed = [*messages[:turn], marked, *messages[turn + 1 :]]
@@ -225,11 +232,25 @@ class ChatFormat:
                 return copy.index(opening), copy.index(closing) - 1
         raise TemplateRefusal("the chat template rewrites what the assistant says")
 
+    def _contents(self, talk: _Talk, text: str) -> dict[int, tuple[int, int]]:
+        """Where the contents of all assistant turns stand, as far as one marked copy tells; looked for once."""
+        if not talk.known:
+
+            def render(messages: Messages) -> str:
+                return self.write(messages, talk.tools, generate=talk.generate, settings=talk.settings)
+
+            try:
+                found = content_spans(render, talk.messages, text)
+            except TemplateRefusal:
+                found = {}
+            talk.known.append(found)
+        return talk.known[0]
+
     def _disarm(self, messages: Messages, tools: Any) -> tuple[Messages, Any, str | None]:
         """Put a private-use character into every control string the data holds, so that none is encoded as control."""
         if self.controls is None or not any(self.controls.search(text) for text in _texts([messages, tools])):
             return messages, tools, None
-        seam = _unused("".join(_texts([messages, tools])), 1)[0]
+        seam = unused("".join(_texts([messages, tools])), 1)[0]
         return self._split_controls(messages, seam), self._split_controls(tools, seam), seam
 
     def _split_controls(self, value: Any, seam: str) -> Any:
@@ -270,7 +291,7 @@ def disarm(text: str, controls: re.Pattern[str] | None) -> tuple[str, str | None
     """A text in which no control string is whole, and the seam that stands in them (None when there were none)."""
     if controls is None or not controls.search(text):
         return text, None
-    seam = _unused(text, 1)[0]
+    seam = unused(text, 1)[0]
     return split_controls(text, controls, seam), seam
 
 
@@ -355,24 +376,10 @@ def _control_ids(found: ChatFormat, text: str) -> list[int]:
     return [found.tokenizer.convert_tokens_to_ids(name) for name in names]
 
 
-def _mark_places(content: str) -> Iterator[tuple[int, int]]:
-    """Where marks may stand: around all of it, without outer space, or behind a thinking part a template may drop."""
-    yield 0, len(content)
-    end = len(content.rstrip())
-    yield len(content) - len(content.lstrip()), end
-    if "</think>" in content:
-        answer = content.rindex("</think>") + len("</think>")
-        yield answer + len(content[answer:]) - len(content[answer:].lstrip()), end
-
-
 def shared_start(first: str, second: str) -> str:
     """The text with which both begin."""
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
     return first[: sum(1 for _ in same)]
-
-
-def _unused(text: str, count: int) -> list[str]:
-    return list(itertools.islice((char for char in map(chr, _PRIVATE_USE) if char not in text), count))
 
 
 def _texts(value: Any) -> Iterator[str]:

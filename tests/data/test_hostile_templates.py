@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tiny import CHATML, tiny_tokenizer
 
-from align.data import confined_templates
+from align.data import confined_templates, templates
 from align.data.bounded import BoundedProcess, ProcessEnded
 from align.data.render import render_chat, render_demonstrations, stop_token_ids
 from align.errors import DataError
+from align.models.tokenizers import PLAIN_TEMPLATE
 from align.schema import Record, assistant, user
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}" + "{% endfor %}" * 3
@@ -29,6 +30,9 @@ HOSTILE = {
     "writes": "{% for a in range(90000) %}{% for b in range(1000) %}padding{% endfor %}{% endfor %}" + CHATML,
     "only when asked much": "{% if messages | length > 4 %}" + LOOP + "{% endif %}" + CHATML,
 }
+DROPS_THOUGHT = CHATML.replace("{{ message['content'] }}", "{{ message['content'] | trim }}").replace(
+    "assistant\n{% endif", "assistant\n<think>\n{% endif"
+)
 TALK = [user("hello"), assistant("fox"), user("hello"), assistant("dog"), user("hello")]
 
 
@@ -121,3 +125,21 @@ def test_what_nobody_wants_any_more_is_given_up_and_the_next_request_is_answered
 
     assert process.ask(plain).startswith(b"+")
     process.close()
+
+
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, DROPS_THOUGHT])
+def test_a_thousand_turns_are_found_with_a_few_renderings(template, monkeypatch):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    stop_token_ids(tokenizer)
+    talk = [user("Assistant: hello"), assistant("fox"), user("<think>\n Assistant: "), assistant("dog ")] * 250
+    rendered: list[int] = []
+    apply = confined_templates.apply_template
+    monkeypatch.setattr(
+        templates, "apply_template", lambda *words, **options: rendered.append(1) or apply(*words, **options)
+    )
+
+    ids = render_chat([*talk, user("hello")], tokenizer)
+
+    assert len(rendered) < 6
+    assert len(ids) > 5000
