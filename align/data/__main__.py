@@ -177,19 +177,24 @@ def _tell_counts(counts: dict[str, int]) -> None:
 def _preview(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from align.data.preview import mark_colour, mark_plain, preview_parts
+    from align.data.preview import mark_colour, mark_plain, parts_of, render_view
+    from align.data.template_notes import noted_lines
 
     roots = _roots(options.data, options)
     found = load_records(f"{options.data}:limit={options.rows}", view=options.view, on_bad_row="skip", roots=roots)
     tokenizer = _tokenizer(options)
     view = options.view or natural_view(found.records[0])
     console = Console(highlight=False)
-    for title, ids, mask in preview_parts(found.records, tokenizer, view, options.max_length):
+    rendered = render_view(found.records, tokenizer, view, options.max_length)
+    for title, ids, mask in parts_of(rendered):
         write(f"--- {title}: {len(ids)} tokens, {sum(mask)} trained")
         if options.plain or not console.is_terminal:
             write(mark_plain(ids, mask, tokenizer))
         else:
             console.print(mark_colour(ids, mask, tokenizer))
+    for line in noted_lines(rendered, len(rendered.rows), tokenizer):
+        write(f"  note: {line}")
+    _tell_counts(rendered.dropped)
     return 0
 
 

@@ -28,9 +28,13 @@ Part = tuple[str, list[int], list[int]]
 """Title, token ids and a mask of the trained ones."""
 
 
-def preview_parts(records: Sequence[Record], tokenizer: Any, view: View, max_length: int) -> Iterator[Part]:
-    """What a stage would train on, row by row, as titled token lists with masks."""
-    rendered = _RENDERERS[view](records, tokenizer, max_length)
+def render_view(records: Sequence[Record], tokenizer: Any, view: View, max_length: int) -> Rendered:
+    """The rows of a view as a stage would train them; DataError when none is left."""
+    return _RENDERERS[view](records, tokenizer, max_length)
+
+
+def parts_of(rendered: Rendered) -> Iterator[Part]:
+    """Rendered rows as titled token lists with masks."""
     for number, row in enumerate(rendered.rows, start=1):
         yield from _parts(row, number)
 

@@ -133,3 +133,16 @@ def test_listing_and_checking_import_nothing_heavy(rows):
     code += f"sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300).returncode == 0
+
+
+def test_preview_tells_what_a_run_would_drop_and_why(tiny_base, tmp_path, capsys):
+    path = tmp_path / "thoughts.jsonl"
+    answers = [{"role": "assistant", "content": "nine"}, {"role": "assistant", "content": "ten", "thinking": "late"}]
+    talks = [{"messages": [{"role": "user", "content": "when?"}, answer]} for answer in answers]
+    path.write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+
+    assert main(["preview", str(path), "--model", str(tiny_base), "--registry", str(tmp_path / "registry")]) == 0
+
+    shown = capsys.readouterr().out
+    assert "1  the chat template leaves out the reasoning of the answer" in shown
+    assert "ten" not in shown

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from trl_templates import CALL, NAMES, TALKS, build
+from trl_templates import ASKED, CALL, NAMES, RESULT, TALKS, TOOLS, build, say
 
 from align.data import omissions
+from align.data.answers import preference_rows, unpaired_rows
 from align.data.fitting import Fit
-from align.data.render import demonstration_rows
+from align.data.render import demonstration_rows, document_rows, prompt_rows, render_chat
 from align.data.rendered import UNPROMPTED, UNTRAINED
 from align.data.template_notes import generation_note
 from align.errors import DataError
+from align.schema import Record
 
 # kept      all that the trained turns say is trained
 # context   told: turns whose reasoning the template drops are not trained, the others are kept
@@ -42,7 +44,7 @@ gemma4_v4                        kept        kept        -reasoning  kept       
 gemma4_v5                        kept        kept        kept        kept        kept        context
 gemma_training                   refused     refused     -reasoning  kept        kept        refused
 glm4moe                          unusable    unusable    unusable    unusable    unusable    unusable
-glm4moe_training                 kept        kept        kept        kept        kept        context
+glm4moe_training                 kept        kept        kept        kept        -before     context
 gptoss                           kept        kept        kept        kept        kept        context
 gptoss_training                  kept        kept        kept        kept        kept        context
 idefics3                         kept        -calls      -reasoning  kept        kept        -calls
@@ -78,18 +80,18 @@ qwen2_5                          kept        kept        -reasoning  kept       
 qwen2_5_training                 kept        kept        -reasoning  kept        kept        -reasoning
 qwen2_5_vl                       kept        -calls      -reasoning  kept        kept        -calls
 qwen2_5_vl_training              kept        -calls      -reasoning  kept        kept        -calls
-qwen3                            kept        kept        kept        kept        kept        context
-qwen3_5_nothink                  kept        kept        -reasoning  -reasoning  prompt      -reasoning
-qwen3_5_nothink_training         kept        kept        -reasoning  -reasoning  prompt      -rewritten
-qwen3_5_think                    kept        kept        kept        kept        kept        context
-qwen3_5_think_training           kept        kept        kept        kept        kept        kept
-qwen3_6                          kept        kept        kept        kept        kept        context
-qwen3_6_training                 kept        kept        kept        kept        kept        kept
+qwen3                            kept        kept        kept        kept        -before     context
+qwen3_5_nothink                  kept        kept        -reasoning  -reasoning  -before     -reasoning
+qwen3_5_nothink_training         kept        kept        -reasoning  -reasoning  -before     -rewritten
+qwen3_5_think                    kept        kept        kept        kept        -before     context
+qwen3_5_think_training           kept        kept        kept        kept        -before     kept
+qwen3_6                          kept        kept        kept        kept        -before     context
+qwen3_6_training                 kept        kept        kept        kept        -before     kept
 qwen3_8                          kept        kept        kept        kept        kept        kept
 qwen3_8_training                 kept        kept        kept        kept        kept        kept
 qwen3_instruct_2507              kept        kept        -reasoning  kept        kept        -reasoning
 qwen3_instruct_2507_training     kept        kept        -reasoning  kept        kept        -reasoning
-qwen3_training                   kept        kept        kept        kept        kept        kept
+qwen3_training                   kept        kept        kept        kept        -before     kept
 qwen3_vl                         kept        kept        -reasoning  kept        kept        -reasoning
 qwen3_vl_training                kept        kept        -reasoning  kept        kept        -reasoning
 smolvlm                          kept        -calls      -reasoning  kept        kept        -calls
@@ -177,3 +179,44 @@ def test_reasoning_and_arguments_reach_the_template_in_the_form_it_asks_for():
     assert "<think>\nthe sky is grey\n</think>\n\nYes." in build("deepseek_r1_distill_training").decode(
         other["input_ids"]
     )
+
+
+@pytest.mark.parametrize(
+    ("render", "record"),
+    [
+        (preference_rows, Record(prompt=[ASKED], chosen=[say("", tool_calls=[CALL])], rejected=[say("No.")])),
+        (preference_rows, Record(prompt=[ASKED], chosen=[say("Yes.")], rejected=[say("", tool_calls=[CALL])])),
+        (unpaired_rows, Record(prompt=[ASKED], completion=[say("", tool_calls=[CALL])], label=True)),
+        (prompt_rows, Record(prompt=[ASKED, say("", tool_calls=[CALL]), RESULT])),
+        (document_rows, TALKS["calls"]),
+    ],
+)
+def test_every_view_refuses_a_row_whose_calls_the_template_does_not_write(render, record):
+    rendered = render([record], build("phi3"), Fit(4000))
+
+    assert rendered.rows == []
+    assert rendered.dropped == {omissions.CALLS: 1}
+
+
+def test_a_prompt_to_answer_is_refused_where_the_template_drops_tools_or_their_results():
+    tokenizer = build("phi3")
+
+    with pytest.raises(DataError, match="leaves out the tool definitions"):
+        render_chat([ASKED], tokenizer, TOOLS)
+    with pytest.raises(DataError, match="leaves out tool results"):
+        render_chat([ASKED, say("I look."), RESULT], tokenizer)
+
+
+def test_the_answers_of_a_pair_keep_their_reasoning_or_the_pair_is_refused():
+    pair = Record(prompt=[ASKED], chosen=[say("Yes.", "the sky is grey")], rejected=[say("No.", "no cloud")])
+
+    kept, refused = (preference_rows([pair], build(name), Fit(4000)) for name in ("qwen3", "qwen2_5"))
+
+    assert "<think>\nthe sky is grey\n</think>" in build("qwen3").decode(kept.rows[0]["chosen_ids"])
+    assert refused.dropped == {omissions.REASONING: 1}
+
+
+def test_a_judge_reads_an_answer_without_the_reasoning_that_the_template_drops():
+    record = Record(prompt=[ASKED], completion=[say("<think>\nthe sky is grey\n</think>\n\nYes.")], label=True)
+
+    assert len(unpaired_rows([record], build("deepseekv3"), Fit(4000, spare_thoughts=True)).rows) == 1
