@@ -538,3 +538,37 @@ def test_numeric_labels_of_conversations_count_where_labels_are_asked_for(tmp_pa
     found = load_records(str(tmp_path / "a.jsonl"), view="unpaired")
 
     assert [record.label for record in found.records] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": "four", "reasoning_content": "two and two"},
+        {"content": "four", "reasoning": "two and two"},
+        {"content": "four", "thinking": "two and two"},
+        {"content": "four", "thinking": "two and two", "reasoning": "two and two"},
+        {"content": [{"type": "reasoning", "text": "two and two"}, {"type": "text", "text": "four"}]},
+        {"content": [{"type": "thinking", "thinking": "two and two"}, {"type": "text", "text": "four"}]},
+    ],
+)
+def test_reasoning_is_one_field_under_whichever_key_or_part_a_file_holds_it(turn):
+    from align.data.turns import OPENAI_TAGS, read_turns
+
+    [message] = read_turns([{"role": "assistant", **turn}], "messages", OPENAI_TAGS)
+
+    assert message == {"role": "assistant", "content": "four", "reasoning_content": "two and two"}
+
+
+@pytest.mark.parametrize(
+    ("turn", "problem"),
+    [
+        ({"content": "four", "thinking": "one", "reasoning": "two"}, "two different reasonings"),
+        ({"content": "four", "reasoning": {"effort": "high"}}, "is an object, not text"),
+    ],
+)
+def test_reasoning_that_is_no_text_or_twice_different_is_a_bad_row(turn, problem):
+    from align.data.problems import RowError
+    from align.data.turns import OPENAI_TAGS, read_turns
+
+    with pytest.raises(RowError, match=problem):
+        read_turns([{"role": "assistant", **turn}], "messages", OPENAI_TAGS)
