@@ -223,10 +223,12 @@ def describe(
     """Who takes part and over which base, as every vote will record it; a registry remembers the base's digests."""
     from align.arena.battles import Contestant, Setup
     from align.models.adapters import digests_of_base, tokenizer_home
-    from align.models.tokenizers import load_tokenizer
+    from align.models.tokenizers import fold_like, load_tokenizer
     from align.registry.fingerprints import template_digest
 
     tokenizer = load_tokenizer(tokenizer_home(checkpoints[0], base))
+    for checkpoint in checkpoints:
+        fold_like(checkpoint, tokenizer)
     template = template_digest(tokenizer.chat_template)
     return Setup(
         contestants=tuple(Contestant(checkpoint.reference, checkpoint.digest) for checkpoint in checkpoints),
