@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     if not 2 <= len(options.models) <= 4:
         raise UsageError(f"{len(options.models)} models given; a comparison takes 2 to 4")
     _require_gradio()
-    registry = open_registry(options.registry)
+    registry = open_registry(options.registry, base=options.base)
     checkpoints = _resolve(registry, options.models)
     reward = _reward_model(registry, options.reward_model)
     prompts = _prompts(registry, options.prompts)

@@ -112,7 +112,7 @@ def _run(options: argparse.Namespace) -> int:
         )
     outputs = Outputs(options.json, options.samples, options.report, record=not options.no_record)
     outputs.check()
-    registry = open_registry(options.registry)
+    registry = open_registry(options.registry, base=options.base)
     if outputs.record and registry.root.is_dir():
         _refuse_unwritable(registry)
     return benchmark(registry, options) if options.harness else evaluate(registry, options, outputs)

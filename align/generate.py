@@ -82,7 +82,8 @@ def _engine(options: argparse.Namespace) -> Engine:
     from align.models.adapters import load_resident
     from align.registry import open_registry
 
-    engine = LocalEngine(load_resident(open_registry(options.registry), [options.model], precision_from(options)))
+    registry = open_registry(options.registry, base=options.base)
+    engine = LocalEngine(load_resident(registry, [options.model], precision_from(options)))
     for note in engine.notes:
         sys.stderr.write(f"{note}\n")
     return engine

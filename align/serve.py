@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
         max_connections=options.max_connections,
         drain_seconds=options.drain_seconds,
     )
-    registry = open_registry(options.registry)
+    registry = open_registry(options.registry, base=options.base)
     return (_print_vllm if options.print_vllm else _serve)(registry, options, limits)
 
 

@@ -15,6 +15,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--registry", metavar="DIR", help="where models live (else $ALIGN_REGISTRY, else ./align_registry)"
     )
+    parser.add_argument(
+        "--base", metavar="DIR", help="where the base of the adapters is now, when it has moved; its content is checked"
+    )
     parser.add_argument("--quantization", choices=["none", "nf4", "int8"], default="none", help="how the base is held")
     parser.add_argument(
         "--bf16", action=argparse.BooleanOptionalAction, help="calculate in bfloat16 (else where the accelerator does)"

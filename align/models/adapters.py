@@ -221,7 +221,7 @@ def check_digests(checkpoint: Checkpoint, base: Checkpoint, registry: Registry |
             base.check(hashes=True)
             raise IntegrityError(
                 f"{checkpoint.reference}: trained over a base whose {part} is {digest}, but {base.reference} "
-                f"has {found.get(part)}; restore that base or train the adapter again"
+                f"has {found.get(part)}; restore that base, say where it is (--base DIR), or train the adapter again"
             )
 
 

@@ -122,11 +122,11 @@ def _read(location: str, revision: str | None) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever files that are not what they seem make the libraries raise
         if Path(location).is_dir():
             found, remedy = f"it holds {_listing(location)}", "save the tokenizer beside the weights"
         else:
-            found = str(error).splitlines()[0].rstrip(".")
+            found = next(filter(None, str(error).splitlines()), type(error).__name__).rstrip(".")
             remedy = "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"
         raise IntegrityError(f"{location}: no tokenizer could be read; {found}; {remedy}") from None
 

@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one registry command; returns its exit code."""
     options = _parser().parse_args(argv)
     action: Action = options.action
-    return guard(lambda: action(open_registry(options.registry), options), debug=options.debug)
+    base = getattr(options, "base", None)
+    return guard(lambda: action(open_registry(options.registry, base=base), options), debug=options.debug)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +82,8 @@ def _keeping(verb: Verb) -> None:
     sweeping.add_argument(
         "--days", type=int, default=KEEP_DAYS, help="how long trash and quarantine keep things (%(default)s)"
     )
+    placing = verb("base", "remember where a base is now", lambda r, o: commands.place_base(r, o.folder))
+    placing.add_argument("folder", metavar="DIR", help="adapters that were trained over this base find it here")
     removing = verb("rm", "move a version to trash/", lambda r, o: upkeep.remove(r, o.reference))
     removing.add_argument("reference", metavar="REF", help="such as my-model@v3")
 
@@ -98,6 +101,7 @@ def _moving(verb: Verb) -> None:
     taking.add_argument("--name", metavar="NAME", help="register it under this name")
     merging = verb("merge", "base and adapter as one model", _merge)
     merging.add_argument("reference", metavar="REF")
+    merging.add_argument("--base", metavar="DIR", help="where the base under it is now, when it has moved")
     merging.add_argument("--out", metavar="DIR", required=True, help="a folder that is empty or not there yet")
     merging.add_argument(
         "--dtype",

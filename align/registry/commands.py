@@ -82,6 +82,12 @@ def alias(registry: Registry, name: str, word: str, version: int) -> None:
     write(f"{name}@{word} is now {checkpoint.reference}{moved}")
 
 
+def place_base(registry: Registry, folder: str) -> None:
+    """Remember where a base is and say so."""
+    checkpoint = registry.remember_base(folder)
+    write(f"{checkpoint.location}: adapters in {registry.root} that were trained over this base find it here now")
+
+
 def unalias(registry: Registry, name: str, word: str) -> None:
     """Take an alias away and say so."""
     before = registry.aliases(name).get(word)

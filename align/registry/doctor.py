@@ -18,7 +18,8 @@ Trouble = Literal[
 ]
 
 _KNOWN_AT_ROOT = {
-    layout.FORMAT_FILE, "models", "refs", "tmp", "quarantine", "trash", "runs", "votes", "reviews", "world", "cache"
+    layout.FORMAT_FILE, layout.BASES_FILE,
+    "models", "refs", "tmp", "quarantine", "trash", "runs", "votes", "reviews", "world", "cache"
 }  # fmt: skip
 # What a repair puts into quarantine/; the rest needs a person, another program version, or nothing.
 _QUARANTINED = ("torn", "damaged", "alias", "abandoned", "evaluation")

@@ -158,13 +158,23 @@ def check_whole(path: Path) -> None:
     with path.open("rb") as stream:
         header, start = _header(stream, path)
     try:
-        end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (KeyError, TypeError, IndexError):
+        end = start + _end_of_tensors(header)
+    except (KeyError, TypeError, ValueError):
         raise IntegrityError(f"{path}: not a whole safetensors file; download or save it again") from None
     if (size := path.stat().st_size) != end:
         raise IntegrityError(
             f"{path}: weights cannot be read; {size} bytes, its header announces {end}; download or save it again"
         )
+
+
+def _end_of_tensors(header: dict[str, Any]) -> int:
+    """How many bytes the tensors of a header fill, one behind the other; ValueError when they overlap or leave gaps."""
+    end = 0
+    for first, last in sorted(tuple(entry["data_offsets"]) for entry in header.values()):
+        if first != end or last < first:
+            raise ValueError("tensors overlap, or leave a gap")
+        end = last
+    return end
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, list[Any]]]:
@@ -182,7 +192,7 @@ def _header(stream: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(stream.read(8), "little")
     try:
         header = json.loads(stream.read(length)) if length <= _HEADER_LIMIT else None
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise IntegrityError(f"{path}: not a whole safetensors file; download or save it again")
@@ -207,7 +217,7 @@ def read_json(path: Path, required: bool = False) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: cannot be read as JSON ({error}); download or save the model again") from None
     if not isinstance(value, dict):
         raise IntegrityError(f"{path}: holds {type(value).__name__}, not an object; download or save the model again")

@@ -5,7 +5,9 @@ Only names, JSON and the headers of safetensors files are read; a pickle is neve
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from align.errors import IntegrityError, shorten
 from align.registry import fingerprints
@@ -13,6 +15,18 @@ from align.registry.fingerprints import read_json
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 """suffixes of files that may run code when they are opened"""
+
+_READ = {".json", ".jinja", ".txt", ".model", ".safetensors"}
+"""suffixes of the files that the libraries open in a model's folder"""
+
+_TEXT, _LONG_TEXT = 16 << 20, 256 << 20
+_LONG_NAMES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "model.safetensors.index.json"}
+"""how many bytes of a text are read, and the names that may hold a vocabulary"""
+
+_BUILT_IN = {"eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "grouped_mm", "batched_mm"}
+"""implementations that come with torch or are packages of this machine; any other name is a repository of the hub"""
+
+_DEPTH = 4
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -22,10 +36,40 @@ def check_foreign(folder: Path, reference: str) -> None:
 
     A folder without any weights passes: whoever needs them says so, and a tokenizer may be all that is wanted.
     """
+    _check_files(folder, reference)
     if (folder / "adapter_config.json").is_file():
         _check_adapter(folder, reference)
     else:
         _check_model(folder, reference)
+
+
+def _check_files(folder: Path, reference: str) -> None:
+    """Raise IntegrityError for a pipe, a device or a text of absurd size where the libraries would read a file."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _READ or not path.exists():
+            continue
+        if not path.is_file():
+            raise IntegrityError(f"{reference}: {path.name} is no regular file; copy the model again")
+        limit = _LONG_TEXT if path.name in _LONG_NAMES else _TEXT
+        if path.suffix not in (".safetensors", ".model") and (size := path.stat().st_size) > limit:
+            raise IntegrityError(
+                f"{reference}: {path.name} has {size:,} bytes, {limit:,} at most are read; copy the model again"
+            )
+    for key, value in _implementations(read_json(folder / "config.json")):
+        if value not in _BUILT_IN:
+            raise IntegrityError(
+                f"{reference}: its config.json asks for {key} {shorten(value)}, which is fetched and run; code of "
+                "others is never run here, take that line out"
+            )
+
+
+def _implementations(config: dict[str, Any], depth: int = 0) -> Iterator[tuple[str, object]]:
+    """The settings of a config, and of those within it, that name the code which computes attention or experts."""
+    for key, value in config.items():
+        if isinstance(value, dict) and depth < _DEPTH:
+            yield from _implementations(value, depth + 1)
+        elif "attn_implementation" in key or "experts_implementation" in key:
+            yield from ((key, each) for each in ([value] if isinstance(value, str) else []))
 
 
 def _check_adapter(folder: Path, reference: str) -> None:

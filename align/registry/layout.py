@@ -15,6 +15,7 @@ from align.errors import IntegrityError
 from align.registry.references import LATEST, NAME
 
 FORMAT = 1
+BASES_FILE = "bases.json"
 FORMAT_FILE = "FORMAT.json"
 Mark = Literal["removed", "imported"]
 STALE = 7 * 24 * 3600

@@ -16,6 +16,10 @@ class Resolver(Protocol):
     """What of a registry is needed here."""
 
     root: Path
+    base: str | None
+
+    def known_bases(self) -> list[str]:
+        """Folders that were named as places of bases."""
 
     def resolve(self, reference: str) -> Checkpoint:
         """The checkpoint a reference leads to."""
@@ -41,6 +45,8 @@ def find_base(checkpoint: Checkpoint, here: Resolver, beside: Resolver | None) -
     first. A base on the hub is taken at its word: only its download has digests.
     """
     recorded = (checkpoint.manifest or {}).get("base") or {}
+    if here.base is not None:
+        return _named_base(checkpoint, recorded.get("digests") or {}, here, here.base)
     reasons = []
     for place, reference, registry in _places(checkpoint, recorded, here, beside):
         try:
@@ -54,11 +60,25 @@ def find_base(checkpoint: Checkpoint, here: Resolver, beside: Resolver | None) -
             return base
         reasons.append(f"\n  {place}: {reason}")
     if not reasons:
-        raise IntegrityError(f"{checkpoint.reference}: says nowhere which base it was trained on; train it again")
+        raise IntegrityError(
+            f"{checkpoint.reference}: says nowhere which base it was trained on; say it with --base DIR"
+        )
     raise IntegrityError(
-        f"{checkpoint.reference}: its base was not found; restore it in one of these places, or train the adapter again"
-        + "".join(reasons)
+        f"{checkpoint.reference}: its base was not found; restore it in one of these places, or say where it is now: "
+        "--base DIR on the command, for good python -m align.registry base DIR" + "".join(reasons)
     )
+
+
+def _named_base(checkpoint: Checkpoint, digests: dict[str, str], here: Resolver, named: str) -> Checkpoint:
+    """The base that was named on the command line; IntegrityError unless its content is the recorded one."""
+    base = here.resolve(named)
+    if base.is_adapter:
+        raise IntegrityError(f"--base {named}: an adapter; give the base under {checkpoint.reference}")
+    if not base.is_hub and (difference := _difference(digests, base, here)):
+        raise IntegrityError(
+            f"{checkpoint.reference} over --base {named}: {difference}; give the base it was trained on"
+        )
+    return base
 
 
 def _places(
@@ -74,6 +94,8 @@ def _places(
         for registry in filter(None, (beside, here)):
             yield f"{reference} in {registry.root}", reference, registry
     for registry in filter(None, (beside, here)):
+        for folder in registry.known_bases() if recorded.get("digests") else ():
+            yield folder, folder, here
         for base in registry.bases_like(recorded.get("digests") or {}):
             yield f"{base.reference} in {registry.root}", base.reference, registry
 

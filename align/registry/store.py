@@ -20,9 +20,12 @@ from align.registry.references import LATEST, VERSION, Folder, Hub, check_alias,
 from align.registry.staging import Staging
 
 
-def open_registry(root: str | Path | None = None, disk: Disk = DISK) -> Registry:
-    """The registry at `root`, else `$ALIGN_REGISTRY`, else `./align_registry`; staging something creates it."""
-    return Registry(Path(root).expanduser().resolve() if root else default_root(), disk)
+def open_registry(root: str | Path | None = None, disk: Disk = DISK, *, base: str | None = None) -> Registry:
+    """The registry at `root`, else `$ALIGN_REGISTRY`, else `./align_registry`; staging something creates it.
+
+    `base` is where the base of the adapters asked for is now, when it is not where it was.
+    """
+    return Registry(Path(root).expanduser().resolve() if root else default_root(), disk, base)
 
 
 def default_root() -> Path:
@@ -33,9 +36,10 @@ def default_root() -> Path:
 class Registry:
     """Named, numbered, immutable checkpoints below one folder."""
 
-    def __init__(self, root: Path, disk: Disk = DISK) -> None:
+    def __init__(self, root: Path, disk: Disk = DISK, base: str | None = None) -> None:
         self.root = root
         self.disk = disk
+        self.base = base
         self._announced: set[str] = set()
         layout.check_format(root)
 
@@ -91,6 +95,23 @@ class Registry:
         home = origins.home_of(checkpoint)
         beside = Registry(home, self.disk) if home and home != self.root else None
         return origins.find_base(checkpoint, self, beside)
+
+    def known_bases(self) -> list[str]:
+        """The folders that were named as places of bases, the last named first."""
+        found = fingerprints.read_json(self.root / layout.BASES_FILE).get("bases")
+        return [path for path in found if isinstance(path, str)][::-1] if isinstance(found, list) else []
+
+    def remember_base(self, location: str | Path) -> Checkpoint:
+        """Remember where a base is now; adapters that were trained over it find it there by content."""
+        checkpoint = self.resolve(str(Path(location).expanduser().resolve()))
+        if checkpoint.is_adapter:
+            raise IntegrityError(f"{checkpoint.reference}: an adapter, no base; give the folder of the base under it")
+        self.base_digests(checkpoint.location)
+        self.check_writable()
+        known = [path for path in self.known_bases()[::-1] if path != checkpoint.location]
+        text = json.dumps({"bases": [*known, checkpoint.location]}, indent=1) + "\n"
+        durable.write_durably(self.root / layout.BASES_FILE, text.encode(), self.disk)
+        return checkpoint
 
     def base_digests(self, location: str | Path) -> dict[str, str]:
         """`fingerprints.base_digests`, remembered across processes in this registry."""

@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch_size", "--batch-size", type=int, default=16, metavar="N", help="answers a pass (16)")
     parser.add_argument("--quantization", choices=("none", "nf4", "int8"), default="none", help="how the base is held")
+    parser.add_argument("--base", metavar="DIR", help="where the base of the reward model is now, when it has moved")
     parser.add_argument("--registry", metavar="DIR", help="where models live (else $ALIGN_REGISTRY)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -72,7 +73,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.batch_size < 1:
         raise UsageError(f"--batch_size {options.batch_size}: expected 1 or more")
     suffix = check_target(options.out, force=options.force) if options.out else None
-    registry = open_registry(options.registry)
+    registry = open_registry(options.registry, base=options.base)
     judge = registry.resolve(options.model)
     check_score_head(judge)
     fit = Fit(_length(options.max_length, judge, registry), options.on_long, spare_thoughts=True)

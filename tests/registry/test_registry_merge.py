@@ -6,6 +6,7 @@ The numbers 52 to 54 are those of the project's list of bad inputs: what only sh
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -268,3 +269,45 @@ def test_52_one_flipped_bit_in_a_registered_adapter_is_refused(registry, tiny_ba
         IntegrityError, match=r"adapter_model.safetensors: content has digest sha256:\w+, sha256:\w+ was"
     ):
         merge(registry, "m", tmp_path / "whole")
+
+
+def _moved(registry, tmp_path, tiny_base):
+    """An adapter whose base was in a folder that is somewhere else now."""
+    first, now = tmp_path / "first", tmp_path / "now"
+    shutil.copytree(tiny_base, first)
+    _train(registry, "m", str(first), LoraSettings(r=4))
+    first.rename(now)
+    return now
+
+
+def test_a_base_that_moved_is_named_on_the_command_or_remembered_for_good(registry, tiny_base, tmp_path, capsys):
+    from align import generate
+
+    now = _moved(registry, tmp_path, tiny_base)
+    root = ["--registry", str(registry.root)]
+    merged = ["merge", "m", *root, "--out"]
+
+    assert main([*merged, str(tmp_path / "a")]) == 4
+    assert "--base DIR on the command, for good python -m align.registry base DIR" in capsys.readouterr().err
+    assert main([*merged, str(tmp_path / "a"), "--base", str(now)]) == 0
+    assert generate.main(["m", "hello", "--max-new-tokens", "2", "--base", str(now), *root]) == 0
+    assert main(["base", str(now), *root]) == 0
+    assert main([*merged, str(tmp_path / "b")]) == 0
+    assert main(["doctor", *root]) == 0
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def test_another_base_is_refused_where_it_is_named_and_passed_over_where_it_is_remembered(
+    registry, tiny_base, tmp_path, capsys
+):
+    from tiny import build_tiny_qwen3
+
+    now = _moved(registry, tmp_path, tiny_base)
+    other = build_tiny_qwen3(tmp_path / "other", seed=1)
+    root = ["--registry", str(registry.root)]
+
+    assert main(["merge", "m", "--out", str(tmp_path / "a"), "--base", str(other), *root]) == 4
+    assert re.search(r"m@v1 over --base .*weights is sha256:\w+, but this has sha256:", capsys.readouterr().err)
+    assert main(["base", str(registry.resolve("m").location), *root]) == 4
+    assert main(["base", str(now), *root]) == main(["base", str(other), *root]) == 0
+    assert registry.resolve_base(registry.resolve("m")).location == str(now)
