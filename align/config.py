@@ -220,7 +220,7 @@ def build(config_class: type[ConfigT], values: dict[str, Any]) -> ConfigT:
 
 def _explain(config_class: type[Settings], detail: ErrorDetails) -> str:
     path = [str(part) for part in detail["loc"]]
-    key = ".".join(part for part in path if _OF_A_TYPE.search(part) is None)
+    key = ".".join(part for part in path if not part.isdigit() and _OF_A_TYPE.search(part) is None)
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown setting;{nearest(path[-1], _keys_at(config_class, path[:-1]))}"
     if detail["type"] == "missing":
@@ -261,10 +261,10 @@ _SENTENCES = {
     "dict_type": _GROUP,
     "model_type": _GROUP,
     "model_attributes_type": _GROUP,
-    "greater_than": "is too small; give a number above {gt}",
-    "greater_than_equal": "is too small; give {ge} or more",
-    "less_than": "is too large; give a number below {lt}",
-    "less_than_equal": "is too large; give {le} or less",
+    "greater_than": "is too small; give a number above {gt:g}",
+    "greater_than_equal": "is too small; give {ge:g} or more",
+    "less_than": "is too large; give a number below {lt:g}",
+    "less_than_equal": "is too large; give {le:g} or less",
     "too_short": "has too few items; give {min_length} or more",
     "too_long": "has too many items; give {max_length} at most",
     "string_too_short": "is too short; give {min_length} characters or more",

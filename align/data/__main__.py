@@ -16,7 +16,7 @@ from align.data.catalog import catalogue, find, read_entry
 from align.data.checks import Findings, Leak
 from align.data.load import load_records
 from align.data.mix import leaves, open_scan
-from align.data.problems import BadRow
+from align.data.problems import BadRow, listed
 from align.data.scan import Scan
 from align.data.views import natural_view
 from align.data.writing import check_target, dump_row, replacing
@@ -162,9 +162,9 @@ def _tell(found: Scan, kinds: Counter[str], remarks: list[str]) -> None:
         write(f"  note: {note}")
     for remark in remarks:
         write(f"  warning: {remark}")
-    for row in found.bad:
-        write(f"  {row}")
-    if (more := sum(found.reasons.values()) - len(found.bad)) > 0:
+    for line in listed(found.bad, found.equal):
+        write(f"  {line}")
+    if (more := sum(found.reasons.values()) - sum(found.equal.values())) > 0:
         write(f"  ... and {more} more of these kinds")
     _tell_counts(found.left_out())
 

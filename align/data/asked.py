@@ -26,16 +26,20 @@ def read_labelled(row: Row, layout: Layout) -> list[Record]:
             prompt=[user(f"{layout.question}\n\n{asked}" if layout.question else asked)],
             completion=[assistant(label)],
             answer=label,
-            meta={"labels": list(dict.fromkeys(layout.labels.values()))},
+            meta={"labels": list(dict.fromkeys(layout.labels.values()))} if layout.labels else {},
         )
     ]
 
 
 def _class_name(column: str, value: object, layout: Layout) -> str:
+    if not layout.labels and spelled_whole(value) not in ("", "nan", "none", "-1"):
+        return str(value).strip() if isinstance(value, str) else spelled_whole(value)
     known = next((form for form in (str(value), spelled_whole(value)) if form in layout.labels), None)
     if known is not None:
         return layout.labels[known]
-    if value in (None, "", -1, "-1"):  # GLUE keeps the labels of its test rows to itself and writes -1
+    if (
+        value in (None, "", -1, "-1") or spelled_whole(value) == "-1"
+    ):  # GLUE keeps the labels of its test rows to itself and writes -1
         raise RowSkipped("no label")
     remedy = f"known: {', '.join(layout.labels)}; add it to labels"
     raise RowError("bad label", column, f"is {shorten(value)}, which labels does not know", remedy)

@@ -16,6 +16,7 @@ from align.config import Settings, build, load_yaml, read_yaml
 from align.data.json_rows import rows_key
 from align.data.readers import FORMATS
 from align.data.rows import Layout
+from align.data.sniff import recognise
 from align.data.turns import CALL, Tags
 from align.data.vote_rows import VoteFilter
 from align.errors import DataError, UsageError, nearest, shorten
@@ -154,8 +155,8 @@ class DatasetConfig(Settings):
             raise UsageError("rows and stopping: belong to a mixture; write limit: to take a part of a dataset")
         if self.format != "auto" and self.format not in FORMATS:
             raise ValueError(f"unknown format {self.format!r};{nearest(self.format, ['auto', *FORMATS])}")
-        if (self.format == "labels") != bool(self.labels) or (self.question and not self.labels):
-            raise ValueError("labels and question: belong to format labels, which needs labels: {0: NAME, 1: NAME}")
+        if self.format != "labels" and (self.labels or self.question):
+            raise ValueError("labels and question: belong to format labels; write format: labels")
         parts = FORMATS[self.format].synonyms if self.format != "auto" else _all_parts()
         for part in self.columns:
             if part not in parts:
@@ -196,6 +197,11 @@ def _spelled(label_map: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
         yield from ((spelling, meaning) for spelling in spellings)
 
 
+def _parts_of_rows() -> set[str]:
+    """The parts that a column can be named for behind a file's name, as in FILE:prompt=COLUMN."""
+    return set(_all_parts()) - {*_OPTIONS, *_OF_FILES, *_ELSEWHERE, *_OF_VOTES}
+
+
 def _all_parts() -> list[str]:
     return sorted({part for known in FORMATS.values() for part in known.synonyms})
 
@@ -216,7 +222,12 @@ def find(spec: str) -> Dataset:
         raise DataError(
             f"{shorten(target, 300)}: cannot be read ({error.strerror}); check the path and its permissions"
         ) from None
-    values = dict(_read_option(spec, option) for option in options)
+    values: dict[str, Any] = {}
+    for key, text in (_read_option(spec, option) for option in options):
+        if key in _parts_of_rows():
+            values["columns"] = values.get("columns", dataset.config.columns) | {key: text}
+        else:
+            values[key] = text
     if values:
         given = dataset.config.model_dump(exclude_unset=True, exclude=_OF_THE_HUB if "source" in values else None)
         dataset = Dataset(_short_name(target, options), build(DatasetConfig, given | values), dataset.folder)
@@ -273,8 +284,8 @@ def _tag_of(role: str) -> str:
 def _read_option(spec: str, option: str) -> tuple[str, Any]:
     key, _, text = option.partition("=")
     known = (*_OPTIONS, *_OF_FILES, *_ELSEWHERE, *_OF_VOTES)
-    if key not in known:
-        raise UsageError(f"{spec}: unknown option {key!r};{nearest(key, known)}")
+    if key not in known and key not in _parts_of_rows():
+        raise UsageError(f"{spec}: unknown option {key!r};{nearest(key, [*known, *_parts_of_rows()])}")
     return key, text
 
 
@@ -311,7 +322,7 @@ def _read_recipe(path: Path) -> dict[str, Any] | None:
         held.keys() & {"source", "format", "mix"} or held.keys() <= DatasetConfig.model_fields.keys()
     ):
         return read_yaml(path)
-    if isinstance(held, list) or (isinstance(held, dict) and rows_key(held) is not None):
+    if isinstance(held, list) or (isinstance(held, dict) and (rows_key(held) is not None or recognise(held))):
         return None
     found = ", ".join(map(str, list(held)[:8])) if isinstance(held, dict) else f"a {type(held).__name__}"
     raise DataError(

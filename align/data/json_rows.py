@@ -90,7 +90,10 @@ def rows_key(whole: dict[str, Any]) -> str | None:
 
 
 def _holds_lists(rows: list[Any]) -> bool:
-    return bool(rows) and all(isinstance(row, list) for row in rows)
+    """Whether the items of a list are conversations, or rows that hold one, and not the turns of one."""
+    if rows and all(isinstance(row, dict) for row in rows):
+        return not any(key in row for row in rows for key in ("role", "from", "speaker")) and bool(recognise(rows[0]))
+    return bool(rows) and isinstance(rows[0], list)
 
 
 def _dig(whole: Any, file: DataFile) -> Iterator[Any]:

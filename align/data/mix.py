@@ -186,6 +186,7 @@ def _require_one_kind(dataset: Dataset, sets: list[list[Record]]) -> None:
 def _add_account(found: Scan, part: Scan) -> None:
     found.rows += part.rows
     found.bad += part.bad
+    found.equal.update(part.equal)
     found.reasons.update(part.reasons)
     found.skipped.update(part.skipped)
     found.notes += part.notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from typing import Any
 
 SHOWN = 20
 """How many bad rows of one kind a message lists before it only counts."""
+
+
+_PLACE = re.compile(r"\[\d+\]")
 
 
 class RowError(Exception):
@@ -61,15 +65,37 @@ def first_of_every_kind(bad: list[BadRow]) -> list[BadRow]:
     return shown
 
 
-def tell(name: str, bad: list[BadRow], rows: int, reasons: Mapping[str, int] | None = None) -> str:
+def kind_of_error(error: RowError) -> tuple[str, ...]:
+    """What equal errors share: all of it but the places inside the row."""
+    field, problem, remedy = (_PLACE.sub("", text) for text in (error.field, error.problem, error.remedy))
+    return error.reason, field, problem, remedy
+
+
+def listed(bad: list[BadRow], equal: Mapping[tuple[str, ...], int]) -> list[str]:
+    """One line for every kind of equal errors, with how many more rows have it."""
+    lines = []
+    for row in bad:
+        more = equal.get(kind_of_error(row.error), 1) - 1
+        lines.append(f"{row} (and {more} more {'row' if more == 1 else 'rows'} like it)" if more > 0 else str(row))
+    return lines
+
+
+def tell(
+    name: str,
+    bad: list[BadRow],
+    rows: int,
+    reasons: Mapping[str, int] | None = None,
+    equal: Mapping[tuple[str, ...], int] | None = None,
+) -> str:
     """The message about refused rows: a headline, the first of every kind, and the totals.
 
-    `reasons` counts all bad rows where `bad` holds only some of them.
+    `reasons` counts all bad rows where `bad` holds only some of them, and `equal` those with equal errors.
     """
     counts = Counter(reasons or count_reasons(bad))
     shown = first_of_every_kind(bad)
-    more = [f"  ... and {counts.total() - len(shown)} more"] if counts.total() > len(shown) else []
+    told = sum((equal or {}).get(kind_of_error(row.error), 1) for row in shown)
+    more = [f"  ... and {counts.total() - told} more"] if counts.total() > told else []
     totals = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common())
     remedy = "mend them, or leave them out and counted with on_bad_row=skip"
     headline = f"{name}: {counts.total()} of {rows} rows cannot be used; {remedy}"
-    return "\n".join([headline, *(f"  {row}" for row in shown), *more, f"  total {totals}"])
+    return "\n".join([headline, *(f"  {line}" for line in listed(shown, equal or {})), *more, f"  total {totals}"])

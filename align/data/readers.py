@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from align.data.asked import read_labelled, read_questions
 from align.data.judged import read_pairs, read_votes
+from align.data.message_columns import CONTENT, CONVERSATION, ORDER, ROLE
 from align.data.problems import RowError
 from align.data.reshape import (
     Part,
@@ -19,8 +20,9 @@ from align.data.reshape import (
     split_solutions,
 )
 from align.data.rows import COMMON, Layout, Row, Synonyms, read_label
-from align.data.sniff import SIDES, TALKS, VERDICTS
+from align.data.sniff import CLASSES, SIDES, TALKS, VERDICTS
 from align.data.turns import (
+    DIALOGUE_TAGS,
     OPENAI_TAGS,
     SHAREGPT_TAGS,
     SPEAKER_TAGS,
@@ -62,6 +64,8 @@ def read_bare_turns_of(row: Row, layout: Layout) -> list[Record]:
     """A conversation without roles, in which user and assistant take turns; a last line nobody answers is left out."""
     column, value = layout.need(row, "messages")
     turns = read_bare_turns(value, column)
+    if len(turns) == 1 and layout.view in (None, "prompt"):
+        return [Record(prompt=with_system(turns, layout.optional_text(row, "system")))]
     if len(turns) < 2:
         raise RowError("no assistant turn", column, f"has {len(turns)} turns", "a conversation needs two")
     if len(turns) % 2 and layout.view != "prompt":
@@ -176,6 +180,14 @@ _SYSTEM: Synonyms = {"system": ("system", "system_prompt"), **COMMON}
 _PROMPT: Synonyms = {"prompt": ("prompt", "question", "instruction"), **_SYSTEM}
 _LABEL: Synonyms = {"label": ("label", "kto_tag", "is_correct")}
 _TALK: Synonyms = {"messages": TALKS, **_LABEL, **_PAIR, **_SYSTEM}
+_MESSAGE_ROWS: Synonyms = {
+    "conversation": CONVERSATION,
+    "role": ROLE,
+    "content": CONTENT,
+    "order": ORDER,
+    **_TALK,
+    "messages": ("messages",),
+}
 _ALPACA: Synonyms = {
     "prompt": ("instruction", "prompt", "question"),
     "input": ("input", "context"),
@@ -202,10 +214,16 @@ _PLAIN: Synonyms = {
     **_SYSTEM,
 }
 _VOTES: Synonyms = {"prompt": ("prompt",), "a": ("a",), "b": ("b",), "label": ("choice",), **COMMON}
-_COMPLETION: Synonyms = {"completion": ("completion", "response"), "answer": ("answer",), **_PROMPT}
+_ASKED = ("prompt", "question", "instruction", "input", "query")
+_COMPLETION: Synonyms = {
+    "completion": ("completion", "response", "output"),
+    "answer": ("answer",),
+    **_PROMPT,
+    "prompt": _ASKED,
+}
 _UNPAIRED: Synonyms = {**_COMPLETION, **_LABEL}
 _QUESTIONS: Synonyms = {**COMMON, "messages": (*TALKS, "prompt"), "id": ("id", "question_id", "prompt_id")}
-_QA: Synonyms = {"answer": ("answer", "target"), **_PROMPT, "prompt": ("question", "prompt", "input", "problem")}
+_QA: Synonyms = {"answer": ("answer", "std_answer", "target"), **_PROMPT, "prompt": (*_ASKED, "problem")}
 
 FORMATS: dict[str, Format] = {
     "messages": Format(read_messages, _TALK),
@@ -223,7 +241,8 @@ FORMATS: dict[str, Format] = {
     "choice": Format(read_plain, _PLAIN, reshape=split_choice),
     "squad": Format(read_plain, _PLAIN, reshape=split_questions),
     "pairs": Format(read_pairs, _SIDES),
-    "labels": Format(read_labelled, {"prompt": ("text", "sentence"), "label": ("label",), **COMMON}),
+    "labels": Format(read_labelled, {"prompt": ("text", "sentence"), "label": CLASSES, **COMMON}),
+    "message_rows": Format(read_messages, _MESSAGE_ROWS, DIALOGUE_TAGS),
     "questions": Format(read_questions, _QUESTIONS),
     "ranked": Format(read_plain, _PLAIN, reshape=split_ranked),
     "solutions": Format(read_plain, _PLAIN, reshape=split_solutions),

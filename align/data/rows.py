@@ -82,7 +82,8 @@ class Layout:
     def _make_plan(self, row: Row) -> Plan:
         parts = {*self.synonyms, *self.columns}
         columns = {part: column for part in parts if (column := self._find(row, part)) is not None}
-        used = self.used()
+        # A column that is a part's usual name and was not taken for it is told among the others.
+        used = {*columns.values(), *_named_columns(self.columns)}
         extras = tuple((part, columns[part]) for part in COMMON if part in columns)
         return Plan(columns, extras, tuple(key for key in row if key not in used))
 
@@ -162,6 +163,10 @@ class Layout:
         for column in self.columns.values():
             names.update([column] if isinstance(column, str) else column)
         return names
+
+
+def _named_columns(columns: Mapping[str, str | list[str]]) -> set[str]:
+    return {name for named in columns.values() for name in ([named] if isinstance(named, str) else named)}
 
 
 def spelled_whole(value: Any) -> str:

@@ -16,7 +16,8 @@ from align.data.catalog import Dataset, DatasetConfig, find, make_layout
 from align.data.cells import unpack_row
 from align.data.containers import RawRow, Reading
 from align.data.digest import Digest
-from align.data.problems import SHOWN, BadRow, RowError, RowSkipped, tell
+from align.data.message_rows import join_messages
+from align.data.problems import SHOWN, BadRow, RowError, RowSkipped, kind_of_error, tell
 from align.data.readers import FORMATS, Format, check_record
 from align.data.reshape import Part
 from align.data.rows import COMMON, Layout, Plan, Row, read_meta, read_number, read_tools
@@ -50,6 +51,7 @@ class Scan:
         self.kept = 0
         self.bad: list[BadRow] = []
         self.reasons: Counter[str] = Counter()
+        self.equal: Counter[tuple[str, ...]] = Counter()
         self.skipped: Counter[str] = Counter()
         self.notes: list[str] = []
         self.digest = ""
@@ -61,9 +63,13 @@ class Scan:
         return self._batches(self)
 
     def refuse(self, row: BadRow) -> None:
-        """Count a bad row, and keep it unless many of its kind were kept already."""
+        """Count a bad row, and keep it unless an equal error, or many of its reason, were kept already."""
         self.reasons[row.error.reason] += 1
-        if self.reasons[row.error.reason] <= SHOWN:
+        kind = kind_of_error(row.error)
+        if kind in self.equal:
+            self.equal[kind] += 1
+        elif sum(reason == row.error.reason for reason, *_ in self.equal) < SHOWN:
+            self.equal[kind] = 1
             self.bad.append(row)
 
     def pass_over(self, reason: str) -> None:
@@ -106,7 +112,7 @@ def scan(
         yield from _batches(records, digest, found)
         found.digest, found.repeated = digest.value, digest.repeated
         if on_bad_row == "error" and found.reasons:
-            raise DataError(tell(found.name, found.bad, found.rows, found.reasons))
+            raise DataError(tell(found.name, found.bad, found.rows, found.reasons, found.equal))
         if on_bad_row != "collect" and not found.kept:
             first = f"\n  {found.bad[0]}" if found.bad else ""
             raise DataError(nothing_left(found.name, found.rows, found.left_out()) + first)
@@ -191,7 +197,9 @@ def _read(
     layout = make_layout(config, format_name, view)
     if format_name == "votes":
         rows = Sieve(found.name, config.votes, found.pass_over).sift(rows)
-    elif asked := config.votes.asked:
+    elif format_name == "message_rows":
+        rows = join_messages(rows, found.name, config.columns)
+    if format_name != "votes" and (asked := config.votes.asked):
         raise UsageError(
             f"{found.name}: asked for {', '.join(asked)}, which only votes have; these rows are {format_name}; "
             "take it out"
@@ -261,7 +269,7 @@ def _decide_format(dataset: Dataset, rows: Iterator[RawRow], notes: list[str]) -
     named = [_opened(value) for value in named if isinstance(value, dict)]
     if not named:
         return everything, "text"
-    format_name, reason = sniff(named, dataset.name)
+    format_name, reason = sniff(named, dataset.name, dataset.config.columns, dataset.config.source)
     notes.append(f"{dataset.name}: format {format_name}, decided by {reason}")
     return everything, format_name
 

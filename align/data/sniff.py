@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from align.data.guess import draft
+from align.data.message_columns import columns_of
 from align.errors import DataError
 
 LOOKED_AT = 20
@@ -28,6 +30,15 @@ SIDES = (
     ("conversation_a", "conversation_b"),
 )
 VERDICTS = ("label", "preference", "winner")
+_QUESTIONS = (
+    ("question", "answer"),
+    ("question", "std_answer"),
+    ("input", "target"),
+    ("input", "answer"),
+    ("query", "answer"),
+)
+CLASSES = ("label", "labels", "class", "category", "sentiment", "label_text", "target")
+"""Columns that usually hold the class of a text."""
 _TELLING = {
     *TALKS[:3],
     *_PAIRS[0],
@@ -41,20 +52,26 @@ _TELLING = {
 }
 
 
-def sniff(rows: list[dict[str, Any]], name: str) -> tuple[str, str]:
-    """Format and reason by the majority of some rows.
+def sniff(
+    rows: list[dict[str, Any]], name: str, columns: Mapping[str, str | list[str]] | None = None, source: str = ""
+) -> tuple[str, str]:
+    """Format and reason by the majority of some rows; `columns` says which of them play which part.
 
     Raises DataError when fewer than half of them are recognised, or when a column is nearly called like one that
     would have decided otherwise.
     """
+    given = rows
+    rows = [_by_part(row, columns) for row in rows] if columns else rows
     verdicts = [recognise(row) for row in rows]
     votes = Counter(verdict for verdict in verdicts if verdict)
-    columns = ", ".join(map(str, rows[0])) if rows else "none"
+    told = ", ".join(map(str, rows[0])) if rows else "none"
     remedy = "write a dataset YAML with `format:` and `columns:` (see datasets_cfg/)"
     near = _misspelt(rows)
     if not votes or votes.total() * 2 < len(rows):
         hint = f"did you mean {near[1]} by {near[0]}? Or " if near else ""
-        raise DataError(f"{name}: the format cannot be told from the columns {columns}; {hint}{remedy}")
+        raise DataError(
+            f"{name}: the format cannot be told from the columns {told}; {hint}{remedy}, {draft(given, source or name)}"
+        )
     if near:
         raise DataError(
             f"{name}: the column {near[0]!r} is nearly called {near[1]!r}, which would decide the format; "
@@ -63,9 +80,18 @@ def sniff(rows: list[dict[str, Any]], name: str) -> tuple[str, str]:
     return votes.most_common(1)[0][0]
 
 
+def _by_part(row: dict[str, Any], columns: Mapping[str, str | list[str]]) -> dict[str, Any]:
+    """A row in which the columns that were said to play a part are called by it."""
+    named = {column: part for part, column in columns.items() if isinstance(column, str) and column in row}
+    renamed = {part: row[column] for column, part in named.items()}
+    return renamed | {key: value for key, value in row.items() if key not in named and key not in renamed}
+
+
 def recognise(row: dict[str, Any]) -> tuple[str, str] | None:
     """The format of one row and what tells it, if anything does."""
     keys = set(row)
+    if (columns := columns_of(row)) is not None and not keys & {"completion", "response", "chosen", *TALKS[:2]}:
+        return "message_rows", f"one message a row, with {', '.join(columns.values())}"
     for look in (_as_vote, _as_solutions, _as_ranked, _as_talk, _as_pair):
         if verdict := look(row, keys):
             return verdict
@@ -171,13 +197,28 @@ def _as_question(row: dict[str, Any], keys: set[str]) -> tuple[str, str] | None:
         return "alpaca", f"columns instruction and {output}"
     if "instruction" in keys and isinstance(row.get("instances"), list):
         return "alpaca", "columns instruction and instances"
-    for question, answer in (("question", "answer"), ("input", "target")):
+    for question, answer in _QUESTIONS:
         if {question, answer} <= keys:
             return "qa", f"columns {question} and {answer}"
+    asked = next((key for key in ("prompt", "question", "input", "query") if key in keys), None)
+    said = next((key for key in ("completion", "response", "output") if key in keys), None)
+    if asked and said:
+        return "prompt_completion", f"columns {asked} and {said}"
     if "prompt" in keys:
         return "prompt", "a column prompt and no answer to it"
     text = next((key for key in ("text", "paragraphs") if key in keys), None)
-    return ("text", f"a column {text}") if text else None
+    return ("text", f"a column {text}{_unlearned_class(keys)}") if text else None
+
+
+def _unlearned_class(keys: set[str]) -> str:
+    """A word about a column that may be a class, which raw text leaves unlearned."""
+    label = next((key for key in CLASSES if key in keys), None)
+    if label is None:
+        return ""
+    return (
+        f"; {label} is not learned: if it is the class of the text, add :format=labels (the class is the answer), "
+        "or a YAML with format: labels and labels: {0: NAME, 1: NAME}"
+    )
 
 
 def _holds_questions(row: dict[str, Any], keys: set[str]) -> bool:

@@ -81,6 +81,8 @@ SPEAKER_TAGS = Tags(
     },
 )
 
+DIALOGUE_TAGS = Tags("role", "content", {**SPEAKER_TAGS.roles, **SHAREGPT_TAGS.roles, **OPENAI_TAGS.roles})
+
 
 def read_turns(value: Any, field: str, tags: Tags) -> Messages:
     """Messages from a list of turns (or the JSON text of one, as tables hold it)."""
@@ -96,9 +98,29 @@ def read_turns(value: Any, field: str, tags: Tags) -> Messages:
         )
     if not value:
         raise RowError("no messages", field, "is an empty list", "remove the row")
+    tags = _of_dialogue(value, tags)
     turns = [_read_turn(turn, f"{field}[{index}]", tags) for index, turn in enumerate(value)]
     # An empty system turn says nothing; files with a system column often hold one in every row.
     return [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
+
+
+def _of_dialogue(value: list[Any], tags: Tags) -> Tags:
+    """The tags of a conversation in which `sys` (or a speaker `system`) is who answers, as in task-oriented dialogues.
+
+    It is, where it speaks after the user and nobody else is an assistant; `sys` is a system turn everywhere else.
+    """
+    known = {"usr": "user"} | dict(tags.roles)
+    spelled = [str(turn.get(tags.role)) for turn in value if isinstance(turn, dict)]
+    lowered = [role.lower() for role in spelled]
+    if not {"usr", "sys"} & set(lowered) and not (tags.role == "speaker" and "system" in lowered):
+        return tags
+    roles = [known.get(role) or known.get(role.lower()) for role in spelled]
+    answers = "assistant" not in roles and roles[:1] == ["user"]
+    meant = "assistant" if answers else "system"
+    systems = {"sys": known.get("sys", meant)}
+    if tags.role == "speaker" and answers:
+        systems |= dict.fromkeys({role for role in (*spelled, "system") if role.lower() == "system"}, "assistant")
+    return Tags(tags.role, tags.content, known | systems)
 
 
 def _plain_turns(value: list[Any], tags: Tags) -> Messages | None:
@@ -267,7 +289,8 @@ def _read_turn(turn: Any, field: str, tags: Tags) -> Message:
 
 def _build_turn(role: str, turn: dict[str, Any], field: str, tags: Tags) -> Message:
     calls = turn.get("tool_calls") or None
-    raw = turn.get(tags.content)
+    said = _content_key(turn, tags)
+    raw = turn.get(said)
     if raw is None and calls:
         raw = ""
     if raw is None:
@@ -277,7 +300,7 @@ def _build_turn(role: str, turn: dict[str, Any], field: str, tags: Tags) -> Mess
     parts = raw if isinstance(raw, list) else []
     if parts:
         raw = "".join(_part_text(part, field) for part in parts if not _is_reasoning(part))
-    message: dict[str, Any] = {"role": role, "content": checked_text(raw, f"{field}.{tags.content}", empty)}
+    message: dict[str, Any] = {"role": role, "content": checked_text(raw, f"{field}.{said}", empty)}
     if calls:
         message["tool_calls"] = [_plain_call(call, field) for call in calls]
     for key in ("name", "tool_call_id"):
@@ -305,6 +328,14 @@ def _reasoning(turn: dict[str, Any], parts: list[Any], field: str) -> str:
         problem = f"has two different reasonings, under {' and '.join(said.values())}"
         raise RowError("two reasonings", field, problem, "keep one of them")
     return next(iter(said), "")
+
+
+def _content_key(turn: dict[str, Any], tags: Tags) -> str:
+    """The key of a turn's text: the one its format has, or else the only other usual one."""
+    if tags.content in turn:
+        return tags.content
+    others = [key for key in _SAID if isinstance(turn.get(key), (str, list))]
+    return others[0] if len(others) == 1 else tags.content
 
 
 def _part_text(part: Any, field: str) -> str:

@@ -347,15 +347,36 @@ def test_lone_surrogates_and_nul_are_refused(write):
     assert load_records(write(*rows), on_bad_row="skip").dropped == {"not text": 2}
 
 
-def test_twenty_bad_rows_are_shown_and_the_rest_counted(write):
+def test_equal_errors_are_one_line_with_their_number(write):
     rows = [GOOD["alpaca"], *[{"instruction": "q", "output": ""}] * 30]
 
     with pytest.raises(DataError) as refused:
         load_records(write(*rows))
 
-    assert str(refused.value).count("output: is empty") == 20
-    assert "... and 10 more" in str(refused.value)
+    assert str(refused.value).count("output: is empty") == 1
+    assert ":2 output: is empty; fill it in or remove the row (and 29 more rows like it)" in str(refused.value)
     assert "total empty completion: 30" in str(refused.value)
+    assert "... and" not in str(refused.value)
+
+
+def test_equal_errors_in_other_turns_of_a_conversation_are_one_line(write):
+    talks = [talk(*[user("q"), assistant("a")] * count, {"role": "nurse", "content": "x"}) for count in (1, 2, 3)]
+
+    with pytest.raises(DataError) as refused:
+        load_records(write(*talks))
+
+    assert str(refused.value).count("unknown role 'nurse'") == 1
+    assert "(and 2 more rows like it)" in str(refused.value)
+
+
+def test_twenty_different_bad_rows_are_shown_and_the_rest_counted(write):
+    rows = [{**GOOD["unpaired"], "label": f"l{number}"} for number in range(30)]
+
+    with pytest.raises(DataError) as refused:
+        load_records(write(GOOD["unpaired"], *rows))
+
+    assert str(refused.value).count("neither true nor false") == 20
+    assert "... and 10 more" in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "[]"])

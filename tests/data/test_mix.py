@@ -147,8 +147,8 @@ def test_a_mixture_may_hold_a_mixture_but_not_itself(sets):
     ("text", "error", "message"),
     [
         ("mix: [{name: gsm8, weight: 1}]", DataError, "mymix: member gsm8: no dataset of this name .* mean gsm8k"),
-        ("mix: [{name: large.jsonl, weight: 0}]", UsageError, "mix.weight: .*greater than 0"),
-        ("mix: [{name: large.jsonl, weight: -1}]", UsageError, "mix.weight: .*greater than 0"),
+        ("mix: [{name: large.jsonl, weight: 0}]", UsageError, "mix.weight: .* give a number above 0"),
+        ("mix: [{name: large.jsonl, weight: -1}]", UsageError, "mix.weight: .* give a number above 0"),
         ("mix: [{name: large.jsonl, weight: .inf}]", UsageError, "mix.weight: .*finite"),
         ("mix: [{name: large.jsonl, wieght: 1}]", UsageError, "wieght: unknown setting"),
         ("mix: [{weight: 1}]", UsageError, "name: missing"),

@@ -72,13 +72,18 @@ def test_bad_rows_are_an_error_only_when_all_were_seen(tmp_path):
 
 def test_many_bad_rows_are_counted_but_not_kept(tmp_path):
     path = write(tmp_path / "a.jsonl", [*alpaca(1), *[{"instruction": "q", "output": ""}] * 500])
+    other = [{"prompt": "q", "completion": "a", "label": f"l{number}"} for number in range(500)]
+    several = write(tmp_path / "b.jsonl", other)
     told = []
 
     found = scan(path, on_bad_row="collect", on_bad=told.append)
     for _ in found:
         pass
 
-    assert (len(found.bad), found.reasons["empty completion"], len(told)) == (20, 500, 500)
+    different = scan(several, on_bad_row="collect")
+    assert not list(different)
+    assert (len(found.bad), found.reasons["empty completion"], len(told)) == (1, 500, 500)
+    assert (len(different.bad), different.reasons["bad label"]) == (20, 500)
 
 
 @pytest.mark.parametrize("on_bad_row", ["error", "skip"])
