@@ -115,5 +115,7 @@ def _not_in_vllm(config: dict[str, Any]) -> dict[str, bool]:
     return {
         "it is DoRA": bool(config.get("use_dora")),
         "it trains whole modules beside its matrices": bool(config.get("modules_to_save")),
-        "it trains biases": config.get("bias", "none") != "none",
+        "it trains biases": config.get("bias", "none") != "none" or bool(config.get("lora_bias")),
+        "it trains tokens one by one": bool(config.get("trainable_token_indices")),
+        "it took a part out of its base when it started": config.get("init_lora_weights") in ("pissa", "olora"),
     }

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from zoo import build_zoo_model
 
-from align import sft
+from align import serve, sft
 from align.engine.lanes import probe
 from align.errors import AlignError, IntegrityError, UsageError
 from align.models import adapters, folding, probes
@@ -172,6 +172,14 @@ def test_other_starts_that_change_the_base_are_refused_with_the_way_to_convert_t
 
     with pytest.raises(IntegrityError, match=rf"started as '{start}'.*path_initial_model_for_weight_conversion"):
         load_resident(world.registry, [str(folder)], FP32)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora", "lora-bias", "tokens", "copy-of-head"])
+def test_no_vllm_command_is_printed_for_a_kind_that_vllm_would_compute_otherwise(world, kind, capsys):
+    words = [str(world.adapter(kind)[0]), "--print-vllm", "--registry", str(world.registry.root)]
+
+    assert serve.main(words) == UsageError.exit_code
+    assert "which vLLM does not run over a shared base; merge it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", MERGED_ONLY)
