@@ -49,7 +49,7 @@ Scheduler = Literal[
 ]
 OnLong = Literal["error", "drop", "truncate_left"]
 OnRefused = Literal["error", "drop", "fold_system"]
-Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab", "comet_ml", "clearml", "neptune", "aim"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 

@@ -255,7 +255,8 @@ def test_sft_over_a_base_in_bf16_runs_on_a_cpu(tmp_path, tiny_base, demonstratio
         ("trainer.output_dir=elsewhere", 2, "set by align itself"),
         ("trainer.warmup_steps=5", 2, "set by align itself"),
         ("trainer.optim=foo", 2, "trainer: "),
-        ("report_to=[aim]", 6, "report_to=aim: the package aim is not installed"),
+        ("report_to=[comet_ml]", 6, "report_to=comet_ml: the package comet_ml is not installed"),
+        ("report_to=[aim]", 2, "comet_ml"),
         ("warmup_ratio=0.99", 2, "nothing would be learned"),
     ],
 )

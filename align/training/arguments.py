@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SAME_NAME = (
     "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "report_to",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
     "eval_steps",
 )  # fmt: skip
 
@@ -31,9 +31,10 @@ _OWNED = {
     "assistant_only_loss", "eos_token", "pad_token", "chat_template_path", "precompute_ref_log_probs",
     "sync_ref_model", "model_init_kwargs", "enable_jit_checkpoint", "full_determinism", "data_seed", "fsdp",
     "fsdp_config", "deepspeed",
-    # What follows would do nothing: models, rows and references are made by us.
+    # What follows would do nothing: models, rows and references are made by us, and trackers are opened by us.
     "trust_remote_code", "truncation_mode", "shuffle_dataset", "packing_strategy", "precompute_ref_batch_size",
-    "ref_model_mixup_alpha", "ref_model_sync_steps",
+    "ref_model_mixup_alpha", "ref_model_sync_steps", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
+    "trackio_static_space_id",
 }  # fmt: skip
 
 
@@ -61,6 +62,8 @@ def trl_arguments(config_class: type, config: TrainerStageConfig, run: Run, **fi
         "save_total_limit": None,
         "eval_strategy": "steps" if config.eval_data else "no",
         "disable_tqdm": True,
+        # Trackers are told by the run itself: the same numbers in every stage, and no setting that holds a token.
+        "report_to": [],
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     try:

@@ -72,10 +72,7 @@ def _prepare(trainer: Any) -> None:
 
     A trainer that samples (it has a number of generations) counts prompts and completions itself.
     """
-    from transformers.integrations import TensorBoardCallback
-
-    for callback in (PrinterCallback, TensorBoardCallback):
-        trainer.remove_callback(callback)
+    trainer.remove_callback(PrinterCallback)
     counted = "no" if hasattr(trainer, "num_generations") else "non_padding"
     trainer.args.include_num_input_tokens_seen = "all" if type(trainer) is Trainer else counted
 

@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     from align.training.stage import Stage
 
 
+_BOTH = "pip install {0}, or 'align[{1}]'"
+_INSTALL = {name: _BOTH.format(name, "trackers") for name in ("wandb", "mlflow", "trackio")} | {
+    "tensorboard": _BOTH.format("tensorboard", "tensorboard"),
+    "comet_ml": "pip install comet_ml",
+}
+
+
 def preflight(stage: Stage, config: StageConfig, registry: Registry) -> dict[str, Checkpoint]:
     """Check settings against each other, the registry and the start; returns the checkpoints the settings name."""
     check_passthrough(stage, config)
     for tracker in config.report_to:
         if importlib.util.find_spec(tracker) is None:
-            raise MachineError(f"report_to={tracker}: the package {tracker} is not installed; pip install {tracker}")
+            raise MachineError(f"report_to={tracker}: the package {tracker} is not installed; {_INSTALL[tracker]}")
     require_files([*config.data_specs, *_listed(config.eval_data)])
     found = {key: registry.resolve(reference) for key, reference in config.references.items()}
     _check_start(stage, found)

@@ -17,10 +17,9 @@ from align.registry.durable import write_durably
 from align.registry.redaction import redact
 from align.schema import View
 from align.training.checkpoints import LOG, Checkpoints
-from align.training.closing import harmless
-from align.training.events import Events
 from align.training.progress import Progress, tell
 from align.training.ranks import Ranks
+from align.training.trackers import About, Trackers
 
 if TYPE_CHECKING:
     from align.data import RecordSet
@@ -53,7 +52,7 @@ class Run:
         self.begun = False
         """whether a loop has started, so that there is something to save before stopping"""
         self._progress: Progress | None = None
-        self._events = Events(folder) if "tensorboard" in config.report_to else None
+        self._trackers = Trackers(list(config.report_to), folder)
 
     @property
     def stopping(self) -> bool:
@@ -141,8 +140,7 @@ class Run:
             return
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | numbers) + "\n")
-        if self._events is not None:
-            self._events.add(step, numbers)
+        self._trackers.add(step, numbers)
         if self._progress is not None:
             self._progress.note(step, numbers)
 
@@ -176,12 +174,14 @@ class Run:
         if log.is_file():
             lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
             write_durably(log, "".join(line for line in lines if _logged_by(line, step)).encode())
-        if self._events is not None:
-            self._events.forget_after(step)
+        self._trackers.forget_after(step)
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Progress]:
         """Show progress over `total` steps; `advance` it once a step."""
+        if self.ranks.first:
+            settings = {"stage": self.stage.name} | redact(self.config.model_dump(mode="json"))
+            self._trackers.start(About(self.config.name, self.folder, settings))
         self.begun = True
         self._progress = Progress(self.config.name, total)
         with self._progress if self.ranks.first else nullcontext():
@@ -241,10 +241,8 @@ class Run:
         write_durably(self.folder / "finished.json", json.dumps({"reference": reference}).encode())
 
     def close(self) -> None:
-        """Let go of the files it holds open; that this fails changes nothing about how the run ended."""
-        if self._events is not None:
-            with harmless("the log for trackers could not be closed"):
-                self._events.close()
+        """Let go of files and trackers; that this fails changes nothing about how the run ended."""
+        self._trackers.close(ended_well=self.registered is not None)
 
 
 def settings_of(config: StageConfig) -> dict[str, Any]:
