@@ -21,6 +21,7 @@ def test_scores_beside_rows_that_are_written_are_those_of_one_pass(engine, resid
     stream = engine.submit(GenerationRequest((writing,)))
     events = list(engine.submit(GenerationRequest(tuple(scored))))
     stream.cancel()
+    list(stream)  # the model is the engine's until its last row has ended
 
     prompts = {event.row: event for event in events if isinstance(event, RowPrompt)}
     ends = [event for event in events if isinstance(event, RowDone)]

@@ -101,7 +101,7 @@ def test_a_row_without_a_class_is_told(rows_file, tmp_path, row, message):
     assert message in str(refused.value)
 
 
-@pytest.mark.parametrize("recipe", ["format: labels", "format: qa\nlabels: {0: a}", "format: qa\nquestion: Which?"])
+@pytest.mark.parametrize("recipe", ["format: qa\nlabels: {0: a}", "format: qa\nquestion: Which?"])
 def test_labels_belong_to_their_format(tmp_path, recipe):
     (tmp_path / "mine.yaml").write_text(f"source: x.jsonl\n{recipe}\n")
 
