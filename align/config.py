@@ -299,6 +299,35 @@ class _StrictLoader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Each merge of several mappings may double what the one before it held.
+        merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        if any(isinstance(value, yaml.SequenceNode) and len(value.value) > 1 for value in merged):
+            place = node.start_mark
+            raise UsageError(f"{place.name}:{place.line + 1} <<: merges several mappings; write their keys out")
+        super().flatten_mapping(node)
+
+
+_MOST_VALUES = 100_000
+"""Values that the aliases of a YAML file may add to those it writes."""
+
+
+def _refuse_unfolding(value: Any, origin: str) -> None:
+    """Raise UsageError for aliases that unfold to far more values than the file holds, or without end."""
+    sizes: dict[int, int] = {}
+
+    def size(part: Any) -> int:
+        if not isinstance(part, (dict, list)):
+            return 1
+        if id(part) not in sizes:
+            sizes[id(part)] = _MOST_VALUES * 10  # stands for itself while it is inside itself
+            sizes[id(part)] = 1 + sum(map(size, part.values() if isinstance(part, dict) else part))
+        elif sizes[id(part)] > _MOST_VALUES:
+            raise UsageError(f"{origin}: its aliases (*name) unfold to a great many values; write them out")
+        return sizes[id(part)]
+
+    size(value)
+
 
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -315,7 +344,9 @@ def load_yaml(text: str, origin: str) -> Any:
         raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; mend it") from None
     loader.name = origin
     try:
-        return loader.get_single_data()
+        value = loader.get_single_data()
+        _refuse_unfolding(value, origin)
+        return value
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{origin}:{line} not valid YAML: {error.problem}; mend it") from None

@@ -20,6 +20,8 @@ from align.errors import DataError, UsageError, nearest, shorten
 
 __all__ = ["DataFile", "RawRow", "Reading", "read_hub", "read_path"]
 
+LONGEST_YAML = 64 << 20
+"""Characters of a YAML file, which is held in memory whole and read slowly."""
 LONGEST_TEXT = 16 << 20
 """A text file of more characters than this is cut at line ends, so that memory holds a part of it."""
 
@@ -134,7 +136,7 @@ def _hidden(file: Path, root: Path) -> bool:
 
 def _read_yaml(file: DataFile) -> Iterator[RawRow]:
     try:
-        whole = load_yaml(file.text(), file.name)
+        whole = load_yaml(_bounded_text(file), file.name)
     except UsageError as error:
         raise DataError(str(error)) from None
     except RecursionError:
@@ -147,6 +149,19 @@ def _read_yaml(file: DataFile) -> Iterator[RawRow]:
         yield from (RawRow(file.name, number, value) for number, value in enumerate(whole, start=1))
     elif whole is not None:
         raise DataError(f"{file.name}: holds {shorten(whole)}, not rows; give a list of rows")
+
+
+def _bounded_text(file: DataFile) -> str:
+    lines: list[str] = []
+    size = 0
+    for line in file.decoded_lines():
+        lines.append(line)
+        size += len(line)
+        if size > LONGEST_YAML:
+            raise DataError(
+                f"{file.name}: a YAML file of more than {LONGEST_YAML >> 20}M characters; convert it to JSON"
+            )
+    return "".join(lines)
 
 
 def _plain(value: Any, file: DataFile, seen: set[int]) -> Any:

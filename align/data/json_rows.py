@@ -13,7 +13,7 @@ import orjson
 
 from align.data.problems import RowError
 from align.data.sniff import recognise
-from align.data.streams import DataFile
+from align.data.streams import LONGEST_LINE, DataFile
 from align.errors import DataError, UsageError, shorten
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -286,6 +286,8 @@ class _Text:
     def _more(self) -> bool:
         """Read at least as much again as is held, so that a long value is not parsed again and again."""
         held, line = self.text[self.place :], self.line
+        if len(held) > LONGEST_LINE:
+            raise broken(self.file, line, f"a value of more than {LONGEST_LINE >> 20}M characters")
         fresh = []
         size = 0
         while size <= len(held):

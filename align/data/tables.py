@@ -15,6 +15,7 @@ from align.errors import DataError, shorten
 
 _STYLES = {"none": csv.QUOTE_NONE, "csv": csv.QUOTE_MINIMAL}
 _OTHERS = ("\t", ";", "|")
+_MOST_BLANK = 1_000_000
 _QUOTED_LIST = re.compile(r'"(array\()?\s*(\[\s*(\{|$)|\{""|\{\')')
 _WIDEST = 64 << 20
 """Characters of one cell; more than that is a quote that was never closed."""
@@ -59,7 +60,7 @@ def _separator(file: DataFile) -> str:
 def _rows(file: DataFile, separator: str, style: str) -> Iterator[RawRow]:
     csv.field_size_limit(_WIDEST)
     table = csv.reader(_csv_lines(file), delimiter=separator, quoting=_STYLES[style])  # type: ignore[arg-type]
-    start, header = 1, list(file.reading.header)
+    start, header, blank = 1, list(file.reading.header), 0
     while True:
         try:
             cells = next(table, None)
@@ -69,6 +70,9 @@ def _rows(file: DataFile, separator: str, style: str) -> Iterator[RawRow]:
             ) from None
         if cells is None:
             return
+        blank = 0 if cells else blank + 1
+        if blank > _MOST_BLANK:
+            raise DataError(f"{file.name}:{start}: more than {_MOST_BLANK:,} blank lines in a row; remove them")
         if cells and not header:
             header = _checked_header(cells, file, start)
         elif cells:

@@ -50,9 +50,10 @@ def import_file(registry: Registry, path: Path, name: str | None = None) -> list
     try:
         with tarfile.open(path, "r:") as tar:
             return _take_in(registry, tar, path, name)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, MemoryError, OverflowError) as error:  # a header may announce any size
+        reason = error or "it announces a size that cannot be"
         raise IntegrityError(
-            f"import {path}: not a whole tar file ({error}); copy it again, and unpack it first if it is compressed"
+            f"import {path}: not a whole tar file ({reason}); copy it again, and unpack it first if it is compressed"
         ) from None
 
 
