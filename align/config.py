@@ -315,14 +315,18 @@ _MOST_VALUES = 100_000
 def _refuse_unfolding(value: Any, origin: str) -> None:
     """Raise UsageError for aliases that unfold to far more values than the file holds, or without end."""
     sizes: dict[int, int] = {}
+    added = 0
 
     def size(part: Any) -> int:
+        nonlocal added
         if not isinstance(part, (dict, list)):
             return 1
         if id(part) not in sizes:
-            sizes[id(part)] = _MOST_VALUES * 10  # stands for itself while it is inside itself
+            sizes[id(part)] = _MOST_VALUES + 1  # stands for itself while it is inside itself
             sizes[id(part)] = 1 + sum(map(size, part.values() if isinstance(part, dict) else part))
-        elif sizes[id(part)] > _MOST_VALUES:
+            return sizes[id(part)]
+        added += sizes[id(part)]
+        if added > _MOST_VALUES:
             raise UsageError(f"{origin}: its aliases (*name) unfold to a great many values; write them out")
         return sizes[id(part)]
 

@@ -44,7 +44,7 @@ CASES = {
     ),
     "21 nothing is trained": (
         sft.STAGE, [talk(f"ask {number}", "egg", train=False) for number in range(4)], [],
-        "4 rows to render: 0 are left (no token to train: 4)",
+        "4 rows to render: 0 are left (no token to train: 4); give other data",
     ),
 }  # fmt: skip
 
@@ -119,6 +119,13 @@ def test_rows_that_the_template_refuses_are_refused_above_one_in_a_hundred_and_d
         "4 of 8 rows cannot be trained as they are (4: refused by the chat template: 'System role not supported'); "
         "fold system turns into the first user turn with on_refused=fold_system, use a model whose chat template "
         "writes them, or leave them out with on_refused=drop"
+    ) in capsys.readouterr().err
+
+    assert run(sft.STAGE, tmp_path / "registry", base, rows[4:], "on_refused=drop") == 3
+    assert (
+        "4 rows to render: 0 are left (refused by the chat template: 'System role not supported': 4); "
+        "fold system turns into the first user turn with on_refused=fold_system, use a model whose chat template "
+        "writes them, or give other data"
     ) in capsys.readouterr().err
 
     assert run(sft.STAGE, tmp_path / "registry", base, rows, "on_refused=drop") == 0

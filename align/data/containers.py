@@ -48,6 +48,8 @@ def check_path(path: Path, name: str) -> None:
     try:
         path.stat()
     except FileNotFoundError:
+        if path.is_symlink():
+            raise DataError(f"{name}: a link to a file that is not there; fetch the file or remove the link") from None
         siblings = sorted(found.name for found in path.parent.glob("[!.]*"))
         hint = nearest(path.name, siblings) if siblings else " check the path"
         raise DataError(f"{name}: no such file;{hint}") from None
@@ -114,20 +116,26 @@ def _read_folder(folder: Path, name: str, notes: list[str], reading: Reading) ->
     if is_saved(folder):
         yield from read_saved(folder, wanted, notes)
         return
-    held = sorted(found for found in folder.rglob("*") if _is_data(found) and not _hidden(found, folder))
+    named = sorted(found for found in folder.rglob("*") if _is_data(found) and not _hidden(found, folder))
+    held = [found for found in named if found.is_file()]
+    odd = ", ".join(found.relative_to(folder).as_posix() for found in named if not found.is_file())
     # Beside data a YAML file describes it; alone it is the data.
     described = (file for file in held if file.name not in DESCRIPTIONS and file.suffix.lower() not in _YAML)
     files = list(described) or held
     if not files:
-        raise DataError(f"{name}: a folder without data files; put one of {', '.join(_READERS)} there")
+        what = f" ({shorten(odd)}: no regular file)" if odd else ""
+        raise DataError(f"{name}: a folder without data files{what}; put one of {', '.join(_READERS)} there")
+    if odd:
+        notes.append(f"{name}: left out {shorten(odd, 200)}: a pipe, a device or a link to nothing, no regular file")
     inner = replace(reading, split=None, subset=None)
     for file in choose_files(folder, files, wanted, notes):
         yield from read_path(file, f"{name.rstrip('/')}/{file.relative_to(folder).as_posix()}", notes, inner)
 
 
 def _is_data(path: Path) -> bool:
+    """Whether a path has the name of a data file, be it a file or not."""
     suffixes = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in PACKED]
-    return bool(suffixes) and suffixes[-1] in _READERS and path.is_file()
+    return bool(suffixes) and suffixes[-1] in _READERS and not path.is_dir()
 
 
 def _hidden(file: Path, root: Path) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.data.fitting import Fit
+from align.data.fitting import TOO_LONG, Fit
 from align.data.templates import ChatFormat, chat_format
 from align.errors import DataError
 from align.schema import Record
@@ -38,7 +38,13 @@ class Counts:
         """Raise DataError when no row was kept."""
         if not kept:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items()) or "no rows given"
-            raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); raise max_length or give other data")
+            raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); {self._way_out()}")
+
+    def _way_out(self) -> str:
+        refused = [reason for reason in self.dropped if is_refusal(reason)]
+        ways = ["raise max_length"] if TOO_LONG in self.dropped else []
+        ways += [writable(refused)] if refused else []
+        return ", ".join(ways) + (", or " if refused else " or " if ways else "") + "give other data"
 
     def require_stops(self, kept: int) -> None:
         """Raise DataError when rows were kept and none of them trains a stop token."""
@@ -66,6 +72,14 @@ class Rendered(Counts):
 def is_refusal(reason: str) -> bool:
     """Whether a row was dropped because of the chat template."""
     return reason.startswith(("refused by the chat template", "the chat template "))
+
+
+def writable(reasons: Iterable[str]) -> str:
+    """What to do about rows that a chat template refused, with these reasons."""
+    fold = "fold system turns into the first user turn with on_refused=fold_system, "
+    return (
+        fold if any("ystem" in reason for reason in reasons) else ""
+    ) + "use a model whose chat template writes them"
 
 
 Renderer = Callable[[Sequence[Record], Any, Fit], Rendered]

@@ -25,7 +25,7 @@ from align.data.answers import preference_rows, unpaired_rows
 from align.data.fitting import TOO_LONG, Fit
 from align.data.load import RecordSet
 from align.data.render import NOT_FULL, demonstration_rows, document_rows, pack_blocks, prompt_rows
-from align.data.rendered import Counts, Renderer, is_refusal
+from align.data.rendered import Counts, Renderer, is_refusal, writable
 from align.errors import DataError, MachineError
 from align.schema import Record, View
 
@@ -133,10 +133,9 @@ def refuse_unwritten_rows(name: str, counts: Counts, plan: TokenPlan) -> None:
     if plan.on_refused == "drop" or total <= BEARABLE * counts.asked:
         return
     reasons = "; ".join(f"{count}: {reason}" for reason, count in list(refused.items())[:3])
-    fold = "fold system turns into the first user turn with on_refused=fold_system, " if "ystem" in reasons else ""
     raise DataError(
-        f"{name}: {total} of {counts.asked} rows cannot be trained as they are ({reasons}); {fold}"
-        "use a model whose chat template writes them, or leave them out with on_refused=drop"
+        f"{name}: {total} of {counts.asked} rows cannot be trained as they are ({reasons}); "
+        f"{writable(refused)}, or leave them out with on_refused=drop"
     )
 
 

@@ -443,13 +443,16 @@ def test_39_a_pipe_is_refused_at_once(tmp_path, name):
         load_records(str(tmp_path / name))
 
 
-def test_39_pipes_and_loops_inside_a_folder_are_passed_over(tmp_path):
+def test_39_pipes_and_loops_inside_a_folder_are_left_out_and_named(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(LINES)
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "self").symlink_to(tmp_path)
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
 
-    assert load_records(str(tmp_path)).rows == 3
+    found = load_records(str(tmp_path))
+
+    assert found.rows == 3
+    assert any("left out 'loop.jsonl, pipe.jsonl'" in note for note in found.notes)
 
 
 def test_39_a_loop_of_links_is_refused(tmp_path):
