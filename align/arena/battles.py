@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+import secrets
 import sys
 import threading
 import time
@@ -111,6 +113,8 @@ class Battle:
     scoring: Future[None] | None = None
     review: dict[str, Any] | None = None
     """which item of which review queue this is; nothing more is asked in one"""
+    salt: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    """drawn for this battle alone and never sent to a browser; mixed into the seed of blind answers"""
     lock: threading.RLock = field(default_factory=threading.RLock)
     settled: threading.Event | None = None
     """set once the answers are not drawn any more; None when nobody ever drew them while they were written"""
@@ -207,7 +211,13 @@ class Arena:
         return Turn(sampling, self._rng.randrange(2**31) if seed is None else seed)
 
     def _start(self, battle: Battle, turn: Turn, asked: list[Messages], *, instead: bool = False) -> None:
-        """Have every pane answer what it is asked, in a new turn or instead of the last one."""
+        """Have every pane answer what it is asked, in a new turn or instead of the last one.
+
+        Blind, the seed asked for is salted by the battle: else the same question in another tab would give the same
+        answers, and its vote the names. The vote holds the seed that was used.
+        """
+        if self.setup.blind:
+            turn.seed = _salted(turn.seed, battle.salt)
         rows = tuple(
             Row(pane.contestant.reference, list(messages), turn.seed)
             for pane, messages in zip(battle.panes, asked, strict=True)
@@ -287,6 +297,11 @@ def cast(battle: Battle | None, choice: str, nonce: str, opinion: Opinion, keepi
             raise Refusal("nothing_to_judge")
         votes.append(ballot_rows(battle, choice, setup, opinion))
         battle.phase, battle.choice = "voted", choice
+
+
+def _salted(seed: int, salt: str) -> int:
+    """Return a seed that only this battle has; 53 bits, as many as a browser's numbers hold."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{seed}".encode()).digest()[:8]) >> 11
 
 
 def _before_answer(messages: Messages) -> Messages:

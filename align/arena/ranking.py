@@ -2,8 +2,9 @@
 
 Strengths follow Bradley and Terry (1952): the chance that A is preferred to B, A shown first, is
 sigmoid(strength A - strength B + position). Intervals are 95 % and clustered by prompt, since votes on one prompt hang
-together. A tie, and a refusal of both, is half a win for each; or Davidson's (1970) third outcome. A vote on what its
-voter has decided before says something of the voter, and nothing more of the models.
+together. A tie is half a win for each; or Davidson's (1970) third outcome. A vote that no answer is good orders no
+models: it is counted apart, however many answers were shown, and is no part of the fit. A vote on what its voter has
+decided before says something of the voter, and nothing more of the models.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ REMARKS = {
     "order_fixed": "each pair was always shown in one order: position bias cannot be told",
     "one_sided": "{models}: every vote between them and the others goes one way; a cautious difference is shown",
     "cautious": "in one order every vote goes one way; cautious strengths and position bias are shown",
+    "none_good": "{votes} votes found no answer good: these are no ties and place nobody",
     "named": "{named} of {votes} votes were cast with the names shown",
     "two_digests": "{model} names {count} different models (their digests differ); rank them apart by time",
     "disconnected": "nobody voted between these groups, so their strengths cannot be compared: {groups}",
@@ -88,6 +90,8 @@ class Standing:
     losses: int
     group: int = 0
     """strengths can be compared within a group only"""
+    bad: int = 0
+    """comparisons of it in which no answer was good; no part of `votes`"""
 
     @property
     def chance(self) -> float | None:
@@ -144,18 +148,20 @@ def leaderboard(rows: Sequence[dict[str, Any]], ties: Ties = "half") -> Leaderbo
     """Rank the models in rows of votes; rows of a model against itself say nothing and are passed over."""
     every = [row for row in rows if row["models"]["a"] != row["models"]["b"]]
     rows = [row for row in every if not comes_again(row)]
-    votes = _count(rows)
+    names = list(dict.fromkeys(row["models"][side] for row in rows for side in "ab"))
+    votes = _count(names, [row for row in rows if row["choice"] != "bad"])
     groups = _groups(len(votes.names), zip(votes.first, votes.second, strict=True))
     matrix = _matrix(votes)
     warnings: list[Remark] = _remarks(rows)
     strengths, bias, remarks = _strengths(votes, groups, ties)
+    bad = Counter(row["models"][side] for row in rows if row["choice"] == "bad" for side in "ab")
     standings = [
-        _standing(name, row, strength, group)
+        replace(_standing(name, row, strength, group), bad=bad[name])
         for (name, row), strength, group in zip(matrix.items(), strengths, groups, strict=True)
     ]
     standings.sort(key=lambda one: (one.group, one.strength is None, -(one.strength or 0), -one.votes))
     warnings += [*remarks, *_groups_apart(standings), *_too_few(standings)]
-    prompts = len(np.unique(votes.prompt))
+    prompts = len({json.dumps(row.get("prompt"), sort_keys=True) for row in rows})
     return Leaderboard(standings, matrix, bias, _agreement(rows), warnings, len(rows), prompts, _self_agreement(every))
 
 
@@ -164,18 +170,18 @@ def comes_again(row: dict[str, Any]) -> bool:
     return bool((row.get("review") or {}).get("again"))
 
 
-def _count(rows: Iterable[dict[str, Any]]) -> _Votes:
-    names: dict[str, int] = {}
+def _count(names: list[str], rows: Iterable[dict[str, Any]]) -> _Votes:
+    places = {name: place for place, name in enumerate(names)}
     prompts: dict[str, int] = {}
     seen = []
     for row in rows:
-        first, second = (names.setdefault(row["models"][side], len(names)) for side in "ab")
+        first, second = (places[row["models"][side]] for side in "ab")
         prompt = json.dumps(row.get("prompt"), sort_keys=True)
         won = {"a": 1.0, "b": 0.0}.get(row["choice"], 0.5)
         seen.append((first, second, won, prompts.setdefault(prompt, len(prompts))))
     table = np.array(seen, dtype=float).reshape(-1, 4)
     whole = table[:, [0, 1, 3]].astype(np.int64)
-    return _Votes(list(names), whole[:, 0], whole[:, 1], table[:, 2], whole[:, 2])
+    return _Votes(names, whole[:, 0], whole[:, 1], table[:, 2], whole[:, 2])
 
 
 def _matrix(votes: _Votes) -> dict[str, dict[str, Meeting]]:
@@ -206,7 +212,7 @@ def _strengths(
     """Every model's strength and the position bias, where the votes can tell them."""
     count = len(votes.names)
     if not len(votes.won):
-        return [], None, []
+        return [None] * count, None, []
     remarks = []
     design = np.zeros((len(votes.won), count))
     places = np.arange(len(votes.won))
@@ -302,7 +308,7 @@ def _estimate(value: float, variance: float, wide: float) -> Estimate:
 
 
 def _standing(name: str, row: dict[str, Meeting], strength: Estimate | None, group: int) -> Standing:
-    wins, ties, losses = (sum(counts) for counts in zip(*row.values(), strict=True))
+    wins, ties, losses = (sum(cell[place] for cell in row.values()) for place in range(3))
     votes = wins + ties + losses
     if strength is None or votes < ENOUGH_VOTES:
         return Standing(name, None, None, None, votes, wins, ties, losses, group)
@@ -345,6 +351,9 @@ def _agreed(pairs: Sequence[tuple[Any, Any]]) -> Agreement | None:
 def _remarks(rows: Sequence[dict[str, Any]]) -> list[Remark]:
     """What to know about the votes themselves."""
     remarks = []
+    refused = {row.get("battle") or place for place, row in enumerate(rows) if row["choice"] == "bad"}
+    if refused:
+        remarks.append(Remark("none_good", votes=len(refused)))
     named = sum(row.get("mode") == "named" for row in rows)
     if named:
         remarks.append(Remark("named", named=named, votes=len(rows)))

@@ -123,6 +123,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
             "{models}: every vote between them and the others goes one way; a cautious difference is shown."
         ),
         "remark_cautious": "In one order every vote goes one way; cautious strengths and position bias are shown.",
+        "remark_none_good": "{votes} votes found no answer good; these are no ties and place nobody.",
         "remark_named": "{named} of {votes} votes were cast with the names shown.",
         "remark_two_digests": "{model} names {count} different models (their digests differ).",
         "remark_disconnected": ("Nobody voted between these groups, so their strengths cannot be compared: {groups}"),
@@ -280,6 +281,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "remark_order_fixed": "每一对总以同一顺序出现，无法判断位置偏差。",
         "remark_one_sided": "{models}：与其他模型之间的投票全部一边倒，显示的是保守的差距。",
         "remark_cautious": "某一显示顺序下的投票全部一边倒，显示的是保守的实力与位置偏差。",
+        "remark_none_good": "{votes} 票认为没有一个回答是好的；这不算平局，也不影响名次。",
         "remark_named": "{votes} 票中有 {named} 票是在显示名称时投出的。",
         "remark_two_digests": "{model} 指向 {count} 个不同的模型（摘要不同）。",
         "remark_disconnected": "这些组之间没有投票，无法比较实力：{groups}",

@@ -67,7 +67,8 @@ def status(battle: Battle, setup: Setup, language: str) -> str:
         early = f" {words['saved_early']}" if battle.turns[-1].truncated else ""
         return _line(kept.format(choice=choice) + early, "saved", _seed(battle, words)) + _facts(battle, words)
     text = {"streaming": words["waiting"], "answered": words["ready"], "failed": words["incomplete"]}
-    seed = _seed(battle, words) if battle.phase == "answered" else ""
+    # A blind seed would let whoever can name a model, as on a server's API, write the same answers again.
+    seed = _seed(battle, words) if battle.phase == "answered" and not setup.blind else ""
     line = _line(text.get(battle.phase, words["start"]), battle.phase, seed)
     return line + _facts(battle, words) if battle.phase == "answered" and not setup.blind else line
 

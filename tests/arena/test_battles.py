@@ -12,6 +12,7 @@ import pytest
 from align.arena import view
 from align.arena.ballot import Opinion
 from align.arena.battles import Arena, Battle, Contestant, Refusal, Setup
+from align.arena.ranking import leaderboard
 from align.arena.votes import VoteStore
 from align.data import load_records
 from align.engine.fake import FakeEngine
@@ -154,6 +155,46 @@ def test_the_best_of_four_beats_each_of_the_others(tmp_path):
         ("granite@v1", "olive@v3", "a"),
     ]
     assert len({row["id"] for row in written}) == 3
+
+
+def test_four_answers_none_of_which_is_good_are_no_ties(tmp_path):
+    arena = make_arena(tmp_path, 4)
+    for number in range(10):
+        battle = arena.new_battle()
+        ask(arena, battle, f"Hello {number}")
+        arena.vote(battle, "bad", battle.nonce)
+
+    board = leaderboard(rows(arena))
+
+    assert {(one.wins, one.ties, one.losses, one.votes, one.bad) for one in board.standings} == {(0, 0, 0, 0, 30)}
+    assert all(one.strength is None for one in board.standings)
+    assert [remark.values for remark in board.warnings if remark.key == "none_good"] == [{"votes": 10}]
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_the_same_question_and_seed_give_equal_answers_only_where_names_are_shown(tmp_path, blind):
+    arena = make_arena(tmp_path, blind=blind, reply=lambda row: f"{row.model} {row.seed}")
+    battles = [arena.new_battle() for _ in range(2)]
+    for battle in battles:
+        ask(arena, battle, "Hello", seed=7)
+
+    answers = [{pane.contestant.reference: pane.answer for pane in battle.panes} for battle in battles]
+
+    assert (answers[0] == answers[1]) is not blind
+    assert [battle.turns[0].seed == 7 for battle in battles] == [not blind] * 2
+    assert all(pane.answer.endswith(f" {battle.turns[0].seed}") for battle in battles for pane in battle.panes)
+
+
+def test_the_seed_of_a_blind_answer_is_told_after_the_vote_only(tmp_path):
+    arena = make_arena(tmp_path, blind=True)
+    battle = arena.new_battle()
+    ask(arena, battle, "Hello", seed=7)
+    seed = str(battle.turns[0].seed)
+
+    assert seed not in view.status(battle, arena.setup, "en")
+    arena.vote(battle, "a", battle.nonce)
+    assert seed in view.status(battle, arena.setup, "en")
+    assert rows(arena)[0]["seed"] == int(seed)
 
 
 def test_a_tie_of_three_is_between_every_two(tmp_path):

@@ -168,7 +168,9 @@ def test_groups_that_never_met_are_told_apart_and_centred_apart():
 def test_one_vote_places_nobody(choice):
     board = leaderboard([vote("a", "b", choice)])
 
-    assert [(one.strength, one.low, one.high, one.votes) for one in board.standings] == [(None, None, None, 1)] * 2
+    assert [(one.strength, one.low, one.high, one.votes) for one in board.standings] == [
+        (None, None, None, int(choice != "bad"))
+    ] * 2
     assert "not enough votes to place" in " ".join(board.warnings)
     assert board.position_bias is None
 
