@@ -108,6 +108,31 @@
     voted = event.timeStamp;
   }, true);
 
+  // An answer is drawn with a mark (`view.MARK`) behind what must not become a tag, an image or a diagram. Nobody shall
+  // copy it, or search past it: it goes as soon as the text is there.
+  const MARK = /\u2060/g;
+  const unmark = (root) => {
+    const texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+    do {
+      const text = texts.currentNode;
+      if (text.nodeType === Node.TEXT_NODE && text.data.includes('\u2060')) text.data = text.data.replace(MARK, '');
+    } while (texts.nextNode());
+  };
+  new MutationObserver((changes) => changes.forEach((change) => {
+    if (change.target.closest('.pane')) change.addedNodes.forEach(unmark);
+  })).observe(document.body, { childList: true, subtree: true });
+  const clipboard = navigator.clipboard, write = clipboard?.writeText;
+  if (write) clipboard.writeText = (text) => write.call(clipboard, text.replace(MARK, ''));
+
+  // A link of an answer opens beside the page, never in its place, and only to the web.
+  document.addEventListener('click', (event) => {
+    const link = event.target.closest?.('.pane [role="log"] a');
+    if (!link) return;
+    if (!/^https?:$/.test(link.protocol)) { event.preventDefault(); return; }
+    link.target = '_blank';
+    link.rel = 'noopener noreferrer';
+  }, true);
+
   // The token shift: one tip for all tokens. What it says is set as text, never as markup.
   const tip = document.body.appendChild(document.createElement('div'));
   tip.id = 'tip';

@@ -10,9 +10,14 @@ from align.arena.battles import Battle, Pane, Setup
 from align.arena.text import CATALOGUE, vote_key
 from align.schema import Messages, assistant
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
-_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+# What Gradio takes for a formula, whatever is around it, and never for HTML.
+_FORMULA = re.compile(r"(\$\$.+?\$\$)", re.DOTALL)
+# A tag, an image, a diagram, or code in a language whose name is one of JavaScript's own: these stop Gradio's drawing.
+_LIVE = re.compile(
+    r"<(?=[A-Za-z/!?])|!(?=\[)"
+    r"|(?:```|~~~)[^\S\n]*(?=[\\_]|mermaid|constructor|hasOwn|isProto|propertyIs|to[A-Z]|valueOf)"
+)
+MARK = "\N{WORD JOINER}"
 
 
 def hides_names(battle: Battle | None, setup: Setup) -> bool:
@@ -36,26 +41,15 @@ def pane_messages(pane: Pane, language: str) -> Messages:
 
 
 def without_tags(text: str) -> str:
-    """Markdown in which nothing is HTML: what would open a tag is shown as it was written, outside code too."""
-    lines, fence = [], ""
-    for line in text.split("\n"):
-        mark = _FENCE.match(line)
-        if fence:
-            fence = "" if mark and mark[1].startswith(fence) else fence
-        elif mark:
-            fence = mark[1]
-        else:
-            line = _plain(line)
-        lines.append(line)
-    return "\n".join(lines)
+    """Markdown in which nothing is a tag, an image or a diagram, in whatever way the page reads it.
 
-
-def _plain(line: str) -> str:
-    parts, end = [], 0
-    for code in _CODE.finditer(line):
-        parts += [_TAG.sub("&lt;", line[end : code.start()]), code[0]]
-        end = code.end()
-    return "".join([*parts, _TAG.sub("&lt;", line[end:])])
+    A character without width stands behind each `<`, `!` and fence that could begin one, so no reader of Markdown has
+    to be imitated: it means the same in text and in code, and an image is a link. The page's script takes the character
+    away again from what is drawn and copied.
+    """
+    parts = _FORMULA.split(text)
+    parts[::2] = [_LIVE.sub(lambda found: found[0] + MARK, part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def status(battle: Battle, setup: Setup, language: str) -> str:
