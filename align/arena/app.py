@@ -135,7 +135,7 @@ def _asking(board: Board, contents: Contents, words: Any) -> Asking:
         board.shift_button.render()
         new = gr.Button(words("new"), elem_id="new", elem_classes="next", scale=1)
     with gr.Accordion(words("settings"), open=False, elem_id="sampling", elem_classes="settings"):
-        settings = _settings(words, contents.sampling, contents.seed)
+        settings = _settings(words, contents)
         system = gr.Textbox(
             "", label=words("system"), info=words("system_info"), lines=1, max_lines=4, elem_id="system"
         )
@@ -147,7 +147,9 @@ def _asking(board: Board, contents: Contents, words: Any) -> Asking:
     return Asking(prompt, ask, stop, again, edit, gr.State(False), new, settings, system)
 
 
-def _settings(words: Any, sampling: Sampling, seed: int | None) -> list[Any]:
+def _settings(words: Any, contents: Contents) -> list[Any]:
+    sampling, seed = contents.sampling, contents.seed
+    seed_info = "seed_blind_info" if contents.arena.setup.blind else "seed_info"
     most = max(1024, sampling.max_new_tokens)
     with gr.Row(elem_classes="row"):
         drawing = [
@@ -163,7 +165,7 @@ def _settings(words: Any, sampling: Sampling, seed: int | None) -> list[Any]:
             _slider(words, "max_new_tokens", (1, most, 1), sampling.max_new_tokens),
             # A Number without a value shows, and sends, 0.
             gr.Textbox(
-                "" if seed is None else str(seed), label=words("seed"), info=words("seed_info"),
+                "" if seed is None else str(seed), label=words("seed"), info=words(seed_info),
                 placeholder=words("seed_hint"), elem_id="seed", max_length=18,
             ),
         ]  # fmt: skip

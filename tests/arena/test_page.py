@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 from browsing import (
@@ -40,7 +41,11 @@ def test_a_blind_page_tells_no_name_before_the_vote_and_everything_after(serve, 
     page.locator("[role=tab]").first.click()
     ask(page, "one")
 
-    assert site.told() == set()
+    sent = site.recorder.sent.decode(errors="replace")
+    digests = [(one.digest or "?").removeprefix("sha256:")[:12] for one in site.arena.setup.contestants]
+    assert all(f"{voice} says" in sent for voice in ("rose", "sky"))
+    assert [told for told in (FIRST, SECOND, BASE, JUDGE, *digests) if told in sent] == []
+    assert not re.search(r"first after \d", sent)
     assert not any(name in page.content() for name in (FIRST, SECOND, BASE, JUDGE))
     assert " ms" not in page.locator("#status").inner_text()
     assert page.locator("#shift").is_disabled()
@@ -52,6 +57,9 @@ def test_a_blind_page_tells_no_name_before_the_vote_and_everything_after(serve, 
     assert f"seed {row['seed']}" in told
     assert all(digest.removeprefix("sha256:")[:12] in told for digest in row["digests"].values())
     tells(page, "#panes", FIRST, SECOND)
+    assert site.told() == {FIRST, SECOND}
+    page.locator("#sampling button").first.click()
+    tells(page, "#seed", "salted")
 
 
 def test_a_new_question_after_a_vote_is_blind_again(serve, visit):
