@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError, nearest, shorten
+from align.models.patterns import check_patterns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -86,6 +87,7 @@ def saved_config(model: Any, checkpoint: Checkpoint, task: str | None = "CAUSAL_
             f"{checkpoint.reference}: PEFT cannot read its adapter_config.json ({shorten(str(error), 120)}); copy or "
             "train the adapter again"
         ) from None
+    check_patterns(model, config, checkpoint.reference)
     config.task_type, config.inference_mode = task, not trainable
     config.modules_to_save = None if checkpoint.kind == "reward" else config.modules_to_save
     config.fan_in_fan_out = _is_transposed(model)

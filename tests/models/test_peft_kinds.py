@@ -308,6 +308,8 @@ HOSTILE = {
     "patterns that are none": ({"rank_pattern": [4]}, r"no table"),
     "unknown": ({"quantum": {"level": 3}}, r"an adapter with quantum"),
     "other modules": ({"target_modules": ["c_attn"]}, r"PEFT cannot set it on its base"),
+    "a pattern that never ends": ({"target_modules": r"((\w|\.)+)+!"}, r"told by a pattern .* takes too long"),
+    "a pattern without end": ({"exclude_modules": "(a)" * 9000}, r"takes too long"),
     "no pattern": ({"target_modules": "(v_proj"}, r"PEFT cannot set it on its base"),
     "a list where a word belongs": ({"base_model_name_or_path": ["a"]}, r"base"),
     "a start of its own": ({"init_lora_weights": {"a": 1}}, r"started as"),
@@ -321,6 +323,12 @@ def test_an_adapter_config_that_is_not_what_it_seems_is_refused_in_a_line(world,
     with pytest.raises(AlignError, match=message) as refused:
         load_resident(world.registry, [str(_changed(world, tmp_path, **settings))], FP32)
     assert refused.value.exit_code in (2, 4)
+
+
+def test_modules_told_by_a_pattern_that_ends_are_served(world, tmp_path):
+    folder = _changed(world, tmp_path, target_modules=r"(?:\w+\.)+v_proj")
+
+    assert load_resident(world.registry, [str(folder)], FP32)
 
 
 def test_a_copy_of_the_embeddings_that_differs_from_the_base_never_replaces_it(world, tmp_path):

@@ -1,0 +1,68 @@
+"""The regular expressions of an adapter's config, which PEFT compares with the name of every module."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from align.errors import IntegrityError, shorten
+
+_PLAIN = re.compile(r"[\w.-]*")
+_SECONDS = 2
+"""Computing time for all patterns of an adapter; those in use take milliseconds."""
+_LONGEST = 20_000
+_COMPARE = f"""
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS}, {_SECONDS}))
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        continue  # PEFT refuses it at once
+    for name in names:
+        compiled.fullmatch(name)
+"""
+
+
+def check_patterns(model: Any, config: Any, name: str) -> None:
+    """Raise IntegrityError when comparing a config's patterns with a model's module names would not end soon.
+
+    A regular expression cannot be interrupted, so a process of its own tries it first, on the names it will meet.
+    """
+    patterns = list(_patterns(config))
+    if not patterns:
+        return
+    if sum(map(len, patterns)) <= _LONGEST:
+        paths = [path.removeprefix("base_model.model.") for path, _ in model.named_modules()]
+        words = [sys.executable, "-I", "-S", "-c", _COMPARE]
+        tried = subprocess.run(words, input=json.dumps([patterns, paths]).encode(), capture_output=True, check=False)
+        if not tried.returncode:
+            return
+    raise IntegrityError(
+        f"{name}: its modules are told by a pattern ({shorten(max(patterns, key=len))}) that takes too long to compare "
+        "with their names; list the names in adapter_config.json"
+    )
+
+
+def _patterns(config: Any) -> Iterator[str]:
+    """What PEFT takes for regular expressions, as it writes them, less what is a plain name."""
+    for whole in (config.target_modules, config.exclude_modules):
+        if isinstance(whole, str) and not _PLAIN.fullmatch(whole):
+            yield whole
+    inside = {
+        r"(.*\.)?({})": [*(config.rank_pattern or ()), *(config.alpha_pattern or ())],
+        r"(?:^|.*?\.){}\.(?P<idx>\d+)\..*": _listed(config.layers_pattern),
+        r"(^|.*\.){}($|\..*)": _listed(config.modules_to_save),
+    }
+    for frame, parts in inside.items():
+        yield from (frame.replace("{}", part) for part in map(str, parts) if not _PLAIN.fullmatch(part))
+
+
+def _listed(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else list(value or ())
