@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
+from align.data.bounded import AVAILABLE, BoundedProcess, ProcessEnded
 from align.errors import IntegrityError, shorten
 
 _PLAIN = re.compile(r"[\w.-]*")
-_SECONDS = 2
+_SECONDS = 1
 """Computing time for all patterns of an adapter; those in use take milliseconds."""
+_MEMORY = 1 << 30
 _LONGEST = 20_000
-_COMPARE = f"""
-import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS}, {_SECONDS}))
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-patterns, names = json.load(sys.stdin)
-for pattern in patterns:
-    try:
-        compiled = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError):
-        continue  # PEFT refuses it at once
-    for name in names:
-        compiled.fullmatch(name)
-"""
 
 
 def check_patterns(model: Any, config: Any, name: str) -> None:
@@ -36,18 +23,38 @@ def check_patterns(model: Any, config: Any, name: str) -> None:
     A regular expression cannot be interrupted, so a process of its own tries it first, on the names it will meet.
     """
     patterns = list(_patterns(config))
-    if not patterns:
+    if sum(map(len, patterns)) > _LONGEST:
+        raise _endless(name, patterns, f"has more than {_LONGEST} characters")
+    if not patterns or not AVAILABLE:
         return
-    if sum(map(len, patterns)) <= _LONGEST:
-        paths = [path.removeprefix("base_model.model.") for path, _ in model.named_modules()]
-        words = [sys.executable, "-I", "-S", "-c", _COMPARE]
-        tried = subprocess.run(words, input=json.dumps([patterns, paths]).encode(), capture_output=True, check=False)
-        if not tried.returncode:
-            return
-    raise IntegrityError(
+    paths = [path.removeprefix("base_model.model.") for path, _ in model.named_modules()]
+    process = BoundedProcess("align.models.patterns:compare", _SECONDS, _MEMORY)
+    try:
+        process.ask(json.dumps([patterns, paths]).encode())
+    except ProcessEnded as error:
+        raise _endless(name, patterns, str(error)) from None
+    finally:
+        process.close()
+
+
+def _endless(name: str, patterns: list[str], what: str) -> IntegrityError:
+    return IntegrityError(
         f"{name}: its modules are told by a pattern ({shorten(max(patterns, key=len))}) that takes too long to compare "
-        "with their names; list the names in adapter_config.json"
+        f"with their names: it {what}; list the names in adapter_config.json"
     )
+
+
+def compare(request: bytes) -> bytes:
+    """Compare patterns with names, and answer nothing; runs in the process of `check_patterns`."""
+    patterns, names = json.loads(request)
+    for pattern in patterns:
+        try:
+            compiled = re.compile(pattern)
+        except (re.error, OverflowError, RecursionError):
+            continue  # PEFT refuses it at once
+        for name in names:
+            compiled.fullmatch(name)
+    return b""
 
 
 def _patterns(config: Any) -> Iterator[str]:
