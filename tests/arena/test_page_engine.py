@@ -87,7 +87,8 @@ def test_the_token_shift_of_a_real_answer_is_shown_after_the_vote(serve, visit):
     page.locator("#shift-b .tok").first.wait_for()
     [row] = site.rows()
     shown = page.locator("#shift-a .tokens").text_content()
-    assert shown.startswith(row["a"][0]["content"][:20])
+    # HTML has no zero byte: the page leaves out what a random model may well sample.
+    assert shown.startswith(row["a"][0]["content"][:20].replace("\0", ""))
     assert page.locator("#shift-a .m1, #shift-a .m2, #shift-a .m3, #shift-a .m4").count() > 0
 
 
