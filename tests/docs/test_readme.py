@@ -20,7 +20,7 @@ from align.training.stage import main as run_stage_main
 from align.training.stage import run_stage
 from align.world import write_world
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 STANDS_FOR = {
     "Qwen/Qwen3-0.6B": "world-base",

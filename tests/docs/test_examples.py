@@ -10,7 +10,7 @@ from align.command_line import read_command_line
 from align.config import build, read_yaml
 from align.data.catalog import catalogue
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 

@@ -16,7 +16,7 @@ from align.ppo import STAGE
 from align.rl.rewards import reward
 from align.training.stage import main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RETURNED: list = [0.0]
 
 
