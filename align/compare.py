@@ -158,11 +158,11 @@ def _serve(registry: Registry, asked: _Asked, options: argparse.Namespace) -> in
 
 def _load(registry: Registry, asked: _Asked, precision: Any) -> Engine:
     from align.engine.local import LocalEngine
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
 
-    resident = load_resident(registry, [checkpoint.reference for checkpoint in asked.checkpoints], precision)
+    loaded = load_models(registry, [checkpoint.reference for checkpoint in asked.checkpoints], precision)
     reward = asked.reward.reference if asked.reward else None
-    engine = LocalEngine(resident, reward=reward, max_waiting_rows=MOST_WAITING_ROWS)
+    engine = LocalEngine(loaded, reward=reward, max_waiting_rows=MOST_WAITING_ROWS)
     engine.encode_beside()
     for note in engine.notes:
         write(note)

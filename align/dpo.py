@@ -16,7 +16,7 @@ from align.errors import UsageError
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
     from align.training.first_step import Expected
     from align.training.run import Run
 
@@ -120,25 +120,25 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
 
     # 2. Models: one base; the policy continues the start's adapter, or is a new one beside it.
     stacks = config.fresh_adapter
-    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config), fresh=stacks)
+    loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config), fresh=stacks)
     if config.trainer.get("disable_dropout", True):
-        switch_off_dropout(resident.model)
-    train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
+        switch_off_dropout(loaded.model)
+    train_set, eval_set = token_sets(run, records, held_out, loaded.tokenizer)
 
     # 3. Optimise: TRL owns the loop. It would tokenise rows itself, so it is built on a stand-in and given ours after.
-    with unrounded(resident.model):
+    with unrounded(loaded.model):
         trainer = DPOTrainer(
-            model=resident.model,
+            model=loaded.model,
             args=trl_arguments(
                 DPOConfig, config, run, max_length=None, beta=config.beta, loss_type=config.loss_type,
                 loss_weights=config.loss_weights, label_smoothing=config.label_smoothing,
             ),
             train_dataset=stand_in(),
             eval_dataset=stand_in() if eval_set is not None else None,
-            processing_class=resident.tokenizer,
+            processing_class=loaded.tokenizer,
         )  # fmt: skip
     trainer.train_dataset, trainer.eval_dataset = train_set, eval_set
-    _set_reference(config, run, trainer, resident)
+    _set_reference(config, run, trainer, loaded)
     if config.trainer.get("disable_dropout", True):
         expect_first(run, trainer, first_numbers(config))
     numbers = run.train(trainer)
@@ -147,23 +147,23 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
 
     # 4. Hand back the policy's adapter (a stack as one); the reference is not kept.
     if stacks:
-        concatenate(resident.model)
+        concatenate(loaded.model)
     adapter, kept = WHOLE if stacks else "default", keep(numbers, *_KEPT)
-    return Trained(resident.model, resident.tokenizer, resident.base, adapter, metrics=kept, parents=[run.parent])
+    return Trained(loaded.model, loaded.tokenizer, loaded.base, adapter, metrics=kept, parents=[run.parent])
 
 
-def _set_reference(config: DpoConfig, run: Run, trainer: Any, resident: Resident) -> None:
+def _set_reference(config: DpoConfig, run: Run, trainer: Any, loaded: LoadedBase) -> None:
     """Prove the frozen adapter `ref`, or put the start's own in its place, and read it once where that is possible."""
     from align.models.adapters import prove_frozen_copy
     from align.models.stack import prove_fresh, set_beside
     from align.training.reference import PAIRS, give_reference
 
     if config.fresh_adapter:
-        set_beside(resident, run.parent)
-        prove_fresh(resident.model)
+        set_beside(loaded, run.parent)
+        prove_fresh(loaded.model)
         what = f"{run.parent.reference} itself, frozen beside the new adapter"
     else:
-        prove_frozen_copy(resident.model, "default", "ref")
+        prove_frozen_copy(loaded.model, "default", "ref")
         what = f"a frozen copy of {run.parent.reference}"
     run.say(f"reference: {what}; it equals the policy at step 0, so KL is 0")
     # With these the reference's number of a row is not one sum, or not the same twice.
@@ -171,9 +171,9 @@ def _set_reference(config: DpoConfig, run: Run, trainer: Any, resident: Resident
     if moving and config.cache_reference:
         run.say(f"reference: not cached, because trainer.{moving[0]} is set; it is computed in every step")
     elif config.cache_reference:
-        give_reference(run, trainer, resident.base, PAIRS)
+        give_reference(run, trainer, loaded.base, PAIRS)
         if not config.fresh_adapter:
-            resident.model.delete_adapter("ref")
+            loaded.model.delete_adapter("ref")
 
 
 def first_numbers(config: DpoConfig) -> dict[str, Expected]:

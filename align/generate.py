@@ -79,11 +79,11 @@ def _engine(options: argparse.Namespace) -> Engine:
         remote.models = [options.model]
         return remote
     from align.engine.local import LocalEngine
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.registry import open_registry
 
     registry = open_registry(options.registry, base=options.base)
-    engine = LocalEngine(load_resident(registry, [options.model], precision_from(options)))
+    engine = LocalEngine(load_models(registry, [options.model], precision_from(options)))
     for note in engine.notes:
         sys.stderr.write(f"{note}\n")
     return engine

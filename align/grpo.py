@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
     from align.training.first_step import Expected
     from align.training.run import Run
 
@@ -150,17 +150,17 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     read = rewards.open(Place(run.registry, Precision.of(config), run.say))
 
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
-    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
-    switch_off_dropout(resident.model)
-    stops = _end_answers(resident, run.say)
-    rows, _ = token_sets(run, found, None, resident.tokenizer)
+    loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    switch_off_dropout(loaded.model)
+    stops = _end_answers(loaded, run.say)
+    rows, _ = token_sets(run, found, None, loaded.tokenizer)
 
     # 3. Optimise: TRL owns the loop; prompts go in as our tokens, in an order of which a checkpoint is always a place.
     prompts, steps = _in_order(config, run, rows)
-    judges = Judges(rewards, found.records, run.folder if run.ranks.first else None, resident.tokenizer)
-    with unrounded(resident.model):
+    judges = Judges(rewards, found.records, run.folder if run.ranks.first else None, loaded.tokenizer)
+    with unrounded(loaded.model):
         trainer = GRPOTrainer(
-            model=resident.model,
+            model=loaded.model,
             reward_funcs=judges.functions(),
             args=trl_arguments(
                 GRPOConfig, config, run, max_steps=steps, num_train_epochs=1, shuffle_dataset=False,
@@ -171,11 +171,11 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
                 **vllm_arguments(config, stops),
             ),
             train_dataset=prompts,
-            processing_class=resident.tokenizer,
+            processing_class=loaded.tokenizer,
         )  # fmt: skip
     give_tokens(trainer)
     if config.beta:
-        _prove_reference(run, resident.model)
+        _prove_reference(run, loaded.model)
         expect_first(run, trainer, first_numbers(config))
     numbers = _train(run, trainer)
     if numbers.get("frac_reward_zero_std") == 1:
@@ -186,7 +186,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
 
     # 4. Hand back the policy's adapter; the reference is not kept.
     kept = keep(numbers, "loss", "reward", "reward_std", *(f"rewards/{name}/mean" for name in rewards.names), "kl")
-    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent, *read])
+    return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=[run.parent, *read])
 
 
 def give_tokens(trainer: Any) -> None:
@@ -202,14 +202,14 @@ def _train(run: Run, trainer: Any) -> dict[str, float]:
         return run.train(trainer)
 
 
-def _end_answers(resident: Resident, say: Callable[[str], None]) -> list[int]:
+def _end_answers(loaded: LoadedBase, say: Callable[[str], None]) -> list[int]:
     """Let completions end at every stop token, and inherit no other default of the model's own; return these tokens."""
     from transformers import GenerationConfig
 
     from align.models.stop_tokens import stop_ids
 
-    stops = stop_ids(resident, say)
-    resident.model.get_base_model().generation_config = GenerationConfig(eos_token_id=stops)
+    stops = stop_ids(loaded, say)
+    loaded.model.get_base_model().generation_config = GenerationConfig(eos_token_id=stops)
     return stops
 
 

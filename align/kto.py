@@ -68,39 +68,39 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     held_out = run.held_out(records)
 
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
-    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
-    switch_off_dropout(resident.model)
-    train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
+    loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    switch_off_dropout(loaded.model)
+    train_set, eval_set = token_sets(run, records, held_out, loaded.tokenizer)
     count = sum(train_set["label"])
     good, bad = balance(count, len(train_set) - count, config)
     run.say(f"{count} good answers of weight {good:.3g}, {len(train_set) - count} bad ones of weight {bad:.3g}")
 
     # 3. Optimise: TRL owns the loop. It would tokenise rows itself, so it is built on a stand-in and given ours after.
-    with unrounded(resident.model):
+    with unrounded(loaded.model):
         trainer = KTOTrainer(
-            model=resident.model,
+            model=loaded.model,
             args=trl_arguments(
                 KTOConfig, config, run, max_length=config.max_length, beta=config.beta, loss_type=config.loss_type,
                 desirable_weight=good, undesirable_weight=bad,
             ),
             train_dataset=stand_in(),
             eval_dataset=stand_in() if eval_set is not None else None,
-            processing_class=resident.tokenizer,
+            processing_class=loaded.tokenizer,
         )  # fmt: skip
     size = config.per_device_train_batch_size
     trainer.train_dataset = mismatched(train_set, size, config.seed)
     trainer.eval_dataset = mismatched(eval_set, size, config.seed) if eval_set is not None else None
-    prove_frozen_copy(resident.model, "default", "ref")
+    prove_frozen_copy(loaded.model, "default", "ref")
     run.say(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
     if config.cache_reference:
-        give_reference(run, trainer, resident.base, UNPAIRED)
-        resident.model.delete_adapter("ref")
+        give_reference(run, trainer, loaded.base, UNPAIRED)
+        loaded.model.delete_adapter("ref")
     expect_first(run, trainer, first_numbers(config, good, bad))
     numbers = run.train(trainer)
 
     # 4. Hand back the policy's adapter; the reference is not kept.
     kept = keep(numbers, "loss", "kl", "rewards/margins", "logps/chosen", "logps/rejected", "eval_loss")
-    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=[run.parent])
+    return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=[run.parent])
 
 
 def balance(good: int, bad: int, config: KtoConfig) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Proximal policy optimisation: raise the score of sampled completions, held near the start (Schulman et al. 2017).
 
-Policy, reference, reward model and value model are adapters on one resident base. TRL has no PPO, so the loop is here.
+Policy, reference, reward model and value model are adapters on one loaded base. TRL has no PPO, so the loop is here.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
 
     # 2. Models: policy, reference, reward model and value model as adapters on one base.
     quartet = build_quartet(run.registry, run.parent, reward_model, config)
-    tokenizer = quartet.resident.tokenizer
+    tokenizer = quartet.loaded.tokenizer
     rows, _ = token_sets(run, found, None, tokenizer)
     prove_packing(quartet, rows[0]["prompt_ids"], run.say)
 
     # 3. Optimise: sample, score, compare with the reference, update; a step is one rollout.
     total = iterations(len(rows), config.rows_per_step, config.num_train_epochs, config.max_steps)
     state = _start(config, quartet, PromptStream(len(rows), config.seed), total)
-    stops = stop_ids(quartet.resident, run.say)
+    stops = stop_ids(quartet.loaded, run.say)
     numbers = _optimise(config, run, state, _Task(rows, found.records, rewards, gold, stops), total)
 
     # 4. Hand back the policy's adapter; reference, reward model and value model are not kept.
     parents = [run.parent, *([reward_model] if reward_model else []), *judges]
     pictures = gold.panels(run.folder / "metrics.jsonl")
     return Trained(
-        quartet.model, tokenizer, quartet.resident.base, metrics=keep(numbers, *_KEPT), parents=parents, panels=pictures
+        quartet.model, tokenizer, quartet.loaded.base, metrics=keep(numbers, *_KEPT), parents=parents, panels=pictures
     )
 
 

@@ -140,8 +140,8 @@ def _continue(config: PretrainConfig, run: Run) -> tuple[Any, Any, Any]:
     from align.models.adapters import start_policy
     from align.models.loading import Precision
 
-    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
-    return resident.model, resident.tokenizer, resident.base if config.lora else None
+    loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    return loaded.model, loaded.tokenizer, loaded.base if config.lora else None
 
 
 def collate_blocks(rows: list[dict[str, Any]]) -> dict[str, Any]:

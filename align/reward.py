@@ -47,33 +47,33 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     held_out = run.held_out(records)
 
     # 2. Models: the start's base with a score head; a policy's adapter is continued, a base gets a new one.
-    resident = start_reward(run.registry, run.parent, config.lora, Precision.of(config))
+    loaded = start_reward(run.registry, run.parent, config.lora, Precision.of(config))
     run.say(describe_head(run.parent))
     if config.trainer.get("disable_dropout", True):
-        switch_off_dropout(resident.model)
-    train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
+        switch_off_dropout(loaded.model)
+    train_set, eval_set = token_sets(run, records, held_out, loaded.tokenizer)
 
     # 3. Optimise: TRL owns the loop and finds its columns already tokenised.
-    with unrounded(resident.model):
+    with unrounded(loaded.model):
         trainer = RewardTrainer(
-            model=resident.model,
+            model=loaded.model,
             args=trl_arguments(
                 TrlRewardConfig, config, run, max_length=None,
                 center_rewards_coefficient=config.center_rewards_coefficient,
             ),
             train_dataset=train_set,
             eval_dataset=eval_set,
-            processing_class=resident.tokenizer,
+            processing_class=loaded.tokenizer,
         )  # fmt: skip
     numbers = run.train(trainer)
 
     # 4. Hand back adapter and head together, with what they make of the held-out pairs.
-    report = report_pairs(resident, eval_set, 2 * config.per_device_train_batch_size)
+    report = report_pairs(loaded, eval_set, 2 * config.per_device_train_batch_size)
     for remark in report.remarks:
         run.say(remark)
     kept = keep(numbers, "loss", "accuracy", "margin", "eval_loss", "eval_accuracy") | report.numbers
     parents, panels = [run.parent], report.panels
-    return Trained(resident.model, resident.tokenizer, resident.base, metrics=kept, parents=parents, panels=panels)
+    return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=parents, panels=panels)
 
 
 def describe_head(start: Checkpoint) -> str:

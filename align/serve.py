@@ -168,11 +168,11 @@ def _refuse_page(models: int, token: str | None) -> None:
 
 def _load(registry: Registry, references: list[str], options: argparse.Namespace) -> LocalEngine:
     from align.engine.local import LocalEngine, even_read
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
 
-    resident = load_resident(registry, references, precision_from(options))
-    read = even_read(resident.model)
-    engine = LocalEngine(resident, max_waiting_rows=options.max_waiting, max_read=read)
+    loaded = load_models(registry, references, precision_from(options))
+    read = even_read(loaded.model)
+    engine = LocalEngine(loaded, max_waiting_rows=options.max_waiting, max_read=read)
     engine.encode_beside()
     for note in engine.notes:
         write(note)

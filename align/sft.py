@@ -40,18 +40,18 @@ def sft(config: SftConfig, run: Run) -> Trained:
 
     # 2. Models: the start's own adapter goes on training; over a bare base a new one begins as a no-op. Without an
     #    adapter every weight of the base is trained.
-    resident = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
-    train_set, eval_set = token_sets(run, records, held_out, resident.tokenizer)
+    loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    train_set, eval_set = token_sets(run, records, held_out, loaded.tokenizer)
 
     if config.packing:
-        prove_packing(resident.model, resident.tokenizer)
+        prove_packing(loaded.model, loaded.tokenizer)
         train_set = pack_rows(train_set, config.max_length)
         run.say(f"packed into {len(train_set)} rows of up to {config.max_length} tokens")
 
     # 3. Optimise: TRL owns the loop; our token masks arrive as labels, so it prepares nothing.
-    with unrounded(resident.model):
+    with unrounded(loaded.model):
         trainer = SFTTrainer(
-            model=resident.model,
+            model=loaded.model,
             args=trl_arguments(
                 SFTConfig,
                 config,
@@ -61,16 +61,16 @@ def sft(config: SftConfig, run: Run) -> Trained:
                 remove_unused_columns=False,
                 dataset_kwargs={"skip_prepare_dataset": True},
             ),
-            data_collator=packed_collator(resident.tokenizer) if config.packing else None,
+            data_collator=packed_collator(loaded.tokenizer) if config.packing else None,
             train_dataset=train_set,
             eval_dataset=eval_set,
-            processing_class=resident.tokenizer,
+            processing_class=loaded.tokenizer,
         )
     numbers = run.train(trainer)
 
     # 4. Hand back the adapter and the numbers worth keeping.
     kept = keep(numbers, "loss", "mean_token_accuracy", "eval_loss")
-    return Trained.of(resident, config, metrics=kept, parents=[run.parent])
+    return Trained.of(loaded, config, metrics=kept, parents=[run.parent])
 
 
 STAGE = Stage(

@@ -68,13 +68,13 @@ def write_models(folder: Path) -> None:
 def open_engine(folder: Path, names: list[str], *, even: bool = False) -> Any:
     """An engine over some of the models; an even one reads long prompts in parts."""
     from align.engine.local import LocalEngine, even_read
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.loading import Precision
     from align.registry import open_registry
 
     references = [str(folder / name) for name in names]
-    resident = load_resident(open_registry(folder / "registry"), references, Precision(bf16=False))
-    return LocalEngine(resident, max_read=even_read(resident.model) if even else None)
+    loaded = load_models(open_registry(folder / "registry"), references, Precision(bf16=False))
+    return LocalEngine(loaded, max_read=even_read(loaded.model) if even else None)
 
 
 def rows_of(models: list[str], count: int) -> list[Any]:

@@ -79,7 +79,7 @@ def compare(case: Case) -> dict[str, Any]:
 def measure(case: Case) -> dict[str, Any]:
     """Run SFT for three steps in this process and compare its peak with the estimate."""
     from align.config import build
-    from align.models.memory import Pass, estimate
+    from align.models.memory import TrainingPass, estimate_memory
     from align.registry import open_registry
     from align.sft import SftConfig
 
@@ -97,8 +97,8 @@ def measure(case: Case) -> dict[str, Any]:
         config = build(SftConfig, _settings(root, "base", case))
         base = open_registry(root / "registry").resolve(str(root / "base"))
         # Every other row is half as long.
-        work = Pass(case.rows, case.tokens, case.head, filled=0.75)
-        return {"estimate": estimate(base, base, config, work), "measured": peaks[-1] - before}
+        work = TrainingPass(case.rows, case.tokens, case.head, filled=0.75)
+        return {"estimate": estimate_memory(base, base, config, work), "measured": peaks[-1] - before}
 
 
 def _write_base(folder: Path, size: dict[str, int]) -> Any:

@@ -151,12 +151,12 @@ def _register_models(folder: Path, name: str) -> None:
     registry = open_registry(str(folder / "registry"))
     base = registry.resolve(str(folder / name))
     for kind, start in (("policy", start_policy), ("reward", start_reward)):
-        resident = start(registry, base, LoraSettings(), Precision(bf16=False))
-        for parameter in adapter_parameters(resident.model, "default"):
+        loaded = start(registry, base, LoraSettings(), Precision(bf16=False))
+        for parameter in adapter_parameters(loaded.model, "default"):
             parameter.data.normal_(std=0.01)
         with registry.stage(f"{name}-{kind}") as staging:
-            save_adapter(resident.model, "default", staging.path, base.location)
-            resident.tokenizer.save_pretrained(staging.path)
+            save_adapter(loaded.model, "default", staging.path, base.location)
+            loaded.tokenizer.save_pretrained(staging.path)
             known = {"reference": base.reference, "location": base.location, "digests": digests_of_base(base)}
             facts = {"parents": [], "template_digest": None, "data": [], "metrics": {}, "versions": {}}
             staging.commit({"stage": "sft", "kind": kind, "base": known} | facts)

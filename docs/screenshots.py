@@ -30,7 +30,7 @@ from align.config import write
 from align.data import load_records
 from align.engine.local import LocalEngine
 from align.engine.protocol import Sampling
-from align.models.adapters import load_resident
+from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.registry import Registry, open_registry
 from align.schema import Messages
@@ -54,9 +54,9 @@ class Studio:
         self.votes = votes
         self.checkpoints = {name: registry.resolve(name) for name in MODELS}
         self.reward = registry.resolve(REWARD)
-        resident = load_resident(registry, [one.reference for one in self.checkpoints.values()], Precision())
-        self.base = resident.base
-        self.engine = LocalEngine(resident, reward=self.reward.reference)
+        loaded = load_models(registry, [one.reference for one in self.checkpoints.values()], Precision())
+        self.base = loaded.base
+        self.engine = LocalEngine(loaded, reward=self.reward.reference)
 
     @contextmanager
     def page(self, names: list[str], *, blind: bool, prompts: list[Messages] | None = None) -> Iterator[str]:

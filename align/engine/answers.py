@@ -15,7 +15,7 @@ from align.schema import Messages, Record
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
 
 _ALTERNATIVES = 5
 _REWARD = "__reward__"
@@ -28,7 +28,7 @@ class Answered(NamedTuple):
     answer_ids: list[int]
 
 
-def answered(messages: Messages, resident: Resident) -> Answered:
+def answered(messages: Messages, loaded: LoadedBase) -> Answered:
     """The tokens of a conversation that ends with an answer, just as training sees them.
 
     Raises UsageError when it does not, does not fit the chat template, or is longer than the model takes.
@@ -38,9 +38,9 @@ def answered(messages: Messages, resident: Resident) -> Answered:
 
     if not messages or messages[-1]["role"] != "assistant":
         raise UsageError("the conversation does not end with an answer of the assistant; nothing can be said of it")
-    window = context_window(resident.model)
+    window = context_window(loaded.model)
     record = Record(prompt=messages[:-1], completion=messages[-1:])
-    found = unpaired_rows([record], resident.tokenizer, Fit(window or 1 << 30, spare_thoughts=True))
+    found = unpaired_rows([record], loaded.tokenizer, Fit(window or 1 << 30, spare_thoughts=True))
     if not found.rows:
         reason = next(iter(found.dropped))
         raise UsageError(f"the conversation cannot be read: {reason}; the model takes {window} tokens")
@@ -48,11 +48,11 @@ def answered(messages: Messages, resident: Resident) -> Answered:
     return Answered(row["prompt_ids"], row["completion_ids"])
 
 
-def token_shift(resident: Resident, fact: ModelFacts, conversation: Answered) -> list[ShiftedToken]:
+def token_shift(loaded: LoadedBase, fact: ModelFacts, conversation: Answered) -> list[ShiftedToken]:
     """Each token of an answer under a model and under its base, from one pass where the two can share one."""
     import torch
 
-    model, tokenizer = resident.model, resident.tokenizer
+    model, tokenizer = loaded.model, loaded.tokenizer
     ids = torch.tensor([[*conversation.prompt_ids, *conversation.answer_ids]], device=model.device)
     size = len(conversation.answer_ids)
     with torch.inference_mode():
@@ -92,22 +92,22 @@ def _texts(ids: list[int], tokenizer: Any) -> list[str]:
 
 
 class Judge:
-    """A reward model held as one more adapter on the resident base; it is none of the models that write."""
+    """A reward model held as one more adapter on the loaded base; it is none of the models that write."""
 
-    def __init__(self, resident: Resident, reference: str) -> None:
+    def __init__(self, loaded: LoadedBase, reference: str) -> None:
         """Attach it; raises IntegrityError unless it is a whole reward model over this base and chat template."""
         from align.models.adapters import attach_adapter
         from align.models.heads import load_score_head
         from align.models.tokenizers import check_template
         from align.registry import open_registry
 
-        checkpoint = (resident.registry or open_registry()).resolve(reference)
+        checkpoint = (loaded.registry or open_registry()).resolve(reference)
         self.reference = checkpoint.reference
-        self._head = load_score_head(checkpoint).to(resident.model.device)
-        check_template(checkpoint, resident.tokenizer, "the models beside it")
-        attach_adapter(resident, checkpoint, _REWARD)
-        del resident.adapters[checkpoint.reference]
-        self._resident = resident
+        self._head = load_score_head(checkpoint).to(loaded.model.device)
+        check_template(checkpoint, loaded.tokenizer, "the models beside it")
+        attach_adapter(loaded, checkpoint, _REWARD)
+        del loaded.adapters[checkpoint.reference]
+        self._resident = loaded
 
     def score(self, conversation: Answered) -> float:
         """The score of a conversation, read at the end token of its answer."""

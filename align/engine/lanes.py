@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
 
 MIXED = "mixed"
 """The lane whose rows run in one batch, each through its own adapter."""
@@ -111,7 +111,7 @@ def _without_leftover_hooks(model: Any) -> Iterator[None]:
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def probe(resident: Resident) -> list[ModelFacts]:
+def probe(loaded: LoadedBase) -> list[ModelFacts]:
     """Run a fixed text through every model, alone and side by side; tell which can be mixed and how far each shifts.
 
     Only a model that says in a mixed batch what it says alone is mixed. DoRA cannot be. An architecture that flattens
@@ -121,11 +121,11 @@ def probe(resident: Resident) -> list[ModelFacts]:
 
     from align.models.probes import probe_ids
 
-    model = resident.model
+    model = loaded.model
     model.eval()
     configs = adapters_of(model)
-    names = [BASE, *(name for name in configs if name in resident.adapters.values())]
-    unknown = set(resident.adapters.values()) - set(names)
+    names = [BASE, *(name for name in configs if name in loaded.adapters.values())]
+    unknown = set(loaded.adapters.values()) - set(names)
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))}: adapters that are not on the model")
     ids = probe_ids(model)
@@ -144,7 +144,7 @@ def probe(resident: Resident) -> list[ModelFacts]:
             is_dora=name in configs and bool(configs[name].use_dora),
             beside_copies=copies,
         )
-        for reference, name in resident.adapters.items()
+        for reference, name in loaded.adapters.items()
     ]
 
 

@@ -27,7 +27,7 @@ from align.schema import Messages
 
 if TYPE_CHECKING:
     from align.data.tool_calls import ToolFormat
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
 
 CLOSED = "the engine was closed while this was being written; start it again"
 
@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 
 
 class LocalEngine:
-    """Writes text with every model of a Resident. From its creation on, the model belongs to this engine's thread.
+    """Writes text with every model of a LoadedBase. From its creation on, the model belongs to this engine's thread.
 
     `max_rows` rows at most are written at once, in a batch of at most `max_tokens` rows times columns (a longer row
     runs by itself); `max_waiting_rows` more may wait before `submit` raises Busy (None: as many as come). Between two
@@ -46,7 +46,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        resident: Resident,
+        loaded: LoadedBase,
         *,
         reward: str | None = None,
         max_rows: int = 64,
@@ -54,7 +54,7 @@ class LocalEngine:
         max_waiting_rows: int | None = None,
         max_read: int | None = None,
     ) -> None:
-        self._resident = resident
+        self._resident = loaded
         self._max_read = max_read
         self._max_rows, self._max_tokens, self._max_waiting = max_rows, max_tokens, max_waiting_rows
         self._waiting: deque[LiveRow] = deque()
@@ -63,10 +63,10 @@ class LocalEngine:
         self._closing = threading.Event()
         self._facts: dict[str, ModelFacts] = {}
         self._pace = Pace()
-        self._stops = stop_tokens(resident)
-        self._vocabulary = vocabulary_of(resident.model)
-        self._compiler = Compiler(resident.tokenizer, self._vocabulary, self._stops.ids)
-        self._judge = None if reward is None else Judge(resident, reward)
+        self._stops = stop_tokens(loaded)
+        self._vocabulary = vocabulary_of(loaded.model)
+        self._compiler = Compiler(loaded.tokenizer, self._vocabulary, self._stops.ids)
+        self._judge = None if reward is None else Judge(loaded, reward)
         self._prompts: PromptQueue | None = None
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="align-engine", daemon=True)
@@ -76,8 +76,8 @@ class LocalEngine:
     def encode_beside(self) -> None:
         """Render and encode prompts in a process of their own from now on, so that they hold no other row up."""
         if AVAILABLE and self._prompts is None:
-            resident = self._resident
-            self._prompts = PromptQueue(resident.tokenizer, context_window(resident.model), self._encoded)
+            loaded = self._resident
+            self._prompts = PromptQueue(loaded.tokenizer, context_window(loaded.model), self._encoded)
 
     @property
     def models(self) -> list[str]:
@@ -145,8 +145,8 @@ class LocalEngine:
         fact = self._facts.get(model)
         if fact is None:
             raise UsageError(f"{model}: not one of the loaded models;{nearest(model, self.models)}")
-        resident = self._resident
-        return self._ask(lambda: token_shift(resident, fact, answered(messages, resident)))
+        loaded = self._resident
+        return self._ask(lambda: token_shift(loaded, fact, answered(messages, loaded)))
 
     def reward(self, messages: Messages) -> float | None:
         """The score of a conversation by the reward model held beside the models; None without one.
@@ -290,8 +290,8 @@ class LocalEngine:
         return self._empty_batch(lane)
 
     def _empty_batch(self, lane: str) -> Batch:
-        resident = self._resident
-        return Batch(resident.model, resident.tokenizer.pad_token_id, lane, self._max_read)
+        loaded = self._resident
+        return Batch(loaded.model, loaded.tokenizer.pad_token_id, lane, self._max_read)
 
     def _joining(self, batch: Batch) -> list[Writing]:
         """The oldest waiting rows that the batch can take now, in their order."""

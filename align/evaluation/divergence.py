@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from align.evaluation.forward import batches, next_logprobs, sums_by_row
 
 if TYPE_CHECKING:
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
 
 
 def completion_kls(
-    resident: Resident, model: str, references: Sequence[str], rows: list[dict[str, Any]]
+    loaded: LoadedBase, model: str, references: Sequence[str], rows: list[dict[str, Any]]
 ) -> list[list[float]]:
     """KL(model || reference) along each row's completion in nats, for each reference.
 
@@ -25,10 +25,10 @@ def completion_kls(
     found = [[0.0] * len(rows) for _ in references]
     marked = [(row["input_ids"], row["completion_mask"]) for row in rows]
     with torch.no_grad():
-        for batch in batches(resident, marked):
-            ours = next_logprobs(resident, model, batch)
+        for batch in batches(loaded, marked):
+            ours = next_logprobs(loaded, model, batch)
             for reference, values in zip(references, found, strict=True):
-                theirs = next_logprobs(resident, reference, batch)
+                theirs = next_logprobs(loaded, reference, batch)
                 sums = sums_by_row(batch, (ours.exp() * (ours - theirs)).sum(-1))
                 for place, value in zip(batch.places, sums, strict=True):
                     values[place] = value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
 
 Marked = tuple[Sequence[int], Sequence[int]]
 """ids, and 1 for each token that is looked at; the first token never is, for nothing comes before it"""
@@ -31,38 +31,38 @@ class Batch:
     mask: Tensor
 
 
-def batches(resident: Resident, rows: Sequence[Marked]) -> Iterator[Batch]:
+def batches(loaded: LoadedBase, rows: Sequence[Marked]) -> Iterator[Batch]:
     """The rows in batches of like length, longest first, within half a gigabyte of logits."""
     order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]), reverse=True)
-    vocabulary = resident.model.config.get_text_config().vocab_size
+    vocabulary = loaded.model.config.get_text_config().vocab_size
     while order:
         width = len(rows[order[0]][0])
         size = max(1, min(_MOST_ROWS, _MOST_LOGITS // (vocabulary * width)))
-        yield _padded(rows, order[:size], resident)
+        yield _padded(rows, order[:size], loaded)
         order = order[size:]
 
 
-def _padded(rows: Sequence[Marked], places: list[int], resident: Resident) -> Batch:
+def _padded(rows: Sequence[Marked], places: list[int], loaded: LoadedBase) -> Batch:
     import torch
 
     shape = (len(places), max(len(rows[place][0]) for place in places))
-    ids = torch.full(shape, resident.tokenizer.pad_token_id)
+    ids = torch.full(shape, loaded.tokenizer.pad_token_id)
     attention, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
     for row, place in enumerate(places):
         tokens, marks = rows[place]
         ids[row, : len(tokens)] = torch.as_tensor(list(tokens))
         attention[row, : len(tokens)] = 1
         mask[row, : len(tokens) - 1] = torch.as_tensor(list(marks[1:]), dtype=torch.bool)
-    device = resident.model.device
+    device = loaded.model.device
     return Batch(places, ids.to(device), attention.to(device), mask.to(device))
 
 
-def next_logprobs(resident: Resident, adapter: str, batch: Batch) -> Tensor:
+def next_logprobs(loaded: LoadedBase, adapter: str, batch: Batch) -> Tensor:
     """Log-probabilities (tokens, V) of every next token at the marked positions, row by row."""
     marked = batch.mask.any(dim=0).nonzero()
     first = int(marked[0]) if len(marked) else batch.mask.shape[1] - 1
-    with through(resident.model, adapter):
-        logits = resident.model(
+    with through(loaded.model, adapter):
+        logits = loaded.model(
             input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=batch.ids.shape[1] - first
         ).logits
     return logits[batch.mask[:, first:]].float().log_softmax(-1)

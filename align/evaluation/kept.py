@@ -23,7 +23,7 @@ from align.registry.durable import fsync_folder
 
 if TYPE_CHECKING:
     from align.engine.protocol import Sampling
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
     from align.models.loading import Precision
     from align.registry import Checkpoint
 
@@ -100,9 +100,9 @@ def _whole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def open_completions(
-    resident: Resident, checkpoint: Checkpoint, sampling: Sampling, precision: Precision, folder: Path
+    loaded: LoadedBase, checkpoint: Checkpoint, sampling: Sampling, precision: Precision, folder: Path
 ) -> Kept:
-    """What one of the resident models has written with this sampling before, and where it goes from now on."""
+    """What one of the loaded models has written with this sampling before, and where it goes from now on."""
     from align.models.adapters import digests_of_base
     from align.models.reference_cache import reference_key
     from align.models.stop_tokens import listed_stops
@@ -112,17 +112,17 @@ def open_completions(
     arithmetic = {
         "quantization": precision.quantization,
         "bf16": precision.uses_bf16,
-        "device": resident.model.device.type,
+        "device": loaded.model.device.type,
     }
     adapter = checkpoint if checkpoint.is_adapter else None
     facts = {
         "align": __version__,
-        "model": reference_key(digests_of_base(resident.base, resident.registry), adapter, arithmetic),
-        "tokenizer": tokenizer_digest(Path(resident.tokenizer.name_or_path)),
-        "template": template_digest(resident.tokenizer.chat_template),
+        "model": reference_key(digests_of_base(loaded.base, loaded.registry), adapter, arithmetic),
+        "tokenizer": tokenizer_digest(Path(loaded.tokenizer.name_or_path)),
+        "template": template_digest(loaded.tokenizer.chat_template),
         "sampling": asdict(sampling),
         # They come from a file beside the weights, which no digest covers.
-        "stops": listed_stops(resident.base),
+        "stops": listed_stops(loaded.base),
         "format": _FORMAT,
     }
     return Kept(folder / f"{digest_of(facts)}.jsonl")

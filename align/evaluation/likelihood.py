@@ -13,30 +13,30 @@ from align.evaluation.scorers import Likelihood
 from align.schema import Messages, Record
 
 if TYPE_CHECKING:
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
 
 Pair = tuple[Messages | str, str]
 
 
-def continuation_logprobs(resident: Resident, adapter: str, pairs: Sequence[Pair]) -> list[Likelihood]:
+def continuation_logprobs(loaded: LoadedBase, adapter: str, pairs: Sequence[Pair]) -> list[Likelihood]:
     """The log-probability of each continuation after its prompt: a conversation that waits for an answer, or text.
 
     After a conversation the continuation is encoded alone, as an answer is in training. After text it is encoded with
     it, and white space that ends the text goes to the continuation (as lm-evaluation-harness does). Raises DataError
     for a pair longer than the model's window and for a continuation of no tokens.
     """
-    rows = [_encode(resident, prompt, text) for prompt, text in pairs]
-    return marked_logprobs(resident, adapter, rows)
+    rows = [_encode(loaded, prompt, text) for prompt, text in pairs]
+    return marked_logprobs(loaded, adapter, rows)
 
 
-def marked_logprobs(resident: Resident, adapter: str, rows: Sequence[Marked]) -> list[Likelihood]:
+def marked_logprobs(loaded: LoadedBase, adapter: str, rows: Sequence[Marked]) -> list[Likelihood]:
     """The sum of the log-probabilities of the marked tokens of each row, in nats, and how many these are."""
     import torch
 
     found = [Likelihood(0.0, 0)] * len(rows)
     with torch.no_grad():
-        for batch in batches(resident, rows):
-            logprobs = next_logprobs(resident, adapter, batch)
+        for batch in batches(loaded, rows):
+            logprobs = next_logprobs(loaded, adapter, batch)
             following = batch.ids.roll(-1, dims=1)[batch.mask]
             sums = sums_by_row(batch, logprobs.gather(-1, following[:, None]).squeeze(-1))
             for place, value, count in zip(batch.places, sums, batch.mask.sum(dim=1).tolist(), strict=True):
@@ -44,17 +44,17 @@ def marked_logprobs(resident: Resident, adapter: str, rows: Sequence[Marked]) ->
     return found
 
 
-def _encode(resident: Resident, prompt: Messages | str, continuation: str) -> Marked:
+def _encode(loaded: LoadedBase, prompt: Messages | str, continuation: str) -> Marked:
     from align.data.render import render_chat
     from align.engine.local import context_window
 
-    tokenizer = resident.tokenizer
+    tokenizer = loaded.tokenizer
     if isinstance(prompt, str):
         before, after = _split_text(tokenizer, prompt, continuation)
     else:
         before = render_chat(prompt, tokenizer)
         after = tokenizer.encode(continuation, add_special_tokens=False)
-    window = context_window(resident.model)
+    window = context_window(loaded.model)
     if not after:
         raise DataError(f"continuation {continuation!r}: it has no tokens; give text that the tokenizer can write")
     if not before:
@@ -74,18 +74,18 @@ def _split_text(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[in
     return before, tokenizer.encode(bare + continuation)[len(before) :]
 
 
-def marked_tokens(resident: Resident, record: Record, max_length: int) -> Marked | None:
+def marked_tokens(loaded: LoadedBase, record: Record, max_length: int) -> Marked | None:
     """A demonstration with its trained tokens marked, or a document with all of them; None if it does not fit."""
     from align.data.fitting import Fit
     from align.data.render import demonstration_rows, document_rows
 
     fit = Fit(max_length)
     if record.text is not None:
-        rows = document_rows([record], resident.tokenizer, fit).rows
+        rows = document_rows([record], loaded.tokenizer, fit).rows
         return (rows[0]["input_ids"], [1] * len(rows[0]["input_ids"])) if rows else None
     if not record.completion:
         return None
-    rows = demonstration_rows([record], resident.tokenizer, fit).rows
+    rows = demonstration_rows([record], loaded.tokenizer, fit).rows
     return (rows[0]["input_ids"], rows[0]["completion_mask"]) if rows else None
 
 
@@ -95,9 +95,9 @@ def windows(row: Marked, size: int) -> list[Marked]:
     return [(ids[start : start + size], marks[start : start + size]) for start in range(0, len(ids), size)]
 
 
-def held_out(resident: Resident, adapter: str, records: Sequence[Record], max_length: int) -> tuple[np.ndarray, ...]:
+def held_out(loaded: LoadedBase, adapter: str, records: Sequence[Record], max_length: int) -> tuple[np.ndarray, ...]:
     """Nats and tokens of each record's demonstration or document, each (N,); zeros for a record without one."""
-    marks = [marked_tokens(resident, record, max_length) for record in records]
+    marks = [marked_tokens(loaded, record, max_length) for record in records]
     pieces = [
         (place, piece)
         for place, row in enumerate(marks)
@@ -106,7 +106,7 @@ def held_out(resident: Resident, adapter: str, records: Sequence[Record], max_le
         if len(piece[0]) > 1
     ]
     nats, tokens = np.zeros(len(records)), np.zeros(len(records))
-    likelihoods = marked_logprobs(resident, adapter, [piece for _, piece in pieces])
+    likelihoods = marked_logprobs(loaded, adapter, [piece for _, piece in pieces])
     for (place, _), found in zip(pieces, likelihoods, strict=True):
         nats[place] -= found.logprob
         tokens[place] += found.tokens

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from align.evaluation.likelihood import Pair
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
     from align.registry import Checkpoint, Registry
 
 _WINDOW = 4096
@@ -104,46 +104,44 @@ def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict
 
 
 def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Asked, material: Material) -> list[Run]:
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.loading import Precision
 
     parents = {checkpoint.reference: _parent(registry, checkpoint) for checkpoint in group.values()} if asked.kl else {}
-    resident = load_resident(
+    loaded = load_models(
         registry, [checkpoint.reference for checkpoint in group.values()], asked.precision or Precision()
     )
     for parent in parents.values():
-        _attach_parent(resident, parent)
-    if not material.writes and (note := generation_note(resident.tokenizer)):  # else the engine says it
-        material.notes.append(f"{resident.base.reference}: {note}")
+        _attach_parent(loaded, parent)
+    if not material.writes and (note := generation_note(loaded.tokenizer)):  # else the engine says it
+        material.notes.append(f"{loaded.base.reference}: {note}")
     runs = [Run(asked_as, checkpoint, [None] * len(material.records)) for asked_as, checkpoint in group.items()]
     if material.writes:
-        _write(runs, resident, asked, material, registry.cache_dir / "completions")
+        _write(runs, loaded, asked, material, registry.cache_dir / "completions")
     for run in runs:
-        _measure(run, resident, material)
+        _measure(run, loaded, material)
         if asked.kl and material.writes:
-            run.add(_divergences(run, resident, material.records, parents[run.reference]))
+            run.add(_divergences(run, loaded, material.records, parents[run.reference]))
     return runs
 
 
-def _write(runs: Sequence[Run], resident: Resident, asked: Asked, material: Material, folder: Path) -> None:
+def _write(runs: Sequence[Run], loaded: LoadedBase, asked: Asked, material: Material, folder: Path) -> None:
     """Let the models answer, in batches they share; what they wrote lies in a folder for another try."""
     from align.engine.local import LocalEngine
     from align.evaluation.kept import open_completions
     from align.models.loading import Precision
 
     precision = asked.precision or Precision()
-    kept = {
-        run.reference: open_completions(resident, run.checkpoint, asked.sampling, precision, folder) for run in runs
-    }
-    engine = LocalEngine(resident)
+    kept = {run.reference: open_completions(loaded, run.checkpoint, asked.sampling, precision, folder) for run in runs}
+    engine = LocalEngine(loaded)
     try:
         models = [run.reference for run in runs]
         written, failed = complete(engine, models, material.records, asked.sampling, asked.seed, kept)
         notes = engine.notes
     finally:
         engine.close()
-    base = f"{resident.base.reference}: "
-    if resident.base.reference not in models:
+    base = f"{loaded.base.reference}: "
+    if loaded.base.reference not in models:
         material.notes.extend(note for note in notes if note.startswith(base))
     material.notes.extend(f"{count} completions failed: {message}" for message, count in failed.items())
     for run in runs:
@@ -164,18 +162,18 @@ def _unfinished_thoughts(reference: str, written: Written, longest: int) -> list
     ]
 
 
-def _measure(run: Run, resident: Resident, material: Material) -> None:
+def _measure(run: Run, loaded: LoadedBase, material: Material) -> None:
     """Everything about one model, in the order in which a reader wants it."""
     texts, records = texts_of(run.written), material.records
     for scorer in material.readers:
         run.add(read(scorer.name, scorer, records, texts))
     for scorer in material.choosers:
-        run.add(_choose(scorer, resident, resident.adapters[run.reference], records))
+        run.add(_choose(scorer, loaded, loaded.adapters[run.reference], records))
     if material.labels:
-        run.add(_classify(material.labels, resident, resident.adapters[run.reference], records))
+        run.add(_classify(material.labels, loaded, loaded.adapters[run.reference], records))
     for name in material.corpus:
         run.add(CORPUS[name](records, texts))
-    run.add(_perplexity(resident, resident.adapters[run.reference], records))
+    run.add(_perplexity(loaded, loaded.adapters[run.reference], records))
     if material.writes:
         run.add(behaviour(run.written))
 
@@ -202,28 +200,28 @@ def read(name: str, score: Any, records: Sequence[Record], texts: Sequence[Any])
     ]
 
 
-def _choose(scorer: Any, resident: Resident, adapter: str, records: Sequence[Record]) -> list[Measure]:
+def _choose(scorer: Any, loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Measure]:
     """The numbers of a scorer that compares the likelihoods of options."""
     from align.evaluation.likelihood import continuation_logprobs
 
     options = [scorer.options(record) for record in records]
     pairs: list[Pair] = [(record.prompt, text) for record, each in zip(records, options, strict=True) for text in each]
-    found = iter(continuation_logprobs(resident, adapter, pairs))
+    found = iter(continuation_logprobs(loaded, adapter, pairs))
     likelihoods = [[next(found) for _ in each] for each in options]
     return read(scorer.name, scorer, records, likelihoods)
 
 
-def _classify(labels: tuple[str, ...], resident: Resident, adapter: str, records: Sequence[Record]) -> list[Measure]:
+def _classify(labels: tuple[str, ...], loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Measure]:
     from align.evaluation.classification import measures_of
     from align.evaluation.likelihood import continuation_logprobs
 
     pairs: list[Pair] = [(record.prompt, label) for record in records for label in labels]
-    found = np.array([each.logprob for each in continuation_logprobs(resident, adapter, pairs)])
+    found = np.array([each.logprob for each in continuation_logprobs(loaded, adapter, pairs)])
     best = found.reshape(len(records), len(labels)).argmax(axis=1)
     return measures_of([record.answer or "" for record in records], [labels[place] for place in best], labels)
 
 
-def _perplexity(resident: Resident, adapter: str, records: Sequence[Record]) -> list[Measure]:
+def _perplexity(loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Measure]:
     """Held-out perplexity of demonstrations, chosen answers or documents: exp of nats per token."""
     from align.evaluation.likelihood import held_out
 
@@ -233,7 +231,7 @@ def _perplexity(resident: Resident, adapter: str, records: Sequence[Record]) -> 
     ]
     if not any(record.completion or record.text for record in given):
         return []
-    nats, tokens = held_out(resident, adapter, given, _longest(resident))
+    nats, tokens = held_out(loaded, adapter, given, _longest(loaded))
     per_token = ratio_of("perplexity", nats, tokens, better="lower")
     return [dataclasses.replace(per_token, rows=np.exp(per_token.rows), of=perplexity_of)]
 
@@ -245,14 +243,14 @@ def perplexity_of(sums: np.ndarray) -> np.ndarray:
     return np.exp(ratio(sums))
 
 
-def _divergences(run: Run, resident: Resident, records: Sequence[Record], parent: Checkpoint | None) -> list[Measure]:
+def _divergences(run: Run, loaded: LoadedBase, records: Sequence[Record], parent: Checkpoint | None) -> list[Measure]:
     """KL per token to the parent and to the base, along the model's own completions."""
     from align.evaluation.divergence import completion_kls
     from align.evaluation.likelihood import marked_tokens
     from align.models.adapters import BASE
 
-    adapter = resident.adapters[run.reference]
-    against = {} if parent is None else {"kl_parent": resident.adapters.get(parent.reference)}
+    adapter = loaded.adapters[run.reference]
+    against = {} if parent is None else {"kl_parent": loaded.adapters.get(parent.reference)}
     against |= {"kl_base": BASE}
     wanted = {name: other for name, other in against.items() if other not in (None, adapter)}
     if wanted.get("kl_parent") == BASE:
@@ -264,13 +262,13 @@ def _divergences(run: Run, resident: Resident, records: Sequence[Record], parent
         if each is None:
             continue
         record = Record(prompt=records[place].prompt, completion=each.turns)
-        marked = marked_tokens(resident, record, _longest(resident))
+        marked = marked_tokens(loaded, record, _longest(loaded))
         if marked is not None:
             # The stop token that rendering adds was not written where the completion was cut.
             mask = list(marked[1]) if each.ended else _without_last(marked[1])
             places.append(place)
             rows.append({"input_ids": marked[0], "completion_mask": mask})
-    found = completion_kls(resident, adapter, [str(other) for other in wanted.values()], rows)
+    found = completion_kls(loaded, adapter, [str(other) for other in wanted.values()], rows)
     tokens = np.zeros(len(records))
     tokens[places] = [sum(row["completion_mask"]) for row in rows]
     measures = []
@@ -286,10 +284,10 @@ def _without_last(mask: Sequence[int]) -> list[int]:
     return [marked if place != last else 0 for place, marked in enumerate(mask)]
 
 
-def _longest(resident: Resident) -> int:
+def _longest(loaded: LoadedBase) -> int:
     from align.engine.local import context_window
 
-    return min(context_window(resident.model) or _WINDOW, _WINDOW)
+    return min(context_window(loaded.model) or _WINDOW, _WINDOW)
 
 
 def _parent(registry: Registry, checkpoint: Checkpoint) -> Checkpoint | None:
@@ -306,18 +304,18 @@ def _parent(registry: Registry, checkpoint: Checkpoint) -> Checkpoint | None:
     return None
 
 
-def _attach_parent(resident: Resident, parent: Checkpoint | None) -> None:
+def _attach_parent(loaded: LoadedBase, parent: Checkpoint | None) -> None:
     """Have a parent's adapter beside the models, where it fits this base; the base itself is there already."""
     from align.models.adapters import BASE, attach_adapter
 
-    if parent is None or parent.reference in resident.adapters:
+    if parent is None or parent.reference in loaded.adapters:
         return
     if not parent.is_adapter:
-        if parent.location == resident.base.location:
-            resident.adapters[parent.reference] = BASE
+        if parent.location == loaded.base.location:
+            loaded.adapters[parent.reference] = BASE
         return
     try:
-        attach_adapter(resident, parent, f"parent{len(resident.adapters)}")
+        attach_adapter(loaded, parent, f"parent{len(loaded.adapters)}")
     except IntegrityError:
         return  # a parent over another base: there is no KL to tell
-    resident.model.eval()
+    loaded.model.eval()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from peft import LoraConfig
 
-    from align.models.adapter_kinds import Use
+    from align.models.adapter_kinds import AdapterUse
     from align.registry import Checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
@@ -50,7 +50,7 @@ def insert_saved(
     model: Any,
     checkpoint: Checkpoint,
     name: str,
-    use: Use,
+    use: AdapterUse,
     task: str | None = "CAUSAL_LM",
     score: Callable[[Any], Any] | None = None,
 ) -> Any:

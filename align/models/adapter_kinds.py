@@ -14,7 +14,7 @@ from align.registry.fingerprints import read_json
 if TYPE_CHECKING:
     from align.registry import Checkpoint
 
-Use = Literal["serve", "train", "merge", "stack"]
+AdapterUse = Literal["serve", "train", "merge", "stack"]
 
 CONVERTED = ("pissa", "olora")
 """starts that take a part out of the base, and that can be computed again from the base"""
@@ -51,7 +51,7 @@ def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return read_json(Path(checkpoint.location) / "adapter_config.json", required=True)
 
 
-def check_kind(checkpoint: Checkpoint, use: Use) -> None:
+def check_kind(checkpoint: Checkpoint, use: AdapterUse) -> None:
     """Raise IntegrityError, with the reason and a way out, when an adapter cannot be used so with right numbers."""
     found = settings_of(checkpoint)
     name = checkpoint.reference

@@ -1,4 +1,4 @@
-"""Adapters on one resident base: start, continue, attach, copy, prove and save them."""
+"""Adapters on one loaded base: start, continue, attach, copy, prove and save them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from align.config import write
 from align.errors import IntegrityError, UsageError
 from align.models.adapter_files import WEIGHTS, fresh_state, insert_saved
-from align.models.folding import fold
 from align.models.loading import Precision, load_base
 from align.models.lora import (
     ALL_LINEAR,
@@ -22,6 +21,7 @@ from align.models.lora import (
 )
 from align.models.probes import probe_ids, probe_logits, prove_base_unmoved
 from align.models.tokenizers import check_template, fold_like, load_tokenizer
+from align.models.weight_merge import fold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ BASE = "__base__"
 
 
 @dataclass
-class Resident:
+class LoadedBase:
     """One base in memory with any number of named adapters over it.
 
     `model` is a PeftModel, or the bare model while nothing is attached. `adapters` maps a checkpoint's reference to
@@ -55,7 +55,7 @@ def start_policy(
     precision: Precision,
     *,
     fresh: bool = False,
-) -> Resident:
+) -> LoadedBase:
     """Make the trainable adapter `default`: the checkpoint's own, continued, or a new LoRA when it is a base.
 
     With `fresh` it is a new LoRA in any case, and the checkpoint's own is left for the caller to attach. With `lora`
@@ -64,29 +64,29 @@ def start_policy(
     refuse_reward(checkpoint)
     if lora is None:
         return _start_full(registry, checkpoint, precision)
-    resident = _resident_base(registry, checkpoint, precision, write)
-    _without_router_loss(resident.model)
-    _tell_left_out(resident, checkpoint, lora)
+    loaded = _load_base_of(registry, checkpoint, precision, write)
+    _without_router_loss(loaded.model)
+    _tell_left_out(loaded, checkpoint, lora)
     if checkpoint.is_adapter and not fresh:
-        attach_adapter(resident, checkpoint, "default", trainable=True)
+        attach_adapter(loaded, checkpoint, "default", trainable=True)
     else:
-        add_lora(resident, "default", lora)
-    resident.model.train()
-    return resident
+        add_lora(loaded, "default", lora)
+    loaded.model.train()
+    return loaded
 
 
-def _start_full(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> Resident:
+def _start_full(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> LoadedBase:
     """A model of which every weight trains, held in fp32: steps of 1e-5 would vanish in bfloat16."""
     precision.refuse_full_training()
-    resident = _resident_base(registry, checkpoint, Precision(bf16=False), write)
+    loaded = _load_base_of(registry, checkpoint, Precision(bf16=False), write)
     if checkpoint.is_adapter:
-        attach_adapter(resident, checkpoint, "default")
-        resident.model, *_ = fold(resident.model, checkpoint)
-        resident.adapters.clear()
+        attach_adapter(loaded, checkpoint, "default")
+        loaded.model, *_ = fold(loaded.model, checkpoint)
+        loaded.adapters.clear()
         write(f"{checkpoint.reference}: its adapter is merged into the weights, and all of them are trained")
-    resident.model.requires_grad_(True)
-    resident.model.train()
-    return resident
+    loaded.model.requires_grad_(True)
+    loaded.model.train()
+    return loaded
 
 
 def _without_router_loss(model: Any) -> None:
@@ -100,25 +100,21 @@ def _without_router_loss(model: Any) -> None:
         config.output_router_logits, config.router_aux_loss_coef = False, 0.0
 
 
-def _tell_left_out(resident: Resident, checkpoint: Checkpoint, lora: LoraSettings) -> None:
+def _tell_left_out(loaded: LoadedBase, checkpoint: Checkpoint, lora: LoraSettings) -> None:
     """Print a line on linear modules that a new adapter on `all-linear` is not set on."""
-    if (
-        lora.target_modules != ALL_LINEAR
-        or checkpoint.is_adapter
-        or (chosen := all_linear(resident.model)) == ALL_LINEAR
-    ):
+    if lora.target_modules != ALL_LINEAR or checkpoint.is_adapter or (chosen := all_linear(loaded.model)) == ALL_LINEAR:
         return
     names = ", ".join(chosen)
-    left_out = ", ".join(sorted(set(linear_names(resident.model)) - set(chosen)))
-    if not has_fused_experts(resident.model):
-        write(f"{resident.base.reference}: {names} are adapted; PEFT cannot adapt {left_out} of this architecture")
+    left_out = ", ".join(sorted(set(linear_names(loaded.model)) - set(chosen)))
+    if not has_fused_experts(loaded.model):
+        write(f"{loaded.base.reference}: {names} are adapted; PEFT cannot adapt {left_out} of this architecture")
         return
     also = f", and so do dense layers whose names PEFT takes for experts ({left_out})" if left_out else ""
     kept = f"experts and router stay as they are{also}"
-    write(f"{resident.base.reference}: a mixture of experts; {names} are adapted, {kept}")
+    write(f"{loaded.base.reference}: a mixture of experts; {names} are adapted, {kept}")
 
 
-def load_resident(registry: Registry, references: list[str], precision: Precision) -> Resident:
+def load_models(registry: Registry, references: list[str], precision: Precision) -> LoadedBase:
     """One frozen base with every referenced adapter attached, ready to generate.
 
     Raises IntegrityError when the references do not share a base, or were trained with different chat templates.
@@ -126,26 +122,26 @@ def load_resident(registry: Registry, references: list[str], precision: Precisio
     checkpoints = [registry.resolve(reference) for reference in references]
     for checkpoint in checkpoints:
         refuse_reward(checkpoint)
-    resident = _resident_base(registry, checkpoints[0], precision)
-    _without_router_loss(resident.model)
+    loaded = _load_base_of(registry, checkpoints[0], precision)
+    _without_router_loss(loaded.model)
     for checkpoint in checkpoints:
-        fold_like(checkpoint, resident.tokenizer)
-    ids = probe_ids(resident.model)
-    bare = probe_logits(resident.model, ids)
+        fold_like(checkpoint, loaded.tokenizer)
+    ids = probe_ids(loaded.model)
+    bare = probe_logits(loaded.model, ids)
     for index, checkpoint in enumerate(checkpoints):
         if checkpoint.is_adapter:
-            check_template(checkpoint, resident.tokenizer, checkpoints[0].reference)
-            attach_adapter(resident, checkpoint, f"adapter{index}")
-            prove_base_unmoved(resident.model, bare, ids, checkpoint)
-        elif checkpoint.location == resident.base.location:
-            resident.adapters[checkpoint.reference] = BASE
+            check_template(checkpoint, loaded.tokenizer, checkpoints[0].reference)
+            attach_adapter(loaded, checkpoint, f"adapter{index}")
+            prove_base_unmoved(loaded.model, bare, ids, checkpoint)
+        elif checkpoint.location == loaded.base.location:
+            loaded.adapters[checkpoint.reference] = BASE
         else:
             raise IntegrityError(
-                f"{checkpoint.reference}: another base than {resident.base.reference}, which "
+                f"{checkpoint.reference}: another base than {loaded.base.reference}, which "
                 f"{checkpoints[0].reference} uses; compare models that share one base"
             )
-    resident.model.eval()
-    return resident
+    loaded.model.eval()
+    return loaded
 
 
 def refuse_reward(checkpoint: Checkpoint) -> None:
@@ -157,9 +153,9 @@ def refuse_reward(checkpoint: Checkpoint) -> None:
         )
 
 
-def _resident_base(
+def _load_base_of(
     registry: Registry, checkpoint: Checkpoint, precision: Precision, say: Callable[[str], None] | None = None
-) -> Resident:
+) -> LoadedBase:
     base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
     model = load_base(base, precision)
     tokenizer = load_tokenizer(tokenizer_home(checkpoint, base), say)
@@ -170,7 +166,7 @@ def _resident_base(
             f"{rows} embeddings; use the tokenizer the base was made with"
         )
     model.config.pad_token_id = tokenizer.pad_token_id
-    return Resident(model, tokenizer, base, registry=registry)
+    return LoadedBase(model, tokenizer, base, registry=registry)
 
 
 def tokenizer_home(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
@@ -179,35 +175,35 @@ def tokenizer_home(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     return checkpoint if own.is_file() or not checkpoint.is_adapter else base
 
 
-def add_lora(resident: Resident, name: str, lora: LoraSettings | None) -> None:
+def add_lora(loaded: LoadedBase, name: str, lora: LoraSettings | None) -> None:
     """Add a new trainable LoRA adapter; it starts as an exact no-op.
 
     Raises UsageError when a target module does not exist, with those that do, or when the settings do not go together.
     """
     assert lora is not None, "lora=none is for start_policy and for stages that train every weight"
-    config = new_config(resident.model, lora)
+    config = new_config(loaded.model, lora)
     try:
-        resident.model = insert(resident.model, config, name)
+        loaded.model = insert(loaded.model, config, name)
     except ValueError as error:
         raise UsageError(
             f"lora: {str(error).splitlines()[0]}; change lora.target_modules or what does not go with it"
         ) from None
 
 
-def attach_adapter(resident: Resident, checkpoint: Checkpoint, name: str, *, trainable: bool = False) -> None:
+def attach_adapter(loaded: LoadedBase, checkpoint: Checkpoint, name: str, *, trainable: bool = False) -> None:
     """Attach a saved adapter under `name`, with proof that it is complete, alive and made for this base.
 
     A reward adapter is attached without its score head (`align.models.heads` loads that).
     """
-    check_base(resident, checkpoint)
-    resident.model = insert_saved(resident.model, checkpoint, name, "train" if trainable else "serve")
-    set_trainable(resident.model, name, trainable)
-    resident.adapters[checkpoint.reference] = name
+    check_base(loaded, checkpoint)
+    loaded.model = insert_saved(loaded.model, checkpoint, name, "train" if trainable else "serve")
+    set_trainable(loaded.model, name, trainable)
+    loaded.adapters[checkpoint.reference] = name
 
 
-def check_base(resident: Resident, checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError, with both digests, when an adapter was trained over another base than the resident one."""
-    check_digests(checkpoint, resident.base, resident.registry)
+def check_base(loaded: LoadedBase, checkpoint: Checkpoint) -> None:
+    """Raise IntegrityError, with both digests, when an adapter was trained over another base than the loaded one."""
+    check_digests(checkpoint, loaded.base, loaded.registry)
 
 
 def check_digests(checkpoint: Checkpoint, base: Checkpoint, registry: Registry | None = None) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError
 from align.models.adapters import set_trainable
-from align.models.hub import no_telemetry
 from align.models.loading import explained
 from align.models.lora import insert, new_config, saved_config
+from align.models.quiet_libraries import quiet_libraries
 
 if TYPE_CHECKING:
     from align.config import StageConfig
@@ -43,7 +43,7 @@ def _size(base: Checkpoint, *names: str) -> int | None:
 
 def text_config(base: Checkpoint) -> Any:
     """The part of a base's config that is about text."""
-    no_telemetry()
+    quiet_libraries()
     with explained(base):
         from transformers import AutoConfig
 
@@ -100,7 +100,7 @@ def as_trained(model: Any, parent: Checkpoint, config: StageConfig) -> Any:
 
 def shape_of(base: Checkpoint) -> Any:
     """A base as modules and shapes on torch's meta device: nothing is read but its config."""
-    no_telemetry()
+    quiet_libraries()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from align.config import write
 from align.errors import IntegrityError
 from align.models.adapter_files import WEIGHTS, insert_saved
-from align.models.adapters import Resident, check_digests, tokenizer_home
+from align.models.adapters import LoadedBase, check_digests, tokenizer_home
 from align.models.counting import stored_modules
 from align.models.loading import Precision, load_base
 from align.models.lora import insert, new_config
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from align.config import LoraSettings
-    from align.models.adapter_kinds import Use
+    from align.models.adapter_kinds import AdapterUse
     from align.registry import Checkpoint, Registry
 
 _TASK = "SEQ_CLS"
@@ -27,43 +27,43 @@ _HEAD = "score.weight"
 
 def start_reward(
     registry: Registry, checkpoint: Checkpoint, lora: LoraSettings | None, precision: Precision
-) -> Resident:
+) -> LoadedBase:
     """A trainable reward model `default`: a LoRA adapter and a scalar score head over the checkpoint's base.
 
     Started from a reward model, adapter and head go on from where they are. Started from a policy, the adapter
     continues the policy's weights (as InstructGPT does, Ouyang et al. 2022, 3.5) under a new head.
     """
-    resident = _over_base(registry, checkpoint, precision)
+    loaded = _over_base(registry, checkpoint, precision)
     if checkpoint.is_adapter:
-        _attach(resident, checkpoint, trainable=True)
+        _attach(loaded, checkpoint, trainable=True)
     else:
         assert lora is not None, "a reward model is an adapter"
-        config = new_config(resident.model, lora, _TASK)
+        config = new_config(loaded.model, lora, _TASK)
         config.modules_to_save = ["score"]
-        resident.model = insert(resident.model, config, "default")
-    resident.model.train()
-    return resident
+        loaded.model = insert(loaded.model, config, "default")
+    loaded.model.train()
+    return loaded
 
 
-def load_scorer(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> Resident:
+def load_scorer(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> LoadedBase:
     """A saved reward model, frozen, as `model(input_ids, attention_mask).logits` of one score a row.
 
     It may be an adapter over a base or a whole sequence classifier. Raises IntegrityError unless it has one trained
     score head, and an adapter its base and that base's tokens.
     """
     check_score_head(checkpoint)
-    resident = _over_base(registry, checkpoint, precision)
+    loaded = _over_base(registry, checkpoint, precision)
     if checkpoint.is_adapter:
         if checkpoint.manifest is None:  # a registered version holds the tokenizer that was committed with it
-            check_vocabulary(checkpoint, resident.tokenizer, resident.base)
-        check_template(checkpoint, resident.tokenizer, "its own tokenizer")
-        _attach(resident, checkpoint, trainable=False)
-    resident.model.requires_grad_(False)
-    resident.model.eval()
-    return resident
+            check_vocabulary(checkpoint, loaded.tokenizer, loaded.base)
+        check_template(checkpoint, loaded.tokenizer, "its own tokenizer")
+        _attach(loaded, checkpoint, trainable=False)
+    loaded.model.requires_grad_(False)
+    loaded.model.eval()
+    return loaded
 
 
-def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> Resident:
+def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> LoadedBase:
     """The checkpoint's base with a new score head in place of its language head, and no adapter yet."""
     from align.models.score_layer import use_score_layer
 
@@ -76,15 +76,15 @@ def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision)
     tokenizer = load_tokenizer(tokenizer_home(checkpoint, base), write)
     own_pad_token(tokenizer, checkpoint.reference, write)
     model.config.pad_token_id = tokenizer.pad_token_id
-    return Resident(model, tokenizer, base, registry=registry)
+    return LoadedBase(model, tokenizer, base, registry=registry)
 
 
-def _attach(resident: Resident, checkpoint: Checkpoint, *, trainable: bool) -> None:
+def _attach(loaded: LoadedBase, checkpoint: Checkpoint, *, trainable: bool) -> None:
     """Set a saved adapter on the base, with its own score head when it is a reward model."""
-    use: Use = "train" if trainable else "serve"
+    use: AdapterUse = "train" if trainable else "serve"
     head = load_score_head(checkpoint).weight if checkpoint.kind == "reward" else None
-    resident.model = insert_saved(
-        resident.model, checkpoint, "default", use, _TASK, lambda fresh: fresh if head is None else head
+    loaded.model = insert_saved(
+        loaded.model, checkpoint, "default", use, _TASK, lambda fresh: fresh if head is None else head
     )
 
 

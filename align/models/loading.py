@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.errors import AlignError, IntegrityError, MachineError, UsageError
-from align.models.hub import no_telemetry
+from align.models.quiet_libraries import quiet_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from align.config import StageConfig
     from align.registry import Checkpoint
 
-Head = Literal["causal", "score"]
+HeadKind = Literal["causal", "score"]
 
 _CHATTY = (
     "transformers.modeling_utils",
@@ -73,14 +73,14 @@ class Precision:
             )
 
 
-def load_base(checkpoint: Checkpoint, precision: Precision, head: Head = "causal") -> Any:
+def load_base(checkpoint: Checkpoint, precision: Precision, head: HeadKind = "causal") -> Any:
     """Load the weights of a base, frozen; with `head="score"` the language head is replaced by one scalar score.
 
     Raises IntegrityError when the folder holds no readable safetensors model, when a weight is missing, misshapen or
     not finite, and what `Precision.check` raises.
     """
     precision.check()
-    no_telemetry()
+    quiet_libraries()
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from align.models.counting import stored_shapes

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from align.config import StageConfig
     from align.registry import Checkpoint
 
-Head = Literal["packed", "fused", "full", "score"]
+LossHead = Literal["packed", "fused", "full", "score"]
 
 _FULL_PRECISION = 4
 _HALF_PRECISION = 2
@@ -44,7 +44,7 @@ _USUAL_HIDDENS = 20
 
 
 @dataclass(frozen=True)
-class Pass:
+class TrainingPass:
     """A forward and backward pass: its rows, the tokens of its longest row, and what stands on the hidden states.
 
     `packed` is the fast path, `fused` TRL's own head, `full` the logits of every token (transformers' loss), `score`
@@ -54,7 +54,7 @@ class Pass:
 
     rows: int
     tokens: int
-    head: Head = "packed"
+    head: LossHead = "packed"
     filled: float = 1.0
 
     @property
@@ -68,7 +68,7 @@ class Pass:
         return self.shape[0] * self.shape[1]
 
 
-def estimate(parent: Checkpoint, base: Checkpoint, config: StageConfig, work: Pass) -> dict[str, int]:
+def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, work: TrainingPass) -> dict[str, int]:
     """Bytes at the peak of a training step, by part, and their `total` beside the bare process.
 
     Parts: weights, adapters, gradients, optimizer, activations, logits, allocator. Gradients grow while activations
@@ -115,7 +115,7 @@ def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict
     return {part: int(size) for part, size in sizes.items()}
 
 
-def _activations(model: Any, config: StageConfig, work: Pass) -> int:
+def _activations(model: Any, config: StageConfig, work: TrainingPass) -> int:
     """Bytes that the forward pass keeps for the backward pass, at most."""
     kept = _kept_by_autograd(model, config, work)
     if not config.gradient_checkpointing:
@@ -128,7 +128,7 @@ def _activations(model: Any, config: StageConfig, work: Pass) -> int:
     return _kept_by_autograd(model, config, work) + kept // layers
 
 
-def _kept_by_autograd(model: Any, config: StageConfig, work: Pass) -> int:
+def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> int:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -186,12 +186,12 @@ def _imagine(tensor: Any, dtype: Any) -> Any:
     return torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
 
 
-def _usual_activations(model: Any, work: Pass) -> int:
+def _usual_activations(model: Any, work: TrainingPass) -> int:
     config = model.config.get_text_config()
     return _USUAL_HIDDENS * config.num_hidden_layers * work.positions * config.hidden_size * _FULL_PRECISION
 
 
-def _logits(model: Any, precision: Precision, work: Pass) -> int:
+def _logits(model: Any, precision: Precision, work: TrainingPass) -> int:
     """Bytes above the hidden states at the worst moment of a step."""
     import torch
 

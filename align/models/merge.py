@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from align.errors import IntegrityError, UsageError
 from align.models.adapter_files import insert_saved
 from align.models.adapters import check_digests, digests_of_base, tokenizer_home
-from align.models.folding import fold
 from align.models.heads import load_score_head
-from align.models.loading import Head, Precision, explained, load_base, save_base
+from align.models.loading import HeadKind, Precision, explained, load_base, save_base
 from align.models.probes import differ, probe_logits
 from align.models.tokenizers import load_tokenizer
+from align.models.weight_merge import fold
 from align.registry import durable
 from align.registry.checkpoint import read_folder
 
@@ -31,7 +31,7 @@ PROVENANCE = "merged_from.json"
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedModel:
     """A model that was written: from what, where, the type of its weights, and its size in bytes."""
 
     reference: str
@@ -42,7 +42,7 @@ class Merged:
     notes: tuple[str, ...]
 
 
-def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") -> Merged:
+def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") -> MergedModel:
     """Write an adapter and its base as one model that plain transformers loads into `out`, all of it or nothing.
 
     The base may itself be an adapter over a base, and so on: each is merged into what is under it. A policy becomes a
@@ -85,7 +85,9 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
         _prove_written(folder, checkpoint, model_dtype, ids, rounded)
 
     size = _write(model, tokenizer, out, {"base": origin, "adapters": links}, prove)
-    return Merged(checkpoint.reference, out, str(model_dtype).removeprefix("torch."), size, writes_text, tuple(notes))
+    return MergedModel(
+        checkpoint.reference, out, str(model_dtype).removeprefix("torch."), size, writes_text, tuple(notes)
+    )
 
 
 def chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Checkpoint]]:
@@ -132,7 +134,7 @@ def _warnings(adapters: list[Checkpoint]) -> list[str]:
 def _prove_written(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype, ids: Tensor, expected: Tensor) -> None:
     """Raise IntegrityError unless the model that plain transformers loads from a folder is the one that was merged."""
     written = read_folder(folder)
-    head: Head = "score" if checkpoint.kind == "reward" else "causal"
+    head: HeadKind = "score" if checkpoint.kind == "reward" else "causal"
     model = load_base(written, Precision(bf16=False), head).to(dtype)
     found = probe_logits(model, ids)
     if differ(found, expected, dtype):

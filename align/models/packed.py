@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from align.models.prefixes import Packed, Sequence, pack, pair_keys, prompt_keys, sequences_of
+from align.models.prefixes import PackedBatch, TokenRow, pack, pair_keys, prompt_keys, token_rows
 from align.models.trained_head import score_tokens
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class FastPath:
 
     def _packed(self, inputs: dict[str, Any]) -> Any:
         ids, labels = inputs["input_ids"], inputs.get("labels")
-        sequences = sequences_of(ids, inputs.get("attention_mask"), labels, inputs.get(_SEQUENCE_STARTS))
+        sequences = token_rows(ids, inputs.get("attention_mask"), labels, inputs.get(_SEQUENCE_STARTS))
         packed = pack(sequences, self._keys(sequences), ids.device)
         hidden = self._backbone(packed)
         if not self._has_head:
@@ -95,16 +95,16 @@ class FastPath:
             return SequenceClassifierOutputWithPast(logits=self.model.score(hidden[packed.last]))
         return self._token_scores(hidden, packed, labels)
 
-    def _keys(self, sequences: list[Sequence]) -> list[Hashable]:
+    def _keys(self, sequences: list[TokenRow]) -> list[Hashable]:
         if not self.shares_prefixes:
             return list(range(len(sequences)))
         return prompt_keys(sequences) if self._has_head else pair_keys(sequences)
 
-    def _backbone(self, packed: Packed) -> Tensor:
+    def _backbone(self, packed: PackedBatch) -> Tensor:
         """Hidden states (T, H) of the packed row."""
-        return self.model.base_model(**trunk_inputs(packed)).last_hidden_state[0]
+        return self.model.base_model(**backbone_inputs(packed)).last_hidden_state[0]
 
-    def _token_scores(self, hidden: Tensor, packed: Packed, labels: Any) -> Any:
+    def _token_scores(self, hidden: Tensor, packed: PackedBatch, labels: Any) -> Any:
         from trl.trainer.utils import FusedCausalLMOutput
 
         head = self.model.get_output_embeddings()
@@ -199,7 +199,7 @@ def use_fast_path(model: Any, say: Callable[[str], None], temperature: float = 1
 
 
 def reads_packed_rows(model: Any, longest: int) -> bool:
-    """Let the trunk of a model take `trunk_inputs`; False where it cannot with sequences of so many tokens."""
+    """Let the backbone of a model take `backbone_inputs`; False where it cannot with sequences of so many tokens."""
     window = getattr(model.config, "sliding_window", None)
     if model.config.model_type not in FAMILIES or (window is not None and longest > window):
         return False
@@ -207,8 +207,8 @@ def reads_packed_rows(model: Any, longest: int) -> bool:
     return True
 
 
-def trunk_inputs(packed: Packed) -> dict[str, Any]:
-    """The arguments with which a trunk computes the hidden states (1, T, H) of a packed row."""
+def backbone_inputs(packed: PackedBatch) -> dict[str, Any]:
+    """The arguments with which a backbone computes the hidden states (1, T, H) of a packed row."""
     # A mask of four dimensions is passed on as it is, so none is built; our attention reads `packed` in its place.
     no_mask = packed.ids.new_zeros((1, 1, 1, 1))
     return {
@@ -242,10 +242,10 @@ def _use_packed_attention(model: Any) -> None:
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention of a packed row, (1, heads, T, d) each: every branch sees its stem and itself; else plain SDPA."""
+    """Attention of a packed row, (1, heads, T, d) each: a continuation sees its prefix and itself; else plain SDPA."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    packed: Packed | None = options.pop("packed", None)
+    packed: PackedBatch | None = options.pop("packed", None)
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     import torch
@@ -256,14 +256,16 @@ def packed_attention(
         "enable_gqa": key.shape[1] != query.shape[1],
     }  # fmt: skip
     answers = []
-    for part in packed.parts:
-        own = slice(part.begin, part.end)
+    for segment in packed.segments:
+        own = slice(segment.begin, segment.end)
         keys, values = key[:, :, own], value[:, :, own]
-        if part.stem is not None:
-            stem = slice(*part.stem)
-            keys, values = (torch.cat([each[:, :, stem], each[:, :, own]], 2) for each in (key, value))
+        if segment.prefix is not None:
+            prefix = slice(*segment.prefix)
+            keys, values = (torch.cat([each[:, :, prefix], each[:, :, own]], 2) for each in (key, value))
         asked = query[:, :, own]
         answers.append(
-            scaled_dot_product_attention(asked, keys, values, attn_mask=part.mask, is_causal=part.mask is None, **fixed)
+            scaled_dot_product_attention(
+                asked, keys, values, attn_mask=segment.mask, is_causal=segment.mask is None, **fixed
+            )
         )
     return torch.cat(answers, 2).transpose(1, 2).contiguous(), None

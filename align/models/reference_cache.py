@@ -37,7 +37,7 @@ _RECORD = _DIGEST + 4 + 4
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerTokens:
     """Token ids of a prompt and an answer to it (int32, one array), and the place where the answer begins."""
 
     ids: numpy.ndarray
@@ -148,7 +148,7 @@ def _keep_newest(folder: Path) -> None:
             path.with_suffix(".lock").unlink()
 
 
-def batches(answers: Sequence[Answer], capacity: int) -> list[list[int]]:
+def batches(answers: Sequence[AnswerTokens], capacity: int) -> list[list[int]]:
     """Places in `answers`, as batches of at most `capacity` tokens once padded: long with long, equal prompts together.
 
     The longest come first, so that a batch that does not fit into memory fails at once.
@@ -169,7 +169,7 @@ def batches(answers: Sequence[Answer], capacity: int) -> list[list[int]]:
     return made
 
 
-def score_answers(model: Any, answers: Sequence[Answer]) -> list[float]:
+def score_answers(model: Any, answers: Sequence[AnswerTokens]) -> list[float]:
     """The sum of log-probabilities of each answer in nats, under the adapters that are active; one padded batch.
 
     The model is one a TRL trainer was built around: it takes labels and gives their log-probabilities.

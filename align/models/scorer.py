@@ -10,14 +10,14 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
 
 
-def score_sequences(resident: Resident, sequences: Sequence[Sequence[int]], size: int) -> np.ndarray:
+def score_sequences(loaded: LoadedBase, sequences: Sequence[Sequence[int]], size: int) -> np.ndarray:
     """The score of each sequence, (N,) in fp64, read at its last token; `size` sequences a pass, without gradient."""
     import torch
 
-    model = resident.model
+    model = loaded.model
     order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]), reverse=True)
     scores = np.empty(len(sequences))
     training = model.training
@@ -25,7 +25,7 @@ def score_sequences(resident: Resident, sequences: Sequence[Sequence[int]], size
     with torch.no_grad():
         for start in range(0, len(order), size):
             places = order[start : start + size]
-            ids, mask = _padded([sequences[place] for place in places], resident.tokenizer.pad_token_id)
+            ids, mask = _padded([sequences[place] for place in places], loaded.tokenizer.pad_token_id)
             device = model.device
             logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
             scores[places] = logits.squeeze(-1).double().cpu().numpy()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.config import LoraSettings
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
     from align.registry import Checkpoint
 
 FRESH, FROZEN, WHOLE = "default", "ref", "stacked"
@@ -49,19 +49,19 @@ def check_stackable(checkpoint: Checkpoint, lora: LoraSettings | None) -> None:
         )
 
 
-def set_beside(resident: Resident, checkpoint: Checkpoint) -> None:
+def set_beside(loaded: LoadedBase, checkpoint: Checkpoint) -> None:
     """Attach a saved adapter as the frozen `ref`, and let the policy be the trainable `default` on top of it.
 
     Call it when a TRL trainer has been built around the model: it has made a `ref` of its own, a copy of the fresh
     adapter, which would be the bare base. TRL reads its reference by activating `ref` alone and then activates
     `default` again; from here on that means both.
     """
-    model = resident.model
+    model = loaded.model
     if FROZEN in model.peft_config:
         model.delete_adapter(FROZEN)
-    attach_adapter(resident, checkpoint, FROZEN)
-    resident.model.set_adapter = types.MethodType(_set_adapter, resident.model)
-    resident.model.set_adapter(FRESH)
+    attach_adapter(loaded, checkpoint, FROZEN)
+    loaded.model.set_adapter = types.MethodType(_set_adapter, loaded.model)
+    loaded.model.set_adapter(FRESH)
 
 
 def _set_adapter(model: Any, name: str, inference_mode: bool = False) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
     from align.registry import Checkpoint
 
 _FILES = ("generation_config.json", "config.json")
@@ -30,18 +30,18 @@ class StopTokens:
     notes: list[str] = field(default_factory=list)
 
 
-def stop_tokens(resident: Resident) -> StopTokens:
+def stop_tokens(loaded: LoadedBase) -> StopTokens:
     """Return the union of the stop tokens of tokenizer, chat template and the base's generation_config.json.
 
     Ids that are no whole numbers or that the tokenizer lacks are left out, with a note.
     """
     from align.data.render import stop_token_ids
 
-    known = stop_token_ids(resident.tokenizer)
-    file, listed, problem = _listed(resident.base)
-    reference = resident.base.reference
+    known = stop_token_ids(loaded.tokenizer)
+    file, listed, problem = _listed(loaded.base)
+    reference = loaded.base.reference
     notes = [f"{reference}: {problem}"] if problem else []
-    size = len(resident.tokenizer)
+    size = len(loaded.tokenizer)
     valid = [each for each in listed if isinstance(each, int) and not isinstance(each, bool) and 0 <= each < size]
     if wrong := [each for each in listed if each not in valid]:
         names = ", ".join(map(repr, wrong))
@@ -49,22 +49,22 @@ def stop_tokens(resident: Resident) -> StopTokens:
             f"{reference}: {file} names {names} as the end of a text, which is no token here; it ends no answer"
         )
     added = [each for each in dict.fromkeys(valid) if each not in known]
-    if len(valid) == len(added) == 1 and _is_leftover(resident, added[0]):
+    if len(valid) == len(added) == 1 and _is_leftover(loaded, added[0]):
         notes.append(
-            f"{reference}: {file} ends texts with token {added[0]} {_text(resident, added[0])}, the default of this "
+            f"{reference}: {file} ends texts with token {added[0]} {_text(loaded, added[0])}, the default of this "
             "architecture and an ordinary token here; it ends no answer"
         )
         added = []
     if added:
-        texts = ", ".join(f"{_text(resident, each)} ({each})" for each in added[:_MOST_TOLD])
+        texts = ", ".join(f"{_text(loaded, each)} ({each})" for each in added[:_MOST_TOLD])
         texts += f" and {len(added) - _MOST_TOLD} more" if len(added) > _MOST_TOLD else ""
         notes.append(f"{reference}: answers also end at {texts}, as its {file} says")
     return StopTokens([*known, *added], notes)
 
 
-def stop_ids(resident: Resident, say: Callable[[str], None] | None = None) -> list[int]:
+def stop_ids(loaded: LoadedBase, say: Callable[[str], None] | None = None) -> list[int]:
     """Return the ids of `stop_tokens`; its notes are told to `say`."""
-    found = stop_tokens(resident)
+    found = stop_tokens(loaded)
     if say is not None:
         for note in found.notes:
             say(note)
@@ -110,12 +110,12 @@ def _read(base: Checkpoint, name: str) -> dict[str, Any]:
     return written
 
 
-def _is_leftover(resident: Resident, token: int) -> bool:
+def _is_leftover(loaded: LoadedBase, token: int) -> bool:
     """Whether a lone id is what the model's config class fills in, and stands for ordinary text in this vocabulary."""
-    tokenizer, config = resident.tokenizer, type(resident.model.config.get_text_config())
+    tokenizer, config = loaded.tokenizer, type(loaded.model.config.get_text_config())
     added = tokenizer.added_tokens_decoder
     return token not in added and getattr(config(), "eos_token_id", None) == token
 
 
-def _text(resident: Resident, token: int) -> str:
-    return repr(resident.tokenizer.decode([token]))
+def _text(loaded: LoadedBase, token: int) -> str:
+    return repr(loaded.tokenizer.decode([token]))

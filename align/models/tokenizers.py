@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError
-from align.models.hub import no_telemetry
+from align.models.quiet_libraries import quiet_libraries
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint
@@ -117,7 +117,7 @@ def own_pad_token(tokenizer: Any, reference: str, say: Callable[[str], None] | N
 
 
 def _read(location: str, revision: str | None) -> Any:
-    no_telemetry()
+    quiet_libraries()
     from transformers import AutoTokenizer
 
     try:

@@ -12,7 +12,7 @@ _TILE = 2**24
 """logits held at once"""
 
 
-class Scores(NamedTuple):
+class TokenScores(NamedTuple):
     """What is known of n trained tokens, each (n,): only `log_probs` carries a gradient."""
 
     log_probs: Tensor
@@ -26,7 +26,7 @@ def rows_of_a_tile(vocabulary: int) -> int:
     return max(32, min(512, _TILE // vocabulary))
 
 
-def score_tokens(head: nn.Linear, hidden: Tensor, targets: Tensor, *, frozen: bool) -> Scores:
+def score_tokens(head: nn.Linear, hidden: Tensor, targets: Tensor, *, frozen: bool) -> TokenScores:
     """Score the target of each hidden state (n, H); logits exist for a tile of tokens at a time.
 
     With a `frozen` head the gradient of each log-probability is formed in the forward pass, where the logits are: its
@@ -44,7 +44,7 @@ def score_tokens(head: nn.Linear, hidden: Tensor, targets: Tensor, *, frozen: bo
         for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)
     ]
     log_probs, entropy, is_top1 = (torch.cat(parts) for parts in zip(*tiles, strict=True))
-    return Scores(log_probs, entropy, mean_logits, is_top1)
+    return TokenScores(log_probs, entropy, mean_logits, is_top1)
 
 
 def _score_frozen(head: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -52,7 +52,7 @@ def decode(
     """One completion for each prompt through the active adapter; noise (B, max_new_tokens) uniform in [0, 1)."""
     import torch
 
-    device, pad = quartet.model.device, quartet.resident.tokenizer.pad_token_id
+    device, pad = quartet.model.device, quartet.loaded.tokenizer.pad_token_id
     stop_ids, noise = torch.tensor(list(stops), device=device), noise.to(device)
     unique = list(dict.fromkeys(map(tuple, prompts)))
     prompt_ids, prompt_mask = pad_left(unique, pad, device)

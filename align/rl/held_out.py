@@ -15,7 +15,7 @@ from align.rl.ranking_panels import panels_of
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
 
 _WINDOW = 1000
 """pairs in memory at once"""
@@ -32,23 +32,23 @@ class Report:
     remarks: list[str]
 
 
-def report_pairs(resident: Resident, rows: Dataset | None, size: int) -> Report:
+def report_pairs(loaded: LoadedBase, rows: Dataset | None, size: int) -> Report:
     """Score joined pairs, `size` answers a pass, and describe what came out; an empty report without pairs."""
     if rows is None:
         return Report({}, (), [])
-    pairs = score_pairs(resident, rows, size)
+    pairs = score_pairs(loaded, rows, size)
     numbers = describe_pairs(pairs)
     return Report(numbers, panels_of(pairs), remarks(numbers))
 
 
-def score_pairs(resident: Resident, rows: Dataset, size: int) -> Pairs:
+def score_pairs(loaded: LoadedBase, rows: Dataset, size: int) -> Pairs:
     """The scores and answer lengths of rows of `chosen_ids`, `rejected_ids` and `prompt_length`."""
     scores: dict[str, list[np.ndarray]] = {"chosen": [], "rejected": []}
     lengths: dict[str, list[np.ndarray]] = {"chosen": [], "rejected": []}
     for start in range(0, len(rows), _WINDOW):
         window = rows[start : start + _WINDOW]
         prompts = np.array(window["prompt_length"])
-        both = score_sequences(resident, window["chosen_ids"] + window["rejected_ids"], size)
+        both = score_sequences(loaded, window["chosen_ids"] + window["rejected_ids"], size)
         for side, part in zip(scores, np.split(both, 2), strict=True):
             scores[side].append(part)
             lengths[side].append(np.array([len(ids) for ids in window[f"{side}_ids"]]) - prompts)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """B rows with n completion tokens in all, as the arguments of the trunk.
+    """B rows with n completion tokens in all, as the arguments of the backbone.
 
     Of its hidden states, flattened to (places, H), `sources` (n,) are those that predict the completion tokens
     `targets` (n,), and `last` (B,) those of the rows' last tokens. `rows` and `columns` say where in (B, T) a token
@@ -47,18 +47,18 @@ def micro_batches(rollout: Rollout, rows: Tensor, size: int, *, packed: bool) ->
 
 def _packed(rollout: Rollout, index: Tensor) -> Layout:
     """One row of tokens; a prompt that several completions answer is in it once."""
-    from align.models.packed import trunk_inputs
-    from align.models.prefixes import IGNORED, Sequence, pack, prompt_keys
+    from align.models.packed import backbone_inputs
+    from align.models.prefixes import IGNORED, TokenRow, pack, prompt_keys
 
     sequences = []
     for row, place in enumerate(index.tolist()):
         prompt, completion = rollout.prompts[place], rollout.completions[place]
         labels = [IGNORED] * len(prompt) + completion
         # A token's label stands one place after what predicts it, so that the first one comes to stand in column 0.
-        sequences.append(Sequence(prompt + completion, labels, row, 1 - len(prompt)))
+        sequences.append(TokenRow(prompt + completion, labels, row, 1 - len(prompt)))
     laid = pack(sequences, prompt_keys(sequences), index.device)
     shape = len(sequences), int(rollout.lengths[index].max())
-    return Layout(trunk_inputs(laid), laid.sources, laid.targets, laid.rows, laid.columns, laid.last, shape)
+    return Layout(backbone_inputs(laid), laid.sources, laid.targets, laid.rows, laid.columns, laid.last, shape)
 
 
 def _padded(rollout: Rollout, index: Tensor) -> Layout:

@@ -1,4 +1,4 @@
-"""The four models of PPO as adapters on one resident base, and what each says of completions in one forward pass."""
+"""The four models of PPO as adapters on one loaded base, and what each says of completions in one forward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.models.adapters import (
-    Resident,
+    LoadedBase,
     adapter_parameters,
     attach_adapter,
     copy_adapter,
@@ -42,7 +42,7 @@ class Quartet:
     value model is an adapter, or the policy's own when it is a head on the policy.
     """
 
-    resident: Resident
+    loaded: LoadedBase
     reference: str | None
     score_head: torch.nn.Linear | None
     value_head: torch.nn.Linear
@@ -54,7 +54,7 @@ class Quartet:
     @property
     def model(self) -> Any:
         """The one model that carries all adapters."""
-        return self.resident.model
+        return self.loaded.model
 
     @property
     def exact(self) -> bool:
@@ -96,32 +96,32 @@ def build_quartet(registry: Registry, start: Checkpoint, reward_model: Checkpoin
     on the policy it starts at zero.
     """
     precision = Precision.of(config)
-    resident = start_policy(registry, start, config.lora, precision)
-    reference, score_head = _freeze_reference(resident, start), None
+    loaded = start_policy(registry, start, config.lora, precision)
+    reference, score_head = _freeze_reference(loaded, start), None
     if reward_model is not None:
-        attach_adapter(resident, reward_model, REWARD)
-        check_template(reward_model, resident.tokenizer, "the policy")
-        score_head = _full_precision(load_score_head(reward_model).weight).to(resident.model.device)
+        attach_adapter(loaded, reward_model, REWARD)
+        check_template(reward_model, loaded.tokenizer, "the policy")
+        score_head = _full_precision(load_score_head(reward_model).weight).to(loaded.model.device)
         score_head.requires_grad_(False)
     if config.value == "adapter":
-        copy_adapter(resident.model, REWARD if score_head else POLICY, VALUE, trainable=True)
+        copy_adapter(loaded.model, REWARD if score_head else POLICY, VALUE, trainable=True)
     # With dropout the first ratio would not be 1.
-    switch_off_dropout(resident.model)
-    causal = resident.model.get_base_model()
+    switch_off_dropout(loaded.model)
+    causal = loaded.model.get_base_model()
     if config.gradient_checkpointing:
         checkpoint_activations(causal)
-    resident.model.set_adapter(POLICY)
-    resident.model.eval()
+    loaded.model.set_adapter(POLICY)
+    loaded.model.eval()
     value = VALUE if config.value == "adapter" else POLICY
-    head = _value_head(resident.model, score_head if value == VALUE else None)
-    return Quartet(resident, reference, score_head, head, value, precision, _packs(causal, config.max_length))
+    head = _value_head(loaded.model, score_head if value == VALUE else None)
+    return Quartet(loaded, reference, score_head, head, value, precision, _packs(causal, config.max_length))
 
 
-def _freeze_reference(resident: Resident, start: Checkpoint) -> str | None:
+def _freeze_reference(loaded: LoadedBase, start: Checkpoint) -> str | None:
     if not start.is_adapter:
         return None
-    copy_adapter(resident.model, POLICY, REFERENCE)
-    prove_frozen_copy(resident.model, POLICY, REFERENCE)
+    copy_adapter(loaded.model, POLICY, REFERENCE)
+    prove_frozen_copy(loaded.model, POLICY, REFERENCE)
     return REFERENCE
 
 

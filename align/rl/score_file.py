@@ -26,7 +26,7 @@ from align.schema import Record
 
 if TYPE_CHECKING:
     from align.data.scan import Scan
-    from align.models.adapters import Resident
+    from align.models.adapters import LoadedBase
     from align.registry import Checkpoint, Registry
 
 _USUAL_LENGTH = 1024
@@ -79,9 +79,9 @@ def _run(options: argparse.Namespace) -> None:
     fit = Fit(_length(options.max_length, judge, registry), options.on_long, spare_thoughts=True)
     # Read once before weights are loaded: a bad row at the end would cost all the scores before it.
     total = check_answers(_open(options, registry))
-    resident = load_scorer(registry, judge, Precision(options.quantization))
+    loaded = load_scorer(registry, judge, Precision(options.quantization))
     found, tally = _open(options, registry), Tally()
-    rows = _told(score_records(resident, found, fit, options.batch_size, tally), total)
+    rows = _told(score_records(loaded, found, fit, options.batch_size, tally), total)
     if suffix is None:
         for _ in rows:
             pass
@@ -173,7 +173,7 @@ class _Answer(NamedTuple):
 
 
 def score_records(
-    resident: Resident, batches: Iterable[list[Record]], fit: Fit, size: int, tally: Tally
+    loaded: LoadedBase, batches: Iterable[list[Record]], fit: Fit, size: int, tally: Tally
 ) -> Iterator[dict[str, Any]]:
     """Rows in TRL's columns with the score of each answer; those that do not fit are counted in `tally` instead.
 
@@ -183,9 +183,9 @@ def score_records(
     from align.models.scorer import score_sequences
 
     for batch in batches:
-        rendered = [(record, _render(record, resident.tokenizer, fit, tally)) for record in batch]
+        rendered = [(record, _render(record, loaded.tokenizer, fit, tally)) for record in batch]
         sequences = [answer.ids for _, answers in rendered for answer in answers]
-        scores = iter(score_sequences(resident, sequences, size).tolist())
+        scores = iter(score_sequences(loaded, sequences, size).tolist())
         for record, answers in rendered:
             if answers:
                 yield _with_scores(record, answers, [next(scores) for _ in answers], tally)

@@ -198,7 +198,7 @@ def score(
     """
     import torch
 
-    texts = completion_texts(quartet.resident.tokenizer, rollout)
+    texts = completion_texts(quartet.loaded.tokenizer, rollout)
     values = rewards.of(records, texts)
     total = torch.tensor([rewards.total(value) for value in values], device=rollout.mask.device)
     parts = {name: [value[name] for value in values] for name in rewards.names}

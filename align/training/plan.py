@@ -15,9 +15,9 @@ from align.data.folding import fold_when_asked
 from align.data.template_notes import noted_lines
 from align.data.tokenised import TokenSet, tokenise
 from align.models.adapters import tokenizer_home
-from align.models.checks import check_models
 from align.models.counting import count_trainable, text_config
-from align.models.memory import Head, Pass, estimate
+from align.models.memory import LossHead, TrainingPass, estimate_memory
+from align.models.start_checks import check_models
 from align.models.tokenizers import load_tokenizer
 from align.training.preflight import preflight
 
@@ -110,9 +110,9 @@ def _tell_memory(stage: Stage, config: StageConfig, registry: Registry, parent: 
     lengths = tokens.lengths()
     longest = config.row_length if _packs(config) else int(lengths.max()) + config.written_length
     filled = 1.0 if _packs(config) else 1 - padding_share(tokens, config.per_device_train_batch_size, config.seed)
-    head: Head = "packed" if stage.head == "fused" and getattr(config, "fast_path", False) else stage.head
+    head: LossHead = "packed" if stage.head == "fused" and getattr(config, "fast_path", False) else stage.head
     rows = config.per_device_train_batch_size * lengths.shape[1]
-    parts = estimate(parent, base, config, Pass(rows, longest, head, filled))
+    parts = estimate_memory(parent, base, config, TrainingPass(rows, longest, head, filled))
     total = parts.pop("total")
     shown = ", ".join(f"{part} {_mebibytes(size)}" for part, size in parts.items() if size >= 2**19)
     return f"about {_mebibytes(total)} beside the bare process: {shown}"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from align.data.load import require_files
 from align.errors import MachineError, UsageError
 from align.models.adapters import refuse_reward
-from align.models.checks import check_files
 from align.models.heads import check_score_head
+from align.models.start_checks import check_files
 from align.training.arguments import check_passthrough
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from align.config import TrainerStageConfig
 from align.models.adapters import digests_of_base
 from align.models.loading import Precision
 from align.models.packed import use_fast_path
-from align.models.reference_cache import Answer, ReferenceCache, batches, reference_key, score_answers
+from align.models.reference_cache import AnswerTokens, ReferenceCache, batches, reference_key, score_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,7 +58,7 @@ def _present(rows: Dataset, columns: Mapping[str, str]) -> list[str]:
     return [column for column, source in columns.items() if source in rows.column_names]
 
 
-def _answers(rows: Dataset, columns: Mapping[str, str], trainer: Any) -> list[Answer]:
+def _answers(rows: Dataset, columns: Mapping[str, str], trainer: Any) -> list[AnswerTokens]:
     """The answers of each column one after the other, cut as the trainer's collator cuts them."""
     import numpy
 
@@ -66,7 +66,7 @@ def _answers(rows: Dataset, columns: Mapping[str, str], trainer: Any) -> list[An
     prompts = _lists(table["prompt_ids"])
     longest = trainer.args.max_length
     return [
-        Answer(numpy.concatenate([prompt, answer])[:longest].astype(numpy.int32), len(prompt))
+        AnswerTokens(numpy.concatenate([prompt, answer])[:longest].astype(numpy.int32), len(prompt))
         for column in _present(rows, columns)
         for prompt, answer in zip(prompts, _lists(table[columns[column]]), strict=True)
     ]
@@ -83,7 +83,7 @@ def _lists(column: Any) -> list[Any]:
     return found
 
 
-def _known(run: Run, trainer: Any, base: Checkpoint, answers: Sequence[Answer]) -> dict[bytes, float]:
+def _known(run: Run, trainer: Any, base: Checkpoint, answers: Sequence[AnswerTokens]) -> dict[bytes, float]:
     """The sum of log-probabilities of every answer, by its digest."""
     adapter = run.parent if run.parent.is_adapter else None
     key = reference_key(digests_of_base(base, run.registry), adapter, _arithmetic(run, trainer))
@@ -111,7 +111,7 @@ def _arithmetic(run: Run, trainer: Any) -> dict[str, Any]:
     }
 
 
-def _compute(run: Run, trainer: Any, cache: ReferenceCache, answers: Sequence[Answer]) -> dict[bytes, float]:
+def _compute(run: Run, trainer: Any, cache: ReferenceCache, answers: Sequence[AnswerTokens]) -> dict[bytes, float]:
     """Score answers under the adapter `ref` and keep what comes out."""
     if not answers:
         return {}
@@ -140,6 +140,6 @@ def _keep(cache: ReferenceCache, new: list[tuple[bytes, float]]) -> dict[bytes, 
     return done
 
 
-def _capacity(trainer: Any, answers: Iterable[Answer]) -> int:
+def _capacity(trainer: Any, answers: Iterable[AnswerTokens]) -> int:
     longest = max(len(answer.ids) for answer in answers)
     return _LARGER * 2 * int(trainer.args.per_device_train_batch_size) * longest

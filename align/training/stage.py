@@ -20,8 +20,8 @@ from align.schema import Kind, View
 if TYPE_CHECKING:
     from align.data import RecordSet
     from align.data.tokenised import Columns, TokenPlan
-    from align.models.adapters import Resident
-    from align.models.memory import Head
+    from align.models.adapters import LoadedBase
+    from align.models.memory import LossHead
     from align.registry import Checkpoint, Registry
     from align.training.plan import Outline
     from align.training.run import Run
@@ -45,10 +45,10 @@ class Trained:
     """pictures beside the training curves, each drawn on a matplotlib Axes"""
 
     @classmethod
-    def of(cls, resident: Resident, config: StageConfig, **rest: Any) -> Trained:
-        """The adapter `default` of a resident base, or its every weight when the settings ask for no adapter."""
+    def of(cls, loaded: LoadedBase, config: StageConfig, **rest: Any) -> Trained:
+        """The adapter `default` of a loaded base, or its every weight when the settings ask for no adapter."""
         adapter = None if config.lora is None else "default"
-        return cls(resident.model, resident.tokenizer, resident.base if adapter else None, adapter, **rest)
+        return cls(loaded.model, loaded.tokenizer, loaded.base if adapter else None, adapter, **rest)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Stage:
     produces: Kind
     columns: Columns = "rendered"
     """the columns in which the trainer takes its rows"""
-    head: Head = "fused"
+    head: LossHead = "fused"
     """what the trainer puts on the hidden states, for the memory in the plan"""
     trl_config: str | None = None
     """name of the TRL config that `trainer:` passes through to"""
@@ -136,13 +136,13 @@ def run_stage(
 
     Raises the AlignError that stopped it; nothing is registered unless training ended well.
     """
-    from align.models.checks import check_models
-    from align.models.hub import no_telemetry
+    from align.models.quiet_libraries import quiet_libraries
+    from align.models.start_checks import check_models
     from align.training.folder import open_run, prepare_libraries
     from align.training.preflight import preflight
     from align.training.register import register
 
-    no_telemetry()
+    quiet_libraries()
     started_from = preflight(stage, config, registry)
     registry.check_writable(config.name)
     with open_run(stage, config, registry, resume=resume, allow_change=allow_change) as run:

@@ -68,10 +68,10 @@ def contest(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Regist
 @pytest.fixture(scope="session")
 def engine(contest: Registry) -> Iterator[Engine]:
     from align.engine.local import LocalEngine
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.loading import Precision
 
-    engine = LocalEngine(load_resident(contest, list(NAMES), Precision()))
+    engine = LocalEngine(load_models(contest, list(NAMES), Precision()))
     yield engine
     engine.close()
 

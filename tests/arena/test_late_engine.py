@@ -121,8 +121,8 @@ import sys
 from align import compare
 from align.models import adapters
 
-load = adapters.load_resident
-adapters.load_resident = lambda *asked: print("models load", flush=True) or load(*asked)
+load = adapters.load_models
+adapters.load_models = lambda *asked: print("models load", flush=True) or load(*asked)
 sys.exit(compare.main(sys.argv[1:]))
 """
 
@@ -143,7 +143,7 @@ def test_a_page_whose_review_is_written_opens_without_any_model(reviewed: Regist
     from align.models import adapters
 
     opened = []
-    monkeypatch.setattr(adapters, "load_resident", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(adapters, "load_models", lambda *_: pytest.fail("a model was loaded"))
     monkeypatch.setattr(app, "build_app", opened.append)
     monkeypatch.setattr(web, "make_server", lambda app: SimpleNamespace(run=lambda sockets: None))
 

@@ -135,7 +135,7 @@ def test_rows_that_the_template_refuses_are_refused_above_one_in_a_hundred_and_d
 
 def test_a_folded_system_turn_is_trained_and_folded_again_by_whatever_reads_the_checkpoint(tmp_path, tiny_base, capsys):
     from align.engine.local import LocalEngine
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.loading import Precision
     from align.models.tokenizers import load_tokenizer
 
@@ -151,7 +151,7 @@ def test_a_folded_system_turn_is_trained_and_folded_again_by_whatever_reads_the_
     tokenizer = load_tokenizer(checkpoint)
     prompt = tokenizer.apply_chat_template(instructed(1)["messages"][:2], tokenize=False, add_generation_prompt=True)
     assert prompt == "<|im_start|>user\nbe brief\n\nask 1<|im_end|>\n<|im_start|>assistant\n"
-    beside = load_resident(registry, [str(base), checkpoint.reference], Precision(bf16=False))
+    beside = load_models(registry, [str(base), checkpoint.reference], Precision(bf16=False))
     assert beside.tokenizer.chat_template == tokenizer.chat_template
     with closing(LocalEngine(beside)) as engine:
         assert len(engine.models) == 2
@@ -178,7 +178,7 @@ def test_a_prompt_that_generation_opens_otherwise_is_told_by_training_and_by_wha
     tmp_path, tiny_base, capsys
 ):
     from align.engine.local import LocalEngine
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.loading import Precision
 
     base = with_template(tiny_base, tmp_path / "base", OPENS_THINKING)
@@ -190,5 +190,5 @@ def test_a_prompt_that_generation_opens_otherwise_is_told_by_training_and_by_wha
         capsys.readouterr().out
     )
     registry = open_registry(tmp_path / "registry")
-    with closing(LocalEngine(load_resident(registry, ["bad"], Precision(bf16=False)))) as engine:
+    with closing(LocalEngine(load_models(registry, ["bad"], Precision(bf16=False)))) as engine:
         assert any(told in note for note in engine.notes)

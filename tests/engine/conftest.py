@@ -1,4 +1,4 @@
-"""Engines over a resident base with two loud adapters, and one more with a DoRA adapter."""
+"""Engines over a loaded base with two loud adapters, and one more with a DoRA adapter."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 from loud_models import build_resident, loud_lora
 
 from align.engine.local import LocalEngine
-from align.models.adapters import Resident
+from align.models.adapters import LoadedBase
 
 
 @pytest.fixture(scope="session")
-def resident(tiny_base: Path) -> Resident:
+def loaded(tiny_base: Path) -> LoadedBase:
     return build_resident(tiny_base)
 
 
 @pytest.fixture(scope="session")
-def engine(resident: Resident) -> Iterator[LocalEngine]:
-    engine = LocalEngine(resident, max_read=32)
+def engine(loaded: LoadedBase) -> Iterator[LocalEngine]:
+    engine = LocalEngine(loaded, max_read=32)
     yield engine
     engine.close()
 
@@ -27,10 +27,10 @@ def engine(resident: Resident) -> Iterator[LocalEngine]:
 @pytest.fixture(scope="session")
 def mixed_engine(tiny_base: Path) -> Iterator[LocalEngine]:
     """An engine of its own for tests that break or close things, with a DoRA adapter among the models."""
-    resident = build_resident(tiny_base)
-    resident.model.add_adapter("adapter2", loud_lora(3, use_dora=True))
-    resident.model.eval()
-    resident.adapters["dora@v1"] = "adapter2"
-    engine = LocalEngine(resident)
+    loaded = build_resident(tiny_base)
+    loaded.model.add_adapter("adapter2", loud_lora(3, use_dora=True))
+    loaded.model.eval()
+    loaded.adapters["dora@v1"] = "adapter2"
+    engine = LocalEngine(loaded)
     yield engine
     engine.close()

@@ -1,4 +1,4 @@
-"""A resident base with two adapters that differ loudly enough for texts to differ within a few tokens."""
+"""A loaded base with two adapters that differ loudly enough for texts to differ within a few tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.engine.local import LocalEngine
-from align.models.adapters import BASE, Resident
+from align.models.adapters import BASE, LoadedBase
 from align.registry.checkpoint import read_folder
 
 _LAST_NORMS = ("norm", "embedding_norm", "norm_f", "final_layernorm", "ln_f", "final_layer_norm")
@@ -30,14 +30,14 @@ def loud_base(folder: Path) -> Any:
     return model
 
 
-def build_resident(folder: Path) -> Resident:
+def build_resident(folder: Path) -> LoadedBase:
     from peft import get_peft_model
     from transformers import AutoTokenizer
 
     model = get_peft_model(loud_base(folder), loud_lora(1), adapter_name="adapter0")
     model.add_adapter("adapter1", loud_lora(2))
     names = {"red@v1": "adapter0", "blue@v1": "adapter1", "base@v1": BASE}
-    return Resident(model.eval(), AutoTokenizer.from_pretrained(folder), read_folder(folder), names)
+    return LoadedBase(model.eval(), AutoTokenizer.from_pretrained(folder), read_folder(folder), names)
 
 
 def bare_engine(folder: Path, **options: Any) -> LocalEngine:
@@ -45,7 +45,7 @@ def bare_engine(folder: Path, **options: Any) -> LocalEngine:
     from align.models.tokenizers import load_tokenizer
 
     base = read_folder(folder)
-    return LocalEngine(Resident(loud_base(folder).eval(), load_tokenizer(base), base, {"base@v1": BASE}), **options)
+    return LocalEngine(LoadedBase(loud_base(folder).eval(), load_tokenizer(base), base, {"base@v1": BASE}), **options)
 
 
 def save_adapters(base: Path, folder: Path) -> list[str]:

@@ -25,10 +25,10 @@ def tokens_of(tokenizer) -> tuple[list[int], list[int]]:
     return row["prompt_ids"], row["completion_ids"]
 
 
-def alone(resident, adapter: str | None) -> torch.Tensor:
+def alone(loaded, adapter: str | None) -> torch.Tensor:
     """Log-probabilities of the answer's places by one adapter that is set as the active one."""
-    prompt, answer = tokens_of(resident.tokenizer)
-    model = resident.model
+    prompt, answer = tokens_of(loaded.tokenizer)
+    model = loaded.model
     ids = torch.tensor([[*prompt, *answer]])
     with torch.inference_mode():
         if adapter is None:
@@ -42,9 +42,9 @@ def alone(resident, adapter: str | None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("model", "adapter"), [("red@v1", "adapter0"), ("blue@v1", "adapter1"), ("base@v1", None)])
-def test_token_shift_is_what_each_model_says_alone(engine, resident, model, adapter):
-    ours, base = alone(resident, adapter), alone(resident, None)
-    _, answer = tokens_of(resident.tokenizer)
+def test_token_shift_is_what_each_model_says_alone(engine, loaded, model, adapter):
+    ours, base = alone(loaded, adapter), alone(loaded, None)
+    _, answer = tokens_of(loaded.tokenizer)
 
     shifted = engine.shift(model, TALK)
 
@@ -130,7 +130,7 @@ def rewarded(tmp_path_factory, tiny_base, preferences) -> tuple[Path, str]:
 
 
 def test_the_reward_model_beside_scores_as_it_does_alone_and_writes_nothing(rewarded):
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.heads import load_scorer
     from align.models.loading import Precision
     from align.models.scorer import score_sequences
@@ -141,12 +141,12 @@ def test_the_reward_model_beside_scores_as_it_does_alone_and_writes_nothing(rewa
     fp32 = Precision(bf16=False)
     scorer = load_scorer(registry, registry.resolve("rm"), fp32)
     sequences = [[*prompt, *answer] for prompt, answer in [tokens_of(scorer.tokenizer)]]
-    plain = LocalEngine(load_resident(registry, ["policy", base], fp32))
+    plain = LocalEngine(load_models(registry, ["policy", base], fp32))
     rows = [Row(model, QUESTION, 1) for model in plain.models]
     before = plain.complete(rows, HOT)
     plain.close()
 
-    engine = LocalEngine(load_resident(registry, ["policy", base], fp32), reward="rm")
+    engine = LocalEngine(load_models(registry, ["policy", base], fp32), reward="rm")
     score = engine.reward(TALK)
     after = engine.complete(rows, HOT)
 
@@ -160,11 +160,11 @@ def test_the_reward_model_beside_scores_as_it_does_alone_and_writes_nothing(rewa
 
 
 def test_a_policy_is_no_reward_model(rewarded):
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.loading import Precision
     from align.registry import open_registry
 
     registry = open_registry(rewarded[0])
 
     with pytest.raises(IntegrityError, match="expected a reward model"):
-        LocalEngine(load_resident(registry, ["policy"], Precision(bf16=False)), reward="policy")
+        LocalEngine(load_models(registry, ["policy"], Precision(bf16=False)), reward="policy")

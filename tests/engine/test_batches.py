@@ -89,11 +89,11 @@ def test_fifty_concurrent_requests_of_every_kind_equal_their_solo_runs(engine):
 def test_a_crowd_that_comes_goes_asks_and_floods_gets_every_answer_and_the_right_one(tiny_base, seed, gate):
     from loud_models import loud_lora
 
-    resident = build_resident(tiny_base)
-    resident.model.add_adapter("adapter2", loud_lora(3, use_dora=True))
-    resident.model.eval()
-    resident.adapters["dora@v1"] = "adapter2"
-    engine = LocalEngine(resident, max_rows=8, max_tokens=1000, max_waiting_rows=12)
+    loaded = build_resident(tiny_base)
+    loaded.model.add_adapter("adapter2", loud_lora(3, use_dora=True))
+    loaded.model.eval()
+    loaded.adapters["dora@v1"] = "adapter2"
+    engine = LocalEngine(loaded, max_rows=8, max_tokens=1000, max_waiting_rows=12)
     rows = random_rows(engine.models, 80, seed)
     talk = [*PROMPTS[0], assistant("over the dog")]
     expected_shift = engine.shift("blue@v1", talk)
@@ -268,9 +268,9 @@ def test_a_prompt_that_cannot_be_read_does_not_end_the_rows_beside_it(engine, mo
 
 @pytest.mark.gpu
 def test_on_an_accelerator_rows_equal_their_solo_runs_and_those_of_the_cpu(tiny_base, engine):
-    resident = build_resident(tiny_base)
-    resident.model.to("cuda")
-    fast = LocalEngine(resident)
+    loaded = build_resident(tiny_base)
+    loaded.model.to("cuda")
+    fast = LocalEngine(loaded)
     rows = random_rows(fast.models, 40, seed=2)
 
     together = fast.complete(rows, HOT)
@@ -321,15 +321,15 @@ def test_every_row_may_have_its_own_sampling(engine):
     assert other.completion_tokens > 5
 
 
-def test_a_raw_text_is_continued_as_it_stands(engine, resident):
-    tokenizer = resident.tokenizer
+def test_a_raw_text_is_continued_as_it_stands(engine, loaded):
+    tokenizer = loaded.tokenizer
     text = "the quick <|im_end|> brown"
 
     [event] = done(engine.submit(GenerationRequest((Row("base@v1", [], text=text),), Sampling(0.0, max_new_tokens=8))))
 
     ids = torch.tensor([tokenizer.encode(text)])
-    with resident.model.disable_adapter():
-        plain = resident.model.generate(
+    with loaded.model.disable_adapter():
+        plain = loaded.model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
         )
     assert event.prompt_tokens == ids.shape[1]
@@ -356,17 +356,17 @@ def test_a_stop_string_ends_the_row_and_is_not_shown(engine):
     assert events[-1].reason == "stop"
 
 
-def test_log_probs_are_those_of_one_pass_over_the_answer(engine, resident):
+def test_log_probs_are_those_of_one_pass_over_the_answer(engine, loaded):
     from align.data.render import render_chat
 
     row = Row("red@v1", PROMPTS[0], 2, logprobs=3)
     events = list(engine.submit(GenerationRequest((row, Row("blue@v1", PROMPTS[1], 2)), HOT)))
     tokens = [token for event in events if isinstance(event, RowDelta) and event.row == 0 for token in event.tokens]
 
-    prompt = render_chat(PROMPTS[0], resident.tokenizer)
+    prompt = render_chat(PROMPTS[0], loaded.tokenizer)
     ids = torch.tensor([[*prompt, *(token.id for token in tokens)]])
     with torch.inference_mode():
-        logits = resident.model(input_ids=ids, adapter_names=["adapter0"]).logits
+        logits = loaded.model(input_ids=ids, adapter_names=["adapter0"]).logits
     expected = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     assert len(tokens) == 24
     assert [token.logprob for token in tokens] == pytest.approx(
@@ -374,7 +374,7 @@ def test_log_probs_are_those_of_one_pass_over_the_answer(engine, resident):
     )
     for token, line in zip(tokens, expected, strict=True):
         assert [each.logprob for each in token.top] == pytest.approx(line.topk(3).values.tolist(), abs=1e-4)
-        assert token.text == resident.tokenizer.decode([token.id])
+        assert token.text == loaded.tokenizer.decode([token.id])
     assert not any(event.tokens for event in events if isinstance(event, RowDelta) and event.row == 1)
 
 
@@ -388,13 +388,13 @@ def test_rows_that_make_no_sense_are_refused(options):
 def test_a_base_held_small_serves_all_its_models_too(precision, tmp_path, tiny_base):
     from loud_models import save_adapters
 
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.loading import Precision
     from align.registry import open_registry
 
     folders = save_adapters(tiny_base, tmp_path)
-    resident = load_resident(open_registry(tmp_path / "registry"), [*folders, str(tiny_base)], Precision(**precision))
-    engine = LocalEngine(resident)
+    loaded = load_models(open_registry(tmp_path / "registry"), [*folders, str(tiny_base)], Precision(**precision))
+    engine = LocalEngine(loaded)
     rows = [Row(model, PROMPTS[0], 1) for model in engine.models]
 
     texts = engine.complete([*rows, *rows], HOT)
@@ -413,11 +413,11 @@ def saved(tiny_base, tmp_path) -> tuple[Path, list[str]]:
 
 
 def load(folder: Path, references: list[str]):
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.loading import Precision
     from align.registry import open_registry
 
-    return load_resident(open_registry(folder / "registry"), references, Precision(bf16=False))
+    return load_models(open_registry(folder / "registry"), references, Precision(bf16=False))
 
 
 @pytest.mark.parametrize(

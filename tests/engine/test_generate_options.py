@@ -42,14 +42,14 @@ def test_a_raw_text_stands_alone(words, capsys):
     assert "--raw continues one text" in capsys.readouterr().err
 
 
-def test_a_raw_text_is_continued(tiny_base, tmp_path, capsys, resident):
+def test_a_raw_text_is_continued(tiny_base, tmp_path, capsys, loaded):
     from transformers import AutoModelForCausalLM
 
     words = [str(tiny_base), "the quick", "--raw", "--temperature", "0", "--max_new_tokens", "6", "--no-bf16"]
 
     assert generate.main([*words, "--registry", str(tmp_path)]) == 0
 
-    ids = resident.tokenizer("the quick", return_tensors="pt")
+    ids = loaded.tokenizer("the quick", return_tensors="pt")
     plain = AutoModelForCausalLM.from_pretrained(tiny_base).generate(**ids, max_new_tokens=6, do_sample=False)
-    said = resident.tokenizer.decode(plain[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    said = loaded.tokenizer.decode(plain[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     assert capsys.readouterr().out == generate.printable(said) + "\n"

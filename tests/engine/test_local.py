@@ -39,15 +39,15 @@ def test_every_row_of_a_mixed_batch_equals_its_solo_run(engine, sampling):
     assert len(set(together)) > 5
 
 
-def test_a_greedy_row_is_what_plain_generate_writes(engine, resident):
+def test_a_greedy_row_is_what_plain_generate_writes(engine, loaded):
     from align.data.render import render_chat
 
-    ids = torch.tensor([render_chat(PROMPTS[0], resident.tokenizer)])
-    with resident.model.disable_adapter():
-        plain = resident.model.generate(
+    ids = torch.tensor([render_chat(PROMPTS[0], loaded.tokenizer)])
+    with loaded.model.disable_adapter():
+        plain = loaded.model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False
         )
-    expected = resident.tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)
+    expected = loaded.tokenizer.decode(plain[0, ids.shape[1] :], skip_special_tokens=True)
 
     assert engine.complete([Row("base@v1", PROMPTS[0])], GREEDY) == [expected]
 
@@ -68,8 +68,8 @@ def test_eight_concurrent_requests_equal_their_solo_runs(engine):
     assert together == [engine.complete([row], HOT)[0] for row in rows]
 
 
-def test_more_rows_than_fit_one_batch_all_come_back(resident):
-    engine = LocalEngine(resident, max_rows=3)
+def test_more_rows_than_fit_one_batch_all_come_back(loaded):
+    engine = LocalEngine(loaded, max_rows=3)
     rows = [Row("blue@v1", PROMPTS[0], seed) for seed in range(8)]
 
     texts = engine.complete(rows, HOT)
@@ -185,11 +185,11 @@ def test_a_conversation_longer_than_the_window_fails_its_row_only(engine):
     assert isinstance(second, RowDone)
 
 
-def test_an_answer_stops_at_the_end_of_the_window(engine, resident):
+def test_an_answer_stops_at_the_end_of_the_window(engine, loaded):
     from align.data.render import render_chat
 
     prompt = [user("fox " * 1000)]
-    room = 2048 - len(render_chat(prompt, resident.tokenizer))
+    room = 2048 - len(render_chat(prompt, loaded.tokenizer))
     assert 0 < room < 1500
 
     [event] = ended(engine.submit(GenerationRequest((Row("base@v1", prompt, 1),), LONG)))
@@ -220,8 +220,8 @@ def test_broken_weights_fail_their_rows_and_no_others(mixed_engine, monkeypatch)
 
 
 def test_a_failing_batch_reaches_the_caller_and_leaves_the_adapters_right(tiny_base, monkeypatch):
-    resident = build_resident(tiny_base)
-    engine = LocalEngine(resident)
+    loaded = build_resident(tiny_base)
+    engine = LocalEngine(loaded)
     rows = [Row("red@v1", PROMPTS[0], 1), Row("blue@v1", PROMPTS[0], 1)]
     before = engine.complete(rows, HOT)
     with monkeypatch.context() as patch:
@@ -238,7 +238,7 @@ def test_a_failing_batch_reaches_the_caller_and_leaves_the_adapters_right(tiny_b
     assert "out of memory, say" in events[0].message
     assert after == before[::-1]
     # No hook may stay behind: they send later rows through the adapters of the failed batch.
-    assert not any(module._forward_pre_hooks for module in resident.model.modules())
+    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
 
 
 def test_dora_rows_run_alone_and_say_so(mixed_engine):
@@ -260,11 +260,11 @@ def test_facts_tell_live_adapters_from_the_base(engine):
 
 
 def test_an_adapter_that_changes_nothing_is_said_to(tiny_base):
-    resident = build_resident(tiny_base)
-    for key, parameter in resident.model.named_parameters():
+    loaded = build_resident(tiny_base)
+    for key, parameter in loaded.model.named_parameters():
         if "lora_B.adapter1" in key:
             parameter.data.zero_()
-    engine = LocalEngine(resident)
+    engine = LocalEngine(loaded)
     engine.close()
 
     assert engine.notes == ["blue@v1: writes exactly what its base writes"]
@@ -273,12 +273,12 @@ def test_an_adapter_that_changes_nothing_is_said_to(tiny_base):
 def test_a_base_without_adapters_is_an_engine_too(tiny_base, engine):
     from transformers import AutoTokenizer
 
-    from align.models.adapters import BASE, Resident
+    from align.models.adapters import BASE, LoadedBase
     from align.registry.checkpoint import read_folder
 
     bare = loud_base(tiny_base).eval()
-    resident = Resident(bare, AutoTokenizer.from_pretrained(tiny_base), read_folder(tiny_base), {"base@v1": BASE})
-    alone = LocalEngine(resident)
+    loaded = LoadedBase(bare, AutoTokenizer.from_pretrained(tiny_base), read_folder(tiny_base), {"base@v1": BASE})
+    alone = LocalEngine(loaded)
 
     texts = alone.complete([Row("base@v1", PROMPTS[0], 4)], HOT)
     alone.close()
@@ -300,11 +300,11 @@ def test_closing_ends_running_waiting_and_later_rows(tiny_base):
 
 
 def test_a_model_that_cannot_run_is_refused_at_the_start(tiny_base):
-    resident = build_resident(tiny_base)
-    resident.adapters["ghost@v1"] = "adapter9"
+    loaded = build_resident(tiny_base)
+    loaded.adapters["ghost@v1"] = "adapter9"
 
     with pytest.raises(ValueError, match="adapter9"):
-        LocalEngine(resident)
+        LocalEngine(loaded)
 
 
 def gone() -> None:

@@ -11,7 +11,7 @@ from align.schema import user
 LONG = "the quick brown fox jumps over a lazy dog " * 12
 
 
-def test_scores_beside_rows_that_are_written_are_those_of_one_pass(engine, resident):
+def test_scores_beside_rows_that_are_written_are_those_of_one_pass(engine, loaded):
     writing = Row("blue@v1", [user("hello")], 1, Sampling(temperature=1.0, max_new_tokens=60))
     scored = [
         Row(model, [], text=text, echo=True, prompt_logprobs=3, reads_only=True)
@@ -31,8 +31,8 @@ def test_scores_beside_rows_that_are_written_are_those_of_one_pass(engine, resid
         tokens = prompts[place].tokens
         ids = torch.tensor([[token.id for token in tokens]])
         with torch.inference_mode():
-            name = resident.adapters[row.model]
-            logprobs = resident.model(input_ids=ids, adapter_names=[name]).logits[0, :-1].log_softmax(-1)
+            name = loaded.adapters[row.model]
+            logprobs = loaded.model(input_ids=ids, adapter_names=[name]).logits[0, :-1].log_softmax(-1)
         for token, line in zip(tokens[1:], logprobs, strict=True):
             assert token.logprob == pytest.approx(float(line[token.id]), abs=1e-4)
             assert token.top[0].logprob == pytest.approx(float(line.max()), abs=1e-4)

@@ -29,9 +29,9 @@ LOOPS = (
 
 @pytest.fixture(scope="module")
 def beside(tiny_base) -> Iterator[LocalEngine]:
-    resident = build_resident(tiny_base)
-    resident.tokenizer.chat_template = LOOPS + resident.tokenizer.chat_template
-    engine = LocalEngine(resident, max_waiting_rows=50)
+    loaded = build_resident(tiny_base)
+    loaded.tokenizer.chat_template = LOOPS + loaded.tokenizer.chat_template
+    engine = LocalEngine(loaded, max_waiting_rows=50)
     engine.encode_beside()
     yield engine
     engine.close()
@@ -99,9 +99,9 @@ def test_a_prompt_whose_reader_left_ends_and_the_next_one_is_encoded(looping, mo
 
 
 def test_an_engine_ends_while_a_prompt_is_rendered(tiny_base):
-    resident = build_resident(tiny_base)
-    resident.tokenizer.chat_template = LOOPS + resident.tokenizer.chat_template
-    engine = LocalEngine(resident)
+    loaded = build_resident(tiny_base)
+    loaded.tokenizer.chat_template = LOOPS + loaded.tokenizer.chat_template
+    engine = LocalEngine(loaded)
     engine.encode_beside()
     streams = [engine.submit(GenerationRequest((Row("red@v1", [user("loop")]), ROWS[0]), HOT)) for _ in range(2)]
 

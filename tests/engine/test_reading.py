@@ -41,8 +41,8 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="module")
 def watched(tiny_base) -> Iterator[Watched]:
-    resident = build_resident(tiny_base)
-    engine = LocalEngine(resident, max_read=PART)
+    loaded = build_resident(tiny_base)
+    engine = LocalEngine(loaded, max_read=PART)
     found = Watched(engine, [], {})
 
     def note(_model, _words, options) -> None:
@@ -50,7 +50,7 @@ def watched(tiny_base) -> Iterator[Watched]:
         found.shapes.append(shape)
         found.before.pop(shape, lambda: None)()
 
-    resident.model.get_base_model().register_forward_pre_hook(note, with_kwargs=True)
+    loaded.model.get_base_model().register_forward_pre_hook(note, with_kwargs=True)
     yield found
     engine.close()
 
@@ -166,7 +166,7 @@ def test_where_positions_turn_with_the_length_of_a_pass_prompts_are_read_at_once
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_reads_in_parts_what_it_reads_at_once(architecture, tmp_path):
-    # The loss of a router is nobody's business here; `load_resident` turns it off too.
+    # The loss of a router is nobody's business here; `load_models` turns it off too.
     folder = build_zoo_model(architecture, tmp_path, output_router_logits=False)
     engine = bare_engine(folder, max_rows=3, max_read=7)
     texts = ["a fox", "nine blue eggs", "the lazy dog runs far away from here to there with nine blue eggs"]

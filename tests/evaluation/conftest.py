@@ -32,14 +32,14 @@ def family(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Registr
         digests = base_digests(staging.path)
         base = staging.commit({"stage": "pretrain", "kind": "base", "parents": [], "base": {"digests": digests}})
 
-    def save(name: str, kind: str, resident: Any, parent: Any, seed: int) -> Any:
+    def save(name: str, kind: str, loaded: Any, parent: Any, seed: int) -> Any:
         torch.manual_seed(seed)
-        for key, value in resident.model.named_parameters():
+        for key, value in loaded.model.named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(value, std=0.4)
         with registry.stage(name) as staging:
-            save_adapter(resident.model, "default", staging.path, base.location)
-            resident.tokenizer.save_pretrained(staging.path)
+            save_adapter(loaded.model, "default", staging.path, base.location)
+            loaded.tokenizer.save_pretrained(staging.path)
             return staging.commit(
                 {
                     "stage": {"policy": "sft", "reward": "reward"}[kind],

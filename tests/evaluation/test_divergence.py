@@ -2,18 +2,18 @@ import pytest
 
 from align.config import LoraSettings
 from align.evaluation.divergence import completion_kls
-from align.models.adapters import BASE, Resident, add_lora
+from align.models.adapters import BASE, LoadedBase, add_lora
 from align.models.loading import Precision, load_base
 from align.models.tokenizers import load_tokenizer
 
 
 @pytest.fixture
-def resident(tiny_base, registry):
+def loaded(tiny_base, registry):
     """The tiny base with one adapter that really changes it."""
     import torch
 
     checkpoint = registry.resolve(str(tiny_base))
-    found = Resident(load_base(checkpoint, Precision()), load_tokenizer(checkpoint), checkpoint)
+    found = LoadedBase(load_base(checkpoint, Precision()), load_tokenizer(checkpoint), checkpoint)
     add_lora(found, "moved", LoraSettings(r=4))
     torch.manual_seed(0)
     for key, value in found.model.named_parameters():
@@ -30,21 +30,21 @@ ROWS = [
 ]
 
 
-def test_kl_of_a_model_from_itself_is_zero(resident):
-    assert completion_kls(resident, "moved", ["moved"], ROWS)[0] == pytest.approx([0, 0], abs=1e-5)
+def test_kl_of_a_model_from_itself_is_zero(loaded):
+    assert completion_kls(loaded, "moved", ["moved"], ROWS)[0] == pytest.approx([0, 0], abs=1e-5)
 
 
-def test_kl_equals_a_slow_sum_over_one_row_at_a_time(resident):
+def test_kl_equals_a_slow_sum_over_one_row_at_a_time(loaded):
     import torch
 
-    (found,) = completion_kls(resident, "moved", [BASE], ROWS)
+    (found,) = completion_kls(loaded, "moved", [BASE], ROWS)
 
     for row, kl in zip(ROWS, found, strict=True):
         ids = torch.tensor([row["input_ids"]])
         with torch.no_grad():
-            ours = resident.model(input_ids=ids).logits[0].log_softmax(-1)
-            with resident.model.disable_adapter():
-                theirs = resident.model(input_ids=ids).logits[0].log_softmax(-1)
+            ours = loaded.model(input_ids=ids).logits[0].log_softmax(-1)
+            with loaded.model.disable_adapter():
+                theirs = loaded.model(input_ids=ids).logits[0].log_softmax(-1)
         slow = 0.0
         for place in range(1, len(row["input_ids"])):
             if row["completion_mask"][place]:

@@ -102,11 +102,11 @@ def test_samples_hold_every_completion_with_its_numbers(whole):
 def test_completions_are_what_one_row_at_a_time_gives(whole, family):
     from align.engine.local import LocalEngine
     from align.engine.protocol import Row, Sampling
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.loading import Precision
 
     rows = [json.loads(line) for line in whole["jsonl"].read_text().splitlines()]
-    engine = LocalEngine(load_resident(family, ["red", "blue", "base"], Precision(bf16=False)))
+    engine = LocalEngine(load_models(family, ["red", "blue", "base"], Precision(bf16=False)))
     try:
         for row in rows[:9]:
             alone = engine.complete([Row(row["model"], row["prompt"])], Sampling(0.0, max_new_tokens=12))
@@ -166,16 +166,16 @@ def test_perplexity_is_the_exponential_of_nats_per_token(whole, family, question
 
     from align.data import load_records
     from align.data.render import render_demonstrations
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
     from align.models.loading import Precision
 
-    resident = load_resident(family, ["base"], Precision(bf16=False))
-    rows = render_demonstrations(load_records(str(questions)).records, resident.tokenizer, 512).rows
+    loaded = load_models(family, ["base"], Precision(bf16=False))
+    rows = render_demonstrations(load_records(str(questions)).records, loaded.tokenizer, 512).rows
     nats, tokens = 0.0, 0
     for row in rows:
         ids, mask = torch.tensor([row["input_ids"]]), torch.tensor(row["completion_mask"][1:], dtype=torch.bool)
         with torch.no_grad():
-            logprobs = resident.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+            logprobs = loaded.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         nats -= float(logprobs[mask].gather(-1, ids[0, 1:][mask][:, None]).sum())
         tokens += int(mask.sum())
 
@@ -211,7 +211,7 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(run, questions, monk
     def never(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("align.models.adapters.load_resident", never)
+    monkeypatch.setattr("align.models.adapters.load_models", never)
 
     found = run("red", *(str(questions) if word == "Q" else word for word in words))
 

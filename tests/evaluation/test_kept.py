@@ -70,16 +70,14 @@ def test_after_a_kill_the_same_command_goes_on_and_gives_what_an_undisturbed_one
 @pytest.fixture(scope="module")
 def where(family, tmp_path_factory):
     """The name of the file that holds what a model wrote, for whatever may change."""
-    from align.models.adapters import load_resident
+    from align.models.adapters import load_models
 
-    resident = load_resident(family, ["red", "blue"], FP32)
+    loaded = load_models(family, ["red", "blue"], FP32)
 
     def name(model="red", sampling=GREEDY, precision=FP32):
-        return open_completions(
-            resident, family.resolve(model), sampling, precision, tmp_path_factory.getbasetemp()
-        ).path
+        return open_completions(loaded, family.resolve(model), sampling, precision, tmp_path_factory.getbasetemp()).path
 
-    return SimpleNamespace(name=name, resident=resident)
+    return SimpleNamespace(name=name, loaded=loaded)
 
 
 def test_another_model_sampling_arithmetic_or_template_has_a_file_of_its_own(where, monkeypatch):
@@ -94,7 +92,7 @@ def test_another_model_sampling_arithmetic_or_template_has_a_file_of_its_own(whe
         where.name(precision=Precision(bf16=True)),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(where.resident.tokenizer, "chat_template", "{{ messages[0]['content'] }}")
+        patch.setattr(where.loaded.tokenizer, "chat_template", "{{ messages[0]['content'] }}")
         names.append(where.name())
     with monkeypatch.context() as patch:
         patch.setattr(stop_tokens, "_listed", lambda _base: ("generation_config.json", [2, 5], None))

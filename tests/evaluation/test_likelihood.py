@@ -8,7 +8,7 @@ from align.data.render import render_chat
 from align.errors import DataError
 from align.evaluation import forward
 from align.evaluation.likelihood import continuation_logprobs
-from align.models.adapters import BASE, load_resident
+from align.models.adapters import BASE, load_models
 from align.models.loading import Precision
 from align.schema import user
 
@@ -16,55 +16,55 @@ TEXTS = ["the quick", "brown fox jumps over", "a", "今天 天气", "the quick b
 
 
 @pytest.fixture(scope="module")
-def resident(family):
-    return load_resident(family, ["red", "blue", "base"], Precision(bf16=False))
+def loaded(family):
+    return load_models(family, ["red", "blue", "base"], Precision(bf16=False))
 
 
-def _alone(resident, adapter, before, after):
+def _alone(loaded, adapter, before, after):
     import torch
 
     ids = torch.tensor([before + after])
-    with torch.no_grad(), forward.through(resident.model, adapter):
-        logprobs = resident.model(input_ids=ids).logits[0].log_softmax(-1)
+    with torch.no_grad(), forward.through(loaded.model, adapter):
+        logprobs = loaded.model(input_ids=ids).logits[0].log_softmax(-1)
     return sum(float(logprobs[len(before) + place - 1, token]) for place, token in enumerate(after))
 
 
 @pytest.mark.parametrize("model", ["red@v1", "blue@v1", "base@v1"])
-def test_continuations_of_conversations(resident, model):
-    adapter = resident.adapters[model]
+def test_continuations_of_conversations(loaded, model):
+    adapter = loaded.adapters[model]
     pairs = [([user(text)], answer) for text in TEXTS for answer in (" yes", "no way")]
 
-    found = continuation_logprobs(resident, adapter, pairs)
+    found = continuation_logprobs(loaded, adapter, pairs)
 
     for (prompt, answer), likelihood in zip(pairs, found, strict=True):
-        after = resident.tokenizer.encode(answer, add_special_tokens=False)
-        expected = _alone(resident, adapter, render_chat(prompt, resident.tokenizer), after)
+        after = loaded.tokenizer.encode(answer, add_special_tokens=False)
+        expected = _alone(loaded, adapter, render_chat(prompt, loaded.tokenizer), after)
         assert likelihood.logprob == pytest.approx(expected, rel=1e-4)
         assert likelihood.tokens == len(after)
 
 
-def test_continuations_of_text_take_the_space_that_ends_the_prompt(resident):
-    tokenizer = resident.tokenizer
-    (found,) = continuation_logprobs(resident, BASE, [("the quick brown ", "fox")])
+def test_continuations_of_text_take_the_space_that_ends_the_prompt(loaded):
+    tokenizer = loaded.tokenizer
+    (found,) = continuation_logprobs(loaded, BASE, [("the quick brown ", "fox")])
 
     before = tokenizer.encode("the quick brown")
     after = tokenizer.encode("the quick brown fox")[len(before) :]
-    assert found.logprob == pytest.approx(_alone(resident, BASE, before, after), rel=1e-4)
+    assert found.logprob == pytest.approx(_alone(loaded, BASE, before, after), rel=1e-4)
 
 
-def test_small_batches_give_the_same(resident, monkeypatch):
+def test_small_batches_give_the_same(loaded, monkeypatch):
     pairs = [([user(text)], " yes") for text in TEXTS]
-    whole = continuation_logprobs(resident, "adapter0", pairs)
+    whole = continuation_logprobs(loaded, "adapter0", pairs)
 
     monkeypatch.setattr(forward, "_MOST_LOGITS", 1)
 
-    assert [found.logprob for found in continuation_logprobs(resident, "adapter0", pairs)] == pytest.approx(
+    assert [found.logprob for found in continuation_logprobs(loaded, "adapter0", pairs)] == pytest.approx(
         [found.logprob for found in whole], rel=1e-4
     )
 
 
-def test_what_has_no_tokens_or_does_not_fit_is_refused(resident):
+def test_what_has_no_tokens_or_does_not_fit_is_refused(loaded):
     with pytest.raises(DataError, match="it has no tokens"):
-        continuation_logprobs(resident, BASE, [([user("the")], "")])
+        continuation_logprobs(loaded, BASE, [([user("the")], "")])
     with pytest.raises(DataError, match="the model takes 2048"):
-        continuation_logprobs(resident, BASE, [([user("the " * 3000)], "quick")])
+        continuation_logprobs(loaded, BASE, [([user("the " * 3000)], "quick")])

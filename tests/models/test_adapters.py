@@ -18,7 +18,7 @@ from align.models.adapters import (
     attach_adapter,
     copy_adapter,
     digests_of_base,
-    load_resident,
+    load_models,
     prove_frozen_copy,
     save_adapter,
     set_trainable,
@@ -43,19 +43,19 @@ def _shake(model, name="default", seed=0):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
-def _register(registry, resident, name, kind="policy", parents=(), trained_over=None):
+def _register(registry, loaded, name, kind="policy", parents=(), trained_over=None):
     with registry.stage(name) as staging:
-        save_adapter(resident.model, "default", staging.path, trained_over or resident.base.location)
-        resident.tokenizer.save_pretrained(staging.path)
+        save_adapter(loaded.model, "default", staging.path, trained_over or loaded.base.location)
+        loaded.tokenizer.save_pretrained(staging.path)
         return staging.commit(
             {
                 "stage": "sft",
                 "kind": kind,
                 "parents": list(parents),
                 "base": {
-                    "reference": resident.base.reference,
-                    "location": resident.base.location,
-                    "digests": digests_of_base(resident.base),
+                    "reference": loaded.base.reference,
+                    "location": loaded.base.location,
+                    "digests": digests_of_base(loaded.base),
                 },
                 "template_digest": None,
                 "data": [],
@@ -67,28 +67,28 @@ def _register(registry, resident, name, kind="policy", parents=(), trained_over=
 
 @pytest.fixture
 def policy(registry, tiny_base):
-    resident = start_policy(registry, registry.resolve(str(tiny_base)), LORA, FP32)
-    _shake(resident.model)
-    return resident, _register(registry, resident, "policy")
+    loaded = start_policy(registry, registry.resolve(str(tiny_base)), LORA, FP32)
+    _shake(loaded.model)
+    return loaded, _register(registry, loaded, "policy")
 
 
 def test_an_adapter_whose_base_was_elsewhere_is_loaded_without_a_warning(registry, policy):
-    resident, _ = policy
-    _register(registry, resident, "travelled", trained_over="/another/machine/base")
+    loaded, _ = policy
+    _register(registry, loaded, "travelled", trained_over="/another/machine/base")
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loaded = load_resident(registry, ["travelled"], FP32)
+        attached = load_models(registry, ["travelled"], FP32)
 
-    assert torch.equal(_logits(loaded.model), _logits(resident.model))
+    assert torch.equal(_logits(attached.model), _logits(loaded.model))
 
 
 def test_a_new_adapter_changes_nothing_before_training(registry, tiny_base):
-    resident = start_policy(registry, registry.resolve(str(tiny_base)), LORA, FP32)
+    loaded = start_policy(registry, registry.resolve(str(tiny_base)), LORA, FP32)
 
     plain = AutoModelForCausalLM.from_pretrained(tiny_base)
 
-    assert torch.equal(_logits(resident.model.eval()), _logits(plain))
+    assert torch.equal(_logits(loaded.model.eval()), _logits(plain))
 
 
 def test_only_the_adapter_trains(registry, tiny_base):
@@ -101,45 +101,45 @@ def test_a_registered_policy_loads_with_plain_peft_and_gives_the_same_logits(reg
     _, checkpoint = policy
 
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), checkpoint.location)
-    ours = load_resident(registry, ["policy"], FP32)
+    ours = load_models(registry, ["policy"], FP32)
 
     assert torch.equal(_logits(plain), _logits(ours.model))
 
 
 def test_continuing_an_adapter_starts_from_its_weights_and_trains_them(registry, policy):
-    resident, checkpoint = policy
+    loaded, checkpoint = policy
 
     continued = start_policy(registry, checkpoint, LoraSettings(r=64), FP32)
 
-    assert torch.equal(_logits(continued.model.eval()), _logits(resident.model.eval()))
+    assert torch.equal(_logits(continued.model.eval()), _logits(loaded.model.eval()))
     assert all(parameter.requires_grad for parameter in adapter_parameters(continued.model, "default"))
 
 
 def test_a_copied_adapter_is_equal_frozen_and_stays_when_the_source_moves(policy):
-    resident, _ = policy
-    copy_adapter(resident.model, "default", "ref")
-    prove_frozen_copy(resident.model, "default", "ref")
-    before = _logits(resident.model.eval())
+    loaded, _ = policy
+    copy_adapter(loaded.model, "default", "ref")
+    prove_frozen_copy(loaded.model, "default", "ref")
+    before = _logits(loaded.model.eval())
 
-    _shake(resident.model, "default", seed=9)
-    resident.model.set_adapter("ref")
+    _shake(loaded.model, "default", seed=9)
+    loaded.model.set_adapter("ref")
 
-    assert torch.equal(_logits(resident.model), before)
+    assert torch.equal(_logits(loaded.model), before)
     with pytest.raises(IntegrityError, match="not a frozen copy"):
-        prove_frozen_copy(resident.model, "default", "ref")
+        prove_frozen_copy(loaded.model, "default", "ref")
 
 
 def test_several_adapters_share_one_base(registry, tiny_base, policy):
-    resident, _ = policy
-    _shake(resident.model, seed=4)
-    _register(registry, resident, "other")
+    loaded, _ = policy
+    _shake(loaded.model, seed=4)
+    _register(registry, loaded, "other")
 
-    loaded = load_resident(registry, ["policy", "other", str(tiny_base)], FP32)
+    several = load_models(registry, ["policy", "other", str(tiny_base)], FP32)
 
     base_size = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_base).parameters())
-    adapters = sum(p.numel() for key, p in loaded.model.named_parameters() if "lora_" in key)
-    assert sum(p.numel() for p in loaded.model.parameters()) == base_size + adapters
-    assert loaded.adapters == {"policy@v1": "adapter0", "other@v1": "adapter1", str(tiny_base): BASE}
+    adapters = sum(p.numel() for key, p in several.model.named_parameters() if "lora_" in key)
+    assert sum(p.numel() for p in several.model.parameters()) == base_size + adapters
+    assert several.adapters == {"policy@v1": "adapter0", "other@v1": "adapter1", str(tiny_base): BASE}
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_digests(registry, policy, tmp_path):
@@ -147,10 +147,10 @@ def test_an_adapter_of_another_base_is_refused_with_both_digests(registry, polic
 
     _, checkpoint = policy
     other = registry.resolve(str(build_tiny_qwen3(tmp_path / "other", seed=7)))
-    resident = start_policy(registry, other, LORA, FP32)
+    loaded = start_policy(registry, other, LORA, FP32)
 
     with pytest.raises(IntegrityError, match=r"weights is sha256:\w+, but .* has sha256:\w+"):
-        attach_adapter(resident, checkpoint, "second")
+        attach_adapter(loaded, checkpoint, "second")
 
 
 def _foreign_copy(checkpoint, folder: Path) -> Path:
@@ -167,7 +167,7 @@ def test_an_adapter_with_half_its_tensors_is_refused(registry, policy, tmp_path)
     save_file(dict(list(state.items())[: len(state) // 2]), folder / "adapter_model.safetensors")
 
     with pytest.raises(IntegrityError, match="adapter tensors do not fit"):
-        load_resident(registry, [str(folder)], FP32)
+        load_models(registry, [str(folder)], FP32)
 
 
 def test_an_adapter_that_changes_nothing_is_refused(registry, policy, tmp_path):
@@ -177,7 +177,7 @@ def test_an_adapter_that_changes_nothing_is_refused(registry, policy, tmp_path):
     save_file(dead, folder / "adapter_model.safetensors")
 
     with pytest.raises(IntegrityError, match="changes nothing"):
-        load_resident(registry, [str(folder)], FP32)
+        load_models(registry, [str(folder)], FP32)
 
 
 def test_a_flipped_bit_in_a_registered_adapter_is_refused(registry, policy):
@@ -188,7 +188,7 @@ def test_a_flipped_bit_in_a_registered_adapter_is_refused(registry, policy):
     path.write_bytes(data)
 
     with pytest.raises(IntegrityError, match=r"adapter_model\.safetensors"):
-        load_resident(registry, ["policy"], FP32)
+        load_models(registry, ["policy"], FP32)
 
 
 def test_a_truncated_foreign_adapter_is_refused_by_path(registry, policy, tmp_path):
@@ -197,7 +197,7 @@ def test_a_truncated_foreign_adapter_is_refused_by_path(registry, policy, tmp_pa
     path.write_bytes(path.read_bytes()[:-100])
 
     with pytest.raises(IntegrityError, match=str(path)):
-        load_resident(registry, [str(folder)], FP32)
+        load_models(registry, [str(folder)], FP32)
 
 
 def test_unknown_target_modules_list_those_there_are(registry, tiny_base):
@@ -209,25 +209,25 @@ def test_unknown_target_modules_list_those_there_are(registry, tiny_base):
 
 @pytest.fixture
 def reward_model(registry, tiny_base):
-    resident = start_reward(registry, registry.resolve(str(tiny_base)), LORA, FP32)
-    _shake(resident.model)
-    return resident, _register(registry, resident, "judge", kind="reward")
+    loaded = start_reward(registry, registry.resolve(str(tiny_base)), LORA, FP32)
+    _shake(loaded.model)
+    return loaded, _register(registry, loaded, "judge", kind="reward")
 
 
 def test_a_score_head_survives_the_round_trip_through_plain_peft(reward_model, tiny_base):
-    resident, checkpoint = reward_model
-    before = _logits(resident.model.eval())
+    loaded, checkpoint = reward_model
+    before = _logits(loaded.model.eval())
 
     body = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=1)
-    body.config.pad_token_id = resident.tokenizer.pad_token_id
+    body.config.pad_token_id = loaded.tokenizer.pad_token_id
     plain = PeftModel.from_pretrained(body, checkpoint.location)
 
     assert torch.equal(_logits(plain.eval()), before)
 
 
 def test_a_reward_adapter_with_its_head_scores_alike_on_a_language_model_base(registry, tiny_base, reward_model):
-    resident, checkpoint = reward_model
-    expected = _logits(resident.model.eval()).squeeze(-1)
+    loaded, checkpoint = reward_model
+    expected = _logits(loaded.model.eval()).squeeze(-1)
     policy = start_policy(registry, registry.resolve(str(tiny_base)), LORA, FP32)
     attach_adapter(policy, checkpoint, "reward")
     policy.model.set_adapter("reward")
@@ -240,12 +240,12 @@ def test_a_reward_adapter_with_its_head_scores_alike_on_a_language_model_base(re
 
 
 def test_a_reward_model_started_from_a_policy_continues_its_adapter(registry, policy):
-    resident, checkpoint = policy
+    loaded, checkpoint = policy
 
     reward = start_reward(registry, checkpoint, LORA, FP32)
 
     lora = {key: value for key, value in reward.model.named_parameters() if "lora_" in key}
-    ours = {key: value for key, value in resident.model.named_parameters() if "lora_" in key}
+    ours = {key: value for key, value in loaded.model.named_parameters() if "lora_" in key}
     assert lora.keys() == ours.keys()
     assert all(torch.equal(lora[key], ours[key]) for key in lora)
     assert all(value.requires_grad for value in lora.values())

@@ -16,7 +16,7 @@ from zoo import ARCHITECTURES, build_zoo_model, score_last_token
 from align import dpo, grpo, kto, ppo, pretrain, reward, sft
 from align.engine.local import LocalEngine
 from align.engine.protocol import Row, Sampling
-from align.models.adapters import attach_adapter, load_resident
+from align.models.adapters import attach_adapter, load_models
 from align.models.heads import load_score_head
 from align.models.loading import Precision
 from align.registry import Registry, open_registry
@@ -108,7 +108,7 @@ def test_a_text_gets_one_score_however_it_is_padded_and_whoever_scores_it(traine
     body = AutoModelForSequenceClassification.from_pretrained(base.location, num_labels=1)
     body.config.pad_token_id = tokenizer.pad_token_id
     classifier = _with_plain_peft(body, checkpoint)
-    ours = load_resident(trained, ["sft"], FP32)
+    ours = load_models(trained, ["sft"], FP32)
     attach_adapter(ours, checkpoint, "reward")
     ours.model.set_adapter("reward")
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_what_plain_peft_loads_gives_the_same_logits(trained):
     ids = torch.tensor([[5, 9, 30, 7, 80, 41]])
 
     plain = _with_plain_peft(AutoModelForCausalLM.from_pretrained(base.location), checkpoint)
-    ours = load_resident(trained, ["dpo"], FP32).model
+    ours = load_models(trained, ["dpo"], FP32).model
 
     with torch.no_grad():
         assert torch.equal(plain(input_ids=ids).logits, ours(input_ids=ids).logits)
@@ -160,7 +160,7 @@ def test_all_models_write_side_by_side_and_as_they_do_alone(trained):
     chat = [{"role": "user", "content": "the lazy dog"}]
     sampling = Sampling(max_new_tokens=6, temperature=0.0)
 
-    engine = LocalEngine(load_resident(trained, references, FP32))
+    engine = LocalEngine(load_models(trained, references, FP32))
     together = engine.complete([Row(model, chat, 0) for model in engine.models], sampling)
     alone = [engine.complete([Row(model, chat, 0)], sampling)[0] for model in engine.models]
     engine.close()
@@ -241,7 +241,7 @@ def test_adapted_experts_load_by_plain_peft_and_write_beside_their_base(experts_
     base = experts_trained.resolve_base(experts_trained.resolve("sft")).reference
     chat = [{"role": "user", "content": "the lazy dog"}]
 
-    engine = LocalEngine(load_resident(experts_trained, ["sft", "dpo", base], FP32))
+    engine = LocalEngine(load_models(experts_trained, ["sft", "dpo", base], FP32))
     rows = [Row(model, chat, 0) for model in engine.models]
     texts = engine.complete(rows, Sampling(max_new_tokens=4, temperature=0.0))
     engine.close()

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from align import ppo, reward, sft
 from align.errors import IntegrityError
-from align.models.adapters import load_resident
+from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.registry import open_registry
 from align.training.stage import Stage, main
@@ -346,7 +346,7 @@ def test_59_models_of_two_templates_are_not_served_together(world):
     registry = open_registry(world.root)
 
     with pytest.raises(IntegrityError, match=f"policy@v1: trained with the chat template {BOTH_DIGESTS}"):
-        load_resident(registry, ["spaced", "policy"], Precision(bf16=False))
+        load_models(registry, ["spaced", "policy"], Precision(bf16=False))
 
 
 def test_58_a_pickle_is_never_opened(world):

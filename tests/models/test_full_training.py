@@ -9,7 +9,7 @@ from zoo import build_zoo_model
 from align import sft
 from align.config import LoraSettings
 from align.errors import UsageError
-from align.models.adapters import adapter_parameters, load_resident, start_policy
+from align.models.adapters import adapter_parameters, load_models, start_policy
 from align.models.loading import Precision
 from align.registry import open_registry
 from align.training.stage import main
@@ -53,7 +53,7 @@ def test_every_weight_trains_in_single_precision(registry, tmp_path, architectur
 
 def test_an_adapter_is_merged_and_goes_on_in_the_weights(trained, capsys):
     checkpoint = trained.resolve("adapter")
-    adapted = _logits(load_resident(trained, ["adapter"], FP32).model)
+    adapted = _logits(load_models(trained, ["adapter"], FP32).model)
 
     whole = start_policy(trained, checkpoint, None, FP32).model
 
@@ -81,18 +81,18 @@ def test_a_base_trained_in_full_carries_an_adapter_like_any_other(trained):
     again = trained.resolve("again")
     assert again.manifest["base"]["reference"] == "whole@v1"
 
-    resident = load_resident(trained, ["again", "whole"], FP32)
+    loaded = load_models(trained, ["again", "whole"], FP32)
 
     with torch.no_grad():
-        adapted = resident.model.eval()(input_ids=IDS).logits
-        with resident.model.disable_adapter():
-            bare = resident.model(input_ids=IDS).logits
+        adapted = loaded.model.eval()(input_ids=IDS).logits
+        with loaded.model.disable_adapter():
+            bare = loaded.model(input_ids=IDS).logits
     assert not torch.equal(adapted, bare)
-    assert torch.equal(bare, _logits(load_resident(trained, ["whole"], FP32).model))
+    assert torch.equal(bare, _logits(load_models(trained, ["whole"], FP32).model))
 
 
 def test_an_adapter_on_a_base_trained_in_full_is_continued(trained):
-    resident = start_policy(trained, trained.resolve("again"), LoraSettings(), FP32)
+    loaded = start_policy(trained, trained.resolve("again"), LoraSettings(), FP32)
 
-    assert resident.base.reference == "whole@v1"
-    assert all(parameter.requires_grad for parameter in adapter_parameters(resident.model, "default"))
+    assert loaded.base.reference == "whole@v1"
+    assert all(parameter.requires_grad for parameter in adapter_parameters(loaded.model, "default"))

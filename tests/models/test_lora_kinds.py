@@ -14,7 +14,7 @@ from zoo import build_zoo_model
 from align import dpo, ppo, sft
 from align.config import LoraSettings
 from align.errors import IntegrityError
-from align.models.adapters import adapter_parameters, copy_adapter, load_resident, prove_frozen_copy, start_policy
+from align.models.adapters import adapter_parameters, copy_adapter, load_models, prove_frozen_copy, start_policy
 from align.models.loading import Precision
 from align.registry import open_registry
 from align.training.stage import main
@@ -52,7 +52,7 @@ def test_what_was_trained_is_what_is_loaded_by_us_and_by_plain_peft(trained):
     base = AutoModelForCausalLM.from_pretrained(trained.resolve_base(checkpoint).location)
     bare = _logits(base)
 
-    ours = _logits(load_resident(trained, ["policy"], FP32).model)
+    ours = _logits(load_models(trained, ["policy"], FP32).model)
     plain = _logits(PeftModel.from_pretrained(base, checkpoint.location))
 
     assert torch.equal(ours, plain)
@@ -61,7 +61,7 @@ def test_what_was_trained_is_what_is_loaded_by_us_and_by_plain_peft(trained):
 
 def test_it_is_continued_from_where_it_was_and_a_copy_of_it_stays(trained):
     checkpoint = trained.resolve("policy")
-    saved = _logits(load_resident(trained, ["policy"], FP32).model)
+    saved = _logits(load_models(trained, ["policy"], FP32).model)
     model = start_policy(trained, checkpoint, OTHERS, FP32).model
     assert torch.equal(_logits(model), saved)
     copy_adapter(model, "default", "ref")
@@ -93,7 +93,7 @@ def test_it_is_refused_when_one_tensor_is_missing(trained, tmp_path):
     save_file({key: tensor for key, tensor in state.items() if key != dropped}, folder / WEIGHTS)
 
     with pytest.raises(IntegrityError, match=f"1 of {len(state)} adapter tensors do not fit its base, first {dropped}"):
-        load_resident(trained, [str(folder)], FP32)
+        load_models(trained, [str(folder)], FP32)
 
 
 def test_it_is_refused_when_it_changes_nothing(trained, tmp_path, tiny_base):
@@ -108,7 +108,7 @@ def test_it_is_refused_when_it_changes_nothing(trained, tmp_path, tiny_base):
     save_file({key: tensor.detach().contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
 
     with pytest.raises(IntegrityError, match="changes nothing"):
-        load_resident(trained, [str(folder)], FP32)
+        load_models(trained, [str(folder)], FP32)
 
 
 def _norms(model, key: str) -> torch.Tensor:
@@ -125,7 +125,7 @@ def test_a_dora_adapter_of_which_only_the_magnitudes_moved_is_alive(trained, tmp
         pytest.skip("only DoRA has magnitudes")
     save_file({key: tensor * (0 if "lora_B" in key else 1) for key, tensor in state.items()}, folder / WEIGHTS)
 
-    loaded = _logits(load_resident(trained, [str(folder)], FP32).model)
+    loaded = _logits(load_models(trained, [str(folder)], FP32).model)
 
     base = trained.resolve_base(trained.resolve("policy")).location
     assert not torch.equal(loaded, _logits(AutoModelForCausalLM.from_pretrained(base)))

@@ -10,7 +10,7 @@ import pytest
 from zoo import ARCHITECTURES, build_zoo_model
 
 from align.config import build
-from align.models.memory import Pass, estimate
+from align.models.memory import TrainingPass, estimate_memory
 from align.registry import open_registry
 from align.rl.settings import PpoConfig
 from align.sft import SftConfig
@@ -27,7 +27,7 @@ def llama(tmp_path_factory):
 
 def _parts(base, work=None, **settings):
     config = build(SftConfig, {"model": "m", "data": "d", "name": "n", "bf16": False} | settings)
-    return estimate(base, base, config, work or Pass(rows=2, tokens=32))
+    return estimate_memory(base, base, config, work or TrainingPass(rows=2, tokens=32))
 
 
 def test_a_full_run_holds_four_copies_of_the_weights(llama):
@@ -51,8 +51,10 @@ def test_ppo_holds_four_adapters_of_which_two_are_trained(llama):
     ours = {"model": "m", "data": "d", "name": "n", "bf16": False, "reward_model": "r", "lora": {"r": 4}}
     one = _parts(llama, lora={"r": 4})
 
-    four = estimate(llama, llama, build(PpoConfig, ours), Pass(rows=2, tokens=32))
-    without_value_adapter = estimate(llama, llama, build(PpoConfig, ours | {"value": "head"}), Pass(rows=2, tokens=32))
+    four = estimate_memory(llama, llama, build(PpoConfig, ours), TrainingPass(rows=2, tokens=32))
+    without_value_adapter = estimate_memory(
+        llama, llama, build(PpoConfig, ours | {"value": "head"}), TrainingPass(rows=2, tokens=32)
+    )
 
     assert four["adapters"] == 4 * one["adapters"]
     assert (four["gradients"], four["optimizer"]) == (2 * one["gradients"], 2 * one["optimizer"])
@@ -75,12 +77,12 @@ def test_gradients_that_are_accumulated_stand_beside_the_activations(llama):
 
 
 def test_activations_grow_with_the_tokens_and_shrink_with_checkpointing(llama):
-    work = Pass(rows=4, tokens=64)
-    short, long = (_parts(llama, Pass(rows, 64))["activations"] for rows in (2, 4))
+    work = TrainingPass(rows=4, tokens=64)
+    short, long = (_parts(llama, TrainingPass(rows, 64))["activations"] for rows in (2, 4))
 
     assert long == pytest.approx(2 * short, rel=0.05)
     assert _parts(llama, work, gradient_checkpointing=True)["activations"] < 0.7 * long
-    assert _parts(llama, Pass(4, 64, filled=0.5))["activations"] == pytest.approx(short, rel=0.05)
+    assert _parts(llama, TrainingPass(4, 64, filled=0.5))["activations"] == pytest.approx(short, rel=0.05)
 
 
 @pytest.mark.parametrize(("quantization", "share"), [("nf4", 0.516 / 4), ("int8", 1.004 / 4)])
@@ -93,7 +95,7 @@ def test_a_quantized_base_is_smaller_by_its_linear_layers(llama, quantization, s
 
 def test_logits_are_those_of_the_head_that_is_used(llama):
     def logits(head: str) -> int:
-        return _parts(llama, Pass(2, 32, head))["logits"]
+        return _parts(llama, TrainingPass(2, 32, head))["logits"]
 
     assert logits("score") == 0
     assert logits("full") == 4 * 64 * 320 * 4

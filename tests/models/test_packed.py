@@ -13,7 +13,7 @@ from zoo import build_zoo_model
 from align import dpo, kto, reward, sft
 from align.models import packed, prefixes
 from align.models.packed import FAMILIES, use_fast_path
-from align.models.prefixes import IGNORED, Part, Sequence, pack, pair_keys, prompt_keys, sequences_of
+from align.models.prefixes import IGNORED, AttentionSegment, TokenRow, pack, pair_keys, prompt_keys, token_rows
 from align.models.trained_head import score_tokens
 from align.registry import open_registry
 from align.training.stage import Stage, main
@@ -123,11 +123,11 @@ ROWS = [([5, 6, 7], [8, 9]), ([4, 5], [9]), ([5, 6, 7], [8, 3, 2]), ([4, 5], [6,
 
 
 def test_shared_beginnings_are_laid_out_once():
-    found = pack(sequences := sequences_of(**batch_of(ROWS), starts=None), prompt_keys(sequences), "cpu")
+    found = pack(sequences := token_rows(**batch_of(ROWS), starts=None), prompt_keys(sequences), "cpu")
 
     assert found.ids[0].tolist() == [5, 6, 7, 8, 9, 3, 2, 4, 5, 9, 6, 7, 8]
     assert found.positions[0].tolist() == [0, 1, 2, 3, 4, 4, 5, 0, 1, 2, 2, 3, 4]
-    assert [(tree.start, tree.stem_end, tree.ends) for tree in found.trees] == [(0, 4, (5, 7)), (7, 9, (10, 13))]
+    assert [(tree.start, tree.prefix_end, tree.ends) for tree in found.trees] == [(0, 4, (5, 7)), (7, 9, (10, 13))]
     assert found.last.tolist() == [4, 9, 6, 12]
     places = list(zip(found.rows.tolist(), found.columns.tolist(), found.targets.tolist(), strict=True))
     assert sorted(places) == [
@@ -138,7 +138,7 @@ def test_shared_beginnings_are_laid_out_once():
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_is_left_out_and_answers_go_back_to_their_place(side):
     batch = batch_of(ROWS, side)
-    found = pack(sequences := sequences_of(**batch, starts=None), prompt_keys(sequences), "cpu")
+    found = pack(sequences := token_rows(**batch, starts=None), prompt_keys(sequences), "cpu")
 
     assert 0 not in found.ids
     for row, column, target in zip(found.rows, found.columns, found.targets, strict=True):
@@ -146,7 +146,7 @@ def test_padding_on_either_side_is_left_out_and_answers_go_back_to_their_place(s
 
 
 def test_halves_of_a_batch_are_pairs():
-    sequences = [Sequence([row], [], row, 0) for row in range(6)]
+    sequences = [TokenRow([row], [], row, 0) for row in range(6)]
 
     assert pair_keys(sequences) == [0, 1, 2, 0, 1, 2]
     assert pair_keys(sequences[:5]) == [0, 1, 2, 3, 4]
@@ -155,14 +155,14 @@ def test_halves_of_a_batch_are_pairs():
 @pytest.mark.parametrize("small", [0, 4, 6, 256])
 def test_every_token_sees_what_it_saw_alone_however_the_calls_are_cut(monkeypatch, small):
     monkeypatch.setattr(prefixes, "SMALL", small)
-    found = pack(sequences := sequences_of(**batch_of(ROWS), starts=None), prompt_keys(sequences), "cpu")
+    found = pack(sequences := token_rows(**batch_of(ROWS), starts=None), prompt_keys(sequences), "cpu")
     tokens = found.ids.shape[1]
     sees: dict[int, set[int]] = {}
-    for part in found.parts:
-        own = list(range(part.begin, part.end))
-        keys = [*range(*part.stem), *own] if part.stem else own
+    for segment in found.segments:
+        own = list(range(segment.begin, segment.end))
+        keys = [*range(*segment.prefix), *own] if segment.prefix else own
         for row, token in enumerate(own):
-            allowed = part.mask[row].tolist() if part.mask is not None else [key <= token for key in keys]
+            allowed = segment.mask[row].tolist() if segment.mask is not None else [key <= token for key in keys]
             sees[token] = {key for key, allows in zip(keys, allowed, strict=True) if allows}
 
     assert sorted(sees) == list(range(tokens))
@@ -170,11 +170,11 @@ def test_every_token_sees_what_it_saw_alone_however_the_calls_are_cut(monkeypatc
     before = {4: {0, 1, 2, 3}, 5: {0, 1, 2, 3}, 6: {0, 1, 2, 3, 5}, 9: {7, 8}, 10: {7, 8}, 12: {7, 8, 10, 11}}
     for token, others in before.items():
         assert sees[token] == others | {token}
-    assert len(found.parts) == {0: 4, 4: 4, 6: 3, 256: 1}[small]
+    assert len(found.segments) == {0: 4, 4: 4, 6: 3, 256: 1}[small]
 
 
 def test_one_sequence_that_begins_another_shares_all_of_it():
-    found = pack([Sequence([1, 2], [], 0, 0), Sequence([1, 2, 3], [], 1, 0)], [0, 0], "cpu")
+    found = pack([TokenRow([1, 2], [], 0, 0), TokenRow([1, 2, 3], [], 1, 0)], [0, 0], "cpu")
 
     assert found.ids[0].tolist() == [1, 2, 3]
     assert found.last.tolist() == [1, 2]
@@ -242,7 +242,7 @@ def test_a_head_that_was_given_another_precision_takes_the_stock_path(zoo):
 
 
 def _without_ends(found):
-    return replace(found, parts=(Part(0, found.ids.shape[1]),))
+    return replace(found, segments=(AttentionSegment(0, found.ids.shape[1]),))
 
 
 def test_a_row_longer_than_the_window_takes_the_stock_path(tmp_path):

@@ -18,7 +18,7 @@ from align import serve, sft
 from align.engine.lanes import probe
 from align.errors import AlignError, IntegrityError, UsageError
 from align.models import adapters, folding, probes
-from align.models.adapters import load_resident
+from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.models.merge import merge
 from align.registry import open_registry
@@ -126,16 +126,16 @@ def test_an_adapter_is_served_as_plain_peft_computes_it_and_its_base_and_neighbo
     neighbour = world.adapter("plain")[0] if base.name == "llama" and kind != "tokens" else None
     references = [str(path) for path in (folder, neighbour, base) if path]
 
-    resident = load_resident(world.registry, references, FP32)
-    facts = {fact.reference: fact for fact in probe(resident)}
+    loaded = load_models(world.registry, references, FP32)
+    facts = {fact.reference: fact for fact in probe(loaded)}
 
-    resident.model.set_adapter("adapter0")
-    assert torch.allclose(answers(resident.model), expected, atol=1e-5)
+    loaded.model.set_adapter("adapter0")
+    assert torch.allclose(answers(loaded.model), expected, atol=1e-5)
     if neighbour:
-        resident.model.set_adapter("adapter1")
-        assert torch.allclose(answers(resident.model), world.adapter("plain")[1], atol=1e-6)
-    with resident.model.disable_adapter():
-        assert torch.equal(answers(resident.model), answers(AutoModelForCausalLM.from_pretrained(base)))
+        loaded.model.set_adapter("adapter1")
+        assert torch.allclose(answers(loaded.model), world.adapter("plain")[1], atol=1e-6)
+    with loaded.model.disable_adapter():
+        assert torch.equal(answers(loaded.model), answers(AutoModelForCausalLM.from_pretrained(base)))
     assert facts[references[0]].shift > 0
     if neighbour and kind.startswith("copy"):
         assert all("modules_to_save" in fact.why_alone for fact in facts.values())
@@ -161,7 +161,7 @@ def test_a_kind_that_cannot_be_computed_here_is_refused_with_the_reason(world, t
     message = REFUSED[kind][2]
 
     with pytest.raises(IntegrityError, match=message):
-        load_resident(world.registry, [str(folder), str(world.base(kind))], FP32)
+        load_models(world.registry, [str(folder), str(world.base(kind))], FP32)
     with pytest.raises(IntegrityError, match=message):
         merge(world.registry, str(folder), tmp_path / "whole")
 
@@ -171,7 +171,7 @@ def test_other_starts_that_change_the_base_are_refused_with_the_way_to_convert_t
     folder = _changed(world, tmp_path, init_lora_weights=start)
 
     with pytest.raises(IntegrityError, match=rf"started as '{start}'.*path_initial_model_for_weight_conversion"):
-        load_resident(world.registry, [str(folder)], FP32)
+        load_models(world.registry, [str(folder)], FP32)
 
 
 @pytest.mark.parametrize("kind", ["pissa", "olora", "lora-bias", "tokens", "copy-of-head"])
@@ -185,7 +185,7 @@ def test_no_vllm_command_is_printed_for_a_kind_that_vllm_would_compute_otherwise
 @pytest.mark.parametrize("kind", MERGED_ONLY)
 def test_biases_of_the_base_are_never_replaced_under_the_other_models(world, kind):
     with pytest.raises(IntegrityError, match=r"biases of the base, which the other models share; merge it"):
-        load_resident(world.registry, [str(world.adapter(kind)[0])], FP32)
+        load_models(world.registry, [str(world.adapter(kind)[0])], FP32)
 
 
 def test_what_peft_cannot_merge_ends_with_2_and_a_line(world, tmp_path, capsys):
@@ -209,7 +209,7 @@ def test_adapters_that_meet_in_a_copied_module_and_trained_tokens_beside_others_
         (small, tokens, r"trained tokens .* cannot stand beside"),
     ):
         with pytest.raises(IntegrityError, match=message):
-            load_resident(world.registry, [str(first), str(second)], FP32)
+            load_models(world.registry, [str(first), str(second)], FP32)
 
 
 @pytest.mark.parametrize("kind", ["pissa", "copy-of-head", "tied-tokens", "tied-kept-tied", "biases", "alora"])
@@ -226,7 +226,7 @@ def test_a_rounded_base_has_no_start_to_compute(world):
     pytest.importorskip("bitsandbytes", reason="quantization needs align[qlora]")
 
     with pytest.raises(IntegrityError, match=r"cannot be computed from a Linear4bit; give quantization=none"):
-        load_resident(world.registry, [str(world.adapter("pissa")[0])], Precision("nf4", bf16=False))
+        load_models(world.registry, [str(world.adapter("pissa")[0])], Precision("nf4", bf16=False))
 
 
 def test_the_proof_at_the_start_names_the_adapter_that_moves_the_base(world, monkeypatch):
@@ -239,7 +239,7 @@ def test_the_proof_at_the_start_names_the_adapter_that_moves_the_base(world, mon
     monkeypatch.setattr(adapters, "insert_saved", as_peft_does)
 
     with pytest.raises(IntegrityError, match=r"adapter-pissa: attaching it moved the base it shares"):
-        load_resident(world.registry, [str(folder), str(base)], FP32)
+        load_models(world.registry, [str(folder), str(base)], FP32)
 
 
 @pytest.mark.parametrize("place", ["memory", "files"])
@@ -274,18 +274,18 @@ def _save_tied(model, tokenizer, folder):
 
 
 def test_full_training_from_an_adapter_on_a_tied_head_starts_as_the_adapter_answers(world):
-    resident = adapters.start_policy(
+    loaded = adapters.start_policy(
         world.registry, world.registry.resolve(str(world.adapter("tied-head")[0])), None, FP32
     )
 
-    assert torch.allclose(answers(resident.model), world.adapter("tied-head")[1], atol=1e-5)
+    assert torch.allclose(answers(loaded.model), world.adapter("tied-head")[1], atol=1e-5)
 
 
 def test_tied_adapters_are_saved_though_they_share_their_tensors(world, tmp_path):
     folder, expected = world.adapter("tied-kept-tied")
-    resident = load_resident(world.registry, [str(folder)], FP32)
+    loaded = load_models(world.registry, [str(folder)], FP32)
 
-    adapters.save_adapter(resident.model, "adapter0", tmp_path, resident.base.location)
+    adapters.save_adapter(loaded.model, "adapter0", tmp_path, loaded.base.location)
 
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world.base("tied-kept-tied")), tmp_path)
     assert torch.allclose(answers(again), expected, atol=1e-6)
@@ -321,14 +321,14 @@ def test_an_adapter_config_that_is_not_what_it_seems_is_refused_in_a_line(world,
     settings, message = HOSTILE[case]
 
     with pytest.raises(AlignError, match=message) as refused:
-        load_resident(world.registry, [str(_changed(world, tmp_path, **settings))], FP32)
+        load_models(world.registry, [str(_changed(world, tmp_path, **settings))], FP32)
     assert refused.value.exit_code in (2, 4)
 
 
 def test_modules_told_by_a_pattern_that_ends_are_served(world, tmp_path):
     folder = _changed(world, tmp_path, target_modules=r"(?:\w+\.)+v_proj")
 
-    assert load_resident(world.registry, [str(folder)], FP32)
+    assert load_models(world.registry, [str(folder)], FP32)
 
 
 def test_a_copy_of_the_embeddings_that_differs_from_the_base_never_replaces_it(world, tmp_path):
@@ -338,7 +338,7 @@ def test_a_copy_of_the_embeddings_that_differs_from_the_base_never_replaces_it(w
     save_file(state | {key: state[key] + 1}, folder / "adapter_model.safetensors")
 
     with pytest.raises(IntegrityError, match=r"its copy of the base's .*embed_tokens is not what this base has"):
-        load_resident(world.registry, [str(folder)], FP32)
+        load_models(world.registry, [str(folder)], FP32)
 
 
 def test_embeddings_that_grew_with_the_adapter_are_named(world, tmp_path):
@@ -348,10 +348,10 @@ def test_embeddings_that_grew_with_the_adapter_are_named(world, tmp_path):
     save_file(state | grown, folder / "adapter_model.safetensors")
 
     with pytest.raises(IntegrityError, match=r"it holds a embed_tokens of its own with 322 rows"):
-        load_resident(world.registry, [str(folder)], FP32)
+        load_models(world.registry, [str(folder)], FP32)
 
 
 def test_the_probe_looks_at_the_tokens_an_adapter_has_trained(world):
-    resident = load_resident(world.registry, [str(world.adapter("tokens")[0])], FP32)
+    loaded = load_models(world.registry, [str(world.adapter("tokens")[0])], FP32)
 
-    assert {40, 200} <= set(probes.probe_ids(resident.model)[0].tolist())
+    assert {40, 200} <= set(probes.probe_ids(loaded.model)[0].tolist())

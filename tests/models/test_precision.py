@@ -11,7 +11,7 @@ from zoo import build_zoo_model
 
 from align import sft
 from align.config import LoraSettings, build
-from align.models.adapters import adapter_parameters, load_resident, start_policy
+from align.models.adapters import adapter_parameters, load_models, start_policy
 from align.models.loading import Precision, load_base
 from align.registry import Registry, open_registry
 from align.training.run import Run
@@ -161,7 +161,7 @@ def test_an_adapter_trained_over_nf4_is_continued_over_nf4_from_where_it_was(int
     registry, _ = interrupted
     nf4 = Precision("nf4", bf16=False)
 
-    saved = load_resident(registry, ["qlora"], nf4).model
+    saved = load_models(registry, ["qlora"], nf4).model
     continued = start_policy(registry, registry.resolve("qlora"), LoraSettings(), nf4).model
 
     assert torch.equal(_logits(saved), _logits(continued))

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from align.models.hub import no_telemetry
+from align.models.quiet_libraries import quiet_libraries
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from align.models.hub import no_telemetry
     ["bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions", "matplotlib.font_manager"],
 )
 def test_advice_is_hidden_and_errors_are_not(name):
-    no_telemetry()
+    quiet_libraries()
 
     logger = logging.getLogger(name)
     assert not logger.isEnabledFor(logging.WARNING)

@@ -10,13 +10,13 @@ import numpy
 import pytest
 
 from align.models import reference_cache
-from align.models.reference_cache import Answer, ReferenceCache, batches
+from align.models.reference_cache import AnswerTokens, ReferenceCache, batches
 
 ROWS = [(bytes([place]) * 16, float(place) / 3) for place in range(1, 41)]
 
 
-def answer(*ids: int, start: int = 1) -> Answer:
-    return Answer(numpy.array(ids, dtype=numpy.int32), start)
+def answer(*ids: int, start: int = 1) -> AnswerTokens:
+    return AnswerTokens(numpy.array(ids, dtype=numpy.int32), start)
 
 
 def cache_in(folder: Path) -> ReferenceCache:

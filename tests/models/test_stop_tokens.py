@@ -12,7 +12,7 @@ from align.config import LoraSettings, build
 from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDone, Sampling
 from align.errors import IntegrityError
-from align.models.adapters import load_resident, save_adapter, start_policy
+from align.models.adapters import load_models, save_adapter, start_policy
 from align.models.loading import Precision
 from align.models.stop_tokens import stop_tokens
 from align.schema import user
@@ -38,7 +38,7 @@ def lists(base: Path, ids: object, name: str = "generation_config.json") -> None
 
 
 def events(registry, reference) -> list:
-    engine = LocalEngine(load_resident(registry, [str(reference)], FP32))
+    engine = LocalEngine(load_models(registry, [str(reference)], FP32))
     try:
         row = Row(engine.models[0], [user("the fox")], logprobs=0)
         return list(engine.submit(GenerationRequest((row,), HOT)))
@@ -57,7 +57,7 @@ def written(registry, reference) -> list[int]:
 
 
 def found(registry, base: Path):
-    return stop_tokens(load_resident(registry, [str(base)], FP32))
+    return stop_tokens(load_models(registry, [str(base)], FP32))
 
 
 def test_a_listed_token_ends_the_answer_where_the_template_closes_no_turn(registry, base):
@@ -77,13 +77,13 @@ def test_a_listed_token_ends_the_answer_where_the_template_closes_no_turn(regist
 
 
 def test_the_file_of_the_base_counts_for_an_adapter_over_it(registry, base, tmp_path):
-    resident = start_policy(registry, registry.resolve(str(base)), LoraSettings(r=4), FP32)
-    for _, parameter in resident.model.named_parameters():
+    loaded = start_policy(registry, registry.resolve(str(base)), LoraSettings(r=4), FP32)
+    for _, parameter in loaded.model.named_parameters():
         if parameter.requires_grad:
             parameter.data += 0.01
     (tmp_path / "adapter").mkdir()
-    save_adapter(resident.model, "default", tmp_path / "adapter", str(base))
-    resident.tokenizer.save_pretrained(tmp_path / "adapter")
+    save_adapter(loaded.model, "default", tmp_path / "adapter", str(base))
+    loaded.tokenizer.save_pretrained(tmp_path / "adapter")
     lists(base, list(range(2, 320)))
 
     assert answer(registry, tmp_path / "adapter").completion_tokens == 0

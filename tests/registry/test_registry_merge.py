@@ -51,13 +51,13 @@ def trained(tmp_path_factory, tiny_base) -> Registry:
 def _train(registry: Registry, name: str, model: str, lora: LoraSettings, *, reward: bool = False) -> None:
     """Register an adapter as if it had been trained: its update is random and not small."""
     checkpoint = registry.resolve(model)
-    resident = (start_reward if reward else start_policy)(registry, checkpoint, lora, FP32)
+    loaded = (start_reward if reward else start_policy)(registry, checkpoint, lora, FP32)
     generator = torch.Generator().manual_seed(sum(name.encode()))
-    for parameter in adapter_parameters(resident.model, "default"):
+    for parameter in adapter_parameters(loaded.model, "default"):
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     with registry.stage(name) as staging:
-        save_adapter(resident.model, "default", staging.path, resident.base.location)
-        resident.tokenizer.save_pretrained(staging.path)
+        save_adapter(loaded.model, "default", staging.path, loaded.base.location)
+        loaded.tokenizer.save_pretrained(staging.path)
         base = {"reference": checkpoint.reference, "location": checkpoint.location}
         base |= {"digests": digests_of_base(checkpoint, registry)}
         staging.commit({"stage": "sft", "kind": "reward" if reward else "policy", "base": base})

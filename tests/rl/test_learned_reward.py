@@ -33,14 +33,14 @@ def registry(tmp_path_factory):
     folder = tmp_path_factory.mktemp("learned")
     registry = open_registry(folder / "registry")
     base = build_zoo_model("gpt2", folder / "gpt2")
-    resident = start_reward(registry, registry.resolve(str(base)), LoraSettings(r=2), FP32)
+    loaded = start_reward(registry, registry.resolve(str(base)), LoraSettings(r=2), FP32)
     generator = torch.Generator().manual_seed(1)
-    for parameter in adapter_parameters(resident.model, "default"):
+    for parameter in adapter_parameters(loaded.model, "default"):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     with registry.stage("judge") as staging:
-        save_adapter(resident.model, "default", staging.path, resident.base.location)
-        resident.tokenizer.save_pretrained(staging.path)
-        digests = digests_of_base(resident.base)
+        save_adapter(loaded.model, "default", staging.path, loaded.base.location)
+        loaded.tokenizer.save_pretrained(staging.path)
+        digests = digests_of_base(loaded.base)
         facts = {"base": {"reference": str(base), "location": str(base), "digests": digests}, "template_digest": None}
         staging.commit({"stage": "reward", "kind": "reward", "parents": [], "data": [], "metrics": {}} | facts)
     return registry

@@ -28,15 +28,15 @@ def written_out():
 
 def register_reward_model(registry, tiny_base):
     lora = LoraSettings(r=2, target_modules=["q_proj", "up_proj"])
-    resident = start_reward(registry, registry.resolve(str(tiny_base)), lora, Precision(bf16=False))
+    loaded = start_reward(registry, registry.resolve(str(tiny_base)), lora, Precision(bf16=False))
     generator = torch.Generator().manual_seed(1)
-    for parameter in adapter_parameters(resident.model, "default"):
+    for parameter in adapter_parameters(loaded.model, "default"):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     with registry.stage("judge") as staging:
-        save_adapter(resident.model, "default", staging.path, resident.base.location)
-        base = {"reference": resident.base.reference, "location": resident.base.location}
+        save_adapter(loaded.model, "default", staging.path, loaded.base.location)
+        base = {"reference": loaded.base.reference, "location": loaded.base.location}
         facts = {"parents": [], "template_digest": None, "data": [], "metrics": {}, "versions": {}}
-        digests = {"digests": digests_of_base(resident.base)}
+        digests = {"digests": digests_of_base(loaded.base)}
         return staging.commit({"stage": "reward", "kind": "reward", "base": base | digests} | facts)
 
 

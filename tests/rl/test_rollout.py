@@ -122,8 +122,10 @@ def test_a_prompt_that_is_read_once_for_all_its_completions_gives_the_same_token
     prompts, seeds = [PROMPTS[0]] * 5 + [PROMPTS[2]] * 5, [(3, row) for row in range(10)]
     sampling = SamplingSettings(max_new_tokens=12)
     read = []
-    trunk = quartet.model.get_base_model().base_model
-    hook = trunk.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].shape), with_kwargs=True)
+    backbone = quartet.model.get_base_model().base_model
+    hook = backbone.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].shape), with_kwargs=True
+    )
 
     shared = sample(quartet, prompts, sampling, STOPS, seeds)
     hook.remove()
@@ -139,8 +141,8 @@ def test_a_prompt_that_is_read_once_for_all_its_completions_gives_the_same_token
 
 def test_a_completion_that_has_ended_is_no_longer_computed(quartet):
     computed = []
-    trunk = quartet.model.get_base_model().base_model
-    hook = trunk.register_forward_pre_hook(
+    backbone = quartet.model.get_base_model().base_model
+    hook = backbone.register_forward_pre_hook(
         lambda _, __, given: computed.append(len(given["input_ids"])), with_kwargs=True
     )
 
@@ -292,7 +294,7 @@ def test_the_policy_is_active_at_rest_and_alone_takes_gradients(quartet, rollout
 
 
 def test_texts_hold_neither_stop_token_nor_padding(quartet, rollout):
-    tokenizer = quartet.resident.tokenizer
+    tokenizer = quartet.loaded.tokenizer
 
     texts = completion_texts(tokenizer, rollout)
 

@@ -24,14 +24,14 @@ from align.schema import assistant, user
 
 def register_judge(registry: Registry, base: Path) -> None:
     """A reward model `judge` with random weights, as a stage would have registered it."""
-    resident = start_reward(registry, registry.resolve(str(base)), LoraSettings(r=2), Precision(bf16=False))
+    loaded = start_reward(registry, registry.resolve(str(base)), LoraSettings(r=2), Precision(bf16=False))
     generator = torch.Generator().manual_seed(1)
-    for parameter in adapter_parameters(resident.model, "default"):
+    for parameter in adapter_parameters(loaded.model, "default"):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     with registry.stage("judge") as staging:
-        save_adapter(resident.model, "default", staging.path, resident.base.location)
-        resident.tokenizer.save_pretrained(staging.path)
-        origin = {"reference": str(base), "location": str(base), "digests": digests_of_base(resident.base)}
+        save_adapter(loaded.model, "default", staging.path, loaded.base.location)
+        loaded.tokenizer.save_pretrained(staging.path)
+        origin = {"reference": str(base), "location": str(base), "digests": digests_of_base(loaded.base)}
         facts = {"parents": [], "template_digest": None, "data": [], "metrics": {}, "versions": {}}
         staging.commit({"stage": "reward", "kind": "reward", "base": origin, "config": {"max_length": 60}} | facts)
 
@@ -59,11 +59,11 @@ def read(path: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def score_of(judged):
     """The score of one conversation alone, by its rendered text."""
-    resident = load_scorer(judged, judged.resolve("judge"), Precision(bf16=False))
+    loaded = load_scorer(judged, judged.resolve("judge"), Precision(bf16=False))
 
     def score(*turns) -> float:
-        text = resident.tokenizer.apply_chat_template(list(turns), tokenize=False).rstrip("\n")
-        return float(score_sequences(resident, [resident.tokenizer.encode(text)], 1)[0])
+        text = loaded.tokenizer.apply_chat_template(list(turns), tokenize=False).rstrip("\n")
+        return float(score_sequences(loaded, [loaded.tokenizer.encode(text)], 1)[0])
 
     return score
 

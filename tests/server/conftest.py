@@ -9,7 +9,7 @@ import pytest
 from served_models import commit_adapter, commit_base
 
 from align.engine.local import LocalEngine
-from align.models.adapters import load_resident
+from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.registry import Registry, open_registry
 
@@ -30,6 +30,6 @@ def models(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Registr
 
 @pytest.fixture(scope="session")
 def engine(models: Registry) -> Iterator[LocalEngine]:
-    engine = LocalEngine(load_resident(models, list(SERVED), Precision()), max_rows=16, max_waiting_rows=60)
+    engine = LocalEngine(load_models(models, list(SERVED), Precision()), max_rows=16, max_waiting_rows=60)
     yield engine
     engine.close()

@@ -17,7 +17,7 @@ from tiny import WORDS
 from zoo import build_zoo_model
 
 from align.engine.local import LocalEngine
-from align.models.adapters import load_resident
+from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.registry import Registry, open_registry
 from align.server.served import describe, find_models
@@ -87,7 +87,7 @@ def with_bos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def servers(engine: LocalEngine, models: Registry, with_bos: Path, tmp_path_factory) -> Iterator[dict[str, Running]]:
     other = open_registry(tmp_path_factory.mktemp("other"))
-    second = LocalEngine(load_resident(other, [str(with_bos)], Precision()))
+    second = LocalEngine(load_models(other, [str(with_bos)], Precision()))
     try:
         with (
             running(engine, describe(models, find_models(models, ["stone", "warm-sft"]))) as stone,

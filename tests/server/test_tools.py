@@ -17,7 +17,7 @@ from align.data.tool_calls import ToolFormat, measure_tool_format
 from align.engine.fake import FakeEngine
 from align.engine.local import LocalEngine
 from align.engine.protocol import Row
-from align.models.adapters import load_resident
+from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.registry import open_registry
 from align.server.served import describe, find_models
@@ -64,7 +64,7 @@ def with_tokens(base: Path, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def qwen(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEngine]:
     folder = with_tokens(tiny_base, tmp_path_factory.mktemp("tools") / "qwen")
-    engine = LocalEngine(load_resident(open_registry(folder.parent / "registry"), [str(folder)], Precision(bf16=False)))
+    engine = LocalEngine(load_models(open_registry(folder.parent / "registry"), [str(folder)], Precision(bf16=False)))
     yield engine
     engine.close()
 

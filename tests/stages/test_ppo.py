@@ -39,14 +39,14 @@ def shake(model, name="default", seed=0):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
-def register(registry, resident, name, kind, template=None):
+def register(registry, loaded, name, kind, template=None):
     with registry.stage(name) as staging:
-        save_adapter(resident.model, "default", staging.path, resident.base.location)
-        resident.tokenizer.save_pretrained(staging.path)
+        save_adapter(loaded.model, "default", staging.path, loaded.base.location)
+        loaded.tokenizer.save_pretrained(staging.path)
         base = {
-            "reference": resident.base.reference,
-            "location": resident.base.location,
-            "digests": digests_of_base(resident.base),
+            "reference": loaded.base.reference,
+            "location": loaded.base.location,
+            "digests": digests_of_base(loaded.base),
         }
         facts = {"parents": [], "template_digest": template, "data": [], "metrics": {}, "versions": {}}
         return staging.commit({"stage": "sft", "kind": kind, "base": base} | facts)
@@ -54,18 +54,18 @@ def register(registry, resident, name, kind, template=None):
 
 @pytest.fixture
 def sft(registry, tiny_base):
-    resident = start_policy(registry, registry.resolve(str(tiny_base)), LoraSettings(r=4, alpha=8), FP32)
-    shake(resident.model)
-    return register(registry, resident, "sft", "policy")
+    loaded = start_policy(registry, registry.resolve(str(tiny_base)), LoraSettings(r=4, alpha=8), FP32)
+    shake(loaded.model)
+    return register(registry, loaded, "sft", "policy")
 
 
 @pytest.fixture
 def reward_model(registry, tiny_base):
     """Of another rank and other targets than the policy."""
     lora = LoraSettings(r=2, alpha=4, target_modules=["q_proj", "v_proj"])
-    resident = start_reward(registry, registry.resolve(str(tiny_base)), lora, FP32)
-    shake(resident.model, seed=1)
-    return register(registry, resident, "judge", "reward")
+    loaded = start_reward(registry, registry.resolve(str(tiny_base)), lora, FP32)
+    shake(loaded.model, seed=1)
+    return register(registry, loaded, "judge", "reward")
 
 
 @pytest.fixture
@@ -423,18 +423,18 @@ def test_a_reward_model_over_another_base_is_refused(registry, tmp_path, sft, se
     from tiny import build_tiny_qwen3
 
     other = build_tiny_qwen3(tmp_path / "other", seed=5)
-    resident = start_reward(registry, registry.resolve(str(other)), LoraSettings(r=2), FP32)
-    shake(resident.model)
-    register(registry, resident, "foreign", "reward")
+    loaded = start_reward(registry, registry.resolve(str(other)), LoraSettings(r=2), FP32)
+    shake(loaded.model)
+    register(registry, loaded, "foreign", "reward")
 
     with pytest.raises(IntegrityError, match="trained over a base whose weights is"):
         run_stage(STAGE, build(PpoConfig, settings | {"model": "sft", "reward_model": "foreign"}), registry)
 
 
 def test_a_reward_model_of_another_chat_template_is_refused(registry, tiny_base, sft, settings):
-    resident = start_reward(registry, registry.resolve(str(tiny_base)), LoraSettings(r=2), FP32)
-    shake(resident.model)
-    register(registry, resident, "stranger", "reward", template="sha256:0")
+    loaded = start_reward(registry, registry.resolve(str(tiny_base)), LoraSettings(r=2), FP32)
+    shake(loaded.model)
+    register(registry, loaded, "stranger", "reward", template="sha256:0")
 
     with pytest.raises(IntegrityError, match="trained with the chat template sha256:0"):
         run_stage(STAGE, build(PpoConfig, settings | {"model": "sft", "reward_model": "stranger"}), registry)

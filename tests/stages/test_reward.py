@@ -157,13 +157,13 @@ def ppo_scores(quartet) -> np.ndarray:
 
 
 def test_the_head_is_kept_and_computed_in_full_precision_over_a_base_in_bf16(tiny_base, registry):
-    resident = start_reward(registry, registry.resolve(str(tiny_base)), LoraSettings(r=2), Precision(bf16=True))
+    loaded = start_reward(registry, registry.resolve(str(tiny_base)), LoraSettings(r=2), Precision(bf16=True))
 
-    head = {key: value.dtype for key, value in resident.model.named_parameters() if key.endswith("score.weight")}
+    head = {key: value.dtype for key, value in loaded.model.named_parameters() if key.endswith("score.weight")}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        scores = resident.model(input_ids=torch.tensor([[3, 4, 5]])).logits
+        scores = loaded.model(input_ids=torch.tensor([[3, 4, 5]])).logits
 
-    trainable = [key for key, value in resident.model.named_parameters() if "score" in key and value.requires_grad]
+    trainable = [key for key, value in loaded.model.named_parameters() if "score" in key and value.requires_grad]
     assert len(trainable) == 1
     assert set(head.values()) <= {torch.float32}
     assert scores.dtype == torch.float32
@@ -219,12 +219,11 @@ def test_the_first_loss_is_the_formula(trained, tmp_path, with_margin, coefficie
         == 0
     )
 
-    resident = load_scorer(trained, trained.resolve("judge"), Precision(bf16=False))
+    loaded = load_scorer(trained, trained.resolve("judge"), Precision(bf16=False))
     expected = 0.0
     for prompt, chosen, rejected, margin in PAIRS:
         c, r = (
-            plain_score(resident.tokenizer, resident.model, [user(prompt), assistant(text)])
-            for text in (chosen, rejected)
+            plain_score(loaded.tokenizer, loaded.model, [user(prompt), assistant(text)]) for text in (chosen, rejected)
         )
         expected += math.log(1 + math.exp(-(c - r - (margin if with_margin else 0)))) / 3
         expected += (coefficient or 0) * (c + r) ** 2 / 3

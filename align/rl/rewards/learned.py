@@ -33,18 +33,18 @@ def learned(place: Place, model: str, batch_size: Positive = 16) -> Opened:
     from align.models.scorer import score_sequences
 
     checkpoint = place.registry.resolve(model)
-    resident = load_scorer(place.registry, checkpoint, place.precision)
-    positions = context_length(resident.base)
+    loaded = load_scorer(place.registry, checkpoint, place.precision)
+    positions = context_length(loaded.base)
     fit = Fit(positions or _ANY_LENGTH, "truncate_left", spare_thoughts=True)
     place.say(
         f"{checkpoint.reference}: scores completions as text, {batch_size} at a time, with the tokenizer and chat "
-        f"template it was trained with; its base {resident.base.reference} is loaded beside the policy's"
+        f"template it was trained with; its base {loaded.base.reference} is loaded beside the policy's"
     )
 
     def judge(records: Sequence[Record], completions: Sequence[str]) -> list[float]:
         pairs = zip(records, completions, strict=True)
-        sequences = [_tokens(record, text, resident.tokenizer, fit) for record, text in pairs]
-        return score_sequences(resident, sequences, batch_size).tolist()
+        sequences = [_tokens(record, text, loaded.tokenizer, fit) for record, text in pairs]
+        return score_sequences(loaded, sequences, batch_size).tolist()
 
     return Opened(judge, checkpoint)
 

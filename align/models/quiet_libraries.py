@@ -26,7 +26,7 @@ _CHATTY = (
 )
 
 
-def no_telemetry() -> None:
+def quiet_libraries() -> None:
     """Switch library telemetry and advice off; called before transformers is first imported.
 
     Values the user has set are kept.
