@@ -17,9 +17,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 Sources = dict[str, str]
 
-FLOOR = {f"align.{name}" for name in ("errors", "schema", "config", "command_line", "listening", "connections")} | {
-    "align"
-}
+FLOOR = {
+    f"align.{name}" for name in ("errors", "schema", "config", "command_line", "listening", "connections", "statistics")
+} | {"align"}
 STAGES = {f"align.{name}" for name in ("pretrain", "sft", "reward", "dpo", "kto", "grpo", "ppo")}
 DOORS = {f"align.{name}" for name in ("generate", "compare", "serve", "evaluate", "quickstart", "__main__")}
 PACKAGES = {"data", "registry", "world", "models", "training", "rl", "engine", "arena", "server", "evaluation"}

@@ -71,16 +71,3 @@ def _slopes(parameters: Array, features: Array, shares: Array) -> tuple[Array, A
 def _inverse(information: Array) -> Array:
     """The pseudo-inverse: nothing is said along directions without information."""
     return np.linalg.pinv(information, rcond=_NULL, hermitian=True).astype(np.float64)
-
-
-def student_quantile(freedom: int) -> float:
-    """The 97.5 % point of Student's t (Abramowitz and Stegun 26.7.5; right to 1 % from 4 degrees of freedom on)."""
-    z = 1.959963984540054
-    inverse = 1 / max(freedom, 1)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term * inverse ** (power + 1) for power, term in enumerate(terms))

@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from align.arena.maximum_likelihood import Array, Fit, fit, student_quantile
+from align.arena.maximum_likelihood import Array, Fit, fit
+from align.statistics import cohen_kappa, student_quantile
 
 ENOUGH_VOTES = 10
 """A model with fewer gets no strength; an even 10 leave its chance anywhere from 0.24 to 0.76."""
@@ -231,7 +232,7 @@ def _strengths(
     prompts = len(np.unique(votes.prompt))
     if prompts < ENOUGH_PROMPTS or not found.settled:
         return [None] * count, None, remarks
-    wide = student_quantile(prompts - 1)
+    wide = student_quantile(0.975, prompts - 1)
     bias = None
     if shown_both_ways and len(votes.won) >= ENOUGH_VOTES:
         bias = _estimate(float(found.parameters[count]), float(found.covariance[count, count]), wide)
@@ -343,9 +344,7 @@ def _agreed(pairs: Sequence[tuple[Any, Any]]) -> Agreement | None:
         return None
     count = len(pairs)
     share = sum(one == other for one, other in pairs) / count
-    ones, others = (Counter(side) for side in zip(*pairs, strict=True))
-    by_chance = sum(ones[kind] * others[kind] for kind in ones) / count**2
-    return Agreement(share, (share - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0, count)
+    return Agreement(share, cohen_kappa(pairs), count)
 
 
 def _remarks(rows: Sequence[dict[str, Any]]) -> list[Remark]:

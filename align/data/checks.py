@@ -6,7 +6,6 @@ sentences for the user, except the leak, which is an error.
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import Counter
@@ -166,9 +165,11 @@ class Findings:
             )
 
     def _tell_bias(self) -> Iterator[str]:
+        from align.statistics import sign_test  # numpy and scipy
+
         unequal = self.chosen_longer + self.rejected_longer
         for word, count in (("longer", self.chosen_longer), ("shorter", self.rejected_longer)):
-            if unequal and count / unequal >= LONGER_SHARE and sign_test(count, unequal) < _SIGNIFICANT:
+            if unequal and count / unequal >= LONGER_SHARE and sign_test(count, unequal - count) < _SIGNIFICANT:
                 yield (
                     f"chosen is {word} in {count} of {unequal} pairs of unequal length ({count / unequal:.0%}); "
                     "length may be learned in place of quality"
@@ -267,12 +268,6 @@ def texts_of(record: Record) -> Iterator[str]:
     for turns in (record.prompt, record.completion, record.chosen, record.rejected):
         for turn in turns or ():
             yield turn["content"]
-
-
-def sign_test(count: int, of: int) -> float:
-    """Two-sided p-value of `count` or more out of `of` fair coin flips (normal approximation, corrected by half)."""
-    excess = abs(count - of / 2) - 0.5
-    return math.erfc(max(excess, 0.0) / math.sqrt(of / 2))
 
 
 def _content(record: Record, *, ordered: bool) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from align.evaluation.measures import Measure, mean_of
-from align.evaluation.statistics import Of
+from align.statistics import SumsToValue
 
 
 def measures_of(answers: Sequence[str], chosen: Sequence[str | None], labels: Sequence[str]) -> list[Measure]:
@@ -33,7 +33,7 @@ def measures_of(answers: Sequence[str], chosen: Sequence[str | None], labels: Se
     return [mean_of("accuracy", right), *macros]
 
 
-def _macro(kind: int) -> Of:
+def _macro(kind: int) -> SumsToValue:
     """Precision, recall or F1 of sums (..., 3C) of right choices, choices and answers by class."""
 
     def of(sums: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ import numpy as np
 from align.evaluation.measures import Estimate, estimate, mean_of
 from align.evaluation.overlap import Texts
 from align.evaluation.slices import Slices
-from align.evaluation.statistics import Resamples, sign_test
 from align.schema import Record
+from align.statistics import Resamples, sign_test
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
 NOTHING = "no completion to judge"

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from align.evaluation.statistics import Of, Resamples, expanded_interval, sign_test
-from align.rl.ranking import wilson
+from align.statistics import Resamples, SumsToValue, expanded_interval, sign_test, wilson_interval
 
 Better = Literal["higher", "lower"] | None
 
@@ -30,7 +29,7 @@ class Measure:
     """(N, K): what each record adds to the sums; zeros for a record it does not apply to"""
     rows: np.ndarray
     """(N,): the number of each record alone; not a number where it does not apply"""
-    of: Of = ratio
+    of: SumsToValue = ratio
     better: Better = "higher"
 
     @property
@@ -119,7 +118,7 @@ def estimate(measure: Measure, resamples: Resamples) -> Estimate:
     """
     known = measure.rows[np.isfinite(measure.rows)]
     if measure.of is ratio and len(known) > 1 and (np.all(known == 0) or np.all(known == 1)):
-        _, low, high = wilson(float(known.mean()), len(known))
+        _, low, high = wilson_interval(float(known.mean()), len(known))
     else:
         low, high = expanded_interval(measure.of(resamples.sums(measure.parts)), measure.count)
     return Estimate(measure.value, *_met(measure.value, low, high), measure.count, measure.better)

@@ -13,7 +13,7 @@ from align.evaluation.judging import Judged
 from align.evaluation.measures import Comparison, Estimate, Measure, compare, estimate
 from align.evaluation.measuring import Run
 from align.evaluation.slices import Slices
-from align.evaluation.statistics import Resamples
+from align.statistics import Resamples
 
 Measures = dict[str, Measure]
 

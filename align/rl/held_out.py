@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align.models.scorer import score_sequences
-from align.rl.ranking import Pairs, Share, describe_pairs
+from align.rl.ranking import Pairs, describe_pairs
 from align.rl.ranking_panels import panels_of
+from align.statistics import Proportion
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,7 +60,7 @@ def score_pairs(loaded: LoadedBase, rows: Dataset, size: int) -> Pairs:
 
 def remarks(numbers: dict[str, float]) -> list[str]:
     """What a reader should know at once: the accuracy with its interval, and whether it is chance or length."""
-    share = Share(*(numbers[f"held_out_accuracy{end}"] for end in ("", "_low", "_high")))
+    share = Proportion(*(numbers[f"held_out_accuracy{end}"] for end in ("", "_low", "_high")))
     chance = "; that is no better than a coin" if share.low <= 0.5 <= share.high else ""
     found = [f"held out: {numbers['held_out_pairs']:.0f} pairs, accuracy {share}{chance}"]
     leaning = numbers.get("length_correlation", 0.0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
+
+from align.statistics import Proportion, correlation, wilson_interval
 
 BINS = 10
 
@@ -25,17 +26,6 @@ class Pairs:
     def margins(self) -> ndarray:
         """By how much each chosen answer is ahead, (N,)."""
         return self.chosen - self.rejected
-
-
-class Share(NamedTuple):
-    """A share of cases and the interval it lies in with 95% confidence."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 class Reliability(NamedTuple):
@@ -76,21 +66,12 @@ def _accuracy_where(margins: ndarray, these: ndarray) -> float | None:
     return accuracy(margins[these]).mean if these.any() else None
 
 
-def accuracy(margins: ndarray) -> Share:
+def accuracy(margins: ndarray) -> Proportion:
     """The share of pairs in which the chosen answer is ahead; a pair of equal scores is half right.
 
     The interval is Wilson's (1927), which stays within [0, 1] and holds for few pairs.
     """
-    return wilson(float(((margins > 0) + 0.5 * (margins == 0)).mean()), len(margins))
-
-
-def wilson(mean: float, count: int, confidence: float = 0.95) -> Share:
-    """The score interval of a share of `count` cases (Brown, Cai and DasGupta 2001, equation 4)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    whole = 1 + z**2 / count
-    centre = (mean + z**2 / (2 * count)) / whole
-    half = z * (mean * (1 - mean) / count + (z / (2 * count)) ** 2) ** 0.5 / whole
-    return Share(mean, centre - half, centre + half)
+    return wilson_interval(float(((margins > 0) + 0.5 * (margins == 0)).mean()), len(margins))
 
 
 def reliability(margins: ndarray, bins: int = BINS) -> Reliability:
@@ -115,27 +96,6 @@ def calibration_error(curve: Reliability) -> float:
 def brier(margins: ndarray) -> float:
     """Mean squared error of sigmoid(margin) as the probability of what was chosen (Brier 1950); a coin has 0.25."""
     return float(((1 - _sigmoid(margins)) ** 2).mean())
-
-
-def correlation(first: ndarray, second: ndarray) -> float | None:
-    """Pearson's correlation; None when one of the two does not vary."""
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def auc(scores: ndarray, labels: ndarray) -> float | None:
-    """The chance that a good answer scores above a bad one, ties half; None when all answers have one label.
-
-    By mean ranks: the statistic of Mann and Whitney (1947) over the number of pairs.
-    """
-    good = labels.astype(bool)
-    count = int(good.sum())
-    if count in (0, len(good)):
-        return None
-    _, places, times = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(times) - (times - 1) / 2)[places]
-    return float((ranks[good].sum() - count * (count + 1) / 2) / (count * (len(good) - count)))
 
 
 def _sigmoid(values: ndarray) -> ndarray:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from align.rl.ranking import Pairs, calibration_error, reliability, wilson
+from align.rl.ranking import Pairs, calibration_error, reliability
+from align.statistics import wilson_interval
 
 _BARS = 30
 
@@ -21,7 +22,7 @@ def draw_reliability(axes: Any, pairs: Pairs) -> None:
     """Observed against predicted preference with 95% intervals; the area of a point is its share of the pairs."""
     curve = reliability(pairs.margins)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="perfect")
-    shares = [wilson(*bin_) for bin_ in zip(curve.observed, curve.counts, strict=True)]
+    shares = [wilson_interval(*bin_) for bin_ in zip(curve.observed, curve.counts, strict=True)]
     ends = [[share.mean - share.low for share in shares], [share.high - share.mean for share in shares]]
     # Rounding may leave an end of an interval a hair on the wrong side of its middle.
     axes.errorbar(curve.predicted, curve.observed, np.maximum(ends, 0), color="C1", linewidth=1, linestyle="none")

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
 from align.data import load_records
-from align.data.checks import Findings, refuse_leak, remarks, sign_test
+from align.data.checks import Findings, refuse_leak, remarks
 from align.errors import DataError
 from align.schema import Record, assistant, user
 
@@ -85,13 +84,6 @@ def test_length_bias_is_told_when_it_is_large_and_no_accident(longer, shorter, w
 
     assert len(found) == (word is not None)
     assert not word or f"chosen is {word} in 80 of 100 pairs of unequal length (80%)" in found[0]
-
-
-def test_the_sign_test_is_near_the_exact_one():
-    exact = 2 * sum(math.comb(50, k) for k in range(35, 51)) / 2**50
-
-    assert sign_test(35, 50) == pytest.approx(exact, rel=0.1)
-    assert sign_test(25, 50) == 1.0
 
 
 @pytest.mark.parametrize(("good", "bad", "told"), [(10, 10, False), (30, 10, False), (31, 10, True), (5, 0, True)])

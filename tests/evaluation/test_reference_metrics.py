@@ -20,8 +20,8 @@ from align.evaluation.completions import is_refusal, repetition
 from align.evaluation.measures import estimate
 from align.evaluation.overlap import bleu, chrf, rouge
 from align.evaluation.scorers import scorer_named
-from align.evaluation.statistics import Resamples
 from align.schema import Record, assistant
+from align.statistics import Resamples
 
 WORDS = "the quick brown fox, jumps over a lazy dog and (runs) far away. It's 3.5 km!".split()
 CHARACTERS = "今天天气很好，我们去公园散步吧你好吗谢谢。abc 12"

@@ -9,13 +9,10 @@ from matplotlib.figure import Figure
 from align.rl.ranking import (
     Pairs,
     accuracy,
-    auc,
     brier,
     calibration_error,
-    correlation,
     describe_pairs,
     reliability,
-    wilson,
 )
 from align.rl.ranking_panels import panels_of
 
@@ -24,23 +21,6 @@ LN3 = math.log(3)  # sigmoid(ln 3) = 3/4
 
 def test_accuracy_counts_a_pair_of_equal_scores_as_half():
     assert accuracy(np.array([2.0, -1.0, 0.0, 0.5])).mean == 2.5 / 4
-
-
-def test_the_interval_of_a_share_is_wilsons():
-    # z = 1.959964, z^2 = 3.841459. 8 of 10: whole 1.3841459, centre (0.8 + 0.19207295) / whole = 0.716740,
-    # half 1.959964 * sqrt(0.8 * 0.2 / 10 + 3.841459 / 400) / whole = 0.226577
-    share = wilson(0.8, 10)
-
-    assert share.low == pytest.approx(0.490162, abs=1e-5)
-    assert share.high == pytest.approx(0.943318, abs=1e-5)
-
-
-def test_the_interval_of_a_perfect_share_has_a_width_and_stays_within_one():
-    share = wilson(1.0, 20)
-
-    # centre + half = 1, and low = 1 / (1 + z^2 / n)
-    assert share.high == pytest.approx(1.0)
-    assert share.low == pytest.approx(1 / (1 + 3.841459 / 20), abs=1e-6)
 
 
 def test_reliability_sees_every_pair_in_both_orders():
@@ -72,18 +52,6 @@ def test_brier_is_a_quarter_for_a_coin_and_by_hand_otherwise():
     assert brier(np.zeros(3)) == pytest.approx(0.25)
     # (1 - 3/4)^2 and (1 - 1/4)^2
     assert brier(np.array([LN3, -LN3])) == pytest.approx((1 / 16 + 9 / 16) / 2)
-
-
-def test_correlation_by_hand_and_none_where_nothing_varies():
-    # x - mean = -1, 0, 1 and y - mean = -1, 1, 0: 1 / sqrt(2 * 2)
-    assert correlation(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])) == pytest.approx(0.5)
-    assert correlation(np.array([1.0, 1, 1]), np.array([1.0, 3, 2])) is None
-
-
-def test_auc_is_the_share_of_pairs_in_the_right_order():
-    # good 3, 1; bad 2, 1: 3 > 2, 3 > 1, 1 < 2, 1 = 1 -> 2.5 of 4
-    assert auc(np.array([3.0, 1, 2, 1]), np.array([True, True, False, False])) == pytest.approx(2.5 / 4)
-    assert auc(np.array([3.0, 1]), np.array([True, True])) is None
 
 
 def pairs(margins, chosen_lengths, rejected_lengths) -> Pairs:

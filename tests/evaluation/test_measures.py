@@ -1,42 +1,12 @@
-"""Intervals cover the truth as often as they say, and the sign test is scipy's."""
+"""Measures of a model: means and ratios over records, their intervals, and paired comparisons."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from align.evaluation.measures import Measure, compare, estimate, mean_of, ratio_of
-from align.evaluation.statistics import Resamples, expanded_interval, sign_test, student_quantile
-
-DRAWS = {
-    "a share": (lambda rng, shape: (rng.random(shape) < 0.3).astype(float), 0.3),
-    "scores in [0, 1]": (lambda rng, shape: rng.beta(2, 1, shape), 2 / 3),
-    "skewed lengths": (lambda rng, shape: rng.gamma(2.0, 20.0, shape), 40.0),
-}
-
-
-@pytest.mark.parametrize("kind", DRAWS)
-@pytest.mark.parametrize("size", [60, 300])
-def test_intervals_cover_the_true_mean_93_to_97_times_in_100(kind, size):
-    draw, truth = DRAWS[kind]
-    samples = draw(np.random.default_rng(size), (size, 1500))
-    values = Resamples(size, 0, 1000).sums(samples) / size
-
-    intervals = [expanded_interval(column, size) for column in values.T]
-
-    assert 0.93 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.97
-
-
-def test_paired_intervals_cover_the_true_difference_93_to_97_times_in_100():
-    rng = np.random.default_rng(7)
-    shared = rng.normal(size=(100, 1500))
-    ours, theirs = (shared + rng.normal(0.1 * k, 0.5, shared.shape) for k in (2, 1))
-    values = Resamples(100, 0, 1000).sums(ours - theirs) / 100
-
-    hits = [low <= 0.1 <= high for low, high in (expanded_interval(column, 100) for column in values.T)]
-
-    assert 0.93 <= np.mean(hits) <= 0.97
+from align.statistics import Resamples
 
 
 def test_a_paired_difference_is_surer_than_two_means():
@@ -51,31 +21,6 @@ def test_a_paired_difference_is_surer_than_two_means():
     assert found.high - found.low < 0.2 * (one.high - one.low)
     assert found.verdict == "better"
     assert found.difference == pytest.approx(ours.value - theirs.value)
-
-
-@pytest.mark.parametrize(
-    ("wins", "losses"), [(0, 0), (1, 0), (5, 5), (7, 3), (3, 7), (24, 0), (300, 200), (4000, 4100)]
-)
-def test_the_sign_test_is_scipys(wins, losses):
-    expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-
-    assert sign_test(wins, losses) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("degrees", [3, 5, 10, 100, 5000])
-def test_students_quantile_is_scipys(degrees):
-    assert student_quantile(0.975, degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=0.002)
-
-
-def test_large_data_is_resampled_in_blocks_with_the_same_result():
-    parts = np.random.default_rng(0).random((5000, 2))
-    kept, drawn = Resamples(5000, 3, 2000), Resamples(5000, 3, 20_000)
-
-    first, more = kept.sums(parts), drawn.sums(parts)
-
-    assert np.array_equal(first[:800], more[:800])
-    assert kept.sums(parts) == pytest.approx(first)
-    assert first.mean(axis=0) == pytest.approx(parts.sum(axis=0), rel=0.01)
 
 
 def test_a_share_of_which_all_are_right_is_not_certain():
