@@ -163,7 +163,7 @@ class StageConfig(Settings):
         return (1, 0)
 
     @property
-    def leaves_holes(self) -> bool:
+    def fragments_heap(self) -> bool:
         """Whether what a pass frees stays in the C library's heap."""
         return True
 

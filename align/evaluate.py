@@ -156,7 +156,7 @@ def read_options(options: argparse.Namespace) -> Asked:
     """What the command line asked for; UsageError for what does not go together."""
     from align.engine.protocol import Sampling
     from align.evaluation.asked import Asked
-    from align.rl.rewards import RewardSettings
+    from align.rewards.weighted_sum import RewardSettings
 
     if options.limit is not None and options.limit < 2:
         raise UsageError(f"--limit {options.limit}: an interval takes two records or more")

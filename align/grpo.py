@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from align.errors import UsageError
-from align.rl.rewards import Place, RewardSettings, RewardSum
-from align.rl.vllm import VllmStageConfig, check_vllm, vllm_arguments
+from align.rewards import Place
+from align.rewards.weighted_sum import RewardSettings, RewardSum
+from align.rl.vllm_settings import VllmStageConfig, check_vllm, vllm_arguments
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     from align.models.adapters import start_policy, unrounded
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
-    from align.rl.group_rewards import Judges
+    from align.rl.grpo_rewards import Judges
     from align.training.arguments import trl_arguments
     from align.training.datasets import token_sets
     from align.training.first_step import expect_first

@@ -13,16 +13,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, PreemptedError
+from align.rewards import Place
+from align.rewards.weighted_sum import RewardSum
 from align.rl.gold import Gold, prepare
-from align.rl.rewards import Place, RewardSum
-from align.rl.settings import PpoConfig
+from align.rl.ppo_settings import PpoConfig
 from align.training.stage import Stage, Trained, keep, main
 
 if TYPE_CHECKING:
-    from align.rl.quartet import Quartet
-    from align.rl.scoring import Experience, Judged
+    from align.rl.experience import Experience, Judged
+    from align.rl.ppo_models import Quartet
+    from align.rl.ppo_state import TrainingState
     from align.rl.shards import Shards
-    from align.rl.state import TrainingState
     from align.schema import Record
     from align.training.run import Run
 
@@ -44,10 +45,10 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     """Train a policy on the scores of its own completions."""
     from align.models.loading import Precision
     from align.models.stop_tokens import stop_ids
-    from align.rl.quartet import build_quartet
-    from align.rl.rewards.learned import reward_models
+    from align.rewards.learned import reward_models
+    from align.rl.experience import prove_packing
+    from align.rl.ppo_models import build_quartet
     from align.rl.rollout import PromptStream, iterations
-    from align.rl.scoring import prove_packing
     from align.training.datasets import token_sets
 
     config.check_sizes(run.ranks.count)
@@ -79,9 +80,9 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
 
 def _optimise(config: PpoConfig, run: Run, state: TrainingState, task: _Task, total: int) -> Numbers:
     """The loop over rollouts; returns the numbers of the last."""
-    from align.rl.report import Clock, describe, keep_sample
+    from align.rl.experience import first_batches, join, observe, score
     from align.rl.rollout import sample
-    from align.rl.scoring import first_batches, join, observe, score
+    from align.rl.rollout_log import Clock, describe, keep_sample
     from align.rl.shards import Shards
     from align.rl.update import update
 
@@ -126,7 +127,7 @@ def _start(config: PpoConfig, quartet: Quartet, prompts: Any, total: int) -> Tra
     import torch
     from transformers import get_scheduler
 
-    from align.rl.state import TrainingState
+    from align.rl.ppo_state import TrainingState
 
     groups = [{"params": quartet.policy_parameters()}, {"params": quartet.value_parameters()}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, eps=1e-5, weight_decay=config.weight_decay)
@@ -137,7 +138,7 @@ def _start(config: PpoConfig, quartet: Quartet, prompts: Any, total: int) -> Tra
 
 def _resume(run: Run, state: TrainingState, shards: Shards) -> int:
     """The step to go on after: 0, or that of the newest checkpoint, whose state is then restored."""
-    from align.rl.report import forget_samples
+    from align.rl.rollout_log import forget_samples
     from align.training.loop import apply_changes
     from align.training.shortage import refuse_small_disk
 
@@ -154,8 +155,8 @@ def _resume(run: Run, state: TrainingState, shards: Shards) -> int:
 
 def _weigh(config: PpoConfig, state: TrainingState, judged: Judged) -> Experience:
     """From scores and KL to the advantage of every token; the scores enter the running statistics."""
+    from align.rl.experience import Experience
     from align.rl.maths import gae, kl_per_token, shape_scores, token_rewards, whiten
-    from align.rl.scoring import Experience
 
     rollout, scores, observed = judged
     shaping, mask = config.shaping, rollout.mask
@@ -202,7 +203,7 @@ def _adapt(config: PpoConfig, state: TrainingState, kl: float) -> None:
 
 def _checkpoint(run: Run, state: TrainingState, shards: Shards, step: int, total: int) -> None:
     """Save at a rollout's end: every save_steps, and before giving way to whoever asked the run to stop."""
-    from align.rl.state import random_states
+    from align.rl.ppo_state import random_states
 
     stopping = run.ranks.any(run.stopping) and step < total
     if stopping or (run.config.save_steps and step % run.config.save_steps == 0 and step < total):

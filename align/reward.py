@@ -34,11 +34,11 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     from trl import RewardConfig as TrlRewardConfig
     from trl import RewardTrainer
 
+    from align.evaluation.reward_report import report_pairs
     from align.models.adapters import unrounded
     from align.models.dropout import switch_off_dropout
     from align.models.heads import start_reward
     from align.models.loading import Precision
-    from align.rl.held_out import report_pairs
     from align.training.arguments import trl_arguments
     from align.training.datasets import token_sets
 
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train, or with `score` as the first word score a file; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["score"]:
-        from align.rl import score_file
+        from align.evaluation import reward_score_file as score_file
 
         return score_file.main(words[1:])
     code = stage.main(STAGE, words)

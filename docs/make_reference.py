@@ -14,7 +14,7 @@ from typing import Any
 from align.__main__ import COMMANDS
 from align.command_line import Option, options_of
 from align.data.catalog import DatasetConfig
-from align.rl.rewards import find_reward, reward_names
+from align.rewards import find_reward, reward_names
 
 PAGE = Path(__file__).with_name("reference.md")
 

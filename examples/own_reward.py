@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from align.rl.rewards import reward
+from align.rewards import reward
 from align.schema import Record
 from align.training.stage import main
 

@@ -22,13 +22,15 @@ FLOOR = {
 } | {"align"}
 STAGES = {f"align.{name}" for name in ("pretrain", "sft", "reward", "dpo", "kto", "grpo", "ppo")}
 DOORS = {f"align.{name}" for name in ("generate", "compare", "serve", "evaluate", "quickstart", "__main__")}
-PACKAGES = {"data", "registry", "world", "models", "training", "rl", "engine", "arena", "server", "evaluation"}
+PACKAGES = {
+    "data", "registry", "world", "models", "training", "rewards", "rl", "engine", "arena", "server", "evaluation",
+}  # fmt: skip
 
 # Which rooms a room may know, besides itself. Every arrow of the design, and no other.
 _LOW = {"floor"}
 _MODELS = _LOW | {"data", "registry", "world"}
 _MACHINES = _MODELS | {"models"}
-_STAGES = _MACHINES | {"training", "rl", "engine"}
+_STAGES = _MACHINES | {"training", "rewards", "rl", "engine"}
 MAY_KNOW = {
     "floor": _LOW,
     "data": _LOW,
@@ -36,9 +38,10 @@ MAY_KNOW = {
     "world": _LOW,
     "models": _MODELS,
     "training": _MACHINES,
-    "rl": _MACHINES,
+    "rewards": _MACHINES,
+    "rl": _MACHINES | {"rewards"},
     "engine": _MACHINES,
-    "stage": _STAGES,
+    "stage": _STAGES | {"evaluation"},
     "arena": _STAGES,
     "server": _STAGES,
     "evaluation": _STAGES,
@@ -252,6 +255,7 @@ BAD = [
     ({"align.world.x": "from align.data import load"}, "world may not know data"),
     ({"align.models.x": "if TYPE_CHECKING:\n    from align.rl import maths"}, "models may not know rl"),
     ({"align.rl.x": "import importlib\nimportlib.import_module('align.training.run')"}, "rl may not know training"),
+    ({"align.rewards.x": "from align.rl import maths"}, "rewards may not know rl"),
     ({"align.engine.x": "from align.arena import app"}, "engine may not know arena"),
     ({"align.arena.x": "from align import compare", "align.compare": ""}, "arena may not know door"),
     ({"align.errors": "from align.data import load"}, "floor may not know data"),

@@ -17,8 +17,8 @@ from align.evaluation.overlap import CORPUS, reference_text
 from align.evaluation.sandbox import locks_here
 from align.evaluation.scorers import Scorer, scorer_named, scorer_names
 from align.evaluation.slices import Slices, slices_of
-from align.rl.rewards import RewardSettings, RewardSum
-from align.rl.rewards.answers import last_number
+from align.rewards.answer_rewards import last_number
+from align.rewards.weighted_sum import RewardSettings, RewardSum
 from align.schema import Record
 
 if TYPE_CHECKING:

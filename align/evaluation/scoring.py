@@ -13,7 +13,7 @@ from align.evaluation.judging import Judged, by_scores, judged
 from align.evaluation.measures import Measure, mean_of
 from align.evaluation.measuring import Run
 from align.evaluation.overlap import Texts
-from align.rl.rewards import RewardSettings, RewardSum
+from align.rewards.weighted_sum import RewardSettings, RewardSum
 from align.schema import Record
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _sums(asked: Asked, material: Material) -> list[tuple[str, RewardSum]]:
 
 def _open(rewards: RewardSum, registry: Registry, asked: Asked) -> None:
     from align.models.loading import Precision
-    from align.rl.rewards import Place
+    from align.rewards import Place
 
     rewards.open(Place(registry, asked.precision or Precision(), lambda line: None))
 

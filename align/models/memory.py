@@ -89,7 +89,7 @@ def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, w
     sizes["optimizer"] = trained * _FULL_PRECISION * _ADAMW_STATES
     sizes["activations"] = _activations(model, config, work)
     sizes["logits"] = _logits(model, Precision.of(config), work)
-    holes = _HEAP_HOLES["full" if config.lora is None else "adapter"] if config.leaves_holes else 0
+    holes = _HEAP_HOLES["full" if config.lora is None else "adapter"] if config.fragments_heap else 0
     churned = sizes["activations"] + sizes["logits"]
     sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(holes * churned)
     return sizes | {"total": _peak(sizes, accumulates=config.gradient_accumulation_steps > 1)}

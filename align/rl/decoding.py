@@ -10,8 +10,8 @@ from align.rl.rollout import Rollout, completion_mask
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.rl.quartet import Quartet
-    from align.rl.settings import SamplingSettings
+    from align.rl.ppo_models import Quartet
+    from align.rl.ppo_settings import SamplingSettings
 
 
 class Drawn(NamedTuple):

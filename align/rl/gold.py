@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.rl.rewards import Place, RewardSettings, RewardSum
+from align.rewards import Place
+from align.rewards.weighted_sum import RewardSettings, RewardSum
 from align.schema import Record
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Gold:
 
         A reward that draws random numbers leaves those of the training as they were.
         """
-        from align.rl.state import untouched_random_states
+        from align.rl.ppo_state import untouched_random_states
 
         names = self._rewards.names
         if not names:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from align.rl.settings import SamplingSettings
+from align.rl.ppo_settings import SamplingSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.rl.quartet import Quartet
+    from align.rl.ppo_models import Quartet
 
 __all__ = ["PromptStream", "Rollout", "SamplingSettings", "completion_mask", "iterations", "sample", "stack"]
 
@@ -123,7 +123,7 @@ def sample(
     import torch
 
     from align.rl.decoding import decode
-    from align.rl.quartet import POLICY, active, arithmetic
+    from align.rl.ppo_models import POLICY, active, arithmetic
 
     noise = torch.stack([_uniform(seed, sampling.max_new_tokens) for seed in seeds])
     # Prompts of like length share a batch; equal ones stay beside each other.

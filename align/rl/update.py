@@ -8,19 +8,19 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from align.errors import DivergedError
-from align.rl.heap import own_pages
-from align.rl.layout import lay_out, micro_batches
+from align.rl.batch_layout import lay_out, micro_batches
+from align.rl.malloc import mmap_large_allocations
 from align.rl.maths import Metrics, policy_loss, value_loss
-from align.rl.quartet import POLICY, active, read_policy, read_values
+from align.rl.ppo_models import POLICY, active, read_policy, read_values
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.rl.quartet import Quartet
-    from align.rl.scoring import Experience
-    from align.rl.settings import PpoConfig
+    from align.rl.experience import Experience
+    from align.rl.ppo_models import Quartet
+    from align.rl.ppo_settings import PpoConfig
+    from align.rl.ppo_state import TrainingState
     from align.rl.shards import Shards
-    from align.rl.state import TrainingState
 
 Numbers = dict[str, float]
 
@@ -99,7 +99,7 @@ def _gradients(quartet: Quartet) -> list[Tensor]:
     return [parameter.grad for parameter in trained if parameter.grad is not None]
 
 
-@own_pages()
+@mmap_large_allocations()
 def _losses(
     config: PpoConfig, quartet: Quartet, experience: Experience, index: Tensor, share: Tensor
 ) -> dict[str, Tensor]:

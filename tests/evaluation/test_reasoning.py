@@ -15,7 +15,7 @@ from align.evaluation.asked import Asked
 from align.evaluation.remote_judge import question, read_verdict
 from align.evaluation.scorers import scorer_named
 from align.evaluation.session import evaluate
-from align.rl.rewards import RewardSettings, RewardSum
+from align.rewards.weighted_sum import RewardSettings, RewardSum
 from align.schema import Record, user
 
 OPENS = (
@@ -200,9 +200,9 @@ def test_an_evaluation_scores_answers_and_tells_the_share_of_unfinished_thoughts
 def test_rollouts_of_both_stages_are_rewarded_for_their_answers(tmp_path):
     from types import SimpleNamespace
 
-    from align.rl.group_rewards import Judges
+    from align.rl.experience import completion_texts
+    from align.rl.grpo_rewards import Judges
     from align.rl.rollout import Rollout
-    from align.rl.scoring import completion_texts
 
     tokenizer = tokenizer_with(OPENS)
     prompt = tokenizer.encode(

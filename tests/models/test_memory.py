@@ -12,7 +12,7 @@ from zoo import ARCHITECTURES, build_zoo_model
 from align.config import build
 from align.models.memory import TrainingPass, estimate_memory
 from align.registry import open_registry
-from align.rl.settings import PpoConfig
+from align.rl.ppo_settings import PpoConfig
 from align.sft import SftConfig
 
 MIB = 2**20

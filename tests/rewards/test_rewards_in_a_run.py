@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from align.ppo import STAGE
-from align.rl.rewards import reward
+from align.rewards import reward
 from align.training.stage import main
 
 ROOT = Path(__file__).resolve().parents[2]

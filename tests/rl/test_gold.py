@@ -14,8 +14,9 @@ from PIL import Image
 from align.config import build
 from align.errors import DataError, UsageError
 from align.ppo import PpoConfig
+from align.rewards import reward
+from align.rewards.weighted_sum import RewardSettings
 from align.rl.gold import Gold, draw_against_kl, read_points
-from align.rl.rewards import RewardSettings, reward
 from align.schema import Record
 from align.training.curves import draw_curves
 

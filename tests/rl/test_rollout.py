@@ -7,11 +7,11 @@ from transformers import AutoModelForCausalLM
 from align.config import LoraSettings
 from align.models.adapters import adapter_parameters
 from align.ppo import PpoConfig
+from align.rl.batch_layout import lay_out, micro_batches
 from align.rl.decoding import draw
-from align.rl.layout import lay_out, micro_batches
-from align.rl.quartet import POLICY, REFERENCE, VALUE, active, build_quartet, read_policy, read_values
+from align.rl.experience import completion_texts, observe
+from align.rl.ppo_models import POLICY, REFERENCE, VALUE, active, build_quartet, read_policy, read_values
 from align.rl.rollout import PromptStream, Rollout, SamplingSettings, completion_mask, iterations, sample
-from align.rl.scoring import completion_texts, observe
 
 PROMPTS = [[3, 40, 50], [60], [7, 8, 9, 10, 11]]
 STOP, PAD = 2, 0

@@ -17,8 +17,8 @@ from align.data.render import render_prompts, stop_token_ids
 from align.errors import DataError, MachineError, PreemptedError, UsageError
 from align.grpo import GrpoConfig
 from align.registry import Registry, open_registry
-from align.rl.rewards import _REGISTERED, reward
-from align.rl.vllm import check_vllm, vllm_arguments
+from align.rewards import _REGISTERED, reward
+from align.rl.vllm_settings import check_vllm, vllm_arguments
 from align.training.stage import main, run_stage
 
 EGG = [{"name": "keyword", "args": {"words": ["e"]}}]

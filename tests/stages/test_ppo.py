@@ -19,8 +19,8 @@ from align.models.heads import start_reward
 from align.models.loading import Precision
 from align.ppo import STAGE, PpoConfig, ppo
 from align.registry.durable import read_seal, seal
-from align.rl.quartet import POLICY, REFERENCE, REWARD, VALUE
-from align.rl.rewards import reward
+from align.rewards import reward
+from align.rl.ppo_models import POLICY, REFERENCE, REWARD, VALUE
 from align.training.checkpoints import SEAL
 from align.training.folder import open_run
 from align.training.stage import main, run_stage
@@ -170,9 +170,9 @@ def test_so_they_are_in_every_way_to_compute_them(registry, sft, tiny_base, sett
     if way == "nf4":
         pytest.importorskip("bitsandbytes", reason="quantization needs align[qlora]")
     if way == "padded":
-        monkeypatch.setattr("align.rl.quartet.reads_packed_rows", lambda *_: False)
+        monkeypatch.setattr("align.rl.ppo_models.reads_packed_rows", lambda *_: False)
     if way == "full-logits":
-        monkeypatch.setattr("align.rl.quartet.plain_head", lambda _: None)
+        monkeypatch.setattr("align.rl.ppo_models.plain_head", lambda _: None)
 
     run_stage(STAGE, build(PpoConfig, settings), registry)
 
@@ -187,9 +187,9 @@ def test_so_they_are_in_every_way_to_compute_them(registry, sft, tiny_base, sett
 def test_packed_padded_and_full_logits_train_alike(registry, sft, settings, monkeypatch):
     settings |= {"model": "sft", "learning_rate": 1e-3}
     run_stage(STAGE, build(PpoConfig, settings | {"name": "packed"}), registry)
-    monkeypatch.setattr("align.rl.quartet.reads_packed_rows", lambda *_: False)
+    monkeypatch.setattr("align.rl.ppo_models.reads_packed_rows", lambda *_: False)
     run_stage(STAGE, build(PpoConfig, settings | {"name": "padded"}), registry)
-    monkeypatch.setattr("align.rl.quartet.plain_head", lambda _: None)
+    monkeypatch.setattr("align.rl.ppo_models.plain_head", lambda _: None)
     run_stage(STAGE, build(PpoConfig, settings | {"name": "full"}), registry)
 
     packed, padded, full = (logged(registry, name) for name in ("packed", "padded", "full"))
@@ -213,7 +213,7 @@ def test_the_estimator_of_the_kl_that_is_logged_changes_nothing_that_is_learned(
 
 
 def test_the_policy_is_not_read_again_once_sampling_is_known_to_say_the_same(registry, sft, settings, monkeypatch):
-    from align.rl import scoring
+    from align.rl import experience as scoring
 
     read, plain = [], scoring.read_policy
     monkeypatch.setattr(

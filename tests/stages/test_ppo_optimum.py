@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from align.config import build
 from align.ppo import STAGE, PpoConfig, ppo
-from align.rl.rewards import reward
+from align.rewards import reward
 from align.training.folder import open_run
 
 SPECIAL = ["<pad>", "<end>", "<user>", "<bot>"]

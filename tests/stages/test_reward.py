@@ -20,9 +20,9 @@ from align.models.loading import Precision
 from align.models.scorer import score_sequences
 from align.ppo import PpoConfig
 from align.registry import Registry, open_registry
-from align.rl.quartet import build_quartet
+from align.rl.experience import learned_scores
+from align.rl.ppo_models import build_quartet
 from align.rl.rollout import Rollout, completion_mask
-from align.rl.scoring import learned_scores
 from align.schema import assistant, user
 from align.training.stage import main
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, overload
 
 from align.data.reasoning import answer_of
 from align.errors import DataError
-from align.rl.named import Named
+from align.rewards.named_functions import Named
 from align.schema import Record
 
 ScoreFunction = Callable[[Record, Any], dict[str, float]]

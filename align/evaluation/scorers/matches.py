@@ -7,7 +7,7 @@ import string
 from collections import Counter
 
 from align.evaluation.scorers import scorer
-from align.rl.rewards.answers import last_number
+from align.rewards.answer_rewards import last_number
 from align.schema import Record
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

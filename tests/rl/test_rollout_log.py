@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from align.rl.report import forget_samples
+from align.rl.rollout_log import forget_samples
 
 ROWS = [{"step": step, "completion": "一\u2028two\x85"} for step in (1, 2, 3)]
 LINES = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS]

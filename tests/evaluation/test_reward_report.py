@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from align.rl.held_out import remarks
-from align.rl.ranking import Pairs, describe_pairs
+from align.evaluation.reward_ranking import Pairs, describe_pairs
+from align.evaluation.reward_report import remarks
 
 
 def told(count: int) -> str:

@@ -14,7 +14,7 @@ from align.rl.maths import Moments
 if TYPE_CHECKING:
     import torch
 
-    from align.rl.quartet import Quartet
+    from align.rl.ppo_models import Quartet
     from align.rl.rollout import PromptStream
     from align.rl.shards import Shards
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from align.rl.ranking import (
+from align.evaluation.reward_panels import panels_of
+from align.evaluation.reward_ranking import (
     Pairs,
     accuracy,
     brier,
@@ -14,7 +15,6 @@ from align.rl.ranking import (
     describe_pairs,
     reliability,
 )
-from align.rl.ranking_panels import panels_of
 
 LN3 = math.log(3)  # sigmoid(ln 3) = 3/4
 

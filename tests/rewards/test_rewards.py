@@ -10,8 +10,9 @@ from align.config import build
 from align.data import load_records
 from align.errors import DataError, UsageError
 from align.ppo import PpoConfig
-from align.rl.rewards import RewardSettings, RewardSum, find_reward, reward, reward_names
-from align.rl.rewards.answers import last_number
+from align.rewards import find_reward, reward, reward_names
+from align.rewards.answer_rewards import last_number
+from align.rewards.weighted_sum import RewardSettings, RewardSum
 from align.schema import Record
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from align.rl.ranking import Pairs, calibration_error, reliability
+from align.evaluation.reward_ranking import Pairs, calibration_error, reliability
 from align.statistics import wilson_interval
 
 _BARS = 30

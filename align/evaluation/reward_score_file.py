@@ -21,7 +21,7 @@ from align.data.shapes import to_trl
 from align.data.views import natural_view
 from align.data.writing import check_target, write_rows
 from align.errors import DataError, UsageError, guard
-from align.rl.ranking import Pairs, accuracy
+from align.evaluation.reward_ranking import Pairs, accuracy
 from align.schema import Record
 from align.statistics import auc, correlation
 

@@ -18,7 +18,8 @@ from align.models.adapters import adapter_parameters, digests_of_base, save_adap
 from align.models.heads import load_scorer, start_reward
 from align.models.loading import Precision
 from align.registry import open_registry
-from align.rl.rewards import Place, RewardSettings, RewardSum
+from align.rewards import Place
+from align.rewards.weighted_sum import RewardSettings, RewardSum
 from align.schema import Record
 from align.training.stage import main
 

@@ -17,7 +17,7 @@ _USUAL = 32 << 20
 
 
 @contextmanager
-def own_pages() -> Iterator[None]:
+def mmap_large_allocations() -> Iterator[None]:
     """Inside, glibc gives a block of a MiB or more, unless a hole in its heap takes it, pages of its own.
 
     Where the C library is another one, nothing changes. In glibc's heap the tensors that a graph keeps lie between

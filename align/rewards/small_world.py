@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.rl.rewards import reward
+from align.rewards import reward
 from align.schema import Record
 from align.world import judge
 

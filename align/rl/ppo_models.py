@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.registry import Checkpoint, Registry
-    from align.rl.layout import Layout
-    from align.rl.settings import PpoConfig
+    from align.rl.batch_layout import Layout
+    from align.rl.ppo_settings import PpoConfig
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward_model", "value_model"
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from align.errors import DataError, shorten
-from align.rl.rewards import Opened, Place, RewardSettings, reward
+from align.rewards import Opened, Place, reward
+from align.rewards.weighted_sum import RewardSettings
 from align.schema import Record
 
 if TYPE_CHECKING:

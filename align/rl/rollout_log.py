@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from align.schema import Record, content_text
 
 if TYPE_CHECKING:
+    from align.rl.experience import Experience, Judged
     from align.rl.rollout import Rollout
-    from align.rl.scoring import Experience, Judged
 
 
 def describe(experience: Experience, judged: Judged, kl_coef: float) -> dict[str, float]:

@@ -9,10 +9,10 @@ from align.models.adapters import adapter_parameters, digests_of_base, save_adap
 from align.models.heads import start_reward
 from align.models.loading import Precision
 from align.ppo import PpoConfig
-from align.rl.quartet import build_quartet
-from align.rl.rewards import RewardSettings, RewardSum
+from align.rewards.weighted_sum import RewardSettings, RewardSum
+from align.rl.experience import observe, score
+from align.rl.ppo_models import build_quartet
 from align.rl.rollout import Rollout, completion_mask
-from align.rl.scoring import observe, score
 from align.schema import Record
 
 PROMPTS = [[30, 40, 50], [60], [7, 8, 9, 10, 11]]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from align.rl.rewards import reward
+from align.rewards import reward
 from align.schema import Record
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from align.data.reasoning import mark_thoughts
-from align.rl.report import append_sample, forget_samples
-from align.rl.rewards import RewardSum
+from align.rewards.weighted_sum import RewardSum
+from align.rl.rollout_log import append_sample, forget_samples
 from align.schema import Record
 
 

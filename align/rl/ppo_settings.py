@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from align.config import Scheduler, Settings, StageConfig
 from align.errors import UsageError
+from align.rewards.weighted_sum import RewardSettings, RewardSum
 from align.rl.gold import Gold
 from align.rl.maths import KlEstimator
-from align.rl.rewards import RewardSettings, RewardSum
 
 Whitened = Literal["scores", "rewards", "advantages"]
 
@@ -130,8 +130,8 @@ class PpoConfig(StageConfig):
         return (2 if self.value == "adapter" else 1), (2 if self.reward_model else 1)
 
     @property
-    def leaves_holes(self) -> bool:
-        """The passes of the update give back what they free (align.rl.heap)."""
+    def fragments_heap(self) -> bool:
+        """The passes of the update give back what they free (align.rl.malloc)."""
         return False
 
     @property

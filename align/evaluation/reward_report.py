@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from align.evaluation.reward_panels import panels_of
+from align.evaluation.reward_ranking import Pairs, describe_pairs
 from align.models.scorer import score_sequences
-from align.rl.ranking import Pairs, describe_pairs
-from align.rl.ranking_panels import panels_of
 from align.statistics import Proportion
 
 if TYPE_CHECKING:

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from align.rl.layout import Layout, lay_out, micro_batches
-from align.rl.quartet import POLICY, REWARD, Quartet, active, read_policy, read_scores, read_values
+from align.rl.batch_layout import Layout, lay_out, micro_batches
+from align.rl.ppo_models import POLICY, REWARD, Quartet, active, read_policy, read_scores, read_values
 from align.rl.rollout import Rollout, stack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.rl.rewards import RewardSum
-    from align.rl.settings import PpoConfig
+    from align.rewards.weighted_sum import RewardSum
+    from align.rl.ppo_settings import PpoConfig
     from align.rl.shards import Shards
     from align.schema import Record
 

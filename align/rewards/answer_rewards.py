@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from align.rl.rewards import reward
+from align.rewards import reward
 from align.schema import Record
 
 # A sign belongs to the number unless something stands before it ("7-3" ends in 3, not in -3). Letters glued to its
