@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from align.arena.ranking import Leaderboard
-    from align.data.vote_rows import VoteFilter
+    from align.data.vote_filter import VoteFilter
 
 _WHERE = "else $ALIGN_REGISTRY, else ./align_registry"
 

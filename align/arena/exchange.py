@@ -14,11 +14,11 @@ from typing import Any
 from align.arena.votes import Row, VoteStore, checked_vote, read_votes
 from align.data import load_records
 from align.data.catalog import DatasetConfig, make_layout
-from align.data.containers import RawRow, Reading, read_path
+from align.data.containers import RawRow, ReadOptions, read_path
 from align.data.load import read_row
-from align.data.problems import BadRow, RowError, RowSkipped, first_of_every_kind
+from align.data.row_errors import BadRow, RowError, RowSkipped, first_of_each_reason
 from align.data.shapes import to_trl
-from align.data.vote_rows import VoteFilter, identity_of, moment_of, told
+from align.data.vote_filter import VoteFilter, describe_filter, time_of_vote, vote_identity
 from align.errors import DataError
 
 COLUMNS = (
@@ -35,7 +35,7 @@ def votes_as_lines(source: Path, wanted: VoteFilter) -> Iterable[str]:
 
 def votes_as_pairs(source: Path, wanted: VoteFilter) -> Iterable[str]:
     """The pairs that can be learned from, in TRL's columns; ties, refusals and what taught nothing are left out."""
-    options = told(wanted)
+    options = describe_filter(wanted)
     found = load_records(f"{source}:format=votes{',' + options if options else ''}", view="preference")
     for reason, count in found.dropped.items():
         sys.stderr.write(f"left out {count}: {reason}\n")
@@ -70,16 +70,16 @@ def import_votes(file: Path, store: VoteStore) -> tuple[int, int]:
 
     Raises DataError, and adds none, when a line is no vote or its id stands for another vote.
     """
-    here = {str(row.get("id")): identity_of(row) for row in read_votes(store.path.parent)}
+    here = {str(row.get("id")): vote_identity(row) for row in read_votes(store.path.parent)}
     fresh: dict[str, Row] = {}
     bad: list[BadRow] = []
     total = 0
-    for raw in read_path(file, str(file), [], Reading(appended=True)):
+    for raw in read_path(file, str(file), [], ReadOptions(appended=True)):
         total += 1
         try:
             row = _checked(raw)
-            known = here.get(row["id"]) or (identity_of(fresh[row["id"]]) if row["id"] in fresh else None)
-            if known not in (None, identity_of(row)):
+            known = here.get(row["id"]) or (vote_identity(fresh[row["id"]]) if row["id"] in fresh else None)
+            if known not in (None, vote_identity(row)):
                 raise RowError("id taken", "id", f"{row['id']} is another vote", "remove one of the two")
         except RowError as error:
             bad.append(BadRow(f"{raw.source}:{raw.line}", error, raw.value))
@@ -87,7 +87,7 @@ def import_votes(file: Path, store: VoteStore) -> tuple[int, int]:
         if known is None:
             fresh[row["id"]] = row
     if bad:
-        listed = "".join(f"\n  {row}" for row in first_of_every_kind(bad))
+        listed = "".join(f"\n  {row}" for row in first_of_each_reason(bad))
         raise DataError(f"{file}: {len(bad)} of {total} lines are no votes; none was imported, mend them first{listed}")
     if fresh:
         store.append(fresh.values())
@@ -97,7 +97,7 @@ def import_votes(file: Path, store: VoteStore) -> tuple[int, int]:
 def _checked(raw: RawRow) -> Row:
     """A row that has all a vote needs."""
     row = checked_vote(raw.value)
-    needs = {"id": isinstance(row.get("id"), str) and row["id"], "time": moment_of(row) is not None}
+    needs = {"id": isinstance(row.get("id"), str) and row["id"], "time": time_of_vote(row) is not None}
     for field, good in needs.items():
         if not good:
             raise RowError(

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from align.arena.ballot import NO_OPINION, Opinion
 from align.arena.battles import Battle, Contestant, Pane, Refusal, Setup, Turn, cast
 from align.arena.votes import VoteStore, read_votes
-from align.data.containers import Reading, read_path
+from align.data.containers import ReadOptions, read_path
 from align.engine.protocol import Busy, Engine, GenerationRequest, Handle, Row, RowDone, RowError, Sampling
 from align.errors import AlignError, DataError, IntegrityError, UsageError
 from align.registry.durable import write_durably
@@ -303,7 +303,7 @@ def _read_answers(folder: Path) -> Iterator[tuple[tuple[int, str], Answer]]:
     """The answers on the disk; a line torn off by a power cut was never counted."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    for raw in read_path(folder, str(folder), [], Reading(appended=True)):
+    for raw in read_path(folder, str(folder), [], ReadOptions(appended=True)):
         if not isinstance(raw.value, dict):
             raise DataError(f"{raw.source}:{raw.line}: is no answer; remove the line to have it written anew")
         held = dict(raw.value)

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.data.containers import RawRow, Reading, read_path
-from align.data.problems import RowError
-from align.data.vote_rows import Sieve, VoteFilter, moment_of
+from align.data.containers import RawRow, ReadOptions, read_path
+from align.data.row_errors import RowError
+from align.data.vote_filter import VoteFilter, VoteFilterPass, time_of_vote
 from align.errors import DataError, MachineError, shorten
 
 Row = dict[str, Any]
@@ -30,9 +30,9 @@ def read_votes(source: Path, notes: list[str] | None = None, wanted: VoteFilter 
     """
     if not source.exists() or (source.is_dir() and not any(source.iterdir())):
         return []
-    lines = read_path(source, source.name, notes if notes is not None else [], Reading(appended=True))
-    rows = [_row(raw) for raw in Sieve(source.name, wanted, lambda reason: None).sift(lines)]
-    return sorted(rows, key=lambda row: cast.timestamp() if (cast := moment_of(row)) else 0.0)
+    lines = read_path(source, source.name, notes if notes is not None else [], ReadOptions(appended=True))
+    rows = [_row(raw) for raw in VoteFilterPass(source.name, wanted, lambda reason: None).select(lines)]
+    return sorted(rows, key=lambda row: cast.timestamp() if (cast := time_of_vote(row)) else 0.0)
 
 
 def _row(raw: RawRow) -> Row:

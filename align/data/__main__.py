@@ -13,11 +13,11 @@ from typing import Any
 
 from align.config import write
 from align.data.catalog import catalogue, find, read_entry
-from align.data.checks import Findings, Leak
 from align.data.load import load_records
-from align.data.mix import leaves, open_scan
-from align.data.problems import BadRow, listed
+from align.data.mixtures import leaves, open_scan
+from align.data.row_errors import BadRow, listed
 from align.data.scan import Scan
+from align.data.set_checks import Findings, LeakCheck
 from align.data.views import natural_view
 from align.data.writing import check_target, dump_row, replacing
 from align.errors import AlignError, DataError, guard
@@ -109,7 +109,7 @@ def _entry(name: str, path: Path) -> dict[str, str]:
 
 
 def _check(options: argparse.Namespace) -> int:
-    known = Leak()
+    known = LeakCheck()
     if options.against:
         for record in _records(_open(options.against, options, on_bad_row="skip")):
             known.know(record)

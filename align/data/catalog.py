@@ -13,12 +13,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from align.config import Settings, build, load_yaml, read_yaml
-from align.data.json_rows import rows_key
-from align.data.readers import FORMATS
-from align.data.rows import Layout
-from align.data.sniff import recognise
-from align.data.turns import CALL, Tags
-from align.data.vote_rows import VoteFilter
+from align.data.containers.json_files import rows_key
+from align.data.formats import FORMATS
+from align.data.formats.detection import recognise
+from align.data.formats.row_layout import RowLayout
+from align.data.formats.turns import CALL, Tags
+from align.data.vote_filter import VoteFilter
 from align.errors import DataError, UsageError, nearest, shorten
 from align.schema import View
 
@@ -41,7 +41,7 @@ class Check(Settings):
     """the fields of the record that are not empty"""
 
 
-class Member(Settings):
+class MixtureMember(Settings):
     """One dataset of a mixture."""
 
     name: str
@@ -55,7 +55,7 @@ class DatasetConfig(Settings):
 
     source: str = ""
     """a file or folder (looked up from the YAML's folder, then from here), hf://owner/name, hf://owner/name/file or registry://"""
-    mix: list[Member] = Field(default_factory=list)
+    mix: list[MixtureMember] = Field(default_factory=list)
     """datasets to interleave, in place of a source"""
     rows: int | None = Field(None, ge=1)
     """rows of a mixture; by default as many as stopping allows"""
@@ -251,10 +251,10 @@ def _build_from(path: Path, values: dict[str, Any]) -> DatasetConfig:
         raise UsageError(f"{path}: {error}") from None
 
 
-def make_layout(config: DatasetConfig, format_name: str, view: View | None) -> Layout:
+def make_layout(config: DatasetConfig, format_name: str, view: View | None) -> RowLayout:
     """How the rows of a dataset are laid out, once its format is known."""
     known = FORMATS[format_name]
-    return Layout(
+    return RowLayout(
         known.synonyms,
         config.columns,
         make_tags(config.tags, known.tags),

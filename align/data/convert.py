@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from align.data.problems import RowSkipped
+from align.data.row_errors import RowSkipped
 from align.data.shapes import SHAPES, Row
 from align.data.writing import write_rows
 from align.errors import DataError, UsageError, nearest
@@ -15,20 +15,20 @@ from align.schema import Record
 
 
 @dataclass
-class Converted:
+class ConversionCounts:
     """What became of the records: how many were written, and how many the shape could not hold, by reason."""
 
     written: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def convert_records(batches: Iterable[list[Record]], path: Path, suffix: str, shape: str) -> Converted:
+def convert_records(batches: Iterable[list[Record]], path: Path, suffix: str, shape: str) -> ConversionCounts:
     """Write records to a file in a shape; nothing is left behind when reading fails or no record could be written."""
     if shape not in SHAPES:
         raise UsageError(f"--to {shape}: unknown;{nearest(shape, SHAPES)}")
     if shape == "openai" and suffix == ".parquet":
         raise UsageError(f"{path}: openai takes JSON-lines; write to .jsonl, or give another --to")
-    done = Converted()
+    done = ConversionCounts()
     done.written = write_rows(_shaped(batches, shape, path, done.left_out), path, suffix)
     return done
 

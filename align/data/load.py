@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.data.catalog import find
-from align.data.checks import remarks
 from align.data.digest import digest_records
-from align.data.mix import Mixture, leaves, open_scan
-from align.data.problems import BadRow
+from align.data.mixtures import Mixture, leaves, open_scan
+from align.data.row_errors import BadRow
 from align.data.scan import check_there, read_row
+from align.data.set_checks import remarks
 from align.errors import UsageError, nearest
 from align.schema import VIEWS, Record, View
 

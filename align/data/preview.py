@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from align.data.answers import render_preferences, render_unpaired
 from align.data.render import render_demonstrations, render_prompts, render_texts
+from align.data.render_answers import render_preferences, render_unpaired
 from align.data.rendered import Rendered
 from align.schema import Record, View
 

@@ -13,19 +13,19 @@ from typing import Any, Literal
 
 from align.data import containers
 from align.data.catalog import Dataset, DatasetConfig, find, make_layout
-from align.data.cells import unpack_row
-from align.data.containers import RawRow, Reading
+from align.data.containers import RawRow, ReadOptions
 from align.data.digest import Digest
-from align.data.message_rows import join_messages
-from align.data.problems import SHOWN, BadRow, RowError, RowSkipped, kind_of_error, tell
-from align.data.readers import FORMATS, Format, check_record
-from align.data.reshape import Part
-from align.data.rows import COMMON, Layout, Plan, Row, read_meta, read_number, read_tools
-from align.data.sniff import LOOKED_AT, slip_of, sniff
+from align.data.formats import FORMATS, Format, check_record
+from align.data.formats.cells import unpack_row
+from align.data.formats.detection import LOOKED_AT, slip_of, sniff
+from align.data.formats.message_rows import join_messages
+from align.data.formats.nested_rows import PlainRow
+from align.data.formats.row_layout import COMMON, ColumnRoles, Row, RowLayout, read_meta, read_number, read_tools
+from align.data.formats.turns import kind_of
+from align.data.row_errors import SHOWN, BadRow, RowError, RowSkipped, kind_of_error, tell
 from align.data.split import is_held_out
-from align.data.turns import kind_of
 from align.data.views import a_kind, convert, natural_view
-from align.data.vote_rows import Sieve
+from align.data.vote_filter import VoteFilterPass
 from align.errors import DataError, UsageError, nearest
 from align.schema import VIEWS, Record, View
 
@@ -143,7 +143,7 @@ def nothing_left(name: str, rows: int, reasons: Mapping[str, int]) -> str:
     return f"{name}: 0 of {rows} rows can be used ({table}); mend the data or give other data"
 
 
-def read_row(row: dict[str, Any], format_name: str, layout: Layout) -> list[Record]:
+def read_row(row: dict[str, Any], format_name: str, layout: RowLayout) -> list[Record]:
     """The records of one raw row, checked; raises RowError or RowSkipped, be it for one of several examples in it."""
     known = FORMATS[format_name]
     row = unpack_row(row)
@@ -155,7 +155,7 @@ def read_row(row: dict[str, Any], format_name: str, layout: Layout) -> list[Reco
     return records
 
 
-def _read_part(row: Row, known: Format, layout: Layout) -> list[Record]:
+def _read_part(row: Row, known: Format, layout: RowLayout) -> list[Record]:
     records = known.read(row, layout)
     plan = layout.plan(row)
     for record in records:
@@ -167,7 +167,7 @@ def _read_part(row: Row, known: Format, layout: Layout) -> list[Record]:
     return records
 
 
-def _add_extras(record: Record, row: Row, plan: Plan) -> None:
+def _add_extras(record: Record, row: Row, plan: ColumnRoles) -> None:
     for part, column in plan.extras:
         value = row[column]
         if part == "id":
@@ -196,7 +196,7 @@ def _read(
     known = FORMATS[format_name]
     layout = make_layout(config, format_name, view)
     if format_name == "votes":
-        rows = Sieve(found.name, config.votes, found.pass_over).sift(rows)
+        rows = VoteFilterPass(found.name, config.votes, found.pass_over).select(rows)
     elif format_name == "message_rows":
         rows = join_messages(rows, found.name, config.columns)
     if format_name != "votes" and (asked := config.votes.asked):
@@ -225,7 +225,7 @@ def _open(dataset: Dataset, roots: Mapping[str, Path] | None, notes: list[str]) 
     except OSError as error:  # a folder that may not be entered, a name that is too long
         raise DataError(f"{dataset.name}: cannot be read ({error.strerror}); check the path") from None
     shown = config.source if path == Path(config.source) else path.name
-    reading = Reading(
+    reading = ReadOptions(
         config.encoding,
         tuple(config.header),
         config.quoting,
@@ -299,7 +299,7 @@ def _read_rows(rows: Iterator[RawRow], reader: _RowReader) -> Generator[Record, 
 class _RowReader:
     """Rows of one dataset to records, all of one kind; what is refused or left out goes into the account."""
 
-    def __init__(self, known: Format, layout: Layout, found: Scan, on_bad: Callable[[BadRow], None] | None) -> None:
+    def __init__(self, known: Format, layout: RowLayout, found: Scan, on_bad: Callable[[BadRow], None] | None) -> None:
         self.known, self.layout, self.found, self.on_bad = known, layout, found, on_bad
         self.kind: View | None = None
         self.unused: dict[str, None] = {}  # an ordered set
@@ -317,7 +317,7 @@ class _RowReader:
             self.found.skipped[skip.reason] += 1
             return []
 
-    def _take(self, part: Part, raw: RawRow) -> list[Record]:
+    def _take(self, part: PlainRow, raw: RawRow) -> list[Record]:
         if isinstance(part, RowSkipped):
             self.found.skipped[part.reason] += 1
             return []
@@ -368,7 +368,7 @@ def _checked_row(raw: RawRow, known: Format) -> Row:
     raise RowError("not a row", "row", f"is {kind_of(row)}, not an object", "write {column: value}")
 
 
-def _near_miss(unused: Iterable[str], layout: Layout) -> str:
+def _near_miss(unused: Iterable[str], layout: RowLayout) -> str:
     """A hint for every unused column whose name is nearly that of an optional part."""
     parts = {name for part, names in layout.synonyms.items() if part not in COMMON for name in names}
     hints = [(name, near) for name in unused if (near := slip_of(str(name), parts))]

@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from align.data.problems import RowSkipped
-from align.data.turns import split_turns
+from align.data.formats.turns import split_turns
+from align.data.row_errors import RowSkipped
 from align.schema import Message, Messages, Record
 
 Row = dict[str, Any]

@@ -21,7 +21,7 @@ from align.schema import Record
 By = Literal["prompt", "first_turn"]
 
 
-class Halves(NamedTuple):
+class SplitCounts(NamedTuple):
     """How many rows fell on each side."""
 
     train: int
@@ -48,7 +48,7 @@ def split_records(
     seed: int = 0,
     by: By = "prompt",
     force: bool = False,
-) -> Halves:
+) -> SplitCounts:
     """Write `train.jsonl` and `eval.jsonl` into a folder, both or neither.
 
     Raises UsageError for a share that is not between 0 and 1 or files that are there already, and DataError when one
@@ -74,4 +74,4 @@ def split_records(
                 f"{folder}: of {sum(counts)} rows none falls on the {empty} side at --eval {share:g}; "
                 "give more rows, another share or another --seed"
             )
-    return Halves(*counts)
+    return SplitCounts(*counts)

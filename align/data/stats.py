@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.data.answers import render_preferences
-from align.data.checks import Findings
 from align.data.render import render_demonstrations, render_prompts, render_texts
+from align.data.render_answers import render_preferences
 from align.data.rendered import Rendered
+from align.data.set_checks import Findings
 from align.data.views import natural_view
 from align.schema import Messages, Record
 
@@ -33,7 +33,7 @@ _LOOKED_AT = 1000
 _UNLIMITED = 1 << 30
 
 
-class Spread:
+class LengthHistogram:
     """The distribution of a count over rows, at eight bytes a row."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Stats:
     scripts: Counter[str] = field(default_factory=Counter)
     systems: int = 0
     with_tools: int = 0
-    spreads: dict[str, Spread] = field(default_factory=dict)
+    spreads: dict[str, LengthHistogram] = field(default_factory=dict)
     too_long: int = 0
     untrainable: Counter[str] = field(default_factory=Counter)
 
@@ -105,7 +105,7 @@ class Stats:
             self._count_scripts(turn["content"])
 
     def _spread(self, name: str, value: int) -> None:
-        self.spreads.setdefault(name, Spread()).add(value)
+        self.spreads.setdefault(name, LengthHistogram()).add(value)
 
     def _count_scripts(self, text: str) -> None:
         text = text[:_LOOKED_AT]

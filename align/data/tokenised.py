@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.config import OnLong, OnRefused
-from align.data.answers import preference_rows, unpaired_rows
 from align.data.fitting import TOO_LONG, Fit
 from align.data.load import RecordSet
 from align.data.render import NOT_FULL, demonstration_rows, document_rows, pack_blocks, prompt_rows
+from align.data.render_answers import preference_rows, unpaired_rows
 from align.data.rendered import Counts, Renderer, is_refusal, writable
 from align.errors import DataError, MachineError
 from align.schema import Record, View

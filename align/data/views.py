@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from align.data.problems import RowSkipped
+from align.data.row_errors import RowSkipped
 from align.errors import DataError
 from align.schema import Record, View
 

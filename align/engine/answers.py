@@ -33,8 +33,8 @@ def answered(messages: Messages, loaded: LoadedBase) -> Answered:
 
     Raises UsageError when it does not, does not fit the chat template, or is longer than the model takes.
     """
-    from align.data.answers import unpaired_rows
     from align.data.fitting import Fit
+    from align.data.render_answers import unpaired_rows
 
     if not messages or messages[-1]["role"] != "assistant":
         raise UsageError("the conversation does not end with an answer of the assistant; nothing can be said of it")

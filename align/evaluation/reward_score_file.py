@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from align.config import write
-from align.data.answers import preference_rows, unpaired_rows
 from align.data.fitting import Fit
-from align.data.mix import open_scan
+from align.data.mixtures import open_scan
+from align.data.render_answers import preference_rows, unpaired_rows
 from align.data.shapes import to_trl
 from align.data.views import natural_view
 from align.data.writing import check_target, write_rows

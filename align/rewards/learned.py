@@ -63,7 +63,7 @@ def reward_models(registry: Registry, reference: str | None) -> tuple[Checkpoint
 
 
 def _tokens(record: Record, completion: str, tokenizer: Any, fit: Fit) -> list[int]:
-    from align.data.answers import unpaired_rows
+    from align.data.render_answers import unpaired_rows
 
     answered = replace(record, completion=[{"role": "assistant", "content": completion}])
     found = unpaired_rows([answered], tokenizer, fit)

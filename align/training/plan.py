@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig, write
 from align.data import RecordSet, load_records
-from align.data.checks import refuse_leak
 from align.data.folding import fold_when_asked
+from align.data.set_checks import refuse_leak
 from align.data.template_notes import noted_lines
 from align.data.tokenised import TokenSet, tokenise
 from align.models.adapters import tokenizer_home

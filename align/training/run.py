@@ -101,7 +101,7 @@ class Run:
         """
         if self.config.eval_data is None:
             return None
-        from align.data.checks import refuse_leak
+        from align.data.set_checks import refuse_leak
 
         found = self.records(self.config.eval_data)
         refuse_leak(train, found)

@@ -405,7 +405,7 @@ def test_26_control_strings_in_content_are_never_control_tokens(tmp_path):
 
 
 def test_31_to_38_bytes_of_other_encodings_are_counted_over_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.data.streams.BLOCK", 7)
+    monkeypatch.setattr("align.data.containers.data_files.BLOCK", 7)
     good = '{"instruction": "九点", "output": "开门"}\n'.encode("gb18030")
     spec = place(tmp_path, "a.jsonl", good * 3 + b'{"instruction": "\xbe\xc5\xff', "encoding: gb18030\n")
 

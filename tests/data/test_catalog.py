@@ -8,7 +8,7 @@ from align.config import build, read_yaml
 from align.data import load_records
 from align.data.catalog import DatasetConfig, catalogue, find, make_layout
 from align.data.load import read_row
-from align.data.mix import leaves
+from align.data.mixtures import leaves
 from align.errors import DataError, UsageError
 from align.schema import assistant, user
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.data import load_records
-from align.data.cells import LONGEST_CELL, read_value, unpack_row
-from align.data.problems import RowError
+from align.data.formats.cells import LONGEST_CELL, read_value, unpack_row
+from align.data.row_errors import RowError
 from align.errors import DataError
 
 TALK = [{"role": "user", "content": 'say "it\'s"\nnow'}, {"role": "assistant", "content": 'it\'s \\ "fine" 你好'}]

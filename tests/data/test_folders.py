@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from align.data import load_records
-from align.data.folders import kind_of_split, split_of
+from align.data.containers.folders import kind_of_split, split_of
 from align.errors import AlignError, DataError
 
 

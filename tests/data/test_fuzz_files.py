@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from align.data import load_records
-from align.data.readers import FORMATS
+from align.data.formats import FORMATS
 from align.errors import AlignError
 from align.schema import VIEWS
 

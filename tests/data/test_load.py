@@ -6,10 +6,10 @@ import json
 import pytest
 
 from align.data import load_records
+from align.data.formats.row_layout import read_label
+from align.data.formats.turns import split_pair
 from align.data.load import survey
-from align.data.problems import RowError
-from align.data.rows import read_label
-from align.data.turns import split_pair
+from align.data.row_errors import RowError
 from align.errors import DataError, UsageError
 from align.schema import Record, assistant, user
 
@@ -573,7 +573,7 @@ def test_numeric_labels_of_conversations_count_where_labels_are_asked_for(tmp_pa
     ],
 )
 def test_reasoning_is_one_field_under_whichever_key_or_part_a_file_holds_it(turn):
-    from align.data.turns import OPENAI_TAGS, read_turns
+    from align.data.formats.turns import OPENAI_TAGS, read_turns
 
     [message] = read_turns([{"role": "assistant", **turn}], "messages", OPENAI_TAGS)
 
@@ -588,8 +588,8 @@ def test_reasoning_is_one_field_under_whichever_key_or_part_a_file_holds_it(turn
     ],
 )
 def test_reasoning_that_is_no_text_or_twice_different_is_a_bad_row(turn, problem):
-    from align.data.problems import RowError
-    from align.data.turns import OPENAI_TAGS, read_turns
+    from align.data.formats.turns import OPENAI_TAGS, read_turns
+    from align.data.row_errors import RowError
 
     with pytest.raises(RowError, match=problem):
         read_turns([{"role": "assistant", **turn}], "messages", OPENAI_TAGS)

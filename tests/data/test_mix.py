@@ -5,8 +5,8 @@ import json
 import pytest
 
 from align.data import load_records
-from align.data.catalog import DatasetConfig, Member, find
-from align.data.mix import interleave, leaves, share_out
+from align.data.catalog import DatasetConfig, MixtureMember, find
+from align.data.mixtures import interleave, leaves, share_out
 from align.errors import DataError, UsageError
 from align.schema import Record
 
@@ -181,7 +181,9 @@ def test_a_weight_in_scientific_notation_is_a_number(sets):
     ],
 )
 def test_shares_are_exact_to_a_row_and_never_more_than_there_are(weights, sizes, rows, counts):
-    config = DatasetConfig(mix=[Member(name=str(n), weight=weight) for n, weight in enumerate(weights)], rows=rows)
+    config = DatasetConfig(
+        mix=[MixtureMember(name=str(n), weight=weight) for n, weight in enumerate(weights)], rows=rows
+    )
 
     shares = share_out(config, {str(n): size for n, size in enumerate(sizes)})
 

@@ -7,7 +7,6 @@ import time
 import pytest
 from template_zoo import CLOSED, CONTROLS, build, build_spaced
 
-from align.data.answers import render_preferences
 from align.data.render import (
     NOTHING_TRAINED,
     TOO_LONG,
@@ -17,6 +16,7 @@ from align.data.render import (
     render_texts,
     stop_token_ids,
 )
+from align.data.render_answers import render_preferences
 from align.data.rendered import UNTRAINED
 from align.errors import DataError
 from align.schema import Record, assistant, user

@@ -149,7 +149,7 @@ VALUES = [
 @pytest.mark.parametrize("ascii_only", [True, False])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_list_is_read_the_same_whatever_the_blocks(tmp_path, monkeypatch, block, ascii_only, indent):
-    monkeypatch.setattr("align.data.streams.BLOCK", block)
+    monkeypatch.setattr("align.data.containers.data_files.BLOCK", block)
     (tmp_path / "a.json").write_text(json.dumps(VALUES, ensure_ascii=ascii_only, indent=indent), encoding="utf-8")
     around = json.dumps({"version": "1.0", "data": VALUES, "n": 12.5}, ensure_ascii=ascii_only, indent=indent)
     (tmp_path / "b.json").write_text(around, encoding="utf-8")
@@ -161,7 +161,7 @@ def test_a_list_is_read_the_same_whatever_the_blocks(tmp_path, monkeypatch, bloc
 
 @pytest.mark.parametrize("block", [1, 3, 7, 64])
 def test_lines_are_read_the_same_whatever_the_blocks(tmp_path, monkeypatch, block):
-    monkeypatch.setattr("align.data.streams.BLOCK", block)
+    monkeypatch.setattr("align.data.containers.data_files.BLOCK", block)
     texts = ["plain", "九点 \U0001f600", "", "x" * 30]
     rows = [{"text": f"{n} {text}"} for n, text in enumerate(texts)]
     write(tmp_path / "a.jsonl", rows)
@@ -187,8 +187,8 @@ def test_a_long_text_is_cut_at_line_ends(tmp_path, monkeypatch):
 
 
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.data.streams.LONGEST_LINE", 1000)
-    monkeypatch.setattr("align.data.streams.BLOCK", 100)
+    monkeypatch.setattr("align.data.containers.data_files.LONGEST_LINE", 1000)
+    monkeypatch.setattr("align.data.containers.data_files.BLOCK", 100)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "x" * 5000)
 
     with pytest.raises(DataError, match=r"a\.jsonl:2: a line of more than"):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from align.data import load_records
-from align.data.checks import Findings, refuse_leak, remarks
+from align.data.set_checks import Findings, refuse_leak, remarks
 from align.errors import DataError
 from align.schema import Record, assistant, user
 

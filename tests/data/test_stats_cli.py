@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from align.data.__main__ import main
-from align.data.stats import Spread
+from align.data.stats import LengthHistogram
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -103,7 +103,7 @@ def test_every_kind_has_its_tokens(tmp_path, tiny_base, capsys, row, columns):
 
 
 def test_percentiles_are_nearest_ranks():
-    spread = Spread()
+    spread = LengthHistogram()
     for value in range(1, 101):
         spread.add(value)
 
@@ -113,7 +113,7 @@ def test_percentiles_are_nearest_ranks():
         "p99": 99,
         "mean": 50.5,
     }
-    assert Spread().summary() == {}
+    assert LengthHistogram().summary() == {}
 
 
 def test_bad_rows_are_errors_unless_they_are_to_be_counted(tmp_path, capsys):

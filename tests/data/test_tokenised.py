@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from template_zoo import build
 
-from align.data.answers import render_preferences, render_unpaired
 from align.data.load import RecordSet, digest_records
 from align.data.render import render_demonstrations, render_prompts, render_texts
+from align.data.render_answers import render_preferences, render_unpaired
 from align.data.tokenised import TokenPlan, tokenise
 from align.errors import DataError
 from align.schema import Record, assistant, user

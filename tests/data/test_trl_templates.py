@@ -8,9 +8,9 @@ import pytest
 from trl_templates import ASKED, CALL, NAMES, RESULT, TALKS, TOOLS, build, say
 
 from align.data import omissions
-from align.data.answers import preference_rows, unpaired_rows
 from align.data.fitting import Fit
 from align.data.render import demonstration_rows, document_rows, prompt_rows, render_chat
+from align.data.render_answers import preference_rows, unpaired_rows
 from align.data.rendered import UNPROMPTED, UNTRAINED
 from align.data.template_notes import generation_note
 from align.errors import DataError

@@ -6,14 +6,14 @@ import json
 import zlib
 from collections import Counter
 
-from align.data.problems import RowError, RowSkipped
-from align.data.rows import Layout, Row, spelled_whole
-from align.data.turns import read_context, same_answers, split_pair, with_system
+from align.data.formats.row_layout import Row, RowLayout, spelled_whole
+from align.data.formats.turns import read_context, same_answers, split_pair, with_system
+from align.data.row_errors import RowError, RowSkipped
 from align.errors import shorten
 from align.schema import Messages, Record
 
 
-def read_pairs(row: Row, layout: Layout) -> list[Record]:
+def read_pairs(row: Row, layout: RowLayout) -> list[Record]:
     """Two answers and a verdict; several verdict columns are judges who vote, and no majority is a tie.
 
     The answers may be whole conversations, which then must begin with the same turns.
@@ -33,7 +33,7 @@ def read_pairs(row: Row, layout: Layout) -> list[Record]:
 _UNUSABLE = {"empty completion": "vote: empty answer", "not text": "vote: an answer holds what is no text"}
 
 
-def read_votes(row: Row, layout: Layout) -> list[Record]:
+def read_votes(row: Row, layout: RowLayout) -> list[Record]:
     """The comparison page's votes; one without an answer to learn from is left out, never an error.
 
     Where answers are taken one by one the better one is good and the other bad, both are bad after "both bad", and
@@ -67,7 +67,7 @@ def read_votes(row: Row, layout: Layout) -> list[Record]:
     return _judged(context, answers, choice, layout)
 
 
-def _labelled(context: Messages, answers: dict[str, Messages], choice: str, layout: Layout) -> list[Record]:
+def _labelled(context: Messages, answers: dict[str, Messages], choice: str, layout: RowLayout) -> list[Record]:
     if choice == "tie" and layout.ties == "drop":
         raise RowSkipped("tie")
     if choice == "tie" and layout.ties == "half":
@@ -90,7 +90,7 @@ def _told_here(row: Row, choice: str) -> list[str]:
     return [side for side, here in (("a", places["b"] == 1), ("b", places["a"] == 0)) if here]
 
 
-def _read_question(row: Row, layout: Layout) -> Messages:
+def _read_question(row: Row, layout: RowLayout) -> Messages:
     column, value = layout.need(row, "prompt")
     extra = layout.optional_text(row, "input") if layout.column(row, "input") != column else None
     if extra and isinstance(value, str):
@@ -98,7 +98,7 @@ def _read_question(row: Row, layout: Layout) -> Messages:
     return read_context(value, column, layout.tags)
 
 
-def _judged(context: Messages, answers: dict[str, Messages], verdict: str, layout: Layout) -> list[Record]:
+def _judged(context: Messages, answers: dict[str, Messages], verdict: str, layout: RowLayout) -> list[Record]:
     first = Record(prompt=context, chosen=answers["a"], rejected=answers["b"])
     second = Record(prompt=context, chosen=answers["b"], rejected=answers["a"])
     if verdict != "tie":
@@ -124,7 +124,7 @@ VERDICT_OF = {spelling: verdict for verdict, spellings in _SPELLED.items() for s
 """What the usual spellings of a verdict mean, in lower case, without a label map."""
 
 
-def _verdict(row: Row, layout: Layout) -> str:
+def _verdict(row: Row, layout: RowLayout) -> str:
     named = layout.columns.get("label")
     columns = named if isinstance(named, list) else [layout.need(row, "label")[0]]
     verdicts = Counter(_one_verdict(row.get(column), column, layout) for column in columns)
@@ -132,7 +132,7 @@ def _verdict(row: Row, layout: Layout) -> str:
     return winner if count * 2 > len(columns) else "tie"
 
 
-def _one_verdict(value: object, column: str, layout: Layout) -> str:
+def _one_verdict(value: object, column: str, layout: RowLayout) -> str:
     known = layout.label_map or VERDICT_OF
     if (
         isinstance(value, float) and not value.is_integer() and 1 < value < 2 and not layout.label_map

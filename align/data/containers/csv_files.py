@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from align.data.json_rows import RawRow
-from align.data.problems import RowError
-from align.data.streams import DataFile
+from align.data.containers.data_files import DataFile
+from align.data.containers.json_files import RawRow
+from align.data.row_errors import RowError
 from align.errors import DataError, shorten
 
 _STYLES = {"none": csv.QUOTE_NONE, "csv": csv.QUOTE_MINIMAL}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from align.data.json_rows import RawRow
-from align.data.message_columns import columns_of
-from align.data.problems import RowError
+from align.data.containers.json_files import RawRow
+from align.data.formats.message_columns import columns_of
+from align.data.row_errors import RowError
 from align.errors import DataError, shorten
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from align.data.problems import RowError
-from align.data.turns import OPENAI_TAGS, Tags, checked_text, read_answer, read_context
+from align.data.formats.turns import OPENAI_TAGS, Tags, checked_text, read_answer, read_context
+from align.data.row_errors import RowError
 from align.errors import nearest, shorten
 from align.schema import Messages, View
 
@@ -30,7 +30,7 @@ COMMON: Synonyms = {
 """Parts that every format knows."""
 
 
-class Plan(NamedTuple):
+class ColumnRoles(NamedTuple):
     """Which part each column of a kind of row plays."""
 
     columns: dict[str, str]
@@ -45,7 +45,7 @@ _MOST_PLANS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RowLayout:
     """The columns, tags and policies a reader follows.
 
     `columns` maps a part to the column that plays it and wins over `synonyms`, the spellings a format knows by itself.
@@ -63,10 +63,10 @@ class Layout:
     both_bad: str = "unpaired"
     remarks: Counter[str] = field(default_factory=Counter)
     """what readers decided about rows they took, and how often"""
-    _plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
+    _plans: dict[tuple[str, ...], ColumnRoles] = field(default_factory=dict)
     _last: list[Any] = field(default_factory=list)
 
-    def plan(self, row: Row) -> Plan:
+    def plan(self, row: Row) -> ColumnRoles:
         """The plan of a row; rows with the same columns share one."""
         if self._last and self._last[0] is row:  # readers ask for one part of a row after the other
             return self._last[1]
@@ -79,13 +79,13 @@ class Layout:
         self._last[:] = (row, plan)
         return plan
 
-    def _make_plan(self, row: Row) -> Plan:
+    def _make_plan(self, row: Row) -> ColumnRoles:
         parts = {*self.synonyms, *self.columns}
         columns = {part: column for part in parts if (column := self._find(row, part)) is not None}
         # A column that is a part's usual name and was not taken for it is told among the others.
         used = {*columns.values(), *_named_columns(self.columns)}
         extras = tuple((part, columns[part]) for part in COMMON if part in columns)
-        return Plan(columns, extras, tuple(key for key in row if key not in used))
+        return ColumnRoles(columns, extras, tuple(key for key in row if key not in used))
 
     def _find(self, row: Row, part: str) -> str | None:
         named = self.columns.get(part)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from align.data.cells import read_value, turns_of
-from align.data.problems import RowError
+from align.data.formats.cells import read_value, turns_of
+from align.data.row_errors import RowError
 from align.errors import nearest, shorten
 from align.schema import Message, Messages, assistant, user
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from align.data.json_rows import RawRow
+from align.data.containers.json_files import RawRow
 from align.errors import DataError, UsageError, shorten
 
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ class VoteFilter:
         since, until = self._bounds
         if since is None and until is None:
             return True
-        cast = moment_of(row)
+        cast = time_of_vote(row)
         return cast is not None and (since is None or cast >= since) and (until is None or cast < until)
 
     def _between(self, models: Any) -> bool:
@@ -75,7 +75,7 @@ def _moment(name: str, text: str) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def moment_of(row: Row) -> datetime | None:
+def time_of_vote(row: Row) -> datetime | None:
     """When a vote was cast; None when it does not say."""
     try:
         found = datetime.fromisoformat(row.get("time"))  # type: ignore[arg-type]
@@ -84,13 +84,13 @@ def moment_of(row: Row) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def identity_of(row: Row) -> bytes:
+def vote_identity(row: Row) -> bytes:
     """What two copies of a vote have in common and no two votes have."""
-    told = {key: row.get(key) for key in ("id", "prompt", "a", "b", "choice", "voter")}
-    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).digest()
+    content = {key: row.get(key) for key in ("id", "prompt", "a", "b", "choice", "voter")}
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
 
 
-class Sieve:
+class VoteFilterPass:
     """Passes on the rows that are wanted, each id once, and remembers what the others were."""
 
     def __init__(self, name: str, wanted: VoteFilter, leave_out: Callable[[str], None]) -> None:
@@ -99,7 +99,7 @@ class Sieve:
         self._seen: dict[str, Counter[str]] = {key: Counter() for key in ("mode", "voter", "models")}
         self._times: list[datetime] = []
 
-    def sift(self, rows: Iterator[RawRow]) -> Iterator[RawRow]:
+    def select(self, rows: Iterator[RawRow]) -> Iterator[RawRow]:
         """The wanted rows; DataError, at the end, when something was asked for and no vote is that."""
         passed = total = 0
         for raw in rows:
@@ -112,13 +112,13 @@ class Sieve:
                 continue
             if not self._wanted.takes(raw.value):
                 self._note(raw.value)
-                self._leave_out(f"vote: not {told(self._wanted)}")
+                self._leave_out(f"vote: not {describe_filter(self._wanted)}")
                 continue
             passed += 1
             yield raw
         if total and not passed and self._wanted.asked:
             raise DataError(
-                f"{self._name}: none of {total} votes is {told(self._wanted)}; there are {self._account()}; "
+                f"{self._name}: none of {total} votes is {describe_filter(self._wanted)}; there are {self._account()}; "
                 "ask for some of those"
             )
 
@@ -126,7 +126,7 @@ class Sieve:
         """Whether this very vote was seen before, as in files that were imported and copied."""
         if not row.get("id"):
             return False
-        same = identity_of(row)
+        same = vote_identity(row)
         repeated = same in self._known
         self._known.add(same)
         return repeated
@@ -136,7 +136,7 @@ class Sieve:
         self._seen["mode"][str(row.get("mode") or "none")] += 1
         self._seen["voter"][str(row.get("voter") or "none")] += 1
         self._seen["models"].update(map(str, models.values()) if isinstance(models, dict) else ["none"])
-        if (cast := moment_of(row)) is not None:
+        if (cast := time_of_vote(row)) is not None:
             self._times.append(cast)
 
     def _account(self) -> str:
@@ -149,6 +149,6 @@ class Sieve:
         return "; ".join(parts)
 
 
-def told(wanted: VoteFilter) -> str:
+def describe_filter(wanted: VoteFilter) -> str:
     """A filter as it is written in a spec."""
     return ",".join(f"{key}={value}" for key, value in wanted.asked.items())

@@ -33,7 +33,7 @@ _ENDINGS = re.compile(r"(?<=[a-z]{3})(set|sets|data|split|file)$")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class SplitRequest:
     """The part of a folder that is asked for, and the folder's name in messages."""
 
     name: str
@@ -41,7 +41,7 @@ class Wanted:
     subset: str | None = None
 
 
-def choose_files(folder: Path, files: Sequence[Path], wanted: Wanted, notes: list[str]) -> list[Path]:
+def choose_files(folder: Path, files: Sequence[Path], wanted: SplitRequest, notes: list[str]) -> list[Path]:
     """Return the files of the wanted split; DataError when none can be chosen without asking."""
     listed = _read_listing(folder, files, wanted, notes)
     if listed is not None:
@@ -56,7 +56,7 @@ def choose_files(folder: Path, files: Sequence[Path], wanted: Wanted, notes: lis
 
 
 def choose_split(
-    splits: Mapping[str, list[Path]], unmarked: Sequence[Path], wanted: Wanted, notes: list[str]
+    splits: Mapping[str, list[Path]], unmarked: Sequence[Path], wanted: SplitRequest, notes: list[str]
 ) -> list[Path]:
     """Return what the wanted split holds; `unmarked` are files of no split, which are taken where no split is train."""
     if not splits and wanted.split in (None, ALL):
@@ -76,7 +76,7 @@ def choose_split(
     return chosen
 
 
-def _asked_split(splits: Mapping[str, list[Path]], wanted: Wanted) -> str:
+def _asked_split(splits: Mapping[str, list[Path]], wanted: SplitRequest) -> str:
     asked = wanted.split or ""
     if asked in splits:
         return asked
@@ -87,7 +87,7 @@ def _asked_split(splits: Mapping[str, list[Path]], wanted: Wanted) -> str:
     raise DataError(f"{wanted.name}: no split {asked!r}; it has {known};{nearest(asked, splits)}")
 
 
-def _default_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], wanted: Wanted) -> str | None:
+def _default_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], wanted: SplitRequest) -> str | None:
     if "train" in splits:
         return "train"
     training = [name for name in splits if kind_of_split(name) == "train"]
@@ -130,7 +130,7 @@ def _held_out_first(kinds: list[str]) -> str | None:
     return next((kind for kind in kinds if kind != "train"), "train" if kinds else None)
 
 
-def _within_subset(folder: Path, files: Sequence[Path], wanted: Wanted) -> Sequence[Path]:
+def _within_subset(folder: Path, files: Sequence[Path], wanted: SplitRequest) -> Sequence[Path]:
     if wanted.subset is None:
         return files
     inside = [file for file in files if file.relative_to(folder).parts[0] == wanted.subset]
@@ -141,7 +141,7 @@ def _within_subset(folder: Path, files: Sequence[Path], wanted: Wanted) -> Seque
 
 
 def _read_listing(
-    folder: Path, files: Sequence[Path], wanted: Wanted, notes: list[str]
+    folder: Path, files: Sequence[Path], wanted: SplitRequest, notes: list[str]
 ) -> dict[str, list[Path]] | None:
     """The files of each split as README.md lists them; None when it lists none."""
     configs = _configs(folder, wanted, notes)
@@ -165,7 +165,7 @@ def _read_listing(
     return listed
 
 
-def _configs(folder: Path, wanted: Wanted, notes: list[str]) -> list[dict[str, Any]]:
+def _configs(folder: Path, wanted: SplitRequest, notes: list[str]) -> list[dict[str, Any]]:
     readme = folder / _README
     if not readme.is_file():
         return []
@@ -182,7 +182,7 @@ def _configs(folder: Path, wanted: Wanted, notes: list[str]) -> list[dict[str, A
     return [config for config in listing if isinstance(config, dict) and config.get("data_files")]
 
 
-def _chosen_config(configs: list[dict[str, Any]], wanted: Wanted) -> dict[str, Any]:
+def _chosen_config(configs: list[dict[str, Any]], wanted: SplitRequest) -> dict[str, Any]:
     names = [str(config.get("config_name", "default")) for config in configs]
     if wanted.subset is not None:
         if wanted.subset not in names:
@@ -200,7 +200,7 @@ def _chosen_config(configs: list[dict[str, Any]], wanted: Wanted) -> dict[str, A
     )
 
 
-def _data_files(config: Mapping[str, Any], wanted: Wanted) -> dict[str, list[str]]:
+def _data_files(config: Mapping[str, Any], wanted: SplitRequest) -> dict[str, list[str]]:
     """The patterns of each split of a README's `data_files`, in any of the forms the hub knows."""
     held = config["data_files"]
     if isinstance(held, dict):
@@ -219,7 +219,7 @@ def _data_files(config: Mapping[str, Any], wanted: Wanted) -> dict[str, list[str
     return found
 
 
-def _checked_pattern(pattern: Any, wanted: Wanted) -> str:
+def _checked_pattern(pattern: Any, wanted: SplitRequest) -> str:
     if not isinstance(pattern, str) or "://" in pattern or ".." in PurePosixPath(pattern).parts or pattern[:1] == "/":
         raise DataError(
             f"{wanted.name}: {_README} lists {pattern!r}, which is no file of the folder; name the file to read"

@@ -11,18 +11,18 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from align.data.problems import RowError, RowSkipped
-from align.data.rows import Layout, Row
-from align.data.turns import kind_of
+from align.data.formats.row_layout import Row, RowLayout
+from align.data.formats.turns import kind_of
+from align.data.row_errors import RowError, RowSkipped
 from align.schema import Message, Messages, assistant, user
 
-Part = Row | RowSkipped
+PlainRow = Row | RowSkipped
 
 _ONE_EACH = ("demonstration", "prompt", "text")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def split_instances(row: Row, _layout: Layout) -> Iterator[Part]:
+def split_instances(row: Row, _layout: RowLayout) -> Iterator[PlainRow]:
     """Self-instruct: an instruction with a list of instances, each with its own input and output."""
     instances = row.get("instances")
     if not isinstance(instances, list):
@@ -35,7 +35,7 @@ def split_instances(row: Row, _layout: Layout) -> Iterator[Part]:
         yield rest | _mapping(instance, f"instances[{index}]")
 
 
-def split_solutions(row: Row, layout: Layout) -> Iterator[Part]:
+def split_solutions(row: Row, layout: RowLayout) -> Iterator[PlainRow]:
     """Solutions of one question, each right or wrong: labelled answers, or every right one against every wrong one."""
     prompt = layout.text(row, "prompt", "empty prompt")
     reference = layout.optional_text(row, "answer")
@@ -68,7 +68,7 @@ def _solutions(row: Row) -> Iterator[tuple[str, str, bool]]:
         yield str(column), text, good
 
 
-def split_ranked(row: Row, layout: Layout) -> Iterator[Part]:
+def split_ranked(row: Row, layout: RowLayout) -> Iterator[PlainRow]:
     """Ranked answers: a tree of replies (OASST), or a prompt with answers and their ranks; rank 0 or 1 is the best.
 
     Every better answer is paired with every worse one; for demonstrations the best of each set is taken alone.
@@ -93,7 +93,7 @@ def split_ranked(row: Row, layout: Layout) -> Iterator[Part]:
 Ranked = tuple[Any, list[tuple[float, str]]]
 
 
-def _answer_set(row: Row, layout: Layout) -> Ranked:
+def _answer_set(row: Row, layout: RowLayout) -> Ranked:
     _, prompt = layout.need(row, "prompt")
     answers = row.get("answers")
     if not isinstance(answers, list):
@@ -135,7 +135,7 @@ def _reply(node: dict[str, Any]) -> Message:
     return assistant(text) if role == "assistant" else user(text)
 
 
-def split_questions(row: Row, _layout: Layout) -> Iterator[Part]:
+def split_questions(row: Row, _layout: RowLayout) -> Iterator[PlainRow]:
     """Questions about a text (SQuAD, CMRC): one row a question, its first answer the reference of all `answers`."""
     paragraphs = row.get("paragraphs")
     for place, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [row]):
@@ -150,7 +150,7 @@ def split_questions(row: Row, _layout: Layout) -> Iterator[Part]:
             yield _question(_mapping(question, f"qas[{index}]"), context)
 
 
-def _question(held: dict[str, Any], context: str) -> Part:
+def _question(held: dict[str, Any], context: str) -> PlainRow:
     asked = held.get("question", held.get("query_text"))
     if not isinstance(asked, str):
         raise RowError("not text", "question", f"is {kind_of(asked)}, not text", "write it as a string")
@@ -176,7 +176,7 @@ def _answers(answers: Any) -> list[str]:
     return list(dict.fromkeys(good)) if good and good[0] == texts[0] else []
 
 
-def split_choice(row: Row, layout: Layout) -> Iterator[Part]:
+def split_choice(row: Row, layout: RowLayout) -> Iterator[PlainRow]:
     """A question with choices, of which one is right: named by its letter, its number from 0, or its text.
 
     The choices are a list, or columns A, B and so on (C-Eval); `meta.labels` are the letters.
@@ -229,7 +229,7 @@ def _right_one(answer: Any, choices: list[str], labels: list[str]) -> int:
     raise RowError("bad label", "answer", f"is {kind_of(answer)}, none of the choices", remedy)
 
 
-def join_preferred(row: Row, _layout: Layout) -> Iterator[Part]:
+def join_preferred(row: Row, _layout: RowLayout) -> Iterator[PlainRow]:
     """OpenAI's preference fine-tuning: input with messages, a preferred and a non-preferred output."""
     given = _mapping(row.get("input"), "input")
     known = ("input", "preferred_output", "non_preferred_output")

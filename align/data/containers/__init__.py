@@ -11,14 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from align.config import load_yaml
-from align.data.arrow_files import DESCRIPTIONS, is_saved, read_arrow, read_parquet, read_saved, repair_of_columns
-from align.data.folders import Wanted, choose_files
-from align.data.json_rows import RawRow, read_json, read_json_lines, rows_of_object
-from align.data.streams import PACKED, DataFile, Reading
-from align.data.tables import read_csv, read_tsv
+from align.data.containers.arrow_files import (
+    DESCRIPTIONS,
+    is_saved,
+    read_arrow,
+    read_parquet,
+    read_saved,
+    repair_of_columns,
+)
+from align.data.containers.csv_files import read_csv, read_tsv
+from align.data.containers.data_files import PACKED, DataFile, ReadOptions
+from align.data.containers.folders import SplitRequest, choose_files
+from align.data.containers.json_files import RawRow, read_json, read_json_lines, rows_of_object
 from align.errors import DataError, UsageError, nearest, shorten
 
-__all__ = ["DataFile", "RawRow", "Reading", "read_hub", "read_path"]
+__all__ = ["DataFile", "RawRow", "ReadOptions", "read_hub", "read_path"]
 
 LONGEST_YAML = 64 << 20
 """Characters of a YAML file, which is held in memory whole and read slowly."""
@@ -26,16 +33,16 @@ LONGEST_TEXT = 16 << 20
 """A text file of more characters than this is cut at line ends, so that memory holds a part of it."""
 
 
-def read_path(path: Path, name: str, notes: list[str], reading: Reading | None = None) -> Iterator[RawRow]:
+def read_path(path: Path, name: str, notes: list[str], reading: ReadOptions | None = None) -> Iterator[RawRow]:
     """The rows of a file or of every data file in a folder; what had to be decided is appended to `notes`.
 
     Raises DataError for what is no readable file, or none that holds rows.
     """
     check_path(path, name)
     if path.is_dir():
-        yield from _read_folder(path, name, notes, reading or Reading())
+        yield from _read_folder(path, name, notes, reading or ReadOptions())
         return
-    file = DataFile(path, name, notes, reading or Reading())
+    file = DataFile(path, name, notes, reading or ReadOptions())
     reader = _READERS.get(file.suffix)
     if reader is None:
         raise DataError(f"{name}: files of this kind are not read; convert it to one of {', '.join(_READERS)}")
@@ -111,8 +118,8 @@ def _fetch_hub_file(name: str, revision: str | None) -> Path:
         ) from None
 
 
-def _read_folder(folder: Path, name: str, notes: list[str], reading: Reading) -> Iterator[RawRow]:
-    wanted = Wanted(name, reading.split, reading.subset)
+def _read_folder(folder: Path, name: str, notes: list[str], reading: ReadOptions) -> Iterator[RawRow]:
+    wanted = SplitRequest(name, reading.split, reading.subset)
     if is_saved(folder):
         yield from read_saved(folder, wanted, notes)
         return

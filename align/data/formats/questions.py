@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from align.data.problems import RowError, RowSkipped
-from align.data.rows import Layout, Row, spelled_whole
-from align.data.turns import checked_text, kind_of
+from align.data.formats.row_layout import Row, RowLayout, spelled_whole
+from align.data.formats.turns import checked_text, kind_of
+from align.data.row_errors import RowError, RowSkipped
 from align.errors import shorten
 from align.schema import Record, assistant, user
 
 
-def read_labelled(row: Row, layout: Layout) -> list[Record]:
+def read_labelled(row: Row, layout: RowLayout) -> list[Record]:
     """One text, or several under their columns' names, and its class (GLUE); `meta.labels` are the names of all."""
     named = layout.columns.get("prompt")
     columns = named if isinstance(named, list) else [layout.need(row, "prompt")[0]]
@@ -31,7 +31,7 @@ def read_labelled(row: Row, layout: Layout) -> list[Record]:
     ]
 
 
-def _class_name(column: str, value: object, layout: Layout) -> str:
+def _class_name(column: str, value: object, layout: RowLayout) -> str:
     if not layout.labels and spelled_whole(value) not in ("", "nan", "none", "-1"):
         return str(value).strip() if isinstance(value, str) else spelled_whole(value)
     known = next((form for form in (str(value), spelled_whole(value)) if form in layout.labels), None)
@@ -45,7 +45,7 @@ def _class_name(column: str, value: object, layout: Layout) -> str:
     raise RowError("bad label", column, f"is {shorten(value)}, which labels does not know", remedy)
 
 
-def read_questions(row: Row, layout: Layout) -> list[Record]:
+def read_questions(row: Row, layout: RowLayout) -> list[Record]:
     """What a user will say turn after turn (MT-bench): the first is the prompt, `meta.follow_ups` are the others."""
     column, value = layout.need(row, "messages")
     if not isinstance(value, list) or not value:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from align.data.guess import draft
-from align.data.message_columns import columns_of
+from align.data.formats.draft_yaml import draft
+from align.data.formats.message_columns import columns_of
 from align.errors import DataError
 
 LOOKED_AT = 20

@@ -54,7 +54,7 @@ def count_reasons(bad: list[BadRow]) -> dict[str, int]:
     return dict(Counter(row.error.reason for row in bad).most_common())
 
 
-def first_of_every_kind(bad: list[BadRow]) -> list[BadRow]:
+def first_of_each_reason(bad: list[BadRow]) -> list[BadRow]:
     """The first `SHOWN` bad rows of every reason, in their order."""
     seen: Counter[str] = Counter()
     shown = []
@@ -92,7 +92,7 @@ def tell(
     `reasons` counts all bad rows where `bad` holds only some of them, and `equal` those with equal errors.
     """
     counts = Counter(reasons or count_reasons(bad))
-    shown = first_of_every_kind(bad)
+    shown = first_of_each_reason(bad)
     told = sum((equal or {}).get(kind_of_error(row.error), 1) for row in shown)
     more = [f"  ... and {counts.total() - told} more"] if counts.total() > told else []
     totals = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common())

@@ -34,7 +34,7 @@ _PLACES = 3
 
 
 @dataclass(slots=True)
-class Tally:
+class Occurrences:
     """How often something was found, and where first."""
 
     count: int = 0
@@ -51,25 +51,25 @@ class Findings:
     """The account of a set, fed record by record; it holds a few numbers a record and no text."""
 
     rows: int = 0
-    repeated: Tally = field(default_factory=Tally)
-    same_id: Tally = field(default_factory=Tally)
+    repeated: Occurrences = field(default_factory=Occurrences)
+    same_id: Occurrences = field(default_factory=Occurrences)
     prompts: int = 0
     """different prompts"""
-    shared_prompt: Tally = field(default_factory=Tally)
+    shared_prompt: Occurrences = field(default_factory=Occurrences)
     """pairs over a prompt that an earlier pair has too"""
-    contradictions: Tally = field(default_factory=Tally)
-    near_equal: Tally = field(default_factory=Tally)
+    contradictions: Occurrences = field(default_factory=Occurrences)
+    near_equal: Occurrences = field(default_factory=Occurrences)
     """pairs whose answers differ in case, spacing or Unicode form alone"""
-    weighed: Tally = field(default_factory=Tally)
+    weighed: Occurrences = field(default_factory=Occurrences)
     """rows with a weight of their own, other than 1"""
     chosen_longer: int = 0
     rejected_longer: int = 0
     good: int = 0
     bad: int = 0
-    variables: Tally = field(default_factory=Tally)
+    variables: Occurrences = field(default_factory=Occurrences)
     variable_names: Counter[str] = field(default_factory=Counter)
-    replaced: Tally = field(default_factory=Tally)
-    mojibake: Tally = field(default_factory=Tally)
+    replaced: Occurrences = field(default_factory=Occurrences)
+    mojibake: Occurrences = field(default_factory=Occurrences)
     _contents: set[int] = field(default_factory=set)
     _ids: dict[int, tuple[str, int | None]] = field(default_factory=dict)
     _prompts: set[object] = field(default_factory=set)
@@ -213,13 +213,13 @@ def refuse_leak(train: RecordSet, held_out: RecordSet) -> None:
 
     Rows are the same when prompt and answers are; which of two answers was chosen does not matter.
     """
-    shared = Leak(train.records)
+    shared = LeakCheck(train.records)
     for record in held_out.records:
         shared.look(record)
     shared.refuse(train.name, held_out.name)
 
 
-class Leak:
+class LeakCheck:
     """Which records of one set are in another."""
 
     def __init__(self, train: Iterable[Record] = ()) -> None:

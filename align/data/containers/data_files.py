@@ -32,7 +32,7 @@ PACKED = (".gz", ".zst", ".zip")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReadOptions:
     """How the dataset YAML wants a file read."""
 
     encoding: str = "auto"
@@ -54,7 +54,7 @@ class DataFile:
     path: Path
     name: str
     notes: list[str]
-    reading: Reading = field(default_factory=Reading)
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
     def note(self, text: str) -> None:
         """Remember a decision that was taken about this file; one taken twice counts once."""

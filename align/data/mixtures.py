@@ -18,9 +18,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.data.catalog import OPTION, Dataset, DatasetConfig, Member, catalogue, find
+from align.data.catalog import OPTION, Dataset, DatasetConfig, MixtureMember, catalogue, find
 from align.data.digest import Digest
-from align.data.problems import BadRow
+from align.data.row_errors import BadRow
 from align.data.scan import BATCH, OnBadRow, Scan, scan
 from align.data.views import natural_view
 from align.errors import DataError, UsageError
@@ -34,7 +34,7 @@ class Mixture(Scan):
     """name, digest and rows of each member, and how many rows it has (`of`)"""
 
 
-class Share(NamedTuple):
+class MemberShare(NamedTuple):
     """How many rows a member gives of those it has."""
 
     name: str
@@ -72,7 +72,7 @@ def open_scan(
     return mixture
 
 
-def member_spec(member: Member, folder: Path) -> str:
+def member_spec(member: MixtureMember, folder: Path) -> str:
     """The spec of a member: a file is looked up beside the YAML first, as a source is."""
     target = OPTION.split(member.name)[0]
     beside = folder / target
@@ -97,7 +97,7 @@ def leaves(dataset: Dataset, above: tuple[tuple[Path, str], ...] = ()) -> Iterat
         yield from leaves(found, (*above, here))
 
 
-def share_out(config: DatasetConfig, sizes: Mapping[str, int]) -> list[Share]:
+def share_out(config: DatasetConfig, sizes: Mapping[str, int]) -> list[MemberShare]:
     """How many rows each member gives; `sizes` are the rows each has, by name.
 
     Raises DataError when `rows:` asks for more than a member has and none may repeat.
@@ -120,7 +120,7 @@ def share_out(config: DatasetConfig, sizes: Mapping[str, int]) -> list[Share]:
     left = total - sum(counts.values())
     for name in sorted(parts, key=lambda name: counts[name] - total * parts[name])[:left]:
         counts[name] += 1
-    return [Share(name, counts[name], sizes[name]) for name in parts]
+    return [MemberShare(name, counts[name], sizes[name]) for name in parts]
 
 
 def interleave(sets: list[list[Record]], counts: list[int], seed: int | None) -> list[Record]:

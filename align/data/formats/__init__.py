@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from align.data.asked import read_labelled, read_questions
-from align.data.judged import read_pairs, read_votes
-from align.data.message_columns import CONTENT, CONVERSATION, ORDER, ROLE
-from align.data.problems import RowError
-from align.data.reshape import (
-    Part,
+from align.data.formats.detection import CLASSES, SIDES, TALKS, VERDICTS
+from align.data.formats.judged_pairs import read_pairs, read_votes
+from align.data.formats.message_columns import CONTENT, CONVERSATION, ORDER, ROLE
+from align.data.formats.nested_rows import (
+    PlainRow,
     join_preferred,
     split_choice,
     split_instances,
@@ -19,9 +18,9 @@ from align.data.reshape import (
     split_ranked,
     split_solutions,
 )
-from align.data.rows import COMMON, Layout, Row, Synonyms, read_label
-from align.data.sniff import CLASSES, SIDES, TALKS, VERDICTS
-from align.data.turns import (
+from align.data.formats.questions import read_labelled, read_questions
+from align.data.formats.row_layout import COMMON, Row, RowLayout, Synonyms, read_label
+from align.data.formats.turns import (
     DIALOGUE_TAGS,
     OPENAI_TAGS,
     SHAREGPT_TAGS,
@@ -36,6 +35,7 @@ from align.data.turns import (
     split_turns,
     with_system,
 )
+from align.data.row_errors import RowError
 from align.errors import shorten
 from align.schema import Messages, Record, assistant, user
 
@@ -43,7 +43,7 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _FINAL = "####"
 
 
-def read_messages(row: Row, layout: Layout) -> list[Record]:
+def read_messages(row: Row, layout: RowLayout) -> list[Record]:
     """A conversation (OpenAI or ShareGPT tags): a demonstration, a labelled one, or the prompt of a pair."""
     column, value = layout.need(row, "messages")
     turns = read_turns(value, column, layout.tags)
@@ -60,7 +60,7 @@ def read_messages(row: Row, layout: Layout) -> list[Record]:
     return [Record(prompt=prompt, completion=completion, label=layout.label(row) if completion else None)]
 
 
-def read_bare_turns_of(row: Row, layout: Layout) -> list[Record]:
+def read_bare_turns_of(row: Row, layout: RowLayout) -> list[Record]:
     """A conversation without roles, in which user and assistant take turns; a last line nobody answers is left out."""
     column, value = layout.need(row, "messages")
     turns = read_bare_turns(value, column)
@@ -75,7 +75,7 @@ def read_bare_turns_of(row: Row, layout: Layout) -> list[Record]:
     return [Record(prompt=prompt, completion=completion)]
 
 
-def read_plain(row: Row, layout: Layout) -> list[Record]:
+def read_plain(row: Row, layout: RowLayout) -> list[Record]:
     """The rows that `reshape` makes: a pair, an answer with or without a label, or a prompt."""
     if layout.column(row, "chosen"):
         [record] = read_preference(row, layout)
@@ -88,12 +88,12 @@ def read_plain(row: Row, layout: Layout) -> list[Record]:
     return [record]
 
 
-def read_prompt_completion(row: Row, layout: Layout) -> list[Record]:
+def read_prompt_completion(row: Row, layout: RowLayout) -> list[Record]:
     """TRL's prompt-completion, as text or messages."""
     return [_demonstration(row, layout)]
 
 
-def read_unpaired(row: Row, layout: Layout) -> list[Record]:
+def read_unpaired(row: Row, layout: RowLayout) -> list[Record]:
     """TRL's unpaired preference: prompt, completion and a label."""
     record = _demonstration(row, layout)
     column, value = layout.need(row, "label")
@@ -101,13 +101,13 @@ def read_unpaired(row: Row, layout: Layout) -> list[Record]:
     return [record]
 
 
-def read_prompt(row: Row, layout: Layout) -> list[Record]:
+def read_prompt(row: Row, layout: RowLayout) -> list[Record]:
     """Prompts alone, with a reference answer where there is one."""
     context = with_system(layout.context(row, "prompt"), layout.optional_text(row, "system"))
     return [Record(prompt=context, answer=layout.reference(row))]
 
 
-def read_preference(row: Row, layout: Layout) -> list[Record]:
+def read_preference(row: Row, layout: RowLayout) -> list[Record]:
     """TRL's preference: an explicit prompt, or two whole conversations that share their first turns."""
     column = layout.column(row, "prompt")
     if column is None and "prompt" in layout.columns:
@@ -116,7 +116,7 @@ def read_preference(row: Row, layout: Layout) -> list[Record]:
     return _pair(row, layout, with_system(context, layout.optional_text(row, "system")))
 
 
-def read_hh(row: Row, layout: Layout) -> list[Record]:
+def read_hh(row: Row, layout: RowLayout) -> list[Record]:
     """Two whole transcripts in which every turn starts with a blank line and `Human:` or `Assistant:`."""
     chosen, rejected = (
         _transcript(layout.text(row, part, "empty completion"), part) for part in ("chosen", "rejected")
@@ -125,7 +125,7 @@ def read_hh(row: Row, layout: Layout) -> list[Record]:
     return [Record(prompt=prompt, chosen=good, rejected=bad)]
 
 
-def read_alpaca(row: Row, layout: Layout) -> list[Record]:
+def read_alpaca(row: Row, layout: RowLayout) -> list[Record]:
     """Instruction, optional input, output; also with `history`, with a pair of answers, or with a label."""
     instruction = layout.text(row, "prompt", None)
     extra = layout.optional_text(row, "input")
@@ -140,7 +140,7 @@ def read_alpaca(row: Row, layout: Layout) -> list[Record]:
     return [Record(prompt=prompt, completion=completion, label=layout.label(row))]
 
 
-def read_qa(row: Row, layout: Layout) -> list[Record]:
+def read_qa(row: Row, layout: RowLayout) -> list[Record]:
     """Question and answer; what follows `####` (or else the whole answer) is the reference to check against."""
     question = layout.text(row, "prompt", "empty prompt")
     answer = layout.text(row, "answer", "empty completion")
@@ -151,7 +151,7 @@ def read_qa(row: Row, layout: Layout) -> list[Record]:
     return [Record(prompt=context, completion=[assistant(answer)], answer=final)]
 
 
-def read_text(row: Row, layout: Layout) -> list[Record]:
+def read_text(row: Row, layout: RowLayout) -> list[Record]:
     """Raw text for pretraining; a list of texts is the paragraphs of one."""
     column, value = layout.need(row, "text")
     if isinstance(value, list):
@@ -166,10 +166,10 @@ class Format:
     `reshape` makes the rows that are read of one row of the file, where these are not the same.
     """
 
-    read: Callable[[Row, Layout], list[Record]]
+    read: Callable[[Row, RowLayout], list[Record]]
     synonyms: Synonyms
     tags: Tags = OPENAI_TAGS
-    reshape: Callable[[Row, Layout], Iterator[Part]] | None = None
+    reshape: Callable[[Row, RowLayout], Iterator[PlainRow]] | None = None
 
 
 _PAIR: Synonyms = {
@@ -251,7 +251,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def _demonstration(row: Row, layout: Layout) -> Record:
+def _demonstration(row: Row, layout: RowLayout) -> Record:
     context = with_system(layout.context(row, "prompt"), layout.optional_text(row, "system"))
     turns = [*context, *layout.answer(row, "completion")]
     column = layout.column(row, "completion") or "completion"
@@ -264,7 +264,7 @@ def _demonstration(row: Row, layout: Layout) -> Record:
     return Record(prompt=context, completion=turns[len(context) :], answer=layout.reference(row))
 
 
-def _pair(row: Row, layout: Layout, context: Messages) -> list[Record]:
+def _pair(row: Row, layout: RowLayout, context: Messages) -> list[Record]:
     """A pair over `context`; answers that repeat the prompt (or come without one) are cut where they part."""
     good, bad = (layout.answer(row, part) for part in ("chosen", "rejected"))
     if not context or good[0]["role"] != "assistant" or bad[0]["role"] != "assistant":
@@ -286,7 +286,7 @@ def _pair_of_last(turns: Messages, column: str, rejected: Messages, other: str) 
     return [Record(prompt=turns[:-1], chosen=turns[-1:], rejected=rejected)]
 
 
-def _history(row: Row, layout: Layout) -> Messages:
+def _history(row: Row, layout: RowLayout) -> Messages:
     turns: Messages = []
     history = layout.get(row, "history") or []
     if not isinstance(history, list):

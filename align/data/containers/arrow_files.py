@@ -14,10 +14,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.data.folders import ALL, Wanted, choose_split
-from align.data.json_rows import RawRow
-from align.data.problems import RowError
-from align.data.streams import DataFile
+from align.data.containers.data_files import DataFile
+from align.data.containers.folders import ALL, SplitRequest, choose_split
+from align.data.containers.json_files import RawRow
+from align.data.row_errors import RowError
 from align.errors import DataError, shorten
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def is_saved(folder: Path) -> bool:
     return (folder / _STATE).is_file() or (folder / _DICT).is_file()
 
 
-def read_saved(folder: Path, wanted: Wanted, notes: list[str]) -> Iterator[RawRow]:
+def read_saved(folder: Path, wanted: SplitRequest, notes: list[str]) -> Iterator[RawRow]:
     """The rows of a folder that `save_to_disk` wrote; of a DatasetDict those of one split."""
     if (folder / _STATE).is_file():
         if wanted.split not in (None, ALL):

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from align.data.problems import RowError
-from align.data.sniff import recognise
-from align.data.streams import LONGEST_LINE, DataFile
+from align.data.containers.data_files import LONGEST_LINE, DataFile
+from align.data.formats.detection import recognise
+from align.data.row_errors import RowError
 from align.errors import DataError, UsageError, shorten
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from align.data.problems import RowError
-from align.data.sniff import TALKS
+from align.data.formats.detection import TALKS
+from align.data.row_errors import RowError
 from align.errors import shorten
 
 LONGEST_CELL = 4 << 20
