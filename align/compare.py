@@ -163,7 +163,7 @@ def _load(registry: Registry, asked: _Asked, precision: Any) -> Engine:
     loaded = load_models(registry, [checkpoint.reference for checkpoint in asked.checkpoints], precision)
     reward = asked.reward.reference if asked.reward else None
     engine = LocalEngine(loaded, reward=reward, max_waiting_rows=MOST_WAITING_ROWS)
-    engine.encode_beside()
+    engine.start_prompt_process()
     for note in engine.notes:
         write(note)
     return engine

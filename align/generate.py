@@ -15,7 +15,7 @@ from typing import Any
 
 from align.config import write
 from align.engine.options import add_model_options, add_sampling_options, precision_from, sampling_from
-from align.engine.protocol import Engine, GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.protocol import Engine, GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
 from align.errors import INTERRUPTED, IntegrityError, UsageError, guard, nearest
 from align.schema import Message, Messages, assistant, user
 
@@ -58,7 +58,9 @@ def _run(options: argparse.Namespace) -> int:
     if prompt is not None and not prompt.strip():
         raise UsageError("prompt: it is empty; give a text, - to read standard input, or nothing to chat")
     engine = _engine(options)
-    chat = Chat(engine, sampling, options.system, random.randrange(2**31) if options.seed is None else options.seed)
+    chat = TerminalChat(
+        engine, sampling, options.system, random.randrange(2**31) if options.seed is None else options.seed
+    )
     try:
         if prompt is None:
             return chat.talk()
@@ -89,7 +91,7 @@ def _engine(options: argparse.Namespace) -> Engine:
     return engine
 
 
-class Chat:
+class TerminalChat:
     """A conversation with one model; every turn has its own seed, counted up from the first."""
 
     def __init__(self, engine: Engine, sampling: Sampling, system: str | None, seed: int) -> None:
@@ -151,7 +153,7 @@ class Chat:
                     sys.stdout.flush()
                 elif isinstance(event, RowDone):
                     text = event.text
-                elif isinstance(event, RowError):
+                elif isinstance(event, RowFailure):
                     raise IntegrityError(event.message)
             write("")
         return text, INTERRUPTED if interrupted.is_set() else 0

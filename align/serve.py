@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from align.engine.local import LocalEngine
     from align.registry import Checkpoint, Registry
-    from align.server.limits import Limits
-    from align.server.served import ServedModels
+    from align.server.limits import ServerLimits
+    from align.server.served_models import ServedModels
     from align.server.service import Service
 
 _NEEDS = ("fastapi", "uvicorn", "prometheus_client")
@@ -59,9 +59,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
-    from align.server.limits import Limits
+    from align.server.limits import ServerLimits
 
-    known = Limits()
+    known = ServerLimits()
     for option, default, about in (
         ("--max-tokens", known.max_tokens, "longest answer, in tokens (422 beyond)"),
         ("--max-waiting", known.max_waiting, "most prompts that wait for the model (429 beyond)"),
@@ -77,9 +77,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from align.registry import open_registry
-    from align.server.limits import Limits
+    from align.server.limits import ServerLimits
 
-    limits = Limits(
+    limits = ServerLimits(
         max_tokens=options.max_tokens,
         max_waiting=options.max_waiting,
         max_body_bytes=options.max_body_bytes,
@@ -91,8 +91,8 @@ def _run(options: argparse.Namespace) -> int:
     return (_print_vllm if options.print_vllm else _serve)(registry, options, limits)
 
 
-def _print_vllm(registry: Registry, options: argparse.Namespace, _limits: Limits) -> int:
-    from align.server.vllm import as_shell, vllm_command
+def _print_vllm(registry: Registry, options: argparse.Namespace, _limits: ServerLimits) -> int:
+    from align.server.vllm_command import as_shell, vllm_command
 
     checkpoints, models = _find(registry, options.models)
     words = vllm_command(registry, checkpoints, models, options.quantization)
@@ -102,29 +102,29 @@ def _print_vllm(registry: Registry, options: argparse.Namespace, _limits: Limits
 
 def _find(registry: Registry, references: list[str]) -> tuple[list[Checkpoint], ServedModels]:
     from align.models.adapters import refuse_reward
-    from align.server.served import describe, find_models
+    from align.server.served_models import describe_models, find_models
 
     checkpoints = find_models(registry, references)
     for checkpoint in checkpoints:
         refuse_reward(checkpoint)
-    return checkpoints, describe(registry, checkpoints)
+    return checkpoints, describe_models(registry, checkpoints)
 
 
 def _token_word(options: argparse.Namespace) -> str | None:
     """The word of a shell that gives the token; the token itself is never written anywhere."""
-    from align.server.token import VARIABLE
+    from align.server.bearer_token import VARIABLE
 
     if options.token_file is not None:
         return f'"$(cat {shlex.quote(options.token_file)})"'
     return f'"${VARIABLE}"' if VARIABLE in os.environ else None
 
 
-def _serve(registry: Registry, options: argparse.Namespace, limits: Limits) -> int:
+def _serve(registry: Registry, options: argparse.Namespace, limits: ServerLimits) -> int:
     _require((*_NEEDS, *(("gradio",) if options.ui else ())), "align[serve,app]" if options.ui else "align[serve]")
     from align.listening import open_port
-    from align.server.app import create_app
-    from align.server.listening import address_of
-    from align.server.token import read_token
+    from align.server.application import create_app
+    from align.server.bearer_token import read_token
+    from align.server.uvicorn_server import address_of
 
     token = read_token(options.token_file)
     _refuse_open_door([options.host, *options.allow_host], token)
@@ -149,7 +149,7 @@ def _require(modules: Sequence[str], extra: str) -> None:
 def _refuse_open_door(names: Sequence[str], token: str | None) -> None:
     """Raise UsageError for an address or a name by which others could come in, when nothing is asked of them."""
     from align.listening import is_local
-    from align.server.token import VARIABLE
+    from align.server.bearer_token import VARIABLE
 
     public = [name for name in names if not is_local(name)]
     if public and token is None:
@@ -167,13 +167,13 @@ def _refuse_page(models: int, token: str | None) -> None:
 
 
 def _load(registry: Registry, references: list[str], options: argparse.Namespace) -> LocalEngine:
-    from align.engine.local import LocalEngine, even_read
+    from align.engine.local import LocalEngine, default_prefill_chunk
     from align.models.adapters import load_models
 
     loaded = load_models(registry, references, precision_from(options))
-    read = even_read(loaded.model)
-    engine = LocalEngine(loaded, max_waiting_rows=options.max_waiting, max_read=read)
-    engine.encode_beside()
+    read = default_prefill_chunk(loaded.model)
+    engine = LocalEngine(loaded, max_waiting_rows=options.max_waiting, prefill_chunk_tokens=read)
+    engine.start_prompt_process()
     for note in engine.notes:
         write(note)
     return engine
@@ -196,7 +196,7 @@ def _page(engine: LocalEngine, registry: Registry, checkpoints: list[Checkpoint]
 
 def _serve_while_loading(app: Any, listener: socket.socket, load: Callable[[], LocalEngine]) -> int:
     """Answer probes while the models load in a thread of their own, and everybody afterwards."""
-    from align.server.listening import serve_until_ended
+    from align.server.uvicorn_server import serve_until_ended
 
     service: Service = app.state.service
     _log_to_stderr()

@@ -67,14 +67,14 @@ def write_models(folder: Path) -> None:
 
 def open_engine(folder: Path, names: list[str], *, even: bool = False) -> Any:
     """An engine over some of the models; an even one reads long prompts in parts."""
-    from align.engine.local import LocalEngine, even_read
+    from align.engine.local import LocalEngine, default_prefill_chunk
     from align.models.adapters import load_models
     from align.models.loading import Precision
     from align.registry import open_registry
 
     references = [str(folder / name) for name in names]
     loaded = load_models(open_registry(folder / "registry"), references, Precision(bf16=False))
-    return LocalEngine(loaded, max_read=even_read(loaded.model) if even else None)
+    return LocalEngine(loaded, prefill_chunk_tokens=default_prefill_chunk(loaded.model) if even else None)
 
 
 def rows_of(models: list[str], count: int) -> list[Any]:
@@ -211,7 +211,7 @@ def interrupted(engine: Any) -> tuple[float, float, float, str]:
     running = [Row(engine.models[seed % 2], [user(" ".join(WORDS))], seed, endless) for seed in range(8)]
     long = Row(engine.models[0], [], 1, text=" ".join(random.Random(0).choices(WORDS, k=2000)))
     steps: list[float] = []
-    plain = batch.draw
+    plain = batch.sample_tokens
 
     def noted(logits: Any, rows: Any) -> Any:
         tokens = plain(logits, rows)
@@ -219,14 +219,14 @@ def interrupted(engine: Any) -> tuple[float, float, float, str]:
             steps.append(time.perf_counter())
         return tokens
 
-    batch.draw = noted
+    batch.sample_tokens = noted
     stream = engine.submit(GenerationRequest(tuple(running)))
     while len(steps) < 10:
         time.sleep(0.01)
     came = len(steps)
     events = list(engine.submit(GenerationRequest((long,), Sampling(temperature=0.0, max_new_tokens=8))))
     stream.cancel()
-    batch.draw = plain
+    batch.sample_tokens = plain
     end = next(event for event in events if isinstance(event, RowDone))
     between = [after - before for before, after in itertools.pairwise(steps)]
     return max(between[came - 1 :]), statistics.median(between[: came - 1]), end.first_token_seconds, end.text

@@ -74,13 +74,13 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """While it is closed no engine in this process writes a token: nothing ends before a test has looked at it."""
     from align.engine import batch
 
-    gate, plain = Gate(), batch.draw
+    gate, plain = Gate(), batch.sample_tokens
 
-    def draw(logits, rows):
+    def sample_tokens(logits, rows):
         gate.wait()
         return plain(logits, rows)
 
-    monkeypatch.setattr(batch, "draw", draw)
+    monkeypatch.setattr(batch, "sample_tokens", sample_tokens)
     yield gate
     gate.open()
 

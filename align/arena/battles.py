@@ -17,15 +17,15 @@ from typing import Any, Literal
 from align.arena.ballot import NO_OPINION, Opinion, ballot_rows, clean
 from align.arena.votes import VoteStore
 from align.engine.protocol import (
-    Busy,
     Engine,
+    EngineBusy,
     Event,
     GenerationRequest,
     Handle,
     Row,
     RowDelta,
     RowDone,
-    RowError,
+    RowFailure,
     Sampling,
 )
 from align.schema import Message, Messages, assistant, user
@@ -140,7 +140,7 @@ class Battle:
             elif isinstance(event, RowDone):
                 pane.answer, pane.done = event.text, event
                 pane.messages.append(assistant(event.text))
-            elif isinstance(event, RowError):
+            elif isinstance(event, RowFailure):
                 pane.error = event.message
 
     def end_turn(self, turn: Turn) -> bool:
@@ -224,7 +224,7 @@ class Arena:
         )
         try:
             handle = self.engine.submit(GenerationRequest(rows, turn.sampling))
-        except Busy:
+        except EngineBusy:
             raise Refusal("queue_full") from None
         with battle.lock:
             for pane, messages in zip(battle.panes, asked, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from align.engine.protocol import Engine, GenerationRequest, Handle, Row, RowError, Sampling, ShiftedToken
+from align.engine.protocol import Engine, GenerationRequest, Handle, Row, RowFailure, Sampling, ShiftedToken
 from align.engine.stream import Stream
 from align.schema import Messages
 
@@ -51,7 +51,7 @@ class LateEngine:
                 handles.append(self.loaded().submit(request))
             except Exception as error:  # whatever it is, the reader must not wait for an engine that never comes
                 for row in rows:
-                    stream.put(RowError(row, f"the models could not be loaded: {error}"))
+                    stream.put(RowFailure(row, f"the models could not be loaded: {error}"))
                 return
             cancel()  # what was cancelled while the engine was loaded
             for event in handles[0]:

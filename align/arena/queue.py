@@ -23,7 +23,7 @@ from align.arena.ballot import NO_OPINION, Opinion
 from align.arena.battles import Battle, Contestant, Pane, Refusal, Setup, Turn, cast
 from align.arena.votes import VoteStore, read_votes
 from align.data.containers import ReadOptions, read_path
-from align.engine.protocol import Busy, Engine, GenerationRequest, Handle, Row, RowDone, RowError, Sampling
+from align.engine.protocol import Engine, EngineBusy, GenerationRequest, Handle, Row, RowDone, RowFailure, Sampling
 from align.errors import AlignError, DataError, IntegrityError, UsageError
 from align.registry.durable import write_durably
 from align.schema import Messages, assistant
@@ -181,7 +181,7 @@ class ReviewQueue:
                     if isinstance(event, RowDone) and event.reason != "cancelled":
                         self._keep(store, asked[event.row], event, engine)
                         tell(*self.written)
-                    elif isinstance(event, RowError):
+                    elif isinstance(event, RowFailure):
                         problems.append(event.message)
             finally:
                 handle.cancel()
@@ -295,7 +295,7 @@ def _submit(engine: Engine, request: GenerationRequest) -> Handle:
     while True:
         try:
             return engine.submit(request)
-        except Busy as busy:
+        except EngineBusy as busy:
             time.sleep(busy.retry_after)
 
 

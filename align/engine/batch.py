@@ -8,24 +8,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from align.engine.adapter_groups import adapters_active, unwrap_peft
 from align.engine.cache import add_rows, can_change, keep_rows, set_columns
-from align.engine.lanes import body_of, running
-from align.engine.sampling import draw
-from align.engine.scores import MOST_LOGITS
+from align.engine.sampling import sample_tokens
+from align.engine.token_logprobs import MOST_LOGITS
 from align.errors import IntegrityError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers.cache_utils import Cache
 
-    from align.engine.rows import Writing
+    from align.engine.running_rows import RunningRow
 
 
 @dataclass
-class Reading:
+class Prefill:
     """Rows whose prompts are being read, and what was computed of them so far."""
 
-    rows: list[Writing]
+    rows: list[RunningRow]
     columns: int = 0
     """how many are read, padding included"""
     cache: Cache | None = None
@@ -35,25 +35,25 @@ class Reading:
     """the first of each row, once all is read"""
 
 
-class Batch:
-    """Rows of one lane. The model is set up for them from one change of the rows to the next.
+class DecodingBatch:
+    """Rows of one adapter group. The model stays set up for them until the rows change.
 
-    With `most_read`, prompts are read in parts of so many tokens beside rows that are being written, with a step after
-    each part.
+    With `prefill_chunk_tokens`, prompts are prefilled in chunks of that many tokens while other rows are running, with
+    a decoding step after each chunk.
     """
 
-    def __init__(self, model: Any, pad: int, lane: str, most_read: int | None = None) -> None:
-        self.lane = lane
-        self.rows: list[Writing] = []
-        self.reading: Reading | None = None
+    def __init__(self, model: Any, pad: int, adapter_group: str, prefill_chunk_tokens: int | None = None) -> None:
+        self.adapter_group = adapter_group
+        self.rows: list[RunningRow] = []
+        self.reading: Prefill | None = None
         self._model = model
-        self._most_read = most_read if reads_in_parts(model.config.get_text_config()) else None
+        self._prefill_chunk_tokens = prefill_chunk_tokens if reads_in_parts(model.config.get_text_config()) else None
         # What a recurrence goes on from is kept for one token at a time.
-        stateful = getattr(body_of(model), "_is_stateful", False)
+        stateful = getattr(unwrap_peft(model), "_is_stateful", False)
         self._in_parts = reads_in_parts(model.config.get_text_config()) and not stateful
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._pad = pad
-        self._forward = _forward_of(body_of(model))
+        self._forward = _forward_of(unwrap_peft(model))
         self._setting: ExitStack | None = None
         self._cache: Cache | None = None
         self._mask: Tensor | None = None
@@ -65,7 +65,7 @@ class Batch:
         return self.reading is None and (self._cache is None or can_change(self._cache))
 
     @property
-    def held(self) -> list[Writing]:
+    def held(self) -> list[RunningRow]:
         """All rows, with those whose prompts are still being read."""
         return [*self.rows, *(self.reading.rows if self.reading else [])]
 
@@ -75,11 +75,14 @@ class Batch:
 
         if (reading := self.reading) is None:
             return
-        self.rest()
+        self.restore_model()
         ids, mask = pad_left([row.prompt_ids for row in reading.rows], self._pad, self._model.device)
         scored = self._scored(reading.rows, ids.shape[1])
         begin, end = reading.columns, self._end_of_part(reading, ids.shape[1], scored=scored)
-        with torch.inference_mode(), running(self._model, [row.live.adapter for row in reading.rows], self.lane):
+        with (
+            torch.inference_mode(),
+            adapters_active(self._model, [row.state.adapter for row in reading.rows], self.adapter_group),
+        ):
             logits, reading.cache = self._forward(
                 ids[:, begin:end], mask[:, :end], reading.cache, end - begin if scored else 1
             )
@@ -88,31 +91,31 @@ class Batch:
         reading.columns = end
         if end == ids.shape[1]:
             for row in reading.rows:
-                row.tell_prompt()
+                row.send_prompt()
             reading.mask, reading.tokens = mask, self._write(reading.rows, logits[:, -1].float())
 
-    def _end_of_part(self, reading: Reading, columns: int, *, scored: bool) -> int:
+    def _end_of_part(self, reading: Prefill, columns: int, *, scored: bool) -> int:
         """How far to read now: not so far that others wait long, nor that the logits of scored prompts fill memory."""
         most = [columns - reading.columns]
-        if self.rows and self._most_read is not None:
-            most.append(self._most_read // len(reading.rows))
+        if self.rows and self._prefill_chunk_tokens is not None:
+            most.append(self._prefill_chunk_tokens // len(reading.rows))
         if scored and self._in_parts:
             most.append(MOST_LOGITS // (len(reading.rows) * self._vocabulary))
         return reading.columns + max(1, min(most))
 
-    def _scored(self, rows: Sequence[Writing], columns: int) -> bool:
+    def _scored(self, rows: Sequence[RunningRow], columns: int) -> bool:
         """Whether the tokens of some prompts are scored; those of a model that reads all at once may be too many."""
-        scored = [row for row in rows if row.scores is not None and not row.live.ended]
+        scored = [row for row in rows if row.scores is not None and not row.state.ended]
         if scored and not self._in_parts and len(rows) * columns * self._vocabulary > _IN_ONE_PART * MOST_LOGITS:
             for row in scored:
-                row.live.fail(
-                    f"{row.live.row.model}: it reads a prompt in one pass, and the log-probabilities of {columns} "
+                row.state.fail(
+                    f"{row.state.row.model}: it reads a prompt in one pass, and the log-probabilities of {columns} "
                     f"tokens in {len(rows)} prompts do not fit; ask for fewer or shorter ones", "prompt",
                 )  # fmt: skip
             return False
         return bool(scored)
 
-    def take_in(self) -> None:
+    def admit_rows(self) -> None:
         """Go on with rows whose prompts were read."""
         import torch
 
@@ -145,7 +148,7 @@ class Batch:
             logits, self._cache = self._forward(newest, self._mask, self._cache, 1)
         self._newest = self._write(self.rows, logits[:, -1].float())
 
-    def rest(self) -> None:
+    def restore_model(self) -> None:
         """Leave the model as it was before the batch, until the next step."""
         if self._setting is not None:
             setting, self._setting = self._setting, None
@@ -154,34 +157,36 @@ class Batch:
     def _set_up(self) -> None:
         if self._setting is None:
             self._setting = ExitStack()
-            self._setting.enter_context(running(self._model, [row.live.adapter for row in self.rows], self.lane))
+            self._setting.enter_context(
+                adapters_active(self._model, [row.state.adapter for row in self.rows], self.adapter_group)
+            )
 
-    def _write(self, rows: Sequence[Writing], logits: Tensor) -> list[int]:
+    def _write(self, rows: Sequence[RunningRow], logits: Tensor) -> list[int]:
         """Draw a token for each row from its logits (B, V); the tokens."""
         import torch
 
         # The argmax of NaN is token 0, which looks like text.
         finite = torch.isfinite(logits.amax(dim=-1)).tolist()
-        tokens: list[int] = draw(logits, [row.sampler for row in rows]).tolist()
+        tokens: list[int] = sample_tokens(logits, [row.sampler for row in rows]).tolist()
         for row, token, scores, good in zip(rows, tokens, logits, finite, strict=True):
-            if row.live.ended:  # while its prompt was being read
+            if row.state.ended:  # while its prompt was being read
                 continue
             if good:
                 row.take(token, scores)
             else:
-                row.live.fail(
-                    f"{row.live.row.model}: its logits are not finite; the weights or the precision are broken"
+                row.state.fail(
+                    f"{row.state.row.model}: its logits are not finite; the weights or the precision are broken"
                 )
         return tokens
 
-    def let_go(self) -> list[Writing]:
+    def evict_finished(self) -> list[RunningRow]:
         """Drop the rows that have ended, and the columns that only they needed; the rows dropped."""
-        if self.reading is not None and all(row.live.ended for row in self.reading.rows):
+        if self.reading is not None and all(row.state.ended for row in self.reading.rows):
             self.reading = None
-        ended = [row for row in self.rows if row.live.ended]
+        ended = [row for row in self.rows if row.state.ended]
         if ended:
-            self.rest()
-            self._keep([place for place, row in enumerate(self.rows) if not row.live.ended])
+            self.restore_model()
+            self._keep([place for place, row in enumerate(self.rows) if not row.state.ended])
         return ended
 
     def _keep(self, kept: list[int]) -> None:
@@ -202,7 +207,7 @@ class Batch:
                 self._mask = self._mask[:, -columns:]
 
 
-def score_prompts(rows: Sequence[Writing], ids: Tensor, logits: Tensor, begin: int) -> None:
+def score_prompts(rows: Sequence[RunningRow], ids: Tensor, logits: Tensor, begin: int) -> None:
     """Have the rows that are scored take the logits (B, N, V) of N columns of ids (B, T), the first at `begin`."""
     end = min(begin + logits.shape[1], ids.shape[1] - 1)
     for place, row in enumerate(rows):

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 from align.engine.protocol import (
     Alternative,
-    Busy,
+    EngineBusy,
     FinishReason,
     GenerationRequest,
     Row,
     RowDelta,
     RowDone,
-    RowError,
+    RowFailure,
     RowPrompt,
     Sampling,
     ShiftedToken,
     Token,
 )
-from align.engine.stream import Stream, collect
+from align.engine.stream import Stream, collect_texts
 from align.errors import UsageError
 from align.schema import Messages
 
@@ -29,7 +29,7 @@ _LOGPROB = -0.5
 
 
 @dataclass
-class _Speech:
+class _FakeReply:
     """What one row has yet to say."""
 
     row: Row
@@ -42,7 +42,7 @@ class _Speech:
 class FakeEngine:
     """Answers with what `reply` returns, a word at a time; a reply of None is a row that fails.
 
-    With `max_waiting_rows`, as many rows may be unfinished before `submit` raises Busy. `score` gives `reward`.
+    With `max_waiting_rows`, as many rows may be unfinished before `submit` raises EngineBusy. `score` gives `reward`.
     A row that has said some words says no more for as long as `holds`, given the row and their number, is true.
     """
 
@@ -75,7 +75,7 @@ class FakeEngine:
         """Start a thread that speaks all rows in turn, word by word."""
         with self._lock:
             if self._most is not None and self._unfinished + len(request.rows) > self._most:
-                raise Busy(f"{self._unfinished} rows are waiting; try again in a second", retry_after=1.0)
+                raise EngineBusy(f"{self._unfinished} rows are waiting; try again in a second", retry_after=1.0)
             self._unfinished += len(request.rows)
         stream = Stream(len(request.rows))
         threading.Thread(target=self._speak, args=(request, stream), daemon=True).start()
@@ -83,7 +83,7 @@ class FakeEngine:
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
         """The replies to some rows."""
-        return collect(self.submit(GenerationRequest(tuple(rows), sampling)), len(rows))
+        return collect_texts(self.submit(GenerationRequest(tuple(rows), sampling)), len(rows))
 
     def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
         """The words of the answer, more likely under the model by a tenth of a nat a letter."""
@@ -100,60 +100,60 @@ class FakeEngine:
         return None if self._score is None else self._score(messages)
 
     def close(self) -> None:
-        """End what is being said with a RowError."""
+        """End what is being said with a RowFailure."""
         self._closing.set()
 
     def _speak(self, request: GenerationRequest, stream: Stream) -> None:
-        speeches: dict[int, _Speech] = {}
+        replies: dict[int, _FakeReply] = {}
         for index, row in enumerate(request.rows):
             reply = self._reply(row)
             if reply is None:
-                self._end(stream, RowError(index, f"{row.model}: no reply; ask another model"))
+                self._end(stream, RowFailure(index, f"{row.model}: no reply; ask another model"))
             else:
-                speeches[index] = _speech(row, reply, request.sampling_of(row))
+                replies[index] = _make_reply(row, reply, request.sampling_of(row))
                 if row.echo:
                     stream.put(RowPrompt(index, row.text or ""))
         started = time.perf_counter()
-        while speeches:
+        while replies:
             time.sleep(self._pause)
-            for index, speech in list(speeches.items()):
+            for index, reply_state in list(replies.items()):
                 cancelled = stream.is_cancelled(index)
-                if speech.words and not cancelled and not self._closing.is_set():
-                    if self._holds is None or not self._holds(speech.row, speech.count):
-                        stream.put(_say(index, speech))
+                if reply_state.words and not cancelled and not self._closing.is_set():
+                    if self._holds is None or not self._holds(reply_state.row, reply_state.count):
+                        stream.put(_say(index, reply_state))
                     continue
-                del speeches[index]
-                if speech.words and not cancelled:
-                    self._end(stream, RowError(index, "the engine was closed; start it again"))
+                del replies[index]
+                if reply_state.words and not cancelled:
+                    self._end(stream, RowFailure(index, "the engine was closed; start it again"))
                     continue
                 seconds = time.perf_counter() - started
-                reason = "cancelled" if cancelled else speech.reason
-                self._end(stream, RowDone(index, speech.said, reason, 1, speech.count, self._pause, seconds))
+                reason = "cancelled" if cancelled else reply_state.reason
+                self._end(stream, RowDone(index, reply_state.said, reason, 1, reply_state.count, self._pause, seconds))
 
-    def _end(self, stream: Stream, event: RowDone | RowError) -> None:
+    def _end(self, stream: Stream, event: RowDone | RowFailure) -> None:
         with self._lock:
             self._unfinished -= 1
         stream.put(event)
 
 
-def _speech(row: Row, reply: str, sampling: Sampling) -> _Speech:
+def _make_reply(row: Row, reply: str, sampling: Sampling) -> _FakeReply:
     stops = [place for place in map(reply.find, sampling.stop) if place >= 0]
     words = reply[: min(stops)].split(" ") if stops else reply.split(" ")
-    spoken = [] if row.reads_only else words[: sampling.max_new_tokens]
+    spoken = [] if row.prompt_only else words[: sampling.max_new_tokens]
     pieces = [word + " " for word in spoken[:-1]] + spoken[-1:]
-    return _Speech(row, pieces, "length" if len(spoken) < len(words) else "stop")
+    return _FakeReply(row, pieces, "length" if len(spoken) < len(words) else "stop")
 
 
-def _say(index: int, speech: _Speech) -> RowDelta:
-    word = speech.words.pop(0)
-    speech.said += word
-    speech.count += 1
-    if speech.row.logprobs is None:
+def _say(index: int, reply_state: _FakeReply) -> RowDelta:
+    word = reply_state.words.pop(0)
+    reply_state.said += word
+    reply_state.count += 1
+    if reply_state.row.logprobs is None:
         return RowDelta(index, word)
-    others = tuple(_alternative(f"other{place}", _LOGPROB - place) for place in range(1, speech.row.logprobs))
-    top = (_alternative(word, _LOGPROB), *others)[: speech.row.logprobs]
-    start = len(speech.said) - len(word)
-    return RowDelta(index, word, (Token(speech.count, word, _LOGPROB, top, word.encode(), start),))
+    others = tuple(_alternative(f"other{place}", _LOGPROB - place) for place in range(1, reply_state.row.logprobs))
+    top = (_alternative(word, _LOGPROB), *others)[: reply_state.row.logprobs]
+    start = len(reply_state.said) - len(word)
+    return RowDelta(index, word, (Token(reply_state.count, word, _LOGPROB, top, word.encode(), start),))
 
 
 def _alternative(text: str, logprob: float) -> Alternative:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.data.bounded import AVAILABLE
 from align.data.template_notes import generation_note
-from align.engine.answers import Judge, answered, token_shift
-from align.engine.batch import Batch, Reading
+from align.engine.adapter_groups import BASE, MIXED, ModelFacts, context_window, probe_models, vocabulary_size
+from align.engine.answer_scores import RewardScorer, compute_token_shift, encode_answer
+from align.engine.batch import DecodingBatch, Prefill
 from align.engine.constraint import Compiler
-from align.engine.lanes import BASE, MIXED, ModelFacts, context_window, probe, vocabulary_of
-from align.engine.pace import Pace
-from align.engine.prompts import PromptQueue, length_of
-from align.engine.protocol import Busy, GenerationRequest, Row, Sampling, ShiftedToken
-from align.engine.rows import LiveRow, Writing, prepare
-from align.engine.stream import Stream, collect
+from align.engine.pace import RowDurations
+from align.engine.prompt_queue import PromptQueue, length_of
+from align.engine.protocol import EngineBusy, GenerationRequest, Row, Sampling, ShiftedToken
+from align.engine.running_rows import RowState, RunningRow, start_row
+from align.engine.stream import Stream, collect_texts
 from align.engine.token_rules import live_rules
 from align.errors import IntegrityError, UsageError, nearest
 from align.models.stop_tokens import stop_tokens
@@ -35,12 +35,12 @@ _T = TypeVar("_T")
 
 
 class LocalEngine:
-    """Writes text with every model of a LoadedBase. From its creation on, the model belongs to this engine's thread.
+    """Generates text with every model of a LoadedBase. From its creation on, the model belongs to this engine's thread.
 
-    `max_rows` rows at most are written at once, in a batch of at most `max_tokens` rows times columns (a longer row
-    runs by itself); `max_waiting_rows` more may wait before `submit` raises Busy (None: as many as come). Between two
-    steps of rows that are being written, `max_read` tokens of other prompts are read at most (None: all of them), so
-    that a long prompt holds nobody up for long; `even_read` is a fit number.
+    At most `max_rows` rows run at once, in a batch of at most `max_tokens` rows times columns (a longer row runs by
+    itself); `max_waiting_rows` more may wait before `submit` raises EngineBusy (None: no limit). Between two decoding
+    steps at most `prefill_chunk_tokens` tokens of other prompts are prefilled (None: all of them), so that a long
+    prompt does not delay running rows; `default_prefill_chunk` gives a suitable number.
     `reward` is the reference of a reward model over the same base, held as one more adapter.
     """
 
@@ -52,28 +52,28 @@ class LocalEngine:
         max_rows: int = 64,
         max_tokens: int = 65536,
         max_waiting_rows: int | None = None,
-        max_read: int | None = None,
+        prefill_chunk_tokens: int | None = None,
     ) -> None:
         self._resident = loaded
-        self._max_read = max_read
+        self._prefill_chunk_tokens = prefill_chunk_tokens
         self._max_rows, self._max_tokens, self._max_waiting = max_rows, max_tokens, max_waiting_rows
-        self._waiting: deque[LiveRow] = deque()
+        self._waiting: deque[RowState] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._facts: dict[str, ModelFacts] = {}
-        self._pace = Pace()
+        self._durations = RowDurations()
         self._stops = stop_tokens(loaded)
-        self._vocabulary = vocabulary_of(loaded.model)
+        self._vocabulary = vocabulary_size(loaded.model)
         self._compiler = Compiler(loaded.tokenizer, self._vocabulary, self._stops.ids)
-        self._judge = None if reward is None else Judge(loaded, reward)
+        self._judge = None if reward is None else RewardScorer(loaded, reward)
         self._prompts: PromptQueue | None = None
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="align-engine", daemon=True)
         self._thread.start()
         ready.result()
 
-    def encode_beside(self) -> None:
+    def start_prompt_process(self) -> None:
         """Render and encode prompts in a process of their own from now on, so that they hold no other row up."""
         if AVAILABLE and self._prompts is None:
             loaded = self._resident
@@ -92,7 +92,7 @@ class LocalEngine:
     @property
     def notes(self) -> list[str]:
         """What a user should know about these models, one line each."""
-        lines = [f"{fact.reference}: {fact.why_alone}" for fact in self.facts if fact.alone]
+        lines = [f"{fact.reference}: {fact.runs_alone_reason}" for fact in self.facts if fact.runs_alone]
         same = [fact for fact in self.facts if fact.adapter != BASE and fact.shift == 0]
         lines += [f"{fact.reference}: writes exactly what its base writes" for fact in same]
         if note := generation_note(self._resident.tokenizer):
@@ -113,13 +113,13 @@ class LocalEngine:
         return len(self._waiting) + (0 if self._prompts is None else len(self._prompts))
 
     def submit(self, request: GenerationRequest) -> Stream:
-        """Queue a request; a row that cannot be written ends with a RowError, the others go on.
+        """Queue a request; a row that cannot be written ends with a RowFailure, the others go on.
 
-        Raises Busy when more rows would wait than may.
+        Raises EngineBusy when more rows would wait than may.
         """
         stream = Stream(len(request.rows), on_cancel=self._drop_cancelled)
-        rows = [LiveRow(stream, index, row, request.sampling_of(row)) for index, row in enumerate(request.rows)]
-        known = [live for live in rows if self._find(live)]
+        rows = [RowState(stream, index, row, request.sampling_of(row)) for index, row in enumerate(request.rows)]
+        known = [state for state in rows if self._find(state)]
         with self._changed:
             closed = self._closing.is_set()
             if not closed:
@@ -134,7 +134,9 @@ class LocalEngine:
         """The texts of some rows, in as few batches as fit; raises IntegrityError if a row failed."""
         # Rows of like length waste least when they are side by side, and a long one at the end would run alone.
         order = sorted(range(len(rows)), key=lambda place: length_of(rows[place]), reverse=True)
-        texts = collect(self.submit(GenerationRequest(tuple(rows[place] for place in order), sampling)), len(rows))
+        texts = collect_texts(
+            self.submit(GenerationRequest(tuple(rows[place] for place in order), sampling)), len(rows)
+        )
         return [text for _, text in sorted(zip(order, texts, strict=True))]
 
     def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
@@ -146,7 +148,7 @@ class LocalEngine:
         if fact is None:
             raise UsageError(f"{model}: not one of the loaded models;{nearest(model, self.models)}")
         loaded = self._resident
-        return self._ask(lambda: token_shift(loaded, fact, answered(messages, loaded)))
+        return self._ask(lambda: compute_token_shift(loaded, fact, encode_answer(messages, loaded)))
 
     def reward(self, messages: Messages) -> float | None:
         """The score of a conversation by the reward model held beside the models; None without one.
@@ -156,10 +158,10 @@ class LocalEngine:
         judge = self._judge
         if judge is None:
             return None
-        return self._ask(lambda: judge.score(answered(messages, self._resident)))
+        return self._ask(lambda: judge.score(encode_answer(messages, self._resident)))
 
     def close(self) -> None:
-        """End the thread; rows still running or waiting end with a RowError."""
+        """End the thread; rows still running or waiting end with a RowFailure."""
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
@@ -167,49 +169,49 @@ class LocalEngine:
             _fail_all(self._prompts.close(), CLOSED)
         self._thread.join()
 
-    def _find(self, live: LiveRow) -> bool:
+    def _find(self, state: RowState) -> bool:
         """Look a row's model up; a row whose model is not loaded ends here."""
-        fact = self._facts.get(live.row.model)
+        fact = self._facts.get(state.row.model)
         if fact is None:
-            live.fail(f"{live.row.model}: not one of the loaded models;{nearest(live.row.model, self.models)}")
+            state.fail(f"{state.row.model}: not one of the loaded models;{nearest(state.row.model, self.models)}")
             return False
-        live.adapter, live.lane = fact.adapter, fact.lane
+        state.adapter, state.adapter_group = fact.adapter, fact.adapter_group
         try:
-            live.rules = live_rules(live.row.rules, self._stops.ids, self._vocabulary, self._compiler)
+            state.rules = live_rules(state.row.rules, self._stops.ids, self._vocabulary, self._compiler)
         except UsageError as error:
-            live.fail(f"{live.row.model}: {error}", "prompt")
+            state.fail(f"{state.row.model}: {error}", "prompt")
             return False
         return True
 
-    def _encoded(self, live: LiveRow) -> None:
+    def _encoded(self, state: RowState) -> None:
         """Queue a row whose prompt was encoded beside the engine."""
         with self._changed:
             closed = self._closing.is_set()
             if not closed:
-                self._waiting.append(live)
+                self._waiting.append(state)
                 self._changed.notify_all()
         if closed:
-            live.fail(CLOSED)
+            state.fail(CLOSED)
 
     def _refuse_flood(self, more: int) -> None:
         waiting = self.waiting
         if self._max_waiting is not None and waiting + more > self._max_waiting:
-            seconds = self._pace.seconds_until_free(waiting, self._max_rows)
-            raise Busy(
+            seconds = self._durations.seconds_until_free(waiting, self._max_rows)
+            raise EngineBusy(
                 f"{waiting} answers are waiting, {self._max_waiting} may; try again in {seconds:.0f} seconds", seconds
             )
 
     def _drop_cancelled(self) -> None:
         """End cancelled rows that still wait, without waiting for the rows before them."""
         with self._changed:
-            cancelled = [live for live in self._waiting if live.cancelled]
-            for live in cancelled:
-                self._waiting.remove(live)
+            cancelled = [state for state in self._waiting if state.cancelled]
+            for state in cancelled:
+                self._waiting.remove(state)
         if self._prompts is not None:
             cancelled += self._prompts.take_cancelled()
         # Outside the lists: what a row is told may cancel others, when nobody listens any more.
-        for live in cancelled:
-            live.done("cancelled")
+        for state in cancelled:
+            state.done("cancelled")
 
     def _ask(self, question: Callable[[], _T]) -> _T:
         """Have something found out in the engine's thread, between two steps."""
@@ -233,7 +235,7 @@ class LocalEngine:
 
     def _work(self, ready: Future[None]) -> None:
         try:
-            self._facts = {fact.reference: fact for fact in probe(self._resident)}
+            self._facts = {fact.reference: fact for fact in probe_models(self._resident)}
             batch = self._empty_batch(MIXED)
         except Exception as error:  # whatever it is, the constructor raises it in the caller's thread
             ready.set_exception(error)
@@ -241,8 +243,8 @@ class LocalEngine:
         ready.set_result(None)
         while self._await_work(batch):
             batch = self._turn(batch)
-        batch.rest()
-        _fail_all([row.live for row in batch.held], CLOSED)
+        batch.restore_model()
+        _fail_all([row.state for row in batch.held], CLOSED)
         with self._changed:
             waiting = list(self._waiting)
             self._waiting.clear()
@@ -250,83 +252,83 @@ class LocalEngine:
         for call in self._calls:
             call()
 
-    def _await_work(self, batch: Batch) -> bool:
+    def _await_work(self, batch: DecodingBatch) -> bool:
         """Wait until there is something to do; False when the engine is being closed."""
         with self._changed:
             while not (batch.held or self._waiting or self._calls or self._closing.is_set()):
                 self._changed.wait()
         return not self._closing.is_set()
 
-    def _turn(self, batch: Batch) -> Batch:
+    def _turn(self, batch: DecodingBatch) -> DecodingBatch:
         """Answer what was asked, read for rows that join, write one token of every row; the batch to go on with."""
         if self._calls:
-            batch.rest()
+            batch.restore_model()
             self._calls.popleft()()
         try:
             for row in batch.held:
-                if row.live.cancelled and not row.live.ended:
+                if row.state.cancelled and not row.state.ended:
                     row.finish("cancelled")
-            self._pace.note(batch.let_go())
+            self._durations.note(batch.evict_finished())
             batch = self._batch_to_go_on_with(batch)
             if joining := self._joining(batch):
-                batch.reading = Reading(joining)
+                batch.reading = Prefill(joining)
             self._read(batch)
-            batch.take_in()
+            batch.admit_rows()
             # A row may have ended with its first token.
-            self._pace.note(batch.let_go())
+            self._durations.note(batch.evict_finished())
             batch.step()
         except Exception as error:  # a reader must never wait for a batch that is gone
-            batch.rest()
-            _fail_all([row.live for row in batch.held], _failure(error))
-            return self._empty_batch(batch.lane)
+            batch.restore_model()
+            _fail_all([row.state for row in batch.held], _failure(error))
+            return self._empty_batch(batch.adapter_group)
         return batch
 
-    def _batch_to_go_on_with(self, batch: Batch) -> Batch:
+    def _batch_to_go_on_with(self, batch: DecodingBatch) -> DecodingBatch:
         """The batch, or another one for the lane of the oldest waiting row when all rows have left it."""
         if batch.held:
             return batch
         with self._changed:
-            lane = self._waiting[0].lane if self._waiting else batch.lane
-        return self._empty_batch(lane)
+            adapter_group = self._waiting[0].adapter_group if self._waiting else batch.adapter_group
+        return self._empty_batch(adapter_group)
 
-    def _empty_batch(self, lane: str) -> Batch:
+    def _empty_batch(self, adapter_group: str) -> DecodingBatch:
         loaded = self._resident
-        return Batch(loaded.model, loaded.tokenizer.pad_token_id, lane, self._max_read)
+        return DecodingBatch(loaded.model, loaded.tokenizer.pad_token_id, adapter_group, self._prefill_chunk_tokens)
 
-    def _joining(self, batch: Batch) -> list[Writing]:
+    def _joining(self, batch: DecodingBatch) -> list[RunningRow]:
         """The oldest waiting rows that the batch can take now, in their order."""
-        joining: list[Writing] = []
+        joining: list[RunningRow] = []
         window = context_window(self._resident.model)
         while batch.open and len(batch.rows) + len(joining) < self._max_rows:
             with self._changed:
-                if not self._waiting or self._waiting[0].lane != batch.lane:
+                if not self._waiting or self._waiting[0].adapter_group != batch.adapter_group:
                     break
-                live = self._waiting.popleft()
-            if live.cancelled:
-                live.done("cancelled")
+                state = self._waiting.popleft()
+            if state.cancelled:
+                state.done("cancelled")
                 continue
-            row = prepare(live, self._resident.tokenizer, window)
+            row = start_row(state, self._resident.tokenizer, window)
             if row is None:
                 continue
             others = [*batch.rows, *joining]
             if others and (len(others) + 1) * max(each.most_columns for each in [*others, row]) > self._max_tokens:
                 with self._changed:
-                    self._waiting.appendleft(live)
+                    self._waiting.appendleft(state)
                 break
             joining.append(row)
         return joining
 
-    def _read(self, batch: Batch) -> None:
+    def _read(self, batch: DecodingBatch) -> None:
         """Read prompts of rows that join; if that fails, the rows that are being written are not concerned."""
         reading = batch.reading
         try:
             batch.read()
         except Exception as error:  # out of memory, most likely; whatever it is, these rows are told
-            _fail_all([row.live for row in reading.rows] if reading else [], _failure(error))
+            _fail_all([row.state for row in reading.rows] if reading else [], _failure(error))
             batch.reading = None
 
 
-def even_read(model: Any) -> int:
+def default_prefill_chunk(model: Any) -> int:
     """So many tokens of prompts that reading them takes a model about as long as a few steps of a batch.
 
     Fewer would leave an accelerator idle, and more rows would wait than are written where prompts are long.
@@ -334,9 +336,9 @@ def even_read(model: Any) -> int:
     return 128 if model.device.type == "cpu" else 2048
 
 
-def _fail_all(rows: Iterable[LiveRow], message: str) -> None:
-    for live in rows:
-        live.fail(message)
+def _fail_all(rows: Iterable[RowState], message: str) -> None:
+    for state in rows:
+        state.fail(message)
 
 
 def _failure(error: BaseException) -> str:

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from align.engine.rows import Writing
+    from align.engine.running_rows import RunningRow
 
 _REMEMBERED = 32
 
 
-class Pace:
+class RowDurations:
     """The mean time of the last rows that ended."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque([1.0], maxlen=_REMEMBERED)
 
-    def note(self, ended: Sequence[Writing]) -> None:
+    def note(self, ended: Sequence[RunningRow]) -> None:
         """Remember how long some rows took, now that they have ended."""
         now = time.perf_counter()
         self._seconds.extend(now - row.started for row in ended)

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.engine.detokenizer import Detokenizer
 from align.engine.protocol import Token
-from align.engine.speech import place_tokens
+from align.engine.text_buffer import locate_tokens
 
 
 def prompt_text(text: str | None, ids: Sequence[int], tokenizer: Any) -> str:
@@ -16,7 +16,7 @@ def prompt_text(text: str | None, ids: Sequence[int], tokenizer: Any) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False)) if text is None else text
 
 
-def place_prompt(tokens: Sequence[Token], text: str | None, tokenizer: Any) -> tuple[str, list[Token]]:
+def locate_prompt(tokens: Sequence[Token], text: str | None, tokenizer: Any) -> tuple[str, list[Token]]:
     """The text of a prompt, and its tokens with their places in it.
 
     A token that the tokenizer adds in front of a text, such as its BOS, has no part in it.
@@ -44,7 +44,7 @@ def _spell_out(tokens: Sequence[Token], tokenizer: Any) -> tuple[str, list[Token
         if place + 1 == len(tokens):
             said += detokenizer.flush()
         if said or place + 1 == len(tokens):
-            placed += place_tokens(group, said, len(text), tokenizer, names=True).tokens
+            placed += locate_tokens(group, said, len(text), tokenizer, names=True).tokens
             text, group = text + said, []
     return text, placed
 

@@ -18,7 +18,7 @@ MOST_ALTERNATIVES = 20
 """As many log-probabilities beside a token's own as the OpenAI API gives."""
 
 
-class Busy(MachineError):
+class EngineBusy(MachineError):
     """The engine's queue is full; `retry_after` is how many seconds from now to ask again."""
 
     def __init__(self, message: str, retry_after: float) -> None:
@@ -102,7 +102,7 @@ class Row:
     """tell the prompt as the model reads it (`RowPrompt`)"""
     prompt_logprobs: int | None = None
     """with `echo`: tell the log-probability of each of its tokens, with so many of the likeliest beside it"""
-    reads_only: bool = False
+    prompt_only: bool = False
     """read the prompt and write nothing"""
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ class Row:
             raise UsageError("a row has more than one of text, ids and messages; give one of them")
 
     @property
-    def goes_on(self) -> bool:
+    def is_raw_prompt(self) -> bool:
         """Whether it continues a raw prompt, not a conversation."""
         return self.text is not None or self.ids is not None
 
@@ -204,7 +204,7 @@ class RowDone:
 
 
 @dataclass(frozen=True, slots=True)
-class RowError:
+class RowFailure:
     """A row could not be written; the other rows go on."""
 
     row: int
@@ -212,7 +212,7 @@ class RowError:
     fault: Fault = "engine"
 
 
-Event = RowPrompt | RowDelta | RowDone | RowError
+Event = RowPrompt | RowDelta | RowDone | RowFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +258,9 @@ class Engine(Protocol):
         ...
 
     def submit(self, request: GenerationRequest) -> Handle:
-        """Queue a request; never blocks, never raises for a bad row (that row ends with a RowError).
+        """Queue a request; never blocks, never raises for a bad row (that row ends with a RowFailure).
 
-        Raises Busy when the queue is full.
+        Raises EngineBusy when the queue is full.
         """
         ...
 
@@ -280,5 +280,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """End the engine; whatever still runs ends with a RowError."""
+        """End the engine; whatever still runs ends with a RowFailure."""
         ...

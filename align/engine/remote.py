@@ -17,20 +17,20 @@ from urllib.parse import urlsplit
 import httpx
 
 from align.engine.protocol import (
-    Busy,
+    EngineBusy,
     FinishReason,
     GenerationRequest,
     Row,
     RowDelta,
     RowDone,
-    RowError,
+    RowFailure,
     Sampling,
     ShiftedToken,
     Token,
 )
 from align.engine.retry_after import retry_seconds
-from align.engine.stream import Stream, collect
-from align.engine.wire import Said, error_text, fault_of, read_line, request_of
+from align.engine.stream import Stream, collect_texts
+from align.engine.wire_format import StreamEvent, error_text, fault_of, read_line, request_of
 from align.errors import MachineError, UsageError, nearest
 from align.schema import Messages
 
@@ -44,7 +44,7 @@ class RemoteEngine:
     """Writes text with the models of a server; `base_url` is like `http://127.0.0.1:8000/v1`.
 
     `timeout` is how many seconds the server may say nothing. A row that is told to come back later (429) does so for
-    `patience` seconds, and meanwhile `submit` raises Busy. `max_rows` are asked for at once, others wait here.
+    `patience` seconds, and meanwhile `submit` raises EngineBusy. `max_rows` are asked for at once, others wait here.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RemoteEngine:
     ) -> None:
         self._server = _Server(base_url, api_key, timeout, patience)
         self.models = self._server.models() if models is None else list(models)
-        self._talks: set[_Talk] = set()
+        self._rows: set[_RemoteRow] = set()
         self._closing = threading.Event()
         self._places = asyncio.Semaphore(max_rows)
         self._loop = asyncio.new_event_loop()
@@ -70,36 +70,36 @@ class RemoteEngine:
     @property
     def waiting(self) -> int:
         """How many rows have heard nothing from the server yet."""
-        return sum(not talk.first_token for talk in tuple(self._talks))
+        return sum(not row.first_token for row in tuple(self._rows))
 
     def submit(self, request: GenerationRequest) -> Stream:
-        """Ask for every row of a request; raises Busy while the server takes no more."""
+        """Ask for every row of a request; raises EngineBusy while the server takes no more."""
         self._server.refuse_while_busy()
-        talks: list[_Talk] = []
+        rows: list[_RemoteRow] = []
 
         def stop_cancelled() -> None:
-            for talk in talks:
-                talk.stop_if_cancelled()
+            for row in rows:
+                row.stop_if_cancelled()
 
         stream = Stream(len(request.rows), on_cancel=lambda: self._on_loop(stop_cancelled))
         for index, row in enumerate(request.rows):
             if self._closing.is_set():
-                stream.put(RowError(index, _CLOSED))
+                stream.put(RowFailure(index, _CLOSED))
             elif row.model not in self.models:
                 known = nearest(row.model, self.models)
-                stream.put(RowError(index, f"{row.model}: not one of the models of {self._server.url};{known}"))
-            elif row.echo or row.prompt_logprobs is not None or row.reads_only:
+                stream.put(RowFailure(index, f"{row.model}: not one of the models of {self._server.url};{known}"))
+            elif row.echo or row.prompt_logprobs is not None or row.prompt_only:
                 stream.put(
-                    RowError(index, f"{row.model}: prompts are scored by models on this machine only; load it here")
+                    RowFailure(index, f"{row.model}: prompts are scored by models on this machine only; load it here")
                 )
             else:
-                talks.append(_Talk(self._server, stream, index, row, request.sampling_of(row)))
-        self._on_loop(lambda: self._start(talks))
+                rows.append(_RemoteRow(self._server, stream, index, row, request.sampling_of(row)))
+        self._on_loop(lambda: self._start(rows))
         return stream
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
         """The texts of some rows; raises IntegrityError if a row failed."""
-        return collect(self.submit(GenerationRequest(tuple(rows), sampling)), len(rows))
+        return collect_texts(self.submit(GenerationRequest(tuple(rows), sampling)), len(rows))
 
     def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
         """Raise UsageError: the API does not tell what the base would have said."""
@@ -112,7 +112,7 @@ class RemoteEngine:
         return None
 
     def close(self) -> None:
-        """Break off what still runs and end the thread; those rows end with a RowError."""
+        """Break off what still runs and end the thread; those rows end with a RowFailure."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -128,28 +128,28 @@ class RemoteEngine:
         with suppress(RuntimeError):  # the loop is closed, and every row has ended
             self._loop.call_soon_threadsafe(function)
 
-    def _start(self, talks: list[_Talk]) -> None:
-        for talk in talks:
-            self._talks.add(talk)
-            talk.task = self._loop.create_task(talk.run(self._places))
-            talk.task.add_done_callback(lambda _, talk=talk: self._end(talk))  # type: ignore[misc]
-            talk.stop_if_cancelled()
+    def _start(self, rows: list[_RemoteRow]) -> None:
+        for row in rows:
+            self._rows.add(row)
+            row.task = self._loop.create_task(row.run(self._places))
+            row.task.add_done_callback(lambda _, row=row: self._end(row))  # type: ignore[misc]
+            row.stop_if_cancelled()
 
-    def _end(self, talk: _Talk) -> None:
+    def _end(self, row: _RemoteRow) -> None:
         # A task that is cancelled before its first step never runs: the last event is sent from here.
-        self._talks.discard(talk)
-        talk.end(_CLOSED if self._closing.is_set() else None)
+        self._rows.discard(row)
+        row.end(_CLOSED if self._closing.is_set() else None)
 
     async def _write_until_closed(self) -> None:
         await self._ending.wait()
-        tasks = [talk.task for talk in self._talks if talk.task is not None]
+        tasks = [row.task for row in self._rows if row.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._server.close()
 
 
-class _Refused(Exception):
+class _ErrorResponse(Exception):
     """The server answered with an error."""
 
     def __init__(self, answer: httpx.Response) -> None:
@@ -162,7 +162,7 @@ class _Refused(Exception):
         super().__init__(f"{self.status}: {error_text(self.body)}")
 
 
-class _BrokenOff(Exception):
+class _StreamBroken(Exception):
     """The answer did not come to its end; the text says how it went on from "the server ..."."""
 
 
@@ -182,9 +182,9 @@ class _Server:
         try:
             answer = httpx.get(f"{self.url}/models", headers=self._headers, timeout=self._timeout)
             if answer.is_error:
-                raise _Refused(answer)
+                raise _ErrorResponse(answer)
             return [entry["id"] for entry in answer.json()["data"]]
-        except (httpx.HTTPError, _Refused) as error:
+        except (httpx.HTTPError, _ErrorResponse) as error:
             raise MachineError(self.explain(error)) from None
         except (ValueError, KeyError, TypeError):
             raise MachineError(
@@ -193,14 +193,14 @@ class _Server:
 
     @asynccontextmanager
     async def ask(self, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[str]]:
-        """Post a request and give the lines of its answer; raises _Refused for an error answer."""
+        """Post a request and give the lines of its answer; raises _ErrorResponse for an error answer."""
         if self._client is None:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
             self._client = httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
         async with self._client.stream("POST", f"{self.url}{path}", json=body) as answer:
             if answer.is_error:
                 await answer.aread()
-                raise _Refused(answer)
+                raise _ErrorResponse(answer)
             yield answer.aiter_lines()
 
     def note_busy(self, seconds: float) -> None:
@@ -208,23 +208,23 @@ class _Server:
         self._busy_until = time.monotonic() + seconds
 
     def refuse_while_busy(self) -> None:
-        """Raise Busy while the server takes nothing."""
+        """Raise EngineBusy while the server takes nothing."""
         seconds = self._busy_until - time.monotonic()
         if seconds > 0:
-            raise Busy(f"{self.url} is busy; try again in {seconds:.0f} seconds", seconds)
+            raise EngineBusy(f"{self.url} is busy; try again in {seconds:.0f} seconds", seconds)
 
     def explain(self, error: Exception) -> str:
         """What went wrong with a request, and what to do."""
         match error:
-            case _Refused(status=401 | 403):
+            case _ErrorResponse(status=401 | 403):
                 return f"{self.url} refused the key ({error}); give the server's own as api_key"
-            case _Refused(status=404):
+            case _ErrorResponse(status=404):
                 return f"{self.url} knows no such thing ({error}); give its address up to /v1, and one of its models"
-            case _Refused(status=429):
+            case _ErrorResponse(status=429):
                 return f"{self.url} is busy ({error}); ask again later"
-            case _Refused():
+            case _ErrorResponse():
                 return f"{self.url} answered {error}"
-            case _BrokenOff():
+            case _StreamBroken():
                 return f"{self.url} {error}; try again"
             case httpx.ConnectError() | httpx.ConnectTimeout():
                 return f"{self.url} cannot be reached ({error}); start the server, or give another address"
@@ -240,7 +240,7 @@ class _Server:
             await self._client.aclose()
 
 
-class _Talk:
+class _RemoteRow:
     """One row, from the request to its last event."""
 
     def __init__(self, server: _Server, stream: Stream, index: int, row: Row, sampling: Sampling) -> None:
@@ -251,7 +251,7 @@ class _Talk:
         self._text, self._pieces = "", 0
         self._reason: str | None = None
         self._usage: dict[str, int] = {}
-        self._last: RowDone | RowError | None = None
+        self._last: RowDone | RowFailure | None = None
 
     def stop_if_cancelled(self) -> None:
         """Break the request off when the reader asked for it."""
@@ -264,12 +264,12 @@ class _Talk:
             async with places:
                 await self._ask_patiently()
             self._last = self._done(self._reason)
-        except (httpx.HTTPError, _Refused, _BrokenOff, ValueError, KeyError, TypeError) as error:
+        except (httpx.HTTPError, _ErrorResponse, _StreamBroken, ValueError, KeyError, TypeError) as error:
             self._last = self._failed(error)
 
     def end(self, closed: str | None) -> None:
         """Send the last event; a row that was broken off was cancelled, or says why the engine was closed."""
-        broken_off = RowError(self._index, closed) if closed else self._done("cancelled")
+        broken_off = RowFailure(self._index, closed) if closed else self._done("cancelled")
         self._stream.put(self._last or broken_off)
 
     async def _ask_patiently(self) -> None:
@@ -279,7 +279,7 @@ class _Talk:
             try:
                 await self._ask()
                 return
-            except _Refused as error:
+            except _ErrorResponse as error:
                 if error.status != _TOO_MANY or time.monotonic() + error.retry_after > give_up:
                     raise
                 self._server.note_busy(error.retry_after)
@@ -293,11 +293,11 @@ class _Talk:
                     break
                 self._hear(said)
         if self._reason is None:
-            raise _BrokenOff("broke off before the answer ended")
+            raise _StreamBroken("broke off before the answer ended")
 
-    def _hear(self, said: Said) -> None:
+    def _hear(self, said: StreamEvent) -> None:
         if said.error is not None:
-            raise _BrokenOff(f"ended the answer with an error ({said.error})")
+            raise _StreamBroken(f"ended the answer with an error ({said.error})")
         self._reason = said.reason or self._reason
         self._usage = said.usage or self._usage
         if said.text or said.tokens:
@@ -321,9 +321,9 @@ class _Talk:
             seconds=time.perf_counter() - self._started,
         )
 
-    def _failed(self, error: Exception) -> RowError:
-        fault = fault_of(error.status, error.body) if isinstance(error, _Refused) else "engine"
-        return RowError(self._index, f"{self._row.model}: {self._server.explain(error)}", fault)
+    def _failed(self, error: Exception) -> RowFailure:
+        fault = fault_of(error.status, error.body) if isinstance(error, _ErrorResponse) else "engine"
+        return RowFailure(self._index, f"{self._row.model}: {self._server.explain(error)}", fault)
 
 
 def _address(base_url: str) -> str:

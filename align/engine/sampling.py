@@ -60,7 +60,7 @@ class RowSampler:
         if self.greedy:
             return logits
         scaled = logits / sampling.temperature
-        return keep_min_p(keep_top_p(keep_top_k(scaled, sampling.top_k), sampling.top_p), sampling.min_p)
+        return filter_min_p(filter_top_p(filter_top_k(scaled, sampling.top_k), sampling.top_p), sampling.min_p)
 
     def took(self, token: int) -> None:
         """Note the token drawn."""
@@ -84,7 +84,7 @@ class RowSampler:
         return penalised
 
 
-def draw(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
+def sample_tokens(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
     """The tokens (B,) drawn from logits (B, V), each by its own row's rules."""
     import torch
 
@@ -119,14 +119,14 @@ def _mix(words: Tensor) -> Tensor:
     return words
 
 
-def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
+def filter_top_k(logits: Tensor, top_k: int) -> Tensor:
     """Logits (V,) with all but the `top_k` largest at minus infinity; 0 keeps all."""
     if not 0 < top_k < logits.shape[-1]:
         return logits
     return logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
 
 
-def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+def filter_top_p(logits: Tensor, top_p: float) -> Tensor:
     """Logits (V,) with all but the smallest set of probability `top_p` at minus infinity (Holtzman et al. 2020)."""
     if top_p >= 1:
         return logits
@@ -137,7 +137,7 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.index_fill(0, places[outside], float("-inf"))
 
 
-def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+def filter_min_p(logits: Tensor, min_p: float) -> Tensor:
     """Logits (V,) without tokens less likely than `min_p` times the likeliest (Nguyen et al. 2024)."""
     if min_p <= 0:
         return logits

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from align.engine.protocol import Event, RowDone, RowError
+from align.engine.protocol import Event, RowDone, RowFailure
 from align.errors import IntegrityError
 
 
@@ -70,19 +70,19 @@ class Stream:
             self.cancel()
 
     def _take(self, event: Event) -> Event:
-        if isinstance(event, RowDone | RowError):
+        if isinstance(event, RowDone | RowFailure):
             self._open -= 1
         return event
 
 
-def collect(stream: Stream, rows: int) -> list[str]:
+def collect_texts(stream: Stream, rows: int) -> list[str]:
     """Wait for every row and return the texts in order; raise IntegrityError for the first row that failed."""
     texts = [""] * rows
-    failed: RowError | None = None
+    failed: RowFailure | None = None
     for event in stream:
         if isinstance(event, RowDone):
             texts[event.row] = event.text
-        elif isinstance(event, RowError):
+        elif isinstance(event, RowFailure):
             failed = failed or event
     if failed is not None:
         raise IntegrityError(failed.message)

@@ -27,7 +27,7 @@ _KNOWN: WeakKeyDictionary[Any, dict[int, Spelling]] = WeakKeyDictionary()
 """what was looked up once, by tokenizer"""
 
 
-def spell(token: int, tokenizer: Any) -> Spelling:
+def spell_token(token: int, tokenizer: Any) -> Spelling:
     """The spelling of a token; of one without text of its own, such as an end token, its name."""
     known = _KNOWN.setdefault(tokenizer, {})
     if token not in known:

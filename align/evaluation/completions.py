@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from align.data.reasoning import answer_of, is_unfinished, split_thought
-from align.engine.protocol import GenerationRequest, Row, RowDone, RowError, Sampling
+from align.engine.protocol import GenerationRequest, Row, RowDone, RowFailure, Sampling
 from align.errors import IntegrityError
 from align.evaluation.kept import Kept, digest_of
 from align.evaluation.measures import Measure, mean_of
@@ -116,7 +116,7 @@ def complete(
     while owners := [owner for owner in owners if talks.waits(owner)]:
         rows = tuple(map(talks.row, owners))
         for index, event in _ends(engine, GenerationRequest(rows, sampling)):
-            if isinstance(event, RowError):
+            if isinstance(event, RowFailure):
                 failed[event.message] = failed.get(event.message, 0) + 1
                 talks.give_up(owners[index])
                 continue
@@ -210,11 +210,11 @@ def _follow_ups(record: Record) -> list[str]:
     return [text for text in held if isinstance(text, str)] if isinstance(held, list) else []
 
 
-def _ends(engine: Engine, request: GenerationRequest) -> Iterator[tuple[int, RowDone | RowError]]:
+def _ends(engine: Engine, request: GenerationRequest) -> Iterator[tuple[int, RowDone | RowFailure]]:
     """How each row ended, with a line on stderr now and then that says how far it is."""
     clock, done = time.monotonic(), 0
     for event in engine.submit(request):
-        if not isinstance(event, RowDone | RowError):
+        if not isinstance(event, RowDone | RowFailure):
             continue
         done += 1
         yield event.row, event

@@ -9,7 +9,7 @@ from align.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """The bounds of requests, all above 0."""
 
     max_tokens: int = 1024

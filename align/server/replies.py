@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from align.engine.protocol import Alternative, RowDone, RowPrompt, Token
-from align.engine.wire import escaped, name_token
-from align.server.served import Served
+from align.engine.wire_format import escaped, name_token
+from align.server.served_models import ServedModel
 
 DONE = b"data: [DONE]\n\n"
 
@@ -29,7 +29,7 @@ def usage(done: Sequence[RowDone], answers: int = 1) -> dict[str, int]:
 
 
 @dataclass
-class Head:
+class ReplyHeader:
     """What every piece of one answer begins with."""
 
     kind: str
@@ -55,7 +55,7 @@ class Head:
         }
 
 
-class Style(Protocol):
+class ReplyFormat(Protocol):
     """How one of the two ways of asking is answered."""
 
     kind: str
@@ -85,7 +85,7 @@ class Style(Protocol):
         ...
 
 
-class Chat:
+class ChatReply:
     """/v1/chat/completions."""
 
     kind, prefix, chunk_suffix = "chat.completion", "chatcmpl", ".chunk"
@@ -113,7 +113,7 @@ class Chat:
 
 
 @dataclass(frozen=True)
-class Completion:
+class CompletionReply:
     """/v1/completions; with `echo` an answer begins with its prompt."""
 
     echo: bool = False
@@ -158,9 +158,9 @@ class Completion:
         return [replace(token, top=token.top[: self.logprobs or 0]) for token in tokens]
 
 
-def head_of(style: Style, asked: str, served: Served) -> Head:
+def head_of(style: ReplyFormat, asked: str, served: ServedModel) -> ReplyHeader:
     """The head of one answer: under the id that was asked for, with the digest of what wrote it."""
-    return Head(style.kind, style.prefix, asked, served.digest)
+    return ReplyHeader(style.kind, style.prefix, asked, served.digest)
 
 
 def chat_logprobs(tokens: Sequence[Token] | None) -> dict[str, Any] | None:

@@ -13,10 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from align.engine.protocol import Event, Row, RowDelta, RowDone, RowPrompt, Token
 from align.server import replies
-from align.server.account import CLIENT_GONE, Note, note_of
-from align.server.bodies import Asking, ChatBody, CompletionBody
+from align.server.api_errors import ApiError
 from align.server.metrics import CONTENT_TYPE
-from align.server.refusals import Refusal
+from align.server.request_bodies import ChatBody, CompletionBody, GenerationBody
+from align.server.request_log import CLIENT_GONE, RequestRecord, request_record
 from align.server.service import Service
 from align.server.tools import use_tools
 
@@ -63,14 +63,14 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 
 @router.post("/v1/chat/completions")
 async def chat(request: Request, body: ChatBody) -> Response:
-    """Answer a conversation."""
-    return await _respond(request, body, replies.Chat())
+    """ReplyWriter a conversation."""
+    return await _respond(request, body, replies.ChatReply())
 
 
 @router.post("/v1/completions")
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue texts."""
-    return await _respond(request, body, replies.Completion(body.echo, body.logprobs, body.prompt_logprobs))
+    return await _respond(request, body, replies.CompletionReply(body.echo, body.logprobs, body.prompt_logprobs))
 
 
 def _service(request: Request) -> Service:
@@ -78,7 +78,7 @@ def _service(request: Request) -> Service:
     return service
 
 
-async def _respond(request: Request, body: ChatBody | CompletionBody, style: replies.Style) -> Response:
+async def _respond(request: Request, body: ChatBody | CompletionBody, style: replies.ReplyFormat) -> Response:
     service = _service(request)
     body.check()
     served = service.models.find(body.model)
@@ -88,25 +88,30 @@ async def _respond(request: Request, body: ChatBody | CompletionBody, style: rep
     if body.constraint() is not None:
         await asyncio.to_thread(body.check_constraint)
     head = replies.head_of(style, body.model, served)
-    note = note_of(request.scope)
-    note.model, note.id = served.name, head.id
-    answer = Answer(style, head, body, note, rows)
+    record = request_record(request.scope)
+    record.model, record.id = served.name, head.id
+    answer = ReplyWriter(style, head, body, record, rows)
     events = service.answer(served, rows, request.receive)
     if body.stream:
         return await answer.stream(events, service.limits.max_seconds)
     return await answer.whole(events)
 
 
-class Answer:
+class ReplyWriter:
     """One request's events as a response."""
 
     def __init__(
-        self, style: replies.Style, head: replies.Head, body: Asking, note: Note, rows: tuple[Row, ...]
+        self,
+        style: replies.ReplyFormat,
+        head: replies.ReplyHeader,
+        body: GenerationBody,
+        record: RequestRecord,
+        rows: tuple[Row, ...],
     ) -> None:
         self._style = style
         self._head = head
         self._usage = body.include_usage
-        self._note = note
+        self._note = record
         self._wants_tokens = rows[0].logprobs is not None
         self._answers = body.n
         self._done: list[RowDone] = []
@@ -148,7 +153,7 @@ class Answer:
                 async for event in running:
                     for piece in self._of(event):
                         yield piece
-            except Refusal as refusal:
+            except ApiError as refusal:
                 self._note.status = refusal.status
                 yield replies.event(refusal.body)
                 return

@@ -12,21 +12,21 @@ from typing import Any
 
 from align.engine.constraint import UNCOMPILED
 from align.engine.protocol import (
-    Busy,
     Engine,
+    EngineBusy,
     Event,
     GenerationRequest,
     Handle,
     Row,
     RowDelta,
     RowDone,
-    RowError,
+    RowFailure,
     RowPrompt,
 )
-from align.server.limits import Limits
+from align.server.api_errors import ApiError, busy, draining, internal_error, not_ready, timed_out
+from align.server.limits import ServerLimits
 from align.server.metrics import Metrics
-from align.server.refusals import Refusal, broken, busy, draining, not_ready, too_slow
-from align.server.served import Served, ServedModels
+from align.server.served_models import ServedModel, ServedModels
 
 LOG = logging.getLogger("align.server")
 
@@ -44,7 +44,7 @@ class Service:
 
     engine: Engine | None
     models: ServedModels
-    limits: Limits
+    limits: ServerLimits
     running: int = 0
     """requests to the API that have not ended"""
     draining: bool = False
@@ -59,18 +59,18 @@ class Service:
         return self.engine is not None and not self.draining
 
     def submit(self, rows: tuple[Row, ...]) -> Handle:
-        """Hand rows to the engine; Refusal when it is not there, on its way out, or full."""
+        """Hand rows to the engine; ApiError when it is not there, on its way out, or full."""
         if self.draining:
             raise draining()
         if self.engine is None:
             raise not_ready()
         try:
             return self.engine.submit(GenerationRequest(rows))
-        except Busy as full:
+        except EngineBusy as full:
             raise busy(str(full), full.retry_after) from None
 
-    async def answer(self, served: Served, rows: tuple[Row, ...], receive: Receive) -> AsyncGenerator[Event, None]:
-        """Texts and ends of some rows, as they come; Refusal when a row fails or the time is over.
+    async def answer(self, served: ServedModel, rows: tuple[Row, ...], receive: Receive) -> AsyncGenerator[Event, None]:
+        """Texts and ends of some rows, as they come; ApiError when a row fails or the time is over.
 
         However this ends, nothing runs on afterwards: a client that goes away frees its rows within one step.
         """
@@ -79,12 +79,12 @@ class Service:
         compiles = any(row.rules.constraint is not None for row in rows)
         handle = await asyncio.to_thread(self.submit, rows) if compiles else self.submit(rows)
         watch = asyncio.create_task(_cancel_when_gone(handle, receive))
-        meter = Meter(self.metrics, served.name, len(rows))
+        meter = RequestMeter(self.metrics, served.name, len(rows))
         try:
             async with aclosing(handle.events()) as events:  # type: ignore[type-var]
                 while (event := await self._next(events, deadline)) is not None:
                     meter.note(event)
-                    if isinstance(event, RowError):
+                    if isinstance(event, RowFailure):
                         raise self._failed(event, rows[event.row])
                     yield event
         finally:
@@ -97,25 +97,25 @@ class Service:
             async with asyncio.timeout_at(deadline):
                 return await anext(events, None)
         except TimeoutError:
-            raise too_slow(self.limits.max_seconds) from None
+            raise timed_out(self.limits.max_seconds) from None
 
-    def _failed(self, error: RowError, row: Row) -> Refusal:
+    def _failed(self, error: RowFailure, row: Row) -> ApiError:
         """What a client is told of a row that could not be written; what broke inside is for the log."""
         if error.fault in _CODES:
             # A model that is a folder goes by its name here, never by its path.
             message = error.message.removeprefix(f"{row.model}: ")
-            param = "prompt" if row.goes_on else "messages"
+            param = "prompt" if row.is_raw_prompt else "messages"
             if message.startswith(UNCOMPILED):
                 # The form that a request states was tried before: this one was made of its tools.
                 param, message = "tools", f"tools: {message}"
             param = next((name for name in _OWN if message.startswith(name)), param)
             if param == "chat_template_kwargs" and "'reasoning_effort'" in message:
                 param = "reasoning_effort"
-            return Refusal(400, message, param=param, code=_CODES[error.fault])
+            return ApiError(400, message, param=param, code=_CODES[error.fault])
         if self.draining:
             return draining()
         LOG.error("%s", error.message)
-        return broken()
+        return internal_error()
 
 
 async def _cancel_when_gone(handle: Handle, receive: Receive) -> None:
@@ -124,7 +124,7 @@ async def _cancel_when_gone(handle: Handle, receive: Receive) -> None:
     handle.cancel()
 
 
-class Meter:
+class RequestMeter:
     """Counts the tokens and times of one request's rows."""
 
     def __init__(self, metrics: Metrics, model: str, rows: int) -> None:
@@ -150,7 +150,7 @@ class Meter:
         if isinstance(event, RowDone):
             self._metrics.prompt_tokens.labels(self._model).inc(event.prompt_tokens)
             self._metrics.completion_tokens.labels(self._model).inc(event.completion_tokens)
-        if isinstance(event, RowDone | RowError):
+        if isinstance(event, RowDone | RowFailure):
             self._move(running=-1)
 
     def end(self) -> None:

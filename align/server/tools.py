@@ -15,19 +15,19 @@ from align.data.tool_calls import ToolCall, ToolFormat
 from align.data.tool_grammar import tool_grammar
 from align.engine.constraint import Constraint, require_llguidance
 from align.engine.protocol import Engine, Row, RowDone, RowPrompt, Token
-from align.engine.speech import StopStrings
+from align.engine.text_buffer import StopStrings
 from align.errors import UsageError, nearest
 from align.schema import Messages
-from align.server.messages import Body
-from align.server.refusals import Refusal, not_ready, unsupported
-from align.server.replies import Chat, chat_logprobs, choice_of
+from align.server.api_errors import ApiError, not_ready, unsupported
+from align.server.replies import ChatReply, chat_logprobs, choice_of
+from align.server.request_messages import ApiObject
 
 _MOST_TOOLS = 128
 _NAMES = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 
 @runtime_checkable
-class WritesToolCalls(Protocol):
+class HasToolFormat(Protocol):
     """An engine that knows how its chat template writes tool calls."""
 
     @property
@@ -36,7 +36,7 @@ class WritesToolCalls(Protocol):
         ...
 
 
-class Function(Body):
+class Function(ApiObject):
     """A function a model may call; what else a schema says of it is for the chat template."""
 
     name: str
@@ -45,14 +45,14 @@ class Function(Body):
     strict: bool | None = None
 
 
-class Tool(Body):
+class Tool(ApiObject):
     """A tool; OpenAI's own ones, such as its web search, are not here."""
 
     type: Literal["function"]
     function: Function
 
 
-class OffersTools(Body):
+class ToolFields(ApiObject):
     """What a request may say about tools."""
 
     tools: list[Tool] = Field(default_factory=list, max_length=_MOST_TOOLS)
@@ -64,7 +64,7 @@ class OffersTools(Body):
         for index, tool in enumerate(self.tools):
             if not _NAMES.fullmatch(tool.function.name):
                 path = f"tools.{index}.function.name"
-                raise Refusal(
+                raise ApiError(
                     400, f"{path}: {tool.function.name!r}; give up to 64 letters, digits, _ and -", param=path
                 )
         return [tool.model_dump(exclude_none=True) for tool in self.tools]
@@ -75,14 +75,14 @@ class OffersTools(Body):
         if self.tool_choice in (None, "none", "auto"):
             return []
         if not functions:
-            raise Refusal(400, "tool_choice: no tools to choose from; send tools", param="tool_choice")
+            raise ApiError(400, "tool_choice: no tools to choose from; send tools", param="tool_choice")
         if self.tool_choice == "required":
             return functions
         name = self.named
         chosen = [function for function in functions if function["name"] == name]
         if not chosen:
             known = nearest(str(name), [function["name"] for function in functions])
-            raise Refusal(400, f"tool_choice: {name!r} is none of the tools;{known}", param="tool_choice")
+            raise ApiError(400, f"tool_choice: {name!r} is none of the tools;{known}", param="tool_choice")
         return chosen
 
     @property
@@ -93,19 +93,19 @@ class OffersTools(Body):
         return function.get("name") if isinstance(function, dict) else None
 
 
-def use_tools(body: OffersTools, rows: tuple[Row, ...], engine: Engine | None) -> tuple[tuple[Row, ...], Chat]:
+def use_tools(body: ToolFields, rows: tuple[Row, ...], engine: Engine | None) -> tuple[tuple[Row, ...], ChatReply]:
     """The rows with the tools of their request, and how their answers are told.
 
-    Raises Refusal where the chat template writes no tool calls, and for a choice that is not possible.
+    Raises ApiError where the chat template writes no tool calls, and for a choice that is not possible.
     """
     turns = rows[0].messages
     demanded = body.demanded()
     spoken_of = bool(body.tools) or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns)
     if not spoken_of:
-        return rows, Chat()
+        return rows, ChatReply()
     if engine is None:
         raise not_ready()
-    format_ = engine.tool_format if isinstance(engine, WritesToolCalls) else None
+    format_ = engine.tool_format if isinstance(engine, HasToolFormat) else None
     if format_ is None:
         param = "tools" if body.tools else "messages"
         raise unsupported(param, "the model's chat template writes no tool calls", "leave out tools and their turns")
@@ -120,14 +120,14 @@ def use_tools(body: OffersTools, rows: tuple[Row, ...], engine: Engine | None) -
         rules = replace(rules, constraint=_demand(body, rows[0], format_, demanded))
     rows = tuple(replace(row, messages=messages, chat=options, rules=rules) for row in rows)
     if not offered:
-        return rows, Chat()
+        return rows, ChatReply()
     bare = format_ if hides else replace(format_, special=())
-    return rows, ToolChat(bare, offered, body)
+    return rows, ToolChatReply(bare, offered, body)
 
 
-def _demand(body: OffersTools, row: Row, format_: ToolFormat, functions: list[dict[str, Any]]) -> Constraint:
+def _demand(body: ToolFields, row: Row, format_: ToolFormat, functions: list[dict[str, Any]]) -> Constraint:
     if row.rules.constraint is not None:
-        raise Refusal(
+        raise ApiError(
             400, "tool_choice: an answer of a given form makes no call; send one of them", param="tool_choice"
         )
     try:
@@ -149,10 +149,10 @@ def _with_text_arguments(messages: Messages) -> Messages:
     return turns
 
 
-class ToolChat(Chat):
+class ToolChatReply(ChatReply):
     """/v1/chat/completions with tools: what may become a call is held back, and told as calls at the end."""
 
-    def __init__(self, format_: ToolFormat, tools: Sequence[dict[str, Any]], body: OffersTools) -> None:
+    def __init__(self, format_: ToolFormat, tools: Sequence[dict[str, Any]], body: ToolFields) -> None:
         self._format = format_
         self._tools = tools
         self._most = None if body.parallel_tool_calls else 1
@@ -174,7 +174,7 @@ class ToolChat(Chat):
         rest = heard[len(shown) :] if not calls else said.removeprefix(shown.strip())
         delta: dict[str, Any] = {"content": self._format.shown(rest)} if rest.strip() else {}
         if calls:
-            delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(_told(calls))]
+            delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(_call_objects(calls))]
         return choice_of(row, reason=self._ended(reason, calls), delta=delta)
 
     def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class ToolChat(Chat):
         content = self._format.shown(said)
         message: dict[str, Any] = {"role": "assistant", "content": content or None, "refusal": None}
         if calls:
-            message["tool_calls"] = _told(calls)
+            message["tool_calls"] = _call_objects(calls)
         else:
             message["content"] = content
         return choice_of(done.row, chat_logprobs(tokens), self._ended(done.reason, calls), message=message)
@@ -204,7 +204,7 @@ class ToolChat(Chat):
         return self._holding.setdefault(row, StopStrings([self._format.marker])).push(text)
 
 
-def _told(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+def _call_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
     # Nine letters and digits: some chat templates take no other ids.
     return [
         {

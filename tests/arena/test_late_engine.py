@@ -21,7 +21,7 @@ from align.arena.late import LateEngine
 from align.arena.queue import Review, ReviewQueue
 from align.arena.votes import VoteStore, read_votes
 from align.engine.fake import FakeEngine
-from align.engine.protocol import GenerationRequest, Row, RowError, Sampling
+from align.engine.protocol import GenerationRequest, Row, RowFailure, Sampling
 from align.errors import MachineError
 from align.registry import Registry, open_registry
 from align.schema import user
@@ -85,7 +85,7 @@ def test_an_engine_that_cannot_be_loaded_is_told_in_every_row_and_tried_again():
 
     for cause in ("no memory", "a bug"):
         events = list(engine.submit(make_request(2)))
-        assert [type(event) for event in events] == [RowError] * 2
+        assert [type(event) for event in events] == [RowFailure] * 2
         assert all(cause in event.message for event in events)
     assert texts(engine.submit(make_request())) == ["Reply to Question 0"]
 

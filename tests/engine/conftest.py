@@ -19,7 +19,7 @@ def loaded(tiny_base: Path) -> LoadedBase:
 
 @pytest.fixture(scope="session")
 def engine(loaded: LoadedBase) -> Iterator[LocalEngine]:
-    engine = LocalEngine(loaded, max_read=32)
+    engine = LocalEngine(loaded, prefill_chunk_tokens=32)
     yield engine
     engine.close()
 

@@ -10,7 +10,7 @@ from loud_models import build_resident, loud_base
 
 from align.engine import batch
 from align.engine.local import LocalEngine
-from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
 from align.errors import IntegrityError
 from align.models.stop_tokens import StopTokens
 from align.schema import assistant, user
@@ -170,7 +170,7 @@ def test_events_reach_asyncio_and_closing_early_cancels(engine):
 def test_an_unknown_model_fails_its_row_only(engine):
     first, second = ended(engine.submit(GenerationRequest((Row("rod@v1", PROMPTS[0]), Row("red@v1", PROMPTS[0])), HOT)))
 
-    assert isinstance(first, RowError)
+    assert isinstance(first, RowFailure)
     assert "did you mean red@v1?" in first.message
     assert isinstance(second, RowDone)
 
@@ -180,7 +180,7 @@ def test_a_conversation_longer_than_the_window_fails_its_row_only(engine):
 
     first, second = ended(engine.submit(GenerationRequest((Row("red@v1", long), Row("red@v1", PROMPTS[0])), HOT)))
 
-    assert isinstance(first, RowError)
+    assert isinstance(first, RowFailure)
     assert "2048" in first.message
     assert isinstance(second, RowDone)
 
@@ -213,7 +213,7 @@ def test_broken_weights_fail_their_rows_and_no_others(mixed_engine, monkeypatch)
     )
 
     layer.lora_B["adapter1"].weight.data.copy_(sound)
-    assert isinstance(broken, RowError)
+    assert isinstance(broken, RowFailure)
     assert "not finite" in broken.message
     assert isinstance(whole, RowDone)
     assert whole.text == mixed_engine.complete([Row("red@v1", PROMPTS[0])], HOT)[0]
@@ -229,12 +229,12 @@ def test_a_failing_batch_reaches_the_caller_and_leaves_the_adapters_right(tiny_b
         def explode(*arguments, **options):
             raise RuntimeError("out of memory, say")
 
-        patch.setattr(batch, "draw", explode)
+        patch.setattr(batch, "sample_tokens", explode)
         events = ended(engine.submit(GenerationRequest(tuple(rows), HOT)))
 
     after = engine.complete(rows[::-1], HOT)
     engine.close()
-    assert [type(event) for event in events] == [RowError, RowError]
+    assert [type(event) for event in events] == [RowFailure, RowFailure]
     assert "out of memory, say" in events[0].message
     assert after == before[::-1]
     # No hook may stay behind: they send later rows through the adapters of the failed batch.
@@ -256,7 +256,7 @@ def test_facts_tell_live_adapters_from_the_base(engine):
 
     assert facts["base@v1"].shift == 0
     assert facts["red@v1"].shift > 0
-    assert not any(fact.alone for fact in engine.facts)
+    assert not any(fact.runs_alone for fact in engine.facts)
 
 
 def test_an_adapter_that_changes_nothing_is_said_to(tiny_base):

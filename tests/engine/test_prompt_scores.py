@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from align.engine.protocol import GenerationRequest, Row, RowDone, RowError, RowPrompt, Sampling
+from align.engine.protocol import GenerationRequest, Row, RowDone, RowFailure, RowPrompt, Sampling
 from align.schema import user
 
 LONG = "the quick brown fox jumps over a lazy dog " * 12
@@ -14,7 +14,7 @@ LONG = "the quick brown fox jumps over a lazy dog " * 12
 def test_scores_beside_rows_that_are_written_are_those_of_one_pass(engine, loaded):
     writing = Row("blue@v1", [user("hello")], 1, Sampling(temperature=1.0, max_new_tokens=60))
     scored = [
-        Row(model, [], text=text, echo=True, prompt_logprobs=3, reads_only=True)
+        Row(model, [], text=text, echo=True, prompt_logprobs=3, prompt_only=True)
         for model in ("red@v1", "blue@v1")
         for text in (LONG, "狐狸 👍")
     ]
@@ -45,6 +45,6 @@ def test_a_row_is_not_given_ids_that_no_vocabulary_has(engine):
 
     events = list(engine.submit(GenerationRequest(rows, Sampling(max_new_tokens=1))))
 
-    assert [type(event) for event in events] == [RowError] * 3
+    assert [type(event) for event in events] == [RowFailure] * 3
     assert {event.fault for event in events} == {"prompt"}
     assert any("token 320 is none of its 320" in event.message for event in events)

@@ -6,9 +6,9 @@ import pytest
 from byte_tokenizers import KINDS, TEXTS
 from tiny import WORDS
 
-from align.engine.prompt_text import place_prompt, prompt_text
+from align.engine.prompt_text import locate_prompt, prompt_text
 from align.engine.protocol import Token
-from align.engine.vocabulary import spell
+from align.engine.vocabulary import spell_token
 
 
 @cache
@@ -17,7 +17,7 @@ def tokenizer_of(kind: str):
 
 
 def tokens_of(ids: list[int], tokenizer) -> list[Token]:
-    return [Token(token, spell(token, tokenizer).text, -1.0, ()) for token in ids]
+    return [Token(token, spell_token(token, tokenizer).text, -1.0, ()) for token in ids]
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "tokens across characters", "byte fallback"])
@@ -26,7 +26,7 @@ def test_the_tokens_of_a_prompt_cover_it_and_what_the_tokenizer_adds_has_no_part
     tokenizer = tokenizer_of(kind)
     ids = tokenizer.encode(text)
 
-    said, placed = place_prompt(tokens_of(ids, tokenizer), text, tokenizer)
+    said, placed = locate_prompt(tokens_of(ids, tokenizer), text, tokenizer)
 
     assert said == text
     assert [token.id for token in placed] == ids
@@ -43,7 +43,7 @@ def test_ids_read_as_they_would_be_written_control_tokens_by_name(kind):
     tokenizer = tokenizer_of(kind)
     ids = [*tokenizer.encode("the fox", add_special_tokens=False), tokenizer.eos_token_id]
 
-    said, placed = place_prompt(tokens_of(ids, tokenizer), None, tokenizer)
+    said, placed = locate_prompt(tokens_of(ids, tokenizer), None, tokenizer)
 
     assert said == prompt_text(None, ids, tokenizer) == tokenizer.decode(ids)
     assert "".join(token.text for token in placed) == said
@@ -59,7 +59,7 @@ def test_a_tokenizer_that_changes_letters_gives_places_in_the_text_as_it_was_sen
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=lower)
     text = "The  QUICK fox"
 
-    said, placed = place_prompt(tokens_of(tokenizer.encode(text), tokenizer), text, tokenizer)
+    said, placed = locate_prompt(tokens_of(tokenizer.encode(text), tokenizer), text, tokenizer)
 
     assert said == text
     assert [token.start for token in placed] == [0, 5, 11]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from align.engine.protocol import Busy, GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.protocol import EngineBusy, GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
 from align.engine.remote import RemoteEngine
 from align.errors import IntegrityError, MachineError, UsageError
 from align.schema import user
@@ -129,7 +129,7 @@ def engine(running) -> Iterator[RemoteEngine]:
     engine.close()
 
 
-def done(stream) -> list[RowDone | RowError]:
+def done(stream) -> list[RowDone | RowFailure]:
     return sorted((event for event in stream if not isinstance(event, RowDelta)), key=lambda event: event.row)
 
 
@@ -247,7 +247,7 @@ def test_a_busy_server_is_asked_again_when_it_says_and_meanwhile_submit_is_refus
     stream = engine.submit(GenerationRequest((Row("red", HELLO),), FOUR))
     assert resting.wait(PATIENCE)
 
-    with pytest.raises(Busy, match="busy") as refused:
+    with pytest.raises(EngineBusy, match="busy") as refused:
         engine.submit(GenerationRequest((Row("red", HELLO),), FOUR))
 
     assert 0 < refused.value.retry_after <= 77
@@ -297,7 +297,7 @@ def test_an_error_answer_fails_its_row_and_says_what_to_do(server, engine, refus
 
     [event] = done(engine.submit(GenerationRequest((Row("red", HELLO),), FOUR)))
 
-    assert isinstance(event, RowError)
+    assert isinstance(event, RowFailure)
     assert event.fault == fault
     assert said in event.message
     assert event.message.startswith("red: ")
@@ -391,15 +391,15 @@ def test_generate_asks_a_server(server, running, capsys, monkeypatch):
 
 
 def test_through_this_projects_own_server_a_row_is_what_it_is_here(engine_here):
-    from align.server.app import create_app
-    from align.server.limits import Limits
-    from align.server.served import Served, ServedModels
+    from align.server.application import create_app
+    from align.server.limits import ServerLimits
+    from align.server.served_models import ServedModel, ServedModels
 
-    models = ServedModels([Served(name, (name,), "base@v1") for name in engine_here.models])
+    models = ServedModels([ServedModel(name, (name,), "base@v1") for name in engine_here.models])
     hot = Sampling(1.0, 0.9, 20, top_k=50, min_p=0.01, repetition_penalty=1.2, presence_penalty=0.5, stop=("e",))
     rows = [Row(model, HELLO, seed, hot) for model in engine_here.models for seed in range(3)]
     rows += [Row("red@v1", [], 5, text="the quick", logprobs=2), Row("blue@v1", HELLO, 6, logprobs=3)]
-    with serving(create_app(engine_here, models, Limits(), None)) as url:
+    with serving(create_app(engine_here, models, ServerLimits(), None)) as url:
         far = RemoteEngine(url)
         events = list(far.submit(GenerationRequest(tuple(rows), FOUR)))
         far.close()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from align.engine.protocol import Sampling
-from align.engine.sampling import RowSampler, draw, gumbel_noise, keep_min_p, keep_top_k, keep_top_p
+from align.engine.sampling import RowSampler, filter_min_p, filter_top_k, filter_top_p, gumbel_noise, sample_tokens
 from align.errors import UsageError
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
@@ -13,7 +13,7 @@ LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 def shares(sampling: Sampling, times: int) -> torch.Tensor:
     """How often each token of LOGITS is drawn, each time by a row with a seed of its own."""
     rows = [RowSampler(sampling, seed, []) for seed in range(times)]
-    return torch.bincount(draw(LOGITS.repeat(times, 1), rows), minlength=4) / times
+    return torch.bincount(sample_tokens(LOGITS.repeat(times, 1), rows), minlength=4) / times
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -29,13 +29,13 @@ def test_draws_follow_the_softmax(temperature):
 def test_a_temperature_next_to_nothing_takes_the_largest_logit(temperature, options):
     rows = [RowSampler(Sampling(temperature=temperature, **options), seed, []) for seed in range(50)]
 
-    assert set(draw(LOGITS.flip(0).repeat(50, 1), rows).tolist()) == {3}
+    assert set(sample_tokens(LOGITS.flip(0).repeat(50, 1), rows).tolist()) == {3}
 
 
 def test_the_draws_of_one_row_follow_the_softmax_too():
     row, counts = RowSampler(Sampling(temperature=1.0), 3, []), torch.zeros(4)
     for _ in range(4000):
-        token = int(draw(LOGITS[None], [row]))
+        token = int(sample_tokens(LOGITS[None], [row]))
         row.took(token)
         counts[token] += 1
 
@@ -62,12 +62,12 @@ def test_temperature_zero_takes_the_largest():
 
 def test_top_k_and_min_p_keep_the_likeliest():
     # Probabilities 0.644, 0.237, 0.087, 0.032; shares of the likeliest 1, 0.368, 0.135, 0.050.
-    assert keep_top_k(LOGITS, 2).isfinite().tolist() == [True, True, False, False]
-    assert keep_top_k(LOGITS, 0) is LOGITS
-    assert keep_top_k(LOGITS, 9) is LOGITS
-    assert keep_min_p(LOGITS, 0.3).isfinite().tolist() == [True, True, False, False]
-    assert keep_min_p(LOGITS, 1.0).isfinite().tolist() == [True, False, False, False]
-    assert keep_min_p(LOGITS, 0.0) is LOGITS
+    assert filter_top_k(LOGITS, 2).isfinite().tolist() == [True, True, False, False]
+    assert filter_top_k(LOGITS, 0) is LOGITS
+    assert filter_top_k(LOGITS, 9) is LOGITS
+    assert filter_min_p(LOGITS, 0.3).isfinite().tolist() == [True, True, False, False]
+    assert filter_min_p(LOGITS, 1.0).isfinite().tolist() == [True, False, False, False]
+    assert filter_min_p(LOGITS, 0.0) is LOGITS
 
 
 def test_top_p_is_taken_of_what_top_k_left():
@@ -92,10 +92,10 @@ def test_penalties_are_those_of_ctrl_and_of_the_openai_api():
 
 def test_top_p_keeps_the_smallest_set_with_that_much_probability():
     # Probabilities 0.644, 0.237, 0.087, 0.032: two tokens reach 0.8, three reach 0.9.
-    assert keep_top_p(LOGITS, 0.8).isfinite().tolist() == [True, True, False, False]
-    assert keep_top_p(LOGITS, 0.9).isfinite().tolist() == [True, True, True, False]
-    assert keep_top_p(LOGITS, 1e-6).isfinite().tolist() == [True, False, False, False]
-    assert keep_top_p(LOGITS, 1.0) is LOGITS
+    assert filter_top_p(LOGITS, 0.8).isfinite().tolist() == [True, True, False, False]
+    assert filter_top_p(LOGITS, 0.9).isfinite().tolist() == [True, True, True, False]
+    assert filter_top_p(LOGITS, 1e-6).isfinite().tolist() == [True, False, False, False]
+    assert filter_top_p(LOGITS, 1.0) is LOGITS
 
 
 def test_a_row_draws_the_same_beside_any_other_row():
@@ -103,9 +103,9 @@ def test_a_row_draws_the_same_beside_any_other_row():
     beside = RowSampler(Sampling(), 7, [])
 
     for _ in range(20):
-        one = int(draw(LOGITS[None], [alone])[0])
+        one = int(sample_tokens(LOGITS[None], [alone])[0])
         others = [RowSampler(Sampling(temperature=0), 1, []), beside, RowSampler(Sampling(top_k=2), 2, [])]
-        two = int(draw(LOGITS.repeat(3, 1), others)[1])
+        two = int(sample_tokens(LOGITS.repeat(3, 1), others)[1])
         alone.took(one)
         beside.took(two)
         assert one == two

@@ -170,7 +170,7 @@ def scripted(monkeypatch, tokenizer, texts: list[str]) -> None:
                 said[id(row)] = [*tokenizer.encode(texts[len(said)]), tokenizer.eos_token_id]
         return torch.tensor([said[id(row)].pop(0) for row in rows])
 
-    monkeypatch.setattr("align.engine.batch.draw", draw)
+    monkeypatch.setattr("align.engine.batch.sample_tokens", draw)
 
 
 @pytest.mark.parametrize("template", [OPENS, OPENS.replace("<think>\n", "")], ids=["opened by the prompt", "written"])

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from zoo import build_zoo_model
 
 from align import serve, sft
-from align.engine.lanes import probe
+from align.engine.adapter_groups import probe_models
 from align.errors import AlignError, IntegrityError, UsageError
 from align.models import adapters, folding, probes
 from align.models.adapters import load_models
@@ -127,7 +127,7 @@ def test_an_adapter_is_served_as_plain_peft_computes_it_and_its_base_and_neighbo
     references = [str(path) for path in (folder, neighbour, base) if path]
 
     loaded = load_models(world.registry, references, FP32)
-    facts = {fact.reference: fact for fact in probe(loaded)}
+    facts = {fact.reference: fact for fact in probe_models(loaded)}
 
     loaded.model.set_adapter("adapter0")
     assert torch.allclose(answers(loaded.model), expected, atol=1e-5)
@@ -138,8 +138,8 @@ def test_an_adapter_is_served_as_plain_peft_computes_it_and_its_base_and_neighbo
         assert torch.equal(answers(loaded.model), answers(AutoModelForCausalLM.from_pretrained(base)))
     assert facts[references[0]].shift > 0
     if neighbour and kind.startswith("copy"):
-        assert all("modules_to_save" in fact.why_alone for fact in facts.values())
-        assert all(fact.alone for fact in facts.values())
+        assert all("modules_to_save" in fact.runs_alone_reason for fact in facts.values())
+        assert all(fact.runs_alone for fact in facts.values())
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *MERGED_ONLY])

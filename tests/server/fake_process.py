@@ -9,14 +9,14 @@ import threading
 from serving import PATIENCE, poet, served
 
 from align.listening import open_port
-from align.server.app import create_app
-from align.server.limits import Limits
-from align.server.listening import address_of, serve_until_ended
+from align.server.application import create_app
+from align.server.limits import ServerLimits
+from align.server.uvicorn_server import address_of, serve_until_ended
 
 gate = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.readline(), gate.set()), daemon=True).start()
 with open_port("127.0.0.1", 0) as listener:
-    app = create_app(poet(0.01, gate=gate), served("red@v1"), Limits(drain_seconds=9 * PATIENCE), None)
+    app = create_app(poet(0.01, gate=gate), served("red@v1"), ServerLimits(drain_seconds=9 * PATIENCE), None)
     sys.stdout.write(address_of(listener) + "\n")
     sys.stdout.flush()
     serve_until_ended(app, listener, app.state.service)

@@ -6,13 +6,13 @@ import sys
 from serving import PATIENCE, poet, served
 
 from align.listening import open_port
-from align.server.app import create_app
-from align.server.limits import Limits
-from align.server.listening import address_of, serve_until_ended
+from align.server.application import create_app
+from align.server.limits import ServerLimits
+from align.server.uvicorn_server import address_of, serve_until_ended
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 with open_port("127.0.0.1", 0) as listener:
-    app = create_app(poet(0.01), served("red@v1"), Limits(drain_seconds=PATIENCE, body_seconds=PATIENCE), None)
+    app = create_app(poet(0.01), served("red@v1"), ServerLimits(drain_seconds=PATIENCE, body_seconds=PATIENCE), None)
     sys.stdout.write(address_of(listener) + "\n")
     sys.stdout.flush()
     serve_until_ended(app, listener, app.state.service)

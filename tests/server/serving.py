@@ -17,11 +17,11 @@ import openai
 from align.engine.fake import FakeEngine
 from align.engine.protocol import Engine
 from align.listening import open_port
-from align.server.app import create_app
-from align.server.limits import Limits
-from align.server.listening import address_of, serve_until_ended
-from align.server.served import Served, ServedModels
+from align.server.application import create_app
+from align.server.limits import ServerLimits
+from align.server.served_models import ServedModel, ServedModels
 from align.server.service import Service
+from align.server.uvicorn_server import address_of, serve_until_ended
 
 KEY = "a-key-that-only-the-tests-know"
 PATIENCE = 120
@@ -33,7 +33,7 @@ def served(*references: str) -> ServedModels:
     """Models as `describe` would give them, with an alias each."""
     return ServedModels(
         [
-            Served(
+            ServedModel(
                 ref, (ref, ref.partition("@")[0], ref.partition("@")[0] + "@prod"), "base@v1", "base@v1", "sha256:1f"
             )
             for ref in references
@@ -95,14 +95,14 @@ class Running:
 def running(
     engine: Engine | None,
     models: ServedModels | None = None,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     token: str | None = None,
     hosts: Sequence[str] | None = (),
     page: Any = None,
 ) -> Iterator[Running]:
     """A server on a free port, ended in order afterwards."""
     models = models or served("red@v1", "blue@v1")
-    app = create_app(engine, models, limits or Limits(drain_seconds=PATIENCE), token, page, hosts)
+    app = create_app(engine, models, limits or ServerLimits(drain_seconds=PATIENCE), token, page, hosts)
     service = app.state.service
     with open_port("127.0.0.1", 0) as listener:
         url = address_of(listener)

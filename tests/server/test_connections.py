@@ -16,7 +16,7 @@ from serving import PATIENCE, poet, running
 
 from align import connections
 from align.connections import Connections, Room
-from align.server.limits import Limits
+from align.server.limits import ServerLimits
 
 HERE = Path(__file__).parent
 ASK = {"model": "red", "messages": [{"role": "user", "content": "a poem"}]}
@@ -131,7 +131,7 @@ def test_the_longest_idle_of_a_full_client_gives_way_and_nobody_elses():
 
 
 def test_a_client_may_have_as_many_as_a_server_says():
-    with running(poet(), limits=Limits(max_connections=2)) as server, ExitStack() as stack:
+    with running(poet(), limits=ServerLimits(max_connections=2)) as server, ExitStack() as stack:
         lines = open_lines(stack, server.url, 3)
 
         assert lines[0].recv(1) == b""

@@ -13,14 +13,14 @@ from serving import Running, running
 from align.engine import batch
 from align.engine.local import LocalEngine
 from align.registry import Registry
-from align.server.served import describe, find_models
+from align.server.served_models import describe_models, find_models
 
 TEXTS = ["the quick brown fox", "退款 👍 ok", "a " * 70, "x"]
 
 
 @pytest.fixture(scope="module")
 def server(engine: LocalEngine, models: Registry) -> Iterator[Running]:
-    with running(engine, describe(models, find_models(models, ["warm-sft", "stone"]))) as started:
+    with running(engine, describe_models(models, find_models(models, ["warm-sft", "stone"]))) as started:
         yield started
 
 

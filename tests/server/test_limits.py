@@ -14,7 +14,7 @@ from serving import PATIENCE, POEM, Running, poet, running, until
 
 from align.engine.fake import FakeEngine
 from align.errors import UsageError
-from align.server.limits import Limits
+from align.server.limits import ServerLimits
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "red", "messages": [{"role": "user", "content": "xyzzy-secret"}]}
@@ -55,7 +55,7 @@ def test_the_client_library_takes_a_full_queue_for_a_rate_limit():
 
 def test_an_answer_that_takes_too_long_is_given_up_and_its_row_freed():
     engine = held()
-    with running(engine, limits=Limits(max_seconds=0.5)) as server:
+    with running(engine, limits=ServerLimits(max_seconds=0.5)) as server:
         reply = post(server)
         until(lambda: engine.waiting == 0)
 
@@ -70,7 +70,7 @@ def test_an_error_after_a_stream_began_is_its_last_event(monkeypatch):
         asyncio.BaseEventLoop, "time", lambda loop: real(loop) + 1001 * (threading.current_thread() in late)
     )
     monkeypatch.setattr("align.server.routes._TO_SAY_SO", 1e6)
-    with running(held(), limits=Limits(max_seconds=1000)) as server, server.client() as client:
+    with running(held(), limits=ServerLimits(max_seconds=1000)) as server, server.client() as client:
         chunks = client.chat.completions.create(**ASK, stream=True)
         said = [next(chunks).choices[0].delta.content for _ in range(2)]
         late.add(server.thread)
@@ -96,7 +96,7 @@ def test_a_client_that_goes_away_frees_its_row(stream):
 def test_a_client_that_never_reads_is_given_up():
     asked = threading.Event()
     long = FakeEngine(["red@v1"], lambda _row: asked.set() or "x" * 20_000_000)
-    with running(long, limits=Limits(max_seconds=0.3)) as server:
+    with running(long, limits=ServerLimits(max_seconds=0.3)) as server:
         with server.knock(CHAT, {**ASK, "stream": True}):
             until(asked.is_set)
             until(lambda: server.service.running == 0)
@@ -132,7 +132,7 @@ def test_on_the_way_out_streams_are_finished_and_new_requests_refused():
 
 def test_what_does_not_end_in_time_is_told_so_on_the_way_out():
     engine = held()
-    with running(engine, limits=Limits(drain_seconds=0.3)) as server, ThreadPoolExecutor(1) as pool:
+    with running(engine, limits=ServerLimits(drain_seconds=0.3)) as server, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(post, server)
         until(lambda: engine.waiting == 1)
         server.service.draining = True
@@ -193,9 +193,9 @@ def test_lines_tell_what_happened_and_never_what_was_said(caplog):
 
 def test_limits_that_allow_nothing_are_refused():
     with pytest.raises(UsageError, match="max_waiting=0"):
-        Limits(max_waiting=0)
+        ServerLimits(max_waiting=0)
     with pytest.raises(UsageError, match="max_seconds=nan"):
-        Limits(max_seconds=float("nan"))
+        ServerLimits(max_seconds=float("nan"))
 
 
 def test_many_clients_that_leave_at_once_leave_nothing_behind():

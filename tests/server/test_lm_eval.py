@@ -20,7 +20,7 @@ from align.engine.local import LocalEngine
 from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.registry import Registry, open_registry
-from align.server.served import describe, find_models
+from align.server.served_models import describe_models, find_models
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,8 +90,8 @@ def servers(engine: LocalEngine, models: Registry, with_bos: Path, tmp_path_fact
     second = LocalEngine(load_models(other, [str(with_bos)], Precision()))
     try:
         with (
-            running(engine, describe(models, find_models(models, ["stone", "warm-sft"]))) as stone,
-            running(second, describe(other, find_models(other, [str(with_bos)]))) as bos,
+            running(engine, describe_models(models, find_models(models, ["stone", "warm-sft"]))) as stone,
+            running(second, describe_models(other, find_models(other, [str(with_bos)]))) as bos,
         ):
             yield {"stone": stone, "bos": bos}
     finally:

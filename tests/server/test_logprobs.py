@@ -8,8 +8,8 @@ import openai
 import pytest
 from serving import Running, running
 
-from align.engine.wire import read_token
-from align.server.served import describe, find_models
+from align.engine.wire_format import read_token
+from align.server.served_models import describe_models, find_models
 
 HOT = {"model": "stone", "max_tokens": 40, "temperature": 1.5}
 ASK = [{"role": "user", "content": "狐狸在哪里? 👍"}]
@@ -17,7 +17,7 @@ ASK = [{"role": "user", "content": "狐狸在哪里? 👍"}]
 
 @pytest.fixture(scope="module")
 def server(engine, models) -> Iterator[Running]:
-    with running(engine, describe(models, find_models(models, ["warm-sft", "stone"]))) as started:
+    with running(engine, describe_models(models, find_models(models, ["warm-sft", "stone"]))) as started:
         yield started
 
 

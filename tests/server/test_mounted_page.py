@@ -13,7 +13,7 @@ from serving import poet, running
 from align import serve
 from align.engine.local import LocalEngine
 from align.registry import Registry
-from align.server.served import describe, find_models
+from align.server.served_models import describe_models, find_models
 
 
 def test_a_page_is_mounted_started_and_guarded_like_the_rest():
@@ -45,7 +45,7 @@ def test_the_comparison_page_is_shown_over_the_engine_of_the_api(models: Registr
         return serve._page(engine, models, checkpoints)
 
     page = asyncio.run(build())
-    with running(engine, describe(models, checkpoints), page=page) as server:
+    with running(engine, describe_models(models, checkpoints), page=page) as server:
         shown = server.get("/ui/")
         config = server.get("/ui/config")
 

@@ -18,7 +18,7 @@ from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, Sam
 from align.engine.remote import RemoteEngine
 from align.registry import Registry
 from align.schema import user
-from align.server.served import ServedModels, describe, find_models
+from align.server.served_models import ServedModels, describe_models, find_models
 
 PROMPTS = ["the quick brown fox", "hello", "狐狸在哪里?", "a rather longer question, with nine blue eggs in it " * 4]
 ASK = [{"role": "user", "content": PROMPTS[0]}]
@@ -26,7 +26,7 @@ ASK = [{"role": "user", "content": PROMPTS[0]}]
 
 @pytest.fixture(scope="module")
 def served(models: Registry) -> ServedModels:
-    return describe(models, find_models(models, ["warm-sft", "cool-dpo@prod", "stone"]))
+    return describe_models(models, find_models(models, ["warm-sft", "cool-dpo@prod", "stone"]))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_models_go_by_reference_alias_and_name(client):
 
 
 def test_a_folder_goes_by_its_own_name_and_never_by_its_path(models, tiny_base):
-    described = describe(models, find_models(models, [str(tiny_base)]))
+    described = describe_models(models, find_models(models, [str(tiny_base)]))
 
     assert described.names == [tiny_base.name]
     assert described.find(tiny_base.name).reference == str(tiny_base)

@@ -21,7 +21,7 @@ from align.engine.remote import RemoteEngine
 from align.engine.token_rules import TokenRules
 from align.registry import Registry
 from align.schema import assistant, user
-from align.server.served import ServedModels, describe, find_models
+from align.server.served_models import ServedModels, describe_models, find_models
 
 ASK = [{"role": "user", "content": "the quick brown fox"}]
 BASIC: dict[str, Any] = {"model": "warm-sft", "messages": ASK, "temperature": 1.0, "seed": 3, "max_tokens": 24}
@@ -29,7 +29,7 @@ BASIC: dict[str, Any] = {"model": "warm-sft", "messages": ASK, "temperature": 1.
 
 @pytest.fixture(scope="module")
 def served(models: Registry) -> ServedModels:
-    return describe(models, find_models(models, ["warm-sft", "cool-dpo@prod", "stone"]))
+    return describe_models(models, find_models(models, ["warm-sft", "cool-dpo@prod", "stone"]))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from align import serve
-from align.server.limits import Limits
+from align.server.limits import ServerLimits
 
 SERVING = Path(__file__).parents[2] / "examples" / "serving"
 COMPOSE = yaml.safe_load((SERVING / "compose.yaml").read_text())
@@ -34,7 +34,7 @@ def test_the_replicas_are_started_with_options_that_there_are():
 
 
 def test_the_proxy_waits_longer_and_takes_no_more_than_a_replica():
-    limits = Limits()
+    limits = ServerLimits()
 
     assert number(r"proxy_read_timeout (\d+)s", NGINX) > limits.max_seconds
     assert number(r"client_max_body_size (\d+)m", NGINX) << 20 == limits.max_body_bytes

@@ -20,7 +20,7 @@ from align.engine.protocol import Row
 from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.registry import open_registry
-from align.server.served import describe, find_models
+from align.server.served_models import describe_models, find_models
 
 ASK = [{"role": "user", "content": "how is the weather in Paris?"}]
 WEATHER = {
@@ -72,7 +72,7 @@ def qwen(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="module")
 def real(qwen: LocalEngine) -> Iterator[openai.OpenAI]:
     registry = open_registry(Path(qwen.models[0]).parent / "registry")
-    models = describe(registry, find_models(registry, qwen.models))
+    models = describe_models(registry, find_models(registry, qwen.models))
     with running(qwen, models) as started, started.client() as client:
         yield client
 

@@ -29,7 +29,7 @@ class ModelFacts:
 
     reference: str
     adapter: str
-    lane: str
+    adapter_group: str
     """the rows it can share a batch with: `MIXED`, or its own name"""
     shift: float
     """largest difference of a logit from the base's on a fixed probe; 0 for the base itself"""
@@ -38,12 +38,12 @@ class ModelFacts:
     """whether a model here holds trained copies of modules, which PEFT cannot run beside others in a batch"""
 
     @property
-    def alone(self) -> bool:
+    def runs_alone(self) -> bool:
         """Whether its rows cannot share a batch with other models', so that they run one model after the other."""
-        return self.lane != MIXED
+        return self.adapter_group != MIXED
 
     @property
-    def why_alone(self) -> str:
+    def runs_alone_reason(self) -> str:
         """A line on rows that run alone."""
         whose = "DoRA" if self.is_dora else "this architecture's"
         if self.beside_copies:
@@ -51,16 +51,16 @@ class ModelFacts:
         return f"{whose} rows run one model after the other"
 
 
-def adapters_of(model: Any) -> dict[str, Any]:
+def adapter_configs(model: Any) -> dict[str, Any]:
     """The PEFT configurations of a model by adapter name; empty for a bare model."""
     from peft import PeftModel
 
     return dict(model.peft_config) if isinstance(model, PeftModel) else {}
 
 
-def body_of(model: Any) -> Any:
-    """The language model itself, adapters in place; what `running` sets up and a forward pass is made with."""
-    return model.get_base_model() if adapters_of(model) else model
+def unwrap_peft(model: Any) -> Any:
+    """The language model itself, adapters in place; what `adapters_active` sets up and a forward pass is made with."""
+    return model.get_base_model() if adapter_configs(model) else model
 
 
 def context_window(model: Any) -> int | None:
@@ -69,25 +69,25 @@ def context_window(model: Any) -> int | None:
     return int(window) if window else None
 
 
-def vocabulary_of(model: Any) -> int:
+def vocabulary_size(model: Any) -> int:
     """How many logits a model has."""
     return int(model.config.get_text_config().vocab_size)
 
 
 @contextmanager
-def running(model: Any, adapters: Sequence[str], lane: str) -> Iterator[None]:
+def adapters_active(model: Any, adapters: Sequence[str], adapter_group: str) -> Iterator[None]:
     """Let the body run a batch of so many rows, each through its adapter; all is as before afterwards."""
-    if not adapters_of(model):
+    if not adapter_configs(model):
         yield
-    elif lane == MIXED:
+    elif adapter_group == MIXED:
         with _without_leftover_hooks(model), model._enable_peft_forward_hooks(adapter_names=list(adapters)):
             yield
-    elif lane == BASE:
+    elif adapter_group == BASE:
         with model.disable_adapter():
             yield
     else:
         before = model.active_adapter
-        model.set_adapter(lane, inference_mode=True)
+        model.set_adapter(adapter_group, inference_mode=True)
         try:
             yield
         finally:
@@ -111,7 +111,7 @@ def _without_leftover_hooks(model: Any) -> Iterator[None]:
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def probe(loaded: LoadedBase) -> list[ModelFacts]:
+def probe_models(loaded: LoadedBase) -> list[ModelFacts]:
     """Run a fixed text through every model, alone and side by side; tell which can be mixed and how far each shifts.
 
     Only a model that says in a mixed batch what it says alone is mixed. DoRA cannot be. An architecture that flattens
@@ -123,7 +123,7 @@ def probe(loaded: LoadedBase) -> list[ModelFacts]:
 
     model = loaded.model
     model.eval()
-    configs = adapters_of(model)
+    configs = adapter_configs(model)
     names = [BASE, *(name for name in configs if name in loaded.adapters.values())]
     unknown = set(loaded.adapters.values()) - set(names)
     if unknown:
@@ -134,12 +134,12 @@ def probe(loaded: LoadedBase) -> list[ModelFacts]:
         alone = {name: _logits(model, ids, [name], name)[0] for name in names}
         mixed = _mixed_logits(model, ids, [name for name in names if not _runs_alone(configs.get(name))])
     same = {name for name in mixed if _agree(mixed[name], alone[name], alone[BASE], model.dtype)}
-    lanes = {name: MIXED if name in same else name for name in names}
+    adapter_groups = {name: MIXED if name in same else name for name in names}
     return [
         ModelFacts(
             reference=reference,
             adapter=name,
-            lane=lanes[name],
+            adapter_group=adapter_groups[name],
             shift=float((alone[name] - alone[BASE]).abs().max()),
             is_dora=name in configs and bool(configs[name].use_dora),
             beside_copies=copies,
@@ -161,9 +161,9 @@ def _mixed_logits(model: Any, ids: Tensor, names: list[str]) -> dict[str, Tensor
     return dict(zip(names, logits, strict=True))
 
 
-def _logits(model: Any, ids: Tensor, adapters: list[str], lane: str) -> Tensor:
-    with running(model, adapters, lane):
-        logits: Tensor = body_of(model)(input_ids=ids).logits
+def _logits(model: Any, ids: Tensor, adapters: list[str], adapter_group: str) -> Tensor:
+    with adapters_active(model, adapters, adapter_group):
+        logits: Tensor = unwrap_peft(model)(input_ids=ids).logits
     return logits.float()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from align.server.messages import whole_characters
+from align.server.request_messages import whole_characters
 
 Prompt = str | tuple[int, ...]
 

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from serving import KEY, PATIENCE, Running, poet, running
 
-from align.server.limits import Limits
+from align.server.limits import ServerLimits
 
 CHAT = "/v1/chat/completions"
 ASK = {"model": "red", "messages": [{"role": "user", "content": "a poem"}]}
-SMALL = Limits(max_body_bytes=2000, body_seconds=PATIENCE, drain_seconds=PATIENCE)
+SMALL = ServerLimits(max_body_bytes=2000, body_seconds=PATIENCE, drain_seconds=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_body_that_is_too_large_is_refused_however_it_is_sent(http):
 
 
 def test_a_body_that_never_ends_is_given_up():
-    with running(poet(), limits=Limits(body_seconds=0.5, drain_seconds=PATIENCE)) as server:
+    with running(poet(), limits=ServerLimits(body_seconds=0.5, drain_seconds=PATIENCE)) as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=PATIENCE) as line:
             line.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
@@ -193,7 +193,7 @@ def test_answers_are_not_sniffed_and_streams_are_not_buffered(http):
 
 
 def test_a_client_that_leaves_before_its_body_has_come_is_counted_as_gone():
-    with running(poet(), limits=Limits(drain_seconds=PATIENCE)) as server:
+    with running(poet(), limits=ServerLimits(drain_seconds=PATIENCE)) as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=PATIENCE) as line:
             line.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from align.engine.adapter_groups import BASE, MIXED, ModelFacts, adapters_active, context_window, unwrap_peft
 from align.engine.detokenizer import Detokenizer
-from align.engine.lanes import BASE, MIXED, ModelFacts, body_of, context_window, running
 from align.engine.protocol import ShiftedToken
-from align.engine.scores import likeliest
+from align.engine.token_logprobs import top_alternatives
 from align.errors import UsageError
 from align.schema import Messages, Record
 
@@ -21,14 +21,14 @@ _ALTERNATIVES = 5
 _REWARD = "__reward__"
 
 
-class Answered(NamedTuple):
+class AnswerTokens(NamedTuple):
     """A conversation in tokens: what comes before the answer, and the answer up to and with its end token."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
 
 
-def answered(messages: Messages, loaded: LoadedBase) -> Answered:
+def encode_answer(messages: Messages, loaded: LoadedBase) -> AnswerTokens:
     """The tokens of a conversation that ends with an answer, just as training sees them.
 
     Raises UsageError when it does not, does not fit the chat template, or is longer than the model takes.
@@ -45,10 +45,10 @@ def answered(messages: Messages, loaded: LoadedBase) -> Answered:
         reason = next(iter(found.dropped))
         raise UsageError(f"the conversation cannot be read: {reason}; the model takes {window} tokens")
     (row,) = found.rows
-    return Answered(row["prompt_ids"], row["completion_ids"])
+    return AnswerTokens(row["prompt_ids"], row["completion_ids"])
 
 
-def token_shift(loaded: LoadedBase, fact: ModelFacts, conversation: Answered) -> list[ShiftedToken]:
+def compute_token_shift(loaded: LoadedBase, fact: ModelFacts, conversation: AnswerTokens) -> list[ShiftedToken]:
     """Each token of an answer under a model and under its base, from one pass where the two can share one."""
     import torch
 
@@ -56,7 +56,7 @@ def token_shift(loaded: LoadedBase, fact: ModelFacts, conversation: Answered) ->
     ids = torch.tensor([[*conversation.prompt_ids, *conversation.answer_ids]], device=model.device)
     size = len(conversation.answer_ids)
     with torch.inference_mode():
-        if fact.lane == MIXED:
+        if fact.adapter_group == MIXED:
             ours, base = _logits(model, ids.repeat(2, 1), size, [fact.adapter, BASE], MIXED)
         else:
             (ours,), (base,) = (_logits(model, ids, size, [name], name) for name in (fact.adapter, BASE))
@@ -65,19 +65,19 @@ def token_shift(loaded: LoadedBase, fact: ModelFacts, conversation: Answered) ->
         token = conversation.answer_ids[place]
         here, there = (logits[place].float().log_softmax(dim=-1) for logits in (ours, base))
         tops = (
-            tuple((each.text, each.logprob) for each in likeliest(logprobs, _ALTERNATIVES, tokenizer))
+            tuple((each.text, each.logprob) for each in top_alternatives(logprobs, _ALTERNATIVES, tokenizer))
             for logprobs in (here, there)
         )
         shifted.append(ShiftedToken(text, float(here[token]), float(there[token]), *tops))
     return shifted
 
 
-def _logits(model: Any, ids: Tensor, size: int, adapters: list[str], lane: str) -> Tensor:
+def _logits(model: Any, ids: Tensor, size: int, adapters: list[str], adapter_group: str) -> Tensor:
     """The logits (B, size, V) from which the last tokens of each row of ids (B, T) were chosen."""
-    body = body_of(model)
+    body = unwrap_peft(model)
     # The logits that choose a token stand one position before it; those of the prompt would fill the memory.
     fewer = {"logits_to_keep": size + 1} if "logits_to_keep" in inspect.signature(body.forward).parameters else {}
-    with running(model, adapters, lane):
+    with adapters_active(model, adapters, adapter_group):
         logits: Tensor = body(input_ids=ids, **fewer).logits
     return logits[:, -size - 1 : -1]
 
@@ -91,7 +91,7 @@ def _texts(ids: list[int], tokenizer: Any) -> list[str]:
     return [*texts[:-1], rest + texts[-1]]
 
 
-class Judge:
+class RewardScorer:
     """A reward model held as one more adapter on the loaded base; it is none of the models that write."""
 
     def __init__(self, loaded: LoadedBase, reference: str) -> None:
@@ -109,12 +109,12 @@ class Judge:
         del loaded.adapters[checkpoint.reference]
         self._resident = loaded
 
-    def score(self, conversation: Answered) -> float:
+    def score(self, conversation: AnswerTokens) -> float:
         """The score of a conversation, read at the end token of its answer."""
         import torch
 
         model = self._resident.model
         ids = torch.tensor([[*conversation.prompt_ids, *conversation.answer_ids]], device=model.device)
-        with torch.inference_mode(), running(model, [_REWARD], _REWARD):
-            hidden = body_of(model).base_model(input_ids=ids).last_hidden_state[:, -1]
+        with torch.inference_mode(), adapters_active(model, [_REWARD], _REWARD):
+            hidden = unwrap_peft(model).base_model(input_ids=ids).last_hidden_state[:, -1]
             return float(self._head(hidden.to(self._head.weight.dtype)))

@@ -18,7 +18,7 @@ from typing import Any
 from align.data import confined_templates
 from align.data.bounded import BoundedProcess, ProcessEnded, without_torch
 from align.engine.protocol import Row
-from align.engine.rows import LiveRow, encode_or_fail, fail_too_long
+from align.engine.running_rows import RowState, encode_or_message, fail_too_long
 
 SECONDS = 10
 """of computing for one prompt"""
@@ -39,12 +39,14 @@ class PromptQueue:
     A row that cannot be encoded ends with an error here. `window` is how many tokens the model takes.
     """
 
-    def __init__(self, tokenizer: Any, window: int | None, ready: Callable[[LiveRow], None]) -> None:
+    def __init__(self, tokenizer: Any, window: int | None, ready: Callable[[RowState], None]) -> None:
         self._window, self._ready = window, ready
-        self._process = BoundedProcess("align.engine.prompts:answer", SECONDS, _MEMORY, setup=pickle.dumps(tokenizer))
+        self._process = BoundedProcess(
+            "align.engine.prompt_queue:answer_request", SECONDS, _MEMORY, setup=pickle.dumps(tokenizer)
+        )
         self._numbers = itertools.count()
-        self._rows: list[tuple[bool, int, LiveRow]] = []
-        self._current: LiveRow | None = None
+        self._rows: list[tuple[bool, int, RowState]] = []
+        self._current: RowState | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="align-prompts", daemon=True)
@@ -53,17 +55,17 @@ class PromptQueue:
     def __len__(self) -> int:
         return len(self._rows) + (self._current is not None)
 
-    def extend(self, rows: Iterable[LiveRow]) -> None:
+    def extend(self, rows: Iterable[RowState]) -> None:
         """Queue rows."""
         with self._changed:
-            for live in rows:
-                heapq.heappush(self._rows, (length_of(live.row) > _LARGE, next(self._numbers), live))
+            for state in rows:
+                heapq.heappush(self._rows, (length_of(state.row) > _LARGE, next(self._numbers), state))
             self._changed.notify_all()
 
-    def take_cancelled(self) -> list[LiveRow]:
+    def take_cancelled(self) -> list[RowState]:
         """Forget the rows that were cancelled, and return them."""
         with self._changed:
-            cancelled = [live for *_, live in self._rows if live.cancelled]
+            cancelled = [state for *_, state in self._rows if state.cancelled]
             self._rows = [entry for entry in self._rows if not entry[-1].cancelled]
             heapq.heapify(self._rows)
             if self._current is not None and self._current.cancelled:
@@ -71,33 +73,33 @@ class PromptQueue:
                 self._current = None
         return cancelled
 
-    def close(self) -> list[LiveRow]:
+    def close(self) -> list[RowState]:
         """End the process and return the rows that were not encoded."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
         self._process.close()
-        left = [live for *_, live in self._rows] + ([self._current] if self._current else [])
+        left = [state for *_, state in self._rows] + ([self._current] if self._current else [])
         self._rows, self._current = [], None
         return left
 
     def _work(self) -> None:
         self._warm_up()
-        while (live := self._next()) is not None:
-            reply = self._ask(live)
+        while (state := self._next()) is not None:
+            reply = self._ask(state)
             with self._changed:
-                if self._current is not live or (reply is None and self._closing):
+                if self._current is not state or (reply is None and self._closing):
                     continue  # cancelled, or left for `close` to return
                 self._current = None
-            self._take(live, reply)
+            self._take(state, reply)
 
     def _warm_up(self) -> None:
         """Start the process before the first prompt comes."""
         with suppress(ProcessEnded):  # then the first prompt is told why
             self._process.ask(pickle.dumps(None), lambda: self._closing)
 
-    def _next(self) -> LiveRow | None:
+    def _next(self) -> RowState | None:
         with self._changed:
             while not (self._rows or self._closing):
                 self._changed.wait()
@@ -106,31 +108,31 @@ class PromptQueue:
             self._current = heapq.heappop(self._rows)[-1]
             return self._current
 
-    def _ask(self, live: LiveRow) -> bytes | None:
+    def _ask(self, state: RowState) -> bytes | None:
         """The answer of the process; None when nobody wants it any more."""
         started = time.monotonic()
 
         def unwanted() -> bool:
-            return self._closing or (live.cancelled and time.monotonic() - started > _START_S)
+            return self._closing or (state.cancelled and time.monotonic() - started > _START_S)
 
         try:
-            return self._process.ask(pickle.dumps((live.row, self._window)), unwanted)
+            return self._process.ask(pickle.dumps((state.row, self._window)), unwanted)
         except ProcessEnded as error:
             if unwanted():
                 return None
-            return _FAILED + f"{live.row.model}: encoding this prompt {error}; shorten it".encode()
+            return _FAILED + f"{state.row.model}: encoding this prompt {error}; shorten it".encode()
 
-    def _take(self, live: LiveRow, reply: bytes | None) -> None:
+    def _take(self, state: RowState, reply: bytes | None) -> None:
         """Hand a row on with its tokens, or end it with what was wrong."""
         if reply is None:
-            live.done("cancelled")
+            state.done("cancelled")
         elif reply[:1] == _OK:
-            live.prompt_ids = array("I", reply[1:]).tolist()
-            self._ready(live)
+            state.prompt_ids = array("I", reply[1:]).tolist()
+            self._ready(state)
         elif reply[:1] == _TOO_LONG:
-            fail_too_long(live, int(reply[1:]), self._window)
+            fail_too_long(state, int(reply[1:]), self._window)
         else:
-            live.fail(reply[1:].decode("utf-8", "surrogatepass"), "prompt")
+            state.fail(reply[1:].decode("utf-8", "surrogatepass"), "prompt")
 
 
 def length_of(row: Row) -> int:
@@ -141,7 +143,7 @@ def length_of(row: Row) -> int:
 _STATE: dict[str, Any] = {}
 
 
-def answer(request: bytes) -> bytes:
+def answer_request(request: bytes) -> bytes:
     """The answer to one request, of which the first is the tokenizer; runs in the child."""
     without_torch()
     confined_templates.inside = True
@@ -152,11 +154,11 @@ def answer(request: bytes) -> bytes:
         return _OK
     row, window = asked
     try:
-        ids = encode_or_fail(row, _STATE["tokenizer"])
+        ids = encode_or_message(row, _STATE["tokenizer"])
     except MemoryError:
         return _FAILED + f"{row.model}: encoding this prompt took more than {_MEMORY >> 30} GiB; shorten it".encode()
     if isinstance(ids, str):
         return _FAILED + ids.encode("utf-8", "surrogatepass")
-    if window is not None and len(ids) >= window + row.reads_only:
+    if window is not None and len(ids) >= window + row.prompt_only:
         return _TOO_LONG + str(len(ids)).encode()
     return _OK + array("I", ids).tobytes()

@@ -12,12 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from align.engine.protocol import Engine
-from align.server.account import Account
-from align.server.guard import Guard
-from align.server.limits import Limits
-from align.server.refusals import Refusal
+from align.server.api_errors import ApiError
+from align.server.limits import ServerLimits
+from align.server.request_guard import RequestGuard
+from align.server.request_log import RequestLog
 from align.server.routes import router
-from align.server.served import ServedModels
+from align.server.served_models import ServedModels
 from align.server.service import Service
 
 # FastAPI's own, which hands bodies and validation errors to whatever exporter the process's environment names.
@@ -34,7 +34,7 @@ _NO_TELEMETRY: Any = {
 def create_app(
     engine: Engine | None,
     models: ServedModels,
-    limits: Limits,
+    limits: ServerLimits,
     token: str | None,
     page: FastAPI | None = None,
     hosts: Collection[str] | None = (),
@@ -49,11 +49,11 @@ def create_app(
     app.include_router(router)
     if page is not None:
         app.mount("/ui", page)
-    app.add_exception_handler(Refusal, _refuse)
+    app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_invalid)
     app.add_exception_handler(HTTPException, _refuse_http)
-    app.add_middleware(Guard, limits=limits, token=token, hosts=hosts)
-    app.add_middleware(Account, service=service)  # the one added last is the outermost
+    app.add_middleware(RequestGuard, limits=limits, token=token, hosts=hosts)
+    app.add_middleware(RequestLog, service=service)  # the one added last is the outermost
     return app
 
 
@@ -70,12 +70,12 @@ def _lifespan_of(page: FastAPI | None) -> Any:
     return lifespan
 
 
-def _response(refusal: Refusal) -> Response:
+def _response(refusal: ApiError) -> Response:
     return JSONResponse(refusal.body, refusal.status, refusal.headers)
 
 
 async def _refuse(_request: Request, refusal: Exception) -> Response:
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, ApiError)
     return _response(refusal)
 
 
@@ -83,19 +83,19 @@ async def _refuse_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return _response(Refusal(400, "the body is no JSON; send an object", code="invalid_json"))
+        return _response(ApiError(400, "the body is no JSON; send an object", code="invalid_json"))
     if "json" not in request.headers.get("content-type", ""):
         about = "the body is not said to be JSON; send the header Content-Type: application/json"
-        return _response(Refusal(400, about, code="invalid_json"))
+        return _response(ApiError(400, about, code="invalid_json"))
     # The first part says that it was in the body.
     param = ".".join(map(str, first["loc"][1:])) or None
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    return _response(Refusal(400, f"{param or 'the body'}: {first['msg']}", param=param, code=code))
+    return _response(ApiError(400, f"{param or 'the body'}: {first['msg']}", param=param, code=code))
 
 
 async def _refuse_http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     about = {404: "no such path", 405: "not by this method"}.get(error.status_code, "the body cannot be read")
-    response = _response(Refusal(error.status_code, f"{about}; see /v1/models, /v1/chat/completions, /v1/completions"))
+    response = _response(ApiError(error.status_code, f"{about}; see /v1/models, /v1/chat/completions, /v1/completions"))
     response.headers.update(error.headers or {})
     return response

@@ -14,7 +14,7 @@ from loud_models import bare_engine, build_resident
 
 from align.engine import batch
 from align.engine.local import LocalEngine
-from align.engine.protocol import Busy, GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.protocol import EngineBusy, GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
 from align.errors import IntegrityError, UsageError
 from align.schema import assistant, user
 
@@ -42,7 +42,7 @@ def random_rows(models: list[str], count: int, seed: int) -> list[Row]:
     ]
 
 
-def done(stream) -> list[RowDone | RowError]:
+def done(stream) -> list[RowDone | RowFailure]:
     return sorted((event for event in stream if not isinstance(event, RowDelta)), key=lambda event: event.row)
 
 
@@ -50,13 +50,13 @@ def done(stream) -> list[RowDone | RowError]:
 def widths(monkeypatch) -> list[int]:
     """How many rows each pass of the model held."""
     found: list[int] = []
-    plain = batch.draw
+    plain = batch.sample_tokens
 
     def counted(logits, rows):
         found.append(len(rows))
         return plain(logits, rows)
 
-    monkeypatch.setattr(batch, "draw", counted)
+    monkeypatch.setattr(batch, "sample_tokens", counted)
     return found
 
 
@@ -109,7 +109,7 @@ def test_a_crowd_that_comes_goes_asks_and_floods_gets_every_answer_and_the_right
             try:
                 stream = engine.submit(GenerationRequest((rows[place],)))
                 break
-            except Busy:
+            except EngineBusy:
                 refused.append(place)
                 time.sleep(0.05)
         cancelled = chance.random() < 0.25
@@ -166,7 +166,7 @@ def rows_that_come_and_go() -> list[Row]:
 def test_rows_join_and_leave_where_attention_slides(architecture, tmp_path):
     from zoo import build_zoo_model
 
-    engine = bare_engine(build_zoo_model(architecture, tmp_path), max_rows=3, max_read=7)
+    engine = bare_engine(build_zoo_model(architecture, tmp_path), max_rows=3, prefill_chunk_tokens=7)
     rows = rows_that_come_and_go()
 
     together = engine.complete(rows, HOT)
@@ -196,7 +196,7 @@ def test_rows_of_recurrent_models_wait_for_a_batch_of_their_own_and_leave_at_any
         AutoConfig.for_model(architecture, **RECURRENT[architecture], **special)
     ).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    engine = bare_engine(tmp_path, max_rows=3, max_read=7)
+    engine = bare_engine(tmp_path, max_rows=3, prefill_chunk_tokens=7)
     rows = rows_that_come_and_go()
 
     together = engine.complete(rows, HOT)
@@ -259,7 +259,7 @@ def test_a_prompt_that_cannot_be_read_does_not_end_the_rows_beside_it(engine, mo
         patch.setattr(batch, "pad_left", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory, say")))
         [failed] = done(engine.submit(GenerationRequest((Row("blue@v1", PROMPTS[0], 1),), HOT)))
 
-    assert isinstance(failed, RowError)
+    assert isinstance(failed, RowFailure)
     assert "out of memory, say" in failed.message
     assert isinstance(next(iter(running)), RowDelta)
     running.cancel()
@@ -289,7 +289,7 @@ def test_a_queue_that_is_full_says_when_to_come_back(tiny_base, gate):
     waiting = [engine.submit(GenerationRequest((Row("blue@v1", PROMPTS[0], seed),), HOT)) for seed in range(3)]
 
     assert engine.waiting == 3
-    with pytest.raises(Busy, match="3 answers are waiting") as refused:
+    with pytest.raises(EngineBusy, match="3 answers are waiting") as refused:
         engine.submit(GenerationRequest((Row("blue@v1", PROMPTS[0]),), HOT))
     running.cancel()
     gate.open()
@@ -339,7 +339,7 @@ def test_a_raw_text_is_continued_as_it_stands(engine, loaded):
 def test_an_empty_text_fails_its_row_only(engine):
     empty, other = done(engine.submit(GenerationRequest((Row("red@v1", [], text=""), Row("red@v1", PROMPTS[0])), HOT)))
 
-    assert isinstance(empty, RowError)
+    assert isinstance(empty, RowFailure)
     assert (empty.fault, "no tokens" in empty.message) == ("prompt", True)
     assert isinstance(other, RowDone)
 
@@ -400,7 +400,7 @@ def test_a_base_held_small_serves_all_its_models_too(precision, tmp_path, tiny_b
     texts = engine.complete([*rows, *rows], HOT)
     engine.close()
 
-    assert not any(fact.alone for fact in engine.facts)
+    assert not any(fact.runs_alone for fact in engine.facts)
     assert texts[:3] == texts[3:]
     assert len(set(texts)) == 3
 
@@ -441,15 +441,15 @@ def test_an_adapter_that_does_nothing_or_fits_nothing_never_reaches_the_engine(s
 
 
 def test_a_model_that_says_something_else_in_a_mixed_batch_runs_alone(tiny_base, monkeypatch):
-    from align.engine import lanes
+    from align.engine import adapter_groups
 
-    plain = lanes._mixed_logits
+    plain = adapter_groups._mixed_logits
 
     def served_by_the_base(model, ids, names):
         found = plain(model, ids, names)
-        return found | {"adapter1": found[lanes.BASE]}
+        return found | {"adapter1": found[adapter_groups.BASE]}
 
-    monkeypatch.setattr(lanes, "_mixed_logits", served_by_the_base)
+    monkeypatch.setattr(adapter_groups, "_mixed_logits", served_by_the_base)
     engine = LocalEngine(build_resident(tiny_base))
     engine.close()
 

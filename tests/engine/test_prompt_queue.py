@@ -9,9 +9,9 @@ import pytest
 from loud_models import build_resident
 
 from align.data.bounded import BoundedProcess
-from align.engine import prompts
+from align.engine import prompt_queue
 from align.engine.local import LocalEngine
-from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
 from align.schema import assistant, user
 
 HOT = Sampling(temperature=1.0, max_new_tokens=6)
@@ -32,12 +32,12 @@ def beside(tiny_base) -> Iterator[LocalEngine]:
     loaded = build_resident(tiny_base)
     loaded.tokenizer.chat_template = LOOPS + loaded.tokenizer.chat_template
     engine = LocalEngine(loaded, max_waiting_rows=50)
-    engine.encode_beside()
+    engine.start_prompt_process()
     yield engine
     engine.close()
 
 
-def ends(engine: LocalEngine, *rows: Row) -> list[RowDone | RowError]:
+def ends(engine: LocalEngine, *rows: Row) -> list[RowDone | RowFailure]:
     events = engine.submit(GenerationRequest(rows, HOT))
     return sorted((event for event in events if not isinstance(event, RowDelta)), key=lambda event: event.row)
 
@@ -87,7 +87,7 @@ def looping(beside, monkeypatch) -> tuple[LocalEngine, threading.Event]:
 
 def test_a_prompt_whose_reader_left_ends_and_the_next_one_is_encoded(looping, monkeypatch):
     engine, asked = looping
-    monkeypatch.setattr(prompts, "_START_S", 0.0)
+    monkeypatch.setattr(prompt_queue, "_START_S", 0.0)
     stream = engine.submit(GenerationRequest((Row("red@v1", [user("loop")]),), HOT))
     assert asked.wait(60)
 
@@ -102,7 +102,7 @@ def test_an_engine_ends_while_a_prompt_is_rendered(tiny_base):
     loaded = build_resident(tiny_base)
     loaded.tokenizer.chat_template = LOOPS + loaded.tokenizer.chat_template
     engine = LocalEngine(loaded)
-    engine.encode_beside()
+    engine.start_prompt_process()
     streams = [engine.submit(GenerationRequest((Row("red@v1", [user("loop")]), ROWS[0]), HOT)) for _ in range(2)]
 
     engine.close()

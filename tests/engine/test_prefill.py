@@ -13,7 +13,7 @@ from zoo import ARCHITECTURES, build_zoo_model
 
 from align.engine.batch import reads_in_parts
 from align.engine.local import LocalEngine
-from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowError, Sampling
+from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
 from align.engine.stream import Stream
 from align.schema import user
 
@@ -42,7 +42,7 @@ class Watched(NamedTuple):
 @pytest.fixture(scope="module")
 def watched(tiny_base) -> Iterator[Watched]:
     loaded = build_resident(tiny_base)
-    engine = LocalEngine(loaded, max_read=PART)
+    engine = LocalEngine(loaded, prefill_chunk_tokens=PART)
     found = Watched(engine, [], {})
 
     def note(_model, _words, options) -> None:
@@ -70,7 +70,7 @@ def beside(watched: Watched, gate) -> Iterator[Watched]:
     list(running)
 
 
-def ends(watched: Watched, *rows: Row) -> list[RowDone | RowError]:
+def ends(watched: Watched, *rows: Row) -> list[RowDone | RowFailure]:
     events = (event for event in watched.submit(*rows) if not isinstance(event, RowDelta))
     return sorted(events, key=lambda event: event.row)
 
@@ -142,7 +142,7 @@ def test_a_part_that_fails_ends_the_rows_it_was_of(beside, engine):
 
     [failed] = ends(beside, LONG)
 
-    assert isinstance(failed, RowError)
+    assert isinstance(failed, RowFailure)
     assert "out of memory, say" in failed.message
     assert ends(beside, LONG)[0].text == engine.complete([LONG], HOT)[0]
 
@@ -168,7 +168,7 @@ def test_where_positions_turn_with_the_length_of_a_pass_prompts_are_read_at_once
 def test_every_architecture_reads_in_parts_what_it_reads_at_once(architecture, tmp_path):
     # The loss of a router is nobody's business here; `load_models` turns it off too.
     folder = build_zoo_model(architecture, tmp_path, output_router_logits=False)
-    engine = bare_engine(folder, max_rows=3, max_read=7)
+    engine = bare_engine(folder, max_rows=3, prefill_chunk_tokens=7)
     texts = ["a fox", "nine blue eggs", "the lazy dog runs far away from here to there with nine blue eggs"]
     rows = [
         Row("base@v1", [], place, Sampling(1.0, max_new_tokens=4 + 7 * (place % 4)), text=texts[place % 3])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from align.errors import nearest
-from align.server.refusals import Refusal, unsupported
+from align.server.api_errors import ApiError, unsupported
 
 HARMLESS = frozenset(
     [
@@ -162,7 +162,7 @@ _INSTEAD = {
 
 
 def check_extras(extras: dict[str, Any], known: list[str], where: str = "") -> None:
-    """Raise Refusal for each field that is neither harmless nor asks for nothing; `known` are those that are done."""
+    """Raise ApiError for each field that is neither harmless nor asks for nothing; `known` are those that are done."""
     for name, value in extras.items():
         if name in HARMLESS or value is None:
             continue
@@ -173,7 +173,7 @@ def check_extras(extras: dict[str, Any], known: list[str], where: str = "") -> N
         elif name in _INSTEAD:
             raise unsupported(path, "not a field of this server", _INSTEAD[name])
         else:
-            raise Refusal(
+            raise ApiError(
                 400,
                 f"{path}: unknown field;{nearest(name, [*known, *_NOT_DONE])}",
                 param=path,

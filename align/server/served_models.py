@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from align.errors import UsageError
 from align.registry.lineage import links
 from align.registry.references import LATEST
-from align.server.refusals import unknown_model
+from align.server.api_errors import unknown_model
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """One model of the engine and how clients know it."""
 
     reference: str
@@ -55,8 +55,8 @@ class Served:
 class ServedModels:
     """The models by id. What an alias means is settled once, when the server starts."""
 
-    def __init__(self, models: Sequence[Served]) -> None:
-        self._by_name: dict[str, Served] = {}
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._by_name: dict[str, ServedModel] = {}
         for served in models:
             for name in served.names:
                 other = self._by_name.setdefault(name, served)
@@ -75,8 +75,8 @@ class ServedModels:
         """What the engine calls them."""
         return list(dict.fromkeys(served.reference for served in self._by_name.values()))
 
-    def find(self, name: str) -> Served:
-        """The model of an id; Refusal (404) when there is none."""
+    def find(self, name: str) -> ServedModel:
+        """The model of an id; ApiError (404) when there is none."""
         if name not in self._by_name:
             raise unknown_model(name, self.names)
         return self._by_name[name]
@@ -98,7 +98,7 @@ def find_models(registry: Registry, references: Iterable[str]) -> list[Checkpoin
     return [checkpoint for _, checkpoint in found.values()]
 
 
-def describe(registry: Registry, checkpoints: Sequence[Checkpoint]) -> ServedModels:
+def describe_models(registry: Registry, checkpoints: Sequence[Checkpoint]) -> ServedModels:
     """What clients are told of these checkpoints.
 
     A bare registered name is an id too where only one of its versions is served, and the hub id of a hub model.
@@ -106,7 +106,7 @@ def describe(registry: Registry, checkpoints: Sequence[Checkpoint]) -> ServedMod
     versions = [checkpoint.name for checkpoint in checkpoints]
     return ServedModels(
         [
-            Served(
+            ServedModel(
                 reference=checkpoint.reference,
                 names=_names(registry, checkpoint, versions.count(checkpoint.name) == 1),
                 base=public_name(registry.resolve_base(checkpoint).reference),

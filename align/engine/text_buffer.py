@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from align.engine.detokenizer import Detokenizer
 from align.engine.protocol import Alternative, Token
 from align.engine.token_rules import NO_RULES, TokenRules
-from align.engine.vocabulary import share_bytes, sizes_of_characters, spell
+from align.engine.vocabulary import share_bytes, sizes_of_characters, spell_token
 
 
-class Piece(NamedTuple):
+class TextChunk(NamedTuple):
     """New text to show and the tokens it came from, when they are told."""
 
     text: str
@@ -28,7 +28,7 @@ class _Span(NamedTuple):
     start: int
 
 
-class Speech:
+class TextBuffer:
     """Tokens in, pieces of text out: never half a character, never a stop string nor the beginning of one."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Speech:
         """Whether a stop string came."""
         return self._stops.found
 
-    def push(self, token: int, told: Token | None = None) -> Piece:
+    def push(self, token: int, told: Token | None = None) -> TextChunk:
         """Add a token, and what is to be told of it; return what may now be shown."""
         if told is not None:
             self._group.append(told)
@@ -65,10 +65,10 @@ class Speech:
         # What comes before the fewest tokens is neither a stop string nor the beginning of one.
         return self._show(text if self.count <= self._min_tokens else self._stops.push(text))
 
-    def close(self) -> Piece:
+    def close(self) -> TextChunk:
         """What was held back, at the end."""
         if self.stopped:
-            return Piece("")
+            return TextChunk("")
         text = self._detokenizer.flush()
         self._place(text, last=True)
         shown = self._stops.push(text)
@@ -77,7 +77,7 @@ class Speech:
     def _place(self, text: str, *, last: bool = False) -> None:
         """Give the tokens that made some text together their bytes and their place in it."""
         if self._group and (text or last):
-            placed = place_tokens(self._group, text, self._decoded, self._tokenizer, names=self._names)
+            placed = locate_tokens(self._group, text, self._decoded, self._tokenizer, names=self._names)
             for token in placed.tokens:
                 self._spans.append(_Span(token, self._placed_bytes))
                 self._placed_bytes += len(token.raw)
@@ -85,9 +85,9 @@ class Speech:
             self._group = []
         self._decoded += len(text)
 
-    def _show(self, text: str, *, last: bool = False) -> Piece:
+    def _show(self, text: str, *, last: bool = False) -> TextChunk:
         if not (text or last or self.stopped):
-            return Piece("")
+            return TextChunk("")
         self.text += text
         self._shown_bytes += sum(self._sizes[: len(text)])
         del self._sizes[: len(text)]
@@ -99,22 +99,24 @@ class Speech:
             if last or start + len(token.raw) <= most or (self.stopped and start < most)
         ]
         del self._spans[: len(told)]
-        return Piece(text, tuple(told))
+        return TextChunk(text, tuple(told))
 
 
-class Placed(NamedTuple):
+class LocatedTokens(NamedTuple):
     """Tokens with their bytes and places in the text they made, and how many bytes each character of it has."""
 
     tokens: list[Token]
     sizes: list[int]
 
 
-def place_tokens(tokens: Sequence[Token], text: str, before: int, tokenizer: Any, *, names: bool = False) -> Placed:
+def locate_tokens(
+    tokens: Sequence[Token], text: str, before: int, tokenizer: Any, *, names: bool = False
+) -> LocatedTokens:
     """Tokens that made some text together, placed in it; `before` characters stand before that text.
 
     With `names`, control tokens have their name in the text.
     """
-    spellings = [spell(token.id, tokenizer) for token in tokens]
+    spellings = [spell_token(token.id, tokenizer) for token in tokens]
     raws = share_bytes(text, [each.raw if names or each.in_answers else b"" for each in spellings])
     sizes = sizes_of_characters(text, b"".join(raws))
     ends = list(accumulate(sizes))
@@ -124,7 +126,7 @@ def place_tokens(tokens: Sequence[Token], text: str, before: int, tokenizer: Any
         said = raw.decode("utf-8", "replace") if names or spelling.in_answers else token.text
         found.append(replace(token, text=said, raw=raw, start=start, top=_alike(token.top, spelling.raw, raw)))
         begin += len(raw)
-    return Placed(found, sizes)
+    return LocatedTokens(found, sizes)
 
 
 def _alike(top: tuple[Alternative, ...], raw: bytes, kept: bytes) -> tuple[Alternative, ...]:

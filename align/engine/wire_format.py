@@ -36,7 +36,7 @@ def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     body |= _rules_of(row.rules)
-    if row.goes_on:
+    if row.is_raw_prompt:
         asked = {} if row.logprobs is None else {"logprobs": row.logprobs}
         return "/completions", body | asked | {"prompt": row.text if row.ids is None else list(row.ids)}
     asked = {} if row.logprobs is None else {"logprobs": True, "top_logprobs": row.logprobs}
@@ -77,7 +77,7 @@ def _options_of(chat: ChatOptions) -> dict[str, Any]:
 
 
 @dataclass
-class Said:
+class StreamEvent:
     """What one line of a streamed answer says."""
 
     text: str = ""
@@ -88,19 +88,19 @@ class Said:
     last: bool = False
 
 
-def read_line(line: str) -> Said:
+def read_line(line: str) -> StreamEvent:
     """A line of server-sent events; raises ValueError when it is none of the API's."""
     if not line.startswith("data:"):
-        return Said()  # comments and empty lines keep the connection alive
+        return StreamEvent()  # comments and empty lines keep the connection alive
     data = line[len("data:") :].strip()
     if data == "[DONE]":
-        return Said(last=True)
+        return StreamEvent(last=True)
     chunk = json.loads(data)
     if not isinstance(chunk, dict):
         raise ValueError(f"not an object: {data[:80]}")
     if "error" in chunk:
-        return Said(error=error_text(chunk))
-    said = Said(usage=chunk.get("usage") or {})
+        return StreamEvent(error=error_text(chunk))
+    said = StreamEvent(usage=chunk.get("usage") or {})
     for choice in chunk.get("choices") or []:
         said.text += (choice.get("delta") or {}).get("content") or choice.get("text") or ""
         said.tokens += _tokens(choice.get("logprobs") or {})

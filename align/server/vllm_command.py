@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
 from align.registry.references import LATEST
-from align.server.served import ServedModels, public_name
+from align.server.served_models import ServedModels, public_name
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry

@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from align.listening import host_of, is_local
-from align.server.limits import Limits
-from align.server.refusals import Refusal
+from align.server.api_errors import ApiError
+from align.server.limits import ServerLimits
 
 _OPEN = ("/health", "/ready")
 """asked by machines that know neither the name nor the token, and tell nothing"""
@@ -27,10 +27,10 @@ _PATIENCE = 16
 """how many times the largest body is still read, and thrown away, so that the client gets to read its refusal"""
 
 
-class Guard:
+class RequestGuard:
     """Lets a request pass, with its whole body in hand, or answers it with a refusal."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, token: str | None, hosts: Collection[str] | None) -> None:
+    def __init__(self, app: ASGIApp, limits: ServerLimits, token: str | None, hosts: Collection[str] | None) -> None:
         self._app = app
         self._limits = limits
         self._token = None if token is None else _digest(token)
@@ -48,7 +48,7 @@ class Guard:
             if scope["path"] not in _OPEN:
                 self._check(Headers(scope=scope))
             body = await self._read(receive)
-        except Refusal as refusal:
+        except ApiError as refusal:
             await JSONResponse(refusal.body, refusal.status, refusal.headers)(scope, receive, send)
             return
         if body is not None:
@@ -58,12 +58,12 @@ class Guard:
         address = headers.get("host", "").lower()
         host = host_of(address)
         if self._hosts is not None and not (is_local(host) or host in self._hosts):
-            raise Refusal(421, "this server does not go by the name in the Host header; see --allow-host", code="host")
+            raise ApiError(421, "this server does not go by the name in the Host header; see --allow-host", code="host")
         origin = headers.get("origin")
         if origin is not None and origin.lower().partition("://")[2] != address:
-            raise Refusal(403, "pages of other sites may not ask here (Origin header)", code="origin")
+            raise ApiError(403, "pages of other sites may not ask here (Origin header)", code="origin")
         if self._token is not None and not self._knows(headers.get("authorization", "")):
-            raise Refusal(
+            raise ApiError(
                 401, "no valid key; send the server's token as Authorization: Bearer TOKEN", code="invalid_api_key"
             )
 
@@ -90,11 +90,11 @@ class Guard:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            raise Refusal(
+            raise ApiError(
                 408, f"the body did not arrive within {self._limits.body_seconds:g} s; send it faster"
             ) from None
         if size > most:
-            raise Refusal(413, f"the body is larger than {most} bytes; send less text", code="body_too_large")
+            raise ApiError(413, f"the body is larger than {most} bytes; send less text", code="body_too_large")
         return b"".join(chunks)
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.data.reasoning import mark_thoughts
-from align.engine.prompt_text import place_prompt, prompt_text
-from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowError, RowPrompt, Sampling
+from align.engine.prompt_text import locate_prompt, prompt_text
+from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowFailure, RowPrompt, Sampling
 from align.engine.sampling import RowSampler
-from align.engine.scores import PromptScores, describe
-from align.engine.speech import Piece, Speech
+from align.engine.text_buffer import TextBuffer, TextChunk
+from align.engine.token_logprobs import PromptScores, make_token
 from align.engine.token_rules import NO_RULES, LiveRules
 from align.errors import AlignError, DataError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class LiveRow:
+class RowState:
     """A row that waits or is being written. It sends its last event exactly once."""
 
     stream: Stream
@@ -30,7 +30,7 @@ class LiveRow:
     row: Row
     sampling: Sampling
     adapter: str = ""
-    lane: str = ""
+    adapter_group: str = ""
     rules: LiveRules = field(default_factory=lambda: LiveRules(NO_RULES, frozenset()))
     submitted: float = field(default_factory=time.perf_counter)
     prompt_ids: list[int] = field(default_factory=list)
@@ -58,51 +58,51 @@ class LiveRow:
     def fail(self, message: str, fault: Fault = "engine") -> None:
         """End the row with an error, unless it has ended already."""
         if not self.ended:
-            self._end(RowError(self.index, message, fault))
+            self._end(RowFailure(self.index, message, fault))
 
-    def _end(self, event: RowDone | RowError) -> None:
+    def _end(self, event: RowDone | RowFailure) -> None:
         self.ended = True
         self.stream.put(event)
 
 
-class Writing:
+class RunningRow:
     """A row on its way through the model."""
 
-    def __init__(self, live: LiveRow, limit: int, tokenizer: Any) -> None:
-        self.live = live
-        self.prompt_ids = live.prompt_ids
+    def __init__(self, state: RowState, limit: int, tokenizer: Any) -> None:
+        self.state = state
+        self.prompt_ids = state.prompt_ids
         self.limit = limit
         self.started = time.perf_counter()
-        self.sampler = RowSampler(live.sampling, live.row.seed, live.prompt_ids, live.rules)
+        self.sampler = RowSampler(state.sampling, state.row.seed, state.prompt_ids, state.rules)
         self._tokenizer = tokenizer
         # What goes on with a text keeps the space before its first word.
-        goes_on = live.row.goes_on or live.row.chat.continue_final
-        before = live.prompt_ids if goes_on else ()
-        self._speech = Speech(tokenizer, live.sampling.stop, before, live.rules.rules)
+        is_raw_prompt = state.row.is_raw_prompt or state.row.chat.continue_final
+        before = state.prompt_ids if is_raw_prompt else ()
+        self._buffer = TextBuffer(tokenizer, state.sampling.stop, before, state.rules.rules)
         self._first_token = 0.0
-        asked = live.row.prompt_logprobs
+        asked = state.row.prompt_logprobs
         self.scores = None if asked is None else PromptScores(asked)
         self._ids: list[int] = []
 
     @property
     def columns(self) -> int:
         """How many tokens of it the model holds: prompt and answer, without the newest."""
-        return len(self.prompt_ids) + max(self._speech.count - 1, 0)
+        return len(self.prompt_ids) + max(self._buffer.count - 1, 0)
 
     @property
     def most_columns(self) -> int:
         """How many tokens prompt and answer have together at most."""
         return len(self.prompt_ids) + self.limit
 
-    def tell_prompt(self) -> None:
+    def send_prompt(self) -> None:
         """Tell the reader what was read, when asked for it."""
-        row, text = self.live.row, ""
+        row, text = self.state.row, ""
         if self.scores is not None:
             tokens = self.scores.tokens(self.prompt_ids, self._tokenizer)
-            text, tokens = place_prompt(tokens, row.text, self._tokenizer)
-            self.live.stream.put(RowPrompt(self.live.index, text, tuple(tokens)))
+            text, tokens = locate_prompt(tokens, row.text, self._tokenizer)
+            self.state.stream.put(RowPrompt(self.state.index, text, tuple(tokens)))
         elif row.echo:
-            self.live.stream.put(RowPrompt(self.live.index, prompt_text(row.text, self.prompt_ids, self._tokenizer)))
+            self.state.stream.put(RowPrompt(self.state.index, prompt_text(row.text, self.prompt_ids, self._tokenizer)))
 
     def take(self, token: int, logits: Tensor) -> None:
         """Add one token of this row, drawn from logits (V,), and tell the reader what it now says."""
@@ -111,64 +111,64 @@ class Writing:
             return
         self._first_token = self._first_token or time.perf_counter()
         self.sampler.took(token)
-        ends = token in self.live.rules.stops
-        if ends and not self.live.rules.rules.include_stop:
+        ends = token in self.state.rules.stops
+        if ends and not self.state.rules.rules.include_stop:
             self.finish("stop")
             return
         self._ids.append(token)
-        asked = self.live.row.logprobs
-        told = None if asked is None else describe(token, logits, asked, self._tokenizer)
-        self._put(self._speech.push(token, told))
-        if ends or self._speech.stopped or self.live.rules.complete:
+        asked = self.state.row.logprobs
+        token_info = None if asked is None else make_token(token, logits, asked, self._tokenizer)
+        self._put(self._buffer.push(token, token_info))
+        if ends or self._buffer.stopped or self.state.rules.complete:
             self.finish("stop")
-        elif self._speech.count >= self.limit:
+        elif self._buffer.count >= self.limit:
             self.finish("length")
 
     def finish(self, reason: FinishReason) -> None:
         """End the row well, showing what was held back."""
-        self._put(self._speech.close())
-        self.live.done(
-            "stop" if self._speech.stopped else reason,
-            text=self._speech.text,
+        self._put(self._buffer.close())
+        self.state.done(
+            "stop" if self._buffer.stopped else reason,
+            text=self._buffer.text,
             prompt_tokens=len(self.prompt_ids),
-            completion_tokens=self._speech.count,
-            first_token_seconds=self._first_token - self.live.submitted if self._first_token else 0.0,
+            completion_tokens=self._buffer.count,
+            first_token_seconds=self._first_token - self.state.submitted if self._first_token else 0.0,
             # A stop string cuts the text within its tokens.
-            marked=None if self._speech.stopped else mark_thoughts(self._tokenizer, self.prompt_ids, self._ids),
+            marked=None if self._buffer.stopped else mark_thoughts(self._tokenizer, self.prompt_ids, self._ids),
         )
 
-    def _put(self, piece: Piece) -> None:
+    def _put(self, piece: TextChunk) -> None:
         if piece.text or piece.tokens:
-            self.live.stream.put(RowDelta(self.live.index, *piece))
+            self.state.stream.put(RowDelta(self.state.index, *piece))
 
 
-def prepare(live: LiveRow, tokenizer: Any, window: int | None) -> Writing | None:
+def start_row(state: RowState, tokenizer: Any, window: int | None) -> RunningRow | None:
     """A row with its prompt encoded; one that cannot be written ends with an error and is None."""
-    found = live.prompt_ids or encode_or_fail(live.row, tokenizer)
+    found = state.prompt_ids or encode_or_message(state.row, tokenizer)
     if isinstance(found, str):
-        live.fail(found, "prompt")
+        state.fail(found, "prompt")
         return None
-    live.prompt_ids = found
-    size, longest = len(found), live.sampling.max_new_tokens
+    state.prompt_ids = found
+    size, longest = len(found), state.sampling.max_new_tokens
     limit = longest if window is None else min(longest, window - size)
-    if live.row.reads_only and limit >= 0:
+    if state.row.prompt_only and limit >= 0:
         limit = 0
     elif limit < 1:
-        fail_too_long(live, size, window)
+        fail_too_long(state, size, window)
         return None
-    return Writing(live, limit, tokenizer)
+    return RunningRow(state, limit, tokenizer)
 
 
-def fail_too_long(live: LiveRow, size: int, window: int | None) -> None:
+def fail_too_long(state: RowState, size: int, window: int | None) -> None:
     """End a row whose prompt leaves no room for an answer."""
     about = f"the conversation has {size} tokens, the model takes {window}; shorten it or start a new one"
-    live.fail(f"{live.row.model}: {about}", "too_long")
+    state.fail(f"{state.row.model}: {about}", "too_long")
 
 
-def encode_or_fail(row: Row, tokenizer: Any) -> list[int] | str:
+def encode_or_message(row: Row, tokenizer: Any) -> list[int] | str:
     """The ids a row continues, or why there are none."""
     try:
-        return encode(row, tokenizer)
+        return encode_row(row, tokenizer)
     except AlignError as error:
         return str(error)
     except MemoryError:
@@ -178,7 +178,7 @@ def encode_or_fail(row: Row, tokenizer: Any) -> list[int] | str:
         return f"{row.model}: the conversation does not render ({what}); change its turns"
 
 
-def encode(row: Row, tokenizer: Any) -> list[int]:
+def encode_row(row: Row, tokenizer: Any) -> list[int]:
     """The ids a row continues: of its conversation, or of its text as it stands.
 
     Raises DataError when the conversation does not fit the chat template, or there is nothing to continue.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from align.engine.protocol import Alternative, Token
-from align.engine.vocabulary import spell
+from align.engine.vocabulary import spell_token
 
 MOST_LOGITS = 1 << 26
 """numbers in the logits of a part of some prompts whose tokens are scored: a quarter of a gigabyte in fp32"""
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def describe(token: int, logits: Tensor, alternatives: int, tokenizer: Any) -> Token:
+def make_token(token: int, logits: Tensor, alternatives: int, tokenizer: Any) -> Token:
     """A token with its log-probability under logits (V,), and the likeliest there."""
     logprobs = logits.log_softmax(dim=-1)
-    text, raw, _ = spell(token, tokenizer)
-    return Token(token, text, float(logprobs[token]), likeliest(logprobs, alternatives, tokenizer), raw)
+    text, raw, _ = spell_token(token, tokenizer)
+    return Token(token, text, float(logprobs[token]), top_alternatives(logprobs, alternatives, tokenizer), raw)
 
 
-def likeliest(logprobs: Tensor, count: int, tokenizer: Any) -> tuple[Alternative, ...]:
+def top_alternatives(logprobs: Tensor, count: int, tokenizer: Any) -> tuple[Alternative, ...]:
     """The largest of logprobs (V,), largest first."""
     top = logprobs.topk(min(count, logprobs.shape[-1]))
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return tuple(alternative(token, logprob, tokenizer) for token, logprob in pairs)
+    return tuple(make_alternative(token, logprob, tokenizer) for token, logprob in pairs)
 
 
-def alternative(token: int, logprob: float, tokenizer: Any) -> Alternative:
+def make_alternative(token: int, logprob: float, tokenizer: Any) -> Alternative:
     """A token with its log-probability."""
-    text, raw, _ = spell(token, tokenizer)
+    text, raw, _ = spell_token(token, tokenizer)
     return Alternative(text, logprob, raw, token)
 
 
@@ -56,8 +56,8 @@ class PromptScores:
 
     def tokens(self, ids: list[int], tokenizer: Any) -> list[Token]:
         """The tokens of the prompt; nothing is known of the first."""
-        told = [Token(ids[0], spell(ids[0], tokenizer).text, None, ())]
+        told = [Token(ids[0], spell_token(ids[0], tokenizer).text, None, ())]
         for token, (logprob, rank, likely) in zip(ids[1:], self._found, strict=True):
-            top = tuple(alternative(each, value, tokenizer) for each, value in likely)
-            told.append(Token(token, spell(token, tokenizer).text, logprob, top, rank=rank))
+            top = tuple(make_alternative(each, value, tokenizer) for each, value in likely)
+            told.append(Token(token, spell_token(token, tokenizer).text, logprob, top, rank=rank))
         return told

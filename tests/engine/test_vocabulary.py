@@ -9,9 +9,9 @@ import pytest
 from byte_tokenizers import KINDS, TEXTS
 
 from align.engine.protocol import Alternative, Token
-from align.engine.scores import alternative
-from align.engine.speech import Speech
-from align.engine.vocabulary import spell
+from align.engine.text_buffer import TextBuffer
+from align.engine.token_logprobs import make_alternative
+from align.engine.vocabulary import spell_token
 
 
 @cache
@@ -19,18 +19,18 @@ def tokenizer_of(kind: str):
     return KINDS[kind]()
 
 
-def say(tokenizer, ids: list[int], *stops: str, context: tuple[int, ...] = ()) -> tuple[Speech, list]:
+def say(tokenizer, ids: list[int], *stops: str, context: tuple[int, ...] = ()) -> tuple[TextBuffer, list]:
     """Some tokens said one after the other, and the pieces they came in."""
-    speech, pieces = Speech(tokenizer, stops, context), []
+    speech, pieces = TextBuffer(tokenizer, stops, context), []
     for token in ids:
-        text, raw, _ = spell(token, tokenizer)
-        pieces.append(speech.push(token, Token(token, text, -1.0, (alternative(token, -1.0, tokenizer),), raw)))
+        text, raw, _ = spell_token(token, tokenizer)
+        pieces.append(speech.push(token, Token(token, text, -1.0, (make_alternative(token, -1.0, tokenizer),), raw)))
         if speech.stopped:
             break
     return speech, [*pieces, speech.close()]
 
 
-def check(speech: Speech, pieces: list) -> list[Token]:
+def check(speech: TextBuffer, pieces: list) -> list[Token]:
     """The tokens, whose bytes and places must fit the text, and piece by piece must be a beginning of it."""
     tokens = [token for piece in pieces for token in piece.tokens]
     text = speech.text.encode()
@@ -123,7 +123,7 @@ def test_what_goes_on_with_a_text_keeps_its_first_space_and_an_answer_does_not(k
 def test_a_character_that_begins_in_the_prompt_is_whole_in_the_answer(kind):
     tokenizer = tokenizer_of(kind)
     ids = ids_of(tokenizer, "a👍b")
-    begun = next(place for place, token in enumerate(ids) if spell(token, tokenizer).raw[:1] == "👍".encode()[:1])
+    begun = next(place for place, token in enumerate(ids) if spell_token(token, tokenizer).raw[:1] == "👍".encode()[:1])
 
     speech, pieces = say(tokenizer, ids[begun + 2 :], context=tuple(ids[: begun + 2]))
 
@@ -147,4 +147,4 @@ def test_a_character_that_begins_in_the_prompt_is_whole_in_the_answer(kind):
 def test_a_token_has_the_bytes_its_vocabulary_gives_it(kind, token, raw):
     tokenizer = tokenizer_of(kind)
 
-    assert spell(tokenizer.convert_tokens_to_ids(token), tokenizer).raw == raw
+    assert spell_token(tokenizer.convert_tokens_to_ids(token), tokenizer).raw == raw

@@ -1,7 +1,7 @@
 """What clients send, in OpenAI's words: checked here, then rows for the engine.
 
-Every field is honoured, known to change nothing, or refused by name (`align.server.fields`): an answer made without
-one of them would be a wrong one.
+Every field is honoured, known to change nothing, or refused by name (`align.server.unsupported_fields`): an answer
+made without one of them would be a wrong one.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pydantic_core import PydanticCustomError
 
 from align.engine.protocol import MOST_ALTERNATIVES, ChatOptions, Row, Sampling
 from align.engine.token_rules import TokenRules
-from align.server.constraints import Constraining
-from align.server.fields import check_extras
-from align.server.limits import Limits
-from align.server.messages import Body, ChatMessage, turns_of, whole_characters
-from align.server.prompts import Prompt, as_prompts
-from align.server.refusals import Refusal
-from align.server.tools import OffersTools
+from align.server.api_errors import ApiError
+from align.server.completion_prompts import Prompt, as_prompts
+from align.server.constraint_fields import ConstraintFields
+from align.server.limits import ServerLimits
+from align.server.request_messages import ApiObject, ChatMessage, chat_turns, whole_characters
+from align.server.tools import ToolFields
+from align.server.unsupported_fields import check_extras
 
 _MOST_STOPS = 4
 _MOST_STOPS_OF_TEXT = 16
@@ -50,7 +50,7 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenIds = Annotated[list[int], Field(max_length=_MOST_TOKEN_IDS)]
 
 
-class StreamOptions(Body):
+class StreamOptions(ApiObject):
     """What a stream has besides text."""
 
     include_usage: bool = False
@@ -58,7 +58,7 @@ class StreamOptions(Body):
     include_obfuscation: bool = False
 
 
-class Asking(Constraining):
+class GenerationBody(ConstraintFields):
     """What both ways of asking have in common; the extras of vLLM (`top_k` and so on) are taken too."""
 
     model: Name
@@ -94,22 +94,22 @@ class Asking(Constraining):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def check(self) -> None:
-        """Raise Refusal for what is not done here, and for fields that do not go together."""
+        """Raise ApiError for what is not done here, and for fields that do not go together."""
         known = list(type(self).model_fields)
         check_extras(self.model_extra or {}, known)
         if self.stream_options is not None:
             check_extras(self.stream_options.model_extra or {}, list(StreamOptions.model_fields), "stream_options.")
             if self.stream_options.continuous_usage_stats:
-                raise Refusal(
+                raise ApiError(
                     400, "stream_options.continuous_usage_stats: not done by this server; leave it out",
                     param="stream_options.continuous_usage_stats",
                 )  # fmt: skip
             if not self.stream:
-                raise Refusal(
+                raise ApiError(
                     400, "stream_options: needs stream=true; set it or leave this out", param="stream_options"
                 )
         if self.best_of is not None and self.best_of != self.n:
-            raise Refusal(
+            raise ApiError(
                 400, f"best_of: {self.best_of} asked with n={self.n}; all answers are given here, so leave it out",
                 param="best_of",
             )  # fmt: skip
@@ -133,23 +133,23 @@ class Asking(Constraining):
         first = self.seed_or_random()
         return [first, *(_derived(first, index) for index in range(1, self.n))]
 
-    def check_rows(self, count: int, limits: Limits, param: str) -> None:
-        """Raise Refusal for more rows than this server takes at once."""
+    def check_rows(self, count: int, limits: ServerLimits, param: str) -> None:
+        """Raise ApiError for more rows than this server takes at once."""
         # More than may wait would be refused as too busy for ever.
         most = min(limits.max_prompts, limits.max_waiting)
         if count > most:
-            raise Refusal(422, f"{param}: {count} answers asked; this server gives {most} at once", param=param)
+            raise ApiError(422, f"{param}: {count} answers asked; this server gives {most} at once", param=param)
 
-    def sampling(self, asked: tuple[str, int | None], otherwise: int, limits: Limits) -> Sampling:
+    def sampling(self, asked: tuple[str, int | None], otherwise: int, limits: ServerLimits) -> Sampling:
         """How tokens are drawn; `asked` is the name and value of the field that says how many."""
         name, tokens = asked
         if tokens is not None and tokens > limits.max_tokens:
-            raise Refusal(
+            raise ApiError(
                 422, f"{name}: {tokens} asked; this server writes at most {limits.max_tokens} a request", param=name
             )
         longest = tokens or min(otherwise, limits.max_tokens)
         if self.min_tokens > longest:
-            raise Refusal(
+            raise ApiError(
                 400, f"min_tokens: {self.min_tokens} asked, and {longest} at most; change one", param="min_tokens"
             )
         return Sampling(
@@ -169,7 +169,7 @@ class Asking(Constraining):
         return secrets.randbelow(2**31) if self.seed is None else self.seed
 
 
-class ChatBody(Asking, OffersTools):
+class ChatBody(GenerationBody, ToolFields):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1)
@@ -182,29 +182,29 @@ class ChatBody(Asking, OffersTools):
     add_generation_prompt: bool | None = None
 
     def check(self) -> None:
-        """Raise Refusal for what is not done here, and for fields that do not go together."""
+        """Raise ApiError for what is not done here, and for fields that do not go together."""
         super().check()
         if self.top_logprobs is not None and not self.logprobs:
-            raise Refusal(400, "top_logprobs: needs logprobs=true; set it or leave this out", param="top_logprobs")
+            raise ApiError(400, "top_logprobs: needs logprobs=true; set it or leave this out", param="top_logprobs")
         if self.continue_final_message and self.add_generation_prompt:
-            raise Refusal(
+            raise ApiError(
                 400, "continue_final_message: a message is continued or a new one begun; add_generation_prompt=false",
                 param="continue_final_message",
             )  # fmt: skip
         if self.add_generation_prompt is False and not self.continue_final_message:
-            raise Refusal(
+            raise ApiError(
                 400, "add_generation_prompt: without it nobody's turn has begun; with continue_final_message=true the "
                 "last message is continued", param="add_generation_prompt",
             )  # fmt: skip
 
-    def rows(self, reference: str, limits: Limits) -> tuple[Row, ...]:
+    def rows(self, reference: str, limits: ServerLimits) -> tuple[Row, ...]:
         """One row an answer."""
         self.check_rows(self.n, limits, "n")
         newer = self.max_completion_tokens is not None
         asked = ("max_completion_tokens", self.max_completion_tokens) if newer else ("max_tokens", self.max_tokens)
         sampling = self.sampling(asked, limits.max_tokens, limits)
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        turns, rules, options = turns_of(self.messages), self.rules(), self.chat_options()
+        turns, rules, options = chat_turns(self.messages), self.rules(), self.chat_options()
         return tuple(
             Row(reference, turns, seed, sampling, logprobs=logprobs, rules=rules, chat=options) for seed in self.seeds()
         )
@@ -217,7 +217,7 @@ class ChatBody(Asking, OffersTools):
         return ChatOptions(template_kwargs=variables, continue_final=self.continue_final_message)
 
 
-class CompletionBody(Asking):
+class CompletionBody(GenerationBody):
     """The body of /v1/completions."""
 
     prompt: Annotated[Any, BeforeValidator(as_prompts)]
@@ -231,10 +231,10 @@ class CompletionBody(Asking):
     prompt_logprobs: int | None = Field(None, ge=0, le=MOST_ALTERNATIVES)
 
     def check(self) -> None:
-        """Raise Refusal for what is not done here, and for fields that do not go together."""
+        """Raise ApiError for what is not done here, and for fields that do not go together."""
         super().check()
         if self.prompt_logprobs is not None and self.stream:
-            raise Refusal(
+            raise ApiError(
                 400, "prompt_logprobs: not in a stream; leave it out, or send echo=true with logprobs",
                 param="prompt_logprobs",
             )  # fmt: skip
@@ -245,7 +245,7 @@ class CompletionBody(Asking):
         asked = [self.logprobs if self.echo else None, self.prompt_logprobs]
         return max((each for each in asked if each is not None), default=None)
 
-    def rows(self, reference: str, limits: Limits) -> tuple[Row, ...]:
+    def rows(self, reference: str, limits: ServerLimits) -> tuple[Row, ...]:
         """`n` rows a prompt, each prompt with the same seeds, so that each is what it would be alone."""
         prompts: list[Prompt] = self.prompt
         self.check_rows(len(prompts) * self.n, limits, "prompt" if len(prompts) > 1 else "n")
@@ -263,7 +263,7 @@ class CompletionBody(Asking):
                 rules=rules,
                 echo=self.echo,
                 prompt_logprobs=self.scored,
-                reads_only=self.max_tokens == 0,
+                prompt_only=self.max_tokens == 0,
             )
             for prompt in prompts
             for seed in seeds

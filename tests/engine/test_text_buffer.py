@@ -6,7 +6,7 @@ import pytest
 from tiny import tiny_tokenizer
 
 from align.engine.protocol import Token
-from align.engine.speech import Speech, StopStrings
+from align.engine.text_buffer import StopStrings, TextBuffer
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +14,9 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def speak(tokenizer, text: str, *stops: str) -> tuple[Speech, list[str]]:
+def speak(tokenizer, text: str, *stops: str) -> tuple[TextBuffer, list[str]]:
     """A text said token by token, as long as it is listened to, and the pieces that were shown."""
-    speech = Speech(tokenizer, stops)
+    speech = TextBuffer(tokenizer, stops)
     pieces = []
     for token in tokenizer.encode(text):
         pieces.append(speech.push(token).text)
@@ -36,7 +36,7 @@ def test_a_text_ends_before_its_stop_string_which_is_never_shown(tokenizer):
 def test_a_stop_string_split_over_tokens_is_held_back_whole(tokenizer):
     assert len(tokenizer.encode("XYZ")) == 3
     shown = []
-    speech = Speech(tokenizer, ["XYZ"])
+    speech = TextBuffer(tokenizer, ["XYZ"])
     for token in tokenizer.encode("aXYbXYZc"):
         shown.append(speech.push(token).text)
 
@@ -66,7 +66,7 @@ def test_the_first_of_several_stop_strings_ends_the_text(tokenizer):
 def test_a_stop_string_that_only_comes_whole_at_the_end_is_found(tokenizer):
     # The last character of the stop string is incomplete until the text is closed.
     half = tokenizer.encode("a中")[:-1]
-    speech = Speech(tokenizer, ["�"])
+    speech = TextBuffer(tokenizer, ["�"])
     for token in half:
         speech.push(token)
     speech.close()
@@ -98,7 +98,7 @@ def told(place: int) -> Token:
 def test_tokens_are_told_with_the_text_they_made_and_all_of_them(tokenizer):
     ids = tokenizer.encode("a中b")
     assert len(ids) == 5
-    speech = Speech(tokenizer, [])
+    speech = TextBuffer(tokenizer, [])
     pieces = [speech.push(token, told(place)) for place, token in enumerate(ids)]
 
     assert [piece.text for piece in pieces] == ["a", "", "", "中", "b"]
@@ -106,7 +106,7 @@ def test_tokens_are_told_with_the_text_they_made_and_all_of_them(tokenizer):
 
 
 def test_tokens_of_a_stop_string_are_not_told(tokenizer):
-    speech = Speech(tokenizer, ["XYZ"])
+    speech = TextBuffer(tokenizer, ["XYZ"])
     pieces = [speech.push(token, told(place)) for place, token in enumerate(tokenizer.encode("aXbXYZ"))]
 
     assert [token.id for piece in pieces for token in piece.tokens] == [0, 1, 2]
@@ -114,7 +114,7 @@ def test_tokens_of_a_stop_string_are_not_told(tokenizer):
 
 
 def test_tokens_held_to_the_end_are_told_at_the_end(tokenizer):
-    speech = Speech(tokenizer, ["XYZ"])
+    speech = TextBuffer(tokenizer, ["XYZ"])
     for place, token in enumerate(tokenizer.encode("aXY")):
         speech.push(token, told(place))
 

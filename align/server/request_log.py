@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from align.server.refusals import broken
+from align.server.api_errors import internal_error
 from align.server.service import Service
 
 LOG = logging.getLogger("align.server")
@@ -31,7 +31,7 @@ _QUIET = ("/metrics", "/health", "/ready", "/ui")
 
 
 @dataclass
-class Note:
+class RequestRecord:
     """What is known of a request besides its status."""
 
     model: str = ""
@@ -42,13 +42,13 @@ class Note:
     """what became of it when the status line could no longer say so"""
 
 
-def note_of(scope: Scope) -> Note:
+def request_record(scope: Scope) -> RequestRecord:
     """The note of a request, made when it came in."""
-    note: Note = scope[_NOTE]
-    return note
+    record: RequestRecord = scope[_NOTE]
+    return record
 
 
-class Account:
+class RequestLog:
     """The outermost layer."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -60,7 +60,7 @@ class Account:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        note = scope[_NOTE] = Note()
+        record = scope[_NOTE] = RequestRecord()
         status = 0
         started = time.perf_counter()
 
@@ -76,25 +76,25 @@ class Account:
         try:
             await self._app(scope, receive, watched)
         except asyncio.CancelledError:
-            note.status = 503
+            record.status = 503
             if not self._service.draining:
                 raise
         except Exception as error:  # shown as it is, it could put a prompt into the log or the response
             LOG.error("%s at %s", type(error).__name__, _place(error))
-            note.status = 500
+            record.status = 500
             if not status:
-                await JSONResponse(broken().body, 500)(scope, receive, watched)
+                await JSONResponse(internal_error().body, 500)(scope, receive, watched)
         finally:
             self._service.running -= counted
-            self._write(scope, note, note.status or status or CLIENT_GONE, time.perf_counter() - started)
+            self._write(scope, record, record.status or status or CLIENT_GONE, time.perf_counter() - started)
 
-    def _write(self, scope: Scope, note: Note, status: int, seconds: float) -> None:
+    def _write(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         path = _known(scope["path"])
-        self._service.metrics.requests.labels(path, note.model, str(status)).inc()
+        self._service.metrics.requests.labels(path, record.model, str(status)).inc()
         if path in _QUIET and (status < 400 or status == 503):
             return
-        about = f" model={note.model} id={note.id}" if note.model else ""
-        tokens = f" prompt_tokens={note.prompt_tokens} completion_tokens={note.completion_tokens}" if about else ""
+        about = f" model={record.model} id={record.id}" if record.model else ""
+        tokens = f" prompt_tokens={record.prompt_tokens} completion_tokens={record.completion_tokens}" if about else ""
         LOG.info("%s %s %d seconds=%.3f%s%s", _method(scope), path, status, seconds, about, tokens)
 
 

@@ -10,7 +10,7 @@ from align.errors import nearest
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """A request that is not carried out; it becomes the response, or the last event of a stream."""
 
     def __init__(
@@ -50,38 +50,38 @@ class Refusal(Exception):
         return headers
 
 
-def unknown_model(name: str, known: list[str]) -> Refusal:
+def unknown_model(name: str, known: list[str]) -> ApiError:
     """404 for a model that is not served."""
-    return Refusal(
+    return ApiError(
         404, f"model {name!r}: not served here;{nearest(name, known)}", param="model", code="model_not_found"
     )
 
 
-def unsupported(param: str, what: str, advice: str) -> Refusal:
+def unsupported(param: str, what: str, advice: str) -> ApiError:
     """400 for something of the API that is not done here."""
-    return Refusal(400, f"{param}: {what}; {advice}", param=param, code="unsupported_parameter")
+    return ApiError(400, f"{param}: {what}; {advice}", param=param, code="unsupported_parameter")
 
 
-def busy(message: str, retry_after: float) -> Refusal:
+def busy(message: str, retry_after: float) -> ApiError:
     """429: ask again later."""
-    return Refusal(429, message, code="queue_full", retry_after=retry_after)
+    return ApiError(429, message, code="queue_full", retry_after=retry_after)
 
 
-def draining() -> Refusal:
+def draining() -> ApiError:
     """503 on the way out."""
-    return Refusal(503, "the server is ending; ask another one, or again in a moment", code="draining", retry_after=5)
+    return ApiError(503, "the server is ending; ask another one, or again in a moment", code="draining", retry_after=5)
 
 
-def not_ready() -> Refusal:
+def not_ready() -> ApiError:
     """503 on the way in."""
-    return Refusal(503, "the models are still loading; ask again in a moment", code="not_ready", retry_after=5)
+    return ApiError(503, "the models are still loading; ask again in a moment", code="not_ready", retry_after=5)
 
 
-def too_slow(seconds: float) -> Refusal:
+def timed_out(seconds: float) -> ApiError:
     """504: the answer took too long and was given up."""
-    return Refusal(504, f"no end within {seconds:g} s; ask for fewer tokens, or when less is going on", code="timeout")
+    return ApiError(504, f"no end within {seconds:g} s; ask for fewer tokens, or when less is going on", code="timeout")
 
 
-def broken() -> Refusal:
+def internal_error() -> ApiError:
     """500: a bug, or a broken machine; what happened is for the log alone."""
-    return Refusal(500, "the server failed at this; its log says where", code="internal_error")
+    return ApiError(500, "the server failed at this; its log says where", code="internal_error")

@@ -12,14 +12,14 @@ from typing import Any
 
 from align.engine.constraint import Constraint, check_constraint, require_llguidance
 from align.errors import UsageError
-from align.server.messages import Body
-from align.server.refusals import Refusal, unsupported
+from align.server.api_errors import ApiError, unsupported
+from align.server.request_messages import ApiObject
 
 _ANY_OBJECT = {"type": "object"}
 _KINDS = ("json", "json_object", "regex", "choice", "grammar")
 
 
-class Constraining(Body):
+class ConstraintFields(ApiObject):
     """What a request may say about the form of its answer."""
 
     response_format: dict[str, Any] | None = None
@@ -33,11 +33,11 @@ class Constraining(Body):
     grammar: Any = None
 
     def constraint(self) -> tuple[str, Constraint] | None:
-        """The field that states a constraint, and what it states; Refusal for several, or one that is not done."""
+        """The field that states a constraint, and what it states; ApiError for several, or one that is not done."""
         found = list(self._stated())
         if len(found) > 1:
             names = " and ".join(name for name, _ in found)
-            raise Refusal(400, f"{found[1][0]}: {names} both state a form; give one of them", param=found[1][0])
+            raise ApiError(400, f"{found[1][0]}: {names} both state a form; give one of them", param=found[1][0])
         if not found:
             return None
         try:
@@ -47,14 +47,14 @@ class Constraining(Body):
         return found[0]
 
     def check_constraint(self) -> None:
-        """Raise Refusal when what is stated cannot be compiled; this may take a second."""
+        """Raise ApiError when what is stated cannot be compiled; this may take a second."""
         if (stated := self.constraint()) is None:
             return
         name, constraint = stated
         try:
             check_constraint(constraint)
         except UsageError as error:
-            raise Refusal(400, f"{name}: {error}", param=name, code="invalid_value") from None
+            raise ApiError(400, f"{name}: {error}", param=name, code="invalid_value") from None
 
     def _stated(self) -> Iterator[tuple[str, Constraint]]:
         if self.response_format is not None and self.response_format.get("type") != "text":
@@ -82,7 +82,7 @@ def _of_format(value: dict[str, Any]) -> Constraint:
     if kind == "json_schema":
         inner = value.get("json_schema")
         if not isinstance(inner, dict) or "schema" not in inner:
-            raise Refusal(400, f"{name}.json_schema: it has no schema; send {{name, schema}}", param=name)
+            raise ApiError(400, f"{name}.json_schema: it has no schema; send {{name, schema}}", param=name)
         return _of_schema(name, inner["schema"])
     raise unsupported(name, f"type {kind!r} is not done by this server", "give text, json_object or json_schema")
 
@@ -123,7 +123,7 @@ def _of_schema(name: str, schema: Any) -> Constraint:
         except (ValueError, RecursionError):
             schema = None
     if not isinstance(schema, dict | bool):
-        raise Refusal(400, f"{name}: not a JSON schema; send an object", param=name)
+        raise ApiError(400, f"{name}: not a JSON schema; send an object", param=name)
     return Constraint("json_schema", _as_json(name, schema))
 
 
@@ -131,16 +131,16 @@ def _as_json(name: str, value: Any) -> str:
     try:
         return json.dumps(value)
     except RecursionError:
-        raise Refusal(400, f"{name}: nested too deeply; send a flatter one", param=name) from None
+        raise ApiError(400, f"{name}: nested too deeply; send a flatter one", param=name) from None
 
 
 def _of_choice(name: str, texts: Any) -> Constraint:
     if not isinstance(texts, list) or not texts or not all(isinstance(each, str) and each for each in texts):
-        raise Refusal(400, f"{name}: not a list of texts, none of them empty; send one", param=name)
+        raise ApiError(400, f"{name}: not a list of texts, none of them empty; send one", param=name)
     return Constraint("choice", json.dumps(texts))
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise Refusal(400, f"{name}: not a text; send one", param=name)
+        raise ApiError(400, f"{name}: not a text; send one", param=name)
     return value

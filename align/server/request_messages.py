@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from align.errors import nearest
 from align.schema import Message
-from align.server.refusals import Refusal
+from align.server.api_errors import ApiError
 
 _HARMLESS = frozenset(
     [
@@ -56,7 +56,7 @@ def whole_characters(text: str) -> str:
 Text = Annotated[str, AfterValidator(whole_characters)]
 
 
-class Body(BaseModel):
+class ApiObject(BaseModel):
     """An object whose nulls mean that nothing was said."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -67,14 +67,14 @@ class Body(BaseModel):
         return {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
 
 
-class CalledFunction(Body):
+class CalledFunction(ApiObject):
     """The function of a tool call: its arguments are JSON text, or an object as some clients send it."""
 
     name: Text = Field(min_length=1)
     arguments: dict[str, Any] | Text = ""
 
 
-class ToolCall(Body):
+class ToolCallBody(ApiObject):
     """A call that an assistant turn made."""
 
     id: Text | None = None
@@ -90,18 +90,18 @@ class ToolCall(Body):
             except (ValueError, RecursionError):
                 arguments = None
         if not isinstance(arguments, dict):
-            raise Refusal(400, f"{path}.function.arguments: not the JSON text of an object; send one", param=path)
+            raise ApiError(400, f"{path}.function.arguments: not the JSON text of an object; send one", param=path)
         named = {} if self.id is None else {"id": self.id}
         return {**named, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
-class ChatMessage(Body):
+class ChatMessage(ApiObject):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[Text, BeforeValidator(_join_parts)] | None = None
     name: Text | None = None
-    tool_calls: list[ToolCall] = Field(default_factory=list)
+    tool_calls: list[ToolCallBody] = Field(default_factory=list)
     tool_call_id: Text | None = None
     reasoning_content: Text | None = None
     reasoning: Text | None = None
@@ -116,14 +116,14 @@ class ChatMessage(Body):
     def turn(self, path: str) -> Message:
         """The turn as chat templates take it; `developer` is OpenAI's newer word for `system`.
 
-        Raises Refusal for a field that nobody knows.
+        Raises ApiError for a field that nobody knows.
         """
         for name, value in (self.model_extra or {}).items():
             if name not in _HARMLESS and value not in (False, "", [], {}):
                 known = nearest(name, type(self).model_fields)
-                raise Refusal(400, f"{path}.{name}: unknown field;{known}", param=f"{path}.{name}")
+                raise ApiError(400, f"{path}.{name}: unknown field;{known}", param=f"{path}.{name}")
         if self.content is None and not self.tool_calls:
-            raise Refusal(400, f"{path}.content: missing; send a text", param=f"{path}.content")
+            raise ApiError(400, f"{path}.content: missing; send a text", param=f"{path}.content")
         turn = Message(role="system" if self.role == "developer" else self.role, content=self.content or "")
         if self.tool_calls:
             turn["tool_calls"] = [call.call(f"{path}.tool_calls.{index}") for index, call in enumerate(self.tool_calls)]
@@ -137,7 +137,7 @@ class ChatMessage(Body):
         return turn
 
 
-def turns_of(messages: list[ChatMessage]) -> list[Message]:
+def chat_turns(messages: list[ChatMessage]) -> list[Message]:
     """All turns; the result of a tool is named as its call was, since some chat templates write the name."""
     turns = [message.turn(f"messages.{index}") for index, message in enumerate(messages)]
     called = {
