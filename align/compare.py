@@ -1,4 +1,4 @@
-"""`python -m align.compare MODEL MODEL ...`: a page that shows 2 to 4 models side by side and keeps the votes."""
+"""`align compare MODEL MODEL ...`: a page that shows 2 to 4 models side by side and keeps the votes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import __version__
+from align.command_line import parse_options
 from align.config import write
 from align.engine.options import add_model_options, add_sampling_options, precision_from, sampling_from
 from align.errors import AlignError, MachineError, UsageError, guard
@@ -32,13 +33,14 @@ MOST_WAITING_ROWS = 64
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    options = _parser().parse_args(argv)
+    options = parse_options(build_parser(), argv)
     return guard(lambda: _run(options), debug=options.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
     parser = argparse.ArgumentParser(
-        "python -m align.compare",
+        "align compare",
         description="Ask several models at once on a local page and vote; the votes train as data=votes.",
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="2 to 4 models that share one base")
@@ -48,9 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompts", metavar="FILE|DATASET", help="answer these first, and vote on the answers blind in a review queue"
     )
-    parser.add_argument(
-        "--reward_model", "--reward-model", metavar="REF", help="score every answer; shown after the vote, kept with it"
-    )
+    parser.add_argument("--reward_model", metavar="REF", help="score every answer; shown after the vote, kept with it")
     add_sampling_options(parser)
     add_model_options(parser)
     return parser
@@ -152,7 +152,7 @@ def _serve(registry: Registry, asked: _Asked, options: argparse.Namespace) -> in
     finally:
         engine.close()
     if votes.path.exists():
-        write(f"votes are in {votes.path}; python -m align.dpo data=votes ... trains on them")
+        write(f"votes are in {votes.path}; align dpo data=votes ... trains on them")
     return 0
 
 

@@ -244,7 +244,7 @@ _KEPT = (
 
 STAGE = Stage(
     "dpo", DpoConfig, dpo, view="preference", produces="policy", trl_config="DPOConfig",
-    next_command="python -m align.compare {name} {parent}",
+    next_command="align compare {name} {parent}",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m align.evaluate MODEL [MODEL ...] --data NAME`: how good models are, each against the first."""
+"""`align evaluate MODEL [MODEL ...] --data NAME`: how good models are, each against the first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from align.command_line import parse_options
 from align.config import build, load_yaml, write
 from align.engine.options import add_model_options, precision_from
 from align.errors import MachineError, UsageError, guard
@@ -20,32 +21,29 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    options = _parser().parse_args(argv)
+    options = parse_options(build_parser(), argv)
     return guard(lambda: _run(options), debug=options.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
     parser = argparse.ArgumentParser(
-        "python -m align.evaluate",
+        "align evaluate",
         description="Let models answer the same prompts and say how good each is, with 95% intervals; every other "
         "model is compared with the first. The numbers are kept in the registry beside each version.",
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="registry references, folders or hub ids")
     parser.add_argument("--data", metavar="NAME", help="held-out data: a name of the catalogue, a file or a folder")
     parser.add_argument("--limit", type=int, metavar="N", help="only so many records, spread over the data")
-    parser.add_argument(
-        "--on_bad_row", "--on-bad-row", choices=("error", "skip"), default="error", help="refuse, or count (error)"
-    )
+    parser.add_argument("--on_bad_row", choices=("error", "skip"), default="error", help="refuse, or count (error)")
     _measures(parser)
     _judges(parser)
     _benchmarks(parser)
     _outputs(parser)
     sampling = parser.add_argument_group("how answers are written")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0, greedy")
-    sampling.add_argument("--top_p", "--top-p", type=float, default=1.0, metavar="P", help="nucleus; 1 is all")
-    sampling.add_argument(
-        "--max_new_tokens", "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (256)"
-    )
+    sampling.add_argument("--top_p", type=float, default=1.0, metavar="P", help="nucleus; 1 is all")
+    sampling.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="longest answer (256)")
     sampling.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same numbers (0)")
     add_model_options(parser)
     return parser
@@ -60,11 +58,11 @@ def _measures(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rewards", metavar="YAML", help="reward functions: '[{name: keyword, args: {words: [thanks]}}]'"
     )
-    group.add_argument("--reward_model", "--reward-model", metavar="REF", help="score answers by a reward model, too")
+    group.add_argument("--reward_model", metavar="REF", help="score answers by a reward model, too")
     group.add_argument("--classify", action="store_true", help="choose among the answers that occur by likelihood")
     group.add_argument("--labels", metavar="A,B,...", help="choose among these by likelihood")
     group.add_argument("--by", action="append", default=[], metavar="KEY", help="slices: language or a key of meta")
-    group.add_argument("--no_kl", "--no-kl", action="store_true", help="leave out the KL to parent and base")
+    group.add_argument("--no_kl", action="store_true", help="leave out the KL to parent and base")
     group.add_argument(
         "--allow-code-execution", action="store_true", help="let scorers run what models wrote, in a sandboxed process"
     )
@@ -76,21 +74,17 @@ def _judges(parser: argparse.ArgumentParser) -> None:
         "--judge", action="append", default=[], metavar="WHO",
         help="reward_model, rewards, or the URL of an OpenAI-compatible server such as http://localhost:8000/v1",
     )  # fmt: skip
-    group.add_argument("--judge_model", "--judge-model", metavar="NAME", help="the model to ask there")
-    group.add_argument(
-        "--judge_timeout", "--judge-timeout", type=float, default=60.0, metavar="S", help="seconds for a verdict (60)"
-    )
+    group.add_argument("--judge_model", metavar="NAME", help="the model to ask there")
+    group.add_argument("--judge_timeout", type=float, default=60.0, metavar="S", help="seconds for a verdict (60)")
 
 
 def _benchmarks(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("public benchmarks, in place of --data")
     group.add_argument("--harness", metavar="TASK[,TASK]", help="tasks of lm-evaluation-harness, such as arc_easy,mmlu")
-    group.add_argument("--include_path", "--include-path", metavar="DIR", help="a folder with task files of your own")
-    group.add_argument("--num_fewshot", "--num-fewshot", type=int, metavar="N", help="examples in the prompt")
-    group.add_argument(
-        "--chat_template", "--chat-template", action="store_true", help="ask in the model's chat template"
-    )
-    group.add_argument("--batch_size", "--batch-size", default="1", metavar="N", help="of the harness; N or auto (1)")
+    group.add_argument("--include_path", metavar="DIR", help="a folder with task files of your own")
+    group.add_argument("--num_fewshot", type=int, metavar="N", help="examples in the prompt")
+    group.add_argument("--chat_template", action="store_true", help="ask in the model's chat template")
+    group.add_argument("--batch_size", default="1", metavar="N", help="of the harness; N or auto (1)")
 
 
 def _outputs(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +92,7 @@ def _outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", metavar="FILE", help="all numbers")
     group.add_argument("--samples", metavar="FILE.jsonl", help="every completion with its numbers")
     group.add_argument("--report", metavar="FILE.html", help="one page with plots and the worst examples")
-    group.add_argument("--no_record", "--no-record", action="store_true", help="keep no numbers beside the versions")
+    group.add_argument("--no_record", action="store_true", help="keep no numbers beside the versions")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -108,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
     if bool(options.data) == bool(options.harness):
         found = "both given" if options.data else "missing"
         raise UsageError(
-            f"--data: {found}; give --data NAME (python -m align.data list shows some) or --harness TASK, one of them"
+            f"--data: {found}; give --data NAME (align data list shows some) or --harness TASK, one of them"
         )
     outputs = Outputs(options.json, options.samples, options.report, record=not options.no_record)
     outputs.check()
@@ -234,7 +228,7 @@ def read_judges(options: argparse.Namespace, kept: Kept | None = None) -> dict[s
 def tell_kept(kept: list[str]) -> None:
     """Say beside which versions numbers are now."""
     if kept:
-        write(f"kept beside {', '.join(kept)}; python -m align.registry show {kept[0]}")
+        write(f"kept beside {', '.join(kept)}; align registry show {kept[0]}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m align.generate REF ["prompt"]`: one answer, or a chat on the terminal, streamed as it is written."""
+"""`align generate REF ["prompt"]`: one answer, or a chat on the terminal, streamed as it is written."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from align.command_line import parse_options
 from align.config import write
 from align.engine.options import add_model_options, add_sampling_options, precision_from, sampling_from
 from align.engine.protocol import Engine, GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
@@ -30,13 +31,14 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    options = _parser().parse_args(argv)
+    options = parse_options(build_parser(), argv)
     return guard(lambda: _run(options), debug=options.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
     parser = argparse.ArgumentParser(
-        "python -m align.generate", description="Answer one prompt, or chat on the terminal when there is none."
+        "align generate", description="Answer one prompt, or chat on the terminal when there is none."
     )
     parser.add_argument("model", metavar="REF", help="registry reference, folder or hub id; with --url, its name there")
     parser.add_argument("prompt", nargs="?", help="what to ask; - reads it from standard input")

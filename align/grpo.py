@@ -101,7 +101,7 @@ class GrpoConfig(VllmStageConfig):
             raise UsageError(
                 f"reward_model: found {values['reward_model']}, and GRPO has no adapter for it on its base; give "
                 f"rewards=[{{name: learned, args: {{model: {values['reward_model']}}}}}], or train on a reward model "
-                "with python -m align.ppo"
+                "with align ppo"
             )
         return values
 
@@ -257,7 +257,7 @@ def first_numbers(config: GrpoConfig) -> dict[str, Expected]:
 
 STAGE = Stage(
     "grpo", GrpoConfig, grpo, view="prompt", produces="policy", trl_config="GRPOConfig",
-    next_command="python -m align.compare {name} {parent}",
+    next_command="align compare {name} {parent}",
 )  # fmt: skip
 
 if __name__ == "__main__":

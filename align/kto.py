@@ -140,7 +140,7 @@ def first_numbers(config: KtoConfig, good: float, bad: float) -> dict[str, Expec
 
 STAGE = Stage(
     "kto", KtoConfig, kto, view="unpaired", produces="policy", trl_config="KTOConfig",
-    next_command="python -m align.compare {name} {parent}",
+    next_command="align compare {name} {parent}",
 )  # fmt: skip
 
 if __name__ == "__main__":

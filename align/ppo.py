@@ -227,7 +227,7 @@ _KEPT = (
 
 STAGE = Stage(
     "ppo", PpoConfig, ppo, view="prompt", produces="policy", head="packed",
-    next_command="python -m align.compare {name} {parent}",
+    next_command="align compare {name} {parent}",
 )  # fmt: skip
 
 if __name__ == "__main__":

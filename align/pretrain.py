@@ -183,7 +183,7 @@ def outline(config: PretrainConfig, records: RecordSet) -> Outline:
 
 STAGE = Stage(
     "pretrain", PretrainConfig, pretrain, view="text", head="full", produces="base", trl_config="TrainingArguments",
-    next_command="python -m align.sft --model {name} --data DEMONSTRATIONS --name {name}-sft{settings}",
+    next_command="align sft --model {name} --data DEMONSTRATIONS --name {name}-sft{settings}",
     outline=outline,
 )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Everything once, on a small world: base, SFT, reward model, DPO, KTO, PPO, GRPO, and how good each is.
 
-    python -m align.quickstart [--registry DIR] [--seed N]
+    align quickstart [--registry DIR] [--seed N]
 
 A second run reuses what the first registered.
 """
@@ -190,10 +190,10 @@ def tell_next(registry: Registry, default: bool, say: Callable[[str], None] = wr
     """Say what to try next."""
     where = "" if default else f" --registry {registry.root}"
     say("next:")
-    say(f"  python -m align.compare world-sft world-dpo world-ppo --blind{where}")
-    say(f'  python -m align.generate world-dpo "How much is the price of the kettle?"{where}')
-    say(f"  python -m align.serve world-sft world-dpo world-ppo{where}")
-    say(f"  python -m align.registry ls{where}")
+    say(f"  align compare world-sft world-dpo world-ppo --blind{where}")
+    say(f'  align generate world-dpo "How much is the price of the kettle?"{where}')
+    say(f"  align serve world-sft world-dpo world-ppo{where}")
+    say(f"  align registry ls{where}")
     say(f"  {registry.root / 'world' / 'report.html'} in a browser")
 
 
@@ -208,7 +208,7 @@ def _command(argv: list[str]) -> None:
 
     line = read_command_line(argv)
     if line.help:
-        write(help_text("python -m align.quickstart", (__doc__ or "").split("\n")[0], QuickstartConfig, runs=False))
+        write(help_text("align quickstart", (__doc__ or "").split("\n")[0], QuickstartConfig, runs=False))
         return
     if line.dry_run or line.resume or line.print_config or line.allow_change:
         raise UsageError("quickstart: takes seed and --registry only; it goes on by itself with what is registered")

@@ -1,7 +1,7 @@
 """Reward modelling: a LoRA adapter with a score head that ranks chosen above rejected (Bradley and Terry 1952).
 
 The loss is -log sigmoid(score(chosen) - score(rejected)), as in Ouyang et al. 2022, equation 1.
-`python -m align.reward score REF FILE` scores a file of records with what came out.
+`align reward score REF FILE` scores a file of records with what came out.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def describe_head(start: Checkpoint) -> str:
 STAGE = Stage(
     "reward", RewardConfig, reward, view="preference", columns="joined", head="score", produces="reward",
     trl_config="RewardConfig",
-    next_command="python -m align.ppo --model {parent} --reward_model {name} --data PROMPTS --name NAME{settings}",
+    next_command="align ppo --model {parent} --reward_model {name} --data PROMPTS --name NAME{settings}",
 )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         return score_file.main(words[1:])
     code = stage.main(STAGE, words)
     if {"--help", "-h"} & set(words):
-        write("python -m align.reward score REF FILE scores a file of records; see python -m align.reward score --help")
+        write("align reward score REF FILE scores a file of records; see align reward score --help")
     return code
 
 

@@ -1,4 +1,4 @@
-"""`python -m align.serve MODEL ...`: models that share one base, served by name over OpenAI's HTTP API."""
+"""`align serve MODEL ...`: models that share one base, served by name over OpenAI's HTTP API."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from align.command_line import parse_options
 from align.config import write
 from align.engine.options import add_model_options, precision_from
 from align.errors import MachineError, UsageError, guard
@@ -33,13 +34,14 @@ _ANY = ("0.0.0.0", "::")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
-    options = _parser().parse_args(argv)
+    options = parse_options(build_parser(), argv)
     return guard(lambda: _run(options), debug=options.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
     parser = argparse.ArgumentParser(
-        "python -m align.serve",
+        "align serve",
         description="Serve models that share one base by name: /v1/models, /v1/chat/completions, /v1/completions.",
         epilog="A token is read from --token-file or $ALIGN_TOKEN and then asked of every client.",
     )

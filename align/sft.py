@@ -75,7 +75,7 @@ def sft(config: SftConfig, run: Run) -> Trained:
 
 STAGE = Stage(
     "sft", SftConfig, sft, view="demonstration", columns="labels", produces="policy", trl_config="SFTConfig",
-    next_command="python -m align.dpo --model {name} --data PREFERENCES --name {name}-dpo{settings}",
+    next_command="align dpo --model {name} --data PREFERENCES --name {name}-dpo{settings}",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def _module(command: str) -> str:
 
 
 def _stage(stage: Any) -> str:
-    return f"### `python -m align.{stage.name}`\n\n{stage.purpose}\n\n{_table(options_of(stage.config))}"
+    return f"### `align {stage.name}`\n\n{stage.purpose}\n\n{_table(options_of(stage.config))}"
 
 
 def _table(options: Iterator[Option]) -> str:
@@ -61,7 +61,7 @@ def _cell(text: str) -> str:
 def _door(name: str, module: Any) -> str:
     texts = [_help(module, [])]
     texts += [_help(module, [verb]) for verb in _verbs(texts[0])]
-    return f"### `python -m align.{name}`\n\n" + "\n".join(f"```text\n{text}```\n" for text in texts)
+    return f"### `align {name}`\n\n" + "\n".join(f"```text\n{text}```\n" for text in texts)
 
 
 def _help(module: Any, verb: list[str]) -> str:

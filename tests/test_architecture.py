@@ -1,4 +1,4 @@
-"""The rooms, the arrows between them and the size of things; a walk over the source, which is never run here.
+"""The rooms, the arrows between them and the size of things; a walk over the source, which is not run.
 
 The checker is a set of pure functions over {module: source}; the second half of this file feeds it bad sources and
 expects it to object.
@@ -14,17 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from align import __main__ as commands
+
 ROOT = Path(__file__).resolve().parents[1]
 Sources = dict[str, str]
 
 FLOOR = {
     f"align.{name}" for name in ("errors", "schema", "config", "command_line", "listening", "connections", "statistics")
 } | {"align"}
-STAGES = {f"align.{name}" for name in ("pretrain", "sft", "reward", "dpo", "kto", "grpo", "ppo")}
-DOORS = {f"align.{name}" for name in ("generate", "compare", "serve", "evaluate", "quickstart", "__main__")}
 PACKAGES = {
     "data", "registry", "world", "models", "training", "rewards", "rl", "engine", "arena", "server", "evaluation",
 }  # fmt: skip
+STAGES = {f"align.{name}" for name in commands.STAGES}
+DOORS = {f"align.{name}" for name in ("__main__", *commands.TOOLS) if name not in PACKAGES}
 
 # Which rooms a room may know, besides itself. Every arrow of the design, and no other.
 _LOW = {"floor"}

@@ -160,6 +160,17 @@ def test_help_explains_every_setting():
     assert all(info.description for info in TrainerStageConfig.model_fields.values())
 
 
+def test_help_shows_a_group_as_one_line_and_its_parts_when_all_is_asked_for():
+    one_line, every_part = (
+        help_text("prog", "Purpose.", TrainerStageConfig, every_part=all_) for all_ in (False, True)
+    )
+
+    assert "group of r, alpha" in " ".join(one_line.split())
+    assert "lora.r" not in one_line
+    assert "lora.r" in every_part
+    assert [read_command_line(words).help for words in (["-h"], ["--help", "all"], ["x=1"])] == ["groups", "all", None]
+
+
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_help_fits_the_window(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -48,7 +48,7 @@ class Warm:
         )  # fmt: skip
 
     def start(self, stage: str, words: list[str], **plan: Any) -> Started:
-        """Start `python -m align.STAGE WORDS`.
+        """Start `align STAGE WORDS`.
 
         `plan` may hold `signal` with `at_step` (a logged step) or with `at_call` and `count` (before the count-th call
         of a function, by its dotted name), `then` (another such plan), `memory` (bytes it may allocate beyond what it

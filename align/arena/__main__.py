@@ -1,4 +1,4 @@
-"""`python -m align.arena COMMAND`: what the votes say, and votes in and out."""
+"""`align arena COMMAND`: what the votes say, and votes in and out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.command_line import parse_options
 from align.config import write
 from align.errors import DataError, guard
 
@@ -22,12 +23,13 @@ _WHERE = "else $ALIGN_REGISTRY, else ./align_registry"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(argv)
+    options = parse_options(build_parser(), argv)
     return guard(lambda: options.action(options), debug=options.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m align.arena", description="The votes of the comparison page.")
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser("align arena", description="The votes of the comparison page.")
     every = argparse.ArgumentParser(add_help=False)
     every.add_argument("--registry", metavar="DIR", help=_WHERE)
     every.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -65,7 +67,7 @@ def _source(options: argparse.Namespace) -> Path:
 
     source: Path = options.votes or open_registry(options.registry).votes_dir
     if not source.exists():
-        remedy = "check the path" if options.votes else "vote on the page of `python -m align.compare` first"
+        remedy = "check the path" if options.votes else "vote on the page of `align compare` first"
         raise DataError(f"{source}: no votes are there; {remedy}")
     return source
 
@@ -85,7 +87,7 @@ def _stats(options: argparse.Namespace) -> None:
     source = _source(options)
     rows = read_votes(source, notes, _wanted(options))
     if not rows:
-        raise DataError(f"{source}: no votes are there yet; vote on the page of `python -m align.compare` first")
+        raise DataError(f"{source}: no votes are there yet; vote on the page of `align compare` first")
     board = leaderboard(rows, options.ties)
     if options.json:
         write(json.dumps(board.as_dict() | {"notes": notes}, ensure_ascii=False, indent=2))

@@ -1,4 +1,4 @@
-"""`python -m align.data COMMAND`: what data there is, what is wrong with it, what a model would see of it."""
+"""`align data COMMAND`: what data there is, what is wrong with it, what a model would see of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from align.command_line import parse_options
 from align.config import write
 from align.data.catalog import catalogue, find, read_entry
 from align.data.load import load_records
@@ -28,12 +29,13 @@ _DATA = "a name of the catalogue, a file, a folder or hf://owner/name, with opti
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(argv)
+    options = parse_options(build_parser(), argv)
     return guard(lambda: _COMMANDS[options.command](options), debug=options.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m align.data", description=__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(prog="align data", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="the datasets of the catalogue")

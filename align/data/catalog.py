@@ -307,7 +307,7 @@ def _find_target(target: str) -> Dataset:
         return Dataset(path.name or target, DatasetConfig(source=target), Path())
     raise DataError(
         f"{target}: no dataset of this name and no such file;{nearest(target, known)} "
-        "`python -m align.data list` shows all; a hub dataset is written hf://owner/name"
+        "`align data list` shows all; a hub dataset is written hf://owner/name"
     )
 
 

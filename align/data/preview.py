@@ -1,4 +1,4 @@
-"""Showing tokens as text with the trained ones marked, for `python -m align.data preview`."""
+"""Showing tokens as text with the trained ones marked, for `align data preview`."""
 
 from __future__ import annotations
 

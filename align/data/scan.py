@@ -251,7 +251,7 @@ def _resolve(dataset: Dataset, roots: Mapping[str, Path]) -> Path:
         raise DataError(f"{dataset.name}: its source {dataset.config.source} needs a {scheme}; give --{scheme} DIR")
     path = roots[scheme] / rest
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        remedy = "vote on the comparison page first" if dataset.name == "votes" else "run `python -m align.quickstart`"
+        remedy = "vote on the comparison page first" if dataset.name == "votes" else "run `align quickstart`"
         raise DataError(f"{dataset.name}: nothing is at {dataset.config.source} yet; {remedy}")
     return path
 

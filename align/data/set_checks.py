@@ -252,7 +252,7 @@ class LeakCheck:
         more = ", ..." if self.count > len(self.shared) else ""
         raise DataError(
             f"{held_out}: {self.count} of its {self.rows} rows are in {train} too ({places}{more}), "
-            "so evaluation would measure memory; take them out, or split anew with `python -m align.data split`"
+            "so evaluation would measure memory; take them out, or split anew with `align data split`"
         )
 
 

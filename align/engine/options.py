@@ -42,16 +42,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     for name, meaning in _SAMPLING.items():
         default = getattr(_DEFAULTS, name)
         parser.add_argument(
-            *_spellings(name), type=type(default), default=default, metavar="N", help=f"{meaning} (default {default})"
+            f"--{name}", type=type(default), default=default, metavar="N", help=f"{meaning} (default {default})"
         )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="an answer ends before this; may be given again"
     )
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="same seed, same text; random without it")
-
-
-def _spellings(name: str) -> list[str]:
-    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
 def sampling_from(options: argparse.Namespace) -> Sampling:

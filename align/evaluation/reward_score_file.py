@@ -1,4 +1,4 @@
-"""`python -m align.reward score REF FILE`: the scores a reward model gives the answers in a file of records."""
+"""`align reward score REF FILE`: the scores a reward model gives the answers in a file of records."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from align.command_line import parse_options
 from align.config import write
 from align.data.fitting import Fit
 from align.data.mixtures import open_scan
@@ -37,28 +38,27 @@ _PATIENCE = 10.0
 
 def main(argv: list[str]) -> int:
     """Run the command and return its exit code."""
-    options = _parser().parse_args(argv)
+    options = parse_options(build_parser(), argv)
     return guard(lambda: _run(options), debug=options.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
     parser = argparse.ArgumentParser(
-        "python -m align.reward score",
+        "align reward score",
         description="Score every answer in a file of records: demonstrations, labelled answers or preference pairs.",
     )
     parser.add_argument("model", metavar="REF", help="a reward model: registry reference or folder")
     parser.add_argument("data", metavar="FILE", help="a file, a name of the catalogue or hf://owner/name")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows with their scores (.jsonl, .parquet)")
     parser.add_argument("--force", action="store_true", help="replace a file that is there already")
-    parser.add_argument("--max_length", "--max-length", type=int, help="longest prompt and answer (as in its training)")
+    parser.add_argument("--max_length", type=int, help="longest prompt and answer (as in its training)")
     parser.add_argument(
-        "--on_long", "--on-long", choices=("drop", "truncate_left"), default="drop",
+        "--on_long", choices=("drop", "truncate_left"), default="drop",
         help="count rows that do not fit and leave them out, or cut the oldest prompt tokens (drop)",
     )  # fmt: skip
-    parser.add_argument(
-        "--on_bad_row", "--on-bad-row", choices=("error", "skip"), default="error", help="refuse, or count (error)"
-    )
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=16, metavar="N", help="answers a pass (16)")
+    parser.add_argument("--on_bad_row", choices=("error", "skip"), default="error", help="refuse, or count (error)")
+    parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="answers a pass (16)")
     parser.add_argument("--quantization", choices=("none", "nf4", "int8"), default="none", help="how the base is held")
     parser.add_argument("--base", metavar="DIR", help="where the base of the reward model is now, when it has moved")
     parser.add_argument("--registry", metavar="DIR", help="where models live (else $ALIGN_REGISTRY)")

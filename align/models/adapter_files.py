@@ -99,7 +99,7 @@ def _refuse_beside_trained_tokens(model: Any, config: LoraConfig, checkpoint: Ch
     if others and any(trained_tokens(each) for each in (config, *others)):
         raise IntegrityError(
             f"{checkpoint.reference}: an adapter with trained tokens (trainable_token_indices) cannot stand beside "
-            "other adapters; use it with its base alone, or merge it with python -m align.registry merge"
+            "other adapters; use it with its base alone, or merge it with align registry merge"
         )
 
 

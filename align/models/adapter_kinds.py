@@ -42,7 +42,7 @@ _SELDOM = {
     "alora_invocation_tokens": "an activated LoRA, which acts from its invocation tokens on only",
 }
 
-_WHOLE = "merge it (python -m align.registry merge) and go on from the whole model"
+_WHOLE = "merge it (align registry merge) and go on from the whole model"
 _CONVERT = "convert it where it was trained: save_pretrained(DIR, path_initial_model_for_weight_conversion=START)"
 
 
@@ -74,7 +74,7 @@ def check_kind(checkpoint: Checkpoint, use: AdapterUse) -> None:
     if checkpoint.kind == "reward" and (beside := {*(found.get("modules_to_save") or ())} - {"score", "classifier"}):
         raise IntegrityError(
             f"{name}: a reward model with trained modules beside its adapter ({', '.join(sorted(beside))}), which is "
-            "not supported; train one with python -m align.reward"
+            "not supported; train one with align reward"
         )
     if use == "train":
         _check_trainable(found, name, checkpoint.kind == "reward")

@@ -116,7 +116,7 @@ def check_score_head(checkpoint: Checkpoint) -> None:
         heads_found = f"{len(shapes)} heads" + (f" of shapes {shapes}" if shapes else "")
         raise IntegrityError(
             f"{checkpoint.reference}: expected a reward model with one score head, found kind {checkpoint.kind} and "
-            f"{heads_found}; train one with python -m align.reward"
+            f"{heads_found}; train one with align reward"
         )
 
 

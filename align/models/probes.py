@@ -60,5 +60,5 @@ def prove_base_unmoved(model: Any, before: Tensor, ids: Tensor, checkpoint: Chec
         raise IntegrityError(
             f"{checkpoint.reference}: attaching it moved the base it shares with the other models (its logits changed "
             f"by {float((found - before).abs().max()):.1e}); serve it by itself, or merge it with "
-            "python -m align.registry merge"
+            "align registry merge"
         )

@@ -1,4 +1,4 @@
-"""`python -m align.registry`: list, show, compare, alias, verify, repair, move and merge what is registered."""
+"""`align registry`: list, show, compare, alias, verify, repair, move and merge what is registered."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from align.command_line import parse_options
 from align.config import write
 from align.errors import guard
 from align.registry import commands, tables, upkeep
@@ -22,14 +23,15 @@ _WHERE = "else $ALIGN_REGISTRY, else ./align_registry"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one registry command; returns its exit code."""
-    options = _parser().parse_args(argv)
+    options = parse_options(build_parser(), argv)
     action: Action = options.action
     base = getattr(options, "base", None)
     return guard(lambda: action(open_registry(options.registry, base=base), options), debug=options.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m align.registry", description="What is registered, and from what.")
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
+    parser = argparse.ArgumentParser(prog="align registry", description="What is registered, and from what.")
     parser.add_argument("--registry", metavar="DIR", help=_WHERE)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -132,7 +134,7 @@ def _merge(registry: Registry, options: argparse.Namespace) -> None:
         write(note)
     write(f"{merged.reference} is now a whole model in {merged.folder} ({merged.dtype}, {tables.size(merged.size)})")
     if merged.writes_text:
-        write(f"try it: python -m align.generate {merged.folder} 'hello'")
+        write(f"try it: align generate {merged.folder} 'hello'")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ def ls(registry: Registry, name: str | None = None, as_json: bool = False) -> No
     else:
         write(
             f"Nothing is registered in {registry.root} yet.\n"
-            "See the whole pipeline in a few minutes:  python -m align.quickstart\n"
+            "See the whole pipeline in a few minutes:  align quickstart\n"
             "Train on your own data:                   "
-            "python -m align.sft --model org/model --data FILE --name my-model"
+            "align sft --model org/model --data FILE --name my-model"
         )
 
 
@@ -40,7 +40,7 @@ def _tell_unlisted(registry: Registry, name: str | None, listed: int) -> None:
     names = layout.named_folders(registry.models) if name is None else [name]
     hidden = sum(len(layout.version_numbers(registry.home(each))) for each in names) - listed
     if hidden > 0:
-        sys.stderr.write(f"{hidden} more cannot be read; python -m align.registry doctor says why\n")
+        sys.stderr.write(f"{hidden} more cannot be read; align registry doctor says why\n")
 
 
 def show(registry: Registry, reference: str, as_json: bool = False) -> None:

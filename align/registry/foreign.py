@@ -77,7 +77,7 @@ def _check_adapter(folder: Path, reference: str) -> None:
     if str(found).upper() != "LORA":
         raise IntegrityError(
             f"{reference}: an adapter of peft_type {shorten(found)}; only LORA can be used (DoRA and rsLoRA are"
-            " such), train one with python -m align.sft"
+            " such), train one with align sft"
         )
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file():

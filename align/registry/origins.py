@@ -65,7 +65,7 @@ def find_base(checkpoint: Checkpoint, here: Resolver, beside: Resolver | None) -
         )
     raise IntegrityError(
         f"{checkpoint.reference}: its base was not found; restore it in one of these places, or say where it is now: "
-        "--base DIR on the command, for good python -m align.registry base DIR" + "".join(reasons)
+        "--base DIR on the command, for good align registry base DIR" + "".join(reasons)
     )
 
 

@@ -250,9 +250,7 @@ class Registry:
             if not layout.version_numbers(self.home(name)):
                 raise IntegrityError(f"{name}: every version of it was removed; use another name or train it again")
             if newest is None or newest.version is None:
-                raise IntegrityError(
-                    f"{name}: none of its versions can be read; python -m align.registry verify says why"
-                )
+                raise IntegrityError(f"{name}: none of its versions can be read; align registry verify says why")
             return newest.version
         # An alias never looks like a version, so `v3` can only be one.
         if match := VERSION.fullmatch(selector):
@@ -260,7 +258,7 @@ class Registry:
         line = layout.read_alias(self.refs(name) / selector)
         if line is None:
             known = nearest(selector, [LATEST, *self.aliases(name)])
-            set_it = f"python -m align.registry alias {name} {selector} VERSION"
+            set_it = f"align registry alias {name} {selector} VERSION"
             raise IntegrityError(f"{name}@{selector}: no such alias;{known} Set it with: {set_it}")
         if problem := self.alias_problem(name, self.refs(name) / selector):
             raise IntegrityError(f"{problem}; set the alias again or restore the version")

@@ -72,7 +72,7 @@ def examine(registry: Registry, repair: bool = False, as_json: bool = False) -> 
         for line in done:
             write(f"repaired: {line}")
     if wrong:
-        how = "see above what each needs" if repair else "python -m align.registry doctor --repair quarantines damage"
+        how = "see above what each needs" if repair else "align registry doctor --repair quarantines damage"
         raise IntegrityError(f"doctor {registry.root}: {len(wrong)} {_things(wrong)} wrong; {how}")
     if not as_json:
         write(_healthy(registry, done))
@@ -141,7 +141,7 @@ def export_version(registry: Registry, reference: str, file: str, with_base: boo
     parcels = export.export(registry, reference, path, with_base)
     for parcel in parcels:
         write(f"{parcel.name}@v{parcel.version}  {parcel.digest}")
-    write(f"{path}: {tables.size(path.stat().st_size)}; take it in with: python -m align.registry import {path.name}")
+    write(f"{path}: {tables.size(path.stat().st_size)}; take it in with: align registry import {path.name}")
     checkpoint = registry.resolve(reference)
     if checkpoint.is_adapter and not with_base:
         base = ((checkpoint.manifest or {}).get("base") or {}).get("reference")

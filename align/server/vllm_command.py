@@ -102,7 +102,7 @@ def _rank(adapter: Checkpoint) -> int:
         if found:
             raise UsageError(
                 f"{adapter.reference}: {trait}, which vLLM does not run over a shared base; merge it into a model "
-                f"of its own: python -m align.registry merge {adapter.reference} --out DIR"
+                f"of its own: align registry merge {adapter.reference} --out DIR"
             )
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
     fitting = [known for known in _RANKS if known >= rank]

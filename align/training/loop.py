@@ -218,7 +218,7 @@ class _Watch(TrainerCallback):
         if self._still >= _STILL:
             raise DivergedError(
                 f"step {step}: the gradient was exactly 0 for {_STILL} steps in a row (loss {numbers['loss']:g}), so "
-                "nothing is learned and nothing was registered; look at the data with python -m align.data preview "
+                "nothing is learned and nothing was registered; look at the data with align data preview "
                 "(answers that are equal once they are tokens, or nothing trained), or at a setting that takes the "
                 "loss away (beta, loss_type, lora.alpha)"
             )

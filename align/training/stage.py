@@ -1,6 +1,6 @@
 """A stage and its command line: settings in, one registered version out.
 
-    python -m align.STAGE CONFIG.yaml key=value --key value --registry DIR [--resume] [--dry-run]
+    align STAGE CONFIG.yaml key=value --key value --registry DIR [--resume] [--dry-run]
 
 Imports nothing heavy, so `--help` and a wrong setting answer at once.
 """
@@ -105,7 +105,7 @@ def main(stage: Stage, argv: list[str] | None = None) -> int:
 def _command(stage: Stage, argv: list[str]) -> None:
     line = read_command_line(argv)
     if line.help:
-        write(help_text(f"python -m align.{stage.name}", stage.purpose, stage.config))
+        write(help_text(f"align {stage.name}", stage.purpose, stage.config, every_part=line.help == "all"))
         return
     config = build(stage.config, line.values)
     if line.print_config:

@@ -1,4 +1,4 @@
-"""`python -m align.arena`: stats, export and import, on files as the page writes them."""
+"""`align arena`: stats, export and import, on files as the page writes them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_no_votes_end_with_3_and_the_way_to_some(tmp_path, capsys, arguments):
     code, _, complaint = run(capsys, "stats", "--registry", tmp_path, *arguments)
 
     assert code == 3
-    assert "vote on the page of `python -m align.compare` first" in complaint
+    assert "vote on the page of `align compare` first" in complaint
 
 
 def test_a_filter_without_votes_ends_with_3_and_names_what_there_is(registry, capsys):

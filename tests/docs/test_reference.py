@@ -30,6 +30,6 @@ def test_the_reference_has_a_section_of_every_command_and_a_line_of_every_settin
 
     page = maker.reference()
 
-    assert all(f"### `python -m align.{name}`" in page for name in COMMANDS)
+    assert all(f"### `align {name}`" in page for name in COMMANDS)
     assert all(f"| `{option.key}` |" in page for option in options_of(STAGE.config))
-    assert "python -m align.registry lineage" in page
+    assert "align registry lineage" in page

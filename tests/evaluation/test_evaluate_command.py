@@ -1,4 +1,4 @@
-"""`python -m align.evaluate` from its command line: numbers, files, records, and what it refuses."""
+"""`align evaluate` from its command line: numbers, files, records, and what it refuses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import sys
 
 import pytest
 
+from align.command_line import parse_options
 from align.engine.protocol import Sampling
 from align.errors import MachineError
-from align.evaluate import _parser, main, read_judges
+from align.evaluate import build_parser, main, read_judges
 from align.evaluation.asked import Asked
 from align.evaluation.session import Outputs, evaluate, keep
 from align.registry import doctor, evaluations
@@ -294,7 +295,7 @@ def test_two_judges_of_one_name_are_both_heard():
     words = ["a", "b", "--data", "x", "--reward_model", "judge", "--judge_model", "judge"]
     urls = ["http://one/v1", "http://two/v1"]
 
-    judges = read_judges(_parser().parse_args([*words, *(word for url in urls for word in ("--judge", url))]))
+    judges = read_judges(parse_options(build_parser(), [*words, *(word for url in urls for word in ("--judge", url))]))
 
     assert list(judges) == [f"judge at {url}" for url in urls]
 

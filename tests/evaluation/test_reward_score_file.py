@@ -1,4 +1,4 @@
-"""`python -m align.reward score`: rows in, rows with scores out, and a summary that is right."""
+"""`align reward score`: rows in, rows with scores out, and a summary that is right."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_a_foreign_tokenizer_beside_a_reward_model_is_refused(judged, tmp_path, 
 
 def test_help_tells_of_both(capsys):
     assert reward.main(["--help"]) == 0
-    assert "python -m align.reward score REF FILE" in capsys.readouterr().out
+    assert "align reward score REF FILE" in capsys.readouterr().out
 
     with pytest.raises(SystemExit, match="0"):
         reward.main(["score", "--help"])

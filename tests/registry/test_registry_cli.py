@@ -80,7 +80,7 @@ def test_help_says_what_a_command_does_and_imports_nothing_heavy(command, tmp_pa
     done = _python("-c", script, cwd=tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"usage: python -m align.registry {command}".rstrip())
+    assert done.stdout.startswith(f"usage: align registry {command}".rstrip())
 
 
 def test_ls_shows_versions_parents_numbers_and_aliases(run, monkeypatch):
@@ -107,7 +107,7 @@ def test_ls_json_is_for_programs(run):
 def test_ls_of_nothing_says_what_to_do_next(tmp_path, capsys):
     assert main(["ls", "--registry", str(tmp_path / "none")]) == 0
 
-    assert "python -m align.quickstart" in capsys.readouterr().out
+    assert "align quickstart" in capsys.readouterr().out
 
 
 def test_show_tells_what_a_checkpoint_is(run):
@@ -156,7 +156,7 @@ def test_ls_says_that_something_cannot_be_read(run, filled):
 
     code, out, error = run("ls")
 
-    assert (code, error) == (0, "1 more cannot be read; python -m align.registry doctor says why\n")
+    assert (code, error) == (0, "1 more cannot be read; align registry doctor says why\n")
     assert "m@v1" not in out
 
 

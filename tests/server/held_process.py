@@ -1,4 +1,4 @@
-"""`python -m align.serve` whose engine, having written some tokens, writes on when the test has written a line."""
+"""`align serve` whose engine, having written some tokens, writes on when the test has written a line."""
 
 import sys
 import threading

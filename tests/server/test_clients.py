@@ -1,4 +1,4 @@
-"""The clients that people use get the same answers from `python -m align.serve`, streamed or not."""
+"""The clients that people use get the same answers from `align serve`, streamed or not."""
 
 from __future__ import annotations
 

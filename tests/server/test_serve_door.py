@@ -1,4 +1,4 @@
-"""`python -m align.serve`: what it refuses before it loads, the command for vLLM, and its orderly end."""
+"""`align serve`: what it refuses before it loads, the command for vLLM, and its orderly end."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from align import serve
+from align.command_line import parse_options
 from align.server.limits import ServerLimits
 
 SERVING = Path(__file__).parents[2] / "examples" / "serving"
@@ -26,7 +27,7 @@ def test_the_replicas_are_started_with_options_that_there_are():
     shell = shlex.split(COMPOSE["services"]["align"]["command"])[-1]
     words = shlex.split(shell.replace("$$ALIGN_MODELS", "one two"))
 
-    options = serve._parser().parse_args(words[words.index("align.serve") + 1 :])
+    options = parse_options(serve.build_parser(), words[words.index("align.serve") + 1 :])
 
     assert words[:3] == ["exec", "python", "-m"]
     assert (options.models, options.host, options.port) == (["one", "two"], "0.0.0.0", 8000)

@@ -47,7 +47,7 @@ def test_packed_rows_train_the_same_tokens_in_fewer_rows_and_the_loss_falls(shar
 
     printed = capsys.readouterr().out
     assert "packed into" in printed
-    assert "next: python -m align.dpo --model packed --data PREFERENCES --name packed-dpo max_length=256" in printed
+    assert "next: align dpo --model packed --data PREFERENCES --name packed-dpo max_length=256" in printed
     rows = int(printed.split("packed into ")[1].split()[0])
     assert 8 < rows < 40
     curve = losses(shared, "packed")

@@ -75,7 +75,7 @@ def test_ten_steps_without_any_gradient_end_with_code_5(warm, course, tmp_path):
     told = one_line(ended)
     assert ended.code == 5
     assert "step 10: the gradient was exactly 0 for 10 steps in a row (loss 0.693147)" in told
-    assert "python -m align.data preview" in told
+    assert "align data preview" in told
     assert versions(tmp_path) == []
 
 
@@ -324,7 +324,7 @@ def test_a_broken_registry_at_the_usual_place_does_not_spoil_a_run_in_another_on
 
     assert ended.code == 0, ended.err
     assert versions(root) == ["run/v0001"]
-    assert "next: python -m align.dpo" in ended.out
+    assert "next: align dpo" in ended.out
     assert f"--registry {root}" in ended.out
 
 
