@@ -141,7 +141,7 @@ def test_a_leak_is_refused_with_number_and_places(tmp_path):
     message = str(refused.value)
     assert message.startswith("eval.jsonl: 2 of its 4 rows are in train.jsonl too")
     assert f"{tmp_path}/eval.jsonl:1 is {tmp_path}/train.jsonl:7" in message
-    assert "align.data split" in message
+    assert "align data split" in message
 
 
 def test_rows_that_share_only_the_prompt_or_the_answer_are_no_leak(tmp_path):

@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from align import generate
+from align.command_line import parse_options
 from align.engine.options import add_model_options, add_sampling_options, precision_from, sampling_from
 from align.engine.protocol import Sampling
 from align.errors import UsageError
@@ -14,7 +15,7 @@ def parse(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_sampling_options(parser)
     add_model_options(parser)
-    return parser.parse_args(words)
+    return parse_options(parser, words)
 
 
 def test_every_way_to_sample_can_be_asked_for_and_the_defaults_are_those_of_the_engine():

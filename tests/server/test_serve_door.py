@@ -185,7 +185,7 @@ def test_what_vllm_cannot_run_is_refused_with_what_to_do(models: Registry, capsy
     code, line = refused(capsys, "--print-vllm", "dora-sft", "--registry", str(models.root))
 
     assert code == 2
-    assert "align.registry merge dora-sft@v1" in line
+    assert "align registry merge dora-sft@v1" in line
 
 
 def test_the_vllm_command_needs_no_torch(models: Registry):
