@@ -13,7 +13,8 @@ from pydantic import Field, field_validator, model_validator
 
 from align.config import TrainerStageConfig
 from align.errors import UsageError
-from align.training.stage import Stage, Trained, keep, main
+from align.training.command import main
+from align.training.stage import Stage, Trained, select_metrics
 
 if TYPE_CHECKING:
     from align.models.adapters import LoadedBase
@@ -113,6 +114,7 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     from align.training.arguments import trl_arguments
     from align.training.datasets import stand_in, token_sets
     from align.training.first_step import expect_first
+    from align.training.loop import train
 
     # 1. Data: records seen as chosen and rejected answers to one prompt.
     records = run.records()
@@ -141,14 +143,14 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     _set_reference(config, run, trainer, loaded)
     if config.trainer.get("disable_dropout", True):
         expect_first(run, trainer, first_numbers(config))
-    numbers = run.train(trainer)
+    numbers = train(run, trainer)
     if (fall := fall_of_chosen(config.beta, numbers)) is not None:
         run.say(fall)
 
     # 4. Hand back the policy's adapter (a stack as one); the reference is not kept.
     if stacks:
         concatenate(loaded.model)
-    adapter, kept = WHOLE if stacks else "default", keep(numbers, *_KEPT)
+    adapter, kept = WHOLE if stacks else "default", select_metrics(numbers, *_KEPT)
     return Trained(loaded.model, loaded.tokenizer, loaded.base, adapter, metrics=kept, parents=[run.parent])
 
 

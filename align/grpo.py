@@ -17,7 +17,8 @@ from align.errors import UsageError
 from align.rewards import Place
 from align.rewards.weighted_sum import RewardSettings, RewardSum
 from align.rl.vllm_settings import VllmStageConfig, check_vllm, vllm_arguments
-from align.training.stage import Stage, Trained, keep, main
+from align.training.command import main
+from align.training.stage import Stage, Trained, select_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,7 +187,9 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
         )
 
     # 4. Hand back the policy's adapter; the reference is not kept.
-    kept = keep(numbers, "loss", "reward", "reward_std", *(f"rewards/{name}/mean" for name in rewards.names), "kl")
+    kept = select_metrics(
+        numbers, "loss", "reward", "reward_std", *(f"rewards/{name}/mean" for name in rewards.names), "kl"
+    )
     return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=[run.parent, *read])
 
 
@@ -197,10 +200,12 @@ def give_tokens(trainer: Any) -> None:
 
 def _train(run: Run, trainer: Any) -> dict[str, float]:
     """Train; TRL switches gradient checkpointing off and on around every rollout, under names that are going away."""
+    from align.training.loop import train
+
     with warnings.catch_warnings():
         message = "`gradient_checkpointing_(en|dis)able` is deprecated"
         warnings.filterwarnings("ignore", message=message, category=FutureWarning)
-        return run.train(trainer)
+        return train(run, trainer)
 
 
 def _end_answers(loaded: LoadedBase, say: Callable[[str], None]) -> list[int]:

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 
 from align.config import TrainerStageConfig
 from align.errors import UsageError
-from align.training.stage import Stage, Trained, keep, main
+from align.training.command import main
+from align.training.stage import Stage, Trained, select_metrics
 
 if TYPE_CHECKING:
     from align.training.first_step import Expected
@@ -61,6 +62,7 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     from align.training.arguments import trl_arguments
     from align.training.datasets import mismatched, stand_in, token_sets
     from align.training.first_step import expect_first
+    from align.training.loop import train
     from align.training.reference import UNPAIRED, give_reference
 
     # 1. Data: records seen as answers with a verdict; a pair gives two.
@@ -96,10 +98,10 @@ def kto(config: KtoConfig, run: Run) -> Trained:
         give_reference(run, trainer, loaded.base, UNPAIRED)
         loaded.model.delete_adapter("ref")
     expect_first(run, trainer, first_numbers(config, good, bad))
-    numbers = run.train(trainer)
+    numbers = train(run, trainer)
 
     # 4. Hand back the policy's adapter; the reference is not kept.
-    kept = keep(numbers, "loss", "kl", "rewards/margins", "logps/chosen", "logps/rejected", "eval_loss")
+    kept = select_metrics(numbers, "loss", "kl", "rewards/margins", "logps/chosen", "logps/rejected", "eval_loss")
     return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=[run.parent])
 
 

@@ -17,7 +17,8 @@ from align.rewards import Place
 from align.rewards.weighted_sum import RewardSum
 from align.rl.gold import Gold, prepare
 from align.rl.ppo_settings import PpoConfig
-from align.training.stage import Stage, Trained, keep, main
+from align.training.command import main
+from align.training.stage import Stage, Trained, select_metrics
 
 if TYPE_CHECKING:
     from align.rl.experience import Experience, Judged
@@ -74,7 +75,12 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     parents = [run.parent, *([reward_model] if reward_model else []), *judges]
     pictures = gold.panels(run.folder / "metrics.jsonl")
     return Trained(
-        quartet.model, tokenizer, quartet.loaded.base, metrics=keep(numbers, *_KEPT), parents=parents, panels=pictures
+        quartet.model,
+        tokenizer,
+        quartet.loaded.base,
+        metrics=select_metrics(numbers, *_KEPT),
+        parents=parents,
+        panels=pictures,
     )
 
 

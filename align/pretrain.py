@@ -15,7 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from align.config import LoraSettings, Scheduler, TrainerStageConfig
 from align.errors import UsageError
 from align.models.scratch import find_preset
-from align.training.stage import Stage, Trained, keep, main
+from align.training.command import main
+from align.training.stage import Stage, Trained, select_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,6 +97,7 @@ def pretrain(config: PretrainConfig, run: Run) -> Trained:
 
     from align.training.arguments import trl_arguments
     from align.training.datasets import token_sets
+    from align.training.loop import train
 
     # 1. Data: documents, and conversations written out by the chat template; a new tokenizer learns from both.
     records = run.records()
@@ -117,12 +119,12 @@ def pretrain(config: PretrainConfig, run: Run) -> Trained:
         eval_dataset=eval_set,
         processing_class=tokenizer,
     )
-    numbers = run.train(trainer)
+    numbers = train(run, trainer)
     if eval_set is not None:
         numbers |= measure(trainer)
 
     # 4. Hand back the whole model as a base, or the adapter over the one that was continued.
-    kept = keep(numbers, "loss", "eval_loss", "perplexity")
+    kept = select_metrics(numbers, "loss", "eval_loss", "perplexity")
     parents = [] if config.preset else [run.parent]
     return Trained(model, tokenizer, base, None if config.lora is None else "default", metrics=kept, parents=parents)
 

@@ -22,7 +22,8 @@ from align.config import Settings, StageConfig, build, write
 from align.errors import UsageError, guard
 from align.rewards.weighted_sum import RewardSettings
 from align.rl.rollout import SamplingSettings
-from align.training.stage import Stage, run_stage
+from align.training.command import run_stage
+from align.training.stage import Stage
 from align.world import write_world
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from align.config import TrainerStageConfig, write
-from align.training import stage
-from align.training.stage import Stage, Trained, keep
+from align.training import command
+from align.training.stage import Stage, Trained, select_metrics
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint
@@ -41,6 +41,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     from align.models.loading import Precision
     from align.training.arguments import trl_arguments
     from align.training.datasets import token_sets
+    from align.training.loop import train
 
     # 1. Data: records seen as chosen and rejected answers to one prompt.
     records = run.records()
@@ -65,13 +66,13 @@ def reward(config: RewardConfig, run: Run) -> Trained:
             eval_dataset=eval_set,
             processing_class=loaded.tokenizer,
         )  # fmt: skip
-    numbers = run.train(trainer)
+    numbers = train(run, trainer)
 
     # 4. Hand back adapter and head together, with what they make of the held-out pairs.
     report = report_pairs(loaded, eval_set, 2 * config.per_device_train_batch_size)
     for remark in report.remarks:
         run.say(remark)
-    kept = keep(numbers, "loss", "accuracy", "margin", "eval_loss", "eval_accuracy") | report.numbers
+    kept = select_metrics(numbers, "loss", "accuracy", "margin", "eval_loss", "eval_accuracy") | report.numbers
     parents, panels = [run.parent], report.panels
     return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=parents, panels=panels)
 
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         from align.evaluation import reward_score_file as score_file
 
         return score_file.main(words[1:])
-    code = stage.main(STAGE, words)
+    code = command.main(STAGE, words)
     if {"--help", "-h"} & set(words):
         write("align reward score REF FILE scores a file of records; see align reward score --help")
     return code

@@ -9,7 +9,8 @@ import sys
 from typing import TYPE_CHECKING, ClassVar
 
 from align.config import TrainerStageConfig
-from align.training.stage import Stage, Trained, keep, main
+from align.training.command import main
+from align.training.stage import Stage, Trained, select_metrics
 
 if TYPE_CHECKING:
     from align.training.run import Run
@@ -32,6 +33,7 @@ def sft(config: SftConfig, run: Run) -> Trained:
     from align.models.loading import Precision
     from align.training.arguments import trl_arguments
     from align.training.datasets import token_sets
+    from align.training.loop import train
     from align.training.packing import pack_rows, packed_collator, prove_packing
 
     # 1. Data: records seen as demonstrations; read and checked before any weight is loaded.
@@ -66,10 +68,10 @@ def sft(config: SftConfig, run: Run) -> Trained:
             eval_dataset=eval_set,
             processing_class=loaded.tokenizer,
         )
-    numbers = run.train(trainer)
+    numbers = train(run, trainer)
 
     # 4. Hand back the adapter and the numbers worth keeping.
-    kept = keep(numbers, "loss", "mean_token_accuracy", "eval_loss")
+    kept = select_metrics(numbers, "loss", "mean_token_accuracy", "eval_loss")
     return Trained.of(loaded, config, metrics=kept, parents=[run.parent])
 
 

@@ -140,7 +140,7 @@ def _train(root: Path, base: str, case: Case) -> None:
     from align import sft
     from align.config import build
     from align.registry import open_registry
-    from align.training.stage import run_stage
+    from align.training.command import run_stage
 
     with contextlib.redirect_stdout(io.StringIO()):
         run_stage(sft.STAGE, build(sft.SftConfig, _settings(root, base, case)), open_registry(root / "registry"))

@@ -167,7 +167,7 @@ def _run_stage(folder: Path, base: str, case: Case) -> None:
     from align.command_line import read_command_line
     from align.config import build
     from align.registry import open_registry
-    from align.training.stage import run_stage
+    from align.training.command import run_stage
 
     words = [
         f"data={folder / 'rows.jsonl'}", f"name={base}-{case.kind}ed", "bf16=false", f"max_length={TOKENS}",

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from align.rewards import reward
 from align.schema import Record
-from align.training.stage import main
+from align.training.command import main
 
 
 @reward

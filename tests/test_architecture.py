@@ -50,6 +50,9 @@ MAY_KNOW = {
     "door": {*PACKAGES, "floor", "stage", "door"},
 }
 
+# Rooms whose modules still import each other in a ring; a room that has none any more is taken out.
+ROOMS_WITH_RINGS = {"models", "rl"}
+
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "gradio", "pyarrow", "matplotlib"}
 WEIGHT_CALLS = {"from_pretrained", "load_file", "safe_open"}
 FORBIDDEN_FILES = {"utils", "common", "helpers", "base", "manager", "core", "misc"}
@@ -194,6 +197,45 @@ def heavy_at_start(sources: Sources) -> Iterator[str]:
             waiting += [(".".join(parts[:count]), because) for count in range(1, len(parts) + 1)]
 
 
+def rings(sources: Sources) -> Iterator[str]:
+    """Modules of one room that import each other in a ring, deferred imports included, imports for types excepted."""
+    edges = {module: set(_imports_at_run_time(module, source, sources)) for module, source in sources.items()}
+    inside = {
+        module: {name for name in names if name != module and room_of(name) == room_of(module)}
+        for module, names in edges.items()
+    }
+    seen: set[str] = set()
+    for module in sorted(inside):
+        ring = {other for other in _reachable(module, inside) if module in _reachable(other, inside)}
+        if ring and module not in seen:
+            seen |= ring
+            yield f"{room_of(module)}: {', '.join(sorted(ring))} import each other; move what they share into one"
+
+
+def _imports_at_run_time(module: str, source: str, sources: Sources) -> Iterator[str]:
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (name for _, name in imports(module, node, sources) if name in sources)
+        waiting += ast.iter_child_nodes(node)
+
+
+def _reachable(start: str, edges: dict[str, set[str]]) -> set[str]:
+    """The modules that `start` imports, directly or through others; itself only when it is in a ring."""
+    reached: set[str] = set()
+    waiting = list(edges[start])
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += edges[module]
+    return reached
+
+
 def _at_start(module: str, tree: ast.Module, sources: Sources) -> Iterator[tuple[int, str]]:
     """The imports that run when a module is imported: not those in functions, nor those for the type checker."""
     waiting: list[ast.AST] = list(tree.body)
@@ -234,6 +276,12 @@ def test_rooms_arrows_sizes_and_habits_hold():
 
     assert len(sources) > 20
     found = violations(sources)
+    assert not found, "\n".join(found)
+
+
+def test_no_module_imports_one_of_its_room_that_imports_it():
+    found = [ring for ring in rings(read_sources()) if ring.partition(":")[0] not in ROOMS_WITH_RINGS]
+
     assert not found, "\n".join(found)
 
 
@@ -322,3 +370,37 @@ def test_the_checker_catches(sources, message):
 
 def test_the_checker_accepts_what_the_design_allows():
     assert violations(GOOD) == []
+
+
+RINGS = [
+    ({"align.rl.a": "import align.rl.b", "align.rl.b": "import align.rl.a"}, "rl: align.rl.a, align.rl.b import each"),
+    (
+        {"align.rl.a": "from align.rl import b", "align.rl.b": "def f():\n    from align.rl.a import x"},
+        "rl: align.rl.a, align.rl.b import each other",
+    ),
+    (
+        {"align.rl.a": "from .b import x", "align.rl.b": "from .c import x", "align.rl.c": "from .a import x"},
+        "rl: align.rl.a, align.rl.b, align.rl.c import each other",
+    ),
+    ({"align.rl": "from align.rl.a import x", "align.rl.a": "from align.rl import y"}, "rl: align.rl, align.rl.a"),
+    ({"align.errors": "import align.config", "align.config": "from align.errors import x"}, "floor: align.config"),
+]
+
+NO_RINGS = {
+    "align.rl": "from align.rl.a import x",
+    "align.rl.a": "from align.rl.b import x",
+    "align.rl.b": "if TYPE_CHECKING:\n    from align.rl.a import x\nfrom align.models import y",
+    "align.models": "def f():\n    import align.rl",
+}
+
+
+@pytest.mark.parametrize(("sources", "message"), RINGS)
+def test_the_checker_finds_a_ring(sources, message):
+    found = list(rings(sources))
+
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_the_checker_takes_no_import_for_types_for_a_ring():
+    assert list(rings(NO_RINGS)) == []

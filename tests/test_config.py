@@ -192,7 +192,7 @@ def test_help_says_what_a_setting_of_several_values_is_by_default():
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto", "ppo", "grpo", "pretrain"])
 def test_help_imports_no_torch_and_lists_at_most_41_settings(stage):
     code = (
-        "import sys, importlib; from align.training.stage import main; "
+        "import sys, importlib; from align.training.command import main; "
         "code = main(importlib.import_module('align.' + sys.argv[1]).STAGE, ['--help']); "
         "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'gradio', 'numpy'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else code)"

@@ -123,7 +123,7 @@ def _run(request: dict[str, Any]) -> int:
         for number, path in ((1, request["out"]), (2, request["err"])):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
         _arrange(**request["plan"])
-        from align.training.stage import main
+        from align.training.command import main
 
         code = main(importlib.import_module(f"align.{request['stage']}").STAGE, request["words"])
     except BaseException:

@@ -1,7 +1,7 @@
 """Rewards that are programs: `@reward def name(record, completion, **args) -> float`, used in YAML by name.
 
 Every module of this folder is imported on first use, so adding a reward is adding one file here. A program of your own
-registers one by decorating it before it calls `align.training.stage.run_stage`; YAML itself never names code. A reward
+registers one by decorating it before it calls `align.training.command.run_stage`; YAML never names code. A reward
 that is quicker for many completions at once takes lists: `@reward(batched=True) def name(records, completions, **args)`
 and returns as many numbers.
 

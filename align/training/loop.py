@@ -16,7 +16,7 @@ from align.errors import DivergedError, PreemptedError, UsageError
 from align.models.packed import use_fast_path
 from align.training.patience import Patience
 from align.training.shortage import refuse_small_disk
-from align.training.stage import keep
+from align.training.stage import select_metrics
 
 if TYPE_CHECKING:
     from align.training.progress import Progress
@@ -206,7 +206,7 @@ class _Watch(TrainerCallback):
 
     def _refuse(self, step: int, numbers: dict[str, float]) -> None:
         """End the run at a number that is not finite, and when nothing has been learned for many steps."""
-        for key, value in keep(numbers, "loss", "grad_norm").items():
+        for key, value in select_metrics(numbers, "loss", "grad_norm").items():
             if not math.isfinite(value):
                 raise self.run.diverged(f"step {step}: {key} is {value}")
         # Completions that all scored the same teach nothing, and the next rollout may.

@@ -188,12 +188,6 @@ class Run:
             yield self._progress
         self._progress = None
 
-    def train(self, trainer: Any) -> dict[str, float]:
-        """Run a transformers or TRL trainer to its end under this run's log, checkpoints and stops."""
-        from align.training.loop import train
-
-        return train(self, trainer)
-
     def identity(self) -> dict[str, Any]:
         """What a run is before it has read its data: stage, settings, versions, and what its references stand for.
 

@@ -15,7 +15,7 @@ from align.data import load_records
 from align.engine.fake import FakeEngine
 from align.engine.protocol import Sampling
 from align.registry import Registry
-from align.training.stage import main
+from align.training.command import main
 
 FIRST, SECOND, BASE = "crimson-sft", "azure-dpo", "granite-base"
 

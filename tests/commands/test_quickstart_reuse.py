@@ -4,7 +4,7 @@ import pytest
 
 from align.pretrain import STAGE, PretrainConfig
 from align.quickstart import Step, find_made
-from align.training.stage import run_stage
+from align.training.command import run_stage
 from align.world import write_world
 from align.world.write import Sizes
 

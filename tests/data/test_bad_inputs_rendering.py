@@ -11,7 +11,8 @@ import pytest
 
 from align import dpo, sft
 from align.registry import open_registry
-from align.training.stage import Stage, main
+from align.training.command import main
+from align.training.stage import Stage
 
 LONG = "nine blue eggs " * 200
 

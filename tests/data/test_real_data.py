@@ -9,7 +9,7 @@ import pytest
 
 from align import dpo, ppo, reward, sft
 from align.registry import Registry, open_registry
-from align.training.stage import main
+from align.training.command import main
 
 SFT = ["medical_sft_zh.jsonl", "llamafactory_demo__alpaca_en_demo.json", "sharegpt_zh.jsonl"]
 PAIRS = ["hh_harmless_test.jsonl.gz", "llamafactory_demo__dpo_zh_demo.json"]

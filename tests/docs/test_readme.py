@@ -16,8 +16,8 @@ import pytest
 from align.__main__ import COMMANDS
 from align.quickstart import plan
 from align.registry import open_registry
-from align.training.stage import main as run_stage_main
-from align.training.stage import run_stage
+from align.training.command import main as run_stage_main
+from align.training.command import run_stage
 from align.world import write_world
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -117,7 +117,7 @@ def test_a_closed_engine_answers_no_question(tiny_base):
 def rewarded(tmp_path_factory, tiny_base, preferences) -> tuple[Path, str]:
     """A registry with a policy and a reward model over one base."""
     from align import reward, sft
-    from align.training.stage import main
+    from align.training.command import main
 
     root = tmp_path_factory.mktemp("rewarded")
     fast = ["--registry", str(root), f"model={tiny_base}", "max_steps=2", "logging_steps=1", "save_steps=0", "lora.r=4"]

@@ -119,7 +119,7 @@ def trained(tmp_path_factory, tiny_base) -> Path:
     from align.config import build
     from align.registry import open_registry
     from align.sft import STAGE
-    from align.training.stage import run_stage
+    from align.training.command import run_stage
 
     folder = tmp_path_factory.mktemp("harness")
     rows = [{"prompt": f"the fox number {n}", "completion": "nine blue eggs"} for n in range(8)]

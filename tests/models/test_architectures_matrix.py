@@ -20,7 +20,8 @@ from align.models.adapters import attach_adapter, load_models
 from align.models.heads import load_score_head
 from align.models.loading import Precision
 from align.registry import Registry, open_registry
-from align.training.stage import Stage, main
+from align.training.command import main
+from align.training.stage import Stage
 
 FP32 = Precision(bf16=False)
 STAGES = ("sft", "dpo", "reward", "ppo", "kto")

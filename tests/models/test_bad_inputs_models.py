@@ -25,7 +25,8 @@ from align.errors import IntegrityError
 from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.registry import open_registry
-from align.training.stage import Stage, main
+from align.training.command import main
+from align.training.stage import Stage
 
 WEIGHTS = "adapter_model.safetensors"
 BOTH_DIGESTS = r"sha256:[0-9a-f]{64}.*sha256:[0-9a-f]{64}"
@@ -365,7 +366,7 @@ def test_58_a_pickle_is_never_opened(world):
 QUICK = """
 import json, sys
 from align import ppo, sft
-from align.training.stage import main
+from align.training.command import main
 stages = {"sft": sft.STAGE, "ppo": ppo.STAGE}
 codes = [main(stages[name], words) for name, words in json.loads(sys.argv[1])]
 sys.stdout.write(json.dumps([codes, sorted({"torch", "transformers", "peft"} & set(sys.modules))]))

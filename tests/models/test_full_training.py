@@ -12,7 +12,7 @@ from align.errors import UsageError
 from align.models.adapters import adapter_parameters, load_models, start_policy
 from align.models.loading import Precision
 from align.registry import open_registry
-from align.training.stage import main
+from align.training.command import main
 
 FP32 = Precision(bf16=False)
 IDS = torch.tensor([[5, 9, 30, 7, 80, 41]])

@@ -15,8 +15,8 @@ from align.config import LoraSettings
 from align.errors import UsageError
 from align.models.lora import has_fused_experts, insert, new_config
 from align.registry import open_registry
+from align.training.command import main
 from align.training.packing import carries_state, prove_packing
-from align.training.stage import main
 
 OUT_OF_REACH = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """architectures in which PEFT refuses to adapt `out_proj`"""

@@ -17,7 +17,7 @@ from align.errors import IntegrityError
 from align.models.adapters import adapter_parameters, copy_adapter, load_models, prove_frozen_copy, start_policy
 from align.models.loading import Precision
 from align.registry import open_registry
-from align.training.stage import main
+from align.training.command import main
 
 FP32 = Precision(bf16=False)
 IDS = torch.tensor([[5, 9, 30, 7, 80, 41]])

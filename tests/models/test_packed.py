@@ -16,7 +16,8 @@ from align.models.packed import FAMILIES, use_fast_path
 from align.models.prefixes import IGNORED, AttentionSegment, TokenRow, pack, pair_keys, prompt_keys, token_rows
 from align.models.trained_head import score_tokens
 from align.registry import open_registry
-from align.training.stage import Stage, main
+from align.training.command import main
+from align.training.stage import Stage
 
 STEPS = 20
 STAGES = {"sft": sft.STAGE, "dpo": dpo.STAGE, "reward": reward.STAGE, "kto": kto.STAGE}

@@ -23,7 +23,7 @@ from align.models.loading import Precision
 from align.models.merge import merge
 from align.registry import open_registry
 from align.registry.__main__ import main as registry_main
-from align.training.stage import main
+from align.training.command import main
 
 IDS = torch.tensor([[30, 40, 50, 60, 70, 80, 90, 100]])
 FP32 = Precision(bf16=False)

@@ -14,8 +14,8 @@ from align.config import LoraSettings, build
 from align.models.adapters import adapter_parameters, load_models, start_policy
 from align.models.loading import Precision, load_base
 from align.registry import Registry, open_registry
+from align.training.command import run_stage
 from align.training.run import Run
-from align.training.stage import run_stage
 
 IDS = torch.arange(3, 51).reshape(2, 24)
 QUANTIZED = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}

@@ -196,7 +196,7 @@ def logged(registry, name: str = "short") -> dict:
 @pytest.mark.usefixtures("no_pictures")
 def test_rollouts_of_ppo_end_there(registry, asked):
     from align import ppo
-    from align.training.stage import run_stage
+    from align.training.command import run_stage
 
     sizes = {"rollout_batch_size": 4, "per_device_train_batch_size": 4, "sampling": {"max_new_tokens": 6}}
     run_stage(ppo.STAGE, build(ppo.PpoConfig, asked | sizes), registry, resume=False)
@@ -209,7 +209,7 @@ def test_rollouts_of_ppo_end_there(registry, asked):
 @pytest.mark.usefixtures("no_pictures")
 def test_rollouts_of_grpo_end_there(registry, asked):
     from align import grpo
-    from align.training.stage import run_stage
+    from align.training.command import run_stage
 
     sizes = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 6, "warmup_ratio": 0.0}
     run_stage(grpo.STAGE, build(grpo.GrpoConfig, asked | sizes), registry, resume=False)

@@ -13,7 +13,7 @@ from zoo import build_zoo_model
 from align import sft
 from align.errors import IntegrityError
 from align.models.loading import Precision, load_base
-from align.training.stage import main
+from align.training.command import main
 
 FP32 = Precision(bf16=False)
 

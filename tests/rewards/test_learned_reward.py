@@ -21,7 +21,7 @@ from align.registry import open_registry
 from align.rewards import Place
 from align.rewards.weighted_sum import RewardSettings, RewardSum
 from align.schema import Record
-from align.training.stage import main
+from align.training.command import main
 
 FP32 = Precision(bf16=False)
 ASKED = [Record(prompt=[{"role": "user", "content": "lazy dog?"}], source="a.jsonl", line=line) for line in (1, 2, 3)]

@@ -12,7 +12,7 @@ from align.data.mixtures import open_scan
 from align.data.set_checks import refuse_leak
 from align.data.split import split_records
 from align.registry import open_registry
-from align.training.stage import main
+from align.training.command import main
 
 PANDALM = """
 source: {path}

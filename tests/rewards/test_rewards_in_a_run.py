@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from align.ppo import STAGE
 from align.rewards import reward
-from align.training.stage import main
+from align.training.command import main
 
 ROOT = Path(__file__).resolve().parents[2]
 RETURNED: list = [0.0]

@@ -9,8 +9,8 @@ import pytest
 
 from align import dpo, reward, sft
 from align.registry import open_registry
+from align.training.command import main
 from align.training.run import Run
-from align.training.stage import main
 
 GOOD = {"prompt": "say something", "chosen": "blue eggs", "rejected": "red eggs"}
 SAME = {"prompt": "say something", "chosen": "blue eggs", "rejected": "blue eggs"}

@@ -19,8 +19,8 @@ from align.data.render_answers import render_preferences
 from align.errors import UsageError
 from align.models.packed import use_fast_path
 from align.registry import open_registry
+from align.training.command import main
 from align.training.run import Run
-from align.training.stage import main
 
 BETA, EPS = 0.2, 0.1
 

@@ -11,8 +11,8 @@ import pytest
 from align import dpo, sft
 from align.errors import UsageError
 from align.registry import open_registry
+from align.training.command import main
 from align.training.run import Run
-from align.training.stage import main
 
 FIXED = ["bf16=false", "lora.r=4", "learning_rate=2e-3", "logging_steps=1", "per_device_train_batch_size=4"]
 

@@ -16,7 +16,7 @@ from align import dpo, sft
 from align.models.adapters import set_trainable
 from align.models.stack import WHOLE, concatenate
 from align.registry import open_registry
-from align.training.stage import main
+from align.training.command import main
 
 FIXED = ["bf16=false", "learning_rate=5e-3", "logging_steps=1", "per_device_train_batch_size=4", "warmup_ratio=0"]
 IDS = torch.arange(3, 40).reshape(1, -1)
@@ -111,7 +111,7 @@ def test_a_stacked_adapter_is_a_policy_like_any_other_and_is_continued(root, pre
 
 def test_the_frozen_adapter_is_neither_trained_nor_left_when_trl_reads_its_reference(root, preferences, monkeypatch):
     seen = []
-    monkeypatch.setattr("align.training.run.Run.train", lambda self, trainer: seen.append(trainer) or {})
+    monkeypatch.setattr("align.training.loop.train", lambda run, trainer: seen.append(trainer) or {})
     words = ["model=start", f"data={preferences}", "name=watched", "adapter=stack", "cache_reference=false"]
     assert run(dpo.STAGE, root, *words) == 0
     trainer, model = seen[0], seen[0].model

@@ -13,8 +13,8 @@ from align import dpo, sft
 from align.errors import IntegrityError
 from align.registry import open_registry
 from align.training import reference
+from align.training.command import main
 from align.training.first_step import Expected
-from align.training.stage import main
 
 FIXED = ["bf16=false", "lora.r=4", "learning_rate=5e-3", "logging_steps=1", "per_device_train_batch_size=4"]
 
@@ -125,7 +125,7 @@ def test_an_adapter_under_another_name_is_no_proof(root, preferences, monkeypatc
     from align.models.adapters import prove_frozen_copy
 
     seen = []
-    monkeypatch.setattr("align.training.run.Run.train", lambda self, trainer: seen.append(trainer.model) or {})
+    monkeypatch.setattr("align.training.loop.train", lambda run, trainer: seen.append(trainer.model) or {})
     assert run(dpo.STAGE, root, "model=start", f"data={preferences}", "name=seen", "cache_reference=false") == 0
     model = seen[0]
     with torch.no_grad():

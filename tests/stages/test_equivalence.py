@@ -15,7 +15,7 @@ from align.data import load_records
 from align.data.render import render_demonstrations
 from align.data.render_answers import render_preferences
 from align.registry import Registry, open_registry
-from align.training.stage import main
+from align.training.command import main
 
 STEPS = 8
 COMMON = {

@@ -19,7 +19,7 @@ from align.grpo import GrpoConfig
 from align.registry import Registry, open_registry
 from align.rewards import _REGISTERED, reward
 from align.rl.vllm_settings import check_vllm, vllm_arguments
-from align.training.stage import main, run_stage
+from align.training.command import main, run_stage
 
 EGG = [{"name": "keyword", "args": {"words": ["e"]}}]
 

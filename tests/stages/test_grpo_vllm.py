@@ -15,7 +15,7 @@ from align.config import build
 from align.data import load_records
 from align.data.render import render_prompts, stop_token_ids
 from align.grpo import GrpoConfig
-from align.training.stage import run_stage
+from align.training.command import run_stage
 
 
 class StandIn:

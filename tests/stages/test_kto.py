@@ -14,8 +14,9 @@ from align import dpo, kto, sft
 from align.data import load_records
 from align.data.render_answers import render_unpaired
 from align.registry import Registry, open_registry
+from align.training.command import main
 from align.training.datasets import mismatched
-from align.training.stage import Stage, main
+from align.training.stage import Stage
 
 
 def run(stage: Stage, registry: Registry, *words: object) -> int:

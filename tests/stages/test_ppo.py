@@ -22,8 +22,8 @@ from align.registry.durable import read_seal, seal
 from align.rewards import reward
 from align.rl.ppo_models import POLICY, REFERENCE, REWARD, VALUE
 from align.training.checkpoints import SEAL
+from align.training.command import main, run_stage
 from align.training.folder import open_run
-from align.training.stage import main, run_stage
 
 FP32 = Precision(bf16=False)
 KEYS = {

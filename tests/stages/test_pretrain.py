@@ -7,7 +7,7 @@ from align.models.scratch import PRESETS, build_base, train_tokenizer
 from align.pretrain import STAGE, texts_of
 from align.registry import open_registry
 from align.schema import Record, assistant, user
-from align.training.stage import main
+from align.training.command import main
 from align.world import write_world
 from align.world.write import Sizes
 

@@ -24,7 +24,7 @@ from align.rl.experience import learned_scores
 from align.rl.ppo_models import build_quartet
 from align.rl.rollout import Rollout, completion_mask
 from align.schema import assistant, user
-from align.training.stage import main
+from align.training.command import main
 
 WEIGHTS = "adapter_model.safetensors"
 REPORTED = {

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from align import sft
 from align.registry import Registry, open_registry
-from align.training.stage import main
+from align.training.command import main
 
 
 def run(registry: Registry, *words: object) -> int:

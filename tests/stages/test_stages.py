@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from align import dpo, reward, sft
 from align.registry import Registry, open_registry
-from align.training.stage import Stage, main
+from align.training.command import main
+from align.training.stage import Stage
 
 FILES = {
     "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "config.yaml",

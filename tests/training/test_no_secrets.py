@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.sft import STAGE
-from align.training.stage import main
+from align.training.command import main
 
 # Put together here so that no scanner takes this file for a leak.
 TOKEN = "hf" + "_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from align import dpo, sft
 from align.registry import open_registry
+from align.training.command import main
 from align.training.run import Run
-from align.training.stage import main
 
 
 def line(root: Path, **settings: object) -> list[str]:
