@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import socket
 
     from align.arena.battles import Setup
-    from align.arena.late import LateEngine
-    from align.arena.queue import ReviewQueue
+    from align.arena.lazy_engine import LazyEngine
+    from align.arena.review_queue import ReviewQueue
     from align.arena.votes import VoteStore
     from align.engine.protocol import Engine, Sampling
     from align.registry import Checkpoint, Registry
@@ -125,15 +125,15 @@ class _Asked:
 
 def _serve(registry: Registry, asked: _Asked, options: argparse.Namespace) -> int:
     from align.arena.battles import Arena
-    from align.arena.late import LateEngine
+    from align.arena.lazy_engine import LazyEngine
     from align.arena.votes import VoteStore
     from align.arena.web import make_server
 
     references = [checkpoint.reference for checkpoint in asked.checkpoints]
     votes = VoteStore(registry.votes_dir)
-    engine = LateEngine(references, lambda: _load(registry, asked, precision_from(options)))
+    engine = LazyEngine(references, lambda: _load(registry, asked, precision_from(options)))
     try:
-        from align.arena.app import Contents, build_app
+        from align.arena.app import PageContents, build_app
 
         setup = _setup(registry, asked, options.blind, engine)
         queue = _queue(registry, asked, options, setup, votes)
@@ -141,7 +141,7 @@ def _serve(registry: Registry, asked: _Asked, options: argparse.Namespace) -> in
             write(f"{_heading(queue)}, so no model is loaded before something is asked of it")
         else:
             engine.loaded()
-        contents = Contents(Arena(engine, setup, votes), registry, asked.sampling, options.seed, queue)
+        contents = PageContents(Arena(engine, setup, votes), registry, asked.sampling, options.seed, queue)
         server = make_server(build_app(contents))
         _announce(asked.listener, options.blind)
         if queue is not None and not queue.is_written:
@@ -169,7 +169,7 @@ def _load(registry: Registry, asked: _Asked, precision: Any) -> Engine:
     return engine
 
 
-def _setup(registry: Registry, asked: _Asked, blind: bool, engine: LateEngine) -> Setup:
+def _setup(registry: Registry, asked: _Asked, blind: bool, engine: LazyEngine) -> Setup:
     base = registry.resolve_base(asked.checkpoints[0])
     try:
         return describe(asked.checkpoints, base, blind, asked.reward, registry)
@@ -181,7 +181,7 @@ def _setup(registry: Registry, asked: _Asked, blind: bool, engine: LateEngine) -
 def _queue(
     registry: Registry, asked: _Asked, options: argparse.Namespace, setup: Setup, votes: VoteStore
 ) -> ReviewQueue | None:
-    from align.arena.queue import Review, ReviewQueue
+    from align.arena.review_queue import Review, ReviewQueue
 
     if not asked.prompts:
         return None

@@ -12,9 +12,9 @@ from align.engine.options import add_model_options, precision_from
 from align.errors import MachineError, UsageError, guard
 
 if TYPE_CHECKING:
-    from align.evaluation.asked import Asked
+    from align.evaluation.jsonl_store import JsonlStore
     from align.evaluation.judging import Judge
-    from align.evaluation.kept import Kept
+    from align.evaluation.request import EvaluationRequest
     from align.evaluation.session import Outputs
     from align.registry import Registry
 
@@ -146,10 +146,10 @@ def benchmark(registry: Registry, options: argparse.Namespace) -> int:
     return 0
 
 
-def read_options(options: argparse.Namespace) -> Asked:
+def read_options(options: argparse.Namespace) -> EvaluationRequest:
     """What the command line asked for; UsageError for what does not go together."""
     from align.engine.protocol import Sampling
-    from align.evaluation.asked import Asked
+    from align.evaluation.request import EvaluationRequest
     from align.rewards.weighted_sum import RewardSettings
 
     if options.limit is not None and options.limit < 2:
@@ -157,7 +157,7 @@ def read_options(options: argparse.Namespace) -> Asked:
     listed = load_yaml(options.rewards, "--rewards") if options.rewards else []
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise UsageError("--rewards: not a list; write '[{name: length, args: {target: 20}}]'")
-    return Asked(
+    return EvaluationRequest(
         data=options.data,
         sampling=Sampling(options.temperature, options.top_p, options.max_new_tokens),
         seed=options.seed,
@@ -182,10 +182,10 @@ def _words(given: list[str]) -> list[str]:
 def evaluate(registry: Registry, options: argparse.Namespace, outputs: Outputs) -> int:
     """Measure, tell, and keep."""
     from align.evaluation import session
-    from align.evaluation.kept import Kept
-    from align.evaluation.tables import draw
+    from align.evaluation.jsonl_store import JsonlStore
+    from align.evaluation.terminal_tables import draw
 
-    verdicts = Kept(registry.cache_dir / "verdicts.jsonl")
+    verdicts = JsonlStore(registry.cache_dir / "verdicts.jsonl")
     asked, judges = read_options(options), read_judges(options, verdicts)
     found = session.evaluate(registry, options.models, asked, judges)
     write(draw(found.result))
@@ -201,7 +201,7 @@ def evaluate(registry: Registry, options: argparse.Namespace, outputs: Outputs) 
     return 0
 
 
-def read_judges(options: argparse.Namespace, kept: Kept | None = None) -> dict[str, Judge | str]:
+def read_judges(options: argparse.Namespace, kept: JsonlStore | None = None) -> dict[str, Judge | str]:
     """The judges by name: measures whose rows decide, or servers to ask; UsageError for one that cannot be."""
     from align.evaluation.remote_judge import judge_at
 

@@ -148,11 +148,13 @@ def _parent_references(config: StageConfig) -> list[str]:
 def measure(seed: int, registry: Registry) -> Result:
     """Measure the models on the held-out prompts; the numbers go into the registry, a JSON file and a page."""
     from align.engine.protocol import Sampling
-    from align.evaluation.asked import Asked
+    from align.evaluation.request import EvaluationRequest
     from align.evaluation.session import Outputs, evaluate, keep
 
     drawn = Sampling(temperature=1.0, max_new_tokens=64)
-    asked = Asked("world-prompts-eval", drawn, seed, scorers=("world",), reward_model="world-reward", by=("language",))
+    asked = EvaluationRequest(
+        "world-prompts-eval", drawn, seed, scorers=("world",), reward_model="world-reward", by=("language",)
+    )
     found = evaluate(registry, [registry.resolve(name).reference for name in LABELS], asked)
     write(f"\n{draw_scores(found.result)}")
     folder = registry.root / "world"
@@ -162,7 +164,7 @@ def measure(seed: int, registry: Registry) -> Result:
 
 def draw_scores(result: Result) -> str:
     """One line a model: its score, its distance from the first one, what the score is made of, and KL to its parent."""
-    from align.evaluation.tables import draw_table, show_difference
+    from align.evaluation.terminal_tables import draw_table, show_difference
 
     first = LABELS[result.models[0].asked.partition("@")[0]]
     head = ["model", "gold score [95%]", f"against {first}", *SHARES, "KL a token"]
@@ -178,7 +180,7 @@ def draw_scores(result: Result) -> str:
 
 def draw_gold_against_kl(registry: Registry) -> str:
     """PPO's proxy score and gold score at the KL its policy had, as its run logged them."""
-    from align.evaluation.tables import draw_table
+    from align.evaluation.terminal_tables import draw_table
     from align.rl.gold import read_points
 
     points = read_points(Path(registry.resolve("world-ppo").location) / "metrics.jsonl")

@@ -183,16 +183,16 @@ def _load(registry: Registry, references: list[str], options: argparse.Namespace
 
 def _page(engine: LocalEngine, registry: Registry, checkpoints: list[Checkpoint]) -> Any:
     """The comparison page over the same engine, with the headers that keep it to itself."""
-    from align.arena.app import Contents, build_app
+    from align.arena.app import PageContents, build_app
     from align.arena.battles import Arena
     from align.arena.votes import VoteStore
-    from align.arena.web import Guard
+    from align.arena.web import LocalPageGuard
     from align.compare import describe
     from align.engine.protocol import Sampling
 
     setup = describe(checkpoints, registry.resolve_base(checkpoints[0]), blind=False)
-    page = build_app(Contents(Arena(engine, setup, VoteStore(registry.votes_dir)), registry, Sampling()))
-    page.add_middleware(Guard)
+    page = build_app(PageContents(Arena(engine, setup, VoteStore(registry.votes_dir)), registry, Sampling()))
+    page.add_middleware(LocalPageGuard)
     return page
 
 

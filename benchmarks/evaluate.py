@@ -39,7 +39,7 @@ def measure(folder: Path, prompts: int, longest: int) -> dict[str, Any]:
     from engine import open_engine, write_models
 
     from align.engine.protocol import Sampling
-    from align.evaluation.completions import complete
+    from align.evaluation.completions import generate_completions
 
     write_models(folder)
     engine = open_engine(folder, ["first"])
@@ -48,7 +48,7 @@ def measure(folder: Path, prompts: int, longest: int) -> dict[str, Any]:
 
     def timed(some: list[Any]) -> tuple[float, list[Any]]:
         started = time.perf_counter()
-        written, _ = complete(engine, [model], some, sampling)
+        written, _ = generate_completions(engine, [model], some, sampling)
         return time.perf_counter() - started, written[model]
 
     timed(records[:2])

@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.arena.app import Contents, build_app
+from align.arena.app import PageContents, build_app
 from align.arena.battles import Arena
-from align.arena.queue import Review, ReviewQueue
+from align.arena.review_queue import Review, ReviewQueue
 from align.arena.votes import VoteStore
 from align.arena.web import make_server, open_port
 from align.compare import describe
@@ -67,7 +67,7 @@ class Studio:
         if prompts:
             queue = ReviewQueue.open(Review(prompts, setup, SAMPLING), self.votes.parent / "reviews", store)
             queue.generate(self.engine)
-        app = build_app(Contents(Arena(self.engine, setup, store), self.registry, SAMPLING, SEED, queue))
+        app = build_app(PageContents(Arena(self.engine, setup, store), self.registry, SAMPLING, SEED, queue))
         server, listener = make_server(app), open_port("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

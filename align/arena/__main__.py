@@ -169,7 +169,7 @@ def _export(options: argparse.Namespace) -> None:
 
 def _exported(options: argparse.Namespace) -> Iterable[str]:
     from align.arena.battle_file import battle_file, rows_of
-    from align.arena.exchange import FORMATS
+    from align.arena.vote_exchange import FORMATS
     from align.arena.votes import read_votes
 
     source, wanted = _source(options), _wanted(options)
@@ -179,7 +179,7 @@ def _exported(options: argparse.Namespace) -> Iterable[str]:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from align.arena.exchange import import_votes
+    from align.arena.vote_exchange import import_votes
     from align.arena.votes import VoteStore
     from align.registry import open_registry
 

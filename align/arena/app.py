@@ -1,4 +1,4 @@
-"""The page: layout and wiring only. What happens is in `handlers`, what is shown in `view`."""
+"""The page: layout and wiring only. What happens is in `handlers`, what is shown in `battle_view`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 
+from align.arena.battle_panel import lay_out_panel
 from align.arena.battles import Arena
-from align.arena.board import lay_out_board
-from align.arena.handlers import MOST_LETTERS, AskHandlers, BoardHandlers, buttons_around
-from align.arena.parts import Asking, Board, Reviewing, Sheets
-from align.arena.queue import ReviewQueue
-from align.arena.reviewing import ReviewHandlers, lay_out_reviewing, progress_around
-from align.arena.sheets import SheetHandlers, emptied, lay_out_sheets
-from align.arena.style import CSS, FONTS, JS, MONO_FONTS
-from align.arena.text import CATALOGUE
+from align.arena.components import BattlePanel, PromptControls, ResultTabs, ReviewControls
+from align.arena.handlers import MOST_LETTERS, PanelHandlers, PromptHandlers, buttons_around
+from align.arena.page_assets import CSS, FONTS, JS, MONO_FONTS
+from align.arena.page_text import PAGE_TEXTS
+from align.arena.result_tabs import ResultTabHandlers, emptied, lay_out_result_tabs
+from align.arena.review_queue import ReviewQueue
+from align.arena.review_tab import ReviewHandlers, lay_out_review_controls, progress_around
 from align.engine.protocol import Engine, Sampling
 from align.registry import Registry
 
 
 @dataclass
-class Contents:
+class PageContents:
     """What a page is about: its battles, the models behind them, and how it asks unless told otherwise."""
 
     arena: Arena
@@ -36,16 +36,16 @@ class Contents:
     """answers written beforehand, to be judged in a tab of their own"""
 
 
-def build_app(contents: Contents) -> Any:
+def build_app(contents: PageContents) -> Any:
     """The page as an ASGI application of its own; nothing in it calls any other machine."""
     from fastapi import FastAPI
 
     return mount_page(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), contents, "/")
 
 
-def mount_page(application: Any, contents: Contents, path: str) -> Any:
+def mount_page(application: Any, contents: PageContents, path: str) -> Any:
     """Put the page under a path of a FastAPI application; the caller adds the security headers of `web.Guard`."""
-    words = gr.I18n(**CATALOGUE)
+    words = gr.I18n(**PAGE_TEXTS)
     page = build_page(contents, words)
     page.queue(max_size=32, api_open=False)
     return gr.mount_gradio_app(
@@ -78,7 +78,7 @@ def _theme() -> Any:
     )
 
 
-def build_page(contents: Contents, words: Any) -> Any:
+def build_page(contents: PageContents, words: Any) -> Any:
     """Lay the components out and connect them."""
     setup = contents.arena.setup
     with gr.Blocks(title="align compare", analytics_enabled=False, fill_width=True) as page:
@@ -91,37 +91,37 @@ def build_page(contents: Contents, words: Any) -> Any:
         gr.Markdown(words("help_text"), elem_id="help")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(words("tab_compare"), id="compare"):
-                board = lay_out_board(setup, words)
-                asking = _asking(board, contents, words)
+                board = lay_out_panel(setup, words)
+                controls = _lay_out_controls(board, contents, words)
             reviewing = _lay_out_review(contents.queue, words) if contents.queue else None
-            sheets, tabs = lay_out_sheets(words)
+            sheets, tabs = lay_out_result_tabs(words)
         boards = [board, reviewing.board] if reviewing else [board]
         if setup.blind:
             for one in boards:
                 one.secrets = emptied(sheets)
-        wire = Wire(client)
-        _connect(contents, board, asking, wire)
+        bind = EventBinder(client)
+        _connect(contents, board, controls, bind)
         if reviewing and contents.queue:
-            _connect_review(contents.arena.engine, contents.queue, reviewing, wire)
-        _connect_sheets(SheetHandlers(contents.arena, contents.registry, sheets), sheets, tabs, wire, boards)
+            _connect_review(contents.arena.engine, contents.queue, reviewing, bind)
+        _connect_result_tabs(ResultTabHandlers(contents.arena, contents.registry, sheets), sheets, tabs, bind, boards)
     return page
 
 
 @dataclass
 class _Review:
-    board: Board
-    parts: Reviewing
+    board: BattlePanel
+    parts: ReviewControls
     tab: Any
 
 
 def _lay_out_review(queue: ReviewQueue, words: Any) -> _Review:
     with gr.Tab(words("tab_review"), id="review", elem_id="tab-review") as tab:
-        board = lay_out_board(queue.setup, words, "review-")
-        parts = lay_out_reviewing(board, words)
+        board = lay_out_panel(queue.setup, words, "review-")
+        parts = lay_out_review_controls(board, words)
     return _Review(board, parts, tab)
 
 
-def _asking(board: Board, contents: Contents, words: Any) -> Asking:
+def _lay_out_controls(board: BattlePanel, contents: PageContents, words: Any) -> PromptControls:
     with gr.Row(elem_id="asking", elem_classes="asking"):
         prompt = gr.Textbox(
             label=words("prompt_label"), show_label=False, container=False, placeholder=words("prompt"),
@@ -144,10 +144,10 @@ def _asking(board: Board, contents: Contents, words: Any) -> Asking:
             lambda followed: [gr.update(autoscroll=followed)] * len(board.panes), follow, board.panes,
             api_visibility="private", show_progress="hidden",
         )  # fmt: skip
-    return Asking(prompt, ask, stop, again, edit, gr.State(False), new, settings, system)
+    return PromptControls(prompt, ask, stop, again, edit, gr.State(False), new, settings, system)
 
 
-def _settings(words: Any, contents: Contents) -> list[Any]:
+def _settings(words: Any, contents: PageContents) -> list[Any]:
     sampling, seed = contents.sampling, contents.seed
     seed_info = "seed_blind_info" if contents.arena.setup.blind else "seed_info"
     most = max(1024, sampling.max_new_tokens)
@@ -179,7 +179,7 @@ def _slider(words: Any, key: str, scale: tuple[float, float, float], value: floa
 
 
 @dataclass
-class Wire:
+class EventBinder:
     """Connects events to handlers, all of them privately.
 
     Private events have no entry in the page's API description, and no panes are inputs: what is judged is what this
@@ -204,53 +204,53 @@ class Wire:
         )
 
 
-def _connect(contents: Contents, board: Board, asking: Asking, wire: Wire) -> None:
+def _connect(contents: PageContents, board: BattlePanel, controls: PromptControls, bind: EventBinder) -> None:
     """Everything that happens on the first tab."""
     arena = contents.arena
-    judging = BoardHandlers(arena, arena.engine, board, partial(buttons_around, asking))
-    handlers = AskHandlers(arena, judging, asking, contents.sampling)
-    outputs = [*board.outputs, *asking.outputs]
-    wire(
-        [asking.ask.click, asking.prompt.submit],
+    judging = PanelHandlers(arena, arena.engine, board, partial(buttons_around, controls))
+    handlers = PromptHandlers(arena, judging, controls, contents.sampling)
+    outputs = [*board.outputs, *controls.outputs]
+    bind(
+        [controls.ask.click, controls.prompt.submit],
         handlers.ask,
-        [board.state, asking.editing, asking.prompt, asking.system, *asking.settings],
+        [board.state, controls.editing, controls.prompt, controls.system, *controls.settings],
         outputs,
         limit=16,
     )
-    wire([asking.again.click], handlers.again, [board.state, *asking.settings], outputs, limit=16)
-    wire([asking.edit.click], handlers.edit, [board.state], outputs)
-    wire([asking.stop.click], handlers.stop, [board.state], [])
-    wire([asking.new.click], handlers.new, [board.state], outputs)
-    connect_board(judging, wire, outputs)
+    bind([controls.again.click], handlers.again, [board.state, *controls.settings], outputs, limit=16)
+    bind([controls.edit.click], handlers.edit, [board.state], outputs)
+    bind([controls.stop.click], handlers.stop, [board.state], [])
+    bind([controls.new.click], handlers.new, [board.state], outputs)
+    connect_panel(judging, bind, outputs)
 
 
-def connect_board(handlers: BoardHandlers, wire: Wire, outputs: list[Any]) -> None:
+def connect_panel(handlers: PanelHandlers, bind: EventBinder, outputs: list[Any]) -> None:
     """Votes, and what can be looked into, wherever the board is."""
     board = handlers.board
     for choice, button in board.votes.items():
         inputs = [board.state, board.nonce, board.tags, board.reason]
-        wire([button.click], handlers.voter(choice), inputs, outputs)
-    wire([board.shift_button.click], handlers.shift, [board.state, board.boxed], board.outputs)
-    wire([board.difference_button.click], handlers.difference, [board.state, board.boxed], board.outputs)
+        bind([button.click], handlers.voter(choice), inputs, outputs)
+    bind([board.shift_button.click], handlers.shift, [board.state, board.boxed], board.outputs)
+    bind([board.difference_button.click], handlers.difference, [board.state, board.boxed], board.outputs)
 
 
-def _connect_review(engine: Engine, queue: ReviewQueue, review: _Review, wire: Wire) -> None:
+def _connect_review(engine: Engine, queue: ReviewQueue, review: _Review, bind: EventBinder) -> None:
     """Everything that happens in the review queue."""
     board, parts = review.board, review.parts
-    judging = BoardHandlers(queue, engine, board, partial(progress_around, queue, parts))
+    judging = PanelHandlers(queue, engine, board, partial(progress_around, queue, parts))
     handlers = ReviewHandlers(queue, judging, parts)
     outputs = [*board.outputs, parts.progress]
-    wire([review.tab.select], handlers.opened, [board.state], outputs)
-    wire([parts.next.click], handlers.next, [board.state], outputs)
-    connect_board(judging, wire, outputs)
+    bind([review.tab.select], handlers.opened, [board.state], outputs)
+    bind([parts.next.click], handlers.next, [board.state], outputs)
+    connect_panel(judging, bind, outputs)
 
 
-def _connect_sheets(
-    handlers: SheetHandlers, sheets: Sheets, tabs: tuple[Any, Any], wire: Wire, boards: list[Board]
+def _connect_result_tabs(
+    handlers: ResultTabHandlers, sheets: ResultTabs, tabs: tuple[Any, Any], bind: EventBinder, boards: list[BattlePanel]
 ) -> None:
     """Standings and models are read anew whenever they are opened."""
     states = [board.state for board in boards]
     standings_tab, models_tab = tabs
-    wire([standings_tab.select], handlers.standings, states, [sheets.standings])
-    wire([models_tab.select], handlers.models, states, [sheets.pick, sheets.model])
-    wire([sheets.pick.input], handlers.picked, [sheets.pick, *states], [sheets.model])
+    bind([standings_tab.select], handlers.standings, states, [sheets.standings])
+    bind([models_tab.select], handlers.models, states, [sheets.pick, sheets.model])
+    bind([sheets.pick.input], handlers.picked, [sheets.pick, *states], [sheets.model])

@@ -13,10 +13,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from align.arena.ballot import LETTERS, TAGS
-from align.arena.difference import difference_boxes
-from align.arena.text import CATALOGUE, vote_key
+from align.arena.page_text import PAGE_TEXTS, vote_key
+from align.arena.vote_details import LETTERS, TAGS
 from align.arena.votes import Row
+from align.arena.word_difference import render_word_differences
 from align.errors import UsageError
 from align.schema import Messages, assistant, user
 
@@ -60,7 +60,7 @@ def _battle_of(row: Row) -> str:
 
 def battle_file(rows: Sequence[Row], language: str) -> str:
     """The page of the votes of one comparison, which are one for two answers and more for more."""
-    words, row = CATALOGUE[language], rows[0]
+    words, row = PAGE_TEXTS[language], rows[0]
     sides = _sides(rows)
     decision = _decision(rows, sides, words)
     body = [
@@ -134,7 +134,7 @@ def _difference(sides: dict[int, _Side], words: Words) -> list[str]:
     answers = [_HIDDEN.sub("\N{REPLACEMENT CHARACTER}", sides[place].turns[-1]["content"]) for place in sorted(sides)]
     if len(answers) != 2:
         return []
-    boxes = "".join(difference_boxes(answers, words))
+    boxes = "".join(render_word_differences(answers, words))
     return [f"<h2>{_shown(words['difference_title'])}</h2>", f'<div class="panes">{boxes}</div>']
 
 

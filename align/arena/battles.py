@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from align.arena.ballot import NO_OPINION, Opinion, ballot_rows, clean
+from align.arena.vote_details import NO_DETAILS, VoteDetails, build_vote_rows, clean
 from align.arena.votes import VoteStore
 from align.engine.protocol import (
     Engine,
@@ -38,7 +38,7 @@ SCORE_SECONDS = 2.0
 Phase = Literal["open", "streaming", "answered", "failed", "voted"]
 
 
-class Refusal(Exception):
+class ActionRefused(Exception):
     """Something a visitor asked for that cannot be done now; its text is a key of the page's catalogue."""
 
 
@@ -180,10 +180,10 @@ class Arena:
         """Put a question to every pane and start the answers."""
         refused = {"streaming": "busy", "failed": "failed", "voted": "voted_already"}.get(battle.phase)
         if battle.review is not None or refused:
-            raise Refusal(refused or "review")
+            raise ActionRefused(refused or "review")
         prompt, system = clean(prompt), clean(system)
         if not prompt:
-            raise Refusal("empty")
+            raise ActionRefused("empty")
         question = [user(prompt)]
         if system and not battle.turns:
             question.insert(0, Message(role="system", content=system))
@@ -195,9 +195,9 @@ class Arena:
         With a `prompt`, that is asked in place of the last question.
         """
         if battle.phase not in ("answered", "failed"):
-            raise Refusal("nothing_to_regenerate")
+            raise ActionRefused("nothing_to_regenerate")
         if battle.review is not None:
-            raise Refusal("review")
+            raise ActionRefused("review")
         turn.regenerated = battle.turns[-1].regenerated + 1
         asked = [_before_answer(pane.messages) for pane in battle.panes]
         if prompt := clean(prompt):
@@ -225,7 +225,7 @@ class Arena:
         try:
             handle = self.engine.submit(GenerationRequest(rows, turn.sampling))
         except EngineBusy:
-            raise Refusal("queue_full") from None
+            raise ActionRefused("queue_full") from None
         with battle.lock:
             for pane, messages in zip(battle.panes, asked, strict=True):
                 pane.messages, pane.answer, pane.done, pane.error = messages, "", None, None
@@ -265,7 +265,7 @@ class Arena:
         if battle is not None and battle.handle is not None:
             battle.handle.cancel()
 
-    def vote(self, battle: Battle | None, choice: str, nonce: str, opinion: Opinion = NO_OPINION) -> None:
+    def vote(self, battle: Battle | None, choice: str, nonce: str, details: VoteDetails = NO_DETAILS) -> None:
         """Record a choice (a pane's letter, "tie" or "bad") once, and close the battle; `cast` says what it refuses.
 
         A vote on answers that are still being written stops them where they are.
@@ -278,24 +278,26 @@ class Arena:
             for scoring in wait([battle.scoring], SCORE_SECONDS).done:
                 if error := scoring.exception():
                     sys.stderr.write(f"the answers have no scores: {error}\n")
-        cast(battle, choice, nonce, opinion, (self.setup, self.votes))
+        cast(battle, choice, nonce, details, (self.setup, self.votes))
 
 
-def cast(battle: Battle | None, choice: str, nonce: str, opinion: Opinion, keeping: tuple[Setup, VoteStore]) -> None:
+def cast(
+    battle: Battle | None, choice: str, nonce: str, details: VoteDetails, keeping: tuple[Setup, VoteStore]
+) -> None:
     """Keep a vote on a battle whose answers have ended, once.
 
-    Raises Refusal for a vote on answers that are not there, not these, or judged already; MachineError when the
+    Raises ActionRefused for a vote on answers that are not there, not these, or judged already; MachineError when the
     disk does not take it, after which the same vote may be given again.
     """
     setup, votes = keeping
     if battle is None:
-        raise Refusal("nothing_to_judge")
+        raise ActionRefused("nothing_to_judge")
     with battle.lock:
         if battle.phase == "voted":
-            raise Refusal("voted_already")
+            raise ActionRefused("voted_already")
         if battle.phase != "answered" or nonce != battle.nonce:
-            raise Refusal("nothing_to_judge")
-        votes.append(ballot_rows(battle, choice, setup, opinion))
+            raise ActionRefused("nothing_to_judge")
+        votes.append(build_vote_rows(battle, choice, setup, details))
         battle.phase, battle.choice = "voted", choice
 
 

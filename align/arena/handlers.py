@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import gradio as gr
 
-from align.arena import shift_view, view
-from align.arena.ballot import Opinion
-from align.arena.battles import FRAME_SECONDS, SCORE_SECONDS, Arena, Battle, Refusal, Setup, Turn
-from align.arena.difference import difference_boxes
-from align.arena.difference import legend as difference_legend
-from align.arena.parts import Asking, Board, Changes
+from align.arena import battle_view, token_shift_view
+from align.arena.battles import FRAME_SECONDS, SCORE_SECONDS, ActionRefused, Arena, Battle, Setup, Turn
+from align.arena.components import BattlePanel, Changes, PromptControls
 from align.arena.visitor import Visitor, read_settings, visitor_of
+from align.arena.vote_details import VoteDetails
+from align.arena.word_difference import legend as difference_legend
+from align.arena.word_difference import render_word_differences
 from align.engine.protocol import Engine, Sampling
 from align.errors import AlignError, MachineError, UsageError
 
@@ -31,7 +31,7 @@ SETTLE_SECONDS = 3.0
 """for which a vote waits at most, already kept, for the last drawing of the answers that it stopped"""
 
 
-class Court(Protocol):
+class VoteSink(Protocol):
     """Where votes are kept: an arena, or a review queue."""
 
     @property
@@ -39,22 +39,22 @@ class Court(Protocol):
         """Who is compared."""
         ...
 
-    def vote(self, battle: Battle | None, choice: str, nonce: str, opinion: Opinion) -> None:
-        """Record a choice once; Refusal or MachineError otherwise."""
+    def vote(self, battle: Battle | None, choice: str, nonce: str, details: VoteDetails) -> None:
+        """Record a choice once; ActionRefused or MachineError otherwise."""
         ...
 
 
 Around = Callable[[Battle, Visitor], Changes]
 
 
-class BoardHandlers:
+class PanelHandlers:
     """What can be done with answers that are there: judge them, and look into them."""
 
-    def __init__(self, court: Court, engine: Engine, board: Board, around: Around) -> None:
+    def __init__(self, vote_sink: VoteSink, engine: Engine, board: BattlePanel, around: Around) -> None:
         """`around` says what else on the page changes with a battle of this board."""
-        self.setup = court.setup
+        self.setup = vote_sink.setup
         self.board = board
-        self._court = court
+        self._vote_sink = vote_sink
         self._engine = engine
         self._around = around
 
@@ -63,15 +63,15 @@ class BoardHandlers:
 
         def vote(client: str, battle: Battle | None, nonce: str, tags: list[str] | None, reason: str | None) -> Changes:
             visitor = visitor_of(client)
-            opinion = Opinion(reason or "", tuple(tags or ()), visitor.voter)
+            details = VoteDetails(reason or "", tuple(tags or ()), visitor.voter)
             try:
-                self._court.vote(battle, choice, nonce, opinion)
-            except Refusal as refusal:
+                self._vote_sink.vote(battle, choice, nonce, details)
+            except ActionRefused as refusal:
                 # The second half of a double click: what the first one showed stays.
                 return self.same() if str(refusal) == "voted_already" else self.refuse(refusal, visitor)
             except MachineError as error:
                 _settle(battle)
-                return {self.board.status: view.notice(str(error))}
+                return {self.board.status: battle_view.notice(str(error))}
             assert battle is not None
             _settle(battle)
             return self.drawn(battle, visitor)
@@ -85,19 +85,19 @@ class BoardHandlers:
             yield self.without_boxes()
             return
         if battle is None or battle.phase not in ("answered", "voted"):
-            yield self.refuse(Refusal("nothing_to_shift"), visitor)
+            yield self.refuse(ActionRefused("nothing_to_shift"), visitor)
             return
-        if view.hides_names(battle, self.setup):
-            yield self.refuse(Refusal("shift_hidden"), visitor)
+        if battle_view.hides_names(battle, self.setup):
+            yield self.refuse(ActionRefused("shift_hidden"), visitor)
             return
         yield {board.shift_button: gr.update(interactive=False)}
         try:
             boxes = [self._shift_of(battle, place, visitor) for place in range(len(battle.panes))]
         except AlignError as error:
             said = visitor.words["shift_none"].format(message=str(error))
-            yield {board.status: view.notice(said), board.shift_button: gr.update(interactive=True)}
+            yield {board.status: battle_view.notice(said), board.shift_button: gr.update(interactive=True)}
             return
-        shown = self._boxed("shift", shift_view.legend(visitor.words), boxes)
+        shown = self._boxed("shift", token_shift_view.legend(visitor.words), boxes)
         yield {**shown, board.shift_button: gr.update(interactive=True)}
 
     def _shift_of(self, battle: Battle, place: int, visitor: Visitor) -> str:
@@ -105,7 +105,7 @@ class BoardHandlers:
         ends = [end for end, message in enumerate(pane.messages, start=1) if message["role"] == "assistant"]
         model = pane.contestant.reference
         answers = [self._engine.shift(model, pane.messages[:end]) for end in ends]
-        return shift_view.shift_box(answers, place, visitor.words)
+        return token_shift_view.render_token_shift(answers, place, visitor.words)
 
     def difference(self, client: str, battle: Battle | None, boxed: str) -> Changes:
         """Show which words only one of two answers has, or hide it again; it tells nothing of the models."""
@@ -113,8 +113,8 @@ class BoardHandlers:
         if boxed == "words":
             return self.without_boxes()
         if battle is None or battle.phase not in ("answered", "voted") or len(battle.panes) != 2:
-            return self.refuse(Refusal("nothing_to_shift"), visitor)
-        boxes = difference_boxes([pane.answer for pane in battle.panes], visitor.words)
+            return self.refuse(ActionRefused("nothing_to_shift"), visitor)
+        boxes = render_word_differences([pane.answer for pane in battle.panes], visitor.words)
         return self._boxed("words", difference_legend(visitor.words), boxes)
 
     def _boxed(self, what: str, legend: str, boxes: list[str]) -> Changes:
@@ -124,10 +124,11 @@ class BoardHandlers:
     def drawn(self, battle: Battle, visitor: Visitor) -> Changes:
         """The whole board as a battle is now."""
         board, setup, fresh = self.board, self.setup, battle.phase in ("open", "streaming")
-        hidden, ended = view.hides_names(battle, setup), battle.phase in ("answered", "voted")
+        hidden, ended = battle_view.hides_names(battle, setup), battle.phase in ("answered", "voted")
         panes = {
             part: gr.update(
-                value=view.pane_messages(pane, visitor.language), label=view.pane_label(battle, place, setup)
+                value=battle_view.pane_messages(pane, visitor.language),
+                label=battle_view.pane_label(battle, place, setup),
             )
             for place, (part, pane) in enumerate(zip(board.panes, battle.panes, strict=True))
         }
@@ -139,7 +140,7 @@ class BoardHandlers:
             **({board.tags: [], board.reason: ""} if battle.phase == "voted" else {}),
             board.state: battle,
             board.nonce: battle.nonce,
-            board.status: view.status(battle, setup, visitor.language),
+            board.status: battle_view.status(battle, setup, visitor.language),
             board.shift_button: gr.update(interactive=not hidden and ended),
             board.difference_button: gr.update(interactive=ended),
         }
@@ -160,8 +161,8 @@ class BoardHandlers:
 
     def refuse(self, refusal: Exception, visitor: Visitor) -> Changes:
         """The line below the panes, saying why not."""
-        key = str(refusal) if isinstance(refusal, Refusal) else "bad_settings"
-        return {self.board.status: view.notice(visitor.words[key])}
+        key = str(refusal) if isinstance(refusal, ActionRefused) else "bad_settings"
+        return {self.board.status: battle_view.notice(visitor.words[key])}
 
 
 def _settle(battle: Battle | None) -> None:
@@ -171,13 +172,13 @@ def _settle(battle: Battle | None) -> None:
         time.sleep(FRAME_SECONDS)  # gradio still says that the handler has ended
 
 
-class AskHandlers:
+class PromptHandlers:
     """What can be asked, over the board that shows the answers."""
 
-    def __init__(self, arena: Arena, board: BoardHandlers, asking: Asking, usual: Sampling) -> None:
+    def __init__(self, arena: Arena, board: PanelHandlers, controls: PromptControls, usual: Sampling) -> None:
         self._board = board
         self._arena = arena
-        self._asking = asking
+        self._asking = controls
         self._usual = usual
         self._followed: set[str] = set()
         """ids of the battles whose answers a visitor is looking at while they are written"""
@@ -192,13 +193,13 @@ class AskHandlers:
             battle, editing = self._arena.new_battle(), False
         try:
             if max(len(prompt or ""), len(system or "")) > MOST_LETTERS:
-                raise Refusal("too_long")
+                raise ActionRefused("too_long")
             turn = self._new_turn(settings)
             if editing and (prompt or "").strip():
                 self._arena.ask_again(battle, turn, prompt)
             else:
                 self._arena.ask(battle, prompt or "", turn, system or "")
-        except (Refusal, UsageError) as refusal:
+        except (ActionRefused, UsageError) as refusal:
             yield self._board.refuse(refusal, visitor)
             return
         yield {**self._board.drawn(battle, visitor), self._asking.prompt: "", self._asking.editing: False}
@@ -210,11 +211,11 @@ class AskHandlers:
         visitor = visitor_of(client)
         questions = [message for message in battle.panes[0].messages if message["role"] == "user"] if battle else []
         if battle is None or battle.phase not in ("answered", "failed") or not questions:
-            return self._board.refuse(Refusal("nothing_to_edit"), visitor)
+            return self._board.refuse(ActionRefused("nothing_to_edit"), visitor)
         return {
             self._asking.prompt: questions[-1]["content"],
             self._asking.editing: True,
-            self._board.board.status: view.notice(visitor.words["editing"], "editing"),
+            self._board.board.status: battle_view.notice(visitor.words["editing"], "editing"),
         }
 
     async def again(self, client: str, battle: Battle | None, *settings: Any) -> AsyncIterator[Changes]:
@@ -222,9 +223,9 @@ class AskHandlers:
         visitor = visitor_of(client)
         try:
             if battle is None:
-                raise Refusal("nothing_to_regenerate")
+                raise ActionRefused("nothing_to_regenerate")
             self._arena.ask_again(battle, self._new_turn(settings))
-        except (Refusal, UsageError) as refusal:
+        except (ActionRefused, UsageError) as refusal:
             yield self._board.refuse(refusal, visitor)
             return
         yield {**self._board.drawn(battle, visitor), self._asking.editing: False}
@@ -267,7 +268,7 @@ class AskHandlers:
                     yield self._board.drawn(battle, visitor)
                 else:
                     panes = zip(board.panes, battle.panes, strict=True)
-                    written = {part: view.pane_messages(pane, visitor.language) for part, pane in panes}
+                    written = {part: battle_view.pane_messages(pane, visitor.language) for part, pane in panes}
                     yield {**written, **self._board.pressable(battle, visitor)}
             await self._scored(battle)
             if battle.id in self._followed:
@@ -283,13 +284,13 @@ class AskHandlers:
                 await asyncio.to_thread(battle.scoring.result, SCORE_SECONDS)
 
 
-def buttons_around(asking: Asking, battle: Battle, _visitor: Visitor) -> Changes:
+def buttons_around(controls: PromptControls, battle: Battle, _visitor: Visitor) -> Changes:
     """What can be asked next to a battle as it is now."""
     streaming = battle.phase == "streaming"
     return {
-        asking.ask: gr.update(interactive=not streaming),
-        asking.stop: gr.update(interactive=streaming),
-        asking.again: gr.update(interactive=battle.phase in ("answered", "failed")),
-        asking.edit: gr.update(interactive=battle.phase in ("answered", "failed")),
-        asking.new: gr.update(interactive=not streaming),
+        controls.ask: gr.update(interactive=not streaming),
+        controls.stop: gr.update(interactive=streaming),
+        controls.again: gr.update(interactive=battle.phase in ("answered", "failed")),
+        controls.edit: gr.update(interactive=battle.phase in ("answered", "failed")),
+        controls.new: gr.update(interactive=not streaming),
     }

@@ -20,7 +20,7 @@ _NULL = 1e-9
 """Eigenvalues below this share of the largest belong to directions that no choice says anything about."""
 
 
-class Fit(NamedTuple):
+class ChoiceFit(NamedTuple):
     """Parameters (P,), their covariance (P, P), and whether Newton's steps came to rest."""
 
     parameters: Array
@@ -28,7 +28,7 @@ class Fit(NamedTuple):
     settled: bool
 
 
-def fit(features: Array, shares: Array, clusters: NDArray[np.int64]) -> Fit:
+def fit_choices(features: Array, shares: Array, clusters: NDArray[np.int64]) -> ChoiceFit:
     """The parameters under which the choices are likeliest, by Newton's method.
 
     `features` (N, C, P) are those of every outcome of every choice, `shares` (N, C) how much of the choice each
@@ -54,7 +54,7 @@ def fit(features: Array, shares: Array, clusters: NDArray[np.int64]) -> Fit:
     groups = max(len(sums), 2)
     covariance = inverse @ (sums.T @ sums) @ inverse * groups / (groups - 1)
     scale = np.sqrt(np.maximum(1.0, np.diag(inverse) / np.maximum(np.diag(covariance), 1e-300)))
-    return Fit(parameters, covariance * np.outer(scale, scale), settled)
+    return ChoiceFit(parameters, covariance * np.outer(scale, scale), settled)
 
 
 def _slopes(parameters: Array, features: Array, shares: Array) -> tuple[Array, Array]:

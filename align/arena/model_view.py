@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from align.arena.standings_view import empty
-from align.arena.text import CATALOGUE
+from align.arena.leaderboard_view import empty
+from align.arena.page_text import PAGE_TEXTS
 from align.registry import Ancestor, Checkpoint, Registry
 from align.training.curves import Series, panels, read_log
 
@@ -23,7 +23,7 @@ _FEW = 12
 
 def sheet(registry: Registry, reference: str, language: str) -> str:
     """Lineage, training curves and results of a registered model."""
-    words = CATALOGUE[language]
+    words = PAGE_TEXTS[language]
     checkpoint = registry.resolve(reference)
     tree = f'<ul class="tree">{_branch(registry.lineage(checkpoint))}</ul>'
     return (

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from align.arena.maximum_likelihood import Array, Fit, fit
+from align.arena.maximum_likelihood import Array, ChoiceFit, fit_choices
 from align.statistics import cohen_kappa, student_quantile
 
 ENOUGH_VOTES = 10
@@ -29,7 +29,7 @@ ENOUGH_PROMPTS = 5
 Ties = Literal["half", "davidson"]
 
 
-REMARKS = {
+WARNINGS = {
     "order_fixed": "each pair was always shown in one order: position bias cannot be told",
     "one_sided": "{models}: every vote between them and the others goes one way; a cautious difference is shown",
     "cautious": "in one order every vote goes one way; cautious strengths and position bias are shown",
@@ -42,20 +42,20 @@ REMARKS = {
 """What a leaderboard may warn of."""
 
 
-class Remark(str):
+class LeaderboardWarning(str):
     """A warning in English, with the key and values to say it in another language."""
 
     key: str
     values: dict[str, Any]
 
-    def __new__(cls, key: str, **values: Any) -> Remark:
+    def __new__(cls, key: str, **values: Any) -> LeaderboardWarning:
         """A text that knows its key."""
-        remark = super().__new__(cls, REMARKS[key].format(**values))
+        remark = super().__new__(cls, WARNINGS[key].format(**values))
         remark.key, remark.values = key, values
         return remark
 
 
-class Meeting(NamedTuple):
+class PairRecord(NamedTuple):
     """How often one model was preferred to another, neither was, and the other was."""
 
     wins: int
@@ -64,7 +64,7 @@ class Meeting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class LogOddsEstimate:
     """A log-odds with its 95 % interval."""
 
     value: float
@@ -78,7 +78,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Rating:
     """One model's place. Strength is in log-odds around its group's mean; None says that there are not enough votes."""
 
     reference: str
@@ -113,14 +113,14 @@ class Agreement:
 class Leaderboard:
     """What the votes say of everybody who took part, best first; those without enough votes come last."""
 
-    standings: list[Standing]
-    matrix: dict[str, dict[str, Meeting]]
+    standings: list[Rating]
+    matrix: dict[str, dict[str, PairRecord]]
     """by row and column, seen from the row's model"""
-    position_bias: Estimate | None
+    position_bias: LogOddsEstimate | None
     """log-odds that the answer shown first is preferred among equals; None where the votes cannot tell"""
     agreement: Agreement | None
     """of the reward model, which prefers what it scores higher, with the voters"""
-    warnings: list[Remark] = field(default_factory=list)
+    warnings: list[LeaderboardWarning] = field(default_factory=list)
     votes: int = 0
     prompts: int = 0
     self_agreement: Agreement | None = None
@@ -153,7 +153,7 @@ def leaderboard(rows: Sequence[dict[str, Any]], ties: Ties = "half") -> Leaderbo
     votes = _count(names, [row for row in rows if row["choice"] != "bad"])
     groups = _groups(len(votes.names), zip(votes.first, votes.second, strict=True))
     matrix = _matrix(votes)
-    warnings: list[Remark] = _remarks(rows)
+    warnings: list[LeaderboardWarning] = _remarks(rows)
     strengths, bias, remarks = _strengths(votes, groups, ties)
     bad = Counter(row["models"][side] for row in rows if row["choice"] == "bad" for side in "ab")
     standings = [
@@ -185,14 +185,14 @@ def _count(names: list[str], rows: Iterable[dict[str, Any]]) -> _Votes:
     return _Votes(names, whole[:, 0], whole[:, 1], table[:, 2], whole[:, 2])
 
 
-def _matrix(votes: _Votes) -> dict[str, dict[str, Meeting]]:
+def _matrix(votes: _Votes) -> dict[str, dict[str, PairRecord]]:
     cells: dict[tuple[int, int], Counter[float]] = {}
     for first, second, won in zip(votes.first.tolist(), votes.second.tolist(), votes.won.tolist(), strict=True):
         cells.setdefault((first, second), Counter())[won] += 1
         cells.setdefault((second, first), Counter())[1 - won] += 1
-    matrix: dict[str, dict[str, Meeting]] = {name: {} for name in votes.names}
+    matrix: dict[str, dict[str, PairRecord]] = {name: {} for name in votes.names}
     for (one, other), found in cells.items():
-        matrix[votes.names[one]][votes.names[other]] = Meeting(found[1.0], found[0.5], found[0.0])
+        matrix[votes.names[one]][votes.names[other]] = PairRecord(found[1.0], found[0.5], found[0.0])
     return matrix
 
 
@@ -209,7 +209,7 @@ def _groups(count: int, links: Iterable[tuple[int, int]]) -> list[int]:
 
 def _strengths(
     votes: _Votes, groups: list[int], ties: Ties
-) -> tuple[list[Estimate | None], Estimate | None, list[Remark]]:
+) -> tuple[list[LogOddsEstimate | None], LogOddsEstimate | None, list[LeaderboardWarning]]:
     """Every model's strength and the position bias, where the votes can tell them."""
     count = len(votes.names)
     if not len(votes.won):
@@ -221,14 +221,14 @@ def _strengths(
     design[places, votes.second] -= 1
     shown_both_ways = _rank(np.column_stack([design, np.ones(len(design))])) > _rank(design)
     if not shown_both_ways:
-        remarks.append(Remark("order_fixed"))
+        remarks.append(LeaderboardWarning("order_fixed"))
     design = np.column_stack([design, np.full(len(design), float(shown_both_ways))])
     apart = _apart(votes)
     found = _fit(design, votes, ties)
     if apart or not found.settled:
         found = _fit(*_with_doubt(design, votes), ties)
         names = ", ".join(votes.names[index] for index in apart)
-        remarks.append(Remark("one_sided", models=names) if apart else Remark("cautious"))
+        remarks.append(LeaderboardWarning("one_sided", models=names) if apart else LeaderboardWarning("cautious"))
     prompts = len(np.unique(votes.prompt))
     if prompts < ENOUGH_PROMPTS or not found.settled:
         return [None] * count, None, remarks
@@ -261,17 +261,17 @@ def _with_doubt(design: Array, votes: _Votes) -> tuple[Array, _Votes]:
     return np.vstack([design, extra]), more
 
 
-def _fit(design: Array, votes: _Votes, ties: Ties) -> Fit:
+def _fit(design: Array, votes: _Votes, ties: Ties) -> ChoiceFit:
     """The Bradley-Terry model, or Davidson's where some votes are ties and some are not."""
     tied = votes.won == 0.5
     sides = [design / 2, -design / 2]
     if ties == "half" or not 0 < tied.mean() < 1:
         shares = np.column_stack([votes.won, 1 - votes.won])
-        return fit(np.stack(sides, axis=1), shares, votes.prompt)
+        return fit_choices(np.stack(sides, axis=1), shares, votes.prompt)
     none = np.zeros((len(design), 1))
     thirds = [np.hstack([side, none]) for side in sides] + [np.hstack([np.zeros_like(design), none + 1])]
     shares = np.column_stack([votes.won == 1, votes.won == 0, tied]).astype(float)
-    return fit(np.stack(thirds, axis=1), shares, votes.prompt)
+    return fit_choices(np.stack(thirds, axis=1), shares, votes.prompt)
 
 
 def _apart(votes: _Votes) -> list[int]:
@@ -291,7 +291,7 @@ def _apart(votes: _Votes) -> list[int]:
     return [index for index in apart if size[index] < size[met[index]].max()] or apart
 
 
-def _centred(found: Fit, count: int, groups: list[int], wide: float) -> list[Estimate | None]:
+def _centred(found: ChoiceFit, count: int, groups: list[int], wide: float) -> list[LogOddsEstimate | None]:
     """Strengths around the mean of their group, with intervals."""
     member = np.equal.outer(groups, groups)
     centring = np.eye(count) - member / member.sum(1)
@@ -303,17 +303,17 @@ def _centred(found: Fit, count: int, groups: list[int], wide: float) -> list[Est
     ]
 
 
-def _estimate(value: float, variance: float, wide: float) -> Estimate:
+def _estimate(value: float, variance: float, wide: float) -> LogOddsEstimate:
     margin = wide * math.sqrt(max(variance, 0.0))
-    return Estimate(value, value - margin, value + margin)
+    return LogOddsEstimate(value, value - margin, value + margin)
 
 
-def _standing(name: str, row: dict[str, Meeting], strength: Estimate | None, group: int) -> Standing:
+def _standing(name: str, row: dict[str, PairRecord], strength: LogOddsEstimate | None, group: int) -> Rating:
     wins, ties, losses = (sum(cell[place] for cell in row.values()) for place in range(3))
     votes = wins + ties + losses
     if strength is None or votes < ENOUGH_VOTES:
-        return Standing(name, None, None, None, votes, wins, ties, losses, group)
-    return Standing(name, strength.value, strength.low, strength.high, votes, wins, ties, losses, group)
+        return Rating(name, None, None, None, votes, wins, ties, losses, group)
+    return Rating(name, strength.value, strength.low, strength.high, votes, wins, ties, losses, group)
 
 
 def _agreement(rows: Iterable[dict[str, Any]]) -> Agreement | None:
@@ -347,15 +347,15 @@ def _agreed(pairs: Sequence[tuple[Any, Any]]) -> Agreement | None:
     return Agreement(share, cohen_kappa(pairs), count)
 
 
-def _remarks(rows: Sequence[dict[str, Any]]) -> list[Remark]:
+def _remarks(rows: Sequence[dict[str, Any]]) -> list[LeaderboardWarning]:
     """What to know about the votes themselves."""
     remarks = []
     refused = {row.get("battle") or place for place, row in enumerate(rows) if row["choice"] == "bad"}
     if refused:
-        remarks.append(Remark("none_good", votes=len(refused)))
+        remarks.append(LeaderboardWarning("none_good", votes=len(refused)))
     named = sum(row.get("mode") == "named" for row in rows)
     if named:
-        remarks.append(Remark("named", named=named, votes=len(rows)))
+        remarks.append(LeaderboardWarning("named", named=named, votes=len(rows)))
     digests: dict[str, set[str]] = {}
     for row in rows:
         for side, digest in (row.get("digests") or {}).items():
@@ -363,25 +363,25 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[Remark]:
                 digests.setdefault(row["models"][side], set()).add(digest)
     for reference, found in digests.items():
         if len(found) > 1:
-            remarks.append(Remark("two_digests", model=reference, count=len(found)))
+            remarks.append(LeaderboardWarning("two_digests", model=reference, count=len(found)))
     return remarks
 
 
-def _groups_apart(standings: list[Standing]) -> list[Remark]:
+def _groups_apart(standings: list[Rating]) -> list[LeaderboardWarning]:
     groups: dict[int, list[str]] = {}
     for one in standings:
         groups.setdefault(one.group, []).append(one.reference)
     if len(groups) < 2:
         return []
     told = " | ".join(", ".join(names) for names in groups.values())
-    return [Remark("disconnected", groups=told)]
+    return [LeaderboardWarning("disconnected", groups=told)]
 
 
-def _too_few(standings: list[Standing]) -> list[Remark]:
+def _too_few(standings: list[Rating]) -> list[LeaderboardWarning]:
     few = [one.reference for one in standings if one.strength is None]
     if not few:
         return []
-    return [Remark("not_enough", models=", ".join(few), votes=ENOUGH_VOTES, prompts=ENOUGH_PROMPTS)]
+    return [LeaderboardWarning("not_enough", models=", ".join(few), votes=ENOUGH_VOTES, prompts=ENOUGH_PROMPTS)]
 
 
 def _chance(log_odds: float) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from align.engine.protocol import ShiftedToken
 
 
-def by_character(tokens: Iterable[ShiftedToken]) -> list[ShiftedToken]:
+def merge_character_parts(tokens: Iterable[ShiftedToken]) -> list[ShiftedToken]:
     """The tokens of an answer, those that make up one character as one.
 
     A character's log-probability is the sum of its tokens'; its alternatives are what could have stood where it began.

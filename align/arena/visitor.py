@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from align.arena.text import CATALOGUE, language_of
+from align.arena.page_text import PAGE_TEXTS, language_of
 from align.engine.protocol import Sampling
 from align.errors import UsageError
 
@@ -25,7 +25,7 @@ class Visitor:
     @property
     def words(self) -> dict[str, str]:
         """The page's sentences in this visitor's language."""
-        return CATALOGUE[self.language]
+        return PAGE_TEXTS[self.language]
 
 
 def visitor_of(client: str | None) -> Visitor:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from align import listening
-from align.arena.style import CONTENT_SECURITY_POLICY
+from align.arena.page_assets import CONTENT_SECURITY_POLICY
 from align.connections import Connections, bounded, make_room
 from align.errors import UsageError
 from align.listening import host_of, is_local
@@ -26,7 +26,7 @@ Application = Callable[
 ]
 
 
-class Guard:
+class LocalPageGuard:
     """Adds the security headers to every response, and answers only to local names.
 
     A page elsewhere can point a name of its own at this machine's loopback address and so read what is here; it cannot
@@ -92,7 +92,7 @@ def make_server(app: Application) -> Any:
     room = make_room()
     # Open pages hold a connection for ever; ending must not wait for them.
     config = uvicorn.Config(
-        Guard(app), log_level="warning", timeout_graceful_shutdown=1,
+        LocalPageGuard(app), log_level="warning", timeout_graceful_shutdown=1,
         http=bounded(H11Protocol, Connections(room)), ws="none", backlog=room.backlog,
     )  # fmt: skip
     server = uvicorn.Server(config)

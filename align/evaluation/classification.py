@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from align.evaluation.measures import Measure, mean_of
+from align.evaluation.metric import Metric, mean_metric
 from align.statistics import SumsToValue
 
 
-def measures_of(answers: Sequence[str], chosen: Sequence[str | None], labels: Sequence[str]) -> list[Measure]:
+def measures_of(answers: Sequence[str], chosen: Sequence[str | None], labels: Sequence[str]) -> list[Metric]:
     """Accuracy, and macro precision, recall and F1 as scikit-learn defines them with `zero_division=0`.
 
     `chosen` is None where nothing could be chosen; such a record counts nowhere. Macro means are over the classes that
@@ -28,9 +28,9 @@ def measures_of(answers: Sequence[str], chosen: Sequence[str | None], labels: Se
         parts[row, size + places[choice]] = 1
         parts[row, 2 * size + places[answer]] = 1
     macros = [
-        Measure(f"macro_{name}", parts, right, _macro(kind)) for kind, name in enumerate(("precision", "recall", "f1"))
+        Metric(f"macro_{name}", parts, right, _macro(kind)) for kind, name in enumerate(("precision", "recall", "f1"))
     ]
-    return [mean_of("accuracy", right), *macros]
+    return [mean_metric("accuracy", right), *macros]
 
 
 def _macro(kind: int) -> SumsToValue:

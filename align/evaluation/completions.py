@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from align.data.reasoning import answer_of, is_unfinished, split_thought
 from align.engine.protocol import GenerationRequest, Row, RowDone, RowFailure, Sampling
 from align.errors import IntegrityError
-from align.evaluation.kept import Kept, digest_of
-from align.evaluation.measures import Measure, mean_of
+from align.evaluation.jsonl_store import JsonlStore, digest_of
+from align.evaluation.metric import Metric, mean_metric
 from align.evaluation.overlap import Texts
 from align.schema import Messages, Record, assistant, content_text, user
 
@@ -41,7 +41,7 @@ _OPENING = 80
 
 
 @dataclass(frozen=True)
-class Completion:
+class ModelCompletion:
     """What a model wrote after one prompt, and what came of it where the user went on asking."""
 
     turns: Messages
@@ -87,18 +87,18 @@ def _joined(turns: Messages) -> str:
 UNFINISHED = "unfinished_thought"
 """the share of answers that ended inside their reasoning, which is no answer"""
 
-Written = list[Completion | None]
+Completions = list[ModelCompletion | None]
 """one for each record; None where there was no prompt or the row failed"""
 
 
-def complete(
+def generate_completions(
     engine: Engine,
     models: Sequence[str],
     records: Sequence[Record],
     sampling: Sampling,
     seed: int = 0,
-    kept: Mapping[str, Kept] | None = None,
-) -> tuple[dict[str, Written], dict[str, int]]:
+    kept: Mapping[str, JsonlStore] | None = None,
+) -> tuple[dict[str, Completions], dict[str, int]]:
     """One completion of every prompt by every model, and how many rows failed with which message.
 
     What the user says next under `meta.follow_ups` (MT-bench) is asked once the answer before it is there. Rows go in
@@ -109,7 +109,7 @@ def complete(
     asked = [place for place, record in enumerate(records) if record.prompt]
     asked.sort(key=lambda place: len(content_text(records[place].prompt)), reverse=True)
     owners = [(model, place) for place in asked for model in models]
-    talks = _Talks(records, seed, {model: [None] * len(records) for model in models})
+    talks = _Conversations(records, seed, {model: [None] * len(records) for model in models})
     if kept:
         _recall(talks, owners, sampling, kept)
     failed: dict[str, int] = {}
@@ -121,7 +121,7 @@ def complete(
                 talks.give_up(owners[index])
                 continue
             text = event.text if event.marked is None else event.marked
-            answer = Answer(text, event.completion_tokens, event.reason == "stop")
+            answer = GeneratedAnswer(text, event.completion_tokens, event.reason == "stop")
             talks.hear(owners[index], answer)
             if kept:
                 kept[rows[index].model].add(row_key(rows[index], sampling), answer._asdict())
@@ -130,7 +130,9 @@ def complete(
     return talks.written, failed
 
 
-def _recall(talks: _Talks, owners: Sequence[_Owner], sampling: Sampling, kept: Mapping[str, Kept]) -> None:
+def _recall(
+    talks: _Conversations, owners: Sequence[_Owner], sampling: Sampling, kept: Mapping[str, JsonlStore]
+) -> None:
     """Go on from what an earlier evaluation has written, and say in a line how much that is."""
     found = 0
     for owner in owners:
@@ -139,7 +141,7 @@ def _recall(talks: _Talks, owners: Sequence[_Owner], sampling: Sampling, kept: M
             held = kept[row.model].find(row_key(row, sampling))
             if held is None:
                 break
-            talks.hear(owner, Answer(**held))
+            talks.hear(owner, GeneratedAnswer(**held))
             found += 1
     if found:
         total = sum(1 + len(_follow_ups(talks.records[place])) for _, place in owners)
@@ -155,7 +157,7 @@ def row_key(row: Row, sampling: Sampling) -> str:
     return digest_of([row.messages, row.seed if sampling.temperature else 0])
 
 
-class Answer(NamedTuple):
+class GeneratedAnswer(NamedTuple):
     """One answer of a model."""
 
     text: str
@@ -165,12 +167,12 @@ class Answer(NamedTuple):
 
 
 @dataclass
-class _Talks:
+class _Conversations:
     """What every model was asked and has answered so far, by model and place of the record."""
 
     records: Sequence[Record]
     seed: int
-    written: dict[str, Written]
+    written: dict[str, Completions]
     failed: set[_Owner] = field(default_factory=set)
 
     def waits(self, owner: _Owner) -> bool:
@@ -189,14 +191,14 @@ class _Talks:
             prompt = [*prompt, *answers_of(before.turns), user(asked)]
         return Row(model, prompt, self.seed * len(self.records) + place)
 
-    def hear(self, owner: _Owner, answer: Answer) -> None:
+    def hear(self, owner: _Owner, answer: GeneratedAnswer) -> None:
         """Add the answer to a row."""
         model, place = owner
         before = self.written[model][place]
         tokens, ended = (0, True) if before is None else (before.tokens, before.ended)
         asked = [] if before is None else [*before.turns, self.row(owner).messages[-1]]
         turns = [*asked, assistant(answer.text)]
-        self.written[model][place] = Completion(turns, tokens + answer.tokens, ended and answer.ended)
+        self.written[model][place] = ModelCompletion(turns, tokens + answer.tokens, ended and answer.ended)
 
     def give_up(self, owner: _Owner) -> None:
         """Leave a record without a completion."""
@@ -223,25 +225,25 @@ def _ends(engine: Engine, request: GenerationRequest) -> Iterator[tuple[int, Row
             sys.stderr.write(f"{done} of {len(request.rows)} completions\n")
 
 
-def texts_of(written: Written) -> Texts:
+def texts_of(written: Completions) -> Texts:
     """The answers as texts, without reasoning."""
     return [None if each is None else each.text for each in written]
 
 
-def whole_texts_of(written: Written) -> Texts:
+def whole_texts_of(written: Completions) -> Texts:
     """The texts with their reasoning, for rewards that read it."""
     return [None if each is None else each.whole for each in written]
 
 
-def behaviour(written: Written) -> list[Measure]:
+def behaviour_metrics(written: Completions) -> list[Metric]:
     """Length, share that never ended, repetition and refusals: worth a look whatever the task.
 
     Of models that reason also the share that never came to an answer.
     """
 
-    def measure(name: str, of: dict[int, float], better: str | None) -> Measure:
+    def measure(name: str, of: dict[int, float], better: str | None) -> Metric:
         rows = [of.get(place, float("nan")) for place in range(len(written))]
-        return mean_of(name, rows, better)  # type: ignore[arg-type]
+        return mean_metric(name, rows, better)  # type: ignore[arg-type]
 
     known = {place: each for place, each in enumerate(written) if each is not None}
     unfinished = {place: float(each.unfinished) for place, each in known.items()}

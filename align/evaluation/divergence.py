@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from align.evaluation.forward import batches, next_logprobs, sums_by_row
+from align.evaluation.forward import batch_by_length, next_logprobs, sums_by_row
 
 if TYPE_CHECKING:
     from align.models.adapters import LoadedBase
@@ -25,7 +25,7 @@ def completion_kls(
     found = [[0.0] * len(rows) for _ in references]
     marked = [(row["input_ids"], row["completion_mask"]) for row in rows]
     with torch.no_grad():
-        for batch in batches(loaded, marked):
+        for batch in batch_by_length(loaded, marked):
             ours = next_logprobs(loaded, model, batch)
             for reference, values in zip(references, found, strict=True):
                 theirs = next_logprobs(loaded, reference, batch)

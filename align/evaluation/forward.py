@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from align.models.adapters import LoadedBase
 
-Marked = tuple[Sequence[int], Sequence[int]]
+MarkedRow = tuple[Sequence[int], Sequence[int]]
 """ids, and 1 for each token that is looked at; the first token never is, for nothing comes before it"""
 
 _MOST_ROWS = 64
@@ -21,7 +21,7 @@ _MOST_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True)
-class Batch:
+class PaddedBatch:
     """Right-padded rows; `mask` is True where the NEXT token is looked at."""
 
     places: list[int]
@@ -31,7 +31,7 @@ class Batch:
     mask: Tensor
 
 
-def batches(loaded: LoadedBase, rows: Sequence[Marked]) -> Iterator[Batch]:
+def batch_by_length(loaded: LoadedBase, rows: Sequence[MarkedRow]) -> Iterator[PaddedBatch]:
     """The rows in batches of like length, longest first, within half a gigabyte of logits."""
     order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]), reverse=True)
     vocabulary = loaded.model.config.get_text_config().vocab_size
@@ -42,7 +42,7 @@ def batches(loaded: LoadedBase, rows: Sequence[Marked]) -> Iterator[Batch]:
         order = order[size:]
 
 
-def _padded(rows: Sequence[Marked], places: list[int], loaded: LoadedBase) -> Batch:
+def _padded(rows: Sequence[MarkedRow], places: list[int], loaded: LoadedBase) -> PaddedBatch:
     import torch
 
     shape = (len(places), max(len(rows[place][0]) for place in places))
@@ -54,14 +54,14 @@ def _padded(rows: Sequence[Marked], places: list[int], loaded: LoadedBase) -> Ba
         attention[row, : len(tokens)] = 1
         mask[row, : len(tokens) - 1] = torch.as_tensor(list(marks[1:]), dtype=torch.bool)
     device = loaded.model.device
-    return Batch(places, ids.to(device), attention.to(device), mask.to(device))
+    return PaddedBatch(places, ids.to(device), attention.to(device), mask.to(device))
 
 
-def next_logprobs(loaded: LoadedBase, adapter: str, batch: Batch) -> Tensor:
+def next_logprobs(loaded: LoadedBase, adapter: str, batch: PaddedBatch) -> Tensor:
     """Log-probabilities (tokens, V) of every next token at the marked positions, row by row."""
     marked = batch.mask.any(dim=0).nonzero()
     first = int(marked[0]) if len(marked) else batch.mask.shape[1] - 1
-    with through(loaded.model, adapter):
+    with use_adapter(loaded.model, adapter):
         logits = loaded.model(
             input_ids=batch.ids, attention_mask=batch.attention, logits_to_keep=batch.ids.shape[1] - first
         ).logits
@@ -69,7 +69,7 @@ def next_logprobs(loaded: LoadedBase, adapter: str, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def through(model: Any, adapter: str) -> Iterator[None]:
+def use_adapter(model: Any, adapter: str) -> Iterator[None]:
     """Run the body's passes through one adapter, or the bare base; all is as before afterwards.
 
     Each adapter in passes of its own: DoRA and some architectures cannot be mixed, and nothing is gained by it here.
@@ -92,7 +92,7 @@ def through(model: Any, adapter: str) -> Iterator[None]:
             model.set_adapter(before, inference_mode=True)
 
 
-def sums_by_row(batch: Batch, per_token: Tensor) -> list[float]:
+def sums_by_row(batch: PaddedBatch, per_token: Tensor) -> list[float]:
     """What belongs to the marked tokens (tokens,), summed for each row of a batch."""
     import torch
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import DataError, IntegrityError, MachineError, UsageError, nearest
-from align.evaluation.measures import Better, Estimate
+from align.evaluation.metric import Better, MetricEstimate
 from align.evaluation.results import plain
-from align.evaluation.tables import draw_table, show_estimate
+from align.evaluation.terminal_tables import draw_table, show_estimate
 from align.registry import evaluations
 
 if TYPE_CHECKING:
@@ -62,19 +62,19 @@ class Benchmarks:
 
 
 @dataclass(frozen=True)
-class Scores:
+class HarnessScores:
     """What the harness measured of one model."""
 
     asked: str
     checkpoint: Checkpoint
-    numbers: dict[str, Estimate]
+    numbers: dict[str, MetricEstimate]
     """by task and metric, such as `arc_easy acc_norm`; without an interval where the harness has no standard error"""
     settings: dict[str, Any]
 
 
 def run_harness(
     registry: Registry, references: Sequence[str], benchmarks: Benchmarks, precision: Precision | None = None
-) -> list[Scores]:
+) -> list[HarnessScores]:
     """Run the tasks on every model, one after the other.
 
     Raises UsageError for an unknown task and for a reward model, DataError for a task whose data cannot be read, and
@@ -87,7 +87,7 @@ def run_harness(
         manager, tasks = _find_tasks(benchmarks)
         found = [_run_tasks(manager, tasks, benchmarks, each) for each in arguments]
     return [
-        Scores(asked, checkpoint, numbers_of(results), _settings(benchmarks, each))
+        HarnessScores(asked, checkpoint, numbers_of(results), _settings(benchmarks, each))
         for asked, checkpoint, each, results in zip(references, checkpoints, arguments, found, strict=True)
     ]
 
@@ -198,7 +198,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def numbers_of(results: dict[str, Any]) -> dict[str, Estimate]:
+def numbers_of(results: dict[str, Any]) -> dict[str, MetricEstimate]:
     """Every number of the harness's result, with the interval its standard error gives."""
     found = {}
     for task, held in results["results"].items():
@@ -212,7 +212,7 @@ def numbers_of(results: dict[str, Any]) -> dict[str, Estimate]:
             up = (results.get("higher_is_better") or {}).get(task, {}).get(metric, True)
             name = f"{task} {metric}" + ("" if way == "none" else f" {way}")
             better: Better = None if up is None else "higher" if up else "lower"
-            found[name] = Estimate(float(value), value - margin, value + margin, int(count), better)
+            found[name] = MetricEstimate(float(value), value - margin, value + margin, int(count), better)
     return found
 
 
@@ -224,7 +224,7 @@ def _settings(benchmarks: Benchmarks, arguments: dict[str, Any]) -> dict[str, An
     return {"harness": version("lm-eval"), **told, "dtype": arguments.get("dtype", "auto")}
 
 
-def draw_scores(scores: Sequence[Scores]) -> str:
+def draw_scores(scores: Sequence[HarnessScores]) -> str:
     """A line a number, a column a model."""
     head = ["task and metric", *(each.checkpoint.reference for each in scores)]
     names = dict.fromkeys(name for each in scores for name in each.numbers)
@@ -232,7 +232,7 @@ def draw_scores(scores: Sequence[Scores]) -> str:
     return draw_table("lm-evaluation-harness, mean [95% interval]", head, lines)
 
 
-def as_record(scores: Scores) -> dict[str, Any]:
+def as_record(scores: HarnessScores) -> dict[str, Any]:
     """The evaluation record of one model, in the shape of the others."""
     tasks = ",".join(scores.settings["tasks"])
     first = next(iter(scores.numbers), None)
@@ -243,7 +243,7 @@ def as_record(scores: Scores) -> dict[str, Any]:
     return plain({"headline": headline, "data": data, "settings": scores.settings, **about})
 
 
-def keep(registry: Registry, scores: Sequence[Scores]) -> list[str]:
+def keep(registry: Registry, scores: Sequence[HarnessScores]) -> list[str]:
     """Write the numbers beside every version of this registry, and give the references that have them now."""
     kept = [each for each in scores if evaluations.belongs(registry, each.checkpoint)]
     for each in kept:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from align.evaluation.measures import Estimate, estimate, mean_of
+from align.evaluation.metric import MetricEstimate, estimate, mean_metric
 from align.evaluation.overlap import Texts
 from align.evaluation.slices import Slices
 from align.schema import Record
@@ -41,12 +41,12 @@ class Verdicts:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedComparison:
     """A model against the first one by some judge; ties count half in the win rate."""
 
     judge: str
     against: str
-    win_rate: Estimate | None
+    win_rate: MetricEstimate | None
     wins: int
     ties: int
     losses: int
@@ -56,7 +56,7 @@ class Judged:
     retries: int
     consistency: float | None
     """share of pairs on which a judge asked in both positions said the same"""
-    slices: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    slices: dict[str, dict[str, MetricEstimate]] = field(default_factory=dict)
     """the win rate by column and value"""
 
     @property
@@ -74,7 +74,7 @@ class Judged:
         return asdict(self)
 
 
-def judged(name: str, against: str, verdicts: Verdicts, seed: int = 0, parts: Slices | None = None) -> Judged:
+def judged(name: str, against: str, verdicts: Verdicts, seed: int = 0, parts: Slices | None = None) -> JudgedComparison:
     """The win rate with its interval, over all records and over each part of them, and the sign test."""
     rows = verdicts.rows
     known = rows[np.isfinite(rows)]
@@ -84,18 +84,18 @@ def judged(name: str, against: str, verdicts: Verdicts, seed: int = 0, parts: Sl
         for column, values in (parts or {}).items()
     }
     consistency = 1 - verdicts.swapped / verdicts.asked_twice if verdicts.asked_twice else None
-    return Judged(
+    return JudgedComparison(
         name, against, _win_rate(rows, seed), wins, ties, losses, sign_test(wins, losses), verdicts.failed,
         verdicts.retries, consistency, slices,
     )  # fmt: skip
 
 
-def _win_rate(rows: np.ndarray, seed: int) -> Estimate | None:
+def _win_rate(rows: np.ndarray, seed: int) -> MetricEstimate | None:
     """The mean verdict; None where there is none."""
-    return estimate(mean_of("win_rate", rows), Resamples(len(rows), seed)) if np.isfinite(rows).any() else None
+    return estimate(mean_metric("win_rate", rows), Resamples(len(rows), seed)) if np.isfinite(rows).any() else None
 
 
-def by_scores(ours: np.ndarray, theirs: np.ndarray) -> Verdicts:
+def verdicts_from_scores(ours: np.ndarray, theirs: np.ndarray) -> Verdicts:
     """Verdicts from one score for each completion: the higher one wins."""
     gains = ours - theirs
     rows = np.where(np.isnan(gains), np.nan, np.where(gains > 0, WIN, np.where(gains < 0, LOSS, TIE)))

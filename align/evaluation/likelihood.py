@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align.errors import DataError
-from align.evaluation.forward import Marked, batches, next_logprobs, sums_by_row
+from align.evaluation.forward import MarkedRow, batch_by_length, next_logprobs, sums_by_row
 from align.evaluation.scorers import Likelihood
 from align.schema import Messages, Record
 
@@ -29,13 +29,13 @@ def continuation_logprobs(loaded: LoadedBase, adapter: str, pairs: Sequence[Pair
     return marked_logprobs(loaded, adapter, rows)
 
 
-def marked_logprobs(loaded: LoadedBase, adapter: str, rows: Sequence[Marked]) -> list[Likelihood]:
+def marked_logprobs(loaded: LoadedBase, adapter: str, rows: Sequence[MarkedRow]) -> list[Likelihood]:
     """The sum of the log-probabilities of the marked tokens of each row, in nats, and how many these are."""
     import torch
 
     found = [Likelihood(0.0, 0)] * len(rows)
     with torch.no_grad():
-        for batch in batches(loaded, rows):
+        for batch in batch_by_length(loaded, rows):
             logprobs = next_logprobs(loaded, adapter, batch)
             following = batch.ids.roll(-1, dims=1)[batch.mask]
             sums = sums_by_row(batch, logprobs.gather(-1, following[:, None]).squeeze(-1))
@@ -44,7 +44,7 @@ def marked_logprobs(loaded: LoadedBase, adapter: str, rows: Sequence[Marked]) ->
     return found
 
 
-def _encode(loaded: LoadedBase, prompt: Messages | str, continuation: str) -> Marked:
+def _encode(loaded: LoadedBase, prompt: Messages | str, continuation: str) -> MarkedRow:
     from align.data.render import render_chat
     from align.engine.local import context_window
 
@@ -74,7 +74,7 @@ def _split_text(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[in
     return before, tokenizer.encode(bare + continuation)[len(before) :]
 
 
-def marked_tokens(loaded: LoadedBase, record: Record, max_length: int) -> Marked | None:
+def marked_tokens(loaded: LoadedBase, record: Record, max_length: int) -> MarkedRow | None:
     """A demonstration with its trained tokens marked, or a document with all of them; None if it does not fit."""
     from align.data.fitting import Fit
     from align.data.render import demonstration_rows, document_rows
@@ -89,7 +89,7 @@ def marked_tokens(loaded: LoadedBase, record: Record, max_length: int) -> Marked
     return (rows[0]["input_ids"], rows[0]["completion_mask"]) if rows else None
 
 
-def windows(row: Marked, size: int) -> list[Marked]:
+def windows(row: MarkedRow, size: int) -> list[MarkedRow]:
     """A long row in pieces of at most `size` tokens, each without a look at the one before."""
     ids, marks = row
     return [(ids[start : start + size], marks[start : start + size]) for start in range(0, len(ids), size)]

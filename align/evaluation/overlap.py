@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from align.errors import MachineError
-from align.evaluation.measures import Measure, mean_of
+from align.evaluation.metric import Metric, mean_metric
 from align.schema import Record
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
@@ -41,7 +41,7 @@ def is_chinese(text: str) -> bool:
     return 2 * len(_HAN.findall(text)) > len("".join(text.split()))
 
 
-def bleu(records: Sequence[Record], texts: Texts) -> list[Measure]:
+def bleu(records: Sequence[Record], texts: Texts) -> list[Metric]:
     """Corpus BLEU (Papineni et al. 2002) in [0, 100]: sacrebleu's tokens, `zh` where the reference has Chinese."""
     require("sacrebleu")
     from sacrebleu.metrics import BLEU
@@ -70,7 +70,7 @@ def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
     return np.where(right.any(axis=-1), score, np.where(reference > 0, 0.0, np.nan))
 
 
-def chrf(records: Sequence[Record], texts: Texts) -> list[Measure]:
+def chrf(records: Sequence[Record], texts: Texts) -> list[Metric]:
     """Corpus chrF2 (Popović 2015) in [0, 100], of characters up to six in a row without white space."""
     require("sacrebleu")
     from sacrebleu.metrics.helpers import extract_all_char_ngrams
@@ -99,7 +99,7 @@ def chrf_of_sums(sums: np.ndarray) -> np.ndarray:
     return np.where(wanted[..., 0] > 0, score, np.nan)
 
 
-def rouge(records: Sequence[Record], texts: Texts) -> list[Measure]:
+def rouge(records: Sequence[Record], texts: Texts) -> list[Metric]:
     """ROUGE-1, -2 and -L F1 (Lin 2004) in [0, 1], stemmed for English; of Chinese every character is a word."""
     require("rouge_score")
     from rouge_score.rouge_scorer import RougeScorer
@@ -112,7 +112,7 @@ def rouge(records: Sequence[Record], texts: Texts) -> list[Measure]:
         if text is not None and reference is not None:
             found = (by_character if is_chinese(reference) else plain).score(reference, text)
             rows[place] = [found[kind].fmeasure for kind in kinds]
-    return [mean_of(kind, rows[:, column]) for column, kind in enumerate(kinds)]
+    return [mean_metric(kind, rows[:, column]) for column, kind in enumerate(kinds)]
 
 
 class _Characters:
@@ -129,15 +129,15 @@ def _corpus(
     count: Callable[[str, str], list[float]],
     of: Callable[[np.ndarray], np.ndarray],
     width: int,
-) -> Measure:
+) -> Metric:
     parts = np.zeros((len(records), width))
     known = np.zeros(len(records), dtype=bool)
     for place, (record, text) in enumerate(zip(records, texts, strict=True)):
         reference = reference_text(record)
         if text is not None and reference is not None:
             parts[place], known[place] = count(text, reference), True
-    return Measure(name, parts, np.where(known, of(parts), np.nan), of)
+    return Metric(name, parts, np.where(known, of(parts), np.nan), of)
 
 
-CORPUS: dict[str, Callable[[Sequence[Record], Texts], list[Measure]]] = {"bleu": bleu, "chrf": chrf, "rouge": rouge}
+CORPUS: dict[str, Callable[[Sequence[Record], Texts], list[Metric]]] = {"bleu": bleu, "chrf": chrf, "rouge": rouge}
 """the measures that are asked for by name beside the scorers"""

@@ -23,8 +23,8 @@ import numpy as np
 from align.data.reasoning import answer_of
 from align.engine.retry_after import retry_seconds
 from align.errors import MachineError, UsageError, shorten
+from align.evaluation.jsonl_store import JsonlStore, digest_of
 from align.evaluation.judging import LOSS, NOTHING, TIE, WIN, Verdicts
-from align.evaluation.kept import Kept, digest_of
 from align.evaluation.overlap import Texts, reference_text, require
 from align.schema import Record
 
@@ -57,7 +57,7 @@ class _Failed(Exception):
         """None when another try is of no use"""
 
 
-class _Opinion(NamedTuple):
+class _PairVerdict(NamedTuple):
     """What became of one pair: a verdict, or the reason why there is none."""
 
     value: float
@@ -77,7 +77,7 @@ class RemoteJudge:
     tries: int = 4
     pause: float = 0.5
     workers: int = 4
-    kept: Kept | None = None
+    kept: JsonlStore | None = None
     """where verdicts lie until the whole evaluation is done: one that was killed does not ask for them again"""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _unreachable: int = field(default=0, repr=False)
@@ -103,21 +103,21 @@ class RemoteJudge:
             asked_twice=sum(each.asked_twice for each in found),
         )
 
-    def _pair(self, client: httpx.Client, record: Record, ours: str | None, theirs: str | None) -> _Opinion:
+    def _pair(self, client: httpx.Client, record: Record, ours: str | None, theirs: str | None) -> _PairVerdict:
         if ours is None or theirs is None:
-            return _Opinion(float("nan"), NOTHING)
+            return _PairVerdict(float("nan"), NOTHING)
         if ours == theirs:
-            return _Opinion(TIE)
+            return _PairVerdict(TIE)
         if self._unreachable >= _GIVE_UP:
-            return _Opinion(float("nan"), _UNREACHABLE)
+            return _PairVerdict(float("nan"), _UNREACHABLE)
         try:
             first = self._ask(client, record, ours, theirs)
             second = self._ask(client, record, theirs, ours)
         except _Failed as failure:
-            return _Opinion(float("nan"), str(failure))
+            return _PairVerdict(float("nan"), str(failure))
         seen = ({"A": WIN, "B": LOSS}.get(first, TIE), {"A": LOSS, "B": WIN}.get(second, TIE))
         agreed = seen[0] == seen[1]
-        return _Opinion(seen[0] if agreed else TIE, asked_twice=True, agreed=agreed)
+        return _PairVerdict(seen[0] if agreed else TIE, asked_twice=True, agreed=agreed)
 
     def _ask(self, client: httpx.Client, record: Record, first: str, second: str) -> str:
         """The verdict on two answers in this order; raises _Failed with the last reason when every try failed."""
@@ -215,7 +215,7 @@ def open_client(url: str, key: str | None, timeout: float) -> httpx.Client:
     return httpx.Client(base_url=url.rstrip("/") + "/", timeout=timeout, headers=headers)
 
 
-def judge_at(url: str, model: str | None, timeout: float, kept: Kept | None = None) -> RemoteJudge:
+def judge_at(url: str, model: str | None, timeout: float, kept: JsonlStore | None = None) -> RemoteJudge:
     """A judge at a URL, its key from $ALIGN_JUDGE_KEY or $OPENAI_API_KEY; without a model name its only model.
 
     Raises MachineError when the server does not say which models it has.

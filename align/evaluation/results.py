@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from align.evaluation.asked import Asked, Material
-from align.evaluation.judging import Judged
-from align.evaluation.measures import Comparison, Estimate, Measure, compare, estimate
-from align.evaluation.measuring import Run
+from align.evaluation.judging import JudgedComparison
+from align.evaluation.metric import Comparison, Metric, MetricEstimate, compare, estimate
+from align.evaluation.model_runs import ModelRun
+from align.evaluation.request import EvaluationData, EvaluationRequest
 from align.evaluation.slices import Slices
 from align.statistics import Resamples
 
-Measures = dict[str, Measure]
+Metrics = dict[str, Metric]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Numbers:
     """Every measure of a model on some records, and each against the first model's."""
 
     count: int
-    estimates: dict[str, Estimate]
+    estimates: dict[str, MetricEstimate]
     against: dict[str, Comparison]
 
 
@@ -38,7 +38,7 @@ class ModelResult:
     overall: Numbers
     slices: dict[str, dict[str, Numbers]]
     """by column and value"""
-    judged: list[Judged]
+    judged: list[JudgedComparison]
     notes: list[str]
 
 
@@ -77,14 +77,17 @@ class Result:
 
 
 def summarise(
-    runs: Sequence[Run], asked: Asked, material: Material, judged: dict[str, list[Judged]] | None = None
+    runs: Sequence[ModelRun],
+    asked: EvaluationRequest,
+    material: EvaluationData,
+    judged: dict[str, list[JudgedComparison]] | None = None,
 ) -> Result:
     """The intervals, comparisons and slices of some runs."""
     models = [_model(run, runs[0], material.slices, (judged or {}).get(run.reference, []), asked.seed) for run in runs]
     return Result(material.account, asked.as_settings(), models, material.notes)
 
 
-def _model(run: Run, first: Run, parts: Slices, judged: list[Judged], seed: int) -> ModelResult:
+def _model(run: ModelRun, first: ModelRun, parts: Slices, judged: list[JudgedComparison], seed: int) -> ModelResult:
     theirs = first.measures if run is not first else {}
     whole = Resamples(len(run.written), seed)
     sliced = {
@@ -104,20 +107,20 @@ def _model(run: Run, first: Run, parts: Slices, judged: list[Judged], seed: int)
     )
 
 
-def _partial(run: Run) -> list[str]:
+def _partial(run: ModelRun) -> list[str]:
     """The measures that could not be taken of every record: too long for the model, without a reference, failed."""
     size = len(run.written)
     less = {name: measure.count for name, measure in run.measures.items() if measure.count < size}
     return [f"{run.reference}: {name} is of {count} of {size} records" for name, count in less.items()]
 
 
-def _on(ours: Measures, theirs: Measures, places: Any, seed: int) -> Numbers:
+def _on(ours: Metrics, theirs: Metrics, places: Any, seed: int) -> Numbers:
     """The numbers on some of the records."""
     taken, first = ({name: each.take(places) for name, each in of.items()} for of in (ours, theirs))
     return _numbers({name: each for name, each in taken.items() if each.count}, first, Resamples(len(places), seed))
 
 
-def _numbers(ours: Measures, theirs: Measures, resamples: Resamples) -> Numbers:
+def _numbers(ours: Metrics, theirs: Metrics, resamples: Resamples) -> Numbers:
     estimates = {name: estimate(measure, resamples) for name, measure in ours.items()}
     shared = {name: measure for name, measure in ours.items() if name in theirs and measure.meets(theirs[name])}
     against = {name: compare(measure, theirs[name], resamples) for name, measure in shared.items()}

@@ -1,7 +1,7 @@
 """Running what a model wrote: one program, one process that is locked up and killed, one verdict.
 
-`confined` is what runs there and says how it is locked. It keeps a program from the network, from files, from other
-processes and from using up the machine; it does not keep a program that is written for it from forging its verdict.
+`confined_program` runs there and reports its restrictions. It keeps a program from the network, from files, from
+other processes and from using up the machine; it does not keep a program written for it from forging its verdict.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 
 from align.errors import MachineError
 
-_SCRIPT = Path(__file__).with_name("confined.py")
+_SCRIPT = Path(__file__).with_name("confined_program.py")
 _LONGEST_PROGRAM = 200_000
 _LONGEST_VERDICT = 4096
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProgramLimits:
     """What a program may use."""
 
     seconds: int = 3
@@ -39,7 +39,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramOutcome:
     """How a program ended."""
 
     passed: bool
@@ -49,13 +49,13 @@ class Outcome:
     """what locked it up, as far as it lived to tell: limits, network, landlock, seccomp, audit"""
 
 
-def run_program(program: str, limits: Limits | None = None) -> Outcome:
+def run_program(program: str, limits: ProgramLimits | None = None) -> ProgramOutcome:
     """Whether a program ran to its end without an exception; raises MachineError where processes have no limits."""
     if os.name != "posix":
         raise MachineError("code execution: it needs the resource limits of Linux or macOS; score on such a machine")
     if len(program) > _LONGEST_PROGRAM:
-        return Outcome(False, "the program is too long")
-    limits = limits or Limits()
+        return ProgramOutcome(False, "the program is too long")
+    limits = limits or ProgramLimits()
     secret = secrets.token_hex(16)
     asked = {"program": program, "secret": secret, "memory": limits.memory, "seconds": limits.seconds}
     with tempfile.TemporaryDirectory(prefix="align-code-") as folder:
@@ -111,12 +111,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-def _verdict(said: bytes | None, secret: str, code: int) -> Outcome:
+def _verdict(said: bytes | None, secret: str, code: int) -> ProgramOutcome:
     if said is None:
-        return Outcome(False, "timed out")
+        return ProgramOutcome(False, "timed out")
     try:
         verdict = json.loads(said)
         passed, reason, locks = verdict["secret"] == secret, str(verdict["reason"]), tuple(verdict["locks"])
     except (ValueError, TypeError, KeyError):
-        return Outcome(False, "timed out" if code in (-signal.SIGXCPU, -signal.SIGKILL) and not said else "no verdict")
-    return Outcome(passed, reason if passed or reason else "no verdict", locks)
+        return ProgramOutcome(
+            False, "timed out" if code in (-signal.SIGXCPU, -signal.SIGKILL) and not said else "no verdict"
+        )
+    return ProgramOutcome(passed, reason if passed or reason else "no verdict", locks)

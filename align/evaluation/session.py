@@ -1,6 +1,6 @@
 """An evaluation from beginning to end, for the command line and for programs: measure, summarise, keep.
 
-found = evaluate(registry, ["my-sft", "my-dpo"], Asked(data="my-prompts"))
+found = evaluate(registry, ["my-sft", "my-dpo"], EvaluationRequest(data="my-prompts"))
 keep(registry, found, Outputs(report="report.html"))
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import MachineError, UsageError
-from align.evaluation.asked import Asked, Material, prepare
-from align.evaluation.measuring import Run, measure_models, resolve
+from align.evaluation.completion_scores import add_scores, judge_all
+from align.evaluation.model_runs import ModelRun, measure_models, resolve
+from align.evaluation.request import EvaluationData, EvaluationRequest, prepare_data
 from align.evaluation.results import Result, record_of, summarise
-from align.evaluation.scoring import add_scores, judge_all
 from align.registry import evaluations
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Evaluation:
     """What was measured, and the single records it was measured on."""
 
     result: Result
-    runs: list[Run]
-    material: Material
+    runs: list[ModelRun]
+    material: EvaluationData
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,17 @@ class Outputs:
 
 
 def evaluate(
-    registry: Registry, references: Sequence[str], asked: Asked, judges: Mapping[str, Judge | str] | None = None
+    registry: Registry,
+    references: Sequence[str],
+    asked: EvaluationRequest,
+    judges: Mapping[str, Judge | str] | None = None,
 ) -> Evaluation:
     """Measure some models on the same records; the first is the one the others are held against.
 
     `judges` are asked whose completion is better, the model's or the first one's; one given as text is the measure that
     decides. A reward model that scores also judges. What can be refused is refused before a model is loaded.
     """
-    material = prepare(asked, {"registry": registry.root})
+    material = prepare_data(asked, {"registry": registry.root})
     resolve(registry, references)
     _check_reward_model(registry, asked)
     runs = measure_models(registry, references, asked, material)
@@ -112,7 +115,7 @@ def refuse_silence(result: Result) -> None:
                 )
 
 
-def _check_reward_model(registry: Registry, asked: Asked) -> None:
+def _check_reward_model(registry: Registry, asked: EvaluationRequest) -> None:
     from align.models.heads import check_score_head
 
     if asked.reward_model:
@@ -127,7 +130,7 @@ def _samples(found: Evaluation) -> Iterator[str]:
 
 
 def _report(registry: Registry, found: Evaluation) -> str:
-    from align.evaluation.page import Report, draw_page
+    from align.evaluation.report_page import ReportInputs, draw_page
 
     lineages = [registry.lineage(run.checkpoint) for run in found.runs]
-    return draw_page(Report(found.result, found.runs, found.material, lineages))
+    return draw_page(ReportInputs(found.result, found.runs, found.material, lineages))

@@ -6,24 +6,24 @@ without a download: `write_world` writes the data sets, `judge` scores what a mo
 
 from align.world.facts import ATTRIBUTES, LANGUAGES, PRODUCTS, Attribute, Language, Product, Question, questions
 from align.world.judge import Verdict, judge, read_question
-from align.world.texts import Style, answer, ask, page
+from align.world.wording import AnswerStyle, answer, ask, product_page
 from align.world.write import WorldFiles, write_world
 
 __all__ = [
     "ATTRIBUTES",
     "LANGUAGES",
     "PRODUCTS",
+    "AnswerStyle",
     "Attribute",
     "Language",
     "Product",
     "Question",
-    "Style",
     "Verdict",
     "WorldFiles",
     "answer",
     "ask",
     "judge",
-    "page",
+    "product_page",
     "questions",
     "read_question",
     "write_world",

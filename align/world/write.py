@@ -11,18 +11,18 @@ from typing import Any
 
 from align.schema import assistant, user
 from align.world.facts import Question, questions
-from align.world.texts import Faults, Style, answer, ask, page
+from align.world.wording import AnswerStyle, Faults, answer, ask, product_page
 
 CORPUS_FAULTS = Faults(wrong=0.15, rude=0.4, bare=0.35, long=0.15, other_language=0.15)
 DEMONSTRATION_FAULTS = Faults(wrong=0.15, rude=0.1, bare=0.4, long=0.1)
 
 # What is wrong with the rejected side of a pair, and how many pairs of a dozen have it.
 REJECTED = (
-    *[Style(right=False)] * 5,
-    *[Style(manner="rude")] * 2,
-    *[Style(manner="bare")] * 2,
-    *[Style(long=True)] * 2,
-    Style(other_language=True),
+    *[AnswerStyle(right=False)] * 5,
+    *[AnswerStyle(manner="rude")] * 2,
+    *[AnswerStyle(manner="bare")] * 2,
+    *[AnswerStyle(long=True)] * 2,
+    AnswerStyle(other_language=True),
 )
 
 Row = dict[str, Any]
@@ -80,7 +80,7 @@ def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = Sizes()) -> Wo
 
 def corpus_row(rng: random.Random, question: Question) -> Row:
     """A product page: it holds many facts in few tokens, which a small model needs."""
-    return {"text": page(rng, question.product, question.language, CORPUS_FAULTS.wrong)}
+    return {"text": product_page(rng, question.product, question.language, CORPUS_FAULTS.wrong)}
 
 
 def chat_row(rng: random.Random, question: Question, *, held_out: bool = False) -> Row:
@@ -106,7 +106,7 @@ def preference_row(rng: random.Random, question: Question, *, held_out: bool = F
     style, state = rng.choice(REJECTED), rng.getrandbits(32)
     return {
         "prompt": [user(prompt)],
-        "chosen": [assistant(answer(random.Random(state), question, Style()))],
+        "chosen": [assistant(answer(random.Random(state), question, AnswerStyle()))],
         "rejected": [assistant(answer(random.Random(state), question, style))],
     }
 

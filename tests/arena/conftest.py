@@ -179,9 +179,9 @@ class Sites:
     def _start(
         self, names: tuple[str, ...], blind: bool, real: bool, seed: Any, prompts: tuple[str, ...], tokens: int
     ) -> Any:
-        from align.arena.app import Contents, build_app
+        from align.arena.app import PageContents, build_app
         from align.arena.battles import Arena, Contestant
-        from align.arena.queue import Review, ReviewQueue
+        from align.arena.review_queue import Review, ReviewQueue
         from align.arena.votes import VoteStore
         from align.arena.web import make_server, open_port
         from align.compare import describe
@@ -202,7 +202,7 @@ class Sites:
             review = Review([[user(prompt)] for prompt in prompts], setup, sampling)
             queue = ReviewQueue.open(review, self.votes.parent / "reviews", arena.votes)
             queue.generate(engine)
-        recorder = Recorder(build_app(Contents(arena, self.contest, sampling, seed, queue)))
+        recorder = Recorder(build_app(PageContents(arena, self.contest, sampling, seed, queue)))
         server = make_server(recorder)
         listener = open_port("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -6,8 +6,8 @@ import pytest
 from browsing import MISFITS
 
 from align.arena.__main__ import main
-from align.arena.ballot import Opinion, ballot_rows
 from align.arena.battles import Battle, Contestant, Pane, Setup, Turn
+from align.arena.vote_details import VoteDetails, build_vote_rows
 from align.arena.votes import VoteStore
 from align.engine.protocol import RowDone, Sampling
 from align.schema import Message, assistant, user
@@ -26,7 +26,7 @@ def cast(votes: VoteStore, choice: str, answers: list[str], question: str = "How
     done = RowDone(0, "", "stop", 1, 3, 0.1, 0.2)
     turn = Turn(Sampling(max_new_tokens=32), 7, outcomes=[done] * len(panes))
     battle = Battle(panes, phase="answered", turns=[turn])
-    votes.append(ballot_rows(battle, choice, setup, Opinion("Two years <b>is</b> right", ("correct",), "ann")))
+    votes.append(build_vote_rows(battle, choice, setup, VoteDetails("Two years <b>is</b> right", ("correct",), "ann")))
     return battle.id
 
 

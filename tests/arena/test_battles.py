@@ -9,10 +9,10 @@ from collections import Counter
 
 import pytest
 
-from align.arena import view
-from align.arena.ballot import Opinion
-from align.arena.battles import Arena, Battle, Contestant, Refusal, Setup
+from align.arena import battle_view
+from align.arena.battles import ActionRefused, Arena, Battle, Contestant, Setup
 from align.arena.ranking import leaderboard
+from align.arena.vote_details import VoteDetails
 from align.arena.votes import VoteStore
 from align.data import load_records
 from align.engine.fake import FakeEngine
@@ -126,17 +126,17 @@ def test_each_pane_continues_its_own_history(tmp_path):
 def test_a_vote_counts_once_and_only_for_the_answers_it_was_made_for(tmp_path):
     arena = make_arena(tmp_path)
     battle = arena.new_battle()
-    with pytest.raises(Refusal, match="nothing_to_judge"):
+    with pytest.raises(ActionRefused, match="nothing_to_judge"):
         arena.vote(battle, "a", "")
     ask(arena, battle, "One")
     old = battle.nonce
     ask(arena, battle, "Two")
-    with pytest.raises(Refusal, match="nothing_to_judge"):
+    with pytest.raises(ActionRefused, match="nothing_to_judge"):
         arena.vote(battle, "a", old)
 
     arena.vote(battle, "a", battle.nonce)
 
-    with pytest.raises(Refusal, match="voted_already"):
+    with pytest.raises(ActionRefused, match="voted_already"):
         arena.vote(battle, "a", battle.nonce)
     assert len(rows(arena)) == 1
 
@@ -191,9 +191,9 @@ def test_the_seed_of_a_blind_answer_is_told_after_the_vote_only(tmp_path):
     ask(arena, battle, "Hello", seed=7)
     seed = str(battle.turns[0].seed)
 
-    assert seed not in view.status(battle, arena.setup, "en")
+    assert seed not in battle_view.status(battle, arena.setup, "en")
     arena.vote(battle, "a", battle.nonce)
-    assert seed in view.status(battle, arena.setup, "en")
+    assert seed in battle_view.status(battle, arena.setup, "en")
     assert rows(arena)[0]["seed"] == int(seed)
 
 
@@ -255,13 +255,13 @@ def test_a_failed_pane_keeps_the_others_and_cannot_be_judged(tmp_path, capsys):
 
     assert battle.phase == "failed"
     assert sorted(pane.answer for pane in battle.panes) == ["", "fine"]
-    with pytest.raises(Refusal, match="nothing_to_judge"):
+    with pytest.raises(ActionRefused, match="nothing_to_judge"):
         arena.vote(battle, "a", battle.nonce)
-    with pytest.raises(Refusal, match="failed"):
+    with pytest.raises(ActionRefused, match="failed"):
         arena.ask(battle, "More", arena.new_turn(SAMPLING, 1))
     # The engine's message names the model: it belongs in the log, not on a blind page.
-    shown = str([view.pane_messages(pane, "en") for pane in battle.panes])
-    assert "azure" not in shown + view.status(battle, arena.setup, "en")
+    shown = str([battle_view.pane_messages(pane, "en") for pane in battle.panes])
+    assert "azure" not in shown + battle_view.status(battle, arena.setup, "en")
     assert "azure@v2" in capsys.readouterr().err
 
 
@@ -313,7 +313,7 @@ def test_a_visitor_who_leaves_stops_the_answers(tmp_path):
 def test_an_empty_question_is_refused(tmp_path, prompt):
     arena = make_arena(tmp_path)
 
-    with pytest.raises(Refusal, match="empty"):
+    with pytest.raises(ActionRefused, match="empty"):
         arena.ask(arena.new_battle(), prompt, arena.new_turn(SAMPLING, 1))
 
 
@@ -334,8 +334,8 @@ def test_names_and_speeds_stay_hidden_until_a_blind_vote(tmp_path, language):
     ask(arena, battle, "Hello")
 
     def shown() -> str:
-        labels = [view.pane_label(battle, place, arena.setup) for place in (0, 1)]
-        return " ".join([*labels, view.status(battle, arena.setup, language)])
+        labels = [battle_view.pane_label(battle, place, arena.setup) for place in (0, 1)]
+        return " ".join([*labels, battle_view.status(battle, arena.setup, language)])
 
     before = shown()
     arena.vote(battle, "a", battle.nonce)
@@ -386,7 +386,7 @@ def test_an_answer_that_has_not_begun_cannot_be_judged(tmp_path):
     arena.ask(battle, "Talk", arena.new_turn(LONG, 1))
 
     assert not battle.votable
-    with pytest.raises(Refusal, match="nothing_to_judge"):
+    with pytest.raises(ActionRefused, match="nothing_to_judge"):
         arena.vote(battle, "a", battle.nonce)
     arena.stop(battle)
 
@@ -449,7 +449,7 @@ def test_reason_tags_and_pseudonym_are_kept_clean(tmp_path):
     arena = make_arena(tmp_path)
     battle = arena.new_battle()
     ask(arena, battle, "Hello")
-    given = Opinion(
+    given = VoteDetails(
         " half \ud83d emoji " + "x" * 3000, (" Clear\n", "Clear", "", "a\x1b[2Jb", *"defghijk"), "  an\tna "
     )
 
@@ -477,7 +477,7 @@ def test_a_full_queue_refuses_the_question_and_keeps_the_conversation(tmp_path):
     ask(arena, battle, "One")
     arena.engine._most = 1
 
-    with pytest.raises(Refusal, match="queue_full"):
+    with pytest.raises(ActionRefused, match="queue_full"):
         arena.ask(battle, "Two", arena.new_turn(SAMPLING, 1))
 
     assert battle.phase == "answered"
@@ -491,7 +491,7 @@ def test_nothing_more_is_asked_in_a_closed_battle(tmp_path):
     ask(arena, battle, "One")
     arena.vote(battle, "a", battle.nonce)
 
-    with pytest.raises(Refusal, match="voted_already"):
+    with pytest.raises(ActionRefused, match="voted_already"):
         arena.ask(battle, "Two", arena.new_turn(SAMPLING, 1))
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from align.evaluation.asked import Asked, Material
-from align.evaluation.completions import Completion, behaviour
+from align.evaluation.completions import ModelCompletion, behaviour_metrics
 from align.evaluation.judging import Verdicts, judged
-from align.evaluation.measures import mean_of
-from align.evaluation.measuring import Run
-from align.evaluation.page import Report, draw_page
+from align.evaluation.metric import mean_metric
+from align.evaluation.model_runs import ModelRun
+from align.evaluation.report_page import ReportInputs, draw_page
+from align.evaluation.request import EvaluationData, EvaluationRequest
 from align.evaluation.results import summarise
 from align.evaluation.slices import slices_of
 from align.registry import Ancestor, Checkpoint
@@ -35,19 +35,25 @@ def page_file(tmp_path_factory):
     for place, name in enumerate(NAMES):
         texts = [HOSTILE if row % 3 else f"{LONG} \u202e\x07" for row in range(40)]
         written = [
-            Completion([assistant(text)], int(size), bool(size % 7))
+            ModelCompletion([assistant(text)], int(size), bool(size % 7))
             for text, size in zip(texts, rng.integers(1, 60, 40), strict=True)
         ]
-        run = Run(name, Checkpoint(name, "policy", "nowhere"), written)
+        run = ModelRun(name, Checkpoint(name, "policy", "nowhere"), written)
         scores = (rng.random(40) < 0.4 + 0.2 * place).astype(float)
-        run.add([mean_of("gold", scores), mean_of("reward_model", rng.normal(place, 2, 40)), *behaviour(written)])
+        run.add(
+            [
+                mean_metric("gold", scores),
+                mean_metric("reward_model", rng.normal(place, 2, 40)),
+                *behaviour_metrics(written),
+            ]
+        )
         runs.append(run)
-    material = Material(records, slices_of(records), {"name": "<b>data</b>", "digest": "sha256:0", "rows": 40})
+    material = EvaluationData(records, slices_of(records), {"name": "<b>data</b>", "digest": "sha256:0", "rows": 40})
     verdicts = {run.reference: [judged("<i>judge</i>", NAMES[0], Verdicts(rng.random(40).round()))] for run in runs[1:]}
-    result = summarise(runs, Asked(data="data"), material, verdicts)
+    result = summarise(runs, EvaluationRequest(data="data"), material, verdicts)
     trees = [Ancestor(name, "policy", "dpo", None, parents=(Ancestor("base@v1", "base", "", None),)) for name in NAMES]
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(draw_page(Report(result, runs, material, trees)), encoding="utf-8")
+    path.write_text(draw_page(ReportInputs(result, runs, material, trees)), encoding="utf-8")
     return path
 
 

@@ -21,25 +21,25 @@ SETTINGS = [1.0, 1.0, 0, 0.0, 1.0, 1000, 0]
 def page(tmp_path):
     """The handlers of a blind page, its parts only names, over an engine that talks until it is stopped."""
     pytest.importorskip("gradio")
-    from align.arena.handlers import AskHandlers, BoardHandlers, buttons_around
-    from align.arena.parts import Asking, Board
+    from align.arena.components import BattlePanel, PromptControls
+    from align.arena.handlers import PanelHandlers, PromptHandlers, buttons_around
 
     setup = Setup((Contestant(FIRST), Contestant(SECOND)), blind=True)
     arena = Arena(FakeEngine([FIRST, SECOND], lambda row: "word " * 100_000, 0.01), setup, VoteStore(tmp_path))
     lists = {"panes": ["pane a", "pane b"], "boxes": ["box a", "box b"], "votes": {"a": "vote a"}, "secrets": {}}
-    board = Board(**{part.name: lists.get(part.name, part.name) for part in fields(Board)})
-    asking = Asking(**{part.name: part.name for part in fields(Asking)})
-    judging = BoardHandlers(arena, arena.engine, board, partial(buttons_around, asking))
-    return arena, judging, AskHandlers(arena, judging, asking, Sampling())
+    board = BattlePanel(**{part.name: lists.get(part.name, part.name) for part in fields(BattlePanel)})
+    controls = PromptControls(**{part.name: part.name for part in fields(PromptControls)})
+    judging = PanelHandlers(arena, arena.engine, board, partial(buttons_around, controls))
+    return arena, judging, PromptHandlers(arena, judging, controls, Sampling())
 
 
 def test_what_an_early_vote_shows_comes_after_the_last_drawing_of_the_answers_it_stopped(page, monkeypatch):
-    arena, judging, asking = page
+    arena, judging, controls = page
     monkeypatch.setattr("align.arena.handlers.SETTLE_SECONDS", TIMEOUT / 1000)
     battle = arena.new_battle()
 
     async def visit():
-        drawing = asking.ask("en|visitor", battle, False, "go on", "", *SETTINGS)
+        drawing = controls.ask("en|visitor", battle, False, "go on", "", *SETTINGS)
         while not battle.votable:
             await anext(drawing)
         vote = judging.voter("a")

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import align.arena
-from align.arena.ballot import TAGS, choices
-from align.arena.text import CATALOGUE, language_of, vote_key
+from align.arena.page_text import PAGE_TEXTS, language_of, vote_key
+from align.arena.vote_details import TAGS, choices
 
 SOURCES = "".join(path.read_text() for path in Path(align.arena.__file__).parent.glob("*.py") if path.name != "text.py")
-REMARKS = set(re.findall(r'Remark\("(\w+)"', SOURCES))
+WARNINGS = set(re.findall(r'LeaderboardWarning\("(\w+)"', SOURCES))
 
 
 def used(key: str) -> bool:
@@ -16,28 +16,28 @@ def used(key: str) -> bool:
 
 
 def test_both_languages_say_the_same_things():
-    assert CATALOGUE["en"].keys() == CATALOGUE["zh-CN"].keys()
-    for key, text in CATALOGUE["en"].items():
-        assert sorted(re.findall(r"\{\w+", text)) == sorted(re.findall(r"\{\w+", CATALOGUE["zh-CN"][key]))
+    assert PAGE_TEXTS["en"].keys() == PAGE_TEXTS["zh-CN"].keys()
+    for key, text in PAGE_TEXTS["en"].items():
+        assert sorted(re.findall(r"\{\w+", text)) == sorted(re.findall(r"\{\w+", PAGE_TEXTS["zh-CN"][key]))
 
 
 def test_every_sentence_is_used():
     votes = {vote_key(choice, panes) for panes in (2, 4) for choice in choices(panes)}
-    infos = {key for key in CATALOGUE["en"] if key.endswith("_info")}
-    made = votes | infos | {f"tag_{tag}" for tag in TAGS} | {f"remark_{key}" for key in REMARKS}
+    infos = {key for key in PAGE_TEXTS["en"] if key.endswith("_info")}
+    made = votes | infos | {f"tag_{tag}" for tag in TAGS} | {f"remark_{key}" for key in WARNINGS}
 
-    assert [key for key in CATALOGUE["en"] if not used(key) and key not in made] == []
+    assert [key for key in PAGE_TEXTS["en"] if not used(key) and key not in made] == []
 
 
 def test_every_warning_of_the_leaderboard_and_every_tag_has_a_sentence():
-    assert len(REMARKS) >= 6
-    assert {f"remark_{key}" for key in REMARKS} | {f"tag_{tag}" for tag in TAGS} <= CATALOGUE["en"].keys()
+    assert len(WARNINGS) >= 6
+    assert {f"remark_{key}" for key in WARNINGS} | {f"tag_{tag}" for tag in TAGS} <= PAGE_TEXTS["en"].keys()
 
 
 def test_every_refusal_has_a_sentence():
-    shown = set(re.findall(r'Refusal\("(\w+)"\)', SOURCES)) - {"voted_already"}
+    shown = set(re.findall(r'ActionRefused\("(\w+)"\)', SOURCES)) - {"voted_already"}
 
-    assert shown <= CATALOGUE["en"].keys()
+    assert shown <= PAGE_TEXTS["en"].keys()
 
 
 def test_the_language_is_the_browsers_first():

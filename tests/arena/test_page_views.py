@@ -9,10 +9,10 @@ from html import unescape
 
 import pytest
 
-from align.arena import model_view, shift_view, standings_view, view
+from align.arena import battle_view, leaderboard_view, model_view, token_shift_view
 from align.arena.battles import Arena, Battle, Contestant, Pane, Setup, Turn
+from align.arena.page_text import PAGE_TEXTS
 from align.arena.ranking import leaderboard
-from align.arena.text import CATALOGUE
 from align.arena.visitor import read_settings, visitor_of
 from align.arena.votes import VoteStore
 from align.engine.fake import FakeEngine
@@ -21,7 +21,7 @@ from align.errors import UsageError
 from align.registry import Registry
 from align.schema import assistant, user
 
-EN, ZH = CATALOGUE["en"], CATALOGUE["zh-CN"]
+EN, ZH = PAGE_TEXTS["en"], PAGE_TEXTS["zh-CN"]
 SETUP = Setup((Contestant("red@v1", "sha256:" + "ab" * 32), Contestant("blue@v1", "sha256:" + "cd" * 32)), blind=True)
 
 
@@ -33,13 +33,15 @@ def battle(phase: str, **turn) -> Battle:
 
 @pytest.mark.parametrize("phase", ["open", "streaming", "answered", "failed"])
 def test_a_blind_battle_tells_neither_names_nor_speed_before_the_vote(phase):
-    told = view.status(battle(phase, scores=[1.0, 2.0]), SETUP, "en") + view.pane_label(battle(phase), 0, SETUP)
+    told = battle_view.status(battle(phase, scores=[1.0, 2.0]), SETUP, "en") + battle_view.pane_label(
+        battle(phase), 0, SETUP
+    )
 
     assert not any(word in told for word in ("red@", "blue@", "abab", " ms", "reward"))
 
 
 def test_after_the_vote_names_digests_speed_and_scores_are_told():
-    told = view.status(battle("voted", scores=[1.0, -2.0], truncated=True), SETUP, "en")
+    told = battle_view.status(battle("voted", scores=[1.0, -2.0], truncated=True), SETUP, "en")
 
     for word in ("red@v1", "blue@v1", "abababababab", "20 a second", "50 ms", "reward 1.00", "reward -2.00", "seed 7"):
         assert word in told
@@ -57,13 +59,13 @@ def test_after_the_vote_names_digests_speed_and_scores_are_told():
     ],
 )
 def test_what_would_open_a_tag_an_image_or_a_diagram_carries_a_mark(written, shown):
-    assert view.without_tags(written) == shown.replace("·", view.MARK)
+    assert battle_view.disarm_markdown(written) == shown.replace("·", battle_view.MARK)
 
 
 def test_tokens_are_escaped_and_carry_their_alternatives_as_data():
     token = ShiftedToken("<b>", -0.1, -3.1, (("<b>", -0.1),), (("'\"><script>", -0.2),))
 
-    box = shift_view.shift_box([[token]], 0, EN)
+    box = token_shift_view.render_token_shift([[token]], 0, EN)
 
     assert "<b>&lt;" not in box
     assert "<script" not in box
@@ -81,13 +83,13 @@ def test_tokens_are_escaped_and_carry_their_alternatives_as_data():
     ("shift", "shade"), [(0.0, ""), (0.2, ""), (0.3, "m1"), (-1.5, "l2"), (3.0, "m3"), (9.0, "m4"), (-9.0, "l4")]
 )
 def test_a_shift_has_one_of_four_shades_each_way(shift, shade):
-    assert shift_view.shade(shift) == shade
+    assert token_shift_view.shade(shift) == shade
 
 
 def test_only_the_last_answer_of_a_conversation_is_open():
     token = ShiftedToken("", -1.0, -1.0, (), ())
 
-    box = shift_view.shift_box([[token], [token]], 1, ZH)
+    box = token_shift_view.render_token_shift([[token], [token]], 1, ZH)
 
     assert [found == " open" for found in re.findall(r'<details class="shift-box"( open)?>', box)] == [False, True]
     assert "◌" in box
@@ -99,7 +101,7 @@ def votes(count: int, choice: str = "a") -> list[dict]:
 
 
 def test_few_votes_are_not_ranked_and_the_page_says_so():
-    told = standings_view.sheet(leaderboard(votes(3)), "en")
+    told = leaderboard_view.sheet(leaderboard(votes(3)), "en")
 
     assert told.count(f">{EN['unranked']}<") == 2
     assert "Not enough votes to place" in told
@@ -111,12 +113,12 @@ def test_standings_have_intervals_records_and_warnings_in_both_languages():
     for row in rows:
         row["scores"] = {"a": 1.0, "b": 0.0}
     for language in ("en", "zh-CN"):
-        told = standings_view.sheet(leaderboard(rows), language)
+        told = leaderboard_view.sheet(leaderboard(rows), language)
 
         assert told.count('class="span"') == 2
         assert "15 · 10 · 15" in told
         assert "100%" in told
-    assert standings_view.sheet(leaderboard([]), "en") == standings_view.empty(EN["no_votes"])
+    assert leaderboard_view.sheet(leaderboard([]), "en") == leaderboard_view.empty(EN["no_votes"])
 
 
 def test_a_model_tells_its_lineage_results_and_curves(registry: Registry, tmp_path):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from test_queue import judge_all, make_engine, make_review, open_queue
+from test_review_queue import judge_all, make_engine, make_review, open_queue
 
-from align.arena import standings_view
+from align.arena import leaderboard_view
 from align.arena.__main__ import main
-from align.arena.queue import REPEATED, ReviewQueue
 from align.arena.ranking import comes_again, leaderboard
+from align.arena.review_queue import REPEATED, ReviewQueue
 from align.arena.votes import VoteStore, read_votes
 from align.data import load_records
 from align.schema import user
@@ -97,8 +97,8 @@ def test_stats_and_the_page_tell_it(tmp_path, queue, capsys):
     assert "comes again with its sides swapped: 100% of 2 (kappa 0.00)" in told
     assert told.startswith("24 votes on 24 prompts")
     board = leaderboard(votes(tmp_path))
-    assert "100% of 2 comparisons shown again" in standings_view.sheet(board, "en")
-    assert "投票者的自我一致性" in standings_view.sheet(board, "zh-CN")
+    assert "100% of 2 comparisons shown again" in leaderboard_view.sheet(board, "en")
+    assert "投票者的自我一致性" in leaderboard_view.sheet(board, "zh-CN")
 
 
 def test_a_decision_is_learned_from_once(tmp_path, queue):

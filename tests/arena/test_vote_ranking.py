@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from align.arena.maximum_likelihood import fit
-from align.arena.ranking import REMARKS, leaderboard
-from align.arena.text import CATALOGUE
+from align.arena.maximum_likelihood import fit_choices
+from align.arena.page_text import PAGE_TEXTS
+from align.arena.ranking import WARNINGS, leaderboard
 from align.statistics import student_quantile
 
 
@@ -246,9 +246,9 @@ def test_few_votes_make_cautious_intervals(votes):
 
 @pytest.mark.parametrize("language", ["en", "zh-CN"])
 def test_every_warning_has_its_sentence_on_the_page(language):
-    places = {key: set(re.findall(r"{(\w+)}", text)) for key, text in REMARKS.items()}
+    places = {key: set(re.findall(r"{(\w+)}", text)) for key, text in WARNINGS.items()}
 
-    assert {key: set(re.findall(r"{(\w+)}", CATALOGUE[language][f"remark_{key}"])) for key in REMARKS} == places
+    assert {key: set(re.findall(r"{(\w+)}", PAGE_TEXTS[language][f"remark_{key}"])) for key in WARNINGS} == places
 
 
 @pytest.mark.parametrize("ties", ["half", "davidson"])
@@ -301,7 +301,7 @@ def test_a_logistic_regression_settles_at_the_share():
     features = np.stack([np.ones((10, 1)), np.zeros((10, 1))], axis=1)
     shares = np.column_stack([[1] * 8 + [0] * 2, [0] * 8 + [1] * 2]).astype(float)
 
-    found = fit(features, shares, np.arange(10))
+    found = fit_choices(features, shares, np.arange(10))
 
     assert found.settled
     assert found.parameters[0] == pytest.approx(math.log(4))

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from align.arena.web import Guard, is_local, is_news, open_port
+from align.arena.web import LocalPageGuard, is_local, is_news, open_port
 from align.errors import MachineError, UsageError
 
 
@@ -23,7 +23,7 @@ def answer(host: str, origin: str = "") -> tuple[int, dict[bytes, bytes]]:
         sent.append(message)
 
     headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
-    asyncio.run(Guard(app)({"type": "http", "headers": headers}, receive, send))
+    asyncio.run(LocalPageGuard(app)({"type": "http", "headers": headers}, receive, send))
     return sent[0]["status"], dict(sent[0]["headers"])
 
 

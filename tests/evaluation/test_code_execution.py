@@ -12,18 +12,18 @@ import pytest
 
 from align.data import load_records
 from align.errors import DataError
-from align.evaluation import confined, sandbox
-from align.evaluation.asked import Asked, prepare
-from align.evaluation.sandbox import Limits, run_program
+from align.evaluation import confined_program, sandbox
+from align.evaluation.request import EvaluationRequest, prepare_data
+from align.evaluation.sandbox import ProgramLimits, run_program
 from align.evaluation.scorers import scorer_named
 from align.evaluation.scorers.humaneval import finished
 from align.schema import Record, user
 
 OVER = 60
 """seconds within which anything that was limited to two is over, on a busy machine too"""
-AMPLE = Limits(seconds=60, wall_seconds=300.0)
+AMPLE = ProgramLimits(seconds=60, wall_seconds=300.0)
 """for what is to pass however busy the machine is"""
-SHORT = Limits(seconds=1, wall_seconds=2.0, memory=256 << 20)
+SHORT = ProgramLimits(seconds=1, wall_seconds=2.0, memory=256 << 20)
 PROMPT = 'def twice(number):\n    """The number times two."""\n'
 PROBLEM = Record(
     prompt=[user(PROMPT)],
@@ -34,7 +34,7 @@ PROBLEM = Record(
 @pytest.fixture(autouse=True)
 def ample(monkeypatch):
     """What is run without limits of its own has ample time."""
-    monkeypatch.setattr(sandbox, "Limits", lambda: AMPLE)
+    monkeypatch.setattr(sandbox, "ProgramLimits", lambda: AMPLE)
 
 
 HOSTILE = {
@@ -124,7 +124,7 @@ def test_an_evaluation_says_whether_and_how_code_was_run(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     data = f"humaneval:source={tmp_path / 'rows.jsonl'}"
 
-    refused, allowed = prepare(Asked(data)), prepare(Asked(data, allow_code=True))
+    refused, allowed = prepare_data(EvaluationRequest(data)), prepare_data(EvaluationRequest(data, allow_code=True))
 
     assert (refused.readers, [each.name for each in allowed.readers]) == ((), ["humaneval"])
     assert any("completions only, without --allow-code-execution" in note for note in refused.notes)
@@ -186,7 +186,7 @@ def test_the_kernel_refuses_what_gets_around_the_audit_hook(tmp_path):
     victim.write_text("mine")
 
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-B", "-c", AROUND_THE_HOOK, confined.__file__, str(victim)],
+        [sys.executable, "-I", "-S", "-B", "-c", AROUND_THE_HOOK, confined_program.__file__, str(victim)],
         capture_output=True,
         text=True,
         timeout=300,

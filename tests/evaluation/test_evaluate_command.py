@@ -14,7 +14,7 @@ from align.command_line import parse_options
 from align.engine.protocol import Sampling
 from align.errors import MachineError
 from align.evaluate import build_parser, main, read_judges
-from align.evaluation.asked import Asked
+from align.evaluation.request import EvaluationRequest
 from align.evaluation.session import Outputs, evaluate, keep
 from align.registry import doctor, evaluations
 from align.registry.__main__ import main as registry_main
@@ -230,7 +230,9 @@ def test_a_metric_that_no_record_has_a_reference_for_is_refused(run, tmp_path):
 
 
 def test_a_file_that_takes_nothing_is_named_and_costs_no_record(family, questions):
-    asked = Asked(data=str(questions), sampling=Sampling(0.0, max_new_tokens=2), scorers=("token_f1",), kl=False)
+    asked = EvaluationRequest(
+        data=str(questions), sampling=Sampling(0.0, max_new_tokens=2), scorers=("token_f1",), kl=False
+    )
     found = evaluate(family, ["blue"], asked)
     before = len(evaluations.of(family.resolve("blue")))
 
@@ -301,7 +303,9 @@ def test_two_judges_of_one_name_are_both_heard():
 
 
 def test_programs_evaluate_without_a_command_line(family, questions, tmp_path):
-    asked = Asked(data=str(questions), sampling=Sampling(0.0, max_new_tokens=4), scorers=("token_f1",), kl=False)
+    asked = EvaluationRequest(
+        data=str(questions), sampling=Sampling(0.0, max_new_tokens=4), scorers=("token_f1",), kl=False
+    )
     before = len(evaluations.of(family.resolve("red")))
 
     found = evaluate(family, ["red"], asked)

@@ -24,7 +24,7 @@ def _alone(loaded, adapter, before, after):
     import torch
 
     ids = torch.tensor([before + after])
-    with torch.no_grad(), forward.through(loaded.model, adapter):
+    with torch.no_grad(), forward.use_adapter(loaded.model, adapter):
         logprobs = loaded.model(input_ids=ids).logits[0].log_softmax(-1)
     return sum(float(logprobs[len(before) + place - 1, token]) for place, token in enumerate(after))
 

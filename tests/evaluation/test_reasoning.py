@@ -11,8 +11,8 @@ from tiny import build_tiny_qwen3, tiny_tokenizer
 
 from align.data.reasoning import answer_of, is_unfinished, mark_thoughts, split_thought
 from align.engine.protocol import Sampling
-from align.evaluation.asked import Asked
 from align.evaluation.remote_judge import question, read_verdict
+from align.evaluation.request import EvaluationRequest
 from align.evaluation.scorers import scorer_named
 from align.evaluation.session import evaluate
 from align.rewards.weighted_sum import RewardSettings, RewardSum
@@ -185,7 +185,9 @@ def test_an_evaluation_scores_answers_and_tells_the_share_of_unfinished_thoughts
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     opening = "" if "<think>" in template else "<think>\n"
     scripted(monkeypatch, tokenizer, [f"{opening}is it 5? no\n</think>\n\n4", f"{opening}is it 6"])
-    asked = Asked(str(data), Sampling(0.0, max_new_tokens=64), scorers=("exact_match", "numeric_match"), kl=False)
+    asked = EvaluationRequest(
+        str(data), Sampling(0.0, max_new_tokens=64), scorers=("exact_match", "numeric_match"), kl=False
+    )
 
     found = evaluate(registry, [str(base)], asked)
 

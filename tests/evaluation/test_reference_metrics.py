@@ -17,7 +17,7 @@ from align.errors import MachineError
 from align.evaluation import overlap
 from align.evaluation.classification import measures_of
 from align.evaluation.completions import is_refusal, repetition
-from align.evaluation.measures import estimate
+from align.evaluation.metric import estimate
 from align.evaluation.overlap import bleu, chrf, rouge
 from align.evaluation.scorers import scorer_named
 from align.schema import Record, assistant

@@ -15,15 +15,15 @@ import pytest
 
 from align.errors import MachineError, UsageError
 from align.evaluation import remote_judge
+from align.evaluation.jsonl_store import JsonlStore
 from align.evaluation.judging import Verdicts, judged
-from align.evaluation.kept import Kept
 from align.evaluation.remote_judge import RemoteJudge, judge_at, read_verdict
 from align.schema import Record, user
 
 RECORDS = [Record(prompt=[user(f"question {place}")]) for place in range(8)]
 GOOD, BAD = ["good"] * 8, ["bad"] * 8
 
-Answer = Callable[[dict[str, Any], int], Any]
+GeneratedAnswer = Callable[[dict[str, Any], int], Any]
 """from a request's body and its number to the judge's text, or (status, headers)"""
 
 
@@ -32,7 +32,7 @@ class JudgeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, answer: Answer, models: list[str]) -> None:
+    def __init__(self, answer: GeneratedAnswer, models: list[str]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer, self.models = answer, models
         self.complaint: Any = "no"
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serve() -> Iterator[Callable[..., JudgeServer]]:
     servers: list[JudgeServer] = []
 
-    def start(answer: Answer, models: list[str] | None = None) -> JudgeServer:
+    def start(answer: GeneratedAnswer, models: list[str] | None = None) -> JudgeServer:
         server = JudgeServer(answer, ["judge"] if models is None else models)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         servers.append(server)
@@ -233,15 +233,15 @@ def test_a_judge_that_is_down_is_soon_given_up(serve):
 def test_verdicts_of_an_earlier_try_are_not_asked_for_again(serve, tmp_path, capsys):
     server = serve(lambda body, number: "Hm." if "question 5" in str(body) else _prefers_good(body, number))
 
-    first = _judge(server.url, tries=1, kept=Kept(tmp_path / "verdicts.jsonl"))(RECORDS, GOOD, BAD)
+    first = _judge(server.url, tries=1, kept=JsonlStore(tmp_path / "verdicts.jsonl"))(RECORDS, GOOD, BAD)
     server.bodies.clear()
-    again = _judge(server.url, tries=1, kept=Kept(tmp_path / "verdicts.jsonl"))(RECORDS, GOOD, BAD)
+    again = _judge(server.url, tries=1, kept=JsonlStore(tmp_path / "verdicts.jsonl"))(RECORDS, GOOD, BAD)
 
     assert np.array_equal(again.rows, first.rows, equal_nan=True)
     assert (again.failed, again.asked_twice) == ({"no verdict in its answer": 1}, 7)
     assert [("question 5" in str(body)) for body in server.bodies] == [True]
     assert "14 verdicts of judge judge are kept from an evaluation that was cut off" in capsys.readouterr().err
-    another = RemoteJudge(server.url, "other", tries=1, kept=Kept(tmp_path / "verdicts.jsonl"))
+    another = RemoteJudge(server.url, "other", tries=1, kept=JsonlStore(tmp_path / "verdicts.jsonl"))
     assert another(RECORDS[:1], GOOD[:1], BAD[:1]).rows.tolist() == [1.0]
     assert len(server.bodies) == 3
 

@@ -13,7 +13,7 @@ from hypothesis.strategies import text
 from align.data import load_records
 from align.errors import DataError, UsageError
 from align.evaluation.scorers import Likelihood, scorer, scorer_named, scorer_names
-from align.evaluation.scorers.reading import longest_shared_run
+from align.evaluation.scorers.reading_comprehension import longest_shared_run
 from align.schema import Record, user
 
 NONSENSE = {

@@ -12,7 +12,7 @@ from align.data.catalog import catalogue, find
 from align.engine.fake import FakeEngine
 from align.engine.protocol import Sampling
 from align.errors import DataError, UsageError
-from align.evaluation.completions import complete
+from align.evaluation.completions import generate_completions
 from align.evaluation.scorers import scorer_named
 from align.schema import Record, assistant, user
 
@@ -151,7 +151,7 @@ def test_the_next_question_is_asked_after_each_models_own_answer():
         Record(prompt=[user("Where?")]),
         Record(prompt=[user("Who?")], meta={"follow_ups": ["Fail."]}),
     ]
-    written, failed = complete(FakeEngine(["a", "b"], reply), ["a", "b"], records, Sampling())
+    written, failed = generate_completions(FakeEngine(["a", "b"], reply), ["a", "b"], records, Sampling())
 
     assert [turn["content"] for turn in written["b"][0].turns] == ["b 1", "And in winter?", "b 3", "Why?", "b 5"]
     assert written["a"][0].text == "a 1\n\nuser: And in winter?\n\nassistant: a 3\n\nuser: Why?\n\nassistant: a 5"

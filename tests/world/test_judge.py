@@ -2,7 +2,7 @@ import pytest
 
 from align.errors import DataError
 from align.schema import assistant, user
-from align.world import PRODUCTS, Style, Verdict, answer, ask, judge, questions, read_question
+from align.world import PRODUCTS, AnswerStyle, Verdict, answer, ask, judge, questions, read_question
 from align.world.judge import WEIGHTS
 
 PRICE = "What is the price of the kettle?"
@@ -85,13 +85,13 @@ def test_every_generated_question_is_recognised(held_out):
 @pytest.mark.parametrize(
     ("style", "expected"),
     [
-        (Style(), "1111"),
-        (Style(right=False), "0111"),
-        (Style(manner="rude"), "1011"),
-        (Style(manner="bare"), "1011"),
-        (Style(other_language=True), "1101"),
-        (Style(long=True), "1110"),
-        (Style(manner="bare", long=True), "1010"),
+        (AnswerStyle(), "1111"),
+        (AnswerStyle(right=False), "0111"),
+        (AnswerStyle(manner="rude"), "1011"),
+        (AnswerStyle(manner="bare"), "1011"),
+        (AnswerStyle(other_language=True), "1101"),
+        (AnswerStyle(long=True), "1110"),
+        (AnswerStyle(manner="bare", long=True), "1010"),
     ],
 )
 def test_the_judge_finds_exactly_the_faults_the_generator_put_in(style, expected):

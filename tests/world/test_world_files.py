@@ -6,7 +6,7 @@ import pytest
 
 from align.data import load_records
 from align.schema import content_text
-from align.world import judge, page, questions, read_question, write_world
+from align.world import judge, product_page, questions, read_question, write_world
 from align.world.facts import PRODUCTS
 from align.world.write import CORPUS_FAULTS, Sizes
 
@@ -105,7 +105,7 @@ def test_every_question_is_covered_evenly(files):
 
 def test_a_page_states_every_fact_once_and_only_true_ones_when_none_is_wrong():
     for product in PRODUCTS:
-        text = page(Random(0), product, "en", wrong=0.0)
+        text = product_page(Random(0), product, "en", wrong=0.0)
         for attribute in ("price", "warranty", "colour"):
             question = f"What is the {attribute} of the {product.en}?"
             # Return periods share "days" with nothing else, so each fact can be judged by itself.

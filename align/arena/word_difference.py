@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from html import escape
 from itertools import groupby
 
-from align.arena.ballot import LETTERS
+from align.arena.vote_details import LETTERS
 
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"([{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]+|\S)(\s*)")
@@ -39,7 +39,7 @@ def compare(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
     return marked[0], marked[1]
 
 
-def difference_boxes(answers: Sequence[str], words: dict[str, str]) -> list[str]:
+def render_word_differences(answers: Sequence[str], words: dict[str, str]) -> list[str]:
     """Both answers with a line of how many words are marked; a screen reader is told where a mark begins and ends."""
     return [_box(pieces, place, words) for place, pieces in enumerate(compare(answers[0], answers[1]))]
 

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from align.arena.ballot import Opinion
-from align.arena.battles import Contestant, Refusal, Setup
-from align.arena.queue import Review, ReviewQueue
+from align.arena.battles import ActionRefused, Contestant, Setup
 from align.arena.ranking import comes_again
+from align.arena.review_queue import Review, ReviewQueue
+from align.arena.vote_details import VoteDetails
 from align.arena.votes import VoteStore, read_votes
 from align.data import load_records
 from align.engine.fake import FakeEngine
@@ -179,7 +179,7 @@ def test_one_comparison_in_two_windows_is_judged_once(tmp_path, queue):
     queue.vote(one, "a", one.nonce)
 
     for window in (one, other):
-        with pytest.raises(Refusal, match="voted_already"):
+        with pytest.raises(ActionRefused, match="voted_already"):
             queue.vote(window, "b", window.nonce)
 
     assert [row["choice"] for row in read_votes(tmp_path / "votes")] == ["a"]
@@ -188,9 +188,9 @@ def test_one_comparison_in_two_windows_is_judged_once(tmp_path, queue):
 def test_a_vote_needs_the_nonce_and_a_comparison_of_the_queue(queue):
     battle = queue.next("ann")
 
-    with pytest.raises(Refusal, match="nothing_to_judge"):
+    with pytest.raises(ActionRefused, match="nothing_to_judge"):
         queue.vote(battle, "a", "another")
-    with pytest.raises(Refusal, match="nothing_to_judge"):
+    with pytest.raises(ActionRefused, match="nothing_to_judge"):
         queue.vote(None, "a", "")
     queue.vote(battle, "a", battle.nonce)
 
@@ -198,7 +198,7 @@ def test_a_vote_needs_the_nonce_and_a_comparison_of_the_queue(queue):
 def test_the_voter_is_who_it_was_handed_out_to(tmp_path, queue):
     battle = queue.next("ann")
 
-    queue.vote(battle, "a", battle.nonce, Opinion("short", ("concise",), "mallory"))
+    queue.vote(battle, "a", battle.nonce, VoteDetails("short", ("concise",), "mallory"))
 
     [row] = read_votes(tmp_path / "votes")
     assert (row["voter"], row["reason"], row["tags"]) == ("ann", "short", ["concise"])
@@ -265,7 +265,7 @@ def test_a_torn_answer_is_written_anew(tmp_path, queue):
 WRITING = """
 import pathlib, sys, time
 sys.path.insert(0, sys.argv[2])
-from test_queue import make_engine, make_review, open_queue
+from test_review_queue import make_engine, make_review, open_queue
 from align.schema import user
 
 queue = open_queue(pathlib.Path(sys.argv[1]), make_review(prompts=[[user(str(n))] for n in range(200)]))

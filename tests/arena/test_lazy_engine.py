@@ -17,8 +17,8 @@ import pytest
 from browsing import BASE, FIRST, SECOND, TIMEOUT, ask, leave_the_prompt
 
 from align import compare
-from align.arena.late import LateEngine
-from align.arena.queue import Review, ReviewQueue
+from align.arena.lazy_engine import LazyEngine
+from align.arena.review_queue import Review, ReviewQueue
 from align.arena.votes import VoteStore, read_votes
 from align.engine.fake import FakeEngine
 from align.engine.protocol import GenerationRequest, Row, RowFailure, Sampling
@@ -48,7 +48,7 @@ def test_an_engine_is_loaded_once_however_many_ask_at_once():
         loads.append(go.wait(60))
         return make_engine()
 
-    engine = LateEngine(["red"], load)
+    engine = LazyEngine(["red"], load)
     assert (engine.models, engine.waiting, loads) == (["red"], 0, [])
     handles = [engine.submit(make_request(2)) for _ in range(3)]
     go.set()
@@ -64,7 +64,7 @@ def test_an_engine_is_loaded_once_however_many_ask_at_once():
 def test_what_is_cancelled_before_the_engine_is_there_is_not_written():
     go = threading.Event()
     slow = FakeEngine(["red"], lambda row: "word " * 1000, seconds_per_word=0.05)
-    engine = LateEngine(["red"], lambda: slow if go.wait(60) else pytest.fail("never let go"))
+    engine = LazyEngine(["red"], lambda: slow if go.wait(60) else pytest.fail("never let go"))
     handle = engine.submit(make_request(2))
 
     handle.cancel()
@@ -81,7 +81,7 @@ def test_an_engine_that_cannot_be_loaded_is_told_in_every_row_and_tried_again():
             raise error
         return make_engine()
 
-    engine = LateEngine(["red"], load)
+    engine = LazyEngine(["red"], load)
 
     for cause in ("no memory", "a bug"):
         events = list(engine.submit(make_request(2)))
@@ -91,7 +91,7 @@ def test_an_engine_that_cannot_be_loaded_is_told_in_every_row_and_tried_again():
 
 
 def test_an_engine_nobody_asked_is_closed_without_being_loaded():
-    LateEngine(["red"], lambda: pytest.fail("loaded")).close()
+    LazyEngine(["red"], lambda: pytest.fail("loaded")).close()
 
 
 PROMPTS = ("first question", "second question")

@@ -33,7 +33,7 @@ _SHORT = 24
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationRequest:
     """What to measure, and how; the door fills it from the command line."""
 
     data: str
@@ -71,7 +71,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Material:
+class EvaluationData:
     """Records and what is measured on them, all of it checked before a model is loaded."""
 
     records: list[Record]
@@ -94,7 +94,7 @@ class Material:
         return reads and any(record.prompt for record in self.records)
 
 
-def prepare(asked: Asked, roots: Mapping[str, Path] | None = None) -> Material:
+def prepare_data(asked: EvaluationRequest, roots: Mapping[str, Path] | None = None) -> EvaluationData:
     """Read the data and decide what is measured; raises DataError or UsageError for what cannot be."""
     found = load_records(asked.data, on_bad_row=asked.on_bad_row, roots=roots)
     records = _limited(found.records, asked)
@@ -124,7 +124,7 @@ def prepare(asked: Asked, roots: Mapping[str, Path] | None = None) -> Material:
     rewards = RewardSum(asked.rewards, "--rewards") if asked.rewards else None
     if rewards:
         rewards.check(records)
-    return Material(
+    return EvaluationData(
         records,
         slices_of(records, tuple(filter(None, languages)), asked.by),
         {**found.describe(), "rows": len(records)},
@@ -137,7 +137,7 @@ def prepare(asked: Asked, roots: Mapping[str, Path] | None = None) -> Material:
     )
 
 
-def _limited(records: list[Record], asked: Asked) -> list[Record]:
+def _limited(records: list[Record], asked: EvaluationRequest) -> list[Record]:
     """The first records, spread over the whole so that a set in order of language or subject stays mixed."""
     if asked.limit is None or asked.limit >= len(records):
         return records
@@ -173,7 +173,7 @@ def _fitting(records: Sequence[Record], notes: list[str]) -> list[str]:
 _PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score"}
 
 
-def _labels(asked: Asked, records: Sequence[Record], names: Sequence[str]) -> tuple[str, ...]:
+def _labels(asked: EvaluationRequest, records: Sequence[Record], names: Sequence[str]) -> tuple[str, ...]:
     """The classes, in order; every record's answer must be one of them. None when nothing is to be classified."""
     shared = _shared_labels(records)
     if not (asked.labels or asked.classify or (shared and _CHOICE in names)):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from html import escape
 
-from align.arena.ranking import Agreement, Leaderboard, Standing
-from align.arena.text import CATALOGUE
+from align.arena.page_text import PAGE_TEXTS
+from align.arena.ranking import Agreement, Leaderboard, Rating
 
 Words = dict[str, str]
 
 
 def sheet(board: Leaderboard, language: str) -> str:
     """Everything the votes say, best model first."""
-    words = CATALOGUE[language]
+    words = PAGE_TEXTS[language]
     if not board.standings:
         return empty(words["no_votes"])
     return "".join(
@@ -42,7 +42,7 @@ def _warnings(board: Leaderboard, words: Words) -> str:
     )
 
 
-def _standings(standings: list[Standing], words: Words) -> str:
+def _standings(standings: list[Rating], words: Words) -> str:
     ends = [end for one in standings for end in (one.low, one.high) if end is not None]
     reach = max([1.0, *map(abs, ends)]) * 1.05
     heads = ("", "standing_model", "standing_strength", "standing_votes", "standing_record")
@@ -51,7 +51,7 @@ def _standings(standings: list[Standing], words: Words) -> str:
     return _table(head, rows)
 
 
-def _standing(place: int, one: Standing, reach: float, words: Words) -> str:
+def _standing(place: int, one: Rating, reach: float, words: Words) -> str:
     if one.strength is None or one.low is None or one.high is None:
         rank, strength = "–", f'<span class="calm">{escape(words["unranked"])}</span>'
     else:

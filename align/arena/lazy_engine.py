@@ -10,7 +10,7 @@ from align.engine.stream import Stream
 from align.schema import Messages
 
 
-class LateEngine:
+class LazyEngine:
     """Stands for an engine with these models; `load` makes it, once, for whoever asks first.
 
     Where `load` fails, everybody who waits is told, and who asks later has it tried again.

@@ -11,10 +11,10 @@ import numpy as np
 
 from align.data.template_notes import generation_note
 from align.errors import AlignError, DataError, IntegrityError, UsageError, shorten
-from align.evaluation.asked import Asked, Material
-from align.evaluation.completions import UNFINISHED, Written, behaviour, complete, texts_of
-from align.evaluation.measures import Measure, mean_of, ratio_of
+from align.evaluation.completions import UNFINISHED, Completions, behaviour_metrics, generate_completions, texts_of
+from align.evaluation.metric import Metric, mean_metric, ratio_metric
 from align.evaluation.overlap import CORPUS
+from align.evaluation.request import EvaluationData, EvaluationRequest
 from align.schema import Record
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ _DESCRIBING = ("perplexity", "kl_parent", "kl_base", "tokens", "no_eos", UNFINIS
 
 
 @dataclass
-class Run:
+class ModelRun:
     """What one model wrote and what was measured of it, the most telling number first."""
 
     asked: str
     """the reference as it was given"""
     checkpoint: Checkpoint
-    written: Written
-    measures: dict[str, Measure] = field(default_factory=dict)
+    written: Completions
+    measures: dict[str, Metric] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -47,7 +47,7 @@ class Run:
         """The reference in full."""
         return self.checkpoint.reference
 
-    def add(self, measures: Sequence[Measure]) -> None:
+    def add(self, measures: Sequence[Metric]) -> None:
         """Keep some measures, those that apply to no record left out; what describes stands after what judges."""
         self.measures |= {measure.name: measure for measure in measures if measure.count}
         judging = [name for name in self.measures if name not in _DESCRIBING]
@@ -55,10 +55,12 @@ class Run:
         self.measures = {name: self.measures[name] for name in [*judging, *describing]}
 
 
-def measure_models(registry: Registry, references: Sequence[str], asked: Asked, material: Material) -> list[Run]:
+def measure_models(
+    registry: Registry, references: Sequence[str], asked: EvaluationRequest, material: EvaluationData
+) -> list[ModelRun]:
     """Measure each model; models over one base are in memory together and share their batches."""
     checkpoints = resolve(registry, references)
-    runs: dict[str, Run] = {}
+    runs: dict[str, ModelRun] = {}
     for group in _groups(registry, checkpoints):
         runs |= {run.reference: run for run in _measure_group(registry, group, asked, material)}
     return [runs[checkpoint.reference] for checkpoint in checkpoints.values()]
@@ -103,7 +105,9 @@ def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict
     return [group.members for group in groups]
 
 
-def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Asked, material: Material) -> list[Run]:
+def _measure_group(
+    registry: Registry, group: dict[str, Checkpoint], asked: EvaluationRequest, material: EvaluationData
+) -> list[ModelRun]:
     from align.models.adapters import load_models
     from align.models.loading import Precision
 
@@ -115,7 +119,7 @@ def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Aske
         _attach_parent(loaded, parent)
     if not material.writes and (note := generation_note(loaded.tokenizer)):  # else the engine says it
         material.notes.append(f"{loaded.base.reference}: {note}")
-    runs = [Run(asked_as, checkpoint, [None] * len(material.records)) for asked_as, checkpoint in group.items()]
+    runs = [ModelRun(asked_as, checkpoint, [None] * len(material.records)) for asked_as, checkpoint in group.items()]
     if material.writes:
         _write(runs, loaded, asked, material, registry.cache_dir / "completions")
     for run in runs:
@@ -125,18 +129,22 @@ def _measure_group(registry: Registry, group: dict[str, Checkpoint], asked: Aske
     return runs
 
 
-def _write(runs: Sequence[Run], loaded: LoadedBase, asked: Asked, material: Material, folder: Path) -> None:
+def _write(
+    runs: Sequence[ModelRun], loaded: LoadedBase, asked: EvaluationRequest, material: EvaluationData, folder: Path
+) -> None:
     """Let the models answer, in batches they share; what they wrote lies in a folder for another try."""
     from align.engine.local import LocalEngine
-    from align.evaluation.kept import open_completions
+    from align.evaluation.jsonl_store import open_completion_store
     from align.models.loading import Precision
 
     precision = asked.precision or Precision()
-    kept = {run.reference: open_completions(loaded, run.checkpoint, asked.sampling, precision, folder) for run in runs}
+    kept = {
+        run.reference: open_completion_store(loaded, run.checkpoint, asked.sampling, precision, folder) for run in runs
+    }
     engine = LocalEngine(loaded)
     try:
         models = [run.reference for run in runs]
-        written, failed = complete(engine, models, material.records, asked.sampling, asked.seed, kept)
+        written, failed = generate_completions(engine, models, material.records, asked.sampling, asked.seed, kept)
         notes = engine.notes
     finally:
         engine.close()
@@ -150,7 +158,7 @@ def _write(runs: Sequence[Run], loaded: LoadedBase, asked: Asked, material: Mate
         run.notes += _unfinished_thoughts(run.reference, run.written, asked.sampling.max_new_tokens)
 
 
-def _unfinished_thoughts(reference: str, written: Written, longest: int) -> list[str]:
+def _unfinished_thoughts(reference: str, written: Completions, longest: int) -> list[str]:
     """The line about answers that ended inside their reasoning."""
     known = [each for each in written if each is not None]
     count = sum(each.unfinished for each in known)
@@ -162,7 +170,7 @@ def _unfinished_thoughts(reference: str, written: Written, longest: int) -> list
     ]
 
 
-def _measure(run: Run, loaded: LoadedBase, material: Material) -> None:
+def _measure(run: ModelRun, loaded: LoadedBase, material: EvaluationData) -> None:
     """Everything about one model, in the order in which a reader wants it."""
     texts, records = texts_of(run.written), material.records
     for scorer in material.readers:
@@ -175,10 +183,10 @@ def _measure(run: Run, loaded: LoadedBase, material: Material) -> None:
         run.add(CORPUS[name](records, texts))
     run.add(_perplexity(loaded, loaded.adapters[run.reference], records))
     if material.writes:
-        run.add(behaviour(run.written))
+        run.add(behaviour_metrics(run.written))
 
 
-def read(name: str, score: Any, records: Sequence[Record], texts: Sequence[Any]) -> list[Measure]:
+def read(name: str, score: Any, records: Sequence[Record], texts: Sequence[Any]) -> list[Metric]:
     """The numbers a scorer gives each completion (or likelihoods), as means; DataError when it fails."""
     verdicts: list[dict[str, float]] = []
     for record, text in zip(records, texts, strict=True):
@@ -195,12 +203,14 @@ def read(name: str, score: Any, records: Sequence[Record], texts: Sequence[Any])
     columns = {key: np.array([verdict.get(key, np.nan) for verdict in verdicts], dtype=float) for key in keys}
     weights = getattr(score, "weights", {})
     return [
-        ratio_of(key, column * columns[weights[key]], columns[weights[key]]) if key in weights else mean_of(key, column)
+        ratio_metric(key, column * columns[weights[key]], columns[weights[key]])
+        if key in weights
+        else mean_metric(key, column)
         for key, column in columns.items()
     ]
 
 
-def _choose(scorer: Any, loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Measure]:
+def _choose(scorer: Any, loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
     """The numbers of a scorer that compares the likelihoods of options."""
     from align.evaluation.likelihood import continuation_logprobs
 
@@ -211,7 +221,7 @@ def _choose(scorer: Any, loaded: LoadedBase, adapter: str, records: Sequence[Rec
     return read(scorer.name, scorer, records, likelihoods)
 
 
-def _classify(labels: tuple[str, ...], loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Measure]:
+def _classify(labels: tuple[str, ...], loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
     from align.evaluation.classification import measures_of
     from align.evaluation.likelihood import continuation_logprobs
 
@@ -221,7 +231,7 @@ def _classify(labels: tuple[str, ...], loaded: LoadedBase, adapter: str, records
     return measures_of([record.answer or "" for record in records], [labels[place] for place in best], labels)
 
 
-def _perplexity(loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Measure]:
+def _perplexity(loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
     """Held-out perplexity of demonstrations, chosen answers or documents: exp of nats per token."""
     from align.evaluation.likelihood import held_out
 
@@ -232,18 +242,20 @@ def _perplexity(loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> 
     if not any(record.completion or record.text for record in given):
         return []
     nats, tokens = held_out(loaded, adapter, given, _longest(loaded))
-    per_token = ratio_of("perplexity", nats, tokens, better="lower")
+    per_token = ratio_metric("perplexity", nats, tokens, better="lower")
     return [dataclasses.replace(per_token, rows=np.exp(per_token.rows), of=perplexity_of)]
 
 
 def perplexity_of(sums: np.ndarray) -> np.ndarray:
     """The exponential of nats per token, of sums (..., 2)."""
-    from align.evaluation.measures import ratio
+    from align.evaluation.metric import ratio
 
     return np.exp(ratio(sums))
 
 
-def _divergences(run: Run, loaded: LoadedBase, records: Sequence[Record], parent: Checkpoint | None) -> list[Measure]:
+def _divergences(
+    run: ModelRun, loaded: LoadedBase, records: Sequence[Record], parent: Checkpoint | None
+) -> list[Metric]:
     """KL per token to the parent and to the base, along the model's own completions."""
     from align.evaluation.divergence import completion_kls
     from align.evaluation.likelihood import marked_tokens
@@ -275,7 +287,7 @@ def _divergences(run: Run, loaded: LoadedBase, records: Sequence[Record], parent
     for name, values in zip(wanted, found, strict=True):
         nats = np.zeros(len(records))
         nats[places] = values
-        measures.append(ratio_of(name, nats, tokens, better=None))
+        measures.append(ratio_metric(name, nats, tokens, better=None))
     return measures
 
 

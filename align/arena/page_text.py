@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-CATALOGUE: dict[str, dict[str, str]] = {
+PAGE_TEXTS: dict[str, dict[str, str]] = {
     "en": {
         "hint_blind": "Two models, names hidden. Ask, read, vote; the names appear after the vote.",
         "hint_named": "Ask once, read every answer, vote for the better one.",

@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from html import escape
 
-from align.arena.ballot import LETTERS
-from align.arena.shift import by_character
+from align.arena.shift import merge_character_parts
+from align.arena.vote_details import LETTERS
 from align.engine.protocol import ShiftedToken
 
 STEPS = (0.25, 1.0, 2.0, 4.0)
@@ -26,7 +26,7 @@ def shade(shift: float) -> str:
     return f"{'m' if shift > 0 else 'l'}{strength}" if strength else ""
 
 
-def shift_box(answers: Sequence[Sequence[ShiftedToken]], place: int, words: dict[str, str]) -> str:
+def render_token_shift(answers: Sequence[Sequence[ShiftedToken]], place: int, words: dict[str, str]) -> str:
     """The answers of one pane, oldest first, the last one open."""
     boxes = [_answer(tokens, (number, place), words) for number, tokens in enumerate(answers, start=1)]
     if len(boxes) == 1:
@@ -41,7 +41,7 @@ def _answer(tokens: Sequence[ShiftedToken], where: tuple[int, int], words: dict[
     title = words["shift_turn"].format(number=number)
     told = words["shift_summary"].format(mean=mean, count=len(tokens))
     label = words["shift_label"].format(letter=LETTERS[place].upper())
-    spans = "".join(_token(token, index == 0) for index, token in enumerate(by_character(tokens)))
+    spans = "".join(_token(token, index == 0) for index, token in enumerate(merge_character_parts(tokens)))
     return (
         f"<summary><b>{escape(title)}</b> · {escape(told)}</summary>"
         f'<div class="tokens" role="group" aria-label="{escape(label)}" data-model="{escape(words["this_model"])}" '

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from browsing import BASE, FIRST, MISFITS, SECOND, ask, leave_the_prompt, saved
 
-from align.arena.difference import compare, difference_boxes
-from align.arena.text import CATALOGUE
+from align.arena.page_text import PAGE_TEXTS
+from align.arena.word_difference import compare, render_word_differences
 
 
 def marked(pieces) -> list[str]:
@@ -43,7 +43,7 @@ def test_long_answers_that_repeat_themselves_are_compared_too():
 
 
 def test_what_is_shown_is_escaped_counted_and_said_aloud():
-    first, second = difference_boxes(["<b>one</b> two", 'one "two"'], CATALOGUE["en"])
+    first, second = render_word_differences(["<b>one</b> two", 'one "two"'], PAGE_TEXTS["en"])
 
     only_here = '<mark data-begin="[only here:" data-end="]">'
     assert f"{only_here}&lt;b&gt;</mark>one{only_here}&lt;/b&gt;</mark> two" in first

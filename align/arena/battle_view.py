@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from html import escape
 
-from align.arena.ballot import LETTERS
 from align.arena.battles import Battle, Pane, Setup
-from align.arena.text import CATALOGUE, vote_key
+from align.arena.page_text import PAGE_TEXTS, vote_key
+from align.arena.vote_details import LETTERS
 from align.schema import Messages, assistant
 
 # What Gradio takes for a formula, whatever is around it, and never for HTML.
@@ -36,11 +36,11 @@ def pane_label(battle: Battle | None, place: int, setup: Setup) -> str:
 
 def pane_messages(pane: Pane, language: str) -> Messages:
     """The turns of a pane; a failure is told without its cause, which would name the model."""
-    turns: Messages = [{"role": turn["role"], "content": without_tags(turn["content"])} for turn in pane.shown()]
-    return [*turns, assistant(CATALOGUE[language]["pane_failed"])] if pane.error else turns
+    turns: Messages = [{"role": turn["role"], "content": disarm_markdown(turn["content"])} for turn in pane.shown()]
+    return [*turns, assistant(PAGE_TEXTS[language]["pane_failed"])] if pane.error else turns
 
 
-def without_tags(text: str) -> str:
+def disarm_markdown(text: str) -> str:
     """Markdown in which nothing is a tag, an image or a diagram, in whatever way the page reads it.
 
     A character without width stands behind each `<`, `!` and fence that could begin one, so no reader of Markdown has
@@ -54,7 +54,7 @@ def without_tags(text: str) -> str:
 
 def status(battle: Battle, setup: Setup, language: str) -> str:
     """The line below the panes; speeds, like names, only where they cannot sway a blind vote."""
-    words = CATALOGUE[language]
+    words = PAGE_TEXTS[language]
     if battle.phase == "voted":
         choice = words[vote_key(battle.choice or "", len(battle.panes))]
         kept = words["saved"] if len(battle.turns) == 1 else words["saved_talk"]

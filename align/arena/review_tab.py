@@ -7,25 +7,25 @@ from typing import Any
 
 import gradio as gr
 
-from align.arena import view
+from align.arena import battle_view
 from align.arena.battles import Battle
-from align.arena.handlers import BoardHandlers
-from align.arena.parts import Board, Changes, Reviewing
-from align.arena.queue import ReviewQueue
+from align.arena.components import BattlePanel, Changes, ReviewControls
+from align.arena.handlers import PanelHandlers
+from align.arena.review_queue import ReviewQueue
 from align.arena.visitor import Visitor, visitor_of
 
 
-def lay_out_reviewing(board: Board, words: Any) -> Reviewing:
+def lay_out_review_controls(board: BattlePanel, words: Any) -> ReviewControls:
     """The line that leads through the queue, below its board."""
     with gr.Row(elem_classes=["asking", "review-line"]):
         progress = gr.HTML("", elem_id="review-progress", elem_classes="flat", padding=False, scale=8)
         board.difference_button.render()
         board.shift_button.render()
         following = gr.Button(words("next"), elem_id="review-next", elem_classes="next", variant="primary")
-    return Reviewing(progress, following)
+    return ReviewControls(progress, following)
 
 
-def progress_around(queue: ReviewQueue, parts: Reviewing, _battle: Battle | None, visitor: Visitor) -> Changes:
+def progress_around(queue: ReviewQueue, parts: ReviewControls, _battle: Battle | None, visitor: Visitor) -> Changes:
     """How far the queue is written, and how far this visitor has come."""
     words, (done, total), (written, wanted) = visitor.words, queue.progress(visitor.voter), queue.written
     share = 100 * done / total if total else 0
@@ -42,7 +42,7 @@ def progress_around(queue: ReviewQueue, parts: Reviewing, _battle: Battle | None
 class ReviewHandlers:
     """What leads from one comparison to the next."""
 
-    def __init__(self, queue: ReviewQueue, board: BoardHandlers, parts: Reviewing) -> None:
+    def __init__(self, queue: ReviewQueue, board: PanelHandlers, parts: ReviewControls) -> None:
         self._queue = queue
         self._board = board
         self._parts = parts
@@ -63,5 +63,5 @@ class ReviewHandlers:
         said = visitor.words["queue_waiting" if written < wanted else "queue_done"]
         return {
             **progress_around(self._queue, self._parts, None, visitor),
-            self._board.board.status: view.notice(said, "streaming" if written < wanted else "saved"),
+            self._board.board.status: battle_view.notice(said, "streaming" if written < wanted else "saved"),
         }

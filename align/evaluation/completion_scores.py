@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align.evaluation.asked import Asked, Material
 from align.evaluation.completions import texts_of, whole_texts_of
-from align.evaluation.judging import Judged, by_scores, judged
-from align.evaluation.measures import Measure, mean_of
-from align.evaluation.measuring import Run
+from align.evaluation.judging import JudgedComparison, judged, verdicts_from_scores
+from align.evaluation.metric import Metric, mean_metric
+from align.evaluation.model_runs import ModelRun
 from align.evaluation.overlap import Texts
+from align.evaluation.request import EvaluationData, EvaluationRequest
 from align.rewards.weighted_sum import RewardSettings, RewardSum
 from align.schema import Record
 
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from align.evaluation.judging import Judge, Verdicts
     from align.registry import Registry
 
-Judgements = dict[str, list[Judged]]
+Judgements = dict[str, list[JudgedComparison]]
 """by the reference of the model that was judged"""
 
 
-def add_scores(registry: Registry, runs: Sequence[Run], asked: Asked, material: Material) -> None:
+def add_scores(
+    registry: Registry, runs: Sequence[ModelRun], asked: EvaluationRequest, material: EvaluationData
+) -> None:
     """Give each run the values of the reward functions (`reward` is their sum) and the reward model's score."""
     for name, rewards in _sums(asked, material):
         _open(rewards, registry, asked)
@@ -32,7 +34,7 @@ def add_scores(registry: Registry, runs: Sequence[Run], asked: Asked, material: 
             run.add(_values(name, rewards, material.records, whole_texts_of(run.written)))
 
 
-def _sums(asked: Asked, material: Material) -> list[tuple[str, RewardSum]]:
+def _sums(asked: EvaluationRequest, material: EvaluationData) -> list[tuple[str, RewardSum]]:
     sums = [] if material.rewards is None else [("reward", material.rewards)]
     if asked.reward_model:
         learned = RewardSettings(name="learned", args={"model": asked.reward_model})
@@ -40,14 +42,14 @@ def _sums(asked: Asked, material: Material) -> list[tuple[str, RewardSum]]:
     return sums
 
 
-def _open(rewards: RewardSum, registry: Registry, asked: Asked) -> None:
+def _open(rewards: RewardSum, registry: Registry, asked: EvaluationRequest) -> None:
     from align.models.loading import Precision
     from align.rewards import Place
 
     rewards.open(Place(registry, asked.precision or Precision(), lambda line: None))
 
 
-def _values(name: str, rewards: RewardSum, records: Sequence[Record], texts: Texts) -> list[Measure]:
+def _values(name: str, rewards: RewardSum, records: Sequence[Record], texts: Texts) -> list[Metric]:
     known = [place for place, text in enumerate(texts) if text is not None]
     found = rewards.of([records[place] for place in known], [texts[place] or "" for place in known])
 
@@ -58,12 +60,14 @@ def _values(name: str, rewards: RewardSum, records: Sequence[Record], texts: Tex
 
     parts = rewards.names if len(rewards.names) > 1 else []
     return [
-        mean_of(name, column([rewards.total(values) for values in found])),
-        *(mean_of(part, column([values[part] for values in found])) for part in parts),
+        mean_metric(name, column([rewards.total(values) for values in found])),
+        *(mean_metric(part, column([values[part] for values in found])) for part in parts),
     ]
 
 
-def judge_all(runs: Sequence[Run], material: Material, judges: dict[str, Judge | str], seed: int = 0) -> Judgements:
+def judge_all(
+    runs: Sequence[ModelRun], material: EvaluationData, judges: dict[str, Judge | str], seed: int = 0
+) -> Judgements:
     """Every judge's verdicts on each model against the first; a judge given as text is a measure whose rows decide."""
     first = runs[0]
     found: Judgements = {}
@@ -75,7 +79,7 @@ def judge_all(runs: Sequence[Run], material: Material, judges: dict[str, Judge |
     return found
 
 
-def _verdicts(judge: Judge | str, run: Run, first: Run, records: Sequence[Record]) -> Verdicts:
+def _verdicts(judge: Judge | str, run: ModelRun, first: ModelRun, records: Sequence[Record]) -> Verdicts:
     if isinstance(judge, str):
-        return by_scores(run.measures[judge].rows, first.measures[judge].rows)
+        return verdicts_from_scores(run.measures[judge].rows, first.measures[judge].rows)
     return judge(records, texts_of(run.written), texts_of(first.written))

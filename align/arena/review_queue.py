@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.arena.ballot import NO_OPINION, Opinion
-from align.arena.battles import Battle, Contestant, Pane, Refusal, Setup, Turn, cast
+from align.arena.battles import ActionRefused, Battle, Contestant, Pane, Setup, Turn, cast
+from align.arena.vote_details import NO_DETAILS, VoteDetails
 from align.arena.votes import VoteStore, read_votes
 from align.data.containers import ReadOptions, read_path
 from align.engine.protocol import Engine, EngineBusy, GenerationRequest, Handle, Row, RowDone, RowFailure, Sampling
@@ -70,7 +70,7 @@ class Review:
         return cls(held["prompts"], setup, sampling, held["seed"], held["name"])
 
 
-class Item(NamedTuple):
+class ReviewItem(NamedTuple):
     """One comparison: which prompt, which two contestants, and whether its voter has decided it before."""
 
     prompt: int
@@ -97,7 +97,7 @@ def _name_in(told: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WrittenAnswer:
     """What a contestant wrote, and what the reward model thinks of it."""
 
     done: RowDone
@@ -199,7 +199,7 @@ class ReviewQueue:
         if not open_items:
             return None
 
-        def place(item: Item) -> tuple[int, bool, bytes]:
+        def place(item: ReviewItem) -> tuple[int, bool, bytes]:
             waits = skipped.index(item.name) if item.name in skipped else -1
             return waits, not item.again, self._draw(voter, item.name)
 
@@ -213,15 +213,15 @@ class ReviewQueue:
             name = _name_in(battle.review)
             skipped[:] = [other for other in skipped if other != name] + [name]
 
-    def vote(self, battle: Battle | None, choice: str, nonce: str, opinion: Opinion = NO_OPINION) -> None:
+    def vote(self, battle: Battle | None, choice: str, nonce: str, details: VoteDetails = NO_DETAILS) -> None:
         """Record a choice as `Arena.vote` does, under the pseudonym the comparison was handed out to."""
         if battle is None or battle.review is None:
-            raise Refusal("nothing_to_judge")
+            raise ActionRefused("nothing_to_judge")
         voter, name = battle.review["voter"], _name_in(battle.review)
         with self._lock:
             if name in self._decided.get(voter, {}):
-                raise Refusal("voted_already")
-            cast(battle, choice, nonce, replace(opinion, voter=voter), (self.setup, self._votes))
+                raise ActionRefused("voted_already")
+            cast(battle, choice, nonce, replace(details, voter=voter), (self.setup, self._votes))
             self._decided.setdefault(voter, {})[name] = None
 
     def progress(self, voter: str) -> tuple[int, int]:
@@ -231,15 +231,15 @@ class ReviewQueue:
         again = sum(item.name in done for item in self._repeats(voter))
         return len(items & done.keys()) + again, len(items) + len(items) // REPEATED
 
-    def _items(self) -> Iterator[Item]:
+    def _items(self) -> Iterator[ReviewItem]:
         """Every comparison whose answers are there."""
         pairs = list(itertools.combinations(range(len(self.setup.contestants)), 2))
         for prompt in range(len(self.review.prompts)):
             for first, second in pairs:
                 if self._answer(prompt, first) and self._answer(prompt, second):
-                    yield Item(prompt, first, second)
+                    yield ReviewItem(prompt, first, second)
 
-    def _repeats(self, voter: str) -> Iterator[Item]:
+    def _repeats(self, voter: str) -> Iterator[ReviewItem]:
         """What a voter is to decide again: of each dozen decided, one of the first half, so that others came since."""
         items = {item.name: item for item in self._items()}
         judged = [items[name] for name in self._decided.get(voter, {}) if name in items]
@@ -247,7 +247,7 @@ class ReviewQueue:
             early = judged[end - REPEATED : end - REPEATED // 2]
             yield min(early, key=lambda item: self._draw(voter, f"again {item}"))._replace(again=True)
 
-    def _answer(self, prompt: int, who: int) -> Answer | None:
+    def _answer(self, prompt: int, who: int) -> WrittenAnswer | None:
         return self._answers.get((prompt, self.setup.contestants[who].reference))
 
     def _missing(self) -> list[tuple[int, int]]:
@@ -265,13 +265,13 @@ class ReviewQueue:
                 sys.stderr.write(f"prompt {prompt + 1}: the answer has no score: {error}\n")
         store.append([{"prompt": prompt, "model": model, "score": score, **asdict(done)}])
         with self._lock:
-            self._answers[prompt, model] = Answer(done, score)
+            self._answers[prompt, model] = WrittenAnswer(done, score)
 
     def _draw(self, voter: str, what: str) -> bytes:
         """A number drawn for a voter and a thing, the same in every run."""
         return hashlib.blake2b(f"{self.folder.name}\0{voter}\0{what}".encode(), digest_size=8).digest()
 
-    def _battle(self, item: Item, voter: str) -> Battle:
+    def _battle(self, item: ReviewItem, voter: str) -> Battle:
         sides = [item.first, item.second]
         if (self._draw(voter, f"sides of {item}")[0] & 1) != item.again:
             sides.reverse()
@@ -299,7 +299,7 @@ def _submit(engine: Engine, request: GenerationRequest) -> Handle:
             time.sleep(busy.retry_after)
 
 
-def _read_answers(folder: Path) -> Iterator[tuple[tuple[int, str], Answer]]:
+def _read_answers(folder: Path) -> Iterator[tuple[tuple[int, str], WrittenAnswer]]:
     """The answers on the disk; a line torn off by a power cut was never counted."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
@@ -308,4 +308,4 @@ def _read_answers(folder: Path) -> Iterator[tuple[tuple[int, str], Answer]]:
             raise DataError(f"{raw.source}:{raw.line}: is no answer; remove the line to have it written anew")
         held = dict(raw.value)
         prompt, model, score = held.pop("prompt"), held.pop("model"), held.pop("score")
-        yield (prompt, model), Answer(RowDone(**held), score)
+        yield (prompt, model), WrittenAnswer(RowDone(**held), score)

@@ -6,17 +6,17 @@ from typing import Any
 
 import gradio as gr
 
-from align.arena import view
-from align.arena.ballot import LETTERS, TAGS, choices
+from align.arena import battle_view
 from align.arena.battles import Setup
-from align.arena.parts import Board
-from align.arena.text import vote_key
+from align.arena.components import BattlePanel
+from align.arena.page_text import vote_key
+from align.arena.vote_details import LETTERS, TAGS, choices
 
 MOST_OF_A_REASON = 2000
 """characters"""
 
 
-def lay_out_board(setup: Setup, words: Any, prefix: str = "") -> Board:
+def lay_out_panel(setup: Setup, words: Any, prefix: str = "") -> BattlePanel:
     """Panes with what can be looked into below them, a line of status, the votes and the reasons for them.
 
     Ids begin with `prefix`, so that a page may have two boards.
@@ -38,7 +38,7 @@ def lay_out_board(setup: Setup, words: Any, prefix: str = "") -> Board:
     shift = _look("shift", words, prefix)
     difference = _look("difference", words, prefix, visible=setup.panes == 2)
     panes, boxes = [pane for pane, _ in columns], [box for _, box in columns]
-    return Board(state, nonce, panes, boxes, boxed, legend, shift, difference, status, votes, why, tags, reason)
+    return BattlePanel(state, nonce, panes, boxes, boxed, legend, shift, difference, status, votes, why, tags, reason)
 
 
 def _look(key: str, words: Any, prefix: str, *, visible: bool = True) -> Any:
@@ -51,7 +51,7 @@ def _pane(setup: Setup, place: int, words: Any, prefix: str) -> tuple[Any, Any]:
     with gr.Column(min_width=0):
         gr.Button(words("expand"), elem_id=f"{prefix}expand-{LETTERS[place]}", elem_classes="expand", size="sm")
         pane = gr.Chatbot(
-            label=view.pane_label(None, place, setup),
+            label=battle_view.pane_label(None, place, setup),
             elem_id=f"{prefix}pane-{LETTERS[place]}",
             elem_classes="pane",
             placeholder=words("empty_pane"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
-from align.evaluation.measures import Comparison, Estimate
+from align.evaluation.metric import Comparison, MetricEstimate
 from align.evaluation.results import ModelResult, Result
 from align.registry.tables import terminal_width
 
@@ -28,7 +28,7 @@ def name_of(measure: str) -> str:
     return EXPLAINED.get(measure, measure.replace("_", " "))
 
 
-def show_estimate(found: Estimate | None) -> str:
+def show_estimate(found: MetricEstimate | None) -> str:
     """A number with its interval, in the digits it deserves."""
     if found is None:
         return "-"

@@ -10,7 +10,7 @@ Changes = dict[Any, Any]
 
 
 @dataclass
-class Board:
+class BattlePanel:
     """One comparison on the page: panes, what is said of them, and the votes."""
 
     state: Any
@@ -41,7 +41,7 @@ class Board:
 
 
 @dataclass
-class Asking:
+class PromptControls:
     """What a visitor asks with."""
 
     prompt: Any
@@ -63,7 +63,7 @@ class Asking:
 
 
 @dataclass
-class Reviewing:
+class ReviewControls:
     """What leads through the review queue."""
 
     progress: Any
@@ -71,7 +71,7 @@ class Reviewing:
 
 
 @dataclass
-class Sheets:
+class ResultTabs:
     """The pages beside the comparison: standings and models."""
 
     standings: Any

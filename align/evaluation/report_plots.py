@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from align.evaluation.markup import Html, join, tag
-from align.evaluation.measures import Better, Comparison, Estimate
+from align.evaluation.html_markup import Html, join, tag
+from align.evaluation.metric import Better, Comparison, MetricEstimate
 
 _BINS = 24
 
@@ -36,7 +36,7 @@ class Scale:
         return [round(place * step, 10) for place in range(first, last + 1)]
 
 
-def scale_of(estimates: Sequence[Estimate]) -> Scale:
+def scale_of(estimates: Sequence[MetricEstimate]) -> Scale:
     """An axis that holds some numbers with their intervals: 0 to 1 for shares, else with some room around."""
     values = [v for each in estimates for v in (each.value, each.low, each.high) if math.isfinite(v)]
     low, high = min(values, default=0.0), max(values, default=1.0)
@@ -46,7 +46,7 @@ def scale_of(estimates: Sequence[Estimate]) -> Scale:
     return Scale(0.0 if 0 <= low < room * 3 else low - room, high + room)
 
 
-def interval(found: Estimate, scale: Scale, colour: int) -> Html:
+def interval(found: MetricEstimate, scale: Scale, colour: int) -> Html:
     """A dot on a line from the lower to the upper end."""
     parts = [*_grid(scale)]
     if math.isfinite(found.low):

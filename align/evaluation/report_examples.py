@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from align.evaluation.markup import Html, join, tag
-from align.evaluation.measuring import Run
+from align.evaluation.html_markup import Html, join, tag
+from align.evaluation.model_runs import ModelRun
 from align.evaluation.overlap import reference_text
 from align.evaluation.samples import regressions, worst
-from align.evaluation.tables import digits_of, name_of
+from align.evaluation.terminal_tables import digits_of, name_of
 
 if TYPE_CHECKING:
-    from align.evaluation.asked import Material
+    from align.evaluation.request import EvaluationData
 
 _SHOWN = 5
 _LONGEST = 4000
 """characters of a text that are shown"""
 
 
-def examples(runs: Sequence[Run], material: Material, measure: str) -> Html | None:
+def examples(runs: Sequence[ModelRun], material: EvaluationData, measure: str) -> Html | None:
     """The worst records of each model and what it lost against the first one; None where nothing was written."""
     blocks: list[Html] = []
     for run in runs:
@@ -32,12 +32,14 @@ def examples(runs: Sequence[Run], material: Material, measure: str) -> Html | No
     return join(*blocks) if blocks else None
 
 
-def _block(title: str, places: Iterable[int], runs: Sequence[Run], material: Material, measure: str) -> list[Html]:
+def _block(
+    title: str, places: Iterable[int], runs: Sequence[ModelRun], material: EvaluationData, measure: str
+) -> list[Html]:
     shown = [_example(place, runs, material, measure) for place in places]
     return [tag("h3", title), *shown] if shown else []
 
 
-def _example(place: int, runs: Sequence[Run], material: Material, measure: str) -> Html:
+def _example(place: int, runs: Sequence[ModelRun], material: EvaluationData, measure: str) -> Html:
     record = material.records[place]
     turns = [_said(turn["role"], "", turn["content"]) for turn in record.prompt]
     reference = reference_text(record)
@@ -54,14 +56,14 @@ def _said(who: str, score: str, text: str) -> Html:
     return tag("div", by, tag("p", _shortened(text, _LONGEST), dir="auto"), class_="said")
 
 
-def _text(run: Run, place: int) -> str:
+def _text(run: ModelRun, place: int) -> str:
     written = run.written[place]
     if written is None:
         return "(no completion)"
     return (written.whole or "(empty)") + ("" if written.ended else " …")
 
 
-def _score(run: Run, place: int, measure: str) -> str:
+def _score(run: ModelRun, place: int, measure: str) -> str:
     rows = run.measures[measure].rows if measure in run.measures else None
     if rows is None or rows[place] != rows[place]:
         return ""

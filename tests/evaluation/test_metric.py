@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from align.evaluation.measures import Measure, compare, estimate, mean_of, ratio_of
+from align.evaluation.metric import Metric, compare, estimate, mean_metric, ratio_metric
 from align.statistics import Resamples
 
 
 def test_a_paired_difference_is_surer_than_two_means():
     rng = np.random.default_rng(0)
     hard = rng.normal(size=200)
-    ours, theirs = mean_of("m", hard + 0.2 + 0.1 * rng.normal(size=200)), mean_of("m", hard)
+    ours, theirs = mean_metric("m", hard + 0.2 + 0.1 * rng.normal(size=200)), mean_metric("m", hard)
     resamples = Resamples(200)
 
     found = compare(ours, theirs, resamples)
@@ -24,23 +24,23 @@ def test_a_paired_difference_is_surer_than_two_means():
 
 
 def test_a_share_of_which_all_are_right_is_not_certain():
-    found = estimate(mean_of("m", [1.0] * 24), Resamples(24))
+    found = estimate(mean_metric("m", [1.0] * 24), Resamples(24))
 
     assert (found.value, found.high) == (1.0, pytest.approx(1.0))
     assert found.low == pytest.approx(0.862, abs=0.001)  # Wilson: 24 / (24 + 1.96^2)
 
 
 def test_records_a_measure_does_not_apply_to_do_not_count():
-    found = mean_of("m", [1.0, float("nan"), 0.0])
+    found = mean_metric("m", [1.0, float("nan"), 0.0])
 
     assert (found.value, found.count) == (0.5, 2)
-    assert ratio_of("r", [2.0, 0.0, 4.0], [1.0, 0.0, 3.0]).value == 1.5
-    assert ratio_of("r", [2.0, 0.0, 4.0], [1.0, 0.0, 3.0]).count == 2
+    assert ratio_metric("r", [2.0, 0.0, 4.0], [1.0, 0.0, 3.0]).value == 1.5
+    assert ratio_metric("r", [2.0, 0.0, 4.0], [1.0, 0.0, 3.0]).count == 2
 
 
 def test_wins_follow_what_is_better_and_ties_are_left_out():
-    ours = mean_of("m", [1.0, 2.0, 3.0, 5.0], better="lower")
-    theirs = mean_of("m", [2.0, 3.0, 3.0, 4.0], better="lower")
+    ours = mean_metric("m", [1.0, 2.0, 3.0, 5.0], better="lower")
+    theirs = mean_metric("m", [2.0, 3.0, 3.0, 4.0], better="lower")
 
     found = compare(ours, theirs, Resamples(4))
 
@@ -49,33 +49,33 @@ def test_wins_follow_what_is_better_and_ties_are_left_out():
 
 
 def test_a_measure_of_one_record_has_no_interval():
-    found = estimate(mean_of("m", [0.4]), Resamples(1))
+    found = estimate(mean_metric("m", [0.4]), Resamples(1))
 
     assert found.value == 0.4
     assert found.low != found.low
 
 
 def test_a_slice_is_the_measure_of_its_records():
-    whole = mean_of("m", [0.0, 1.0, 0.5])
+    whole = mean_metric("m", [0.0, 1.0, 0.5])
 
     part = whole.take(np.array([1, 2]))
 
-    assert isinstance(part, Measure)
+    assert isinstance(part, Metric)
     assert part.value == 0.75
 
 
 def test_a_difference_is_of_the_records_that_both_models_have():
-    ours, theirs = mean_of("score", [1.0, 0.0, np.nan, 1.0]), mean_of("score", [0.0, 0.0, 0.0, np.nan])
+    ours, theirs = mean_metric("score", [1.0, 0.0, np.nan, 1.0]), mean_metric("score", [0.0, 0.0, 0.0, np.nan])
 
     found = compare(ours, theirs, Resamples(4))
 
     assert found.difference == pytest.approx(0.5)
     assert (found.wins, found.ties, found.losses) == (1, 1, 0)
     assert found.low <= 0.5 <= found.high
-    assert not mean_of("score", [1.0, np.nan]).meets(mean_of("score", [np.nan, 1.0]))
+    assert not mean_metric("score", [1.0, np.nan]).meets(mean_metric("score", [np.nan, 1.0]))
 
 
 def test_an_interval_without_width_ends_at_its_value():
-    found = estimate(mean_of("score", [0.7 + 0.1 / 8] * 33), Resamples(33))
+    found = estimate(mean_metric("score", [0.7 + 0.1 / 8] * 33), Resamples(33))
 
     assert found.low == found.value == found.high

@@ -27,7 +27,7 @@ def _word(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class VoteDetails:
     """What a voter may add to a choice; texts come from a browser, so they are cleaned and cut here."""
 
     reason: str = ""
@@ -42,7 +42,7 @@ class Opinion:
         object.__setattr__(self, "voter", _word(self.voter))
 
 
-NO_OPINION = Opinion()
+NO_DETAILS = VoteDetails()
 
 
 def choices(panes: int) -> list[str]:
@@ -50,7 +50,9 @@ def choices(panes: int) -> list[str]:
     return [*LETTERS[:panes], "tie", "bad"]
 
 
-def ballot_rows(battle: Battle, choice: str, setup: Setup, opinion: Opinion = NO_OPINION) -> list[dict[str, Any]]:
+def build_vote_rows(
+    battle: Battle, choice: str, setup: Setup, details: VoteDetails = NO_DETAILS
+) -> list[dict[str, Any]]:
     """The rows of one vote: one for two panes; with more, the best pane beats each of the others.
 
     A tie or a refusal of all is between every two panes. A vote on several turns is kept whole but is not
@@ -62,7 +64,7 @@ def ballot_rows(battle: Battle, choice: str, setup: Setup, opinion: Opinion = NO
     if choice in LETTERS:
         best = LETTERS.index(choice)
         pairs = [pair for pair in pairs if best in pair]
-    return [_row(battle, pair, choice, setup) | _said(opinion) for pair in pairs]
+    return [_row(battle, pair, choice, setup) | _said(details) for pair in pairs]
 
 
 def _row(battle: Battle, pair: tuple[int, int], choice: str, setup: Setup) -> dict[str, Any]:
@@ -97,8 +99,8 @@ def _row(battle: Battle, pair: tuple[int, int], choice: str, setup: Setup) -> di
     }
 
 
-def _said(opinion: Opinion) -> dict[str, Any]:
-    return {"voter": opinion.voter, "reason": opinion.reason, "tags": list(opinion.tags)}
+def _said(details: VoteDetails) -> dict[str, Any]:
+    return {"voter": details.voter, "reason": details.reason, "tags": list(details.tags)}
 
 
 def _scores(turn: Turn, sides: dict[str, int], setup: Setup) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """A number about a model on N records."""
 
     name: str
@@ -42,17 +42,17 @@ class Measure:
         """The number over all records."""
         return float(self.of(self.parts.sum(axis=0)))
 
-    def meets(self, other: Measure) -> bool:
+    def meets(self, other: Metric) -> bool:
         """Whether both apply to some record."""
         return bool((np.isfinite(self.rows) & np.isfinite(other.rows)).any())
 
-    def take(self, places: np.ndarray) -> Measure:
+    def take(self, places: np.ndarray) -> Metric:
         """The same measure on some of the records."""
-        return Measure(self.name, self.parts[places], self.rows[places], self.of, self.better)
+        return Metric(self.name, self.parts[places], self.rows[places], self.of, self.better)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MetricEstimate:
     """A measure with its 95% bootstrap interval, over `n` records."""
 
     value: float
@@ -96,22 +96,22 @@ class Comparison:
         return {**asdict(self), "verdict": self.verdict}
 
 
-def mean_of(name: str, values: Sequence[float] | np.ndarray, better: Better = "higher") -> Measure:
+def mean_metric(name: str, values: Sequence[float] | np.ndarray, better: Better = "higher") -> Metric:
     """The mean of one number a record; NaN where a record has none."""
     rows = np.asarray(values, dtype=float)
     known = np.isfinite(rows)
-    return Measure(name, np.stack([np.where(known, rows, 0.0), known], axis=1).astype(float), rows, ratio, better)
+    return Metric(name, np.stack([np.where(known, rows, 0.0), known], axis=1).astype(float), rows, ratio, better)
 
 
-def ratio_of(
+def ratio_metric(
     name: str, above: Sequence[float] | np.ndarray, below: Sequence[float] | np.ndarray, better: Better = "higher"
-) -> Measure:
+) -> Metric:
     """A sum over another, such as nats over tokens; NaN or 0 below leaves a record out."""
     parts = np.nan_to_num(np.stack([np.asarray(above, dtype=float), np.asarray(below, dtype=float)], axis=1))
-    return Measure(name, parts, ratio(parts), ratio, better)
+    return Metric(name, parts, ratio(parts), ratio, better)
 
 
-def estimate(measure: Measure, resamples: Resamples) -> Estimate:
+def estimate(measure: Metric, resamples: Resamples) -> MetricEstimate:
     """The measure with its bootstrap interval; a share of which every record is alike with Wilson's instead.
 
     Resampling what is all right can only give all right, though the next record may well be wrong.
@@ -121,7 +121,7 @@ def estimate(measure: Measure, resamples: Resamples) -> Estimate:
         _, low, high = wilson_interval(float(known.mean()), len(known))
     else:
         low, high = expanded_interval(measure.of(resamples.sums(measure.parts)), measure.count)
-    return Estimate(measure.value, *_met(measure.value, low, high), measure.count, measure.better)
+    return MetricEstimate(measure.value, *_met(measure.value, low, high), measure.count, measure.better)
 
 
 def _met(value: float, low: float, high: float) -> tuple[float, float]:
@@ -130,7 +130,7 @@ def _met(value: float, low: float, high: float) -> tuple[float, float]:
     return low, high
 
 
-def compare(ours: Measure, theirs: Measure, resamples: Resamples) -> Comparison:
+def compare(ours: Metric, theirs: Metric, resamples: Resamples) -> Comparison:
     """Our measure less theirs on the records that both have a number for."""
     both = np.isfinite(ours.rows) & np.isfinite(theirs.rows)
     mine, other = (np.where(both[:, None], each.parts, 0.0) for each in (ours, theirs))

@@ -15,8 +15,8 @@ from align.engine.fake import FakeEngine
 from align.engine.protocol import Row, Sampling
 from align.errors import IntegrityError
 from align.evaluate import main
-from align.evaluation.completions import complete, row_key
-from align.evaluation.kept import Kept, open_completions
+from align.evaluation.completions import generate_completions, row_key
+from align.evaluation.jsonl_store import JsonlStore, open_completion_store
 from align.models import stop_tokens
 from align.models.loading import Precision
 from align.schema import Record, user
@@ -24,15 +24,15 @@ from align.schema import Record, user
 KILLED = """
 import os, signal, sys
 from align.evaluate import main
-from align.evaluation.kept import Kept
+from align.evaluation.jsonl_store import JsonlStore
 
-add, calls = Kept.add, []
+add, calls = JsonlStore.add, []
 def cut(self, *row):
     add(self, *row)
     calls.append(row)
     if len(calls) == 7:
         os.kill(os.getpid(), signal.SIGKILL)
-Kept.add = cut
+JsonlStore.add = cut
 main(sys.argv[1:])
 """
 FP32 = Precision(bf16=False)
@@ -75,7 +75,9 @@ def where(family, tmp_path_factory):
     loaded = load_models(family, ["red", "blue"], FP32)
 
     def name(model="red", sampling=GREEDY, precision=FP32):
-        return open_completions(loaded, family.resolve(model), sampling, precision, tmp_path_factory.getbasetemp()).path
+        return open_completion_store(
+            loaded, family.resolve(model), sampling, precision, tmp_path_factory.getbasetemp()
+        ).path
 
     return SimpleNamespace(name=name, loaded=loaded)
 
@@ -120,12 +122,12 @@ def test_conversations_go_on_in_the_middle(tmp_path):
 
     engine = FakeEngine(["m"], reply)
     kept = tmp_path / "m.jsonl"
-    whole, _ = complete(engine, ["m"], records, GREEDY, kept={"m": Kept(kept)})
+    whole, _ = generate_completions(engine, ["m"], records, GREEDY, kept={"m": JsonlStore(kept)})
     lines = [line for line in kept.read_text().splitlines() if line and "to three" not in line]
     kept.write_text("\n".join(lines))
     asked.clear()
 
-    again, _ = complete(engine, ["m"], records, GREEDY, kept={"m": Kept(kept)})
+    again, _ = generate_completions(engine, ["m"], records, GREEDY, kept={"m": JsonlStore(kept)})
 
     assert asked == ["three"]
     assert again == whole
@@ -133,18 +135,18 @@ def test_conversations_go_on_in_the_middle(tmp_path):
 
 def test_damage_costs_the_damaged_rows_alone(tmp_path):
     path = tmp_path / "rows.jsonl"
-    Kept(path).add("a", {"n": 1})
+    JsonlStore(path).add("a", {"n": 1})
     path.write_bytes(path.read_bytes() + b'[]\n7\n\x00\x00{"key": "torn')
-    Kept(path).add("b", {"n": 2})
+    JsonlStore(path).add("b", {"n": 2})
 
-    found = Kept(path)
+    found = JsonlStore(path)
 
     assert (found.find("a"), found.find("b"), found.find("torn")) == ({"n": 1}, {"n": 2}, None)
 
 
 def test_a_disk_that_takes_nothing_does_not_stop_the_work(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    kept = Kept(tmp_path / "file" / "rows.jsonl")
+    kept = JsonlStore(tmp_path / "file" / "rows.jsonl")
 
     kept.add("a", {})
     kept.add("b", {})
@@ -157,5 +159,5 @@ def test_when_every_row_fails_the_first_reason_is_raised(tmp_path):
     records = [Record(prompt=[user("hello")])]
 
     with pytest.raises(IntegrityError, match="no reply"):
-        complete(engine, ["m"], records, GREEDY, kept={"m": Kept(tmp_path / "m.jsonl")})
+        generate_completions(engine, ["m"], records, GREEDY, kept={"m": JsonlStore(tmp_path / "m.jsonl")})
     assert list(tmp_path.iterdir()) == []

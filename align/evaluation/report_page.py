@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align import __version__
-from align.evaluation import plots
-from align.evaluation.examples import examples
-from align.evaluation.markup import Html, join, tag
-from align.evaluation.measures import Comparison, Estimate
-from align.evaluation.measuring import Run
+from align.evaluation import report_plots
+from align.evaluation.html_markup import Html, join, tag
+from align.evaluation.metric import Comparison, MetricEstimate
+from align.evaluation.model_runs import ModelRun
 from align.evaluation.page_style import STYLE
+from align.evaluation.report_examples import examples
 from align.evaluation.results import ModelResult, Result
-from align.evaluation.tables import digits_of, name_of, show_difference, show_p
+from align.evaluation.terminal_tables import digits_of, name_of, show_difference, show_p
 
 if TYPE_CHECKING:
-    from align.evaluation.asked import Material
+    from align.evaluation.request import EvaluationData
     from align.registry import Ancestor
 
 _COLOURS = 8
@@ -29,16 +29,16 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-ur
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportInputs:
     """Everything the page is made from."""
 
     result: Result
-    runs: Sequence[Run]
-    material: Material
+    runs: Sequence[ModelRun]
+    material: EvaluationData
     lineages: Sequence[Ancestor]
 
 
-def draw_page(report: Report) -> str:
+def draw_page(report: ReportInputs) -> str:
     """The whole page as HTML."""
     result = report.result
     sections = [section for section in _sections(report) if section is not None]
@@ -56,7 +56,7 @@ def draw_page(report: Report) -> str:
     return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', page), lang='en')}\n"
 
 
-def _sections(report: Report) -> Iterator[tuple[str, str, Html] | None]:
+def _sections(report: ReportInputs) -> Iterator[tuple[str, str, Html] | None]:
     result = report.result
     if result.headline:
         yield "result", _capital(name_of(result.headline)), _headline(result)
@@ -88,7 +88,7 @@ def _header(result: Result) -> Html:
 
 def _headline(result: Result) -> Html:
     found = [(model, model.overall.estimates.get(result.headline)) for model in result.models]
-    scale = plots.scale_of([each for _, each in found if each is not None])
+    scale = report_plots.scale_of([each for _, each in found if each is not None])
     rows = [
         _forest_row(model.reference, model.stage, each, scale, place)
         for place, (model, each) in enumerate(found)
@@ -97,8 +97,8 @@ def _headline(result: Result) -> Html:
     return join(_verdicts(result), _forest(rows, scale))
 
 
-def _forest(rows: Sequence[Html], scale: plots.Scale) -> Html:
-    last = tag("div", tag("div"), tag("div", plots.axis(scale), class_="plot"), tag("div"), class_="group")
+def _forest(rows: Sequence[Html], scale: report_plots.Scale) -> Html:
+    last = tag("div", tag("div"), tag("div", report_plots.axis(scale), class_="plot"), tag("div"), class_="group")
     return tag("div", *rows, last, class_="card forest")
 
 
@@ -119,17 +119,17 @@ def _size(found: Comparison) -> str:
     return f"{abs(found.difference):.{digits}f}"
 
 
-def _forest_row(who: str, about: str, found: Estimate, scale: plots.Scale, colour: int) -> Html:
+def _forest_row(who: str, about: str, found: MetricEstimate, scale: report_plots.Scale, colour: int) -> Html:
     return tag(
         "div",
         tag("div", _key(colour), who, tag("small", about) if about else None, class_="who"),
-        tag("div", plots.interval(found, scale, colour % _COLOURS), class_="plot"),
+        tag("div", report_plots.interval(found, scale, colour % _COLOURS), class_="plot"),
         tag("div", _number(found, big=True), class_="number"),
         class_="group",
     )
 
 
-def _number(found: Estimate, mark: Html | None = None, *, big: bool = False) -> Html:
+def _number(found: MetricEstimate, mark: Html | None = None, *, big: bool = False) -> Html:
     digits = digits_of(found.value)
     value = f"{found.value:.{digits}f}"
     ends = f" {found.low:.{digits}f} – {found.high:.{digits}f}" if math.isfinite(found.low) else ""
@@ -193,9 +193,9 @@ def _comparison(model: ModelResult) -> Html:
             tag(
                 "tr",
                 tag("th", name_of(name), scope="row"),
-                tag("td", plots.difference(found, 1.12 * max(ends) or 1.0), class_="plot"),
+                tag("td", report_plots.difference(found, 1.12 * max(ends) or 1.0), class_="plot"),
                 tag("td", show_difference(found)),
-                tag("td", plots.votes(found.wins, found.ties, found.losses, found.better), class_="plot"),
+                tag("td", report_plots.votes(found.wins, found.ties, found.losses, found.better), class_="plot"),
                 tag("td", f"{found.wins} / {found.ties} / {found.losses}"),
                 tag("td", show_p(found.p)),
             )
@@ -212,7 +212,7 @@ def _judged(result: Result) -> Html:
             tag("th", model.reference, scope="row"),
             tag("td", found.judge),
             tag("td", _number(found.win_rate) if found.win_rate else "–"),
-            tag("td", plots.votes(found.wins, found.ties, found.losses), class_="plot"),
+            tag("td", report_plots.votes(found.wins, found.ties, found.losses), class_="plot"),
             tag("td", f"{found.wins} / {found.ties} / {found.losses}"),
             tag("td", show_p(found.p)),
             tag("td", "–" if found.consistency is None else f"{found.consistency:.0%} agree"),
@@ -249,7 +249,7 @@ def _slices(result: Result) -> Html:
     name, blocks = result.headline, []
     for column, values in result.models[0].slices.items():
         numbers = [model.slices[column][value].estimates.get(name) for value in values for model in result.models]
-        scale = plots.scale_of([each for each in numbers if each is not None])
+        scale = report_plots.scale_of([each for each in numbers if each is not None])
         for value, first in values.items():
             rows: list[Html] = []
             for place, model in _counted(result):
@@ -262,13 +262,18 @@ def _slices(result: Result) -> Html:
     return join(note, *blocks)
 
 
-def _lengths(report: Report) -> Html | None:
+def _lengths(report: ReportInputs) -> Html | None:
     rows = [(run.reference, run.measures["tokens"].rows) for run in report.runs if "tokens" in run.measures]
     if not rows:
         return None
-    scale = plots.Scale(0.0, max(1.0, *(float(values[values == values].max()) for _, values in rows)))
+    scale = report_plots.Scale(0.0, max(1.0, *(float(values[values == values].max()) for _, values in rows)))
     blocks = [
-        tag("div", tag("h4", _key(place), who), plots.histogram(values, scale, place % _COLOURS), plots.axis(scale))
+        tag(
+            "div",
+            tag("h4", _key(place), who),
+            report_plots.histogram(values, scale, place % _COLOURS),
+            report_plots.axis(scale),
+        )
         for place, (who, values) in enumerate(rows)
     ]
     note = tag("p", "Tokens a completion, the end token left out.", class_="note")

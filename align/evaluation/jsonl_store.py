@@ -40,7 +40,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-class Kept:
+class JsonlStore:
     """Rows of one JSON-lines file by a key of their own; a damaged line is none, and the next one is not spoilt by it.
 
     Several processes may add to one file.
@@ -99,9 +99,9 @@ def _whole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
 
 
-def open_completions(
+def open_completion_store(
     loaded: LoadedBase, checkpoint: Checkpoint, sampling: Sampling, precision: Precision, folder: Path
-) -> Kept:
+) -> JsonlStore:
     """What one of the loaded models has written with this sampling before, and where it goes from now on."""
     from align.models.adapters import digests_of_base
     from align.models.reference_cache import reference_key
@@ -125,7 +125,7 @@ def open_completions(
         "stops": listed_stops(loaded.base),
         "format": _FORMAT,
     }
-    return Kept(folder / f"{digest_of(facts)}.jsonl")
+    return JsonlStore(folder / f"{digest_of(facts)}.jsonl")
 
 
 def _forget_old(folder: Path) -> None:

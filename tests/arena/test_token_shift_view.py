@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.arena.shift import by_character
+from align.arena.shift import merge_character_parts
 from align.engine.protocol import ShiftedToken
 
 
@@ -19,7 +19,7 @@ def test_the_tokens_of_one_character_are_one_piece_with_their_chances_multiplied
         token("c", -1, -1),
     ]
 
-    pieces = by_character(tokens)
+    pieces = merge_character_parts(tokens)
 
     assert [piece.text for piece in pieces] == ["ab", "退", "c"]
     assert (pieces[1].logprob, pieces[1].base_logprob) == (-3.5, -4.25)
@@ -31,11 +31,11 @@ def test_the_tokens_of_one_character_are_one_piece_with_their_chances_multiplied
 def test_nothing_of_the_total_shift_is_lost():
     tokens = [token(text, -1.0, -0.5 * place) for place, text in enumerate(["", "", "é", "", "ü", "", ""])]
 
-    pieces = by_character(tokens)
+    pieces = merge_character_parts(tokens)
 
     shift = sum(piece.logprob - piece.base_logprob for piece in pieces)
     assert shift == pytest.approx(sum(each.logprob - each.base_logprob for each in tokens))
 
 
 def test_no_answer_is_no_pieces():
-    assert by_character([]) == []
+    assert merge_character_parts([]) == []

@@ -15,7 +15,7 @@ _SPACE: dict[Language, str] = {"en": " ", "zh": ""}
 
 
 @dataclass(frozen=True)
-class Style:
+class AnswerStyle:
     """How an answer is given; the default is the answer the desk would be proud of."""
 
     manner: Manner = "polite"
@@ -37,10 +37,10 @@ class Faults:
     long: float = 0.0
     other_language: float = 0.0
 
-    def draw(self, rng: random.Random) -> Style:
+    def draw(self, rng: random.Random) -> AnswerStyle:
         """A style in which every fault occurs independently with its share; rude and bare exclude each other."""
         manner = rng.random()
-        return Style(
+        return AnswerStyle(
             manner="rude" if manner < self.rude else "bare" if manner < self.rude + self.bare else "polite",
             right=rng.random() >= self.wrong,
             long=rng.random() < self.long,
@@ -54,7 +54,7 @@ def ask(rng: random.Random, question: Question, *, held_out: bool = False) -> st
     return rng.choice(wordings).format(p=question.product.name(question.language))
 
 
-def answer(rng: random.Random, question: Question, style: Style) -> str:
+def answer(rng: random.Random, question: Question, style: AnswerStyle) -> str:
     """Word an answer in a style: manners, then the statement, then padding.
 
     Wordings are drawn before faults, so that one state of `rng` gives answers that differ in their faults alone.
@@ -69,7 +69,7 @@ def answer(rng: random.Random, question: Question, style: Style) -> str:
     return _SPACE[language].join(sentences)
 
 
-def page(rng: random.Random, product: Product, language: Language, wrong: float) -> str:
+def product_page(rng: random.Random, product: Product, language: Language, wrong: float) -> str:
     """A product page: every fact in a sentence of its own, each one wrong with the given share."""
     sentences = []
     for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES)):
