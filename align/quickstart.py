@@ -100,7 +100,7 @@ def plan(seed: int) -> list[Step]:
 
 def quickstart(config: QuickstartConfig, registry: Registry) -> Result:
     """Write the world, make what is not yet registered, and measure the models that write."""
-    from align.registry.commands import lineage
+    from align.registry.commands import print_lineage
 
     started = time.perf_counter()
     write_world(registry.root / "world", config.seed)
@@ -116,7 +116,7 @@ def quickstart(config: QuickstartConfig, registry: Registry) -> Result:
     write("\n[evaluation] every model answers the same held-out questions")
     result = measure(config.seed, registry)
     write(draw_gold_against_kl(registry))
-    lineage(registry, "world-ppo")
+    print_lineage(registry, "world-ppo")
     write(f"\n{time.perf_counter() - started:.0f} s in all")
     return result
 

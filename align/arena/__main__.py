@@ -96,7 +96,7 @@ def _stats(options: argparse.Namespace) -> None:
 
 
 def _standings(board: Leaderboard) -> str:
-    from align.registry.tables import fitted, terminal_width
+    from align.registry.text_tables import format_fitting, terminal_width
 
     rows = [
         {
@@ -111,20 +111,20 @@ def _standings(board: Leaderboard) -> str:
         }
         for one in board.standings
     ]
-    drawn = fitted(rows, ("losses", "ties", "wins"), terminal_width())
+    drawn = format_fitting(rows, ("losses", "ties", "wins"), terminal_width())
     return f"{board.votes} votes on {board.prompts} prompts\n\n{drawn}"
 
 
 def _matrix(board: Leaderboard) -> str:
     """Wins, ties and losses of each row's model against each column's, which is called by its number."""
-    from align.registry.tables import table
+    from align.registry.text_tables import format_table
 
     names = [one.reference for one in board.standings]
     cells = [("won/tied/lost against", *(f"[{place}]" for place in range(1, len(names) + 1)))]
     for place, name in enumerate(names, start=1):
         met = (board.matrix[name].get(other) for other in names)
         cells.append((f"[{place}] {name}", *("/".join(map(str, one)) if one else "-" for one in met)))
-    return table(cells)
+    return format_table(cells)
 
 
 def _remarks(board: Leaderboard, notes: list[str]) -> str:

@@ -245,7 +245,7 @@ def as_record(scores: HarnessScores) -> dict[str, Any]:
 
 def keep(registry: Registry, scores: Sequence[HarnessScores]) -> list[str]:
     """Write the numbers beside every version of this registry, and give the references that have them now."""
-    kept = [each for each in scores if evaluations.belongs(registry, each.checkpoint)]
+    kept = [each for each in scores if evaluations.is_version_of(registry, each.checkpoint)]
     for each in kept:
-        evaluations.add(registry, each.checkpoint, as_record(each))
+        evaluations.add_record(registry, each.checkpoint, as_record(each))
     return [each.checkpoint.reference for each in kept]

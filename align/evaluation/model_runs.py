@@ -304,9 +304,9 @@ def _longest(loaded: LoadedBase) -> int:
 
 def _parent(registry: Registry, checkpoint: Checkpoint) -> Checkpoint | None:
     """The policy or base a model was trained from, if it is still here."""
-    from align.registry.lineage import links
+    from align.registry.lineage import parent_links
 
-    for link in links(checkpoint):
+    for link in parent_links(checkpoint):
         try:
             parent = registry.resolve(link["reference"])
         except (IntegrityError, UsageError):

@@ -79,8 +79,8 @@ def keep(registry: Registry, found: Evaluation, outputs: Outputs) -> list[str]:
     """Write the files and the registry's records; gives the references of the versions that have one now."""
     kept = []
     for model, run in zip(found.result.models, found.runs, strict=True) if outputs.record else ():
-        if evaluations.belongs(registry, run.checkpoint):
-            evaluations.add(registry, run.checkpoint, record_of(found.result, model))
+        if evaluations.is_version_of(registry, run.checkpoint):
+            evaluations.add_record(registry, run.checkpoint, record_of(found.result, model))
             kept.append(model.reference)
     if outputs.json:
         write_json(outputs.json, found.result.as_dict())

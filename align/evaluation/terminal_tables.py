@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from align.evaluation.metric import Comparison, MetricEstimate
 from align.evaluation.results import ModelResult, Result
-from align.registry.tables import terminal_width
+from align.registry.text_tables import terminal_width
 
 _NARROWEST = 70
 _MANY = 4

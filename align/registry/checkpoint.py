@@ -1,4 +1,4 @@
-"""A checkpoint: a folder or hub repository that holds a model or an adapter, and what its manifest says about it."""
+"""A checkpoint: a folder or hub repository that holds a model or an adapter, with its manifest if it was registered."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import Any, get_args
 from align.errors import IntegrityError, shorten
 from align.registry import durable
 from align.registry.fingerprints import digest_file, read_json
-from align.registry.foreign import check_foreign
 from align.registry.references import is_checkpoint
+from align.registry.untrusted import check_untrusted
 from align.schema import Kind
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 
+_REQUIRED = {"name": str, "version": int, "stage": str, "kind": str, "created": str, "commit_id": str}
+_OPTIONAL = {"parents": list, "base": dict, "data": list, "metrics": dict, "config": dict, "versions": dict}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model or adapter that a reference led to.
+    """A model or adapter that a reference resolved to.
 
     `location` is what `from_pretrained` takes: a folder, or a hub id with its `revision`. `digest` is that of the
     manifest's bytes and so stands for everything in the folder; without a manifest there is none.
@@ -35,12 +38,12 @@ class Checkpoint:
 
     @property
     def is_hub(self) -> bool:
-        """Whether it is known by its hub id and has no folder here; an adapter in the local cache has one."""
+        """Return whether it is a hub id without a folder here; an adapter in the local cache has a folder."""
         return self.reference.startswith("hf://") and not Path(self.location).is_absolute()
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it holds an adapter rather than a whole model; a hub repository must be downloaded to tell."""
+        """Return whether it holds an adapter, not a whole model; a hub repository must be downloaded to tell."""
         return not self.is_hub and (Path(self.location) / "adapter_config.json").is_file()
 
     @property
@@ -53,21 +56,31 @@ class Checkpoint:
         """The version it was registered as."""
         return self.manifest["version"] if self.manifest else None
 
+    @property
+    def base(self) -> dict[str, Any]:
+        """The manifest's entry on the base under an adapter (`reference`, `location`, `digests`); may be empty."""
+        return (self.manifest or {}).get("base") or {}
+
+    @property
+    def parents(self) -> list[dict[str, Any]]:
+        """The recorded parents, each a dict of `reference` and `digest`."""
+        return (self.manifest or {}).get("parents") or []
+
     def problems(self, hashes: bool = False) -> list[str]:
-        """What is not as it was committed, one line each: sizes, and with `hashes` content."""
+        """Return what differs from the commit, one line each: sizes, and with `hashes` content."""
         return durable.verify_seal(Path(self.location), MANIFEST, hashes) if self.manifest else []
 
     def check(self, hashes: bool = False) -> None:
         """Raise IntegrityError unless every committed file is there with its size and, with `hashes`, its content."""
         if self.problems(hashes):
-            # Once more with digests: what was found and what was written are both worth knowing now.
+            # Once more with digests, which the message names as well.
             problems = self.problems(hashes=True)
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise IntegrityError(f"{self.reference}: {problems[0]}{more}; restore the folder or use another version")
 
 
 def read_version(folder: Path, name: str, version: int) -> Checkpoint:
-    """The registered version in a folder; IntegrityError when it is torn, foreign or not what its place says."""
+    """Load the registered version in a folder; IntegrityError when it is torn, or another version than its place."""
     reference = f"{name}@v{version}"
     if folder.is_symlink():
         raise IntegrityError(f"{reference}: its folder is a link; versions are real folders, copy it")
@@ -80,57 +93,50 @@ def read_version(folder: Path, name: str, version: int) -> Checkpoint:
 
 
 def read_folder(folder: Path, reference: str | None = None) -> Checkpoint:
-    """The checkpoint in any folder, with its manifest when it is a copy of a registered version.
+    """Load the checkpoint in any folder, with its manifest when it is a copy of a registered version.
 
-    Raises IntegrityError for what is not loaded from outside: pickles, torn weights, adapters that are no LoRA.
+    Raises IntegrityError for what is not loaded from outside: pickles, torn weights, unknown adapters.
     """
     reference = reference or str(folder)
-    if _is_ours(folder / MANIFEST):
-        # A manifest can be forged: only a registry's own folders are taken at their word.
-        check_foreign(folder, reference)
+    if _is_manifest(folder / MANIFEST):
+        # A manifest can be forged: only versions inside a registry skip these checks.
+        check_untrusted(folder, reference)
         return _from_manifest(folder, reference)
     if not is_checkpoint(folder):
         raise IntegrityError(f"{folder}: no model in it (no adapter_config.json or config.json); give a model's folder")
-    check_foreign(folder, reference)
-    return Checkpoint(reference=reference, kind=infer_kind(folder), location=str(folder))
+    check_untrusted(folder, reference)
+    return Checkpoint(reference=reference, kind=_infer_kind(folder), location=str(folder))
 
 
-def infer_kind(folder: Path) -> Kind:
-    """What a folder without a manifest holds, from its configuration files."""
-    path = folder / "adapter_config.json"
-    if not path.is_file():
+def _infer_kind(folder: Path) -> Kind:
+    if not (folder / "adapter_config.json").is_file():
         return "base"
     return "reward" if adapter_config(folder).get("task_type") == "SEQ_CLS" else "policy"
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
-    """PEFT's description of the adapter in a folder."""
+    """Load PEFT's configuration of the adapter in a folder."""
     return read_json(folder / "adapter_config.json", required=True)
 
 
-def newer_format(manifest: dict[str, Any]) -> bool:
-    """Whether a manifest was written by a later program than this one."""
+def has_newer_format(manifest: dict[str, Any]) -> bool:
+    """Return whether a manifest was written by a later version of this program."""
     written = manifest.get("format")
     return not isinstance(written, int) or written > MANIFEST_FORMAT
 
 
-_FIELDS = {"name": str, "version": int, "stage": str, "kind": str, "created": str, "commit_id": str}
-_SOMETIMES = {"parents": list, "base": dict, "data": list, "metrics": dict, "config": dict, "versions": dict}
-
-
-def _malformed(manifest: dict[str, Any]) -> str | None:
-    """What a manifest lacks; everything that reads one relies on these fields and their types."""
-    for key, kind in _FIELDS.items():
+def _find_malformed(manifest: dict[str, Any]) -> str | None:
+    """Return what is wrong with the fields of a manifest, as the end of a sentence."""
+    for key, kind in _REQUIRED.items():
         if not isinstance(manifest.get(key), kind):
             return f"has no {key}"
-    for key, kind in _SOMETIMES.items():
+    for key, kind in _OPTIONAL.items():
         if manifest.get(key) is not None and not isinstance(manifest[key], kind):
             return f"has {key} of another type"
     if manifest["kind"] not in get_args(Kind):
         return f"names the kind {shorten(manifest['kind'])}, which there is not"
-    if not all(
-        isinstance(link, dict) and isinstance(link.get("reference"), str) for link in manifest.get("parents") or []
-    ):
+    parents = manifest.get("parents") or []
+    if not all(isinstance(link, dict) and isinstance(link.get("reference"), str) for link in parents):
         return "has a parent without reference"
     if not all(isinstance(entry, dict) for entry in manifest.get("data") or []):
         return "has data of another type"
@@ -140,8 +146,8 @@ def _malformed(manifest: dict[str, Any]) -> str | None:
     return None
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a manifest is one of this program's; other programs use the same file name."""
+def _is_manifest(path: Path) -> bool:
+    """Return whether a manifest.json was written by this program; other programs use the same file name."""
     if not path.is_file():
         return False
     try:
@@ -153,17 +159,12 @@ def _is_ours(path: Path) -> bool:
 
 def _from_manifest(folder: Path, reference: str) -> Checkpoint:
     manifest = durable.read_seal(folder, MANIFEST)
-    if newer_format(manifest):
+    if has_newer_format(manifest):
         raise IntegrityError(
             f"{reference}: its manifest has format {manifest.get('format')}, this program reads {MANIFEST_FORMAT};"
             " update align"
         )
-    if problem := _malformed(manifest):
+    if problem := _find_malformed(manifest):
         raise IntegrityError(f"{reference}: its manifest {problem}; restore the folder or register it again")
-    return Checkpoint(
-        reference=reference,
-        kind=manifest["kind"],
-        location=str(folder),
-        manifest=manifest,
-        digest=digest_file(folder / MANIFEST),
-    )
+    digest = digest_file(folder / MANIFEST)
+    return Checkpoint(reference, manifest["kind"], str(folder), manifest=manifest, digest=digest)

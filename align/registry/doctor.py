@@ -1,4 +1,4 @@
-"""What is wrong in a registry, and putting it out of the way: damage is quarantined, nothing is ever deleted."""
+"""Finding and repairing damage in a registry: damage is quarantined, nothing is ever deleted."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from align.errors import IntegrityError, UsageError
-from align.registry import aside, durable, evaluations, garbage, layout, lineage
-from align.registry.checkpoint import MANIFEST, Checkpoint, newer_format, read_version
+from align.registry import cleanup, disk_layout, durable, evaluations, lineage, quarantine
+from align.registry.checkpoint import MANIFEST, Checkpoint, has_newer_format, read_version
 from align.registry.references import is_local_name
 from align.registry.store import Registry, added_files
 
@@ -17,17 +17,17 @@ Trouble = Literal[
     "torn", "damaged", "newer", "writable", "alias", "parent", "base", "abandoned", "evaluation", "foreign"
 ]
 
-_KNOWN_AT_ROOT = {
-    layout.FORMAT_FILE, layout.BASES_FILE,
+_ROOT_ENTRIES = {
+    disk_layout.FORMAT_FILE, disk_layout.BASES_FILE,
     "models", "refs", "tmp", "quarantine", "trash", "runs", "votes", "reviews", "world", "cache"
 }  # fmt: skip
-# What a repair puts into quarantine/; the rest needs a person, another program version, or nothing.
-_QUARANTINED = ("torn", "damaged", "alias", "abandoned", "evaluation")
+# The rest needs a person, another program version, or nothing.
+_REPAIRED_BY_QUARANTINE = ("torn", "damaged", "alias", "abandoned", "evaluation")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be; what is not `wrong` is only told."""
+    """One thing that is not as it should be; with `wrong` False it is only reported."""
 
     trouble: Trouble
     path: Path
@@ -38,38 +38,35 @@ class Finding:
 
 
 def examine(registry: Registry, hashes: bool = True) -> list[Finding]:
-    """Everything that is wrong, and the files of other people; with `hashes` every byte is read."""
-    found: list[Finding] = []
-    names = sorted({*layout.named_folders(registry.models), *layout.named_folders(registry.root / "refs")})
-    for name in names:
-        for number, folder in layout.version_numbers(registry.home(name)).items():
-            found += _version(registry, name, number, folder, hashes)
-        found += _aliases(registry, name)
-        found += _evaluations(registry, name)
-    found += [
-        Finding("abandoned", path, "was never finished and nobody is writing it", "--repair quarantines it, gc too")
-        for path in garbage.left_overs(registry)
-    ]
-    others = [
-        Finding("foreign", path, "is not the registry's", "left alone", wrong=False) for path in _foreign(registry)
-    ]
-    return found + others
+    """Return everything that is wrong, then foreign files; with `hashes` every byte is read."""
+    findings: list[Finding] = []
+    names = {*disk_layout.named_folders(registry.models), *disk_layout.named_folders(registry.root / "refs")}
+    for name in sorted(names):
+        for number, folder in disk_layout.version_numbers(registry.home(name)).items():
+            findings += _examine_version(registry, name, number, folder, hashes)
+        findings += _examine_aliases(registry, name)
+        for path, what in evaluations.find_damaged(registry.home(name)):
+            findings.append(Finding("evaluation", path, what, "evaluate again; --repair quarantines it"))
+    for path in cleanup.find_left_overs(registry):
+        what = "was never finished and nobody is writing it"
+        findings.append(Finding("abandoned", path, what, "--repair quarantines it, gc too"))
+    foreign = _foreign_files(registry)
+    return findings + [Finding("foreign", path, "is not the registry's", "left alone", wrong=False) for path in foreign]
 
 
 def repair(registry: Registry, findings: list[Finding]) -> list[str]:
-    """Quarantine damage and take write permissions away; returns what was done, one line each."""
+    """Quarantine damage and take write permissions away; return what was done, one line each."""
     if not registry.root.is_dir():
         return []
     registry.check_writable()
-    done = [_mend(registry, finding) for finding in findings]
-    # A version that went takes its aliases with it; those were still good when they were looked at.
-    names = layout.named_folders(registry.root / "refs")
-    later = [finding for name in names for finding in _aliases(registry, name)]
-    done += [_mend(registry, finding) for finding in later]
+    done = [_repair_one(registry, finding) for finding in findings]
+    # Aliases of the versions just quarantined were still good when they were examined.
+    names = disk_layout.named_folders(registry.root / "refs")
+    done += [_repair_one(registry, finding) for name in names for finding in _examine_aliases(registry, name)]
     return [line for line in done if line]
 
 
-def _mend(registry: Registry, finding: Finding) -> str:
+def _repair_one(registry: Registry, finding: Finding) -> str:
     path = finding.path
     if not path.exists():
         return ""
@@ -77,60 +74,60 @@ def _mend(registry: Registry, finding: Finding) -> str:
     if finding.trouble == "writable":
         durable.freeze(path)
         return f"{where}: is read-only again"
-    if finding.trouble not in _QUARANTINED:
+    if finding.trouble not in _REPAIRED_BY_QUARANTINE:
         return ""
     is_version = finding.trouble in ("torn", "damaged")
-    move = aside.set_version_aside if is_version else aside.set_aside
-    moved = move(registry.root, "quarantine", path, f"doctor: {finding.trouble}", registry.disk)
-    return f"{where}: is now {moved.path.relative_to(registry.root)}"
+    move = quarantine.move_out_version if is_version else quarantine.move_out
+    item = move(registry.root, "quarantine", path, f"doctor: {finding.trouble}", registry.disk)
+    return f"{where}: is now {item.path.relative_to(registry.root)}"
 
 
-def _version(registry: Registry, name: str, number: int, folder: Path, hashes: bool) -> Iterator[Finding]:
+def _examine_version(registry: Registry, name: str, number: int, folder: Path, hashes: bool) -> Iterator[Finding]:
     reference = f"{name}@v{number}"
     try:
         checkpoint = read_version(folder, name, number)
     except IntegrityError as error:
-        yield _unreadable(registry, reference, folder, error)
+        yield _examine_unreadable(registry, reference, folder, error)
         return
     if problems := checkpoint.problems(hashes):
-        affects = _affected(registry, checkpoint)
         what = "; ".join(problem.removeprefix(f"{folder}/") for problem in problems)
-        yield Finding("damaged", folder, what, "restore it from a copy, or --repair quarantines it", affects)
+        remedy = "restore it from a copy, or --repair quarantines it"
+        yield Finding("damaged", folder, what, remedy, _find_affected(registry, reference, checkpoint))
         return
     if not durable.is_frozen(folder):
         yield Finding("writable", folder, "can be written to", "--repair takes the permission away")
-    yield from _origins(registry, checkpoint)
+    yield from _examine_origins(registry, checkpoint)
 
 
-def _unreadable(registry: Registry, reference: str, folder: Path, error: IntegrityError) -> Finding:
-    """A version folder that is none, told apart from one that only a later program can read."""
+def _examine_unreadable(registry: Registry, reference: str, folder: Path, error: IntegrityError) -> Finding:
+    """Return the finding on a version that cannot be read: torn, or of a later program."""
+    what = str(error).removeprefix(f"{reference}: ")
     try:
-        if newer_format(durable.read_seal(folder, MANIFEST)):
-            return Finding("newer", folder, str(error).removeprefix(f"{reference}: "), "it is left alone")
+        if has_newer_format(durable.read_seal(folder, MANIFEST)):
+            return Finding("newer", folder, what, "it is left alone")
     except IntegrityError:
-        pass  # Torn, as `error` says already.
-    what = str(error).removeprefix(f"{reference}: ").removeprefix(f"{folder}/")
-    affects = _affected(registry, reference)
+        pass  # torn, as `error` says already
+    affects = _find_affected(registry, reference, reference)
+    what = what.removeprefix(f"{folder}/")
     return Finding("torn", folder, what, "--repair quarantines it, its number stays used", affects)
 
 
-def _affected(registry: Registry, of: Checkpoint | str) -> tuple[str, ...]:
-    """The aliases of a version and what was made from it, for the one who has to decide."""
-    name, _, version = (of if isinstance(of, str) else of.reference).partition("@v")
-    aliases = [f"{name}@{word}" for word, number in registry.aliases(name).items() if number == int(version)]
-    return (*aliases, *(child.reference for child in lineage.descendants(of, registry.all_versions())))
+def _find_affected(registry: Registry, reference: str, version: Checkpoint | str) -> tuple[str, ...]:
+    """Return the aliases and the descendants of a damaged version."""
+    descendants = lineage.find_descendants(version, registry.all_versions())
+    return (*registry.aliases_of(reference), *(child.reference for child in descendants))
 
 
-def _origins(registry: Registry, checkpoint: Checkpoint) -> Iterator[Finding]:
+def _examine_origins(registry: Registry, checkpoint: Checkpoint) -> Iterator[Finding]:
     folder, imported = Path(checkpoint.location), registry.was_imported(checkpoint)
-    for link in (checkpoint.manifest or {}).get("parents") or []:
-        parent = lineage.follow(link, registry.resolve)
+    for link in checkpoint.parents:
+        parent, _ = lineage.follow_link(link, registry.resolve)
         if parent.note and is_local_name(parent.reference):
             remedy = "it was imported without" if imported else "restore it, or live without this history"
             what = f"its parent {parent.reference} {parent.note}"
             yield Finding("parent", folder, what, remedy, wrong=not imported)
     try:
-        if checkpoint.is_adapter and (checkpoint.manifest or {}).get("base"):
+        if checkpoint.is_adapter and checkpoint.base:
             registry.resolve_base(checkpoint)
     except (IntegrityError, UsageError) as error:
         what, _, places = str(error).removeprefix(f"{checkpoint.reference}: ").partition("\n")
@@ -138,35 +135,35 @@ def _origins(registry: Registry, checkpoint: Checkpoint) -> Iterator[Finding]:
         yield Finding("base", folder, what.partition(";")[0], remedy)
 
 
-def _aliases(registry: Registry, name: str) -> Iterator[Finding]:
-    for path in layout.alias_files(registry.refs(name)):
+def _examine_aliases(registry: Registry, name: str) -> Iterator[Finding]:
+    for path in disk_layout.alias_files(registry.refs(name)):
         if problem := registry.alias_problem(name, path):
             yield Finding("alias", path, problem, "set it again, or --repair quarantines it")
 
 
-def _evaluations(registry: Registry, name: str) -> Iterator[Finding]:
-    for path, what in evaluations.problems(registry.home(name)):
-        yield Finding("evaluation", path, what, "evaluate again; --repair quarantines it")
-
-
-def _foreign(registry: Registry) -> Iterator[Path]:
-    """What lies in the registry and is not its own; nobody but its owner knows what it is for."""
+def _foreign_files(registry: Registry) -> Iterator[Path]:
+    """Yield what lies in the registry and was not put there by it."""
     root, refs = registry.root, registry.root / "refs"
-    names, named = layout.named_folders(registry.models), layout.named_folders(refs)
-    yield from _others(root, _KNOWN_AT_ROOT)
-    staged = {path.name for path in layout.entries(root / "tmp") if layout.is_staging(path)}
-    yield from _others(root / "tmp", staged | {"digests.json"})
-    yield from _others(registry.models, set(names))
-    yield from _others(refs, set(named))
+    names, with_aliases = disk_layout.named_folders(registry.models), disk_layout.named_folders(refs)
+    yield from _other_entries(root, _ROOT_ENTRIES)
+    staged = {path.name for path in disk_layout.entries(root / "tmp") if disk_layout.is_staging(path)}
+    yield from _other_entries(root / "tmp", staged | {"digests.json"})
+    yield from _other_entries(registry.models, set(names))
+    yield from _other_entries(refs, set(with_aliases))
     for home in map(registry.home, names):
-        marks = {path.name for path in layout.entries(home) if layout.is_mark(path)}
-        marks |= {path.name for path in layout.entries(home) if layout.is_evaluations(path)}
-        yield from _others(home, marks | {path.name for path in layout.version_numbers(home).values()})
-    for folder in map(registry.refs, named):
-        yield from _others(folder, {path.name for path in layout.alias_files(folder)})
+        own = {path.name for path in disk_layout.version_numbers(home).values()}
+        own |= {
+            path.name
+            for path in disk_layout.entries(home)
+            if disk_layout.is_mark(path) or disk_layout.is_evaluations(path)
+        }
+        yield from _other_entries(home, own)
+    for folder in map(registry.refs, with_aliases):
+        yield from _other_entries(folder, {path.name for path in disk_layout.alias_files(folder)})
     for version in registry.all_versions():
         yield from added_files(version)
 
 
-def _others(folder: Path, ours: set[str]) -> Iterator[Path]:
-    return (path for path in layout.entries(folder) if path.name not in ours and not layout.is_temporary(path))
+def _other_entries(folder: Path, own: set[str]) -> Iterator[Path]:
+    entries = disk_layout.entries(folder)
+    return (path for path in entries if path.name not in own and not disk_layout.is_temporary(path))

@@ -1,7 +1,7 @@
-"""Durable file operations: what is acknowledged survives a power cut, and a torn folder can be told from a whole one.
+"""Durable file operations: acknowledged writes survive a power cut, and a torn folder is told from a whole one.
 
 A *sealed* folder holds a JSON file, written last, that lists every other file with its size and SHA-256. Registered
-versions and training checkpoints are both sealed folders. What the fields of a seal mean is left to its owner.
+versions and training checkpoints are sealed folders; the fields of a seal belong to whoever writes it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from align.errors import IntegrityError
 
 Files = dict[str, dict[str, Any]]
+"""{path: {sha256, size}}"""
 
 
 class Disk:
@@ -37,7 +38,7 @@ class Disk:
         _fsync(path)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give a file or folder another name at once; a file there is replaced, a folder that is not empty is not."""
+        """Rename a file or folder atomically; a file at `target` is replaced, a folder that is not empty is not."""
         os.rename(source, target)
 
 
@@ -58,15 +59,15 @@ def fsync_folder(folder: Path, disk: Disk = DISK) -> None:
 
 
 def write_durably(path: Path, data: bytes, disk: Disk = DISK) -> None:
-    """Create or replace a file so that a reader, or the next boot, sees the old content or the new, never a part."""
+    """Create or replace a file; a reader, or the next boot, sees the old content or the new, never a part."""
     # The dot keeps a left-over out of every listing.
-    fresh = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
-        disk.write(fresh, data)
-        disk.sync_file(fresh)
-        disk.rename(fresh, path)
+        disk.write(temporary, data)
+        disk.sync_file(temporary)
+        disk.rename(temporary, path)
     finally:
-        fresh.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     disk.sync_folder(path.parent)
 
 
@@ -79,7 +80,7 @@ def make_folder(folder: Path, top: Path, disk: Disk = DISK) -> None:
 
 
 def move(source: Path, target: Path, disk: Disk = DISK) -> None:
-    """Give a file or folder a place in another folder, durably; a folder becomes writable by its owner."""
+    """Move a file or folder into another folder durably; a folder becomes writable by its owner."""
     if source.is_dir():
         # Moving a folder rewrites its `..`, which counts as writing to it.
         source.chmod(source.stat().st_mode | 0o200)
@@ -90,19 +91,19 @@ def move(source: Path, target: Path, disk: Disk = DISK) -> None:
 
 
 def publish(folder: Path, target: Path, proof: str, disk: Disk = DISK) -> bool:
-    """Rename a sealed folder to its final name; False when somebody else has taken that name.
+    """Rename a sealed folder to its final name; return False when that name was taken by another process.
 
-    Whether it worked is decided by reading back the file named `proof`, because a network file system may report a
-    failure for a rename that it carried out. That file must be unlike anybody else's.
+    Success is decided by reading back the file named `proof`, because a network file system may report a failure for a
+    rename that it carried out. That file's content must be unique.
     """
-    ours = (folder / proof).read_bytes()
+    written = (folder / proof).read_bytes()
     failure: OSError | None = None
     try:
         disk.rename(folder, target)
     except OSError as error:
         failure = error
-    theirs = (target / proof).read_bytes() if (target / proof).is_file() else None
-    if theirs == ours:
+    present = (target / proof).read_bytes() if (target / proof).is_file() else None
+    if present == written:
         disk.sync_folder(target.parent)
         return True
     if failure is None:
@@ -113,12 +114,12 @@ def publish(folder: Path, target: Path, proof: str, disk: Disk = DISK) -> bool:
 
 
 def seal(folder: Path, fields: dict[str, Any], filename: str, disk: Disk = DISK) -> dict[str, Any]:
-    """Make a folder's files durable, then write `filename` with `fields`, sizes and digests; returns its content."""
-    return write_seal(folder, fields, measure(folder, filename, disk), filename, disk)
+    """Make a folder's files durable, then write `filename` with `fields`, sizes and digests; return its content."""
+    return write_seal(folder, fields, sync_and_digest(folder, filename, disk), filename, disk)
 
 
-def measure(folder: Path, filename: str, disk: Disk = DISK) -> Files:
-    """Make every file and folder below `folder` durable; returns {path: {sha256, size}} of all but the seal itself."""
+def sync_and_digest(folder: Path, filename: str, disk: Disk = DISK) -> Files:
+    """Make everything below `folder` durable; return size and digest of every file but the seal `filename`."""
     files: Files = {}
     for path in walk_files(folder):
         name = path.relative_to(folder).as_posix()
@@ -142,24 +143,23 @@ def _sync_folders(folder: Path, disk: Disk) -> None:
 
 
 def write_seal(folder: Path, fields: dict[str, Any], files: Files, filename: str, disk: Disk = DISK) -> dict[str, Any]:
-    """Write the seal over files already measured; use `seal` unless the fields change between two tries."""
+    """Write the seal over files already digested; use `seal` unless the fields change between two tries."""
     text = seal_text(fields, files, filename)
     write_durably(folder / filename, text.encode(), disk)
     return dict(json.loads(text))
 
 
 def seal_text(fields: dict[str, Any], files: Files, filename: str) -> str:
-    """What a seal over files already measured says."""
+    """Return the content of a seal over files already digested."""
     try:
         body = json.loads(json.dumps({**fields, "files": files}, allow_nan=False))
     except ValueError as error:
         raise IntegrityError(f"{filename}: {error}; nothing was written, leave that value out of the fields") from None
-    sealed = {**body, "seal": _seal_digest(body)}
-    return json.dumps(sealed, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps({**body, "seal": _seal_digest(body)}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_seal(folder: Path, filename: str) -> dict[str, Any]:
-    """The seal of a folder; IntegrityError when it is absent, unreadable or does not match itself."""
+    """Return the seal of a folder; IntegrityError when it is absent, unreadable or does not match itself."""
     path = folder / filename
     try:
         sealed = json.loads(path.read_bytes())
@@ -176,16 +176,16 @@ def read_seal(folder: Path, filename: str) -> dict[str, Any]:
 
 
 def verify_seal(folder: Path, filename: str, hashes: bool = True) -> list[str]:
-    """What is wrong with a sealed folder, one line each; sizes only when `hashes` is False."""
+    """Return the damage of a sealed folder, one line each; only sizes are compared when `hashes` is False."""
     try:
         sealed = read_seal(folder, filename)
     except IntegrityError as error:
         return [str(error)]
-    found = (_compare(folder, name, entry, hashes) for name, entry in sealed["files"].items())
-    return [problem for problem in found if problem]
+    problems = (_compare_file(folder, name, entry, hashes) for name, entry in sealed["files"].items())
+    return [problem for problem in problems if problem]
 
 
-def _compare(folder: Path, name: str, entry: dict[str, Any], hashes: bool) -> str | None:
+def _compare_file(folder: Path, name: str, entry: dict[str, Any], hashes: bool) -> str | None:
     path = folder / name
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or any(part.is_symlink() for part in [path, *path.parents][: len(parts)]):
@@ -193,16 +193,14 @@ def _compare(folder: Path, name: str, entry: dict[str, Any], hashes: bool) -> st
     if not path.is_file():
         return f"{path}: absent"
     size = path.stat().st_size
-    digests = ""
+    problems = [f"{size} bytes, {entry.get('size')} were written"] if size != entry.get("size") else []
     if hashes and (digest := hash_file(path)) != entry.get("sha256"):
-        digests = f"content has digest sha256:{digest}, sha256:{entry.get('sha256')} was written"
-    if size != entry.get("size"):
-        return f"{path}: {size} bytes, {entry.get('size')} were written" + (f"; {digests}" if digests else "")
-    return f"{path}: {digests}" if digests else None
+        problems.append(f"content has digest sha256:{digest}, sha256:{entry.get('sha256')} was written")
+    return f"{path}: {'; '.join(problems)}" if problems else None
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Every regular file below a folder in name order; a link or a device is refused."""
+    """Yield every regular file below a folder in name order; a link or a device is refused."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise IntegrityError(f"{path}: is no regular file; copy the content itself into the folder")
@@ -218,7 +216,7 @@ def freeze(folder: Path) -> None:
 
 
 def is_frozen(folder: Path) -> bool:
-    """Whether nobody may write to a folder or to anything in it."""
+    """Return whether nobody may write to a folder or to anything in it."""
     return not any(path.lstat().st_mode & 0o222 for path in [*folder.rglob("*"), folder] if not path.is_symlink())
 
 
@@ -234,13 +232,13 @@ def erase(path: Path) -> None:
 
 
 def folder_size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; links count as nothing."""
+    """Return the bytes of a file, or of all files below a folder; links count as nothing."""
     inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     return sum(inner.lstat().st_size for inner in inside if inner.is_file() and not inner.is_symlink())
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as bare hexadecimal."""
+    """Return the SHA-256 of a file's bytes, as bare hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

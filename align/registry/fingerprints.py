@@ -1,4 +1,4 @@
-"""What a model, a tokenizer and a template *are*, by content, so that a moved or renamed copy is still recognised.
+"""Content digests of models, tokenizers and chat templates; a moved or renamed copy keeps its digests.
 
 No weights are loaded: tensors are hashed as bytes, straight from the safetensors files.
 """
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from align.errors import IntegrityError
 from align.registry.durable import hash_file
 
-# Written by whoever saved last, without effect on what the model computes. Keys that start with _ are dropped as well.
+# Without effect on what the model computes. Keys that start with _ are left out as well.
 _VOLATILE_CONFIG = {
     "transformers_version",
     "torch_dtype",
@@ -25,9 +25,9 @@ _VOLATILE_CONFIG = {
     "output_attentions",
     "output_hidden_states",
 }
-# State of the last call rather than of the tokenizer.
+# State of the last call, not of the tokenizer.
 _VOLATILE_TOKENIZER = {"padding", "truncation"}
-# What decides token ids besides tokenizer.json. The pad token is absent: it never reaches a position that counts.
+# Settings that decide token ids besides tokenizer.json; the pad token never reaches a trained position.
 _TOKENIZER_SETTINGS = (
     "bos_token",
     "eos_token",
@@ -39,28 +39,28 @@ _TOKENIZER_SETTINGS = (
     "legacy",
 )
 _SLOW_TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
-_CHUNK = 1 << 22
-_HEADER_LIMIT = 100_000_000
+_CHUNK_BYTES = 1 << 22
+_MAX_HEADER_BYTES = 100_000_000
 
-_weights_seen: dict[str, str] = {}
+_weight_digests: dict[str, str] = {}
 
 
 def digest_file(path: str | Path) -> str:
-    """`sha256:...` of a file's bytes."""
+    """Return `sha256:...` of a file's bytes."""
     return "sha256:" + hash_file(Path(path))
 
 
 def digest_json(value: Any) -> str:
-    """`sha256:...` of a JSON value, whatever the order of its keys."""
+    """Return `sha256:...` of a JSON value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def base_digests(location: str | Path, cache: Path | None = None) -> dict[str, str]:
-    """Digests of a base model's folder: `config`, `tokenizer` and `weights`.
+    """Return the digests of a base model's folder: `config`, `tokenizer` and `weights`.
 
-    A tokenizer that is not there has no entry. The weights' digest is remembered while the files keep size, time and
-    inode: in this process, and in the JSON file `cache` when one is given.
+    An absent tokenizer has no entry. The digest of the weights is cached while the files keep size, time and inode: in
+    this process, and in the JSON file `cache` when one is given.
     """
     folder = Path(location)
     if not folder.is_dir():
@@ -71,12 +71,12 @@ def base_digests(location: str | Path, cache: Path | None = None) -> dict[str, s
 
 
 def template_digest(template: str | dict[str, str] | None) -> str | None:
-    """Digest of a chat template's text, or of several named ones; None when there is none."""
+    """Return the digest of a chat template, or of several named ones; None without any."""
     return digest_json(template) if template else None
 
 
 def read_template(location: str | Path) -> str | dict[str, str] | None:
-    """The chat template a folder holds, as transformers would find it."""
+    """Return the chat template of a folder, as transformers would find it."""
     folder = Path(location)
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
@@ -98,11 +98,11 @@ def _without_volatile(value: Any) -> Any:
 
 
 def tokenizer_digest(folder: Path) -> str | None:
-    """Digest of what decides token ids in a folder, its template aside; None when no tokenizer is there."""
+    """Return the digest of a folder's tokenizer without its chat template; None when there is no tokenizer."""
     content: dict[str, Any] = {}
     if (folder / "tokenizer.json").is_file():
-        whole = read_json(folder / "tokenizer.json")
-        content["tokenizer"] = {key: value for key, value in whole.items() if key not in _VOLATILE_TOKENIZER}
+        rules = read_json(folder / "tokenizer.json")
+        content["tokenizer"] = {key: value for key, value in rules.items() if key not in _VOLATILE_TOKENIZER}
     else:
         present = [name for name in _SLOW_TOKENIZER_FILES if (folder / name).is_file()]
         content.update((name, digest_file(folder / name)) for name in present)
@@ -114,21 +114,21 @@ def tokenizer_digest(folder: Path) -> str | None:
 
 
 def _token_text(value: Any) -> Any:
-    """A special token's text, whether it was saved as text or with its flags."""
+    """Return a special token's text, saved as text or with its flags."""
     return value["content"] if isinstance(value, dict) and "content" in value else value
 
 
 def _weights_digest(folder: Path, cache: Path | None) -> str:
     shards = _weight_files(folder)
-    key = digest_json([_identity(path) for path in shards])
-    if key not in _weights_seen and cache is not None:
-        _weights_seen.update(_read_cache(cache))
-    if key not in _weights_seen:
+    key = digest_json([_file_identity(path) for path in shards])
+    if key not in _weight_digests and cache is not None:
+        _weight_digests.update(_read_cache(cache))
+    if key not in _weight_digests:
         # Tensor by tensor: the same weights cut into other shards, or saved with other metadata, are the same weights.
-        _weights_seen[key] = digest_json({name: entry for path in shards for name, entry in _tensors(path)})
+        _weight_digests[key] = digest_json({name: entry for path in shards for name, entry in _tensors(path)})
         if cache is not None:
-            _write_cache(cache, {**_read_cache(cache), key: _weights_seen[key]})
-    return _weights_seen[key]
+            _write_cache(cache, {**_read_cache(cache), key: _weight_digests[key]})
+    return _weight_digests[key]
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -137,15 +137,15 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter"))
-    if not found:
+    weights = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter"))
+    if not weights:
         raise IntegrityError(
             f"{folder}: no safetensors weights in it; save the model as safetensors (pickles are refused)"
         )
-    return found
+    return weights
 
 
-def _identity(path: Path) -> list[Any]:
+def _file_identity(path: Path) -> list[Any]:
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -153,8 +153,8 @@ def _identity(path: Path) -> list[Any]:
     return [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino]
 
 
-def check_whole(path: Path) -> None:
-    """Raise IntegrityError when a safetensors file is shorter or longer than its header says; reads the header only."""
+def check_safetensors(path: Path) -> None:
+    """Raise IntegrityError when a safetensors file has another size than its header says; reads the header only."""
     with path.open("rb") as stream:
         header, start = _header(stream, path)
     try:
@@ -168,7 +168,7 @@ def check_whole(path: Path) -> None:
 
 
 def _end_of_tensors(header: dict[str, Any]) -> int:
-    """How many bytes the tensors of a header fill, one behind the other; ValueError when they overlap or leave gaps."""
+    """Return the bytes that the tensors of a header fill; ValueError when they overlap or leave gaps."""
     end = 0
     for first, last in sorted(tuple(entry["data_offsets"]) for entry in header.values()):
         if first != end or last < first:
@@ -188,10 +188,10 @@ def _tensors(path: Path) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _header(stream: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
-    """The tensors a safetensors file announces (8 bytes of length, then JSON), and where their bytes start."""
+    """Return the header of a safetensors file (8 bytes of length, then JSON) and where the tensors start."""
     length = int.from_bytes(stream.read(8), "little")
     try:
-        header = json.loads(stream.read(length)) if length <= _HEADER_LIMIT else None
+        header = json.loads(stream.read(length)) if length <= _MAX_HEADER_BYTES else None
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
@@ -203,7 +203,7 @@ def _header(stream: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
 def _hash_bytes(stream: BinaryIO, count: int, path: Path) -> str:
     digest = hashlib.sha256()
     while count > 0:
-        chunk = stream.read(min(count, _CHUNK))
+        chunk = stream.read(min(count, _CHUNK_BYTES))
         if not chunk:
             raise IntegrityError(f"{path}: ends before its last tensor; download or save it again")
         digest.update(chunk)
@@ -212,7 +212,7 @@ def _hash_bytes(stream: BinaryIO, count: int, path: Path) -> str:
 
 
 def read_json(path: Path, required: bool = False) -> dict[str, Any]:
-    """The object in a JSON file of a model; empty when the file is absent and not `required`."""
+    """Load the object in a JSON file of a model; empty when the file is absent and not `required`."""
     if not required and not path.is_file():
         return {}
     try:
@@ -232,9 +232,9 @@ def _read_cache(cache: Path) -> dict[str, str]:
 
 
 def _write_cache(cache: Path, entries: dict[str, str]) -> None:
-    # Only a cache: a registry that cannot be written to is still a registry that can be read.
+    # A registry that cannot be written to can still be read.
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        fresh = cache.with_name(f".{cache.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(entries, indent=1))
-        fresh.replace(cache)
+        temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(entries, indent=1))
+        temporary.replace(cache)

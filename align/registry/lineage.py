@@ -1,4 +1,4 @@
-"""What a checkpoint was made from, to the roots, as far as this machine knows."""
+"""The ancestors and descendants of a checkpoint, as far as this machine has them."""
 
 from __future__ import annotations
 
@@ -24,67 +24,29 @@ class Ancestor:
     note: str = ""
     parents: tuple[Ancestor, ...] = ()
     evaluation: str = ""
-    """the telling number of its newest evaluation"""
+    """the main number of its newest evaluation"""
 
     def as_dict(self) -> dict[str, Any]:
-        """The tree as JSON values."""
+        """Return the tree as JSON values."""
         flat = {key: getattr(self, key) for key in ("reference", "kind", "stage", "digest", "note", "evaluation")}
         return {**flat, "parents": [parent.as_dict() for parent in self.parents]}
 
 
-def trace(checkpoint: Checkpoint, resolve: Resolve) -> Ancestor:
-    """The tree above a checkpoint. Ends at a root, at a missing parent, or where a recorded digest does not match."""
-    return _grow(_describe(checkpoint), checkpoint, resolve, frozenset())
+def trace_lineage(checkpoint: Checkpoint, resolve: Resolve) -> Ancestor:
+    """Return the tree of ancestors; it ends at a root, a missing parent, or a digest that does not match."""
+    return _add_parents(_describe(checkpoint), checkpoint, resolve, frozenset())
 
 
-def links(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """The recorded parents ({reference, digest}); an adapter that has none descends from its base."""
-    manifest = checkpoint.manifest or {}
-    parents = list(manifest.get("parents") or [])
-    base = manifest.get("base") or {}
-    if not parents and base.get("reference") and checkpoint.kind != "base":
-        parents = [{"reference": base["reference"]}]
-    return parents
+def parent_links(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return the recorded parents ({reference, digest}); the base for an adapter that has none."""
+    base = checkpoint.base.get("reference")
+    if not checkpoint.parents and base and checkpoint.kind != "base":
+        return [{"reference": base}]
+    return checkpoint.parents
 
 
-def follow(link: dict[str, Any], resolve: Resolve) -> Ancestor:
-    """What a recorded parent is today, without its own parents."""
-    return _follow(link, resolve)[0]
-
-
-def children(of: Checkpoint | str, versions: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """The versions that were made directly from a checkpoint: as a parent, or as the base of an adapter.
-
-    A version that cannot be read any more is given by its reference.
-    """
-    reference, digest = (of, None) if isinstance(of, str) else (of.reference, of.digest)
-    return [version for version in versions if any(_is_link_to(link, reference, digest) for link in _origins(version))]
-
-
-def descendants(of: Checkpoint | str, versions: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """The versions that were made from a checkpoint, from those, and so on."""
-    known, waiting, found = list(versions), [of], dict[str, Checkpoint]()
-    while waiting:
-        for child in children(waiting.pop(), known):
-            if child.reference not in found:
-                found[child.reference] = child
-                waiting.append(child)
-    return sorted(found.values(), key=lambda version: (version.name or "", version.version or 0))
-
-
-def _origins(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Parents and base of a version; the base is recorded by the digests of its content, not of its manifest."""
-    manifest = checkpoint.manifest or {}
-    base = (manifest.get("base") or {}).get("reference")
-    return [*(manifest.get("parents") or []), *([{"reference": base}] if base else [])]
-
-
-def _is_link_to(link: dict[str, Any], reference: str, digest: str | None) -> bool:
-    recorded = link.get("digest")
-    return link.get("reference") == reference and (recorded is None or digest is None or recorded == digest)
-
-
-def _follow(link: dict[str, Any], resolve: Resolve) -> tuple[Ancestor, Checkpoint | None]:
+def follow_link(link: dict[str, Any], resolve: Resolve) -> tuple[Ancestor, Checkpoint | None]:
+    """Return what a recorded parent is today, without its own parents, and its checkpoint when it has not changed."""
     reference, recorded = link["reference"], link.get("digest")
     try:
         parent = resolve(reference)
@@ -95,19 +57,50 @@ def _follow(link: dict[str, Any], resolve: Resolve) -> tuple[Ancestor, Checkpoin
     return _describe(parent), parent
 
 
-def _grow(node: Ancestor, checkpoint: Checkpoint, resolve: Resolve, below: frozenset[str]) -> Ancestor:
+def find_children(parent: Checkpoint | str, versions: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Return the versions made directly from a checkpoint: with it as a parent, or as the base of an adapter.
+
+    A version that cannot be read any more is given by its reference.
+    """
+    reference, digest = (parent, None) if isinstance(parent, str) else (parent.reference, parent.digest)
+    return [version for version in versions if any(_is_link_to(link, reference, digest) for link in _origins(version))]
+
+
+def find_descendants(ancestor: Checkpoint | str, versions: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Return the versions made from a checkpoint, from those, and so on, in order of name and version."""
+    everything, waiting, descendants = list(versions), [ancestor], dict[str, Checkpoint]()
+    while waiting:
+        for child in find_children(waiting.pop(), everything):
+            if child.reference not in descendants:
+                descendants[child.reference] = child
+                waiting.append(child)
+    return sorted(descendants.values(), key=lambda version: (version.name or "", version.version or 0))
+
+
+def _origins(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return links to parents and base; the base is recorded by the digests of its content, not of its manifest."""
+    base = checkpoint.base.get("reference")
+    return [*checkpoint.parents, *([{"reference": base}] if base else [])]
+
+
+def _is_link_to(link: dict[str, Any], reference: str, digest: str | None) -> bool:
+    recorded = link.get("digest")
+    return link.get("reference") == reference and (recorded is None or digest is None or recorded == digest)
+
+
+def _add_parents(node: Ancestor, checkpoint: Checkpoint, resolve: Resolve, below: frozenset[str]) -> Ancestor:
     # A parent recorded without its digest may by now descend from its own child.
     below = below | {checkpoint.reference}
-    grown = []
-    for link in links(checkpoint):
-        parent, found = _follow(link, resolve)
+    parents = []
+    for link in parent_links(checkpoint):
+        parent, found = follow_link(link, resolve)
         if found is not None and found.reference not in below:
-            parent = _grow(parent, found, resolve, below)
-        grown.append(parent)
-    return replace(node, parents=tuple(grown))
+            parent = _add_parents(parent, found, resolve, below)
+        parents.append(parent)
+    return replace(node, parents=tuple(parents))
 
 
 def _describe(checkpoint: Checkpoint, note: str = "") -> Ancestor:
     stage = (checkpoint.manifest or {}).get("stage", "")
-    told = evaluations.headline(evaluations.newest(checkpoint) or {})
-    return Ancestor(checkpoint.reference, checkpoint.kind, stage, checkpoint.digest, note, evaluation=told)
+    evaluation = evaluations.describe_headline(evaluations.newest_record(checkpoint) or {})
+    return Ancestor(checkpoint.reference, checkpoint.kind, stage, checkpoint.digest, note, evaluation=evaluation)

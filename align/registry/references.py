@@ -1,4 +1,4 @@
-"""What a reference means: `name`, `name@v3`, `name@alias`, a folder, `hf://org/model[@rev]` or plain `org/model`."""
+"""Parsing references: `name`, `name@v3`, `name@alias`, a folder, `hf://org/model[@rev]` or plain `org/model`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REGISTERED = re.compile(rf"(?P<name>{NAME.pattern})(?:@(?P<selector>.*))?")
 
 
 @dataclass(frozen=True)
-class Registered:
+class VersionReference:
     """A version in this registry; `selector` is `latest`, an alias, or a version such as `v3`."""
 
     name: str
@@ -26,14 +26,14 @@ class Registered:
 
 
 @dataclass(frozen=True)
-class Folder:
+class FolderReference:
     """A folder on this machine."""
 
     path: Path
 
 
 @dataclass(frozen=True)
-class Hub:
+class HubReference:
     """A repository on the model hub; `guessed` when the text did not say so with `hf://`."""
 
     repository: str
@@ -42,7 +42,7 @@ class Hub:
 
 
 def check_name(name: str) -> str:
-    """The name itself when it is a valid one."""
+    """Return a valid name; UsageError for any other."""
     if not NAME.fullmatch(name):
         raise UsageError(
             f"{shorten(name)}: no valid name; use up to 64 lower-case letters, digits, dots, dashes and underscores,"
@@ -52,7 +52,7 @@ def check_name(name: str) -> str:
 
 
 def check_alias(alias: str) -> str:
-    """The alias itself when it is valid and free to be set."""
+    """Return a valid alias; UsageError for any other, and for `latest` and versions."""
     check_name(alias)
     if alias == LATEST or VERSION.fullmatch(alias):
         raise UsageError(f"{alias}: this alias is taken; versions and `{LATEST}` name themselves, choose another word")
@@ -60,72 +60,72 @@ def check_alias(alias: str) -> str:
 
 
 def parse_version(text: str) -> int:
-    """The number in `v3`, `v0003` or `3`."""
+    """Return the number in `v3`, `v0003` or `3`."""
     match = VERSION.fullmatch(text)
     if not match or int(match[1]) == 0:
         raise UsageError(f"{shorten(text)}: no version; write v1, v2, ...")
     return int(match[1])
 
 
-def parse(reference: str, known: Collection[str]) -> Registered | Folder | Hub:
-    """Decide what a reference means; `known` are the registered names.
+def parse_reference(reference: str, names: Collection[str]) -> VersionReference | FolderReference | HubReference:
+    """Return what a reference means, given the registered names.
 
     A registered name wins over a folder of the same name. A bare name is never taken for a hub id.
     """
     if reference.startswith("hf://"):
-        return _hub(reference)
+        return _parse_hub(reference)
     match = _REGISTERED.fullmatch(reference)
-    if match and (match["name"] in known or match["selector"] is not None):
-        return _registered(match["name"], match["selector"], known)
+    if match and (match["name"] in names or match["selector"] is not None):
+        return _parse_version(match["name"], match["selector"], names)
     path = Path(reference).expanduser()
     is_path = "/" in reference or reference.startswith(("~", "."))
     # A bare word is a folder only when a model is in it, so that a misspelt name beside some folder stays an error.
     if path.is_dir() and (is_path or (reference and is_checkpoint(path))):
-        return Folder(path.resolve())
+        return FolderReference(path.resolve())
     if is_path:
-        return _absent_path(reference, path)
-    raise _unknown(reference, known)
+        return _parse_absent_path(reference, path)
+    raise _unknown_name(reference, names)
 
 
 def is_local_name(reference: str) -> bool:
-    """Whether a reference names something in a registry rather than a folder or a hub model."""
+    """Return whether a reference names something in a registry rather than a folder or a hub model."""
     return bool(_REGISTERED.fullmatch(reference))
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a model or an adapter."""
+    """Return whether a folder holds a model or an adapter."""
     return any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
 
 
-def _hub(reference: str) -> Hub:
+def _parse_hub(reference: str) -> HubReference:
     repository, at, revision = reference.removeprefix("hf://").partition("@")
     if not _HUB_ID.fullmatch(repository) or (at and not revision):
         raise UsageError(f"{shorten(reference)}: no hub reference; write hf://org/model or hf://org/model@revision")
-    return Hub(repository, revision or None)
+    return HubReference(repository, revision or None)
 
 
-def _registered(name: str, selector: str | None, known: Collection[str]) -> Registered:
-    if name not in known:
-        raise _unknown(f"{name}@{selector}", known)
+def _parse_version(name: str, selector: str | None, names: Collection[str]) -> VersionReference:
+    if name not in names:
+        raise _unknown_name(f"{name}@{selector}", names)
     if selector is not None and not NAME.fullmatch(selector):
         raise UsageError(f"{name}@{selector}: no valid version or alias; write {name}@v1 or {name}@{LATEST}")
-    return Registered(name, selector or LATEST)
+    return VersionReference(name, selector or LATEST)
 
 
-def _absent_path(reference: str, path: Path) -> Hub:
+def _parse_absent_path(reference: str, path: Path) -> HubReference:
     if path.exists():
         raise IntegrityError(f"{reference}: is a file; give the folder it is in")
     if _HUB_ID.fullmatch(reference) and not Path(path.parts[0]).is_dir():
-        return Hub(reference, None, guessed=True)
+        return HubReference(reference, None, guessed=True)
     plain, at, revision = reference.partition("@")
     if at and _HUB_ID.fullmatch(plain):
         raise IntegrityError(f"{reference}: no such folder; for the hub write hf://{plain}@{revision}")
-    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
-    raise IntegrityError(f"{reference}: no such folder;{nearest(path.name, beside) or ' check the path'}")
+    siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    raise IntegrityError(f"{reference}: no such folder;{nearest(path.name, siblings) or ' check the path'}")
 
 
-def _unknown(reference: str, known: Collection[str]) -> IntegrityError:
-    hint = nearest(reference.partition("@")[0].lower(), known) or " Nothing is registered yet: train something first."
+def _unknown_name(reference: str, names: Collection[str]) -> IntegrityError:
+    hint = nearest(reference.partition("@")[0].lower(), names) or " Nothing is registered yet: train something first."
     return IntegrityError(
         f"{reference or 'an empty reference'}: no such name in the registry and no such folder;{hint}"
         " A model on the hub is written org/model"

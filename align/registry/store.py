@@ -1,6 +1,6 @@
 """The registry: immutable numbered versions of models, and aliases that name one of them.
 
-Folders and their manifests are the truth; there is no database and no lock. How a version comes to be is in `staging`.
+Folders and their manifests are the truth; there is no database and no lock. `commit` writes versions.
 """
 
 from __future__ import annotations
@@ -13,23 +13,41 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.errors import IntegrityError, MachineError, nearest
-from align.registry import aside, durable, evaluations, fingerprints, hub, layout, lineage, origins
+from align.registry import (
+    base_search,
+    disk_layout,
+    durable,
+    evaluations,
+    fingerprints,
+    lineage,
+    model_hub,
+    quarantine,
+)
 from align.registry.checkpoint import MANIFEST, Checkpoint, read_folder, read_version
+from align.registry.commit import Staging
 from align.registry.durable import DISK, Disk
-from align.registry.references import LATEST, VERSION, Folder, Hub, check_alias, check_name, is_local_name, parse
-from align.registry.staging import Staging
+from align.registry.references import (
+    LATEST,
+    VERSION,
+    FolderReference,
+    HubReference,
+    check_alias,
+    check_name,
+    is_local_name,
+    parse_reference,
+)
 
 
 def open_registry(root: str | Path | None = None, disk: Disk = DISK, *, base: str | None = None) -> Registry:
-    """The registry at `root`, else `$ALIGN_REGISTRY`, else `./align_registry`; staging something creates it.
+    """Return the registry at `root`, else `$ALIGN_REGISTRY`, else `./align_registry`; the first commit creates it.
 
-    `base` is where the base of the adapters asked for is now, when it is not where it was.
+    `base` is the base of the adapters to resolve, where it is not in its recorded place.
     """
     return Registry(Path(root).expanduser().resolve() if root else default_root(), disk, base)
 
 
 def default_root() -> Path:
-    """The folder of the registry when none is named; nothing need be there, and nothing of it is read."""
+    """Return the folder of the registry when none is named; it need not exist."""
     return Path(os.environ.get("ALIGN_REGISTRY") or "align_registry").expanduser().resolve()
 
 
@@ -41,298 +59,300 @@ class Registry:
         self.disk = disk
         self.base = base
         self._announced: set[str] = set()
-        layout.check_format(root)
+        disk_layout.check_format(root)
+
+    @property
+    def models(self) -> Path:
+        """The folder of all names."""
+        return self.root / "models"
 
     @property
     def votes_dir(self) -> Path:
-        """Where the comparison page appends its votes."""
+        """The folder of the comparison page's votes."""
         return self.root / "votes"
 
     @property
     def reviews_dir(self) -> Path:
-        """Where answers wait that were written first, to be voted on later."""
+        """The folder of answers generated for voting later."""
         return self.root / "reviews"
 
     @property
     def cache_dir(self) -> Path:
-        """Where what can be computed again is kept; deleting it costs time only."""
+        """The folder of what can be computed again; deleting it costs time only."""
         return self.root / "cache"
 
+    def home(self, name: str) -> Path:
+        """Return the folder of the versions of a name."""
+        return self.models / name
+
+    def refs(self, name: str) -> Path:
+        """Return the folder of the aliases of a name."""
+        return self.root / "refs" / name
+
     def runs_dir(self, name: str) -> Path:
-        """Where training runs of a name keep their logs and checkpoints."""
+        """Return the folder of the training runs of a name."""
         return self.root / "runs" / check_name(name)
 
     def names(self) -> list[str]:
-        """The registered names, sorted; a name without a readable version is none."""
-        return [name for name in layout.named_folders(self.models) if next(self._readable(name), None)]
+        """Return the names with a readable version, sorted."""
+        return [name for name in disk_layout.named_folders(self.models) if next(self._readable(name), None)]
 
     def versions(self, name: str) -> list[Checkpoint]:
-        """The whole versions of a name, oldest first; torn ones and other people's files are left out."""
-        whole = [version for version in self._readable(name) if not _problems(version, hashes=False)]
+        """Return the whole versions of a name, oldest first; torn ones and foreign files are left out."""
+        whole = [version for version in self._readable(name) if not version.problems()]
         return whole[::-1]
 
+    def all_versions(self) -> Iterator[Checkpoint]:
+        """Yield every version whose manifest can be read, by name, oldest first."""
+        for name in disk_layout.named_folders(self.models):
+            yield from reversed(list(self._readable(name)))
+
     def aliases(self, name: str) -> dict[str, int]:
-        """The aliases of a name and the versions they stand for, `latest` left out; whole or not is not asked."""
-        read = ((path.name, layout.read_alias(path)) for path in layout.alias_files(self.refs(name)))
-        return {alias: line[0] for alias, line in read if line}
+        """Return the aliases of a name and their versions without `latest`; the versions are not checked."""
+        lines = ((path.name, disk_layout.read_alias(path)) for path in disk_layout.alias_files(self.refs(name)))
+        return {alias: line[0] for alias, line in lines if line}
+
+    def aliases_of(self, reference: str) -> list[str]:
+        """Return the aliases `name@alias` of a version `name@v3`."""
+        name, _, version = reference.partition("@v")
+        return [f"{name}@{alias}" for alias, number in self.aliases(name).items() if number == int(version)]
 
     def resolve(self, reference: str) -> Checkpoint:
-        """The checkpoint a reference leads to, with the sizes of its files checked."""
-        meaning = parse(reference, self._taken_names())
-        if isinstance(meaning, Hub):
-            return self._hub(meaning)
-        if isinstance(meaning, Folder):
-            checkpoint = self._in_folder(meaning.path)
+        """Return the checkpoint of a reference, with the sizes of its files checked."""
+        meaning = parse_reference(reference, self._used_names())
+        if isinstance(meaning, HubReference):
+            return self._resolve_hub(meaning)
+        if isinstance(meaning, FolderReference):
+            checkpoint = self._read_folder(meaning.path)
         else:
-            checkpoint = self._version(meaning.name, self._select(meaning.name, meaning.selector))
+            checkpoint = self._read_version(meaning.name, self._select_version(meaning.name, meaning.selector))
         checkpoint.check()
         return checkpoint
 
     def resolve_base(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The base an adapter was trained on; a checkpoint that is no adapter is its own base."""
+        """Return the base an adapter was trained on; a checkpoint that is no adapter is its own base."""
         if not checkpoint.is_adapter:
             return checkpoint
-        home = origins.home_of(checkpoint)
-        beside = Registry(home, self.disk) if home and home != self.root else None
-        return origins.find_base(checkpoint, self, beside)
+        root = base_search.registry_root_of(checkpoint)
+        origin = Registry(root, self.disk) if root and root != self.root else None
+        return base_search.find_base(checkpoint, self, origin)
 
     def known_bases(self) -> list[str]:
-        """The folders that were named as places of bases, the last named first."""
-        found = fingerprints.read_json(self.root / layout.BASES_FILE).get("bases")
-        return [path for path in found if isinstance(path, str)][::-1] if isinstance(found, list) else []
+        """Return the folders of bases given to `remember_base`, the last first."""
+        bases = fingerprints.read_json(self.root / disk_layout.BASES_FILE).get("bases")
+        return [path for path in bases if isinstance(path, str)][::-1] if isinstance(bases, list) else []
 
     def remember_base(self, location: str | Path) -> Checkpoint:
-        """Remember where a base is now; adapters that were trained over it find it there by content."""
+        """Record the present folder of a base; adapters trained over it find it there by content."""
         checkpoint = self.resolve(str(Path(location).expanduser().resolve()))
         if checkpoint.is_adapter:
             raise IntegrityError(f"{checkpoint.reference}: an adapter, no base; give the folder of the base under it")
         self.base_digests(checkpoint.location)
         self.check_writable()
-        known = [path for path in self.known_bases()[::-1] if path != checkpoint.location]
-        text = json.dumps({"bases": [*known, checkpoint.location]}, indent=1) + "\n"
-        durable.write_durably(self.root / layout.BASES_FILE, text.encode(), self.disk)
+        others = [path for path in self.known_bases()[::-1] if path != checkpoint.location]
+        text = json.dumps({"bases": [*others, checkpoint.location]}, indent=1) + "\n"
+        durable.write_durably(self.root / disk_layout.BASES_FILE, text.encode(), self.disk)
         return checkpoint
 
     def base_digests(self, location: str | Path) -> dict[str, str]:
-        """`fingerprints.base_digests`, remembered across processes in this registry."""
+        """Return `fingerprints.base_digests`, cached across processes in this registry."""
         return fingerprints.base_digests(location, self.root / "tmp" / "digests.json")
 
+    def bases_like(self, digests: dict[str, str]) -> Iterator[Checkpoint]:
+        """Yield the registered bases with these digests."""
+        for version in self.all_versions() if digests else ():
+            if version.kind == "base" and (version.base.get("digests") or {}) == digests:
+                yield version
+
     def stage(self, name: str) -> Staging:
-        """A new folder to write a checkpoint into; use it in a `with` block and commit it there."""
+        """Return a new folder to write a checkpoint into; use it in a `with` block and commit it there."""
         check_name(name)
         self.check_writable(name)
-        folder = self.root / "tmp" / layout.staging_name(uuid.uuid4().hex)
+        folder = self.root / "tmp" / disk_layout.staging_name(uuid.uuid4().hex)
         folder.mkdir()
         return Staging(folder, self.home(name), self.root, self.disk)
 
     def check_writable(self, name: str | None = None) -> None:
-        """Create what a writer needs and prove that it can write there, to `name` too; MachineError when it cannot.
+        """Create the folders that a commit needs and try to write in them; MachineError when that fails.
 
-        Called before the work, so that hours of training do not end at a folder that nobody may write to.
+        Called before the work, so that hours of training do not end at a read-only folder.
         """
-        places = [self.root / "tmp", self.models, self.root / "refs"]
-        places += [folder for folder in (self.home(name), self.refs(name)) if folder.is_dir()] if name else []
-        at = self.root
+        folders = [self.root / "tmp", self.models, self.root / "refs"]
+        folders += [folder for folder in (self.home(name), self.refs(name)) if folder.is_dir()] if name else []
+        folder = self.root
         try:
-            self._prepare()
-            for at in places:
-                probe = at / f".probe-{uuid.uuid4().hex}"
+            self._create_folders()
+            for folder in folders:
+                probe = folder / f".probe-{uuid.uuid4().hex}"
                 probe.write_bytes(b"\n")
                 probe.unlink()
         except OSError as error:
             raise MachineError(
-                f"{at}: the registry cannot be written to ({error.strerror}); make it writable, free space, or choose"
-                " another with --registry"
+                f"{folder}: the registry cannot be written to ({error.strerror}); make it writable, free space, or"
+                " choose another with --registry"
             ) from None
 
     def set_alias(self, name: str, alias: str, version: int) -> Checkpoint:
         """Let `name@alias` stand for a version from now on."""
         check_alias(alias)
-        if name not in (known := self._taken_names()):
-            raise IntegrityError(f"{name}: no such name in the registry;{nearest(name, known)}")
-        checkpoint = self._version(name, version)
+        if name not in (names := self._used_names()):
+            raise IntegrityError(f"{name}: no such name in the registry;{nearest(name, names)}")
+        checkpoint = self._read_version(name, version)
         checkpoint.check()
         self.check_writable(name)
         folder = self.refs(name)
         durable.make_folder(folder, self.root, self.disk)
-        line = layout.alias_line(version, checkpoint.digest or "")
+        line = disk_layout.alias_line(version, checkpoint.digest or "")
         durable.write_durably(folder / alias, line.encode(), self.disk)
         return checkpoint
 
     def remove_alias(self, name: str, alias: str) -> None:
-        """Let `name@alias` mean nothing any more; its file goes to trash/."""
+        """Remove an alias; its file goes to trash/."""
         path = self.refs(name) / check_alias(alias)
-        if name not in layout.named_folders(self.root / "refs") or path not in layout.alias_files(self.refs(name)):
+        names = disk_layout.named_folders(self.root / "refs")
+        if name not in names or path not in disk_layout.alias_files(self.refs(name)):
             raise IntegrityError(f"{name}@{alias}: no such alias;{nearest(alias, self.aliases(name))}")
         self.check_writable(name)
-        aside.set_aside(self.root, "trash", path, "alias --remove", self.disk)
-
-    def lineage(self, checkpoint: Checkpoint) -> lineage.Ancestor:
-        """A checkpoint with what it was made from, and what those were made from, to the roots."""
-        return lineage.trace(checkpoint, self.resolve)
-
-    def verify(self, reference: str | None = None) -> list[str]:
-        """Check every byte of one checkpoint, or of all versions and aliases; returns the problems, one line each."""
-        if reference is not None:
-            checkpoint = self.resolve(reference)
-            return [f"{checkpoint.reference}: {problem}" for problem in _problems(checkpoint, hashes=True)]
-        names = {*layout.named_folders(self.models), *layout.named_folders(self.root / "refs")}
-        return [problem for name in sorted(names) for problem in self._verify_name(name)]
-
-    @property
-    def models(self) -> Path:
-        """Where the names are."""
-        return self.root / "models"
-
-    def home(self, name: str) -> Path:
-        """Where the versions of a name are."""
-        return self.models / name
-
-    def refs(self, name: str) -> Path:
-        """Where the aliases of a name are."""
-        return self.root / "refs" / name
-
-    def all_versions(self) -> Iterator[Checkpoint]:
-        """Every version whose manifest can be read, by name, oldest first."""
-        for name in layout.named_folders(self.models):
-            yield from reversed(list(self._readable(name)))
-
-    def was_imported(self, checkpoint: Checkpoint) -> bool:
-        """Whether a version came from another registry."""
-        home = self.home(checkpoint.name or "")
-        return layout.read_mark(home, checkpoint.version or 0, "imported") is not None
-
-    def bases_like(self, digests: dict[str, str]) -> Iterator[Checkpoint]:
-        """The registered bases that were committed with these digests."""
-        for version in self.all_versions() if digests else ():
-            recorded = (version.manifest or {}).get("base") or {}
-            if version.kind == "base" and (recorded.get("digests") or {}) == digests:
-                yield version
-
-    def _prepare(self) -> None:
-        """Create what a writer needs; safe to do by several at once."""
-        fresh = not self.root.is_dir()
-        for folder in ("tmp", "models", "refs"):
-            durable.make_folder(self.root / folder, self.root, self.disk)
-        if fresh:
-            self.disk.sync_folder(self.root.parent)
-        if not (self.root / layout.FORMAT_FILE).exists():
-            text = json.dumps({"align_registry": layout.FORMAT}) + "\n"
-            durable.write_durably(self.root / layout.FORMAT_FILE, text.encode(), self.disk)
-
-    def _taken_names(self) -> list[str]:
-        """Every name with a version folder, whole or not, so that damage is told apart from a misspelt name."""
-        return [name for name in layout.named_folders(self.models) if layout.last_number(self.home(name))]
-
-    def _readable(self, name: str) -> Iterator[Checkpoint]:
-        """The versions whose manifest can be read, newest first."""
-        for number, folder in reversed(layout.version_numbers(self.home(name)).items()):
-            try:
-                yield read_version(folder, name, number)
-            except IntegrityError:
-                continue  # `verify` is the one that tells.
-
-    def _version(self, name: str, version: int) -> Checkpoint:
-        numbers = layout.version_numbers(self.home(name))
-        if version not in numbers:
-            if removed := layout.read_mark(self.home(name), version, "removed"):
-                raise IntegrityError(
-                    f"{name}@v{version}: was removed on {removed['when'][:10]} ({removed['why']}); use another version,"
-                    " or move it back from where it was put"
-                )
-            known = [f"v{number}" for number in numbers]
-            raise IntegrityError(f"{name}@v{version}: no such version;{nearest(f'v{version}', known)}")
-        return read_version(numbers[version], name, version)
-
-    def _select(self, name: str, selector: str) -> int:
-        if selector == LATEST:
-            newest = next(self._readable(name), None)
-            if not layout.version_numbers(self.home(name)):
-                raise IntegrityError(f"{name}: every version of it was removed; use another name or train it again")
-            if newest is None or newest.version is None:
-                raise IntegrityError(f"{name}: none of its versions can be read; align registry verify says why")
-            return newest.version
-        # An alias never looks like a version, so `v3` can only be one.
-        if match := VERSION.fullmatch(selector):
-            return int(match[1])
-        line = layout.read_alias(self.refs(name) / selector)
-        if line is None:
-            known = nearest(selector, [LATEST, *self.aliases(name)])
-            set_it = f"align registry alias {name} {selector} VERSION"
-            raise IntegrityError(f"{name}@{selector}: no such alias;{known} Set it with: {set_it}")
-        if problem := self.alias_problem(name, self.refs(name) / selector):
-            raise IntegrityError(f"{problem}; set the alias again or restore the version")
-        return line[0]
+        quarantine.move_out(self.root, "trash", path, "alias --remove", self.disk)
 
     def alias_problem(self, name: str, path: Path) -> str | None:
-        """What is wrong with an alias file; None when it leads to the version it was set to."""
-        line = layout.read_alias(path)
+        """Return what is wrong with an alias file; None when its version is the one it was set to."""
+        line = disk_layout.read_alias(path)
         if line is None:
             return f"{name}@{path.name}: the alias file cannot be read"
         try:
-            found = self._version(name, line[0]).digest
+            digest = self._read_version(name, line[0]).digest
         except IntegrityError as error:
             return f"{name}@{path.name}: {error}"
-        if found != line[1]:
-            return f"{name}@{path.name}: v{line[0]} has digest {found}, the alias was set to {line[1]}"
+        if digest != line[1]:
+            return f"{name}@{path.name}: v{line[0]} has digest {digest}, the alias was set to {line[1]}"
         return None
 
-    def _in_folder(self, folder: Path) -> Checkpoint:
-        """A version reached by its path is the same version as when reached by its name."""
-        number = layout.version_number(folder.name)
-        if number and folder.parent.parent == self.models:
-            return read_version(folder, folder.parent.name, number)
-        return read_folder(folder)
+    def lineage(self, checkpoint: Checkpoint) -> lineage.Ancestor:
+        """Return a checkpoint with its ancestors, to the roots."""
+        return lineage.trace_lineage(checkpoint, self.resolve)
 
-    def _hub(self, meaning: Hub) -> Checkpoint:
-        """A hub repository; one that holds an adapter is read from the local cache."""
-        suffix = f"@{meaning.revision}" if meaning.revision else ""
-        reference = f"hf://{meaning.repository}{suffix}"
-        if meaning.guessed and reference not in self._announced:
-            self._announced.add(reference)
-            sys.stderr.write(f"{meaning.repository}: no such folder here, taken as a hub id ({reference})\n")
-        if adapter := hub.cached_adapter(meaning.repository, meaning.revision):
-            return read_folder(adapter, reference)
-        return Checkpoint(reference, kind="base", location=meaning.repository, revision=meaning.revision)
+    def was_imported(self, checkpoint: Checkpoint) -> bool:
+        """Return whether a version came from another registry."""
+        home = self.home(checkpoint.name or "")
+        return disk_layout.read_mark(home, checkpoint.version or 0, "imported") is not None
+
+    def verify(self, reference: str | None = None) -> list[str]:
+        """Check every byte of one checkpoint, or of all versions and aliases; return the problems, one line each."""
+        if reference is not None:
+            checkpoint = self.resolve(reference)
+            return [f"{checkpoint.reference}: {problem}" for problem in _find_damage(checkpoint)]
+        names = {*disk_layout.named_folders(self.models), *disk_layout.named_folders(self.root / "refs")}
+        return [problem for name in sorted(names) for problem in self._verify_name(name)]
 
     def _verify_name(self, name: str) -> list[str]:
         problems: list[str] = []
-        for number, folder in layout.version_numbers(self.home(name)).items():
+        for number, folder in disk_layout.version_numbers(self.home(name)).items():
             try:
                 checkpoint = read_version(folder, name, number)
             except IntegrityError as error:
                 problems.append(str(error))
                 continue
-            found = [*_problems(checkpoint, hashes=True), *self._broken_links(checkpoint)]
-            problems += [f"{checkpoint.reference}: {problem}" for problem in found]
-        problems += [f"{path}: {what}" for path, what in evaluations.problems(self.home(name))]
-        aliases = (self.alias_problem(name, path) for path in layout.alias_files(self.refs(name)))
+            damage = [*_find_damage(checkpoint), *self._find_broken_links(checkpoint)]
+            problems += [f"{checkpoint.reference}: {problem}" for problem in damage]
+        problems += [f"{path}: {what}" for path, what in evaluations.find_damaged(self.home(name))]
+        aliases = (self.alias_problem(name, path) for path in disk_layout.alias_files(self.refs(name)))
         return problems + [problem for problem in aliases if problem]
 
-    def _broken_links(self, checkpoint: Checkpoint) -> list[str]:
-        """Parents in this registry that are gone or changed; folders and hub models elsewhere may come and go.
-
-        What was imported came without its history, which is no damage.
-        """
+    def _find_broken_links(self, checkpoint: Checkpoint) -> list[str]:
+        """Return the parents in this registry that are gone or changed; imported versions come without parents."""
         if self.was_imported(checkpoint):
             return []
-        parents = (lineage.follow(link, self.resolve) for link in lineage.links(checkpoint))
-        return [f"its parent {parent.reference} {parent.note}" for parent in parents if _is_broken(parent)]
+        parents = (lineage.follow_link(link, self.resolve)[0] for link in lineage.parent_links(checkpoint))
+        broken = (parent for parent in parents if parent.note and is_local_name(parent.reference))
+        return [f"its parent {parent.reference} {parent.note}" for parent in broken]
+
+    def _create_folders(self) -> None:
+        """Create the folders that a commit needs; several processes may do so at once."""
+        is_new = not self.root.is_dir()
+        for folder in ("tmp", "models", "refs"):
+            durable.make_folder(self.root / folder, self.root, self.disk)
+        if is_new:
+            self.disk.sync_folder(self.root.parent)
+        if not (self.root / disk_layout.FORMAT_FILE).exists():
+            text = json.dumps({"align_registry": disk_layout.FORMAT}) + "\n"
+            durable.write_durably(self.root / disk_layout.FORMAT_FILE, text.encode(), self.disk)
+
+    def _used_names(self) -> list[str]:
+        """Return every name with a version folder, whole or not: a damaged name is not an unknown one."""
+        return [name for name in disk_layout.named_folders(self.models) if disk_layout.last_number(self.home(name))]
+
+    def _readable(self, name: str) -> Iterator[Checkpoint]:
+        """Yield the versions whose manifest can be read, newest first."""
+        for number, folder in reversed(disk_layout.version_numbers(self.home(name)).items()):
+            try:
+                yield read_version(folder, name, number)
+            except IntegrityError:
+                continue  # `verify` reports it
+
+    def _read_version(self, name: str, version: int) -> Checkpoint:
+        numbers = disk_layout.version_numbers(self.home(name))
+        if version not in numbers:
+            if removed := disk_layout.read_mark(self.home(name), version, "removed"):
+                raise IntegrityError(
+                    f"{name}@v{version}: was removed on {removed['when'][:10]} ({removed['why']}); use another version,"
+                    " or move it back from where it was put"
+                )
+            hint = nearest(f"v{version}", [f"v{number}" for number in numbers])
+            raise IntegrityError(f"{name}@v{version}: no such version;{hint}")
+        return read_version(numbers[version], name, version)
+
+    def _select_version(self, name: str, selector: str) -> int:
+        if selector == LATEST:
+            return self._newest_version(name)
+        # An alias never looks like a version, so `v3` can only be one.
+        if match := VERSION.fullmatch(selector):
+            return int(match[1])
+        path = self.refs(name) / selector
+        line = disk_layout.read_alias(path)
+        if line is None:
+            hint = nearest(selector, [LATEST, *self.aliases(name)])
+            set_it = f"align registry alias {name} {selector} VERSION"
+            raise IntegrityError(f"{name}@{selector}: no such alias;{hint} Set it with: {set_it}")
+        if problem := self.alias_problem(name, path):
+            raise IntegrityError(f"{problem}; set the alias again or restore the version")
+        return line[0]
+
+    def _newest_version(self, name: str) -> int:
+        newest = next(self._readable(name), None)
+        if not disk_layout.version_numbers(self.home(name)):
+            raise IntegrityError(f"{name}: every version of it was removed; use another name or train it again")
+        if newest is None or newest.version is None:
+            raise IntegrityError(f"{name}: none of its versions can be read; align registry verify says why")
+        return newest.version
+
+    def _read_folder(self, folder: Path) -> Checkpoint:
+        """Return the checkpoint in a folder; a version of this registry is the same by path as by name."""
+        number = disk_layout.version_number(folder.name)
+        if number and folder.parent.parent == self.models:
+            return read_version(folder, folder.parent.name, number)
+        return read_folder(folder)
+
+    def _resolve_hub(self, meaning: HubReference) -> Checkpoint:
+        """Return a hub repository as a checkpoint; an adapter is read from the local cache."""
+        suffix = f"@{meaning.revision}" if meaning.revision else ""
+        reference = f"hf://{meaning.repository}{suffix}"
+        if meaning.guessed and reference not in self._announced:
+            self._announced.add(reference)
+            sys.stderr.write(f"{meaning.repository}: no such folder here, taken as a hub id ({reference})\n")
+        if adapter := model_hub.cached_adapter(meaning.repository, meaning.revision):
+            return read_folder(adapter, reference)
+        return Checkpoint(reference, kind="base", location=meaning.repository, revision=meaning.revision)
 
 
-def _is_broken(parent: lineage.Ancestor) -> bool:
-    return bool(parent.note) and is_local_name(parent.reference)
-
-
-def _problems(checkpoint: Checkpoint, hashes: bool) -> list[str]:
-    """What is wrong with the files of a checkpoint; with `hashes`, files that nobody committed count too."""
-    problems = checkpoint.problems(hashes)
-    strays = added_files(checkpoint) if hashes else []
-    return problems + [f"{path}: is not in the manifest; somebody added it later" for path in strays]
+def _find_damage(checkpoint: Checkpoint) -> list[str]:
+    """Return what is wrong with the files of a checkpoint, those that nobody committed included."""
+    added = [f"{path}: is not in the manifest; somebody added it later" for path in added_files(checkpoint)]
+    return checkpoint.problems(hashes=True) + added
 
 
 def added_files(checkpoint: Checkpoint) -> list[Path]:
-    """The files in a version's folder that nobody committed, hidden ones left out."""
+    """Return the files in a version's folder that are not in its manifest, without hidden ones."""
     if checkpoint.manifest is None:
         return []
     folder = Path(checkpoint.location)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UsageError
-from align.registry.lineage import links
+from align.registry.lineage import parent_links
 from align.registry.references import LATEST
 from align.server.api_errors import unknown_model
 
@@ -136,7 +136,7 @@ def _names(registry: Registry, checkpoint: Checkpoint, only_version: bool) -> tu
 
 
 def _parent(checkpoint: Checkpoint) -> str | None:
-    parents = links(checkpoint)
+    parents = parent_links(checkpoint)
     return public_name(parents[0]["reference"]) if parents else None
 
 

@@ -117,7 +117,7 @@ def test_completions_are_what_one_row_at_a_time_gives(whole, family):
 
 
 def test_numbers_are_kept_beside_versions_that_stay_whole(whole, family, capsys):
-    (record,) = evaluations.of(family.resolve("blue"))
+    (record,) = evaluations.read_records(family.resolve("blue"))
 
     assert (record["headline"]["name"], record["against"]) == ("token_f1", "red@v1")
     assert record["settings"]["sampling"] == {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 12}
@@ -234,12 +234,12 @@ def test_a_file_that_takes_nothing_is_named_and_costs_no_record(family, question
         data=str(questions), sampling=Sampling(0.0, max_new_tokens=2), scorers=("token_f1",), kl=False
     )
     found = evaluate(family, ["blue"], asked)
-    before = len(evaluations.of(family.resolve("blue")))
+    before = len(evaluations.read_records(family.resolve("blue")))
 
     with pytest.raises(MachineError, match=r"/dev/full: cannot be written .No space left on device.; free space"):
         keep(family, found, Outputs(report="/dev/full"))
 
-    assert len(evaluations.of(family.resolve("blue"))) == before + 1
+    assert len(evaluations.read_records(family.resolve("blue"))) == before + 1
 
 
 def test_a_registry_that_takes_no_numbers_is_refused_before_the_work(tiny_base, questions, tmp_path, capsys):
@@ -306,12 +306,12 @@ def test_programs_evaluate_without_a_command_line(family, questions, tmp_path):
     asked = EvaluationRequest(
         data=str(questions), sampling=Sampling(0.0, max_new_tokens=4), scorers=("token_f1",), kl=False
     )
-    before = len(evaluations.of(family.resolve("red")))
+    before = len(evaluations.read_records(family.resolve("red")))
 
     found = evaluate(family, ["red"], asked)
 
     assert keep(family, found, Outputs(report=str(tmp_path / "r.html"))) == ["red@v1"]
-    assert len(evaluations.of(family.resolve("red"))) == before + 1
+    assert len(evaluations.read_records(family.resolve("red"))) == before + 1
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
 
 

@@ -107,7 +107,7 @@ for arguments in (f"pretrained={base},peft={ours[0].checkpoint.location}", f"pre
     found = lm_eval.simple_evaluate("hf", arguments, tasks=list(names), device="cpu", task_manager=manager)
     found = found["results"]
     theirs.append([found["tiny_choice"]["acc,none"], found["tiny_rolling"]["word_perplexity,none"]])
-kept = evaluations.of(registry.resolve("tiny"))
+kept = evaluations.read_records(registry.resolve("tiny"))
 numbers = [[number.value for number in each.numbers.values()] for each in ours]
 print(json.dumps({"ours": numbers, "theirs": theirs, "kept": kept[0]["metrics"]}))
 """

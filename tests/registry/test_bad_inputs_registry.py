@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from small_models import write_model
 
-from align.registry import Checkpoint, Registry, durable, open_registry, staging
+from align.registry import Checkpoint, Registry, commit, durable, open_registry
 from align.registry.__main__ import main
 from align.registry.durable import Disk
 
@@ -316,8 +316,8 @@ class _BackwardsDisk(Disk):
 def test_75_versions_are_ordered_by_number_whatever_the_clock_says(tmp_path, monkeypatch, capsys):
     registry = open_registry(tmp_path / "registry", _BackwardsDisk())
     stamps = iter(["2031-01-01T00:00:00+00:00", "2030-01-01T00:00:00+00:00", "1999-12-31T00:00:00+00:00"])
-    genuine = staging._stamp
-    monkeypatch.setattr(staging, "_stamp", lambda name: {**genuine(name), "created": next(stamps)})
+    genuine = commit._stamp
+    monkeypatch.setattr(commit, "_stamp", lambda name: {**genuine(name), "created": next(stamps)})
     for content in (b"one", b"two", b"three"):
         with registry.stage("m") as made:
             write_model(made.path, content)

@@ -11,9 +11,9 @@ import pytest
 from lossy_disk import OUTCOMES, FastDisk, Forgets, LossyDisk, PowerCut
 from small_models import write_model
 
-from align.registry import Registry, doctor, open_registry, removal, unpack
+from align.registry import Registry, cleanup, doctor, import_archive, open_registry
 from align.registry.durable import hash_file, verify_seal
-from align.registry.export import export
+from align.registry.export_archive import export_version
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,20 @@ def _import_scenario(tmp_path: Path) -> Scenario:
     with origin.stage("m") as staging:
         write_model(staging.path, b"adapter")
         staging.commit({"stage": "sft", "kind": "policy", "base": {"reference": "base@v1"}})
-    export(origin, "m@v1", tmp_path / "m.tar", with_base=True)
+    export_version(origin, "m@v1", tmp_path / "m.tar", with_base=True)
     wanted = {name: origin.resolve(name).digest for name in ("base", "m")}
 
     def damage(image: Registry, finished: bool) -> list[str]:
         found = [*image.verify()]
         if finished and {name: image.resolve(name).digest for name in image.names()} != wanted:
             found.append("the import was acknowledged and is lost")
-        unpack.import_file(image, tmp_path / "m.tar")
+        import_archive.import_file(image, tmp_path / "m.tar")
         again = [version.reference for name in image.names() for version in image.versions(name)]
         return found if again == ["base@v1", "m@v1"] else [*found, f"a second import makes {again}"]
 
-    return Scenario(lambda registry: None, lambda registry: unpack.import_file(registry, tmp_path / "m.tar"), damage)
+    return Scenario(
+        lambda registry: None, lambda registry: import_archive.import_file(registry, tmp_path / "m.tar"), damage
+    )
 
 
 _TORN = b"cut"
@@ -120,7 +122,7 @@ def _after_repair(image: Registry, finished: bool) -> list[str]:
     return found + [finding.what for finding in doctor.examine(image) if finding.wrong]
 
 
-REMOVAL = Scenario(_two_versions, lambda registry: removal.remove(registry, "m@v1"), _after_removal)
+REMOVAL = Scenario(_two_versions, lambda registry: cleanup.remove_version(registry, "m@v1"), _after_removal)
 REPAIR = Scenario(_damaged, lambda registry: doctor.repair(registry, doctor.examine(registry)), _after_repair)
 
 
@@ -164,8 +166,8 @@ def test_the_whole_tar_is_there_or_none_of_it(tmp_path):
     _commit(registry, "m")
     registry.resolve("m").check(hashes=True)
 
-    export(registry, "m", tmp_path / "m.tar")
-    export(registry, "m", tmp_path / "again.tar")
+    export_version(registry, "m", tmp_path / "m.tar")
+    export_version(registry, "m", tmp_path / "again.tar")
 
     assert hash_file(tmp_path / "m.tar") == hash_file(tmp_path / "again.tar")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.tar", "m.tar", "registry"]

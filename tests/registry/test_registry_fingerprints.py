@@ -96,9 +96,9 @@ def test_an_adapter_beside_the_weights_does_not_count(base):
 
 
 def test_weights_are_read_once_a_process_and_once_a_registry(base, registry, monkeypatch):
-    fingerprints._weights_seen.clear()
+    fingerprints._weight_digests.clear()
     first = registry.base_digests(base)
-    fingerprints._weights_seen.clear()
+    fingerprints._weight_digests.clear()
     monkeypatch.setattr(fingerprints, "_tensors", lambda path: pytest.fail("the weights were read again"))
 
     assert registry.base_digests(base) == base_digests(base) == first

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from align.registry import listing, tables
+from align.registry import listing, text_tables
 from align.registry.__main__ import main
 
 
@@ -113,20 +113,20 @@ def test_the_number_shown_is_what_the_stage_is_after(registry, commit, metrics, 
     ],
 )
 def test_ages_are_said_as_people_say_them(created, age):
-    assert tables.age(created, datetime(2026, 3, 1, 12, tzinfo=UTC)) == age
+    assert text_tables.format_age(created, datetime(2026, 3, 1, 12, tzinfo=UTC)) == age
 
 
 @pytest.mark.parametrize(("count", "said"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (14_000_000_000, "14.0 GB")])
 def test_sizes_are_said_in_powers_of_a_thousand(count, said):
-    assert tables.size(count) == said
+    assert text_tables.format_size(count) == said
 
 
 def test_wide_characters_take_two_columns():
-    assert tables.table([("中文", "x"), ("abcde", "y")]) == "中文   x\nabcde  y"
+    assert text_tables.format_table([("中文", "x"), ("abcde", "y")]) == "中文   x\nabcde  y"
 
 
 def test_long_facts_are_continued_below_themselves():
-    drawn = tables.facts([("short", "one two"), ("a longer key", "word " * 20)], 50)
+    drawn = text_tables.format_facts([("short", "one two"), ("a longer key", "word " * 20)], 50)
 
     assert drawn.splitlines()[0] == "short         one two"
     assert drawn.splitlines()[2].startswith(" " * 14 + "word")

@@ -16,7 +16,7 @@ import pytest
 from small_models import write_model
 
 from align.errors import IntegrityError, UsageError
-from align.registry import aside, doctor, durable, garbage, layout, open_registry, removal
+from align.registry import cleanup, disk_layout, doctor, durable, open_registry, quarantine
 from align.registry.__main__ import main
 
 
@@ -204,11 +204,11 @@ def test_the_undo_that_rm_prints_brings_the_version_back(filled, run):
 
 def test_rm_refuses_what_something_stands_on_and_names_it(filled):
     with pytest.raises(IntegrityError, match=r"m@v1: it is in use; m@best would mean nothing.*m@v2, n@v1 were made"):
-        removal.remove(filled, "m@v1")
+        cleanup.remove_version(filled, "m@v1")
     with pytest.raises(IntegrityError, match=r"base@v1: it is in use; m@v1, m@v2, n@v1 were made from it"):
-        removal.remove(filled, "base@v1")
-    removal.remove(filled, "n@v1")
-    removal.remove(filled, "m@v2")
+        cleanup.remove_version(filled, "base@v1")
+    cleanup.remove_version(filled, "n@v1")
+    cleanup.remove_version(filled, "m@v2")
     assert filled.resolve("m").reference == "m@v1"
 
 
@@ -217,7 +217,7 @@ def test_rm_takes_only_versions_of_this_registry(filled, tmp_path, reference):
     write_model(tmp_path / "elsewhere" / "plain", b"weights")
 
     with pytest.raises(UsageError, match="not in this registry"):
-        removal.remove(filled, reference)
+        cleanup.remove_version(filled, reference)
 
     assert (tmp_path / "elsewhere" / "plain" / "adapter_config.json").is_file()
 
@@ -261,20 +261,20 @@ def test_gc_leaves_a_run_that_somebody_works_in(filled):
 
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert garbage.find_garbage(filled) == []
-    assert len(garbage.find_garbage(filled)) == 2
+        assert cleanup.find_garbage(filled) == []
+    assert len(cleanup.find_garbage(filled)) == 2
 
 
 def test_gc_empties_old_trash_for_good_and_moves_old_quarantine_there(filled, run, monkeypatch):
     run("rm", "n@v1")
     path = filled.root / "models" / "m" / "odd"
     path.write_text("x")
-    aside.set_aside(filled.root, "quarantine", path, "a test", filled.disk)
+    quarantine.move_out(filled.root, "quarantine", path, "a test", filled.disk)
     (filled.root / "trash" / "mine").mkdir()
-    assert garbage.find_garbage(filled) == []
+    assert cleanup.find_garbage(filled) == []
     _age(filled.root, days=31)
 
-    found = [(each.path.parent.name, each.forever) for each in garbage.find_garbage(filled)]
+    found = [(each.path.parent.name, each.forever) for each in cleanup.find_garbage(filled)]
 
     assert found == [("quarantine", False), ("trash", True)]
     assert run("gc", "--yes")[0] == 0
@@ -330,6 +330,6 @@ def test_a_half_written_replacement_is_left_over_after_a_week(filled):
 
 def test_the_numbers_of_marks_count(registry, commit):
     commit(registry, "m")
-    layout.mark_path(registry.home("m"), 7, "removed").write_bytes(layout.mark_text("rm", ""))
+    disk_layout.mark_path(registry.home("m"), 7, "removed").write_bytes(disk_layout.mark_text("rm", ""))
 
     assert commit(open_registry(registry.root), "m").reference == "m@v8"

@@ -1,6 +1,6 @@
-"""A version as one file that another registry, on another machine, takes in: a plain tar with checksums.
+"""Exporting a version as one file for a registry on another machine: a plain tar with checksums.
 
-ALIGN_EXPORT.json            which versions, in the order to take them in: a base before its adapter
+ALIGN_EXPORT.json            the versions in the order of import: a base before its adapter
 SHA256SUMS                   for `sha256sum -c` after unpacking with tar
 models/<name>/v0003/...      the files as they are in a registry, manifest included
 """
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import IntegrityError, UsageError
-from align.registry import durable, fingerprints, hub, layout
+from align.registry import disk_layout, durable, fingerprints, model_hub
 from align.registry.checkpoint import MANIFEST, MANIFEST_FORMAT, Checkpoint
-from align.registry.foreign import check_foreign
 from align.registry.references import NAME
 from align.registry.store import Registry
+from align.registry.untrusted import check_untrusted
 
 INDEX = "ALIGN_EXPORT.json"
 SUMS = "SHA256SUMS"
@@ -33,13 +33,13 @@ EXPORT_FORMAT = 1
 OUTSIDE = "outside"
 """the stage of a base that became a version by being exported"""
 
-# What a base from outside needs to be loaded; notes, images and code stay where they are.
+# Files of an unregistered base that loading it needs; notes, images and code are left out.
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """One version to export: where it goes in the tar, its files {path: file}, and its manifest's bytes."""
+class ExportItem:
+    """One version to export: its name and number in the tar, its files {path: file}, and its manifest's bytes."""
 
     name: str
     version: int
@@ -49,7 +49,7 @@ class Parcel:
     @property
     def folder(self) -> str:
         """Its folder in the tar."""
-        return f"models/{self.name}/{layout.version_folder(self.version)}"
+        return f"models/{self.name}/{disk_layout.version_folder(self.version)}"
 
     @property
     def digest(self) -> str:
@@ -57,7 +57,7 @@ class Parcel:
         return "sha256:" + hashlib.sha256(self.manifest).hexdigest()
 
 
-def export(registry: Registry, reference: str, path: Path, with_base: bool = False) -> list[Parcel]:
+def export_version(registry: Registry, reference: str, path: Path, with_base: bool = False) -> list[ExportItem]:
     """Write a registered version, and with `with_base` the base under it, to a tar file that must not exist yet.
 
     Raises IntegrityError when something is not as it was committed.
@@ -69,31 +69,31 @@ def export(registry: Registry, reference: str, path: Path, with_base: bool = Fal
         raise UsageError(f"export to {path}: is there already; choose another file or move it away")
     if not path.parent.is_dir():
         raise UsageError(f"export to {path}: no folder {path.parent}; create it first")
-    parcels = [_version(checkpoint)]
+    items = [_registered_item(checkpoint)]
     if with_base and checkpoint.is_adapter:
         base = registry.resolve_base(checkpoint)
-        parcels.insert(0, _version(base) if base.manifest else _outside(registry, base))
-    _write(path, parcels)
-    return parcels
+        items.insert(0, _registered_item(base) if base.manifest else _unregistered_item(registry, base))
+    _write_tar(path, items)
+    return items
 
 
-def _version(checkpoint: Checkpoint) -> Parcel:
+def _registered_item(checkpoint: Checkpoint) -> ExportItem:
     checkpoint.check(hashes=True)
     folder, manifest = Path(checkpoint.location), checkpoint.manifest or {}
     files = {name: folder / name for name in manifest["files"]}
-    return Parcel(manifest["name"], manifest["version"], files, (folder / MANIFEST).read_bytes())
+    return ExportItem(manifest["name"], manifest["version"], files, (folder / MANIFEST).read_bytes())
 
 
-def _outside(registry: Registry, base: Checkpoint) -> Parcel:
-    """A base that is no registered version, made one for the journey; the same base always makes the same."""
-    folder = hub.cached_snapshot(base.location, base.revision) if base.is_hub else Path(base.location)
+def _unregistered_item(registry: Registry, base: Checkpoint) -> ExportItem:
+    """Return a base that is no registered version as one; the same base always gives the same manifest."""
+    folder = model_hub.cached_snapshot(base.location, base.revision) if base.is_hub else Path(base.location)
     if folder is None:
         raise IntegrityError(f"export with {base.reference}: it was never downloaded; leave --with-base out")
-    check_foreign(folder, base.reference)
+    check_untrusted(folder, base.reference)
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _MODEL_SUFFIXES}
     digests = registry.base_digests(folder)
-    plain = re.sub(r"[^a-z0-9._-]+", "-", (base.location if base.is_hub else folder.name).rpartition("/")[2].lower())
-    name = plain.lstrip("._-")[:64]
+    title = (base.location if base.is_hub else folder.name).rpartition("/")[2].lower()
+    name = re.sub(r"[^a-z0-9._-]+", "-", title).lstrip("._-")[:64]
     name = name if NAME.fullmatch(name) else "base"
     fields: dict[str, Any] = {
         "format": MANIFEST_FORMAT,
@@ -106,48 +106,48 @@ def _outside(registry: Registry, base: Checkpoint) -> Parcel:
         "created": datetime.fromtimestamp(int(max(path.stat().st_mtime for path in files.values())), UTC).isoformat(),
         "commit_id": fingerprints.digest_json(digests)[7:39],
     }
-    measured = {key: {"sha256": durable.hash_file(path), "size": path.stat().st_size} for key, path in files.items()}
-    return Parcel(name, 1, files, durable.seal_text(fields, measured, MANIFEST).encode())
+    listed = {key: {"sha256": durable.hash_file(path), "size": path.stat().st_size} for key, path in files.items()}
+    return ExportItem(name, 1, files, durable.seal_text(fields, listed, MANIFEST).encode())
 
 
-def _write(path: Path, parcels: list[Parcel]) -> None:
-    """Write the tar beside its place and rename it when it is whole and durable."""
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+def _write_tar(path: Path, items: list[ExportItem]) -> None:
+    """Write the tar under a temporary name and rename it when it is whole and durable."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with fresh.open("xb") as stream:
+        with temporary.open("xb") as stream:
             with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for name, content in _members(parcels):
-                    _add(tar, name, content)
+                for name, content in _members(items):
+                    _add_member(tar, name, content)
             stream.flush()
             os.fsync(stream.fileno())
-        fresh.rename(path)
+        temporary.rename(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write that fails does not say where
+        error.filename = error.filename or str(path)  # a failed write does not name its file
         raise
     finally:
-        fresh.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     durable.fsync_folder(path.parent)
 
 
-def _members(parcels: list[Parcel]) -> Iterator[tuple[str, bytes | Path]]:
-    listed = [{"name": each.name, "version": each.version, "digest": each.digest} for each in parcels]
-    yield INDEX, json.dumps({"align_export": EXPORT_FORMAT, "versions": listed}, indent=1).encode() + b"\n"
-    yield SUMS, "".join(_sums(parcels)).encode()
-    for parcel in parcels:
-        for name, path in parcel.files.items():
-            yield f"{parcel.folder}/{name}", path
-        yield f"{parcel.folder}/{MANIFEST}", parcel.manifest
+def _members(items: list[ExportItem]) -> Iterator[tuple[str, bytes | Path]]:
+    versions = [{"name": item.name, "version": item.version, "digest": item.digest} for item in items]
+    yield INDEX, json.dumps({"align_export": EXPORT_FORMAT, "versions": versions}, indent=1).encode() + b"\n"
+    yield SUMS, "".join(_checksum_lines(items)).encode()
+    for item in items:
+        for name, path in item.files.items():
+            yield f"{item.folder}/{name}", path
+        yield f"{item.folder}/{MANIFEST}", item.manifest
 
 
-def _sums(parcels: list[Parcel]) -> Iterator[str]:
-    for parcel in parcels:
-        for name, entry in json.loads(parcel.manifest)["files"].items():
-            yield f"{entry['sha256']}  {parcel.folder}/{name}\n"
-        yield f"{parcel.digest.removeprefix('sha256:')}  {parcel.folder}/{MANIFEST}\n"
+def _checksum_lines(items: list[ExportItem]) -> Iterator[str]:
+    for item in items:
+        for name, entry in json.loads(item.manifest)["files"].items():
+            yield f"{entry['sha256']}  {item.folder}/{name}\n"
+        yield f"{item.digest.removeprefix('sha256:')}  {item.folder}/{MANIFEST}\n"
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes | Path) -> None:
-    # Owner and time say nothing about a model; without them equal versions make equal files.
+def _add_member(tar: tarfile.TarFile, name: str, content: bytes | Path) -> None:
+    # Without owner and time equal versions make equal files.
     member = tarfile.TarInfo(name)
     member.mode = 0o644
     if isinstance(content, bytes):

@@ -31,7 +31,7 @@ _DEPTH = 4
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def check_foreign(folder: Path, reference: str) -> None:
+def check_untrusted(folder: Path, reference: str) -> None:
     """Raise IntegrityError when a folder from outside holds a model this program does not load.
 
     A folder without any weights passes: whoever needs them says so, and a tokenizer may be all that is wanted.
@@ -84,7 +84,7 @@ def _check_adapter(folder: Path, reference: str) -> None:
         raise IntegrityError(
             f"{reference}: no {ADAPTER_WEIGHTS} in it{_pickles(folder)}; save the adapter again as safetensors"
         )
-    fingerprints.check_whole(weights)
+    fingerprints.check_safetensors(weights)
 
 
 def _check_model(folder: Path, reference: str) -> None:
@@ -95,7 +95,7 @@ def _check_model(folder: Path, reference: str) -> None:
             " you can spare, or use a copy that has safetensors"
         )
     for path in weights:
-        fingerprints.check_whole(path)
+        fingerprints.check_safetensors(path)
 
 
 def _pickles(folder: Path) -> str:

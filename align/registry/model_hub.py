@@ -1,4 +1,4 @@
-"""The model hub: what of it already lies in the local cache, and sending a version there."""
+"""The model hub: repositories in the local cache, and uploading a version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def cached_snapshot(repository: str, revision: str | None) -> Path | None:
-    """The folder of a hub repository in the local cache; None when it was never downloaded. Asks no network."""
+    """Return the folder of a hub repository in the local cache; None when it was never downloaded. Uses no network."""
     home = _cache() / f"models--{repository.replace('/', '--')}"
     wanted = revision or "main"
     ref = home / "refs" / wanted
@@ -23,7 +23,7 @@ def cached_snapshot(repository: str, revision: str | None) -> Path | None:
 
 
 def cached_adapter(repository: str, revision: str | None) -> Path | None:
-    """The cached folder of a hub repository that holds an adapter and no model of its own."""
+    """Return the cached folder of a hub repository that holds an adapter and no model of its own."""
     snapshot = cached_snapshot(repository, revision)
     if snapshot is None or not (snapshot / "adapter_config.json").is_file() or (snapshot / "config.json").is_file():
         return None
@@ -31,16 +31,16 @@ def cached_adapter(repository: str, revision: str | None) -> Path | None:
 
 
 def _cache() -> Path:
-    # The places and their order are huggingface_hub's; reading them here keeps it from being imported for `show`.
-    if chosen := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(chosen).expanduser()
+    # huggingface_hub's folders in its order; importing it would make `show` slow.
+    if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(folder).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
     return Path(home).expanduser() / "hub"
 
 
-def push(checkpoint: Checkpoint, repository: str, *, public: bool = False) -> str:
-    """Upload a checkpoint's folder to a hub repository, made private when it is new; returns its address.
+def push_checkpoint(checkpoint: Checkpoint, repository: str, *, public: bool = False) -> str:
+    """Upload a checkpoint's folder to a hub repository, made private when it is new; return its address.
 
     Raises UsageError without a token, MachineError when the hub cannot be reached or refuses.
     """
@@ -57,8 +57,7 @@ def push(checkpoint: Checkpoint, repository: str, *, public: bool = False) -> st
             f"push {checkpoint.reference} to {repository}: no access token was found; set HF_TOKEN to a token that may"
             " write, or log in with: hf auth login"
         )
-    problems = checkpoint.problems(hashes=True)
-    if problems:
+    if problems := checkpoint.problems(hashes=True):
         raise IntegrityError(f"push {checkpoint.reference}: {problems[0]}; only a whole version is sent")
     hub = HfApi(token=token)
     try:

@@ -1,0 +1,149 @@
+"""Committing: a staged folder of files becomes an immutable version, or nothing at all."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, get_args
+
+import align
+from align.errors import IntegrityError
+from align.registry import disk_layout, durable
+from align.registry.checkpoint import MANIFEST, MANIFEST_FORMAT, Checkpoint, read_version
+from align.registry.durable import DISK, Disk
+from align.registry.redaction import redact, redact_files
+from align.registry.untrusted import PICKLES
+from align.schema import Kind
+
+_LIBRARIES = (
+    "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes"
+)  # fmt: skip
+
+
+class Staging:
+    """A folder that becomes a version when it is committed and is deleted when it is not."""
+
+    def __init__(self, path: Path, home: Path, root: Path, disk: Disk = DISK) -> None:
+        """Take the folder to write into, the folder of the name's versions, and the registry's root."""
+        self.path = path
+        self._home = home
+        self._root = root
+        self._disk = disk
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def commit(self, fields: dict[str, Any]) -> Checkpoint:
+        """Make the folder's content durable and give it the next version of its name.
+
+        `fields` are the manifest's: stage, kind, parents, base, data, metrics and so on. Name, version, digests, time
+        and program versions are added here.
+        """
+        _check_fields(fields)
+        redact_files(self.path)
+        versions = {"versions": dict(library_versions())}
+        return self._publish({**versions, **redact(fields), **_stamp(self._home.name)})
+
+    def adopt(self, manifest: dict[str, Any], digest: str, changes: dict[str, Any]) -> Checkpoint:
+        """Commit a version of another registry: under its own number when that is free, else under the next.
+
+        `digest` is that of its manifest there; `changes` replaces fields of it. With number, name and fields unchanged
+        the manifest, and so the digest, stays what it was.
+        """
+        number = manifest["version"]
+        removed = disk_layout.read_mark(self._home, number, "removed")
+        is_free = self._home.name == manifest["name"] and number not in disk_layout.version_numbers(self._home)
+        is_same = removed is None or removed["digest"] == digest
+        fields = {key: value for key, value in manifest.items() if key not in ("files", "seal")}
+        fields |= {**changes, "name": self._home.name}
+        checkpoint = self._publish(fields, number if is_free and is_same else None)
+        mark = disk_layout.mark_path(self._home, checkpoint.version or 0, "imported")
+        durable.write_durably(mark, disk_layout.mark_text(f"as {manifest['name']}@v{number}", digest), self._disk)
+        return checkpoint
+
+    def _publish(self, fields: dict[str, Any], number: int | None = None) -> Checkpoint:
+        """Make everything durable and rename it to `number`, or the next when that is None or was taken meanwhile."""
+        _refuse_pickles(self.path)
+        if self._home.is_symlink():
+            raise IntegrityError(f"{self._home}: is a link; versions are kept in real folders, replace it")
+        durable.make_folder(self._home, self._root, self._disk)
+        files = durable.sync_and_digest(self.path, MANIFEST, self._disk)
+        if not files:
+            raise IntegrityError(f"{self._home.name}: the folder to commit is empty; save the model there first")
+        while True:
+            version = number or disk_layout.last_number(self._home) + 1
+            durable.write_seal(self.path, {**fields, "version": version}, files, MANIFEST, self._disk)
+            target = self._home / disk_layout.version_folder(version)
+            if durable.publish(self.path, target, MANIFEST, self._disk):
+                with suppress(OSError):  # some file systems have no permissions to take away
+                    durable.freeze(target)
+                return read_version(target, self._home.name, version)
+            number = None
+
+
+def _stamp(name: str) -> dict[str, Any]:
+    return {
+        "format": MANIFEST_FORMAT,
+        "name": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit_id": uuid.uuid4().hex,
+        "git": git_revision(),
+    }
+
+
+def _check_fields(fields: dict[str, Any]) -> None:
+    if fields.get("kind") not in get_args(Kind) or not fields.get("stage"):
+        raise ValueError(f"a manifest needs stage and kind ({', '.join(get_args(Kind))}), got {sorted(fields)}")
+    reserved = {"format", "name", "version", "created", "commit_id", "git", "files", "seal"} & set(fields)
+    if reserved:
+        raise ValueError(f"the registry fills {sorted(reserved)} itself")
+
+
+def _refuse_pickles(folder: Path) -> None:
+    for path in durable.walk_files(folder):
+        if path.suffix in PICKLES:
+            name = path.relative_to(folder)
+            raise IntegrityError(
+                f"{name}: pickles and optimizer state never enter the registry; save safetensors and JSON only"
+            )
+
+
+@functools.cache
+def library_versions() -> Mapping[str, str]:
+    """Return the versions of this program, Python and the libraries that shape a result, importing none of them."""
+    versions = {"align": align.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return MappingProxyType(versions)
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """Return the commit of this source tree, `-dirty` when files differ; None when align is installed."""
+    tree = Path(align.__file__).resolve().parent.parent
+    if not (tree / ".git").exists():
+        return None
+    command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    # Without optional locks a commit made at the same moment is not disturbed.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
