@@ -251,7 +251,7 @@ def collect_garbage(registry: Registry, yes: bool = False, days: int = cleanup.K
     if not garbage:
         write("nothing can go; versions stay until `rm REF` moves them to trash/")
         return
-    rows = [("size", "goes", "what", "why")]
+    rows: list[tuple[str, ...]] = [("size", "goes", "what", "why")]
     for item in garbage:
         where = item.path.relative_to(registry.root).as_posix()
         size = text_tables.format_size(item.size)
