@@ -244,7 +244,7 @@ class LocalEngine:
         while self._await_work(batch):
             batch = self._turn(batch)
         batch.restore_model()
-        _fail_all([row.state for row in batch.held], CLOSED)
+        _fail_all([row.state for row in batch.all_rows], CLOSED)
         with self._changed:
             waiting = list(self._waiting)
             self._waiting.clear()
@@ -255,7 +255,7 @@ class LocalEngine:
     def _await_work(self, batch: DecodingBatch) -> bool:
         """Wait until there is something to do; False when the engine is being closed."""
         with self._changed:
-            while not (batch.held or self._waiting or self._calls or self._closing.is_set()):
+            while not (batch.all_rows or self._waiting or self._calls or self._closing.is_set()):
                 self._changed.wait()
         return not self._closing.is_set()
 
@@ -265,13 +265,13 @@ class LocalEngine:
             batch.restore_model()
             self._calls.popleft()()
         try:
-            for row in batch.held:
+            for row in batch.all_rows:
                 if row.state.cancelled and not row.state.ended:
                     row.finish("cancelled")
             self._durations.note(batch.evict_finished())
             batch = self._batch_to_go_on_with(batch)
             if joining := self._joining(batch):
-                batch.reading = Prefill(joining)
+                batch.prefill = Prefill(joining)
             self._read(batch)
             batch.admit_rows()
             # A row may have ended with its first token.
@@ -279,13 +279,13 @@ class LocalEngine:
             batch.step()
         except Exception as error:  # a reader must never wait for a batch that is gone
             batch.restore_model()
-            _fail_all([row.state for row in batch.held], _failure(error))
+            _fail_all([row.state for row in batch.all_rows], _failure(error))
             return self._empty_batch(batch.adapter_group)
         return batch
 
     def _batch_to_go_on_with(self, batch: DecodingBatch) -> DecodingBatch:
         """The batch, or another one for the lane of the oldest waiting row when all rows have left it."""
-        if batch.held:
+        if batch.all_rows:
             return batch
         with self._changed:
             adapter_group = self._waiting[0].adapter_group if self._waiting else batch.adapter_group
@@ -299,7 +299,7 @@ class LocalEngine:
         """The oldest waiting rows that the batch can take now, in their order."""
         joining: list[RunningRow] = []
         window = context_window(self._resident.model)
-        while batch.open and len(batch.rows) + len(joining) < self._max_rows:
+        while batch.can_admit and len(batch.rows) + len(joining) < self._max_rows:
             with self._changed:
                 if not self._waiting or self._waiting[0].adapter_group != batch.adapter_group:
                     break
@@ -320,12 +320,12 @@ class LocalEngine:
 
     def _read(self, batch: DecodingBatch) -> None:
         """Read prompts of rows that join; if that fails, the rows that are being written are not concerned."""
-        reading = batch.reading
+        reading = batch.prefill
         try:
-            batch.read()
+            batch.prefill_chunk()
         except Exception as error:  # out of memory, most likely; whatever it is, these rows are told
             _fail_all([row.state for row in reading.rows] if reading else [], _failure(error))
-            batch.reading = None
+            batch.prefill = None
 
 
 def default_prefill_chunk(model: Any) -> int:

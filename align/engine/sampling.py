@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 
 from align.engine.protocol import Sampling
 from align.engine.token_rules import LiveRules
+from align.models.decoding import filter_min_p, filter_top_k, filter_top_p, gumbel_noise
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _COLDEST = 1e-5
 """below it a division could overflow, and no noise is left to speak of"""
-
-_GOLDEN = 0x9E3779B9 - 2**32
 
 
 class RowSampler:
@@ -94,52 +92,3 @@ def sample_tokens(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
         noise = gumbel_noise([rows[place].key for place in sampled], logits.shape[-1], logits.device)
         shaped[sampled] += noise
     return shaped.argmax(dim=-1)
-
-
-def gumbel_noise(keys: Sequence[tuple[int, int]], size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Standard Gumbel noise (B, size): minus the logarithm of exponential variables hashed from a key a row."""
-    import torch
-
-    first, second = torch.tensor(keys, device=device, dtype=torch.int32).T[:, :, None]
-    words = torch.arange(size, device=device, dtype=torch.int32)[None] * _GOLDEN ^ first
-    words = _mix(_mix(words) ^ second)
-    # Small numbers, which become the large noise that decides draws, keep their precision in fp32.
-    uniform = ((words & 0x7FFFFFFF).float() + 0.5) * 2.0**-31
-    exponential = uniform.clamp_max_(1 - 2.0**-24).neg_().log1p_().neg_()
-    return exponential.log_().neg_()
-
-
-def _mix(words: Tensor) -> Tensor:
-    """A bijection of words (int32, in place) in which every bit moves every other: lowbias32, C. Wellons 2018."""
-    words ^= words >> 16 & 0xFFFF
-    words *= 0x7FEB352D
-    words ^= words >> 15 & 0x1FFFF
-    words *= 0x846CA68B - 2**32
-    words ^= words >> 16 & 0xFFFF
-    return words
-
-
-def filter_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Logits (V,) with all but the `top_k` largest at minus infinity; 0 keeps all."""
-    if not 0 < top_k < logits.shape[-1]:
-        return logits
-    return logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
-
-
-def filter_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Logits (V,) with all but the smallest set of probability `top_p` at minus infinity (Holtzman et al. 2020)."""
-    if top_p >= 1:
-        return logits
-    ordered, places = logits.sort(descending=True)
-    probabilities = ordered.softmax(dim=-1)
-    # A token stays while the mass before it is below top_p, so the first always stays.
-    outside = probabilities.cumsum(dim=-1) - probabilities >= top_p
-    return logits.index_fill(0, places[outside], float("-inf"))
-
-
-def filter_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """Logits (V,) without tokens less likely than `min_p` times the likeliest (Nguyen et al. 2024)."""
-    if min_p <= 0:
-        return logits
-    probabilities = logits.softmax(dim=-1)
-    return logits.masked_fill(probabilities < min_p * probabilities.max(), float("-inf"))

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import pytest
 from loud_models import bare_engine, build_resident
+from transformers import LlamaConfig
 from zoo import ARCHITECTURES, build_zoo_model
 
-from align.engine.batch import reads_in_parts
 from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
 from align.engine.stream import Stream
+from align.models.decoding import Decoder
 from align.schema import user
 
 PART = 40
@@ -157,10 +158,16 @@ def test_a_part_that_fails_ends_the_rows_it_was_of(beside, engine):
     ],
 )
 def test_where_positions_turn_with_the_length_of_a_pass_prompts_are_read_at_once(ropes, parts):
-    class Config:
-        rope_parameters = ropes
+    config = LlamaConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+    config.rope_parameters = ropes
 
-    assert reads_in_parts(Config()) == parts
+    class Model:
+        def __init__(self):
+            self.config = config
+
+        def forward(self, input_ids, past_key_values): ...
+
+    assert Decoder(Model()).can_prefill_in_chunks == parts
 
 
 @pytest.mark.slow

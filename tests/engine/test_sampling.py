@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from align.engine.protocol import Sampling
-from align.engine.sampling import RowSampler, filter_min_p, filter_top_k, filter_top_p, gumbel_noise, sample_tokens
+from align.engine.sampling import RowSampler, sample_tokens
 from align.errors import UsageError
+from align.models.decoding import filter_min_p, filter_top_k, filter_top_p, gumbel_noise
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 

@@ -1,0 +1,217 @@
+"""Decoding of many rows at once with a key/value cache: prefill, one step, eviction, and how tokens are sampled.
+
+Used by the engine and by rollouts. A row's prompt is padded on the left, so all rows end at the last column, and a
+batch grows or shrinks on the left. Which rows there are, and when they end, is for the caller to decide.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from align.errors import IntegrityError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers.cache_utils import Cache
+
+_CACHE_ARGUMENTS = ("past_key_values", "cache_params")
+"""the names of a model's cache argument: keys and values, or the states of a recurrence"""
+
+_GOLDEN_RATIO = 0x9E3779B9 - 2**32
+
+
+@dataclass
+class CachedRows:
+    """Rows in decoding: their attention mask (B, T) over all columns, and their cache once a forward pass made one."""
+
+    mask: Tensor
+    cache: Cache | None = None
+
+    @property
+    def can_resize(self) -> bool:
+        """Whether rows can be added and columns cropped: plain or sliding keys and values, no recurrent states."""
+        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+        plain = (DynamicLayer, DynamicSlidingWindowLayer)
+        return self.cache is None or all(type(layer) in plain for layer in self.cache.layers)
+
+    @property
+    def columns(self) -> int:
+        """The number of columns, padding included."""
+        return int(self.mask.shape[1])
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the rows at these indices; an index may be there several times."""
+        self.mask = self.mask[rows]
+        if self.cache is not None:
+            self.cache.reorder_cache(rows)
+
+    def append(self, other: CachedRows) -> None:
+        """Add the rows of another batch of the same model below these; needs `can_resize` of both."""
+        import torch
+
+        columns = max(self.columns, other.columns)
+        for rows in (self, other):
+            rows.resize(columns)
+        self.mask = torch.cat([self.mask, other.mask])
+        if self.cache is None or other.cache is None:
+            return
+        for ours, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            if ours.keys is not None:
+                ours.keys = torch.cat([ours.keys, theirs.keys])
+                ours.values = torch.cat([ours.values, theirs.values])
+
+    def resize(self, columns: int) -> None:
+        """Pad with masked columns on the left up to this many, or crop there; needs `can_resize`."""
+        self.mask = _pad_mask(self.mask, columns) if columns > self.columns else self.mask[:, -columns:]
+        for layer in [] if self.cache is None else self.cache.layers:
+            _resize_layer(layer, columns)
+
+    def add_column(self) -> None:
+        """Make room for one more token of every row."""
+        self.mask = _pad_mask(self.mask, self.columns + 1, right=True)
+
+
+def _pad_mask(mask: Tensor, columns: int, *, right: bool = False) -> Tensor:
+    import torch
+
+    missing = columns - mask.shape[1]
+    return torch.nn.functional.pad(mask, (0, missing) if right else (missing, 0), value=int(right))
+
+
+def _resize_layer(layer: Any, columns: int) -> None:
+    import torch
+
+    if layer.keys is None:
+        return
+    held = columns
+    if layer.is_sliding:
+        held = min(columns, layer.sliding_window - 1)
+        layer.cumulative_length = columns
+    missing = held - layer.keys.shape[-2]
+    if missing > 0:
+        layer.keys, layer.values = (
+            torch.nn.functional.pad(part, (0, 0, missing, 0)) for part in (layer.keys, layer.values)
+        )
+    elif missing < 0:  # a view: the next step copies it anyway
+        layer.keys, layer.values = layer.keys[..., -held:, :], layer.values[..., -held:, :]
+
+
+class Decoder:
+    """Forward passes of a causal model that continue a cache, with what its architecture allows."""
+
+    def __init__(self, model: Any) -> None:
+        """Raise IntegrityError for a model that keeps no cache."""
+        self._model = model
+        self._accepted = inspect.signature(model.forward).parameters
+        cache_argument = next((name for name in _CACHE_ARGUMENTS if name in self._accepted), None)
+        if cache_argument is None:
+            raise IntegrityError(
+                f"{type(model).__name__}: it keeps no cache from one token to the next, so it cannot generate text "
+                "here; choose another architecture"
+            )
+        self._cache_argument = cache_argument
+        self.vocabulary = int(model.config.get_text_config().vocab_size)
+
+    @property
+    def rotates_alike(self) -> bool:
+        """Whether positions are rotated alike in every pass, however long the rows in it are."""
+        ropes = getattr(self._model.config.get_text_config(), "rope_parameters", None) or {}
+        kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
+        return not kinds & {"dynamic", "longrope"}
+
+    @property
+    def can_prefill_in_chunks(self) -> bool:
+        """Whether a pass of several tokens can continue a cache; recurrent states continue one token at a time."""
+        return self.rotates_alike and not getattr(self._model, "_is_stateful", False)
+
+    def prefill(self, rows: CachedRows, ids: Tensor, begin: int, end: int, last: int = 1) -> Tensor:
+        """Return the logits (B, last, V) of the last of the columns `begin` to `end` of prompts ids (B, T)."""
+        return self._forward(rows, ids[:, begin:end], rows.mask[:, :end], last)
+
+    def step(self, rows: CachedRows, tokens: Tensor) -> Tensor:
+        """Append one token (B,) to every row and return the logits (B, V) of the next."""
+        rows.add_column()
+        return self._forward(rows, tokens[:, None], rows.mask, 1)[:, -1]
+
+    def _forward(self, rows: CachedRows, ids: Tensor, mask: Tensor, last: int) -> Tensor:
+        options: dict[str, Any] = {self._cache_argument: rows.cache, "attention_mask": mask, "use_cache": True}
+        if "logits_to_keep" in self._accepted:
+            options["logits_to_keep"] = last
+        if "position_ids" in self._accepted:
+            positions = (mask.cumsum(dim=-1) - 1).masked_fill(mask == 0, 0)
+            options["position_ids"] = positions[:, -ids.shape[1] :]
+        inputs = self._model.prepare_inputs_for_generation(ids, is_first_iteration=rows.cache is None, **options)
+        output = self._model(**inputs, return_dict=True)
+        rows.cache = output[self._cache_argument]
+        logits: Tensor = output.logits[:, -last:]
+        return logits
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Return prompts as (ids, attention mask), both (B, longest), with the padding before the text."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def gumbel_noise(keys: Sequence[tuple[int, int]], size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return standard Gumbel noise (B, size), hashed from a key of two 32-bit words a row.
+
+    The largest of `logits + noise` is a sample of their softmax (Gumbel 1954).
+    """
+    import torch
+
+    first, second = torch.tensor(keys, device=device, dtype=torch.int32).T[:, :, None]
+    words = torch.arange(size, device=device, dtype=torch.int32)[None] * _GOLDEN_RATIO ^ first
+    words = _hash_words(_hash_words(words) ^ second)
+    # Small numbers, which become the large noise that decides samples, keep their precision in fp32.
+    uniform = ((words & 0x7FFFFFFF).float() + 0.5) * 2.0**-31
+    exponential = uniform.clamp_max_(1 - 2.0**-24).neg_().log1p_().neg_()
+    return exponential.log_().neg_()
+
+
+def _hash_words(words: Tensor) -> Tensor:
+    """A bijection of words (int32, in place) in which every bit changes every other: lowbias32, C. Wellons 2018."""
+    words ^= words >> 16 & 0xFFFF
+    words *= 0x7FEB352D
+    words ^= words >> 15 & 0x1FFFF
+    words *= 0x846CA68B - 2**32
+    words ^= words >> 16 & 0xFFFF
+    return words
+
+
+def filter_top_k(logits: Tensor, top_k: int) -> Tensor:
+    """Return logits (V,) with all but the `top_k` largest at minus infinity; 0 keeps all."""
+    if not 0 < top_k < logits.shape[-1]:
+        return logits
+    return logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
+
+
+def filter_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Return logits (V,) with all but the smallest set of probability `top_p` at minus infinity."""
+    if top_p >= 1:
+        return logits
+    ordered, ids = logits.sort(descending=True)
+    return logits.index_fill(0, ids[_outside_top_p(ordered.softmax(dim=-1), top_p)], float("-inf"))
+
+
+def filter_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Return logits (V,) without tokens less likely than `min_p` times the likeliest (Nguyen et al. 2024)."""
+    if min_p <= 0:
+        return logits
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < min_p * probabilities.max(), float("-inf"))
+
+
+def _outside_top_p(probabilities: Tensor, top_p: float) -> Tensor:
+    """Mark the tokens outside the smallest set of probability `top_p` (Holtzman et al. 2020), given largest first."""
+    # A token stays while the mass before it is below top_p, so the first always stays.
+    return probabilities.cumsum(dim=-1) - probabilities >= top_p
