@@ -37,7 +37,7 @@ def empty(text: str) -> str:
 
 def _warnings(board: Leaderboard, words: Words) -> str:
     return "".join(
-        f'<p class="warning">{escape(words[f"remark_{remark.key}"].format(**remark.values))}</p>'
+        f'<p class="warning">{escape(words[f"warning_{remark.key}"].format(**remark.values))}</p>'
         for remark in board.warnings
     )
 

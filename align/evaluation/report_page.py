@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import __version__
@@ -15,7 +16,6 @@ from align.evaluation import report_plots
 from align.evaluation.html_markup import Html, join, tag
 from align.evaluation.metric import Comparison, MetricEstimate
 from align.evaluation.model_runs import ModelRun
-from align.evaluation.page_style import STYLE
 from align.evaluation.report_examples import examples
 from align.evaluation.results import ModelResult, Result
 from align.evaluation.terminal_tables import digits_of, name_of, show_difference, show_p
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from align.registry import Ancestor
 
 _COLOURS = 8
+_STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -50,7 +51,7 @@ def draw_page(report: ReportInputs) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", f"{result.data['name']}: evaluation"),
-        tag("style", Html(STYLE)),
+        tag("style", Html(_STYLE)),
     )
     page = tag("main", _header(result), tag("nav", *links), *bodies, _footer(result))
     return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', page), lang='en')}\n"

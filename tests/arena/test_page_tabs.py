@@ -113,7 +113,7 @@ def test_a_review_queue_is_judged_blind_and_goes_on_after_a_reload(serve, visit)
         page.locator("#review-status .saved").wait_for()
         page.wait_for_timeout(1100)  # a second vote within a second would be an impatient click
         page.locator("#review-next").click()
-        page.locator("#review-status .answered, #review-status .saved:has-text('everything')").wait_for()
+        page.locator("#review-status .answered, #review-status .saved:has-text('every comparison')").wait_for()
         asked.append(page.locator("#review-pane-a .user").inner_text())
     tells(page, "#review-progress", "3 of 3")
     rows = site.rows()

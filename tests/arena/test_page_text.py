@@ -7,7 +7,7 @@ import align.arena
 from align.arena.page_text import PAGE_TEXTS, language_of, vote_key
 from align.arena.vote_details import TAGS, choices
 
-SOURCES = "".join(path.read_text() for path in Path(align.arena.__file__).parent.glob("*.py") if path.name != "text.py")
+SOURCES = "".join(path.read_text() for path in Path(align.arena.__file__).parent.glob("*.py"))
 WARNINGS = set(re.findall(r'LeaderboardWarning\("(\w+)"', SOURCES))
 
 
@@ -24,14 +24,14 @@ def test_both_languages_say_the_same_things():
 def test_every_sentence_is_used():
     votes = {vote_key(choice, panes) for panes in (2, 4) for choice in choices(panes)}
     infos = {key for key in PAGE_TEXTS["en"] if key.endswith("_info")}
-    made = votes | infos | {f"tag_{tag}" for tag in TAGS} | {f"remark_{key}" for key in WARNINGS}
+    made = votes | infos | {f"tag_{tag}" for tag in TAGS} | {f"warning_{key}" for key in WARNINGS}
 
     assert [key for key in PAGE_TEXTS["en"] if not used(key) and key not in made] == []
 
 
 def test_every_warning_of_the_leaderboard_and_every_tag_has_a_sentence():
     assert len(WARNINGS) >= 6
-    assert {f"remark_{key}" for key in WARNINGS} | {f"tag_{tag}" for tag in TAGS} <= PAGE_TEXTS["en"].keys()
+    assert {f"warning_{key}" for key in WARNINGS} | {f"tag_{tag}" for tag in TAGS} <= PAGE_TEXTS["en"].keys()
 
 
 def test_every_refusal_has_a_sentence():

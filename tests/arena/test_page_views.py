@@ -43,7 +43,7 @@ def test_a_blind_battle_tells_neither_names_nor_speed_before_the_vote(phase):
 def test_after_the_vote_names_digests_speed_and_scores_are_told():
     told = battle_view.status(battle("voted", scores=[1.0, -2.0], truncated=True), SETUP, "en")
 
-    for word in ("red@v1", "blue@v1", "abababababab", "20 a second", "50 ms", "reward 1.00", "reward -2.00", "seed 7"):
+    for word in ("red@v1", "blue@v1", "abababababab", "20 tokens/s", "50 ms", "reward 1.00", "reward -2.00", "seed 7"):
         assert word in told
     assert EN["saved_early"] in told
 
@@ -76,7 +76,7 @@ def test_tokens_are_escaped_and_carry_their_alternatives_as_data():
         "top": [["<b>", -0.1]],
         "base": [["'\"><script>", -0.2]],
     }
-    assert "+3.00 nats a token over 1 tokens" in box
+    assert "+3.00 nats per token over 1 tokens" in box
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_few_votes_make_cautious_intervals(votes):
 def test_every_warning_has_its_sentence_on_the_page(language):
     places = {key: set(re.findall(r"{(\w+)}", text)) for key, text in WARNINGS.items()}
 
-    assert {key: set(re.findall(r"{(\w+)}", PAGE_TEXTS[language][f"remark_{key}"])) for key in WARNINGS} == places
+    assert {key: set(re.findall(r"{(\w+)}", PAGE_TEXTS[language][f"warning_{key}"])) for key in WARNINGS} == places
 
 
 @pytest.mark.parametrize("ties", ["half", "davidson"])
