@@ -150,7 +150,7 @@ def read_options(options: argparse.Namespace) -> EvaluationRequest:
     """What the command line asked for; UsageError for what does not go together."""
     from align.engine.protocol import Sampling
     from align.evaluation.request import EvaluationRequest
-    from align.rewards.weighted_sum import RewardSettings
+    from align.rewards.weighted_rewards import RewardSettings
 
     if options.limit is not None and options.limit < 2:
         raise UsageError(f"--limit {options.limit}: an interval takes two records or more")

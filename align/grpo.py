@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from align.errors import UsageError
-from align.rewards import Place
-from align.rewards.weighted_sum import RewardSettings, RewardSum
+from align.rewards import RewardContext
+from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.rl.vllm_settings import VllmStageConfig, check_vllm, vllm_arguments
 from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
@@ -128,7 +128,7 @@ class GrpoConfig(VllmStageConfig):
             )
         if self.eval_data is not None:
             raise UsageError("eval_data: GRPO has no evaluation pass; remove it and compare the result with its start")
-        RewardSum(self.rewards)
+        WeightedRewards(self.rewards)
         return self
 
 
@@ -139,7 +139,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     from align.models.adapters import start_policy, unrounded
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
-    from align.rl.grpo_rewards import Judges
+    from align.rl.grpo_rewards import GrpoRewards
     from align.training.arguments import trl_arguments
     from align.training.datasets import token_sets
     from align.training.first_step import expect_first
@@ -147,9 +147,9 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     check_vllm(config, run.registry.resolve_base(run.parent).location)
     # 1. Data: records seen as prompts; rewards may read the rest of a record.
     found = run.records()
-    rewards = RewardSum(config.rewards)
+    rewards = WeightedRewards(config.rewards)
     rewards.check(found.records)
-    read = rewards.open(Place(run.registry, Precision.of(config), run.say))
+    read = rewards.load(RewardContext(run.registry, Precision.of(config), run.say))
 
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
     loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
@@ -159,11 +159,11 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
 
     # 3. Optimise: TRL owns the loop; prompts go in as our tokens, in an order of which a checkpoint is always a place.
     prompts, steps = _in_order(config, run, rows)
-    judges = Judges(rewards, found.records, run.folder if run.ranks.first else None, loaded.tokenizer)
+    reward_functions = GrpoRewards(rewards, found.records, run.folder if run.ranks.first else None, loaded.tokenizer)
     with unrounded(loaded.model):
         trainer = GRPOTrainer(
             model=loaded.model,
-            reward_funcs=judges.functions(),
+            reward_funcs=reward_functions.functions(),
             args=trl_arguments(
                 GRPOConfig, config, run, max_steps=steps, num_train_epochs=1, shuffle_dataset=False,
                 save_steps=_save_steps(config, run), reward_weights=[reward.weight for reward in config.rewards],
@@ -224,10 +224,10 @@ def _in_order(config: GrpoConfig, run: Run, rows: Dataset) -> tuple[Dataset, int
 
     TRL's sampler would shuffle with a generator that no checkpoint holds, so a resumed second epoch would be the first.
     """
-    from align.rl.rollout import PromptStream, iterations
+    from align.rl.rollout import PromptStream, count_rollouts
 
     size = config.prompts_per_unit * run.ranks.count
-    units = iterations(len(rows), size, config.num_train_epochs, math.ceil(config.max_steps / config.save_unit))
+    units = count_rollouts(len(rows), size, config.num_train_epochs, math.ceil(config.max_steps / config.save_unit))
     order = PromptStream(len(rows), config.seed).take(units * size)
     steps = config.max_steps if config.max_steps > 0 else units * config.save_unit
     return rows.select(order).rename_column("prompt_ids", "prompt"), steps

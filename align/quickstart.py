@@ -20,8 +20,8 @@ from align import dpo, grpo, kto, ppo, pretrain, reward, sft
 from align.command_line import help_text, read_command_line
 from align.config import Settings, StageConfig, build, write
 from align.errors import UsageError, guard
-from align.rewards.weighted_sum import RewardSettings
-from align.rl.rollout import SamplingSettings
+from align.rewards.weighted_rewards import RewardSettings
+from align.rl.ppo_settings import SamplingSettings
 from align.training.command import run_stage
 from align.training.stage import Stage
 from align.world import write_world

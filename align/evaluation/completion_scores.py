@@ -13,7 +13,7 @@ from align.evaluation.metric import Metric, mean_metric
 from align.evaluation.model_runs import ModelRun
 from align.evaluation.overlap import Texts
 from align.evaluation.request import EvaluationData, EvaluationRequest
-from align.rewards.weighted_sum import RewardSettings, RewardSum
+from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record
 
 if TYPE_CHECKING:
@@ -34,24 +34,24 @@ def add_scores(
             run.add(_values(name, rewards, material.records, whole_texts_of(run.written)))
 
 
-def _sums(asked: EvaluationRequest, material: EvaluationData) -> list[tuple[str, RewardSum]]:
+def _sums(asked: EvaluationRequest, material: EvaluationData) -> list[tuple[str, WeightedRewards]]:
     sums = [] if material.rewards is None else [("reward", material.rewards)]
     if asked.reward_model:
         learned = RewardSettings(name="learned", args={"model": asked.reward_model})
-        sums.append(("reward_model", RewardSum([learned], "--reward_model")))
+        sums.append(("reward_model", WeightedRewards([learned], "--reward_model")))
     return sums
 
 
-def _open(rewards: RewardSum, registry: Registry, asked: EvaluationRequest) -> None:
+def _open(rewards: WeightedRewards, registry: Registry, asked: EvaluationRequest) -> None:
     from align.models.loading import Precision
-    from align.rewards import Place
+    from align.rewards import RewardContext
 
-    rewards.open(Place(registry, asked.precision or Precision(), lambda line: None))
+    rewards.load(RewardContext(registry, asked.precision or Precision(), lambda line: None))
 
 
-def _values(name: str, rewards: RewardSum, records: Sequence[Record], texts: Texts) -> list[Metric]:
+def _values(name: str, rewards: WeightedRewards, records: Sequence[Record], texts: Texts) -> list[Metric]:
     known = [place for place, text in enumerate(texts) if text is not None]
-    found = rewards.of([records[place] for place in known], [texts[place] or "" for place in known])
+    found = rewards.score_all([records[place] for place in known], [texts[place] or "" for place in known])
 
     def column(values: list[float]) -> np.ndarray:
         rows = np.full(len(records), np.nan)

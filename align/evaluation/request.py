@@ -18,7 +18,7 @@ from align.evaluation.sandbox import locks_here
 from align.evaluation.scorers import Scorer, scorer_named, scorer_names
 from align.evaluation.slices import Slices, slices_of
 from align.rewards.answer_rewards import last_number
-from align.rewards.weighted_sum import RewardSettings, RewardSum
+from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class EvaluationData:
     choosers: tuple[Scorer, ...] = ()
     """scorers that compare likelihoods of options"""
     corpus: tuple[str, ...] = ()
-    rewards: RewardSum | None = None
+    rewards: WeightedRewards | None = None
     labels: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -121,7 +121,7 @@ def prepare_data(asked: EvaluationRequest, roots: Mapping[str, Path] | None = No
         raise DataError(
             f"--scorer {corpus[0]}: needs a reference; no record of {asked.data} has one; add an answer or a completion"
         )
-    rewards = RewardSum(asked.rewards, "--rewards") if asked.rewards else None
+    rewards = WeightedRewards(asked.rewards, "--rewards") if asked.rewards else None
     if rewards:
         rewards.check(records)
     return EvaluationData(

@@ -6,7 +6,7 @@ that is quicker for many completions at once takes lists: `@reward(batched=True)
 and returns as many numbers.
 
 A completion comes with the model's reasoning, between <think> and </think>, for a reward may be about its form. One
-that judges the answer alone says so: `@reward(answers=True)`; it is given an empty text where reasoning never ended.
+that reads the answer alone says `@reward(answer_only=True)`; it is given an empty text where reasoning never ended.
 
 The annotation of an argument is its check, made when the settings are read: `target: Annotated[int, Field(gt=0)]`
 refuses 0 and "ten" before any weights are loaded.
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from align.config import write
 from align.errors import UsageError
-from align.rewards.named_functions import Named
-from align.rewards.reward_arguments import read_arguments
+from align.rewards.named_functions import NamedFunctions
+from align.rewards.reward_arguments import validate_arguments
 
 if TYPE_CHECKING:
     from align.models.loading import Precision
@@ -32,7 +32,7 @@ RewardFunction = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Reward:
-    """A registered reward: its function and what is to be known about it."""
+    """A registered reward: its function and how it is called."""
 
     name: str
     function: RewardFunction
@@ -41,39 +41,39 @@ class Reward:
     batched: bool = False
     """whether it takes lists of records and completions"""
     check: Callable[..., None] | None = None
-    """what refuses, with a ValueError, arguments that do not go together"""
-    opens: bool = False
-    """whether it takes a `Place` instead and returns an `Opened`, which judges"""
-    answers: bool = False
+    """raises ValueError for arguments that do not go together"""
+    loads_model: bool = False
+    """whether it takes a `RewardContext` instead of records and returns a `LoadedReward`, which scores them"""
+    answer_only: bool = False
     """whether it is given the answer alone; else a completion comes with its reasoning, between <think> and </think>"""
 
-    def read(self, where: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Its keyword arguments as the types it asks for; UsageError, beginning with `where`, for unfit ones."""
-        args = read_arguments(where, self.function, given, skip=1 if self.opens else 2)
+    def validate_args(self, where: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments as the types its function asks for; UsageError, with `where` first, for wrong ones."""
+        args = validate_arguments(where, self.function, args, skip=1 if self.loads_model else 2)
         try:
             if self.check is not None:
                 self.check(**args)
         except ValueError as error:
-            raise UsageError(f"{where}: {error}; mend its args") from None
+            raise UsageError(f"{where}: {error}; correct its args") from None
         return args
 
 
-class Place(NamedTuple):
-    """Where a reward that reads a model finds it, and how it is held."""
+class RewardContext(NamedTuple):
+    """The registry and precision with which a reward loads its model."""
 
     registry: Registry
     precision: Precision
-    say: Callable[[str], None] = write
+    log_line: Callable[[str], None] = write
 
 
-class Opened(NamedTuple):
-    """What a reward that reads a model returns: what judges, and the checkpoint that was read."""
+class LoadedReward(NamedTuple):
+    """A reward with its model in memory: the function that scores records and completions, and the checkpoint."""
 
-    judge: RewardFunction
-    model: Checkpoint
+    score: RewardFunction
+    checkpoint: Checkpoint
 
 
-_REGISTERED: Named[Reward] = Named("reward", __name__)
+_REGISTERED: NamedFunctions[Reward] = NamedFunctions("reward", __name__)
 find_reward, reward_names = _REGISTERED.find, _REGISTERED.names
 
 
@@ -85,16 +85,16 @@ def reward(
     needs: tuple[str, ...] = (),
     batched: bool = False,
     check: Callable[..., None] | None = None,
-    opens: bool = False,
-    answers: bool = False,
+    loads_model: bool = False,
+    answer_only: bool = False,
 ) -> Callable[[RewardFunction], RewardFunction]: ...
 def reward(
-    function: RewardFunction | None = None, **facts: Any
+    function: RewardFunction | None = None, **options: Any
 ) -> RewardFunction | Callable[[RewardFunction], RewardFunction]:
-    """Register a reward under the name of its function; the fields of `Reward` say what the rest means."""
+    """Register a reward under the name of its function; the options are the fields of `Reward`."""
 
     def register(function: RewardFunction) -> RewardFunction:
-        _REGISTERED.add(Reward(function.__name__, function, **facts))
+        _REGISTERED.add(Reward(function.__name__, function, **options))
         return function
 
     return register if function is None else register(function)

@@ -48,13 +48,13 @@ def _normalise(text: str, ignore_case: bool) -> str:
     return text.casefold() if ignore_case else text
 
 
-@reward(needs=("answer",), answers=True)
+@reward(needs=("answer",), answer_only=True)
 def exact_match(record: Record, completion: str, ignore_case: bool = False) -> float:
     """1 when the completion is the record's answer, apart from white space."""
     return float(_normalise(completion, ignore_case) == _normalise(record.answer or "", ignore_case))
 
 
-@reward(needs=("answer",), answers=True)
+@reward(needs=("answer",), answer_only=True)
 def numeric_match(record: Record, completion: str, tolerance: Tolerance = 0.0) -> float:
     """1 when the last number in the completion equals the last number in the record's answer."""
     wanted, given = last_number(record.answer or ""), last_number(completion)

@@ -1,4 +1,4 @@
-"""A reward model that shares nothing with the policy: completions reach it as text, in its own words."""
+"""A reward model with a base of its own: completions reach it as text, tokenised by its own tokenizer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from align.errors import DataError, shorten
-from align.rewards import Opened, Place, reward
-from align.rewards.weighted_sum import RewardSettings
+from align.rewards import LoadedReward, RewardContext, reward
+from align.rewards.weighted_rewards import RewardSettings
 from align.schema import Record
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Positive = Annotated[int, Field(gt=0)]
 
 
-@reward(batched=True, opens=True)
-def learned(place: Place, model: str, batch_size: Positive = 16) -> Opened:
+@reward(batched=True, loads_model=True)
+def learned(context: RewardContext, model: str, batch_size: Positive = 16) -> LoadedReward:
     """The score of a reward model with a base of its own: an adapter over another one, or a whole classifier.
 
     Every completion is read as a whole answer, stop token included, under the reward model's own tokenizer and chat
@@ -33,46 +33,46 @@ def learned(place: Place, model: str, batch_size: Positive = 16) -> Opened:
     from align.models.heads import load_scorer
     from align.models.scorer import score_sequences
 
-    checkpoint = place.registry.resolve(model)
-    loaded = load_scorer(place.registry, checkpoint, place.precision)
+    checkpoint = context.registry.resolve(model)
+    loaded = load_scorer(context.registry, checkpoint, context.precision)
     positions = context_length(loaded.base)
     fit = Fit(positions or _ANY_LENGTH, "truncate_left", spare_thoughts=True)
-    place.say(
+    context.log_line(
         f"{checkpoint.reference}: scores completions as text, {batch_size} at a time, with the tokenizer and chat "
         f"template it was trained with; its base {loaded.base.reference} is loaded beside the policy's"
     )
 
-    def judge(records: Sequence[Record], completions: Sequence[str]) -> list[float]:
+    def score(records: Sequence[Record], completions: Sequence[str]) -> list[float]:
         pairs = zip(records, completions, strict=True)
         sequences = [_tokens(record, text, loaded.tokenizer, fit) for record, text in pairs]
         return score_sequences(loaded, sequences, batch_size).tolist()
 
-    return Opened(judge, checkpoint)
+    return LoadedReward(score, checkpoint)
 
 
 _ANY_LENGTH = 1 << 30
-"""for a model that does not say how many positions it holds"""
+"""tokens, for a model whose config does not say how many positions it holds"""
 
 
-def reward_models(registry: Registry, reference: str | None) -> tuple[Checkpoint | None, list[RewardSettings]]:
-    """What `reward_model` means: an adapter for the policy's base, or the reward that is a whole model of its own."""
-    found = registry.resolve(reference) if reference else None
-    if found is None or found.is_adapter:
-        return found, []
-    return None, [RewardSettings(name="learned", args={"model": found.reference})]
+def resolve_reward_model(registry: Registry, reference: str | None) -> tuple[Checkpoint | None, list[RewardSettings]]:
+    """Return the reward model as an adapter for the policy's base, or else the `learned` reward that holds it whole."""
+    checkpoint = registry.resolve(reference) if reference else None
+    if checkpoint is None or checkpoint.is_adapter:
+        return checkpoint, []
+    return None, [RewardSettings(name="learned", args={"model": checkpoint.reference})]
 
 
 def _tokens(record: Record, completion: str, tokenizer: Any, fit: Fit) -> list[int]:
     from align.data.render_answers import unpaired_rows
 
     answered = replace(record, completion=[{"role": "assistant", "content": completion}])
-    found = unpaired_rows([answered], tokenizer, fit)
-    if not found.rows:
-        found = unpaired_rows([answered], tokenizer, replace(fit, max_length=_ANY_LENGTH))
-    if not found.rows:
+    rendered = unpaired_rows([answered], tokenizer, fit)
+    if not rendered.rows:
+        rendered = unpaired_rows([answered], tokenizer, replace(fit, max_length=_ANY_LENGTH))
+    if not rendered.rows:
         raise DataError(
             f"reward learned: cannot read the completion {shorten(completion)} of {record.where}: "
-            f"{next(iter(found.dropped))}; take another reward model or row"
+            f"{next(iter(rendered.dropped))}; take another reward model or row"
         )
-    (row,) = found.rows
+    (row,) = rendered.rows
     return [*row["prompt_ids"], *row["completion_ids"]][: fit.max_length]

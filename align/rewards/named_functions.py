@@ -11,11 +11,11 @@ from align.errors import UsageError, nearest, shorten
 
 
 class HasFunction(Protocol):
-    """What is registered: a function and what else is to be known about it."""
+    """A function and the facts registered with it."""
 
     @property
     def name(self) -> str:
-        """What users call it by."""
+        """The name users call it by."""
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -25,34 +25,34 @@ class HasFunction(Protocol):
 T = TypeVar("T", bound=HasFunction)
 
 
-class Named(Generic[T]):
+class NamedFunctions(Generic[T]):
     """The functions of one kind by name: those of every module of `package`, and those that programs add.
 
-    `what` is the kind in messages, such as "reward".
+    `kind` is the noun for them in messages, such as "reward".
     """
 
-    def __init__(self, what: str, package: str) -> None:
-        self.known: dict[str, T] = {}
-        self._what, self._package = what, package
+    def __init__(self, kind: str, package: str) -> None:
+        self._by_name: dict[str, T] = {}
+        self._kind, self._package = kind, package
 
     def add(self, item: T) -> None:
         """Register a function; UsageError when another module has registered one of that name."""
-        before = self.known.get(item.name)
+        before = self._by_name.get(item.name)
         if before is not None and before.function.__module__ != item.function.__module__:
             raise UsageError(
-                f"{self._what} {item.name}: already registered by {before.function.__module__}; choose another name"
+                f"{self._kind} {item.name}: already registered by {before.function.__module__}; choose another name"
             )
-        self.known[item.name] = item
+        self._by_name[item.name] = item
 
     def names(self) -> list[str]:
-        """The names of all registered functions, in order."""
+        """Return the names of all registered functions, sorted."""
         for module in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
             importlib.import_module(f"{self._package}.{module.name}")
-        return sorted(self.known)
+        return sorted(self._by_name)
 
     def find(self, name: str, setting: str = "") -> T:
-        """The registered function of a name, or a UsageError that begins with the setting that asked for it."""
-        if name not in (known := self.names()):
-            asked = f"{setting or self._what}: asked for {shorten(name)}"
-            raise UsageError(f"{asked}; no {self._what} has that name;{nearest(name, known)}")
-        return self.known[name]
+        """Return the registered function of a name, or raise a UsageError that begins with the setting."""
+        if name not in (names := self.names()):
+            asked = f"{setting or self._kind}: asked for {shorten(name)}"
+            raise UsageError(f"{asked}; no {self._kind} has that name;{nearest(name, names)}")
+        return self._by_name[name]

@@ -7,7 +7,7 @@ from align.schema import Record
 from align.world import judge
 
 
-@reward(answers=True)
+@reward(answer_only=True)
 def small_world(record: Record, completion: str) -> float:
     """The gold score in [0, 1] of an answer to a question about the small world (`align.world`)."""
     return judge(record.prompt, completion).gold

@@ -76,7 +76,7 @@ def regex(record: Record, completion: str, pattern: Pattern, full: bool = False)
     return float(match is not None)
 
 
-@reward(answers=True)
+@reward(answer_only=True)
 def length(record: Record, completion: str, target: Positive, unit: Literal["words", "characters"] = "words") -> float:
     """1 at the target length, falling in a line to 0 at none and at twice the target; unit is words or characters."""
     size = len(completion.split()) if unit == "words" else len(completion)
@@ -93,7 +93,7 @@ def _words_or_scores(
         raise ValueError(f"scores: {twice[0]} is there twice when case is ignored; keep one or set ignore_case: false")
 
 
-@reward(check=_words_or_scores, answers=True)
+@reward(check=_words_or_scores, answer_only=True)
 def keyword(
     record: Record,
     completion: str,

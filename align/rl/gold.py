@@ -1,6 +1,6 @@
-"""Over-optimisation made visible: a gold score beside the proxy that is trained on (Gao et al. 2023, arXiv:2210.10760).
+"""A gold score beside the proxy that is trained on, to see over-optimisation (Gao et al. 2023, arXiv:2210.10760).
 
-The gold rewards see what is sampled and are logged; nothing that is trained ever sees them.
+Gold rewards score what is sampled and are logged; the training never reads them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.rewards import Place
-from align.rewards.weighted_sum import RewardSettings, RewardSum
+from align.rewards import RewardContext
+from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record
 
 if TYPE_CHECKING:
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 _KEYS = ("kl", "score_mean", "gold_mean")
 
 
-class Gold:
-    """The weighted sum of some rewards, measured on each rollout; without any, it measures and draws nothing.
+class GoldRewards:
+    """Rewards that are measured on each rollout and never trained on; there may be none.
 
     Raises UsageError for an unknown name or a wrong argument.
     """
 
     def __init__(self, settings: Sequence[RewardSettings]):
-        self._rewards = RewardSum(settings, "gold")
+        self._rewards = WeightedRewards(settings, "gold")
 
     def check(self, records: Sequence[Record]) -> None:
         """Raise DataError for the first record that lacks a field some reward needs."""
         self._rewards.check(records)
 
-    def open(self, place: Place) -> None:
+    def load(self, context: RewardContext) -> None:
         """Load the models that rewards read."""
-        self._rewards.open(place)
+        self._rewards.load(context)
 
     def measure(self, records: Sequence[Record], completions: Sequence[str]) -> dict[str, float]:
-        """The mean over a rollout as `gold_mean`, and each part as `gold/NAME` where there are several.
+        """Return the mean over a rollout as `gold_mean`, and each part as `gold/NAME` where there are several.
 
         A reward that draws random numbers leaves those of the training as they were.
         """
@@ -48,32 +48,34 @@ class Gold:
         if not names:
             return {}
         with untouched_random_states():
-            values = self._rewards.of(records, completions)
+            values = self._rewards.score_all(records, completions)
         parts = {f"gold/{name}": sum(value[name] for value in values) / len(values) for name in names}
         mean = sum(map(self._rewards.total, values)) / len(values)
         return {"gold_mean": mean} | (parts if len(names) > 1 else {})
 
     def panels(self, log: Path) -> tuple[Callable[[Any], None], ...]:
-        """What draws proxy and gold against KL from a metrics.jsonl on a matplotlib Axes."""
+        """Return the functions that draw proxy and gold against KL from a metrics.jsonl on a matplotlib Axes."""
         return (lambda axes: draw_against_kl(axes, log),) if self._rewards.names else ()
 
 
-def prepare(rewards: RewardSum, gold: Gold, records: Sequence[Record], place: Place) -> list[Checkpoint]:
+def load_rewards(
+    rewards: WeightedRewards, gold: GoldRewards, records: Sequence[Record], context: RewardContext
+) -> list[Checkpoint]:
     """Check rewards and gold against the data, load the models they read, and return those of the rewards."""
     rewards.check(records)
     gold.check(records)
-    gold.open(place)
-    return rewards.open(place)
+    gold.load(context)
+    return rewards.load(context)
 
 
 def read_points(log: Path) -> list[tuple[float, float, float]]:
-    """KL, proxy score and gold score of every logged step that has all three, in order."""
+    """Return KL, proxy score and gold score of every logged step that has all three, in order."""
     rows = map(json.loads, log.read_text(encoding="utf-8").splitlines())
     return [(row["kl"], row["score_mean"], row["gold_mean"]) for row in rows if all(key in row for key in _KEYS)]
 
 
 def draw_against_kl(axes: Any, log: Path) -> None:
-    """Proxy score on the left scale and gold score on the right one, each over the KL its rollout had.
+    """Draw proxy score (left scale) and gold score (right scale) over the KL of their rollout.
 
     A step is a point, the later the darker. A curve is the mean of a tenth of the steps, in the order of their KL.
     """
@@ -95,7 +97,7 @@ def draw_against_kl(axes: Any, log: Path) -> None:
 
 
 def _means(points: Sequence[tuple[float, ...]], column: int) -> list[tuple[float, float]]:
-    """Means of up to ten groups of neighbouring points, as (KL, score)."""
+    """Return the means of up to ten groups of neighbouring points, as (KL, score)."""
     size = -(-len(points) // 10) if points else 1
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(p[0] for p in group) / len(group), sum(p[column] for p in group) / len(group)) for group in groups]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from align.config import Scheduler, Settings, StageConfig
 from align.errors import UsageError
-from align.rewards.weighted_sum import RewardSettings, RewardSum
-from align.rl.gold import Gold
+from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
+from align.rl.gold import GoldRewards
 from align.rl.maths import KlEstimator
 
 Whitened = Literal["scores", "rewards", "advantages"]
@@ -29,29 +29,29 @@ class SamplingSettings(Settings):
     batch_size: int | None = Field(default=None, ge=1)
     """completions sampled at a time; by default as many as need no more memory than the update"""
     missing_eos_penalty: float = Field(default=1.0, ge=0)
-    """taken off the score of a completion that was cut before it stopped"""
+    """subtracted from the score of a completion that was cut before it stopped"""
 
 
-class AdaptiveKl(Settings):
-    """Moving kl_coef towards a wanted KL (Ziegler et al. 2019, 2.2)."""
+class AdaptiveKlSettings(Settings):
+    """The adaptive KL controller (Ziegler et al. 2019, 2.2)."""
 
     target: float | None = Field(default=None, gt=0)
-    """wanted KL a completion in nats; none keeps kl_coef fixed"""
+    """target KL per completion in nats; none keeps kl_coef fixed"""
     horizon: int = Field(default=10000, ge=1)
-    """completions over which kl_coef follows"""
+    """completions over which kl_coef adapts"""
 
 
 class ShapingSettings(Settings):
-    """From score and KL to what is learned."""
+    """Reward shaping: normalising, clipping and whitening."""
 
     normalize_score: bool = False
-    """bring scores to zero mean and unit variance over the run so far"""
+    """scale scores to zero mean and unit variance over the run so far"""
     clip_score: float | None = Field(default=None, gt=0)
-    """hold scores (normalised, if they are) within plus and minus this; none does not"""
+    """clip scores (after normalising) to plus and minus this; none does not"""
     kl_estimator: KlEstimator = "k1"
-    """estimate of the KL that is logged and that adaptive_kl follows; what is paid for is always k1"""
+    """estimator of the KL that is logged and that adaptive_kl follows; the penalty is always k1"""
     whiten: list[Whitened] = Field(default=["advantages"])
-    """what is brought to unit variance over a rollout"""
+    """scaled to unit variance over a rollout: scores, rewards, advantages"""
 
 
 class PpoConfig(StageConfig):
@@ -72,9 +72,9 @@ class PpoConfig(StageConfig):
     save_steps: int = Field(default=20, ge=0)
     """rollouts between two checkpoints; 0 saves none"""
     reward_model: str | None = None
-    """a reward model: an adapter over the same base, or a whole classifier, which is given text"""
+    """a reward model: an adapter over the same base, or a whole classifier, which scores text"""
     rewards: list[RewardSettings] = Field(default=[])
-    """what is added to its score, or scores alone: [{name, weight, args}]"""
+    """rewards added to its score, or the only ones: [{name, weight, args}]"""
     gold: list[RewardSettings] = Field(default=[])
     """rewards that are logged as gold_mean beside the score and never trained on: [{name, args}]"""
     rollout_batch_size: int = Field(default=64, ge=1)
@@ -84,17 +84,17 @@ class PpoConfig(StageConfig):
     num_ppo_epochs: int = Field(default=4, ge=1)
     """passes over a rollout"""
     kl_coef: float = Field(default=0.05, ge=0)
-    """price of a nat of KL from the reference"""
-    adaptive_kl: AdaptiveKl = AdaptiveKl()
-    """let kl_coef follow a wanted KL"""
+    """KL penalty coefficient"""
+    adaptive_kl: AdaptiveKlSettings = AdaptiveKlSettings()
+    """let kl_coef follow a target KL"""
     shaping: ShapingSettings = ShapingSettings()
-    """how score and KL become the reward of a token"""
+    """reward shaping: the reward of a token is -kl_coef * KL, plus the score at the last token"""
     target_kl: float | None = Field(default=None, gt=0)
-    """end a step's updates once the policy is this far from the one that sampled; none never does"""
+    """end a step's updates once the KL from the policy that sampled is above this; none never does"""
     cliprange: float = Field(default=0.2, gt=0)
     """the policy's ratio is clipped to 1 plus and minus this"""
     cliprange_value: float = Field(default=0.2, gt=0)
-    """values are held within this of the old ones"""
+    """values are clipped to within this of the old ones"""
     value: Literal["adapter", "head"] = "adapter"
     """the value model: an adapter of its own, or a head on the policy, which is cheaper and shares its weights"""
     vf_coef: float = Field(default=0.1, ge=0)
@@ -106,7 +106,7 @@ class PpoConfig(StageConfig):
 
     @property
     def references(self) -> dict[str, str]:
-        """The start, and the reward model if there is one."""
+        """The start, and the reward model if there is one, by setting."""
         return {"model": self.model} | ({"reward_model": self.reward_model} if self.reward_model else {})
 
     @property
@@ -121,40 +121,28 @@ class PpoConfig(StageConfig):
 
     @property
     def minibatch_size(self) -> int:
-        """Completions of one process in an optimiser step."""
+        """Completions of one rank in an optimiser step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     @property
     def adapters(self) -> tuple[int, int]:
-        """Policy and value model are trained; the reference and the reward model are not."""
+        """Numbers of adapters that are trained (policy, value model) and frozen (reference, reward model)."""
         return (2 if self.value == "adapter" else 1), (2 if self.reward_model else 1)
 
     @property
     def fragments_heap(self) -> bool:
-        """The passes of the update give back what they free (align.rl.malloc)."""
+        """The update's passes give back to the system what they free (align.rl.malloc)."""
         return False
 
     @property
-    def sampled_at_once(self) -> int:
-        """Completions whose keys and values are held at a time.
+    def sampling_batch_size(self) -> int:
+        """Completions whose KV cache is in memory at a time.
 
-        A token's keys and values are about a ninth of the activations its update keeps in a Llama, and about as much
-        as they are where activations are computed again.
+        A token's keys and values take about a ninth of the activations that its update keeps in a Llama, and about as
+        much as these where activations are recomputed.
         """
         most = self.per_device_train_batch_size * (1 if self.gradient_checkpointing else 8)
         return self.sampling.batch_size or most
-
-    @classmethod
-    def in_todays_words(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Settings that an earlier run kept, under the names they have now."""
-        moved = {key: values[key] for key in ("kl_estimator", "whiten") if key in values}
-        kept = {key: value for key, value in values.items() if key not in moved and key != "eval_steps"}
-        return kept | {"shaping": kept.get("shaping", {}) | moved} if moved else kept
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_old(cls, values: Any) -> Any:
-        return cls.in_todays_words(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -168,8 +156,8 @@ class PpoConfig(StageConfig):
             )
         if self.eval_data is not None:
             raise UsageError("eval_data: PPO has no evaluation pass; remove it and compare the result with its start")
-        RewardSum(self.rewards)
-        Gold(self.gold)
+        WeightedRewards(self.rewards)
+        GoldRewards(self.gold)
         return self
 
     def check_sizes(self, processes: int) -> None:

@@ -1,4 +1,4 @@
-"""What PPO needs to go on bit for bit: weights, optimiser, schedule, KL coefficient, prompt cursor, random states."""
+"""The state from which PPO resumes bit for bit: weights, optimiser, KL coefficient, prompts and random states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from align.rl.maths import Moments
 if TYPE_CHECKING:
     import torch
 
-    from align.rl.ppo_models import Quartet
+    from align.rl.ppo_models import PpoModels
     from align.rl.rollout import PromptStream
     from align.rl.shards import Shards
 
@@ -22,58 +22,56 @@ _FILE = "ppo_state.pt"
 
 
 @dataclass
-class TrainingState:
-    """What changes from one iteration to the next."""
+class PpoState:
+    """Everything that changes from one rollout to the next, random states aside."""
 
-    quartet: Quartet
+    models: PpoModels
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     prompts: PromptStream
     kl_coef: float
     scores: Moments = field(default_factory=Moments)
     """running statistics of the scores"""
-    trusted: bool = False
-    """whether the log-probabilities of sampling are known to be those of the passes that train"""
+    reuse_sampler_logprobs: bool = False
+    """whether the log-probs of sampling are known to equal those of the forward passes that train"""
 
     def save(self, folder: Path, random_states: list[dict[str, Any]]) -> None:
-        """Write it into a folder, with the random states of every process."""
+        """Write the state into a folder, with the random states of every rank."""
         import torch
 
         state = {
-            "weights": {key: value.cpu() for key, value in self.quartet.trained_tensors().items()},
+            "weights": {key: value.cpu() for key, value in self.models.trained_tensors().items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "cursor": self.prompts.cursor,
             "kl_coef": self.kl_coef,
             "scores": list(self.scores),
-            "trusted": self.trusted,
-            "packs": self.quartet.packs,
+            "trusted": self.reuse_sampler_logprobs,
+            "packs": self.models.packed,
             "random": random_states,
         }
         torch.save(state, folder / _FILE)
 
     def load(self, folder: Path, shards: Shards) -> None:
-        """Read it back; the models and the number of processes must be the ones it was saved from."""
+        """Restore the state; the models and the number of ranks must be those it was saved from."""
         import torch
 
         state = torch.load(folder / _FILE, map_location="cpu", weights_only=True)
-        for key, value in self.quartet.trained_tensors().items():
+        for key, value in self.models.trained_tensors().items():
             value.copy_(state["weights"][key])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.prompts.cursor = state["cursor"]
         self.kl_coef = state["kl_coef"]
-        # What was saved before there were these has a state of one process, and the defaults of the rest.
-        self.scores = Moments(*state.get("scores", ()))
-        self.trusted = state.get("trusted", False)
-        self.quartet.packs = state.get("packs", self.quartet.packs)
-        saved = state["random"]
-        _restore_random(saved[shards.index] if isinstance(saved, list) else saved)
+        self.scores = Moments(*state["scores"])
+        self.reuse_sampler_logprobs = state["trusted"]
+        self.models.packed = state["packs"]
+        _restore_random(state["random"][shards.index])
 
 
 @contextmanager
 def untouched_random_states() -> Iterator[None]:
-    """Whatever is drawn inside, the random numbers drawn afterwards are the same."""
+    """Restore every random state at the end, so that random numbers drawn inside change none drawn afterwards."""
     states = random_states()
     try:
         yield
@@ -82,11 +80,11 @@ def untouched_random_states() -> Iterator[None]:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of all generators of random numbers that a program of ours or a reward may draw from."""
+    """Return the states of the random generators that the training or a reward may draw from."""
     import numpy
     import torch
 
-    # The loader of torch refuses numpy arrays; plain numbers it takes.
+    # torch.load with weights_only refuses numpy arrays.
     numpy_state: Any = numpy.random.get_state(legacy=False)
     numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
     return {

@@ -1,4 +1,4 @@
-"""Rollouts: which prompts come next, and the completions sampled for them."""
+"""Rollouts: the order in which prompts come, and sampled completions as tensors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from align.rl.ppo_settings import SamplingSettings
-
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from align.rl.ppo_models import Quartet
-
-__all__ = ["PromptStream", "Rollout", "SamplingSettings", "completion_mask", "iterations", "sample", "stack"]
 
 
 class PromptStream:
@@ -25,7 +19,7 @@ class PromptStream:
         self.count, self.seed, self.cursor = count, seed, 0
 
     def take(self, size: int) -> list[int]:
-        """The next `size` indices."""
+        """Return the next `size` indices."""
         taken: list[int] = []
         while len(taken) < size:
             epoch, start = divmod(self.cursor, self.count)
@@ -77,11 +71,11 @@ class Rollout:
 
     @classmethod
     def joined(cls, parts: Sequence[Rollout], order: Sequence[int]) -> Rollout:
-        """Several rollouts as one, their rows one after the other and then in this order."""
+        """Return the rows of several rollouts, concatenated and then in this order, as one."""
 
-        def join(of: Callable[[Rollout], Any], *, left: bool = False) -> Any:
-            found = [of(part) for part in parts]
-            return stack(found, order, left=left) if found[0] is not None else None
+        def join(column: Callable[[Rollout], Any], *, left: bool = False) -> Any:
+            columns = [column(part) for part in parts]
+            return concatenate(columns, order, left=left) if columns[0] is not None else None
 
         return cls(
             prompt_ids=join(lambda part: part.prompt_ids, left=True),
@@ -94,8 +88,8 @@ class Rollout:
         )
 
 
-def stack(parts: Sequence[Tensor], order: Sequence[int], *, left: bool = False) -> Tensor:
-    """Tensors (b, ...) one below the other and then in this order; those of two dimensions padded to one width."""
+def concatenate(parts: Sequence[Tensor], order: Sequence[int], *, left: bool = False) -> Tensor:
+    """Return the rows of tensors (b, ...) in this order; those of two dimensions are padded to one width."""
     import torch
     from torch.nn.functional import pad
 
@@ -106,48 +100,8 @@ def stack(parts: Sequence[Tensor], order: Sequence[int], *, left: bool = False) 
     return torch.cat(widened)[list(order)]
 
 
-def sample(
-    quartet: Quartet,
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingSettings,
-    stops: Sequence[int],
-    seeds: Sequence[tuple[int, ...]],
-    at_once: int | None = None,
-) -> Rollout:
-    """Sample one completion for each prompt from the policy, `at_once` of them at a time.
-
-    A row draws from its own seed, so what it says depends on nothing that is sampled beside it. A prompt that is there
-    several times is read once. Nothing of the model's own generation defaults is used: the policy that samples must be
-    the policy that is trained.
-    """
-    import torch
-
-    from align.rl.decoding import decode
-    from align.rl.ppo_models import POLICY, active, arithmetic
-
-    noise = torch.stack([_uniform(seed, sampling.max_new_tokens) for seed in seeds])
-    # Prompts of like length share a batch; equal ones stay beside each other.
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    size = at_once or len(prompts)
-    parts = []
-    with torch.no_grad(), active(quartet, POLICY), arithmetic(quartet):
-        for begin in range(0, len(order), size):
-            rows = order[begin : begin + size]
-            parts.append(decode(quartet, [prompts[row] for row in rows], sampling, noise[rows], stops))
-    places = sorted(range(len(order)), key=order.__getitem__)
-    return Rollout.joined(parts, places)
-
-
-def _uniform(seed: tuple[int, ...], count: int) -> Tensor:
-    """The numbers in [0, 1) that one row draws its tokens with."""
-    import numpy
-    import torch
-
-    return torch.from_numpy(numpy.random.default_rng(seed).random(count))
-
-
 def completion_mask(completion_ids: Tensor, stops: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mask (B, T) up to and with the first stop token, and which rows (B,) have one."""
+    """Return the mask (B, T) up to and with the first stop token, and which rows (B,) have one."""
     import torch
 
     is_stop = torch.isin(completion_ids, torch.tensor(list(stops), device=completion_ids.device))
@@ -155,6 +109,6 @@ def completion_mask(completion_ids: Tensor, stops: Sequence[int]) -> tuple[Tenso
     return (before == 0).float(), is_stop.any(dim=1)
 
 
-def iterations(rows: int, batch: int, epochs: float, max_steps: int) -> int:
-    """How many rollouts a run makes: `max_steps` when given, else enough to see the prompts `epochs` times."""
+def count_rollouts(rows: int, batch: int, epochs: float, max_steps: int) -> int:
+    """Return the number of rollouts of a run: `max_steps` when given, else enough to see the prompts `epochs` times."""
     return max_steps if max_steps > 0 else max(1, math.ceil(epochs * rows / batch))

@@ -1,4 +1,4 @@
-"""The updates on one rollout: minibatches, the two losses, and optimiser steps that all processes take together."""
+"""The updates on one rollout: minibatches, the two losses, and optimiser steps that all ranks take together."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from align.errors import DivergedError
-from align.rl.batch_layout import lay_out, micro_batches
+from align.rl.batch_layout import build_layout, micro_batches
 from align.rl.malloc import mmap_large_allocations
 from align.rl.maths import Metrics, policy_loss, value_loss
-from align.rl.ppo_models import POLICY, active, read_policy, read_values
+from align.rl.ppo_models import POLICY, compute_policy, compute_values
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from align.rl.experience import Experience
-    from align.rl.ppo_models import Quartet
+    from align.rl.ppo_models import PpoModels
     from align.rl.ppo_settings import PpoConfig
-    from align.rl.ppo_state import TrainingState
+    from align.rl.ppo_state import PpoState
     from align.rl.shards import Shards
 
 Numbers = dict[str, float]
 
 
-def update(config: PpoConfig, state: TrainingState, experience: Experience, shards: Shards, step: int) -> Numbers:
-    """Run num_ppo_epochs over the rollout in minibatches; mean numbers of those it came to.
+def update(config: PpoConfig, state: PpoState, experience: Experience, shards: Shards, step: int) -> Numbers:
+    """Run num_ppo_epochs over the rollout in minibatches; return the means of their numbers.
 
     Raises DivergedError when a loss or a gradient is not finite.
     """
     lines: list[Numbers] = []
     steps = 0
     # Only matters to gradient checkpointing: dropout is off in every model.
-    state.quartet.model.train(config.gradient_checkpointing)
+    state.models.model.train(config.gradient_checkpointing)
     for rows in _minibatches(config, shards.count, step, experience.logprobs.device):
-        numbers = _accumulate(config, state.quartet, experience, rows, shards)
+        numbers = _accumulate_gradients(config, state.models, experience, rows, shards)
         lines.append(numbers)
         if config.target_kl is not None and numbers["approx_kl"] > config.target_kl:
             break
         numbers |= _step(config, state)
         steps += 1
-    state.quartet.model.eval()
+    state.models.model.eval()
     state.optimizer.zero_grad(set_to_none=True)
     # The minibatch at which target_kl stopped has no gradient norms.
     means = {key: fmean(line[key] for line in lines if key in line) for key in {**lines[0], **lines[-1]}}
@@ -54,57 +54,58 @@ def update(config: PpoConfig, state: TrainingState, experience: Experience, shar
     }
 
 
-def _minibatches(config: PpoConfig, processes: int, step: int, device: Any) -> Iterator[Tensor]:
-    """Rows of each optimiser step: in rollout order first, as they were scored, then shuffled every epoch."""
+def _minibatches(config: PpoConfig, ranks: int, step: int, device: Any) -> Iterator[Tensor]:
+    """Yield the rows of each optimiser step: in rollout order first, as they were scored, then shuffled every epoch."""
     import numpy
     import torch
 
     order = torch.arange(config.rollout_batch_size, device=device)
     for epoch in range(config.num_ppo_epochs):
         if epoch:
-            # Of the run's seed and nothing else, so that all processes shuffle alike.
+            # From the run's seed alone, so that all ranks shuffle alike.
             shuffled = numpy.random.default_rng((config.seed, step, epoch, 1)).permutation(len(order))
             order = torch.from_numpy(shuffled).to(device)
-        yield from order.split(config.minibatch_size * processes)
+        yield from order.split(config.minibatch_size * ranks)
 
 
-def _accumulate(config: PpoConfig, quartet: Quartet, experience: Experience, rows: Tensor, shards: Shards) -> Numbers:
-    """Gradients of one minibatch, a few rows at a time; each part weighs as much as it has tokens."""
+def _accumulate_gradients(
+    config: PpoConfig, models: PpoModels, experience: Experience, rows: Tensor, shards: Shards
+) -> Numbers:
+    """Backpropagate one minibatch in micro-batches, each weighted by its share of the tokens; return its numbers."""
     import torch
 
     rollout, tokens = experience.rollout, experience.rollout.mask[rows].sum()
     size = config.per_device_train_batch_size
     total: dict[str, Tensor] = {}
-    farthest = torch.zeros((), device=rows.device)
-    for index in micro_batches(rollout, shards.part(rows), size, packed=quartet.packs):
+    ratio_error = torch.zeros((), device=rows.device)
+    for index in micro_batches(rollout, shards.part(rows), size, packed=models.packed):
         share = rollout.mask[index].sum() / tokens
-        found = _losses(config, quartet, experience, index, share)
-        farthest = torch.maximum(farthest, found.pop("ratio_error"))
-        for key, value in found.items():
+        metrics = _backward(config, models, experience, index, share)
+        ratio_error = torch.maximum(ratio_error, metrics.pop("ratio_error"))
+        for key, value in metrics.items():
             total[key] = total.get(key, 0) + value * share
     sums = torch.stack(list(total.values()))
-    shards.add([sums, *_gradients(quartet)])
-    shards.largest(farthest)
-    numbers = dict(zip(total, sums.tolist(), strict=True)) | {"ratio_error": float(farthest)}
+    trained = [*models.policy_parameters(), *models.value_parameters()]
+    shards.add([sums, *(parameter.grad for parameter in trained if parameter.grad is not None)])
+    shards.largest(ratio_error)
+    numbers = dict(zip(total, sums.tolist(), strict=True)) | {"ratio_error": float(ratio_error)}
     if not math.isfinite(numbers["loss"]):
         raise DivergedError(
-            f"PPO update: the loss is {numbers['loss']}; training left the finite numbers and nothing was registered; "
+            f"PPO update: the loss is {numbers['loss']}, no finite number, and nothing was registered; "
             f"lower learning_rate (now {config.learning_rate:g}) or check the rewards"
         )
     return numbers
 
 
-def _gradients(quartet: Quartet) -> list[Tensor]:
-    trained = [*quartet.policy_parameters(), *quartet.value_parameters()]
-    return [parameter.grad for parameter in trained if parameter.grad is not None]
-
-
 @mmap_large_allocations()
-def _losses(
-    config: PpoConfig, quartet: Quartet, experience: Experience, index: Tensor, share: Tensor
+def _backward(
+    config: PpoConfig, models: PpoModels, experience: Experience, index: Tensor, share: Tensor
 ) -> dict[str, Tensor]:
-    """Backward passes of policy and value loss: one graph at a time, unless both come from the same pass."""
-    layout = lay_out(experience.rollout, index, packed=quartet.packs)
+    """Backpropagate share * (policy loss + vf_coef * value loss) of a micro-batch and return its metrics.
+
+    One graph at a time, unless both losses come from the same forward pass.
+    """
+    layout = build_layout(experience.rollout, index, packed=models.packed)
     width = layout.shape[1]
     mask, returns = experience.rollout.mask[index, :width], experience.returns[index, :width]
 
@@ -112,37 +113,37 @@ def _losses(
         loss, metrics = value_loss(values, experience.values[index, :width], returns, mask, config.cliprange_value)
         return loss, metrics | {"value_loss": loss.detach()}
 
-    with active(quartet, POLICY):
-        reading = read_policy(quartet, layout, config.sampling.temperature)
+    with models.active(POLICY):
+        output = compute_policy(models, layout, config.sampling.temperature)
         old, advantages = experience.logprobs[index, :width], experience.advantages[index, :width]
-        loss, metrics = policy_loss(reading.logprobs, old, advantages, mask, config.cliprange)
+        loss, metrics = policy_loss(output.logprobs, old, advantages, mask, config.cliprange)
         metrics["policy_loss"] = loss.detach()
-        alone = reading.values is None
-        if reading.values is not None:
-            v_loss, v_metrics = of_values(reading.values)
+        shares_pass = output.values is not None
+        if output.values is not None:
+            v_loss, v_metrics = of_values(output.values)
             loss, metrics = loss + config.vf_coef * v_loss, metrics | v_metrics
         (share * loss).backward()
-    # The graph of the first pass is gone before the second makes its own.
-    del reading, loss
-    if alone:
-        with active(quartet, quartet.value):
-            v_loss, v_metrics = of_values(read_values(quartet, layout))
+    # The graph of the first pass is freed before the second makes its own.
+    del output, loss
+    if not shares_pass:
+        with models.active(models.value):
+            v_loss, v_metrics = of_values(compute_values(models, layout))
             (share * config.vf_coef * v_loss).backward()
         metrics |= v_metrics
     return {"loss": metrics["policy_loss"] + config.vf_coef * metrics["value_loss"]} | metrics
 
 
-def _step(config: PpoConfig, state: TrainingState) -> Numbers:
-    """One optimiser step; what the policy loss trains and what the value loss alone trains are clipped apart."""
+def _step(config: PpoConfig, state: PpoState) -> Numbers:
+    """Take one optimiser step; parameters of the policy loss and of the value loss alone are clipped separately."""
     import torch
 
     limit = config.max_grad_norm or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(state.quartet.policy_parameters(), limit)
-    value_norm = torch.nn.utils.clip_grad_norm_(state.quartet.value_parameters(), limit)
+    norm = torch.nn.utils.clip_grad_norm_(state.models.policy_parameters(), limit)
+    value_norm = torch.nn.utils.clip_grad_norm_(state.models.value_parameters(), limit)
     numbers = {"grad_norm": float(norm), "value_grad_norm": float(value_norm)}
     if not all(map(math.isfinite, numbers.values())):
         raise DivergedError(
-            f"PPO update: gradient norms {numbers}; training left the finite numbers and nothing was registered; "
+            f"PPO update: gradient norms {numbers} are not finite, and nothing was registered; "
             f"lower learning_rate (now {config.learning_rate:g})"
         )
     state.optimizer.step()

@@ -15,7 +15,7 @@ from align.evaluation.remote_judge import question, read_verdict
 from align.evaluation.request import EvaluationRequest
 from align.evaluation.scorers import scorer_named
 from align.evaluation.session import evaluate
-from align.rewards.weighted_sum import RewardSettings, RewardSum
+from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record, user
 
 OPENS = (
@@ -146,11 +146,11 @@ def test_rewards_about_the_answer_read_it_alone_and_those_about_form_read_all():
     names = ["exact_match", "numeric_match", "keyword", "length", "regex"]
     arguments = {"keyword": {"words": ["4"]}, "length": {"target": 1}, "regex": {"pattern": r"^<think>.*</think>\s*4$"}}
     arguments["regex"]["pattern"] = r"(?s)" + arguments["regex"]["pattern"]
-    rewards = RewardSum([RewardSettings(name=name, args=arguments.get(name, {})) for name in names])
+    rewards = WeightedRewards([RewardSettings(name=name, args=arguments.get(name, {})) for name in names])
     record = Record(answer="4")
 
-    assert rewards(record, "<think>\n2 and 2\n</think>\n\n4") == dict.fromkeys(names, 1.0)
-    assert rewards(record, "<think>\nit is 4") == dict.fromkeys(names, 0.0)
+    assert rewards.score_all([record], ["<think>\n2 and 2\n</think>\n\n4"])[0] == dict.fromkeys(names, 1.0)
+    assert rewards.score_all([record], ["<think>\nit is 4"])[0] == dict.fromkeys(names, 0.0)
 
 
 def test_judges_see_answers_and_what_a_judge_thinks_aloud_is_no_verdict():
@@ -203,7 +203,7 @@ def test_rollouts_of_both_stages_are_rewarded_for_their_answers(tmp_path):
     from types import SimpleNamespace
 
     from align.rl.experience import completion_texts
-    from align.rl.grpo_rewards import Judges
+    from align.rl.grpo_rewards import GrpoRewards
     from align.rl.rollout import Rollout
 
     tokenizer = tokenizer_with(OPENS)
@@ -216,15 +216,15 @@ def test_rollouts_of_both_stages_are_rewarded_for_their_answers(tmp_path):
     mask = torch.tensor([[float(place < len(row)) for place in range(width)] for row in said])
     prompts = torch.tensor([prompt, prompt])
     rollout = Rollout(prompts, torch.ones_like(prompts), ids, mask, torch.tensor([True, False]))
-    rewards = RewardSum([RewardSettings(name="numeric_match")])
+    rewards = WeightedRewards([RewardSettings(name="numeric_match")])
     records = [Record(prompt=[user("2 + 2?")], answer="4")]
 
     texts = completion_texts(tokenizer, rollout)
-    (judge,) = Judges(rewards, records, tmp_path, tokenizer).functions()
+    (judge,) = GrpoRewards(rewards, records, tmp_path, tokenizer).functions()
     values = judge(
         prompts=[prompt, prompt], completions=["", ""], completion_ids=said, record=[0, 0],
         trainer_state=SimpleNamespace(global_step=0),
     )  # fmt: skip
 
-    assert [rewards(records[0], text)["numeric_match"] for text in texts] == values == [1.0, 0.0]
+    assert [rewards.score_all([records[0]], [text])[0]["numeric_match"] for text in texts] == values == [1.0, 0.0]
     assert texts[1] == "<think>\nit is 4"

@@ -18,8 +18,8 @@ from align.models.adapters import adapter_parameters, digests_of_base, save_adap
 from align.models.heads import load_scorer, start_reward
 from align.models.loading import Precision
 from align.registry import open_registry
-from align.rewards import Place
-from align.rewards.weighted_sum import RewardSettings, RewardSum
+from align.rewards import RewardContext
+from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record
 from align.training.command import main
 
@@ -48,8 +48,8 @@ def registry(tmp_path_factory):
 
 
 def opened(registry, said=None, **args):
-    rewards = RewardSum([RewardSettings(name="learned", weight=0.5, args={"model": "judge"} | args)])
-    models = rewards.open(Place(registry, FP32, [].append if said is None else said.append))
+    rewards = WeightedRewards([RewardSettings(name="learned", weight=0.5, args={"model": "judge"} | args)])
+    models = rewards.load(RewardContext(registry, FP32, [].append if said is None else said.append))
     return rewards, models
 
 
@@ -57,7 +57,7 @@ def test_completions_are_scored_as_text_by_the_reward_models_own_tokenizer_and_t
     said = []
     rewards, models = opened(registry, said, batch_size=2)
 
-    found = rewards.of(ASKED, ANSWERS)
+    found = rewards.score_all(ASKED, ANSWERS)
 
     judge = load_scorer(registry, registry.resolve("judge"), FP32)
     for record, answer, values in zip(ASKED, ANSWERS, found, strict=True):
@@ -79,10 +79,10 @@ def test_a_conversation_too_long_for_it_loses_its_oldest_turns_and_an_answer_is_
     turns = [{"role": role, "content": " ".join(WORDS[:10])} for _ in range(9) for role in ("user", "assistant")]
     long = Record(prompt=[*turns, {"role": "user", "content": "eggs"}], source="a.jsonl", line=9)
 
-    assert "learned" in rewards(long, "nine")
+    assert "learned" in rewards.score_all([long], ["nine"])[0]
     asked = Record(prompt=long.prompt[-1:])
-    assert rewards(asked, "eggs " * 200) == rewards(asked, "eggs " * 300)
-    assert rewards(asked, "eggs " * 200) != rewards(asked, "eggs " * 20)
+    assert rewards.score_all([asked], ["eggs " * 200])[0] == rewards.score_all([asked], ["eggs " * 300])[0]
+    assert rewards.score_all([asked], ["eggs " * 200])[0] != rewards.score_all([asked], ["eggs " * 20])[0]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_whole_classifier_scores_as_the_adapter_it_was_merged_from(registry, w
     adapter, _ = opened(registry)
     merged, models = opened(registry, model=str(whole))
 
-    one, other = adapter.of(ASKED, ANSWERS), merged.of(ASKED, ANSWERS)
+    one, other = adapter.score_all(ASKED, ANSWERS), merged.score_all(ASKED, ANSWERS)
 
     assert [row["learned"] for row in one] == pytest.approx([row["learned"] for row in other], abs=1e-4)
     assert [model.location for model in models] == [str(whole)]

@@ -12,13 +12,13 @@ from align.errors import DataError, UsageError
 from align.ppo import PpoConfig
 from align.rewards import find_reward, reward, reward_names
 from align.rewards.answer_rewards import last_number
-from align.rewards.weighted_sum import RewardSettings, RewardSum
+from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record
 
 
 def score(name, completion, answer="42", weight=1.0, **args):
-    rewards = RewardSum([RewardSettings(name=name, weight=weight, args=args)])
-    return rewards.total(rewards(Record(answer=answer), completion))
+    rewards = WeightedRewards([RewardSettings(name=name, weight=weight, args=args)])
+    return rewards.total(rewards.score_all([Record(answer=answer)], [completion])[0])
 
 
 @pytest.mark.parametrize(
@@ -109,14 +109,14 @@ def test_exact_match_can_ignore_case():
 
 
 def test_rewards_add_up_by_weight():
-    rewards = RewardSum(
+    rewards = WeightedRewards(
         [
             RewardSettings(name="exact_match", weight=2.0),
             RewardSettings(name="length", weight=-0.5, args={"target": 2}),
         ]
     )
 
-    values = rewards(Record(answer="42"), "42")
+    values = rewards.score_all([Record(answer="42")], ["42"])[0]
 
     assert values == {"exact_match": 1.0, "length": 0.5}
     assert rewards.total(values) == 2.0 * 1.0 - 0.5 * 0.5
@@ -129,12 +129,12 @@ def test_an_unknown_reward_names_the_nearest_one():
 
 def test_a_wrong_argument_shows_the_signature():
     with pytest.raises(UsageError, match=r"unexpected keyword argument 'goal'.*target: 'Positive'"):
-        RewardSum([RewardSettings(name="length", args={"target": 3, "goal": 3})])
+        WeightedRewards([RewardSettings(name="length", args={"target": 3, "goal": 3})])
 
 
 def test_a_missing_argument_shows_the_signature():
     with pytest.raises(UsageError, match="missing a required argument: 'pattern'"):
-        RewardSum([RewardSettings(name="regex")])
+        WeightedRewards([RewardSettings(name="regex")])
 
 
 def test_unknown_keys_of_a_reward_are_refused():
@@ -143,7 +143,7 @@ def test_unknown_keys_of_a_reward_are_refused():
 
 
 def test_a_record_without_the_answer_is_named_before_anything_is_sampled():
-    rewards = RewardSum([RewardSettings(name="numeric_match")])
+    rewards = WeightedRewards([RewardSettings(name="numeric_match")])
     records = [Record(answer="1", source="a.jsonl", line=1), Record(source="a.jsonl", line=2)]
 
     with pytest.raises(DataError, match=r"numeric_match: needs the field answer; a\.jsonl:2 has none"):
@@ -184,7 +184,8 @@ WHERE = r"for the completion 'word word .*\.\.\. of a\.jsonl:7"
 
 def play(value):
     PLAYED[:] = [value]
-    return RewardSum([RewardSettings(name="plays_in_these_tests")])(ROW, "word " * 40)["plays_in_these_tests"]
+    rewards = WeightedRewards([RewardSettings(name="plays_in_these_tests")])
+    return rewards.score_all([ROW], ["word " * 40])[0]["plays_in_these_tests"]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_what_is_no_finite_number_names_reward_completion_and_record(value, told
 
 @pytest.mark.parametrize("error", [ValueError("bad\nrow"), KeyError("answer"), ZeroDivisionError(), UsageError("no")])
 def test_a_reward_that_raises_names_itself_completion_and_record(error):
-    told = rf"reward plays_in_these_tests: raised {type(error).__name__} {WHERE}: .*; mend the reward or the row"
+    told = rf"reward plays_in_these_tests: raised {type(error).__name__} {WHERE}: .*; correct the reward or the row"
 
     with pytest.raises(DataError, match=told) as caught:
         play(error)
@@ -238,7 +239,7 @@ def test_numbers_of_every_kind_are_taken(value, number):
 
 
 def test_a_reward_named_twice_counts_twice():
-    rewards = RewardSum(
+    rewards = WeightedRewards(
         [
             RewardSettings(name="keyword", weight=2.0, args={"words": ["thanks"]}),
             RewardSettings(name="length", args={"target": 4}),
@@ -246,7 +247,7 @@ def test_a_reward_named_twice_counts_twice():
         ]
     )
 
-    values = rewards(Record(), "Thanks, no refund")
+    values = rewards.score_all([Record()], ["Thanks, no refund"])[0]
 
     assert rewards.names == ["keyword", "length", "keyword-2"]
     assert values == {"keyword": 1.0, "length": 0.75, "keyword-2": 0.5}
@@ -256,17 +257,17 @@ def test_a_reward_named_twice_counts_twice():
 @pytest.mark.parametrize(
     ("name", "args", "message"),
     [
-        ("keyword", {"words": 5}, r"rewards: keyword: words: expected list\[str\], found 5; mend its args"),
+        ("keyword", {"words": 5}, r"rewards: keyword: words: expected list\[str\], found 5; correct its args"),
         ("keyword", {"words": [1, 2]}, r"rewards: keyword: words: expected list\[str\], found \[1, 2\]"),
         ("length", {"target": "abc"}, "rewards: length: target: expected int, found 'abc'"),
         ("length", {"target": None}, "rewards: length: target: expected int, found None"),
-        ("length", {"target": 0}, "rewards: length: target: should be greater than 0, found 0; mend its args"),
+        ("length", {"target": 0}, "rewards: length: target: should be greater than 0, found 0; correct its args"),
         ("length", {"target": 3, "unit": "tokens"}, r"length: unit: expected Literal\['words', .*, found 'tokens'"),
         ("regex", {"pattern": 5}, "rewards: regex: pattern: expected str, found 5"),
         ("regex", {"pattern": "("}, r"rewards: regex: pattern: no regular expression: missing \), .*, found '\('"),
         ("keyword", {"words": []}, r"rewards: keyword: words: give words: \[...\], none of them empty, found \[\]"),
         ("keyword", {"words": ["please", ""]}, "rewards: keyword: words: give words"),
-        ("keyword", {}, r"rewards: keyword: give words: \[...\] or scores: .*, one of the two; mend its args"),
+        ("keyword", {}, r"rewards: keyword: give words: \[...\] or scores: .*, one of the two; correct its args"),
         ("keyword", {"words": ["a"], "scores": {"a": 1}}, "rewards: keyword: give words: .* one of the two"),
         ("keyword", {"scores": {}}, r"keyword: scores: give scores: \{word: number\}, no word of it empty, found \{\}"),
         ("keyword", {"scores": {" ": 1}}, "keyword: scores: give scores"),
@@ -318,10 +319,10 @@ MANY = [Record(source="a.jsonl", line=line) for line in (7, 8)]
 
 def play_to_many(value):
     PLAYED[:] = [value]
-    sum_of_two = RewardSum(
+    sum_of_two = WeightedRewards(
         [RewardSettings(name="plays_to_many_in_these_tests"), RewardSettings(name="length", args={"target": 2})]
     )
-    return sum_of_two.of(MANY, ["one", "one two"])
+    return sum_of_two.score_all(MANY, ["one", "one two"])
 
 
 @pytest.mark.parametrize("value", [[1, 2.5], (1, 2.5), numpy.array([1, 2.5])])
@@ -341,7 +342,7 @@ def test_a_batched_reward_gives_a_number_a_completion(value):
         ({0: 1.0, 1: 2.0}, "returned .* for 2 completions"),
         ([1.0, float("nan")], r"returned nan for the completion 'one two' of a\.jsonl:8; expected one finite number"),
         ([None, 1.0], r"returned None for the completion 'one' of a\.jsonl:7"),
-        (ValueError("no"), r"raised ValueError for 2 completions, the first 'one' of a\.jsonl:7: 'no'; mend"),
+        (ValueError("no"), r"raised ValueError for 2 completions, the first 'one' of a\.jsonl:7: 'no'; correct"),
     ],
 )
 def test_what_a_batched_reward_may_not_return_is_told_with_its_place(value, told):
@@ -350,18 +351,18 @@ def test_what_a_batched_reward_may_not_return_is_told_with_its_place(value, told
 
 
 def test_a_sum_of_no_rewards_and_a_batch_of_no_completions_are_empty():
-    assert RewardSum([]).of(MANY, ["a", "b"]) == [{}, {}]
-    assert RewardSum([RewardSettings(name="plays_to_many_in_these_tests")]).of([], []) == []
+    assert WeightedRewards([]).score_all(MANY, ["a", "b"]) == [{}, {}]
+    assert WeightedRewards([RewardSettings(name="plays_to_many_in_these_tests")]).score_all([], []) == []
 
 
 def test_the_judge_of_the_small_world_is_a_reward():
     asked = Record(prompt=[{"role": "user", "content": "What colour is the kettle?"}])
 
-    assert RewardSum([RewardSettings(name="small_world")])(asked, "") == {"small_world": 0.0}
+    assert WeightedRewards([RewardSettings(name="small_world")]).score_all([asked], [""])[0] == {"small_world": 0.0}
 
 
 def test_numeric_match_agrees_with_the_people_who_marked_2632_solutions(real_data):
-    match = RewardSum([RewardSettings(name="numeric_match")])
+    match = WeightedRewards([RewardSettings(name="numeric_match")])
     rows = (real_data / "verifiable" / "gsm8k_model_solutions.jsonl").read_text(encoding="utf-8").splitlines()
     marked = [
         (row["ground_truth"], found["solution"], found["is_correct"])
@@ -370,7 +371,7 @@ def test_numeric_match_agrees_with_the_people_who_marked_2632_solutions(real_dat
         if isinstance(found, dict)
     ]
 
-    values = match.of([Record(answer=truth) for truth, _, _ in marked], [solution for _, solution, _ in marked])
+    values = match.score_all([Record(answer=truth) for truth, _, _ in marked], [solution for _, solution, _ in marked])
 
     assert [value["numeric_match"] == 1.0 for value in values] == [right for _, _, right in marked]
 
@@ -388,7 +389,7 @@ def test_a_row_like_those_of_gsm8k_is_matched_by_number(tmp_path, reference, rig
     path = tmp_path / "sums.jsonl"
     path.write_text(json.dumps({"question": "How much?", "answer": reference}) + "\n")
     (record,) = load_records(str(path), view="prompt").records
-    match = RewardSum([RewardSettings(name="numeric_match")])
+    match = WeightedRewards([RewardSettings(name="numeric_match")])
 
-    assert match(record, right) == {"numeric_match": 1.0}
-    assert match(record, wrong) == {"numeric_match": 0.0}
+    assert match.score_all([record], [right])[0] == {"numeric_match": 1.0}
+    assert match.score_all([record], [wrong])[0] == {"numeric_match": 0.0}

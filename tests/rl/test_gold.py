@@ -15,8 +15,8 @@ from align.config import build
 from align.errors import DataError, UsageError
 from align.ppo import PpoConfig
 from align.rewards import reward
-from align.rewards.weighted_sum import RewardSettings
-from align.rl.gold import Gold, draw_against_kl, read_points
+from align.rewards.weighted_rewards import RewardSettings
+from align.rl.gold import GoldRewards, draw_against_kl, read_points
 from align.schema import Record
 from align.training.curves import draw_curves
 
@@ -25,15 +25,15 @@ LENGTH = RewardSettings(name="length", args={"target": 2})
 
 
 def test_gold_is_the_mean_of_the_weighted_sum():
-    gold = Gold([RewardSettings(name="exact_match", weight=2.0), LENGTH])
+    gold = GoldRewards([RewardSettings(name="exact_match", weight=2.0), LENGTH])
 
     assert gold.measure(RECORDS, ["1", "1"]) == {"gold_mean": 1.5, "gold/exact_match": 0.5, "gold/length": 0.5}
 
 
 def test_one_gold_reward_is_logged_once_and_none_not_at_all(tmp_path):
-    assert Gold([LENGTH]).measure(RECORDS, ["a b", "a"]) == {"gold_mean": 0.75}
-    assert Gold([]).measure(RECORDS, ["a b", "a"]) == {}
-    assert Gold([]).panels(tmp_path / "metrics.jsonl") == ()
+    assert GoldRewards([LENGTH]).measure(RECORDS, ["a b", "a"]) == {"gold_mean": 0.75}
+    assert GoldRewards([]).measure(RECORDS, ["a b", "a"]) == {}
+    assert GoldRewards([]).panels(tmp_path / "metrics.jsonl") == ()
 
 
 def test_a_gold_reward_that_draws_random_numbers_leaves_those_of_the_training():
@@ -50,7 +50,7 @@ def test_a_gold_reward_that_draws_random_numbers_leaves_those_of_the_training():
     expected = drawn()
     for seed in (random.seed, numpy.random.seed, torch.manual_seed):
         seed(3)
-    Gold([RewardSettings(name="draws_in_this_test")]).measure(RECORDS, ["a", "b"])
+    GoldRewards([RewardSettings(name="draws_in_this_test")]).measure(RECORDS, ["a", "b"])
 
     assert drawn() == expected
 
@@ -75,15 +75,9 @@ def test_gold_alone_is_nothing_to_optimise():
         build(PpoConfig, {"model": "m", "data": "d", "name": "n", "gold": [LENGTH.model_dump()]})
 
 
-def test_settings_kept_by_earlier_runs_are_still_read():
-    settings = {"model": "m", "data": "d", "name": "n", "reward_model": "r"}
-
-    assert build(PpoConfig, settings | {"eval_steps": 100}) == build(PpoConfig, settings)
-
-
 def test_a_record_without_the_field_a_gold_reward_needs_is_named():
     with pytest.raises(DataError, match=r"exact_match: needs the field answer; a\.jsonl:3 has none"):
-        Gold([RewardSettings(name="exact_match")]).check([*RECORDS, Record(source="a.jsonl", line=3)])
+        GoldRewards([RewardSettings(name="exact_match")]).check([*RECORDS, Record(source="a.jsonl", line=3)])
 
 
 def write_log(folder, rows):
@@ -110,7 +104,7 @@ def test_proxy_and_gold_are_drawn_over_kl_on_scales_of_their_own(tmp_path):
 def test_a_log_of_any_length_is_drawn_beside_the_other_curves(tmp_path, count):
     log = write_log(tmp_path, [{"kl": step / 9, "score_mean": step, "gold_mean": 0.5} for step in range(count)])
 
-    draw_curves(log, tmp_path / "curves.png", title="ppo: x", more=Gold([LENGTH]).panels(log))
+    draw_curves(log, tmp_path / "curves.png", title="ppo: x", more=GoldRewards([LENGTH]).panels(log))
 
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width >= 300

@@ -9,9 +9,9 @@ from align.models.adapters import adapter_parameters, digests_of_base, save_adap
 from align.models.heads import start_reward
 from align.models.loading import Precision
 from align.ppo import PpoConfig
-from align.rewards.weighted_sum import RewardSettings, RewardSum
-from align.rl.experience import observe, score
-from align.rl.ppo_models import build_quartet
+from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
+from align.rl.experience import compute_logprobs, score_rollout
+from align.rl.ppo_models import load_ppo_models
 from align.rl.rollout import Rollout, completion_mask
 from align.schema import Record
 
@@ -43,15 +43,15 @@ def register_reward_model(registry, tiny_base):
 def build(registry, tiny_base):
     judge = register_reward_model(registry, tiny_base)
     config = PpoConfig(model="x", data="x", name="x", bf16=False, lora=LoraSettings(r=4), reward_model="judge")
-    return judge, build_quartet(registry, registry.resolve(str(tiny_base)), judge, config)
+    return judge, load_ppo_models(registry, registry.resolve(str(tiny_base)), judge, config)
 
 
 def test_scores_equal_those_of_the_saved_model_in_plain_transformers(registry, tiny_base):
-    judge, quartet = build(registry, tiny_base)
+    judge, models = build(registry, tiny_base)
     rollout = written_out()
-    rewards = RewardSum([RewardSettings(name="length", weight=0.5, args={"target": 4, "unit": "characters"})])
+    rewards = WeightedRewards([RewardSettings(name="length", weight=0.5, args={"target": 4, "unit": "characters"})])
 
-    scores = score(quartet, rollout, [Record()] * 3, rewards, torch.arange(3).split(2), 0.25)
+    scores = score_rollout(models, rollout, [Record()] * 3, rewards, torch.arange(3).split(2), 0.25)
 
     plain = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=1)
     plain = PeftModel.from_pretrained(plain, judge.location).eval()
@@ -66,17 +66,17 @@ def test_scores_equal_those_of_the_saved_model_in_plain_transformers(registry, t
 
 
 def test_the_value_model_starts_as_the_reward_model_head_included(registry, tiny_base):
-    _, quartet = build(registry, tiny_base)
+    _, models = build(registry, tiny_base)
     rollout = written_out()
 
-    values = observe(quartet, rollout, [torch.arange(3)], 1.0).values
+    values = compute_logprobs(models, rollout, [torch.arange(3)], 1.0).values
 
     # The value of the state before a row's last token is the reward model's score of the sequence that ends there.
     for row, prompt in enumerate(PROMPTS):
         length = int(rollout.lengths[row])
         ids = prompt + rollout.completion_ids[row, : length - 1].tolist()
-        quartet.model.set_adapter("reward_model")
+        models.model.set_adapter("reward_model")
         with torch.no_grad():
-            hidden = quartet.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
-            expected = quartet.score_head(hidden[:, -1]).item()
+            hidden = models.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
+            expected = models.score_head(hidden[:, -1]).item()
         torch.testing.assert_close(values[row, length - 1].item(), expected, atol=1e-5, rtol=1e-5)

@@ -7,11 +7,12 @@ from transformers import AutoModelForCausalLM
 from align.config import LoraSettings
 from align.models.adapters import adapter_parameters
 from align.ppo import PpoConfig
-from align.rl.batch_layout import lay_out, micro_batches
-from align.rl.decoding import draw
-from align.rl.experience import completion_texts, observe
-from align.rl.ppo_models import POLICY, REFERENCE, VALUE, active, build_quartet, read_policy, read_values
-from align.rl.rollout import PromptStream, Rollout, SamplingSettings, completion_mask, iterations, sample
+from align.rl.batch_layout import build_layout, micro_batches
+from align.rl.experience import completion_texts, compute_logprobs
+from align.rl.policy_sampling import sample_completions, sample_tokens
+from align.rl.ppo_models import POLICY, REFERENCE, VALUE, compute_policy, compute_values, load_ppo_models
+from align.rl.ppo_settings import SamplingSettings
+from align.rl.rollout import PromptStream, Rollout, completion_mask, count_rollouts
 
 PROMPTS = [[3, 40, 50], [60], [7, 8, 9, 10, 11]]
 STOP, PAD = 2, 0
@@ -19,14 +20,18 @@ SEEDS = [(7, 0), (7, 1), (7, 2)]
 STOPS = list(range(2, 60))
 
 
-def shake(quartet, adapter, seed):
+def shake(models, adapter, seed):
     generator = torch.Generator().manual_seed(seed)
-    for parameter in adapter_parameters(quartet.model, adapter):
+    for parameter in adapter_parameters(models.model, adapter):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
+def sample(models, prompts, sampling, stops, seeds, **options):
+    return sample_completions(models.policy, prompts, sampling, stops, seeds, **options)
+
+
 @pytest.fixture
-def quartet(registry, tiny_base):
+def models(registry, tiny_base):
     config = PpoConfig(
         model="x",
         data="x",
@@ -35,11 +40,11 @@ def quartet(registry, tiny_base):
         lora=LoraSettings(r=4),
         rewards=[{"name": "length", "args": {"target": 1}}],
     )
-    quartet = build_quartet(registry, registry.resolve(str(tiny_base)), None, config)
-    shake(quartet, POLICY, 1)
-    shake(quartet, VALUE, 2)
-    torch.nn.init.normal_(quartet.value_head.weight)
-    return quartet
+    models = load_ppo_models(registry, registry.resolve(str(tiny_base)), None, config)
+    shake(models, POLICY, 1)
+    shake(models, VALUE, 2)
+    torch.nn.init.normal_(models.value_head.weight)
+    return models
 
 
 def test_a_completion_ends_with_its_first_stop_token():
@@ -73,64 +78,66 @@ def test_a_prompt_stream_goes_on_from_its_cursor():
 
 @pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(1.0, -1, 3), (2.0, -1, 5), (0.1, -1, 1), (1.0, 7, 7)])
 def test_number_of_rollouts_for_twenty_prompts_in_batches_of_eight(epochs, max_steps, expected):
-    assert iterations(20, 8, epochs, max_steps) == expected
+    assert count_rollouts(20, 8, epochs, max_steps) == expected
 
 
-def test_completions_come_from_the_policy_whatever_was_active_before(quartet):
+def test_completions_come_from_the_policy_whatever_was_active_before(models):
     """At a temperature near 0 sampling is greedy, so each token is the policy's most likely one."""
-    with active(quartet, VALUE):
+    with models.active(VALUE):
         pass
-    quartet.model.set_adapter(VALUE)
+    models.model.set_adapter(VALUE)
 
-    rollout = sample(quartet, PROMPTS, SamplingSettings(temperature=1e-6, max_new_tokens=5), [STOP], SEEDS)
+    rollout = sample_completions(
+        models.policy, PROMPTS, SamplingSettings(temperature=1e-6, max_new_tokens=5), [STOP], SEEDS
+    )
 
-    with torch.no_grad(), active(quartet, POLICY):
+    with torch.no_grad(), models.active(POLICY):
         for row, prompt in enumerate(PROMPTS):
             ids = list(prompt)
             for token in rollout.completion_ids[row, : rollout.lengths[row]].tolist():
-                assert quartet.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item() == token
+                assert models.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item() == token
                 ids.append(token)
 
 
-def test_a_models_own_generation_defaults_do_not_bend_the_sampling(quartet):
-    plain = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=12), [STOP], SEEDS)
-    defaults = quartet.model.get_base_model().generation_config
+def test_a_models_own_generation_defaults_do_not_bend_the_sampling(models):
+    plain = sample(models, PROMPTS, SamplingSettings(max_new_tokens=12), [STOP], SEEDS)
+    defaults = models.model.get_base_model().generation_config
     defaults.update(top_k=1, top_p=0.1, repetition_penalty=3.0, min_p=0.9, no_repeat_ngram_size=1, suppress_tokens=[5])
     defaults.update(bad_words_ids=[[6]], min_new_tokens=12, typical_p=0.1, epsilon_cutoff=0.5, eta_cutoff=0.5)
 
-    bent = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=12), [STOP], SEEDS)
+    bent = sample(models, PROMPTS, SamplingSettings(max_new_tokens=12), [STOP], SEEDS)
 
     assert torch.equal(plain.completion_ids, bent.completion_ids)
 
 
-def test_a_row_says_the_same_whatever_is_sampled_beside_it(quartet):
+def test_a_row_says_the_same_whatever_is_sampled_beside_it(models):
     sampling = SamplingSettings(max_new_tokens=12, top_p=0.9)
     torch.manual_seed(1)
-    together = sample(quartet, PROMPTS, sampling, STOPS, SEEDS)
+    together = sample(models, PROMPTS, sampling, STOPS, SEEDS)
     torch.manual_seed(2)
-    in_parts = sample(quartet, PROMPTS, sampling, STOPS, SEEDS, at_once=2)
-    alone = [sample(quartet, [prompt], sampling, STOPS, [seed]) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
+    in_parts = sample(models, PROMPTS, sampling, STOPS, SEEDS, batch_size=2)
+    alone = [sample(models, [prompt], sampling, STOPS, [seed]) for prompt, seed in zip(PROMPTS, SEEDS, strict=True)]
 
     assert len({len(ids) for ids in together.completions}) > 1
     assert together.completions == in_parts.completions == [part.completions[0] for part in alone]
     assert together.prompts == in_parts.prompts == PROMPTS
-    assert together.completions != sample(quartet, PROMPTS, sampling, STOPS, SEEDS[::-1]).completions
+    assert together.completions != sample(models, PROMPTS, sampling, STOPS, SEEDS[::-1]).completions
 
 
-def test_a_prompt_that_is_read_once_for_all_its_completions_gives_the_same_tokens(quartet):
+def test_a_prompt_that_is_read_once_for_all_its_completions_gives_the_same_tokens(models):
     """Five completions of each of two prompts, against ten rows of which each reads its own prompt."""
     prompts, seeds = [PROMPTS[0]] * 5 + [PROMPTS[2]] * 5, [(3, row) for row in range(10)]
     sampling = SamplingSettings(max_new_tokens=12)
     read = []
-    backbone = quartet.model.get_base_model().base_model
+    backbone = models.model.get_base_model().base_model
     hook = backbone.register_forward_pre_hook(
         lambda _, __, given: read.append(given["input_ids"].shape), with_kwargs=True
     )
 
-    shared = sample(quartet, prompts, sampling, STOPS, seeds)
+    shared = sample(models, prompts, sampling, STOPS, seeds)
     hook.remove()
 
-    alone = [sample(quartet, [prompt], sampling, STOPS, [seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
+    alone = [sample(models, [prompt], sampling, STOPS, [seed]) for prompt, seed in zip(prompts, seeds, strict=True)]
     assert read[0] == (2, 5)
     assert read[1][0] > 2
     assert shared.completions == [part.completions[0] for part in alone]
@@ -139,14 +146,14 @@ def test_a_prompt_that_is_read_once_for_all_its_completions_gives_the_same_token
         torch.testing.assert_close(shared.logprobs[row, : part.logprobs.shape[1]], part.logprobs[0])
 
 
-def test_a_completion_that_has_ended_is_no_longer_computed(quartet):
+def test_a_completion_that_has_ended_is_no_longer_computed(models):
     computed = []
-    backbone = quartet.model.get_base_model().base_model
+    backbone = models.model.get_base_model().base_model
     hook = backbone.register_forward_pre_hook(
         lambda _, __, given: computed.append(len(given["input_ids"])), with_kwargs=True
     )
 
-    rollout = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=12), STOPS, SEEDS)
+    rollout = sample(models, PROMPTS, SamplingSettings(max_new_tokens=12), STOPS, SEEDS)
     hook.remove()
 
     assert len(set(rollout.lengths.tolist())) > 1
@@ -154,13 +161,15 @@ def test_a_completion_that_has_ended_is_no_longer_computed(quartet):
     assert sum(computed[1:]) == int((rollout.lengths - 1).sum())
 
 
-def test_sampled_logprobs_and_entropies_are_those_of_a_whole_pass(quartet):
-    rollout = sample(quartet, PROMPTS, SamplingSettings(max_new_tokens=9, temperature=0.7, top_p=0.8), STOPS, SEEDS)
+def test_sampled_logprobs_and_entropies_are_those_of_a_whole_pass(models):
+    rollout = sample_completions(
+        models.policy, PROMPTS, SamplingSettings(max_new_tokens=9, temperature=0.7, top_p=0.8), STOPS, SEEDS
+    )
 
-    observed = observe(quartet, rollout, [torch.arange(3)], 0.7)
+    logprobs = compute_logprobs(models, rollout, [torch.arange(3)], 0.7)
 
-    torch.testing.assert_close(rollout.logprobs, observed.logprobs, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(rollout.entropy, observed.entropy, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rollout.logprobs, logprobs.policy, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rollout.entropy, logprobs.entropy, atol=1e-5, rtol=1e-5)
 
 
 def test_draws_invert_the_distribution():
@@ -168,15 +177,15 @@ def test_draws_invert_the_distribution():
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(6, 3)
     uniform = torch.tensor([0.0, 0.499, 0.501, 0.799, 0.801, 0.9999], dtype=torch.float64)
 
-    assert draw(logits, uniform, 1.0, 1.0).tokens.tolist() == [0, 0, 1, 1, 2, 2]
+    assert sample_tokens(logits, uniform, 1.0, 1.0).tokens.tolist() == [0, 0, 1, 1, 2, 2]
     shares = torch.tensor([0.0, 0.62, 0.63, 0.9, 0.99, 0.9999], dtype=torch.float64)
-    assert draw(logits, shares, 1.0, 0.6).tokens.tolist() == [0, 0, 1, 1, 1, 1]
+    assert sample_tokens(logits, shares, 1.0, 0.6).tokens.tolist() == [0, 0, 1, 1, 1, 1]
 
 
 def test_a_token_of_no_probability_is_never_drawn():
     logits = torch.tensor([[float("-inf"), 1.0, float("-inf")]]).expand(2, 3)
 
-    drawn = draw(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0, 1.0)
+    drawn = sample_tokens(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0, 1.0)
 
     assert drawn.tokens.tolist() == [1, 1]
     assert drawn.entropy.tolist() == [0.0, 0.0]
@@ -193,7 +202,7 @@ def rollout():
 
 
 def test_a_padded_batch_has_no_column_of_padding_only(rollout):
-    layout = lay_out(rollout, torch.tensor([0, 2]), packed=False)
+    layout = build_layout(rollout, torch.tensor([0, 2]), packed=False)
 
     assert layout.inputs["input_ids"].tolist() == [[PAD, PAD, 3, 40, 50, 21, STOP], [7, 8, 9, 10, 11, STOP, PAD]]
     assert layout.inputs["attention_mask"].tolist() == [[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]]
@@ -201,7 +210,7 @@ def test_a_padded_batch_has_no_column_of_padding_only(rollout):
     assert layout.targets.tolist() == [21, STOP, STOP]
     assert layout.sources.tolist() == [4, 5, 7 + 4]
     assert layout.last.tolist() == [6, 7 + 5]
-    assert layout.spread(torch.tensor([1.0, 2.0, 3.0])).tolist() == [[1, 2], [3, 0]]
+    assert layout.scatter(torch.tensor([1.0, 2.0, 3.0])).tolist() == [[1, 2], [3, 0]]
 
 
 def test_a_packed_batch_holds_no_padding_and_a_shared_prompt_once():
@@ -211,14 +220,14 @@ def test_a_packed_batch_holds_no_padding_and_a_shared_prompt_once():
     mask = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     rollout = Rollout(prompt_ids, (prompt_ids != PAD).long(), torch.tensor(completions), mask, mask[:, 0] == 1)
 
-    layout = lay_out(rollout, torch.arange(3), packed=True)
+    layout = build_layout(rollout, torch.arange(3), packed=True)
 
     assert layout.inputs["input_ids"].tolist() == [[3, 40, 50, 21, STOP, 31, 60, 61, STOP]]
     assert layout.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2]]
     assert layout.sources.tolist() == [2, 3, 2, 7]
     assert layout.targets.tolist() == [21, STOP, 31, STOP]
     assert layout.last.tolist() == [4, 5, 8]
-    assert layout.spread(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [[1, 2], [3, 0], [4, 0]]
+    assert layout.scatter(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [[1, 2], [3, 0], [4, 0]]
 
 
 def test_padded_micro_batches_are_of_like_length_and_packed_ones_of_neighbours(rollout):
@@ -230,7 +239,7 @@ def test_padded_micro_batches_are_of_like_length_and_packed_ones_of_neighbours(r
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_no_pass_computes_logits_of_a_whole_batch(quartet, rollout, packed):
+def test_no_pass_computes_logits_of_a_whole_batch(models, rollout, packed):
     largest = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -240,61 +249,61 @@ def test_no_pass_computes_logits_of_a_whole_batch(quartet, rollout, packed):
             largest.extend(shape.numel() for shape in shapes if shape[-1] == 320)
             return made
 
-    quartet.packs = packed
-    layout = lay_out(rollout, torch.arange(3), packed=packed)
-    with Watch(), active(quartet, POLICY):
-        read_policy(quartet, layout, 1.0).logprobs.sum().backward()
+    models.packed = packed
+    layout = build_layout(rollout, torch.arange(3), packed=packed)
+    with Watch(), models.active(POLICY):
+        compute_policy(models, layout, 1.0).logprobs.sum().backward()
 
     # Seven completion tokens against 320 words, of 15 tokens that were read.
     assert max(largest) == 7 * 320
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_logprobs_and_values_equal_those_of_each_sequence_alone(quartet, rollout, packed):
-    quartet.packs = packed
-    observed = observe(quartet, rollout, [torch.arange(3)], 0.7)
+def test_logprobs_and_values_equal_those_of_each_sequence_alone(models, rollout, packed):
+    models.packed = packed
+    logprobs = compute_logprobs(models, rollout, [torch.arange(3)], 0.7)
 
     for row, prompt in enumerate(PROMPTS):
         length = int(rollout.lengths[row])
         answer = rollout.completion_ids[row, :length].tolist()
         ids = torch.tensor([prompt + answer])
         with torch.no_grad():
-            with active(quartet, POLICY):
-                logits = quartet.model(input_ids=ids).logits[0, len(prompt) - 1 : -1] / 0.7
-            with active(quartet, VALUE):
-                hidden = quartet.model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+            with models.active(POLICY):
+                logits = models.model(input_ids=ids).logits[0, len(prompt) - 1 : -1] / 0.7
+            with models.active(VALUE):
+                hidden = models.model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
             expected = logits.log_softmax(-1)[range(length), answer]
-            values = quartet.value_head(hidden[0, len(prompt) - 1 : -1]).squeeze(-1)
-        torch.testing.assert_close(observed.logprobs[row, :length], expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(observed.values[row, :length], values, atol=1e-5, rtol=1e-5)
-        assert (observed.logprobs[row, length:] == 0).all()
+            values = models.value_head(hidden[0, len(prompt) - 1 : -1]).squeeze(-1)
+        torch.testing.assert_close(logprobs.policy[row, :length], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logprobs.values[row, :length], values, atol=1e-5, rtol=1e-5)
+        assert (logprobs.policy[row, length:] == 0).all()
 
 
-def test_without_an_adapter_to_start_from_the_reference_is_the_bare_base(quartet, rollout, tiny_base):
-    observed = observe(quartet, rollout, [torch.arange(3)], 1.0)
+def test_without_an_adapter_to_start_from_the_reference_is_the_bare_base(models, rollout, tiny_base):
+    logprobs = compute_logprobs(models, rollout, [torch.arange(3)], 1.0)
 
     plain = AutoModelForCausalLM.from_pretrained(tiny_base)
     for row, (prompt, answer) in enumerate(zip(rollout.prompts, rollout.completions, strict=True)):
         with torch.no_grad():
             logits = plain(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1)[range(len(answer)), answer]
-        torch.testing.assert_close(observed.ref_logprobs[row, : len(answer)], expected)
-    assert quartet.reference is None
-    assert not any(REFERENCE in key for key, _ in quartet.model.named_parameters())
+        torch.testing.assert_close(logprobs.reference[row, : len(answer)], expected)
+    assert models.reference is None
+    assert not any(REFERENCE in key for key, _ in models.model.named_parameters())
 
 
-def test_the_policy_is_active_at_rest_and_alone_takes_gradients(quartet, rollout):
-    with active(quartet, VALUE):
-        read_values(quartet, lay_out(rollout, torch.arange(3), packed=True)).sum().backward()
+def test_the_policy_is_active_at_rest_and_alone_takes_gradients(models, rollout):
+    with models.active(VALUE):
+        compute_values(models, build_layout(rollout, torch.arange(3), packed=True)).sum().backward()
 
-    assert quartet.model.active_adapter == POLICY
-    assert all(parameter.grad is None for parameter in quartet.policy_parameters())
-    assert all(parameter.grad is not None for parameter in quartet.value_parameters())
-    assert all(parameter.requires_grad for parameter in quartet.policy_parameters())
+    assert models.model.active_adapter == POLICY
+    assert all(parameter.grad is None for parameter in models.policy_parameters())
+    assert all(parameter.grad is not None for parameter in models.value_parameters())
+    assert all(parameter.requires_grad for parameter in models.policy_parameters())
 
 
-def test_texts_hold_neither_stop_token_nor_padding(quartet, rollout):
-    tokenizer = quartet.loaded.tokenizer
+def test_texts_hold_neither_stop_token_nor_padding(models, rollout):
+    tokenizer = models.loaded.tokenizer
 
     texts = completion_texts(tokenizer, rollout)
 

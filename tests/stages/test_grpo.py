@@ -17,7 +17,7 @@ from align.data.render import render_prompts, stop_token_ids
 from align.errors import DataError, MachineError, PreemptedError, UsageError
 from align.grpo import GrpoConfig
 from align.registry import Registry, open_registry
-from align.rewards import _REGISTERED, reward
+from align.rewards import reward
 from align.rl.vllm_settings import check_vllm, vllm_arguments
 from align.training.command import main, run_stage
 
@@ -117,14 +117,11 @@ def test_a_reward_reads_the_record_its_prompt_comes_from(shared, settings, sums)
     seen = []
 
     @reward(needs=("answer",))
-    def spy(record, completion):
+    def spies(record, completion):
         seen.append((record.prompt[0]["content"], record.answer, completion))
         return float(len(completion))
 
-    try:
-        train(shared, settings, "spied", rewards=[{"name": "spy", "weight": 0.5}, *EGG, *EGG])
-    finally:
-        del _REGISTERED.known["spy"]
+    train(shared, settings, "spied", rewards=[{"name": "spies", "weight": 0.5}, *EGG, *EGG])
 
     asked = {record.prompt[0]["content"]: record.answer for record in load_records(str(sums), view="prompt").records}
     assert len(seen) == 16
@@ -134,7 +131,8 @@ def test_a_reward_reads_the_record_its_prompt_comes_from(shared, settings, sums)
     assert len({group[0][0] for group in groups}) == 4
     row = logged(shared, "spied")[0]
     assert row["reward"] == pytest.approx(
-        0.5 * row["rewards/spy/mean"] + row["rewards/keyword/mean"] + row["rewards/keyword-2/mean"], abs=1e-5
+        0.5 * row["rewards/spies/mean"] + row["rewards/keyword/mean"] + row["rewards/keyword-2/mean"],
+        abs=1e-5,
     )
     samples = [json.loads(line) for line in (folder_of(shared, "spied") / "samples.jsonl").read_text().splitlines()]
     assert [sample["step"] for sample in samples] == [1, 2]

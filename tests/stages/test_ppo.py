@@ -18,10 +18,8 @@ from align.models.adapters import adapter_parameters, digests_of_base, save_adap
 from align.models.heads import start_reward
 from align.models.loading import Precision
 from align.ppo import STAGE, PpoConfig, ppo
-from align.registry.durable import read_seal, seal
 from align.rewards import reward
 from align.rl.ppo_models import POLICY, REFERENCE, REWARD, VALUE
-from align.training.checkpoints import SEAL
 from align.training.command import main, run_stage
 from align.training.folder import open_run
 
@@ -139,7 +137,7 @@ def test_kl_is_exactly_zero_and_ratio_exactly_one_before_the_first_update(
         "reward_model": "judge" if learned else None,
         "lora": {"r": 4, "dropout": 0.2},
         "gradient_checkpointing": checkpointing,
-        "kl_estimator": "k3" if learned else "k1",
+        "shaping": {"kl_estimator": "k3" if learned else "k1"},
     }
 
     run_stage(STAGE, build(PpoConfig, settings), registry)
@@ -215,11 +213,11 @@ def test_the_estimator_of_the_kl_that_is_logged_changes_nothing_that_is_learned(
 def test_the_policy_is_not_read_again_once_sampling_is_known_to_say_the_same(registry, sft, settings, monkeypatch):
     from align.rl import experience as scoring
 
-    read, plain = [], scoring.read_policy
+    read, plain = [], scoring.compute_policy
     monkeypatch.setattr(
         scoring,
-        "read_policy",
-        lambda quartet, *rest: read.append(quartet.model.active_adapter) or plain(quartet, *rest),
+        "compute_policy",
+        lambda models, *rest: read.append(models.model.active_adapter) or plain(models, *rest),
     )
 
     run_stage(STAGE, build(PpoConfig, settings | {"model": "sft", "max_steps": 3}), registry)
@@ -319,40 +317,6 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(registry, sft, rew
     assert timeless[0] == timeless[1]
 
 
-def as_before_the_settings_grew(folder):
-    """Rewrite what a run has kept as the version of the program wrote it that had fewer settings."""
-
-    def older(kept):
-        shaping = kept.pop("shaping")
-        kept.pop("value")
-        kept["sampling"] = {key: kept["sampling"][key] for key in list(kept["sampling"])[:3]}
-        kept["sampling"]["missing_eos_penalty"] = 1.0
-        return kept | {key: shaping[key] for key in ("kl_estimator", "whiten")} | {"eval_steps": 100}
-
-    (folder / "run.json").write_text(json.dumps(older(json.loads((folder / "run.json").read_text()))))
-    (checkpoint,) = folder.glob("checkpoint-*")
-    state = torch.load(checkpoint / "ppo_state.pt", weights_only=True)
-    kept = {key: value for key, value in state.items() if key not in ("scores", "trusted", "packs")}
-    torch.save(kept | {"random": state["random"][0]}, checkpoint / "ppo_state.pt")
-    sealed = read_seal(checkpoint, SEAL)
-    seal(checkpoint, {"step": 1, "fingerprint": older(sealed["fingerprint"]), "progress": "{}"}, SEAL)
-
-
-def test_a_run_from_before_the_settings_grew_goes_on(registry, sft, settings, capsys):
-    settings |= {"model": "sft", "rewards": [{"name": "stops_in_this_test"}], "kl_estimator": "k3"}
-    stop_at(8)
-    config = build(PpoConfig, settings)
-    with pytest.raises(PreemptedError):
-        run_stage(STAGE, config, registry)
-    (folder,) = registry.runs_dir("tuned").iterdir()
-    as_before_the_settings_grew(folder)
-
-    run_stage(STAGE, config, registry, resume=True)
-
-    assert "resuming from step 1" in capsys.readouterr().out
-    assert [row["step"] for row in logged(registry)] == [1, 2]
-
-
 def test_an_allowed_change_of_learning_rate_takes_effect(registry, sft, settings):
     settings |= {"model": "sft", "rewards": [{"name": "stops_in_this_test"}], "max_steps": 4}
     settings |= {"lr_scheduler_type": "constant"}
@@ -401,7 +365,7 @@ def test_completions_cut_before_they_stop_lose_the_penalty(registry, sft, settin
 
 @pytest.mark.parametrize("whiten", [[], ["rewards"], ["rewards", "advantages"]])
 def test_whitening_can_be_chosen(registry, sft, settings, whiten):
-    run_stage(STAGE, build(PpoConfig, settings | {"model": "sft", "whiten": whiten}), registry)
+    run_stage(STAGE, build(PpoConfig, settings | {"model": "sft", "shaping": {"whiten": whiten}}), registry)
 
     assert len(logged(registry)) == 2
 

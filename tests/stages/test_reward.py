@@ -20,8 +20,8 @@ from align.models.loading import Precision
 from align.models.scorer import score_sequences
 from align.ppo import PpoConfig
 from align.registry import Registry, open_registry
-from align.rl.experience import learned_scores
-from align.rl.ppo_models import build_quartet
+from align.rl.experience import compute_reward_model_scores
+from align.rl.ppo_models import load_ppo_models
 from align.rl.rollout import Rollout, completion_mask
 from align.schema import assistant, user
 from align.training.command import main
@@ -134,11 +134,11 @@ def test_a_saved_reward_model_gives_equal_scores_wherever_it_is_loaded(trained, 
 
     continued = start_reward(trained, judge, LoraSettings(), precision)
     config = PpoConfig(model="policy", data="x", name="x", bf16=False, quantization=quantization, reward_model="judge")
-    quartet = build_quartet(trained, trained.resolve("policy"), judge, config)
+    models = load_ppo_models(trained, trained.resolve("policy"), judge, config)
 
     assert np.ptp(expected) > 0.01
     np.testing.assert_allclose(score_sequences(continued, SEQUENCES, 3), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(ppo_scores(quartet), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ppo_scores(models), expected, rtol=1e-5, atol=1e-6)
     if quantization == "none":
         _, model = plain_scorer(folder_of(trained, "judge"), tiny_base)
         with torch.no_grad():
@@ -146,14 +146,14 @@ def test_a_saved_reward_model_gives_equal_scores_wherever_it_is_loaded(trained, 
         np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=1e-6)
 
 
-def ppo_scores(quartet) -> np.ndarray:
+def ppo_scores(models) -> np.ndarray:
     """The scores inside PPO, of the sequences cut into a prompt of two tokens and a completion."""
     prompts = torch.tensor([ids[:2] for ids in SEQUENCES])
     width = max(map(len, SEQUENCES)) - 2
     completions = torch.tensor([ids[2:] + [0] * (width - len(ids) + 2) for ids in SEQUENCES])
     mask = (torch.arange(width) < torch.tensor([[len(ids) - 2] for ids in SEQUENCES])).long()
     rollout = Rollout(prompts, torch.ones_like(prompts), completions, mask, *completion_mask(completions, [2])[1:])
-    return learned_scores(quartet, rollout, [torch.arange(3)]).numpy()
+    return compute_reward_model_scores(models, rollout, [torch.arange(3)]).numpy()
 
 
 def test_the_head_is_kept_and_computed_in_full_precision_over_a_base_in_bf16(tiny_base, registry):

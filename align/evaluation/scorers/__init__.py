@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, overload
 
 from align.data.reasoning import answer_of
 from align.errors import DataError
-from align.rewards.named_functions import Named
+from align.rewards.named_functions import NamedFunctions
 from align.schema import Record
 
 ScoreFunction = Callable[[Record, Any], dict[str, float]]
@@ -67,7 +67,7 @@ def _lacks(record: Record, field: str) -> bool:
     return record.meta.get(key) is None if owner == "meta" else getattr(record, field) is None
 
 
-_REGISTERED: Named[Scorer] = Named("scorer", __name__)
+_REGISTERED: NamedFunctions[Scorer] = NamedFunctions("scorer", __name__)
 scorer_named, scorer_names = _REGISTERED.find, _REGISTERED.names
 
 

@@ -1,0 +1,164 @@
+"""The rewards that settings name, as a weighted sum: arguments, data and values are checked."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from align.config import Settings
+from align.data.reasoning import answer_of
+from align.errors import DataError, shorten
+from align.rewards import Reward, RewardContext, RewardFunction, find_reward
+from align.schema import Record
+
+if TYPE_CHECKING:
+    from align.registry import Checkpoint
+
+
+class RewardSettings(Settings):
+    """One reward of the list in YAML."""
+
+    name: str
+    """a registered reward"""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """factor of its value in the sum"""
+    args: dict[str, Any] = Field(default={})
+    """its keyword arguments"""
+
+
+@dataclass
+class _WeightedReward:
+    """A reward of the sum; `label` is its name, numbered where the same one is in the sum more than once."""
+
+    label: str
+    weight: float
+    reward: Reward
+    args: dict[str, Any]
+    loaded: RewardFunction | None = None
+    """for a reward that loads a model: the function that scores, once it is loaded"""
+
+    def load(self, context: RewardContext) -> Iterator[Checkpoint]:
+        if self.reward.loads_model:
+            self.loaded, checkpoint = self.reward.function(context, **self.args)
+            yield checkpoint
+
+    def score(self, records: Sequence[Record], completions: Sequence[str]) -> list[float]:
+        """Return one number a completion; DataError, naming reward, record and completion, for anything else."""
+        if self.reward.answer_only:
+            completions = [answer_of(completion) for completion in completions]
+        if not self.reward.batched:
+            pairs = zip(records, completions, strict=True)
+            return [self._number(self._call(*pair, pair), *pair) for pair in pairs]
+        first = (records[0], completions[0])
+        values = self._call(records, completions, first)
+        if not _is_list(values) or len(values) != len(completions):
+            raise DataError(
+                f"reward {self.label}: returned {_described(values)} for {len(completions)} completions, the first "
+                f"{_quote(*first)}; expected one number a completion; correct the reward"
+            )
+        return [self._number(*row) for row in zip(values, records, completions, strict=True)]
+
+    def _call(self, records: Any, completions: Any, first: tuple[Record, str]) -> Any:
+        if self.reward.loads_model:
+            assert self.loaded is not None, "a reward that loads a model is loaded first"
+            return self.loaded(records, completions)
+        try:
+            return self.reward.function(records, completions, **self.args)
+        except Exception as error:  # A user's program may raise anything; the row it raised at is what helps.
+            rows = f"for {len(completions)} completions, the first" if self.reward.batched else "for the completion"
+            raise DataError(
+                f"reward {self.label}: raised {type(error).__name__} {rows} {_quote(*first)}: {shorten(str(error))}; "
+                "correct the reward or the row; --debug shows where"
+            ) from error
+
+    def _number(self, value: Any, record: Record, completion: str) -> float:
+        number = _as_number(value)
+        if number is None or not math.isfinite(number):
+            raise DataError(
+                f"reward {self.label}: returned {_described(value)} for the completion {_quote(record, completion)}; "
+                "expected one finite number; correct the reward"
+            )
+        return number
+
+
+def _quote(record: Record, completion: str) -> str:
+    return f"{shorten(completion)} of {record.where}"
+
+
+def _weighted(settings: Sequence[RewardSettings], setting: str) -> Iterator[_WeightedReward]:
+    times: Counter[str] = Counter()
+    for item in settings:
+        reward = find_reward(item.name, setting)
+        times[item.name] += 1
+        # Names are Python names, so a label with a dash is never the name of another reward.
+        label = item.name if times[item.name] == 1 else f"{item.name}-{times[item.name]}"
+        yield _WeightedReward(label, item.weight, reward, reward.validate_args(f"{setting}: {item.name}", item.args))
+
+
+class WeightedRewards:
+    """The weighted sum of some rewards; `setting` begins the UsageError for an unknown name or a wrong argument."""
+
+    def __init__(self, settings: Sequence[RewardSettings], setting: str = "rewards"):
+        self._rewards = list(_weighted(settings, setting))
+
+    @property
+    def names(self) -> list[str]:
+        """The rewards' names, in order; the second of a name is called `name-2`, and so on."""
+        return [item.label for item in self._rewards]
+
+    def load(self, context: RewardContext) -> list[Checkpoint]:
+        """Load the models that rewards read, and return their checkpoints; needed before such a reward scores."""
+        return [checkpoint for item in self._rewards for checkpoint in item.load(context)]
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Raise DataError for the first record that lacks a field some reward needs."""
+        for reward in (item.reward for item in self._rewards):
+            for record in records:
+                missing = next((field for field in reward.needs if getattr(record, field) is None), None)
+                if missing:
+                    raise DataError(
+                        f"reward {reward.name}: needs the field {missing}; {record.where} has none; "
+                        "add it to the data or take another reward"
+                    )
+
+    def score_all(self, records: Sequence[Record], completions: Sequence[str]) -> list[dict[str, float]]:
+        """Return the unweighted value of every reward by name, for every completion."""
+        if not completions:
+            return []
+        columns = [item.score(records, completions) for item in self._rewards]
+        return [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)] or [
+            {} for _ in completions
+        ]
+
+    def score_one(self, name: str, records: Sequence[Record], completions: Sequence[str]) -> list[float]:
+        """Return the unweighted values of one of `names`, for every completion."""
+        return next(item for item in self._rewards if item.label == name).score(records, completions)
+
+    def total(self, values: dict[str, float]) -> float:
+        """Return the weighted sum of one completion's values."""
+        return sum(item.weight * values[item.label] for item in self._rewards)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1
+
+
+def _as_number(value: Any) -> float | None:
+    """Return a reward's value as a number, also from an array of one; None when it is anything else."""
+    try:
+        single = value.item() if getattr(value, "ndim", 0) else value
+        # Text has no __float__, though float() reads it: a reward that returns text is a mistake.
+        return float(single) if hasattr(single, "__float__") or hasattr(single, "__index__") else None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+
+
+def _described(value: Any) -> str:
+    if getattr(value, "ndim", 0) or isinstance(value, list | tuple):
+        return f"{len(value)} values, {shorten(value)},"
+    return shorten(value)
