@@ -1,4 +1,7 @@
-"""Write docs/reference.md, every command with every option, from the code: `python docs/make_reference.py`."""
+"""Write the generated pages, docs/reference.md and docs/decisions/index.md: `python docs/make_reference.py`.
+
+`make docs` calls it through mkdocs (`hooks` of mkdocs.yml), so the pages are not kept in git and never out of date.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ from align.command_line import Option, options_of
 from align.data.catalog import DatasetConfig
 from align.rewards import find_reward, reward_names
 
-PAGE = Path(__file__).with_name("reference.md")
+DOCS = Path(__file__).parent
+PAGE = DOCS / "reference.md"
+DECISIONS = DOCS / "decisions" / "index.md"
 
 _OPENING = """# Reference
 
-Every command and every option, written by `python docs/make_reference.py` from the code. Settings go into a YAML file
+Every command and every option, written from the code. Settings go into a YAML file
 or onto the command line as `key=value` or `--key value`; the switches `--registry DIR`, `--dry-run`, `--resume`,
 `--allow-change KEY`, `--print_config` and `--debug` are the same for every stage.
 """
@@ -91,5 +96,20 @@ def _first_sentence(documented: Any) -> str:
     return _cell((inspect.getdoc(documented) or "").split("\n\n")[0].replace("\n", " "))
 
 
+def decisions() -> str:
+    """Return the index of the decision notes: number, title and link, in order."""
+    notes = sorted(DECISIONS.parent.glob("[0-9]*.md"))
+    titles = [note.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for note in notes]
+    lines = [f"- [{title}]({note.name})" for title, note in zip(titles, notes, strict=True)]
+    return "\n".join(["# Decisions", "", "Short notes on choices that were not obvious.", "", *lines, ""])
+
+
+def on_pre_build(config: Any) -> None:
+    """Write what has changed; mkdocs calls this before it looks for pages."""
+    for page, text in ((PAGE, reference()), (DECISIONS, decisions())):
+        if not page.is_file() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(reference(), encoding="utf-8")
+    on_pre_build(None)
