@@ -1,4 +1,4 @@
-"""Battles: who is compared with whom, what was said, when a vote counts and what it says. Knows no page."""
+"""Battles: models answering the same conversation, up to the vote; knows nothing of the page."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from align.engine.protocol import (
 from align.schema import Message, Messages, assistant, user
 
 FRAME_SECONDS = 0.05
-"""A page that redraws for every token spends its time redrawing; twenty frames a second look as smooth."""
+"""between two updates of a page: redrawing for every token would be slower and no smoother"""
 SCORE_SECONDS = 2.0
-"""How long a vote waits for the reward model's scores before it is kept without them."""
+"""for which a vote waits for the reward model's scores before it is stored without them"""
 
 Phase = Literal["open", "streaming", "answered", "failed", "voted"]
 
 
 class ActionRefused(Exception):
-    """Something a visitor asked for that cannot be done now; its text is a key of the page's catalogue."""
+    """A visitor's action that is not possible now; its text is a key of `PAGE_TEXTS`."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model that takes part, with the digest of its manifest."""
+    """A compared model, with the digest of its manifest."""
 
     reference: str
     digest: str | None = None
@@ -52,7 +52,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a page compares, for as long as it runs."""
+    """The models that a page compares."""
 
     contestants: tuple[Contestant, ...]
     blind: bool
@@ -63,27 +63,27 @@ class Setup:
 
     @property
     def panes(self) -> int:
-        """Blind battles are between two; a named page shows everybody."""
+        """Number of panes: two in blind battles, else one per model."""
         return 2 if self.blind else len(self.contestants)
 
 
 @dataclass
 class Turn:
-    """How one answer was asked for, and what became of it in each pane."""
+    """The sampling of one round of answers, and its outcome in each pane."""
 
     sampling: Sampling
     seed: int
     regenerated: int = 0
     outcomes: list[RowDone | None] = field(default_factory=list)
     truncated: bool = False
-    """whether any of the answers was stopped before its end"""
+    """some answer was stopped before its end"""
     scores: list[float | None] = field(default_factory=list)
-    """the reward model's, where there is one and it had time"""
+    """the reward model's, where there is one and it was in time"""
 
 
 @dataclass
 class Pane:
-    """One contestant's side of the conversation."""
+    """One model's side of the conversation."""
 
     contestant: Contestant
     messages: Messages = field(default_factory=list)
@@ -92,10 +92,10 @@ class Pane:
     error: str | None = None
 
     def shown(self) -> Messages:
-        """The conversation with the answer as far as it has come, without the system turn."""
-        ended = bool(self.messages) and self.messages[-1]["role"] == "assistant"
-        growing = [assistant(self.answer)] if self.answer and not ended else []
-        return [message for message in self.messages if message["role"] != "system"] + growing
+        """Return the conversation with the answer so far, without the system message."""
+        answered = bool(self.messages) and self.messages[-1]["role"] == "assistant"
+        partial = [assistant(self.answer)] if self.answer and not answered else []
+        return [message for message in self.messages if message["role"] != "system"] + partial
 
 
 @dataclass
@@ -107,27 +107,27 @@ class Battle:
     phase: Phase = "open"
     turns: list[Turn] = field(default_factory=list)
     nonce: str = ""
-    """what a vote must name: it is valid for these answers only, and once"""
+    """a vote must repeat it: valid for these answers only, and once"""
     choice: str | None = None
     handle: Handle | None = None
     scoring: Future[None] | None = None
     review: dict[str, Any] | None = None
-    """which item of which review queue this is; nothing more is asked in one"""
+    """item of a review queue; such a battle takes no further prompt"""
     salt: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
-    """drawn for this battle alone and never sent to a browser; mixed into the seed of blind answers"""
+    """secret of this battle, never sent to a browser; mixed into the seed of blind answers"""
     lock: threading.RLock = field(default_factory=threading.RLock)
     settled: threading.Event | None = None
-    """set once the answers are not drawn any more; None when nobody ever drew them while they were written"""
+    """set when the page has stopped redrawing the answers; None when it never did while they were generated"""
 
     @property
     def votable(self) -> bool:
-        """Whether every pane has an answer, be it an unfinished one, that nobody has judged yet."""
+        """Whether every pane has an answer, finished or not, and there is no vote yet."""
         if self.phase == "streaming":
             return all(pane.error is None and pane.answer.strip() for pane in self.panes)
         return self.phase == "answered"
 
     def apply(self, event: Event, turn: Turn) -> None:
-        """Take in what the engine says about one pane's answer in a turn; too late, it changes no answer."""
+        """Apply an engine event to one pane of a turn; after the turn has ended only its outcome is recorded."""
         with self.lock:
             if turn is not self.turns[-1]:
                 return
@@ -144,7 +144,7 @@ class Battle:
                 pane.error = event.message
 
     def end_turn(self, turn: Turn) -> bool:
-        """Close the answers of a turn as they are now; False when that was done before."""
+        """End a turn with the answers as they are; False when it had ended before."""
         with self.lock:
             if turn is not self.turns[-1] or self.phase != "streaming":
                 return False
@@ -153,14 +153,14 @@ class Battle:
             for pane in self.panes:
                 if pane.done is None and pane.error is None and pane.answer.strip():
                     pane.messages.append(assistant(pane.answer))
-            whole = all(pane.messages[-1]["role"] == "assistant" for pane in self.panes)
-            self.phase = "answered" if whole else "failed"
-            self.nonce = self.nonce if whole else ""
+            complete = all(pane.messages[-1]["role"] == "assistant" for pane in self.panes)
+            self.phase = "answered" if complete else "failed"
+            self.nonce = self.nonce if complete else ""
             return True
 
 
 class Arena:
-    """Runs battles on an engine and keeps the votes. One for a page, shared by its visitors."""
+    """Runs battles on an engine and stores the votes; one per page, shared by its visitors."""
 
     def __init__(self, engine: Engine, setup: Setup, votes: VoteStore, rng: random.Random | None = None) -> None:
         self.engine = engine
@@ -170,17 +170,17 @@ class Arena:
         self._scorer = ThreadPoolExecutor(1, "scores")
 
     def new_battle(self) -> Battle:
-        """Panes in the order given, or, when blind, two contestants drawn at random on random sides."""
+        """Return a battle of all models in order, or, when blind, of two sampled at random on random sides."""
         contestants = list(self.setup.contestants)
         if self.setup.blind:
             contestants = self._rng.sample(contestants, 2)
         return Battle([Pane(contestant) for contestant in contestants])
 
     def ask(self, battle: Battle, prompt: str, turn: Turn, system: str = "") -> None:
-        """Put a question to every pane and start the answers."""
-        refused = {"streaming": "busy", "failed": "failed", "voted": "voted_already"}.get(battle.phase)
-        if battle.review is not None or refused:
-            raise ActionRefused(refused or "review")
+        """Add a user message to every pane and start the answers."""
+        refusal = {"streaming": "busy", "failed": "failed", "voted": "voted_already"}.get(battle.phase)
+        if battle.review is not None or refusal:
+            raise ActionRefused(refusal or "review")
         prompt, system = clean(prompt), clean(system)
         if not prompt:
             raise ActionRefused("empty")
@@ -190,50 +190,47 @@ class Arena:
         self._start(battle, turn, [[*pane.messages, *question] for pane in battle.panes])
 
     def ask_again(self, battle: Battle, turn: Turn, prompt: str = "") -> None:
-        """Take the last answers back and start new ones, from another seed if the same one was asked for.
-
-        With a `prompt`, that is asked in place of the last question.
-        """
+        """Replace the last answers by new ones from another seed; with a `prompt`, replace the last question too."""
         if battle.phase not in ("answered", "failed"):
             raise ActionRefused("nothing_to_regenerate")
         if battle.review is not None:
             raise ActionRefused("review")
         turn.regenerated = battle.turns[-1].regenerated + 1
-        asked = [_before_answer(pane.messages) for pane in battle.panes]
+        prompts = [_before_answer(pane.messages) for pane in battle.panes]
         if prompt := clean(prompt):
-            asked = [[*messages[:-1], user(prompt)] for messages in asked]
+            prompts = [[*messages[:-1], user(prompt)] for messages in prompts]
         else:
             turn.seed += turn.regenerated
-        self._start(battle, turn, asked, instead=True)
+        self._start(battle, turn, prompts, replace_last=True)
 
     def new_turn(self, sampling: Sampling, seed: int | None) -> Turn:
-        """How the next answer is to be written; without a seed, one is drawn and recorded."""
+        """Return the next turn; without a seed, one is drawn and recorded."""
         return Turn(sampling, self._rng.randrange(2**31) if seed is None else seed)
 
-    def _start(self, battle: Battle, turn: Turn, asked: list[Messages], *, instead: bool = False) -> None:
-        """Have every pane answer what it is asked, in a new turn or instead of the last one.
+    def _start(self, battle: Battle, turn: Turn, prompts: list[Messages], *, replace_last: bool = False) -> None:
+        """Generate an answer in every pane, in a new turn or instead of the last one.
 
-        Blind, the seed asked for is salted by the battle: else the same question in another tab would give the same
-        answers, and its vote the names. The vote holds the seed that was used.
+        Blind, the seed is salted by the battle: else the same question in another tab would give the same answers, and
+        its vote the names. The vote holds the seed that was used.
         """
         if self.setup.blind:
             turn.seed = _salted(turn.seed, battle.salt)
         rows = tuple(
             Row(pane.contestant.reference, list(messages), turn.seed)
-            for pane, messages in zip(battle.panes, asked, strict=True)
+            for pane, messages in zip(battle.panes, prompts, strict=True)
         )
         try:
             handle = self.engine.submit(GenerationRequest(rows, turn.sampling))
         except EngineBusy:
             raise ActionRefused("queue_full") from None
         with battle.lock:
-            for pane, messages in zip(battle.panes, asked, strict=True):
+            for pane, messages in zip(battle.panes, prompts, strict=True):
                 pane.messages, pane.answer, pane.done, pane.error = messages, "", None, None
-            battle.turns = [*(battle.turns[:-1] if instead else battle.turns), turn]
+            battle.turns = [*(battle.turns[:-1] if replace_last else battle.turns), turn]
             battle.phase, battle.nonce, battle.handle = "streaming", uuid.uuid4().hex, handle
 
     async def frames(self, battle: Battle) -> AsyncIterator[None]:
-        """Follow the answers of a battle, yielding whenever it is time to draw them again."""
+        """Apply the events of a battle's answers, yielding whenever the page should redraw them."""
         assert battle.handle is not None
         turn = battle.turns[-1]
         drawn = 0.0
@@ -242,54 +239,51 @@ class Arena:
                 battle.apply(event, turn)
                 if time.monotonic() - drawn >= FRAME_SECONDS:
                     yield
-                    drawn = time.monotonic()  # from its end on: else a slow page would draw every token, ever later
+                    drawn = time.monotonic()  # from the end of a redraw, so that a slow page falls behind no further
         finally:
             self._end(battle, turn)
 
     def _end(self, battle: Battle, turn: Turn) -> None:
-        """Close a turn whose answers have ended, whose visitor has left, or who has seen enough."""
+        """End a turn whose answers are complete, were stopped, or whose visitor has left; then score them."""
         if not battle.end_turn(turn):
             return
         for pane in battle.panes:
             if pane.error is not None:
                 sys.stderr.write(f"battle {battle.id}: {pane.error}\n")
         if self.setup.reward is not None and battle.phase == "answered":
-            talks = [list(pane.messages) for pane in battle.panes]
-            battle.scoring = self._scorer.submit(self._score, turn, talks)
+            conversations = [list(pane.messages) for pane in battle.panes]
+            battle.scoring = self._scorer.submit(self._score, turn, conversations)
 
-    def _score(self, turn: Turn, talks: list[Messages]) -> None:
-        turn.scores = [self.engine.reward(messages) for messages in talks]
+    def _score(self, turn: Turn, conversations: list[Messages]) -> None:
+        turn.scores = [self.engine.reward(messages) for messages in conversations]
 
     def stop(self, battle: Battle | None) -> None:
-        """Stop all answers of a battle; what was written so far stays and can be voted on."""
+        """Stop all answers of a battle; the text so far stays and can be voted on."""
         if battle is not None and battle.handle is not None:
             battle.handle.cancel()
 
     def vote(self, battle: Battle | None, choice: str, nonce: str, details: VoteDetails = NO_DETAILS) -> None:
-        """Record a choice (a pane's letter, "tie" or "bad") once, and close the battle; `cast` says what it refuses.
+        """Record a choice (a pane's letter, "tie" or "bad") once and close the battle; raises as `cast` does.
 
-        A vote on answers that are still being written stops them where they are.
+        A vote on answers that are still being generated stops them.
         """
         if battle is not None and battle.phase == "streaming" and battle.votable and nonce == battle.nonce:
             self._end(battle, battle.turns[-1])
             self.stop(battle)
         if battle is not None and battle.scoring is not None:
-            # Whatever went wrong there, the vote is kept.
             for scoring in wait([battle.scoring], SCORE_SECONDS).done:
-                if error := scoring.exception():
+                if error := scoring.exception():  # the vote is stored all the same
                     sys.stderr.write(f"the answers have no scores: {error}\n")
         cast(battle, choice, nonce, details, (self.setup, self.votes))
 
 
-def cast(
-    battle: Battle | None, choice: str, nonce: str, details: VoteDetails, keeping: tuple[Setup, VoteStore]
-) -> None:
-    """Keep a vote on a battle whose answers have ended, once.
+def cast(battle: Battle | None, choice: str, nonce: str, details: VoteDetails, target: tuple[Setup, VoteStore]) -> None:
+    """Store a vote on a battle whose answers have ended, once.
 
-    Raises ActionRefused for a vote on answers that are not there, not these, or judged already; MachineError when the
-    disk does not take it, after which the same vote may be given again.
+    Raises ActionRefused for a vote on missing or other answers and for a second vote; MachineError when the disk
+    refuses it, after which the same vote may be given again.
     """
-    setup, votes = keeping
+    setup, votes = target
     if battle is None:
         raise ActionRefused("nothing_to_judge")
     with battle.lock:
@@ -302,7 +296,7 @@ def cast(
 
 
 def _salted(seed: int, salt: str) -> int:
-    """Return a seed that only this battle has; 53 bits, as many as a browser's numbers hold."""
+    """Return a seed that only this battle has, of 53 bits as a browser's numbers."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{seed}".encode()).digest()[:8]) >> 11
 
 

@@ -16,8 +16,7 @@ from align.arena.battles import FRAME_SECONDS, SCORE_SECONDS, ActionRefused, Are
 from align.arena.components import BattlePanel, Changes, PromptControls
 from align.arena.visitor import Visitor, read_settings, visitor_of
 from align.arena.vote_details import VoteDetails
-from align.arena.word_difference import legend as difference_legend
-from align.arena.word_difference import render_word_differences
+from align.arena.word_difference import difference_legend, render_word_differences
 from align.engine.protocol import Engine, Sampling
 from align.errors import AlignError, MachineError, UsageError
 

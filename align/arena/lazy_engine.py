@@ -1,4 +1,4 @@
-"""An engine that is loaded when something is first asked of it: a written review is judged without one."""
+"""An engine that is loaded on first use: a review whose answers are all written needs none."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from align.schema import Messages
 
 
 class LazyEngine:
-    """Stands for an engine with these models; `load` makes it, once, for whoever asks first.
-
-    Where `load` fails, everybody who waits is told, and who asks later has it tried again.
-    """
+    """An engine with these models that calls `load` once, on first use; after a failure the next use tries again."""
 
     def __init__(self, models: list[str], load: Callable[[], Engine]) -> None:
         self.models = models
@@ -24,18 +21,18 @@ class LazyEngine:
 
     @property
     def waiting(self) -> int:
-        """How many rows are queued and not yet being written."""
+        """Number of rows that are queued and not yet running."""
         return self._engine.waiting if self._engine else 0
 
     def loaded(self) -> Engine:
-        """The engine itself; blocks while it is being loaded."""
+        """Return the loaded engine; blocks while it is being loaded."""
         with self._lock:
             if self._engine is None:
                 self._engine = self._load()
             return self._engine
 
     def submit(self, request: GenerationRequest) -> Handle:
-        """Queue a request; one made before the engine is there waits for it in a thread of its own."""
+        """Queue a request; before the engine is loaded it waits in a thread of its own."""
         if self._engine is not None:
             return self._engine.submit(request)
         rows = range(len(request.rows))
@@ -49,7 +46,7 @@ class LazyEngine:
         def pass_on() -> None:
             try:
                 handles.append(self.loaded().submit(request))
-            except Exception as error:  # whatever it is, the reader must not wait for an engine that never comes
+            except Exception as error:  # the reader must not wait for an engine that never comes
                 for row in rows:
                     stream.put(RowFailure(row, f"the models could not be loaded: {error}"))
                 return
@@ -58,22 +55,22 @@ class LazyEngine:
                 stream.put(event)
 
         stream = Stream(len(request.rows), on_cancel=cancel)
-        threading.Thread(target=pass_on, name="align-late", daemon=True).start()
+        threading.Thread(target=pass_on, name="align-lazy-engine", daemon=True).start()
         return stream
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
-        """The texts of some rows."""
+        """Return the texts of some rows."""
         return self.loaded().complete(rows, sampling)
 
     def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
-        """Where a model differs from its base over the answer that ends a conversation."""
+        """Return the token shift of the answer that ends a conversation."""
         return self.loaded().shift(model, messages)
 
     def reward(self, messages: Messages) -> float | None:
-        """The score of a conversation by the reward model held beside the models; None without one."""
+        """Return the reward model's score of a conversation; None without a reward model."""
         return self.loaded().reward(messages)
 
     def close(self) -> None:
-        """End the engine, if there is one."""
+        """Close the engine, if it was loaded."""
         if self._engine is not None:
             self._engine.close()

@@ -1,4 +1,4 @@
-"""Maximum likelihood of choices among a few outcomes, with a covariance that holds for votes that hang together.
+"""Maximum likelihood of choices among a few outcomes, with a covariance that is valid for correlated votes.
 
 A choice is a softmax over outcomes whose logits are linear in the parameters. Bradley and Terry (1952) is that with
 two outcomes, and Davidson (1970) with three.
@@ -13,39 +13,39 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_STEPS, _CLOSE = 100, 1e-10
-_FAR = 12.0
-"""Log-odds as large as this are on their way to infinity: one choice in a hundred thousand would go the other way."""
-_NULL = 1e-9
-"""Eigenvalues below this share of the largest belong to directions that no choice says anything about."""
+_MAX_STEPS, _STEP_TOLERANCE = 100, 1e-10
+_DIVERGING_LOG_ODDS = 12.0
+"""larger log-odds are taken as diverging: one choice in a hundred thousand would go the other way"""
+_NULL_SHARE = 1e-9
+"""eigenvalues below this share of the largest belong to directions that no choice determines"""
 
 
 class ChoiceFit(NamedTuple):
-    """Parameters (P,), their covariance (P, P), and whether Newton's steps came to rest."""
+    """Parameters (P,), their covariance (P, P), and whether Newton's method converged."""
 
     parameters: Array
     covariance: Array
-    settled: bool
+    converged: bool
 
 
 def fit_choices(features: Array, shares: Array, clusters: NDArray[np.int64]) -> ChoiceFit:
-    """The parameters under which the choices are likeliest, by Newton's method.
+    """Return the maximum-likelihood parameters by Newton's method.
 
     `features` (N, C, P) are those of every outcome of every choice, `shares` (N, C) how much of the choice each
-    outcome got, and `clusters` (N,) which choices hang together. Directions that no choice depends on stay at 0.
+    outcome got, and `clusters` (N,) which choices are correlated. Directions that no choice depends on stay at 0.
 
     The covariance is the clustered sandwich (Liang and Zeger 1986, eq. 4) times G / (G - 1) for G clusters, and never
     less, in any parameter, than the inverse of the information: from few clusters the sandwich alone claims too much.
     """
     parameters = np.zeros(features.shape[2])
-    settled = False
-    for _ in range(_STEPS):
+    converged = False
+    for _ in range(_MAX_STEPS):
         gradient, information = _slopes(parameters, features, shares)
         step = _inverse(information) @ gradient.sum(0)
         length = float(np.abs(step).max(initial=0.0))
         parameters = parameters + step * min(1.0, 2.0 / length if length else 1.0)
-        if length < _CLOSE:
-            settled = bool(np.ptp(features @ parameters, axis=1).max(initial=0.0) < _FAR)
+        if length < _STEP_TOLERANCE:
+            converged = bool(np.ptp(features @ parameters, axis=1).max(initial=0.0) < _DIVERGING_LOG_ODDS)
             break
     gradient, information = _slopes(parameters, features, shares)
     inverse = _inverse(information)
@@ -54,11 +54,11 @@ def fit_choices(features: Array, shares: Array, clusters: NDArray[np.int64]) -> 
     groups = max(len(sums), 2)
     covariance = inverse @ (sums.T @ sums) @ inverse * groups / (groups - 1)
     scale = np.sqrt(np.maximum(1.0, np.diag(inverse) / np.maximum(np.diag(covariance), 1e-300)))
-    return ChoiceFit(parameters, covariance * np.outer(scale, scale), settled)
+    return ChoiceFit(parameters, covariance * np.outer(scale, scale), converged)
 
 
 def _slopes(parameters: Array, features: Array, shares: Array) -> tuple[Array, Array]:
-    """Gradient of the log-likelihood by choice (N, P), and the information of all (P, P)."""
+    """Return the gradient of the log-likelihood by choice (N, P) and the information of all (P, P)."""
     logits = features @ parameters
     chances = np.exp(logits - logits.max(1, keepdims=True))
     chances /= chances.sum(1, keepdims=True)
@@ -69,5 +69,5 @@ def _slopes(parameters: Array, features: Array, shares: Array) -> tuple[Array, A
 
 
 def _inverse(information: Array) -> Array:
-    """The pseudo-inverse: nothing is said along directions without information."""
-    return np.linalg.pinv(information, rcond=_NULL, hermitian=True).astype(np.float64)
+    """Return the pseudo-inverse, 0 along directions without information."""
+    return np.linalg.pinv(information, rcond=_NULL_SHARE, hermitian=True).astype(np.float64)

@@ -1,8 +1,7 @@
-"""A review queue: answers to a set of prompts are written first, and voted on blind later, without any model.
+"""A review queue: answers to a set of prompts are generated first and voted on blind later, without loading a model.
 
-Everything is in one folder: `review.json` says what is compared, and `answers/` holds a line for every answer, each
-durable before the next. What was decided is in the votes alone, so a queue goes on where it stopped, whoever stopped
-it, and generation does the same.
+Its folder holds `review.json`, the comparison, and `answers/`, one durable JSON line per answer. Decisions are in the
+votes alone, so both generation and voting continue where they stopped.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from align.registry.durable import write_durably
 from align.schema import Messages, assistant
 
 REVIEW = "review.json"
-_ROWS_AT_ONCE = 16
-"""Answers asked for together: enough to fill a batch, few enough that little is lost when the program is killed."""
-REPEATED = 12
-"""Of so many comparisons a voter has decided, one of the first half comes again with its sides swapped: 8 %."""
+_ROWS_PER_REQUEST = 16
+"""enough to fill a batch, few enough that little is lost when the program is killed"""
+REPEAT_EVERY = 12
+"""of every so many decided comparisons, one of the first half is repeated with its sides swapped"""
 
 
 @dataclass(frozen=True)
 class Review:
-    """What is compared on which prompts, and how the answers are written."""
+    """The prompts and models of a comparison, and the sampling of the answers."""
 
     prompts: list[Messages]
     setup: Setup
@@ -47,65 +46,65 @@ class Review:
 
     @property
     def key(self) -> str:
-        """Its name and a digest of all that shapes the answers: equal reviews have equal keys."""
-        held = self.as_dict()
-        told = {key: held[key] for key in ("prompts", "contestants", "base", "sampling", "seed")}
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        """The name with a digest of everything that determines the answers."""
+        values = self.as_dict()
+        identity = {key: values[key] for key in ("prompts", "contestants", "base", "sampling", "seed")}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         return f"{''.join(letter if letter.isalnum() or letter in '-_' else '-' for letter in self.name)}-{digest}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The review as JSON values."""
+        """Return the review as JSON values."""
         setup = asdict(self.setup)
         del setup["blind"]
-        held = {"name": self.name, "seed": self.seed, "sampling": asdict(self.sampling), "prompts": self.prompts}
-        return {"align_review": 1, **held, **setup}
+        values = {"name": self.name, "seed": self.seed, "sampling": asdict(self.sampling), "prompts": self.prompts}
+        return {"align_review": 1, **values, **setup}
 
     @classmethod
-    def from_dict(cls, held: dict[str, Any]) -> Review:
-        """The way back of `as_dict`."""
-        contestants = tuple(Contestant(**one) for one in held["contestants"])
-        reward = Contestant(**held["reward"]) if held["reward"] else None
-        sampling = Sampling(**held["sampling"] | {"stop": tuple(held["sampling"]["stop"])})
-        setup = Setup(contestants, True, held["base"], held["app_version"], reward)
-        return cls(held["prompts"], setup, sampling, held["seed"], held["name"])
+    def from_dict(cls, values: dict[str, Any]) -> Review:
+        """Return the review that `as_dict` gave."""
+        contestants = tuple(Contestant(**one) for one in values["contestants"])
+        reward = Contestant(**values["reward"]) if values["reward"] else None
+        sampling = Sampling(**values["sampling"] | {"stop": tuple(values["sampling"]["stop"])})
+        setup = Setup(contestants, True, values["base"], values["app_version"], reward)
+        return cls(values["prompts"], setup, sampling, values["seed"], values["name"])
 
 
 class ReviewItem(NamedTuple):
-    """One comparison: which prompt, which two contestants, and whether its voter has decided it before."""
+    """One comparison: indices of the prompt and the two models, and whether its voter has decided it before."""
 
     prompt: int
     first: int
     second: int
-    again: bool = False
+    repeated: bool = False
 
     def __str__(self) -> str:
         return f"{self.prompt}:{self.first}:{self.second}"
 
     @property
     def name(self) -> str:
-        """What it is called among the comparisons of one voter."""
-        return _name(str(self), self.again)
+        """Its name among the comparisons of one voter."""
+        return _comparison_name(str(self), self.repeated)
 
 
-def _name(item: str, again: bool) -> str:
-    return f"{item}:again" if again else item
+def _comparison_name(item: str, repeated: bool) -> str:
+    return f"{item}:again" if repeated else item
 
 
-def _name_in(told: dict[str, Any]) -> str:
-    """The name of the comparison that a vote, or a battle, says it is of."""
-    return _name(told["item"], told.get("again", False))
+def _name_of(review: dict[str, Any]) -> str:
+    """Return the name of the comparison in the `review` field of a vote or battle."""
+    return _comparison_name(review["item"], review.get("again", False))
 
 
 @dataclass(frozen=True)
 class WrittenAnswer:
-    """What a contestant wrote, and what the reward model thinks of it."""
+    """A model's answer and its score by the reward model."""
 
     done: RowDone
     score: float | None
 
 
 class ReviewQueue:
-    """The comparisons of one review: who has decided which, and what comes next."""
+    """The comparisons of one review: decided ones by voter, and the next one."""
 
     def __init__(self, folder: Path, review: Review, votes: VoteStore) -> None:
         """Use `open` or `reopen`."""
@@ -116,18 +115,18 @@ class ReviewQueue:
         self._lock = threading.Lock()
         self._answers = dict(_read_answers(folder / "answers"))
         self._decided: dict[str, dict[str, None]] = {}
-        """what each voter has decided, in that order"""
+        """names by voter, in order of decision"""
         self._skipped: dict[str, list[str]] = {}
         for row in read_votes(votes.path.parent):
-            told = row.get("review") or {}
-            if told.get("key") == folder.name:
-                self._decided.setdefault(row.get("voter") or "", {})[_name_in(told)] = None
+            voted = row.get("review") or {}
+            if voted.get("key") == folder.name:
+                self._decided.setdefault(row.get("voter") or "", {})[_name_of(voted)] = None
 
     @classmethod
     def open(cls, review: Review, root: Path, votes: VoteStore) -> ReviewQueue:
-        """The queue of a review below `root`, where it may have been begun before.
+        """Return the new or continued queue of a review below `root`.
 
-        Raises DataError without prompts and UsageError with fewer than two contestants.
+        Raises DataError without prompts and UsageError with fewer than two models.
         """
         prompts = list({json.dumps(prompt, sort_keys=True): prompt for prompt in review.prompts}.values())
         if not prompts:
@@ -139,48 +138,51 @@ class ReviewQueue:
 
     @classmethod
     def reopen(cls, folder: Path, votes: VoteStore) -> ReviewQueue:
-        """The queue in a folder, with nothing but what is there; IntegrityError when that is no review."""
+        """Return the queue stored in a folder; IntegrityError when it has no readable review."""
         try:
             review = Review.from_dict(json.loads((folder / REVIEW).read_bytes()))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{folder}: no review can be read there ({error}); begin it anew") from None
+            raise IntegrityError(f"{folder}: no review can be read there ({error}); start it again") from None
         return cls(folder, review, votes)
 
     @property
     def written(self) -> tuple[int, int]:
-        """How many answers there are, of how many."""
+        """Numbers of answers that are written and of all answers."""
         return len(self._answers), len(self.review.prompts) * len(self.setup.contestants)
 
     @property
     def is_written(self) -> bool:
-        """Whether every answer is there."""
+        """Whether every answer is written."""
         return not self._missing()
 
-    def generate(self, engine: Engine, tell: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Write the answers that are missing, and return what went wrong with those that still are.
-
-        Blocks. Every answer is on the disk before it counts, so that a killed program has lost none of them.
-        """
+    def generate(
+        self, engine: Engine, report_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[str]:
+        """Generate the missing answers (blocking), each durable before it counts; returns the errors of failed rows."""
         if not (self.folder / REVIEW).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            held = json.dumps(self.review.as_dict(), ensure_ascii=False, indent=1)
-            write_durably(self.folder / REVIEW, held.encode())
+            values = json.dumps(self.review.as_dict(), ensure_ascii=False, indent=1)
+            write_durably(self.folder / REVIEW, values.encode())
         store = VoteStore(self.folder / "answers", "answer")
         problems: list[str] = []
         missing = self._missing()
-        tell(*self.written)
-        for start in range(0, len(missing), _ROWS_AT_ONCE):
-            asked = missing[start : start + _ROWS_AT_ONCE]
+        report_progress(*self.written)
+        for start in range(0, len(missing), _ROWS_PER_REQUEST):
+            missing_rows = missing[start : start + _ROWS_PER_REQUEST]
             rows = tuple(
-                Row(self.setup.contestants[who].reference, list(self.review.prompts[prompt]), self.review.seed + prompt)
-                for prompt, who in asked
+                Row(
+                    self.setup.contestants[model_index].reference,
+                    list(self.review.prompts[prompt]),
+                    self.review.seed + prompt,
+                )
+                for prompt, model_index in missing_rows
             )
             handle = _submit(engine, GenerationRequest(rows, self.review.sampling))
             try:
                 for event in handle:
                     if isinstance(event, RowDone) and event.reason != "cancelled":
-                        self._keep(store, asked[event.row], event, engine)
-                        tell(*self.written)
+                        self._store_answer(store, missing_rows[event.row], event, engine)
+                        report_progress(*self.written)
                     elif isinstance(event, RowFailure):
                         problems.append(event.message)
             finally:
@@ -188,9 +190,9 @@ class ReviewQueue:
         return problems
 
     def next(self, voter: str) -> Battle | None:
-        """The next comparison this voter has not decided; None when there is none left.
+        """Return the next comparison for this voter, or None.
 
-        Every voter has an order and sides of their own; what comes again goes first, and what was skipped last.
+        Every voter has an order and sides of their own; repeated comparisons come first, skipped ones last.
         """
         with self._lock:
             done, skipped = self._decided.get(voter, {}), self._skipped.get(voter, [])
@@ -199,25 +201,25 @@ class ReviewQueue:
         if not open_items:
             return None
 
-        def place(item: ReviewItem) -> tuple[int, bool, bytes]:
-            waits = skipped.index(item.name) if item.name in skipped else -1
-            return waits, not item.again, self._draw(voter, item.name)
+        def order(item: ReviewItem) -> tuple[int, bool, bytes]:
+            skip_rank = skipped.index(item.name) if item.name in skipped else -1
+            return skip_rank, not item.repeated, self._random_bytes(voter, item.name)
 
-        return self._battle(min(open_items, key=place), voter)
+        return self._make_battle(min(open_items, key=order), voter)
 
     def skip(self, battle: Battle) -> None:
-        """Put a comparison behind all others of its voter."""
+        """Move a comparison behind all others of its voter."""
         assert battle.review is not None
         with self._lock:
             skipped = self._skipped.setdefault(battle.review["voter"], [])
-            name = _name_in(battle.review)
+            name = _name_of(battle.review)
             skipped[:] = [other for other in skipped if other != name] + [name]
 
     def vote(self, battle: Battle | None, choice: str, nonce: str, details: VoteDetails = NO_DETAILS) -> None:
-        """Record a choice as `Arena.vote` does, under the pseudonym the comparison was handed out to."""
+        """Record a choice as `Arena.vote` does, under the pseudonym of the voter who got the comparison."""
         if battle is None or battle.review is None:
             raise ActionRefused("nothing_to_judge")
-        voter, name = battle.review["voter"], _name_in(battle.review)
+        voter, name = battle.review["voter"], _name_of(battle.review)
         with self._lock:
             if name in self._decided.get(voter, {}):
                 raise ActionRefused("voted_already")
@@ -225,14 +227,14 @@ class ReviewQueue:
             self._decided.setdefault(voter, {})[name] = None
 
     def progress(self, voter: str) -> tuple[int, int]:
-        """How many comparisons this voter has decided, of how many that can be; those that come again count, too."""
+        """Return the numbers of comparisons this voter has decided and can decide, repeated ones included."""
         items = {item.name for item in self._items()}
         done = self._decided.get(voter, {})
-        again = sum(item.name in done for item in self._repeats(voter))
-        return len(items & done.keys()) + again, len(items) + len(items) // REPEATED
+        repeated = sum(item.name in done for item in self._repeats(voter))
+        return len(items & done.keys()) + repeated, len(items) + len(items) // REPEAT_EVERY
 
     def _items(self) -> Iterator[ReviewItem]:
-        """Every comparison whose answers are there."""
+        """Yield every comparison whose answers are written."""
         pairs = list(itertools.combinations(range(len(self.setup.contestants)), 2))
         for prompt in range(len(self.review.prompts)):
             for first, second in pairs:
@@ -240,23 +242,25 @@ class ReviewQueue:
                     yield ReviewItem(prompt, first, second)
 
     def _repeats(self, voter: str) -> Iterator[ReviewItem]:
-        """What a voter is to decide again: of each dozen decided, one of the first half, so that others came since."""
+        """Yield the comparisons this voter decides again: of each dozen, one of the first half."""
         items = {item.name: item for item in self._items()}
         judged = [items[name] for name in self._decided.get(voter, {}) if name in items]
-        for end in range(REPEATED, len(judged) + 1, REPEATED):
-            early = judged[end - REPEATED : end - REPEATED // 2]
-            yield min(early, key=lambda item: self._draw(voter, f"again {item}"))._replace(again=True)
+        for end in range(REPEAT_EVERY, len(judged) + 1, REPEAT_EVERY):
+            early = judged[end - REPEAT_EVERY : end - REPEAT_EVERY // 2]
+            yield min(early, key=lambda item: self._random_bytes(voter, f"again {item}"))._replace(repeated=True)
 
-    def _answer(self, prompt: int, who: int) -> WrittenAnswer | None:
-        return self._answers.get((prompt, self.setup.contestants[who].reference))
+    def _answer(self, prompt: int, model_index: int) -> WrittenAnswer | None:
+        return self._answers.get((prompt, self.setup.contestants[model_index].reference))
 
     def _missing(self) -> list[tuple[int, int]]:
         everything = itertools.product(range(len(self.review.prompts)), range(len(self.setup.contestants)))
-        return [(prompt, who) for prompt, who in everything if self._answer(prompt, who) is None]
+        return [
+            (prompt, model_index) for prompt, model_index in everything if self._answer(prompt, model_index) is None
+        ]
 
-    def _keep(self, store: VoteStore, asked: tuple[int, int], done: RowDone, engine: Engine) -> None:
-        prompt, who = asked
-        model = self.setup.contestants[who].reference
+    def _store_answer(self, store: VoteStore, missing_rows: tuple[int, int], done: RowDone, engine: Engine) -> None:
+        prompt, model_index = missing_rows
+        model = self.setup.contestants[model_index].reference
         score = None
         if self.setup.reward is not None:
             try:
@@ -267,19 +271,24 @@ class ReviewQueue:
         with self._lock:
             self._answers[prompt, model] = WrittenAnswer(done, score)
 
-    def _draw(self, voter: str, what: str) -> bytes:
-        """A number drawn for a voter and a thing, the same in every run."""
+    def _random_bytes(self, voter: str, what: str) -> bytes:
+        """Return reproducible random bytes for a voter and a label."""
         return hashlib.blake2b(f"{self.folder.name}\0{voter}\0{what}".encode(), digest_size=8).digest()
 
-    def _battle(self, item: ReviewItem, voter: str) -> Battle:
+    def _make_battle(self, item: ReviewItem, voter: str) -> Battle:
         sides = [item.first, item.second]
-        if (self._draw(voter, f"sides of {item}")[0] & 1) != item.again:
+        if (self._random_bytes(voter, f"sides of {item}")[0] & 1) != item.repeated:
             sides.reverse()
-        answers = [answer for who in sides if (answer := self._answer(item.prompt, who)) is not None]
+        answers = [answer for model_index in sides if (answer := self._answer(item.prompt, model_index)) is not None]
         prompt = self.review.prompts[item.prompt]
         panes = [
-            Pane(self.setup.contestants[who], [*prompt, assistant(answer.done.text)], answer.done.text, answer.done)
-            for who, answer in zip(sides, answers, strict=True)
+            Pane(
+                self.setup.contestants[model_index],
+                [*prompt, assistant(answer.done.text)],
+                answer.done.text,
+                answer.done,
+            )
+            for model_index, answer in zip(sides, answers, strict=True)
         ]
         turn = Turn(self.review.sampling, self.review.seed + item.prompt)
         turn.outcomes = [answer.done for answer in answers]
@@ -287,7 +296,7 @@ class ReviewQueue:
         battle = Battle(panes, phase="answered", turns=[turn])
         battle.nonce = uuid.uuid4().hex
         battle.review = {"key": self.folder.name, "item": str(item), "voter": voter}
-        battle.review |= {"again": True} if item.again else {}
+        battle.review |= {"again": True} if item.repeated else {}
         return battle
 
 
@@ -300,12 +309,12 @@ def _submit(engine: Engine, request: GenerationRequest) -> Handle:
 
 
 def _read_answers(folder: Path) -> Iterator[tuple[tuple[int, str], WrittenAnswer]]:
-    """The answers on the disk; a line torn off by a power cut was never counted."""
+    """Yield the stored answers; a truncated last line is left out."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     for raw in read_path(folder, str(folder), [], ReadOptions(appended=True)):
         if not isinstance(raw.value, dict):
-            raise DataError(f"{raw.source}:{raw.line}: is no answer; remove the line to have it written anew")
-        held = dict(raw.value)
-        prompt, model, score = held.pop("prompt"), held.pop("model"), held.pop("score")
-        yield (prompt, model), WrittenAnswer(RowDone(**held), score)
+            raise DataError(f"{raw.source}:{raw.line}: is no answer; remove the line to generate it again")
+        values = dict(raw.value)
+        prompt, model, score = values.pop("prompt"), values.pop("model"), values.pop("score")
+        yield (prompt, model), WrittenAnswer(RowDone(**values), score)

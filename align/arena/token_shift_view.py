@@ -1,71 +1,82 @@
-"""The token shift as HTML: every token coloured by its log-prob under a model minus under the base.
+"""The token shift as HTML: every token coloured by its log-prob under a model minus its log-prob under the base.
 
-Tokens are text of a model, so each is escaped; what else could have stood there travels as data of the element, which
-`page.js` shows as text.
+Tokens are escaped; their alternatives are data of the element, which `page.js` shows as text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from html import escape
 
-from align.arena.shift import merge_character_parts
 from align.arena.vote_details import LETTERS
 from align.engine.protocol import ShiftedToken
 
-STEPS = (0.25, 1.0, 2.0, 4.0)
-"""from how many nats on a token has each of the four colours"""
-_PART = "◌"
-"""stands for a token that is only a part of the character its successor ends"""
+THRESHOLDS_NATS = (0.25, 1.0, 2.0, 4.0)
+"""smallest difference of each of the four colours"""
+_PARTIAL_CHARACTER = "◌"
 
 
-def shade(shift: float) -> str:
-    """The class of a shift in nats: `m1` to `m4` for more likely than in the base, `l1` to `l4` for less, or none."""
-    strength = sum(abs(shift) >= step for step in STEPS)
-    return f"{'m' if shift > 0 else 'l'}{strength}" if strength else ""
+def merge_character_parts(tokens: Iterable[ShiftedToken]) -> list[ShiftedToken]:
+    """Return the tokens with those of one character as one: log-probs summed, alternatives of the first."""
+    merged: list[ShiftedToken] = []
+    partial: ShiftedToken | None = None
+    for token in tokens:
+        if partial is not None:
+            logprob, base_logprob = partial.logprob + token.logprob, partial.base_logprob + token.base_logprob
+            token = replace(partial, text=token.text, logprob=logprob, base_logprob=base_logprob)
+        partial = None if token.text else token
+        if partial is None:
+            merged.append(token)
+    return merged if partial is None else [*merged, partial]
 
 
-def render_token_shift(answers: Sequence[Sequence[ShiftedToken]], place: int, words: dict[str, str]) -> str:
-    """The answers of one pane, oldest first, the last one open."""
-    boxes = [_answer(tokens, (number, place), words) for number, tokens in enumerate(answers, start=1)]
-    if len(boxes) == 1:
-        return f'<details class="shift-box" open>{boxes[0]}</details>'
-    opened = ["" for _ in boxes[:-1]] + [" open"]
-    return "".join(f'<details class="shift-box"{at}>{box}</details>' for at, box in zip(opened, boxes, strict=True))
+def shade(difference: float) -> str:
+    """Return the CSS class of a difference in nats: `m1` to `m4` more likely than under the base, `l1` to `l4` less."""
+    strength = sum(abs(difference) >= step for step in THRESHOLDS_NATS)
+    return f"{'m' if difference > 0 else 'l'}{strength}" if strength else ""
 
 
-def _answer(tokens: Sequence[ShiftedToken], where: tuple[int, int], words: dict[str, str]) -> str:
-    number, place = where
+def render_token_shift(answers: Sequence[Sequence[ShiftedToken]], pane: int, words: dict[str, str]) -> str:
+    """Return the answers of one pane as boxes, oldest first, the last one open."""
+    boxes = [_answer_html(tokens, number, pane, words) for number, tokens in enumerate(answers, start=1)]
+    return "".join(
+        f'<details class="shift-box"{" open" if number == len(boxes) else ""}>{box}</details>'
+        for number, box in enumerate(boxes, start=1)
+    )
+
+
+def _answer_html(tokens: Sequence[ShiftedToken], number: int, pane: int, words: dict[str, str]) -> str:
     mean = sum(token.logprob - token.base_logprob for token in tokens) / max(1, len(tokens))
     title = words["shift_turn"].format(number=number)
-    told = words["shift_summary"].format(mean=mean, count=len(tokens))
-    label = words["shift_label"].format(letter=LETTERS[place].upper())
-    spans = "".join(_token(token, index == 0) for index, token in enumerate(merge_character_parts(tokens)))
+    summary = words["shift_summary"].format(mean=mean, count=len(tokens))
+    label = words["shift_label"].format(letter=LETTERS[pane].upper())
+    spans = "".join(_token_html(token, index == 0) for index, token in enumerate(merge_character_parts(tokens)))
     return (
-        f"<summary><b>{escape(title)}</b> · {escape(told)}</summary>"
+        f"<summary><b>{escape(title)}</b> · {escape(summary)}</summary>"
         f'<div class="tokens" role="group" aria-label="{escape(label)}" data-model="{escape(words["this_model"])}" '
         f'data-base="{escape(words["the_base"])}">{spans}</div>'
     )
 
 
-def _token(token: ShiftedToken, first: bool) -> str:
-    told = {
+def _token_html(token: ShiftedToken, first: bool) -> str:
+    summary = {
         "p": round(token.logprob, 3),
         "b": round(token.base_logprob, 3),
         "top": [[text, round(value, 3)] for text, value in token.top],
         "base": [[text, round(value, 3)] for text, value in token.base_top],
     }
     kind = f"tok {shade(token.logprob - token.base_logprob)}".strip()
-    data = escape(json.dumps(told, ensure_ascii=False, separators=(",", ":")))
-    text = escape(token.text or _PART)
+    data = escape(json.dumps(summary, ensure_ascii=False, separators=(",", ":")))
+    text = escape(token.text or _PARTIAL_CHARACTER)
     return f'<span class="{kind}" tabindex="{0 if first else -1}" data-told="{data}">{text}</span>'
 
 
 def legend(words: dict[str, str]) -> str:
-    """What the colours mean, said once for all panes."""
-    less = "".join(f'<i class="l{step}"></i>' for step in range(len(STEPS), 0, -1))
-    more = "".join(f'<i class="m{step}"></i>' for step in range(1, len(STEPS) + 1))
+    """Return the legend of the colours."""
+    less = "".join(f'<i class="l{step}"></i>' for step in range(len(THRESHOLDS_NATS), 0, -1))
+    more = "".join(f'<i class="m{step}"></i>' for step in range(1, len(THRESHOLDS_NATS) + 1))
     return (
         f'<p class="legend"><b>{escape(words["shift_title"])}</b><span>{escape(words["shift_less"])}</span>'
         f'<span class="scale" aria-hidden="true">{less}<i></i>{more}</span><span>{escape(words["shift_more"])}</span>'

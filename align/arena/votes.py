@@ -1,4 +1,4 @@
-"""Votes on disk: appended, made durable and never rewritten, in the rows the `votes` data format reads; read back."""
+"""Votes on disk: appended durably, never rewritten, in the rows that the `votes` data format reads."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from align.data.containers import RawRow, ReadOptions, read_path
 from align.data.row_errors import RowError
 from align.data.vote_filter import VoteFilter, VoteFilterPass, time_of_vote
 from align.errors import DataError, MachineError, shorten
+from align.registry.durable import fsync_folder
 
-Row = dict[str, Any]
-EVERYTHING = VoteFilter()
+VoteRow = dict[str, Any]
+ALL_VOTES = VoteFilter()
 SIDES = ("a", "b")
 
 
-def read_votes(source: Path, notes: list[str] | None = None, wanted: VoteFilter = EVERYTHING) -> list[Row]:
-    """The votes in a file or anywhere below a folder, oldest first and each once; none when nothing is there.
+def read_votes(source: Path, notes: list[str] | None = None, wanted: VoteFilter = ALL_VOTES) -> list[VoteRow]:
+    """Return the votes of a file or of all files below a folder, oldest first and each once.
 
-    A line torn off at the end of a file was never acknowledged: it is left out and told in `notes`. Raises DataError
-    for any other line that is no vote, and when something is wanted that no vote is.
+    A truncated last line was never acknowledged: it is left out and reported in `notes`. Raises DataError for any
+    other line that is no vote, and when no vote matches the filter.
     """
     if not source.exists() or (source.is_dir() and not any(source.iterdir())):
         return []
@@ -35,46 +36,43 @@ def read_votes(source: Path, notes: list[str] | None = None, wanted: VoteFilter 
     return sorted(rows, key=lambda row: cast.timestamp() if (cast := time_of_vote(row)) else 0.0)
 
 
-def _row(raw: RawRow) -> Row:
+def _row(raw: RawRow) -> VoteRow:
     try:
         return checked_vote(raw.value)
     except RowError as error:
         raise DataError(f"{raw.source}:{raw.line} {error.field}: {error.problem}; {error.remedy}") from None
 
 
-def checked_vote(row: Any) -> Row:
-    """A row that says who was compared and what was decided; RowError for another one."""
+def checked_vote(row: Any) -> VoteRow:
+    """Return the row if it has the fields of a vote; RowError otherwise."""
     if isinstance(row, RowError):
         raise row
     if not isinstance(row, dict):
         raise RowError("not a vote", "row", "is no object", "write one vote a line")
-    if not _has(row.get("models"), SIDES, str) or not "".join(row["models"].values()).isprintable():
+    if not _has_fields(row.get("models"), SIDES, str) or not "".join(row["models"].values()).isprintable():
         raise RowError("no models", "models", "does not name both models", 'write {"a": ..., "b": ...}')
     if row.get("choice") not in ("a", "b", "tie", "bad"):
         raise RowError("bad choice", "choice", f"is {shorten(row.get('choice'))}", "write a, b, tie or bad")
     for part, kind in (("scores", int | float), ("digests", str | None)):
-        if row.get(part) is not None and not _has(row[part], SIDES, kind):
+        if row.get(part) is not None and not _has_fields(row[part], SIDES, kind):
             raise RowError(
                 f"bad {part}", part, f"is {shorten(row[part])}", 'write {"a": ..., "b": ...}, or leave it out'
             )
     review = row.get("review")
-    if review is not None and not _has(review, ("key", "item"), str):
+    if review is not None and not _has_fields(review, ("key", "item"), str):
         raise RowError(
             "bad review", "review", f"is {shorten(review)}", 'write {"key": ..., "item": ...}, or leave it out'
         )
     return row
 
 
-def _has(part: Any, names: tuple[str, ...], kind: Any) -> bool:
-    """Whether a part of a row has something of a kind under every name."""
+def _has_fields(part: Any, names: tuple[str, ...], kind: Any) -> bool:
+    """Return whether a part of a row has a value of the type under every name."""
     return isinstance(part, dict) and all(name in part and isinstance(part[name], kind) for name in names)
 
 
 class VoteStore:
-    """One file a process below the registry's votes folder, so that two pages never write to the same file.
-
-    `what` is what messages call a row.
-    """
+    """A file of this process below the registry's votes folder; messages call a row `what`."""
 
     def __init__(self, folder: Path, what: str = "vote") -> None:
         self._what = what
@@ -84,10 +82,7 @@ class VoteStore:
         self._lock = threading.Lock()
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write rows, all or none, and return when they would survive a power cut.
-
-        Raises MachineError when the disk does not take them; nothing of them stays in the file then.
-        """
+        """Write all rows or none and sync them; MachineError, and none of them in the file, when the disk refuses."""
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
         with self._lock:
             try:
@@ -104,25 +99,13 @@ class VoteStore:
         try:
             size = os.fstat(file).st_size
             try:
-                _write_all(file, data)
+                while data:
+                    data = data[os.write(file, data) :]
                 os.fsync(file)
             except OSError:
-                os.ftruncate(file, size)  # half a line would spoil the next vote too
+                os.ftruncate(file, size)  # half a line would corrupt the next vote too
                 raise
         finally:
             os.close(file)
         if created:
-            _sync_folder(self.path.parent)
-
-
-def _write_all(file: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(file, data) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            fsync_folder(self.path.parent)

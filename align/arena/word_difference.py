@@ -1,7 +1,4 @@
-"""The words of two answers, those that only one of them has marked, as HTML.
-
-The answers are text of models: every piece is escaped, and what is formatting in it is shown as it was written.
-"""
+"""Two answers as HTML with the words marked that only one of them has; text is escaped, Markdown shown as source."""
 
 from __future__ import annotations
 
@@ -16,56 +13,59 @@ from align.arena.vote_details import LETTERS
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"([{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]+|\S)(\s*)")
 """a word and the space after it; scripts without spaces are compared by character"""
-_MANY = 1500
-"""From so many words on, those that are everywhere are no place to begin a match; else it could take minutes."""
+_POPULAR_FROM_WORDS = 1500
+"""from this length on very frequent words start no match; else it could take minutes"""
 
-Piece = tuple[str, str, bool]
+MarkedWord = tuple[str, str, bool]
 """a word, the space after it, and whether only this answer has it"""
 
 
-def compare(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
-    """The words of two texts in order; what both have in the same order is common to them."""
+def mark_differences(first: str, second: str) -> tuple[list[MarkedWord], list[MarkedWord]]:
+    """Return the words of both texts, marked where the other text does not have them in the same order."""
     words = [_WORD.findall(text) for text in (first, second)]
-    left, right = ([word for word, _ in each] for each in words)
-    matcher = SequenceMatcher(None, left, right, autojunk=max(len(left), len(right)) >= _MANY)
-    common: tuple[set[int], set[int]] = (set(), set())
-    for at, other, size in matcher.get_matching_blocks():
-        common[0].update(range(at, at + size))
-        common[1].update(range(other, other + size))
-    marked = [
-        [(word, space, place not in both) for place, (word, space) in enumerate(each)]
-        for each, both in zip(words, common, strict=True)
-    ]
-    return marked[0], marked[1]
+    left, right = ([word for word, _ in side_words] for side_words in words)
+    matcher = SequenceMatcher(None, left, right, autojunk=max(len(left), len(right)) >= _POPULAR_FROM_WORDS)
+    shared: tuple[set[int], set[int]] = (set(), set())
+    for start, other_start, size in matcher.get_matching_blocks():
+        shared[0].update(range(start, start + size))
+        shared[1].update(range(other_start, other_start + size))
+    first_words, second_words = (
+        [(word, space, index not in common) for index, (word, space) in enumerate(side_words)]
+        for side_words, common in zip(words, shared, strict=True)
+    )
+    return first_words, second_words
 
 
 def render_word_differences(answers: Sequence[str], words: dict[str, str]) -> list[str]:
-    """Both answers with a line of how many words are marked; a screen reader is told where a mark begins and ends."""
-    return [_box(pieces, place, words) for place, pieces in enumerate(compare(answers[0], answers[1]))]
+    """Return both answers as boxes under a line with the number of marked words."""
+    return [
+        _box_html(marked_words, pane, words)
+        for pane, marked_words in enumerate(mark_differences(answers[0], answers[1]))
+    ]
 
 
-def _box(pieces: list[Piece], place: int, words: dict[str, str]) -> str:
-    words_marked = [marked for word, _, marked in pieces if any(map(str.isalnum, word))]
-    told = words["difference_count"].format(count=sum(words_marked), total=len(words_marked))
-    label = words["difference_label"].format(letter=LETTERS[place].upper())
-    runs = "".join(_run(list(run), marked, words) for marked, run in groupby(pieces, lambda piece: piece[2]))
+def _box_html(marked_words: list[MarkedWord], pane: int, words: dict[str, str]) -> str:
+    words_marked = [marked for word, _, marked in marked_words if any(map(str.isalnum, word))]
+    count_line = words["difference_count"].format(count=sum(words_marked), total=len(words_marked))
+    label = words["difference_label"].format(letter=LETTERS[pane].upper())
+    runs = "".join(_run_html(list(run), marked, words) for marked, run in groupby(marked_words, lambda piece: piece[2]))
     return (
-        f'<details class="shift-box" open><summary><b>{LETTERS[place].upper()}</b> · {escape(told)}</summary>'
+        f'<details class="shift-box" open><summary><b>{LETTERS[pane].upper()}</b> · {escape(count_line)}</summary>'
         f'<div class="tokens" role="group" aria-label="{escape(label)}" tabindex="0">{runs}</div></details>'
     )
 
 
-def _run(pieces: list[Piece], marked: bool, words: dict[str, str]) -> str:
-    text = escape("".join(word + space for word, space, _ in pieces))
+def _run_html(marked_words: list[MarkedWord], marked: bool, words: dict[str, str]) -> str:
+    text = escape("".join(word + space for word, space, _ in marked_words))
     if not marked:
         return text
-    inner, space = text.rstrip(), pieces[-1][1]
+    inner, space = text.rstrip(), marked_words[-1][1]
     begin, end = escape(words["only_here"]), escape(words["only_end"])
     return f'<mark data-begin="{begin}" data-end="{end}">{inner}</mark>{space}'
 
 
-def legend(words: dict[str, str]) -> str:
-    """What the marks mean, said once for both answers, and aloud."""
+def difference_legend(words: dict[str, str]) -> str:
+    """Return the legend of both boxes, announced by screen readers."""
     return (
         f'<p class="legend" role="status"><b>{escape(words["difference_title"])}</b>'
         f"<span>{escape(words['difference_how'])}</span></p>"

@@ -7,13 +7,13 @@ from test_review_queue import judge_all, make_engine, make_review, open_queue
 
 from align.arena import leaderboard_view
 from align.arena.__main__ import main
-from align.arena.ranking import comes_again, leaderboard
-from align.arena.review_queue import REPEATED, ReviewQueue
+from align.arena.ranking import is_repeat, leaderboard
+from align.arena.review_queue import REPEAT_EVERY, ReviewQueue
 from align.arena.votes import VoteStore, read_votes
 from align.data import load_records
 from align.schema import user
 
-PROMPTS = [[user(f"Question {number}")] for number in range(2 * REPEATED)]
+PROMPTS = [[user(f"Question {number}")] for number in range(2 * REPEAT_EVERY)]
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def test_one_of_twelve_comes_again_with_its_sides_swapped_after_others(tmp_path,
     judge_all(queue, "ann")
 
     rows = votes(tmp_path)
-    again = [row for row in rows if comes_again(row)]
+    again = [row for row in rows if is_repeat(row)]
     assert (len(rows), len(again)) == (26, 2)
     assert [rows.index(row) for row in again] == [12, 25]
     for row in again:
         [first] = [other for other in rows if other["prompt"] == row["prompt"] and other is not row]
-        assert rows.index(row) - rows.index(first) > REPEATED // 2
+        assert rows.index(row) - rows.index(first) > REPEAT_EVERY // 2
         assert (first["a"], first["b"]) == (row["b"], row["a"])
         assert first["models"] == {"a": row["models"]["b"], "b": row["models"]["a"]}
         assert first["review"] | {"again": True} == row["review"]
@@ -86,7 +86,7 @@ def test_the_leaderboard_tells_how_steady_voters_are_and_counts_each_comparison_
     assert board.votes == 48
     assert (board.self_agreement.share, board.self_agreement.votes) == (0.5, 4)
     assert leaderboard([row for row in votes(tmp_path) if row["voter"] == "ann"]).self_agreement.share == 1
-    assert leaderboard([row for row in votes(tmp_path) if not comes_again(row)]).self_agreement is None
+    assert leaderboard([row for row in votes(tmp_path) if not is_repeat(row)]).self_agreement is None
 
 
 def test_stats_and_the_page_tell_it(tmp_path, queue, capsys):
@@ -97,7 +97,7 @@ def test_stats_and_the_page_tell_it(tmp_path, queue, capsys):
     assert "comes again with its sides swapped: 100% of 2 (kappa 0.00)" in told
     assert told.startswith("24 votes on 24 prompts")
     board = leaderboard(votes(tmp_path))
-    assert "100% of 2 comparisons shown again" in leaderboard_view.sheet(board, "en")
+    assert "100% of 2 repeated comparisons" in leaderboard_view.sheet(board, "en")
     assert "投票者的自我一致性" in leaderboard_view.sheet(board, "zh-CN")
 
 

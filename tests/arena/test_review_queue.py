@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from align.arena.battles import ActionRefused, Contestant, Setup
-from align.arena.ranking import comes_again
+from align.arena.ranking import is_repeat
 from align.arena.review_queue import Review, ReviewQueue
 from align.arena.vote_details import VoteDetails
 from align.arena.votes import VoteStore, read_votes
@@ -101,7 +101,7 @@ def test_every_two_of_three_models_meet_on_every_prompt(tmp_path):
 
     judge_all(queue, "ann")
 
-    rows = [row for row in read_votes(tmp_path / "votes") if not comes_again(row)]
+    rows = [row for row in read_votes(tmp_path / "votes") if not is_repeat(row)]
     met = [frozenset(row["models"].values()) for row in rows]
     assert len(met) == 18
     assert all(met.count(frozenset(pair)) == 6 for pair in (NAMES[:2], NAMES[1:], NAMES[::2]))
@@ -132,7 +132,7 @@ def test_two_voters_judge_everything_in_orders_of_their_own(tmp_path):
 
     assert set(first) == set(second)
     assert first != second
-    rows = [row for row in read_votes(tmp_path / "votes") if not comes_again(row)]
+    rows = [row for row in read_votes(tmp_path / "votes") if not is_repeat(row)]
     assert len({row["id"] for row in rows}) == 60
 
 

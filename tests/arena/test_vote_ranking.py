@@ -303,5 +303,5 @@ def test_a_logistic_regression_settles_at_the_share():
 
     found = fit_choices(features, shares, np.arange(10))
 
-    assert found.settled
+    assert found.converged
     assert found.parameters[0] == pytest.approx(math.log(4))

@@ -6,7 +6,7 @@ import pytest
 from browsing import BASE, FIRST, MISFITS, SECOND, ask, leave_the_prompt, saved
 
 from align.arena.page_text import PAGE_TEXTS
-from align.arena.word_difference import compare, render_word_differences
+from align.arena.word_difference import mark_differences, render_word_differences
 
 
 def marked(pieces) -> list[str]:
@@ -26,7 +26,7 @@ def marked(pieces) -> list[str]:
     ],
 )
 def test_words_are_marked_that_only_one_answer_has(first, second, here, there):
-    pieces = compare(first, second)
+    pieces = mark_differences(first, second)
 
     assert tuple(map(marked, pieces)) == (here, there)
     for text, words in zip((first, second), pieces, strict=True):
@@ -36,7 +36,7 @@ def test_words_are_marked_that_only_one_answer_has(first, second, here, there):
 def test_long_answers_that_repeat_themselves_are_compared_too():
     words = "the cat and the dog " * 4000
 
-    first, second = compare(words + "left", words.replace("cat", "fox"))
+    first, second = mark_differences(words + "left", words.replace("cat", "fox"))
 
     assert "left" in marked(first)
     assert "fox" in marked(second)
