@@ -1,9 +1,18 @@
 """Rewards that are programs: `@reward def name(record, completion, **args) -> float`, used in YAML by name.
 
-Every module of this folder is imported on first use, so adding a reward is adding one file here. A program of your own
-registers one by decorating it before it calls `align.training.command.run_stage`; YAML never names code. A reward
-that is quicker for many completions at once takes lists: `@reward(batched=True) def name(records, completions, **args)`
-and returns as many numbers.
+A reward of your own is a function in a Python file of yours, which the settings name beside it:
+
+    # my_rewards.py
+    from align.rewards import reward
+
+    @reward
+    def my_reward(record, completion, target: int = 20) -> float: ...
+
+    align ppo ... "rewards=[{name: my_reward, file: my_rewards.py, weight: 0.5, args: {target: 30}}]"
+
+The file's digest is recorded in the configuration. Every module of this folder is imported on first use, so a new
+built-in reward is one function in one file here. A reward that is faster for many completions at once takes lists,
+`@reward(batched=True) def name(records, completions, **args)`, and returns as many numbers.
 
 A completion comes with the model's reasoning, between <think> and </think>, for a reward may be about its form. One
 that reads the answer alone says `@reward(answer_only=True)`; it is given an empty text where reasoning never ended.
@@ -14,7 +23,8 @@ refuses 0 and "ten" before any weights are loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -75,6 +85,19 @@ class LoadedReward(NamedTuple):
 
 _REGISTERED: NamedFunctions[Reward] = NamedFunctions("reward", __name__)
 find_reward, reward_names = _REGISTERED.find, _REGISTERED.names
+_COLLECTED: list[dict[str, Reward]] = []
+
+
+@contextmanager
+def collect_rewards() -> Iterator[dict[str, Reward]]:
+    """Collect the rewards that are decorated inside, by name, instead of registering them for all settings."""
+    reward_names()  # A built-in module that is first imported inside would be collected as well.
+    rewards: dict[str, Reward] = {}
+    _COLLECTED.append(rewards)
+    try:
+        yield rewards
+    finally:
+        _COLLECTED.pop()
 
 
 @overload
@@ -94,7 +117,11 @@ def reward(
     """Register a reward under the name of its function; the options are the fields of `Reward`."""
 
     def register(function: RewardFunction) -> RewardFunction:
-        _REGISTERED.add(Reward(function.__name__, function, **options))
+        made = Reward(function.__name__, function, **options)
+        if _COLLECTED:
+            _COLLECTED[-1][made.name] = made
+        else:
+            _REGISTERED.add(made)
         return function
 
     return register if function is None else register(function)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.config import Settings
 from align.data.reasoning import answer_of
-from align.errors import DataError, shorten
+from align.errors import DataError, UsageError, shorten
 from align.rewards import Reward, RewardContext, RewardFunction, find_reward
+from align.rewards.reward_file import digest_file, find_line, find_reward_in_file
 from align.schema import Record
 
 if TYPE_CHECKING:
@@ -24,11 +26,28 @@ class RewardSettings(Settings):
     """One reward of the list in YAML."""
 
     name: str
-    """a registered reward"""
+    """a built-in reward, or an @reward function of `file`"""
+    file: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """a Python file of your own that holds it"""
+    digest: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """sha256 of the file, filled in when the settings are read; a file with another one is refused"""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """factor of its value in the sum"""
     args: dict[str, Any] = Field(default={})
     """its keyword arguments"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _add_digest(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(file := values.get("file"), str):
+            return values
+        digest = digest_file(str(values.get("name")), file)
+        if values.get("digest") not in (None, digest):
+            raise UsageError(
+                f"reward {values.get('name')}: file {file}: its sha256 is {digest}, the settings have "
+                f"{values['digest']}; restore the file, or remove digest to use it as it is"
+            )
+        return values | {"digest": digest}
 
 
 @dataclass
@@ -39,8 +58,16 @@ class _WeightedReward:
     weight: float
     reward: Reward
     args: dict[str, Any]
+    path: str | None = None
+    """the user's file that the reward is in"""
     loaded: RewardFunction | None = None
     """for a reward that loads a model: the function that scores, once it is loaded"""
+
+    @property
+    def title(self) -> str:
+        """The reward in messages; one of the user's file with file and line."""
+        code = getattr(inspect.unwrap(self.reward.function), "__code__", None)
+        return f"reward {self.label}" + (f" ({self.path}:{code.co_firstlineno})" if self.path and code else "")
 
     def load(self, context: RewardContext) -> Iterator[Checkpoint]:
         if self.reward.loads_model:
@@ -58,7 +85,7 @@ class _WeightedReward:
         values = self._call(records, completions, first)
         if not _is_list(values) or len(values) != len(completions):
             raise DataError(
-                f"reward {self.label}: returned {_described(values)} for {len(completions)} completions, the first "
+                f"{self.title}: returned {_described(values)} for {len(completions)} completions, the first "
                 f"{_quote(*first)}; expected one number a completion; correct the reward"
             )
         return [self._number(*row) for row in zip(values, records, completions, strict=True)]
@@ -71,8 +98,10 @@ class _WeightedReward:
             return self.reward.function(records, completions, **self.args)
         except Exception as error:  # A user's program may raise anything; the row it raised at is what helps.
             rows = f"for {len(completions)} completions, the first" if self.reward.batched else "for the completion"
+            place = find_line(error, self.path) if self.path else None
+            raised = type(error).__name__ + (f" at {place}" if place else "")
             raise DataError(
-                f"reward {self.label}: raised {type(error).__name__} {rows} {_quote(*first)}: {shorten(str(error))}; "
+                f"reward {self.label}: raised {raised} {rows} {_quote(*first)}: {shorten(str(error))}; "
                 "correct the reward or the row; --debug shows where"
             ) from error
 
@@ -80,7 +109,7 @@ class _WeightedReward:
         number = _as_number(value)
         if number is None or not math.isfinite(number):
             raise DataError(
-                f"reward {self.label}: returned {_described(value)} for the completion {_quote(record, completion)}; "
+                f"{self.title}: returned {_described(value)} for the completion {_quote(record, completion)}; "
                 "expected one finite number; correct the reward"
             )
         return number
@@ -93,11 +122,12 @@ def _quote(record: Record, completion: str) -> str:
 def _weighted(settings: Sequence[RewardSettings], setting: str) -> Iterator[_WeightedReward]:
     times: Counter[str] = Counter()
     for item in settings:
-        reward = find_reward(item.name, setting)
+        reward = find_reward_in_file(item.name, item.file, setting) if item.file else find_reward(item.name, setting)
         times[item.name] += 1
         # Names are Python names, so a label with a dash is never the name of another reward.
         label = item.name if times[item.name] == 1 else f"{item.name}-{times[item.name]}"
-        yield _WeightedReward(label, item.weight, reward, reward.validate_args(f"{setting}: {item.name}", item.args))
+        args = reward.validate_args(f"{setting}: {item.name}", item.args)
+        yield _WeightedReward(label, item.weight, reward, args, item.file)
 
 
 class WeightedRewards:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,6 @@ from align.ppo import STAGE
 from align.rewards import reward
 from align.training.command import main
 
-ROOT = Path(__file__).resolve().parents[2]
 RETURNED: list = [0.0]
 
 
@@ -110,17 +106,3 @@ def test_a_run_with_gold_equals_a_run_without_bit_for_bit(registry, words, no_pi
 def timeless(made) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (Path(made.location) / "metrics.jsonl").read_text().splitlines()]
     return [{key: row[key] for key in row if "per_second" not in key} for row in rows]
-
-
-@pytest.mark.slow
-def test_the_example_of_an_own_reward_runs_from_the_command_line(registry, words):
-    rewards = "rewards=[{name: numeric_match}, {name: short_steps, weight: 0.2, args: {words: 15}}]"
-
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "own_reward.py", "ppo", *words, "name=own", rewards],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-
-    assert done.returncode == 0, done.stderr
-    row = timeless(registry.resolve("own"))[-1]
-    assert {"rewards/numeric_match", "rewards/short_steps"} <= row.keys()
