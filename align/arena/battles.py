@@ -255,7 +255,7 @@ class Arena:
             battle.scoring = self._scorer.submit(self._score, turn, conversations)
 
     def _score(self, turn: Turn, conversations: list[Messages]) -> None:
-        turn.scores = [self.engine.reward(messages) for messages in conversations]
+        turn.scores = [self.engine.reward_score(messages) for messages in conversations]
 
     def stop(self, battle: Battle | None) -> None:
         """Stop all answers of a battle; the text so far stays and can be voted on."""

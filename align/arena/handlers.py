@@ -103,7 +103,7 @@ class PanelHandlers:
         pane = battle.panes[place]
         ends = [end for end, message in enumerate(pane.messages, start=1) if message["role"] == "assistant"]
         model = pane.contestant.reference
-        answers = [self._engine.shift(model, pane.messages[:end]) for end in ends]
+        answers = [self._engine.token_shift(model, pane.messages[:end]) for end in ends]
         return token_shift_view.render_token_shift(answers, place, visitor.words)
 
     def difference(self, client: str, battle: Battle | None, boxed: str) -> Changes:

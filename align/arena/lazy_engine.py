@@ -62,13 +62,13 @@ class LazyEngine:
         """Return the texts of some rows."""
         return self.loaded().complete(rows, sampling)
 
-    def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
+    def token_shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
         """Return the token shift of the answer that ends a conversation."""
-        return self.loaded().shift(model, messages)
+        return self.loaded().token_shift(model, messages)
 
-    def reward(self, messages: Messages) -> float | None:
+    def reward_score(self, messages: Messages) -> float | None:
         """Return the reward model's score of a conversation; None without a reward model."""
-        return self.loaded().reward(messages)
+        return self.loaded().reward_score(messages)
 
     def close(self) -> None:
         """Close the engine, if it was loaded."""

@@ -264,7 +264,7 @@ class ReviewQueue:
         score = None
         if self.setup.reward is not None:
             try:
-                score = engine.reward([*self.review.prompts[prompt], assistant(done.text)])
+                score = engine.reward_score([*self.review.prompts[prompt], assistant(done.text)])
             except AlignError as error:
                 sys.stderr.write(f"prompt {prompt + 1}: the answer has no score: {error}\n")
         store.append([{"prompt": prompt, "model": model, "score": score, **asdict(done)}])

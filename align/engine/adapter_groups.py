@@ -1,7 +1,7 @@
-"""Which models can share a batch, and setting the one model in memory up for some of them.
+"""Which models can share a batch, and setting up the one model in memory for some of them.
 
-Everything here runs in the engine's thread. PEFT's `set_adapter` and mixed batches both change the model for whoever
-else uses it, and answer from the wrong adapter without an error when two threads do it at once.
+Everything here runs in the engine's thread. PEFT's `set_adapter` and mixed batches both change the model for every
+other user, and silently answer from the wrong adapter when two threads do it at once.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from align.models.adapters import LoadedBase
 
 MIXED = "mixed"
-"""The lane whose rows run in one batch, each through its own adapter."""
+"""the adapter group whose rows run in one batch, each through its own adapter"""
 
 BASE = "__base__"
-"""PEFT's name for a row that runs through no adapter."""
+"""PEFT's name for a row that runs through no adapter"""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What was found out about one model when the engine started."""
+    """What `probe_models` measured of one model when the engine started."""
 
     reference: str
     adapter: str
     adapter_group: str
     """the rows it can share a batch with: `MIXED`, or its own name"""
-    shift: float
-    """largest difference of a logit from the base's on a fixed probe; 0 for the base itself"""
+    logit_difference: float
+    """largest difference of a logit from the base's on a fixed text; 0 for the base itself"""
     is_dora: bool = False
     beside_copies: bool = False
-    """whether a model here holds trained copies of modules, which PEFT cannot run beside others in a batch"""
+    """whether a model here has `modules_to_save`, which PEFT cannot run beside others in a batch"""
 
     @property
     def runs_alone(self) -> bool:
@@ -44,7 +44,7 @@ class ModelFacts:
 
     @property
     def runs_alone_reason(self) -> str:
-        """A line on rows that run alone."""
+        """The message about rows that run alone."""
         whose = "DoRA" if self.is_dora else "this architecture's"
         if self.beside_copies:
             return "rows run one model after the other beside an adapter with trained modules (modules_to_save)"
@@ -52,31 +52,26 @@ class ModelFacts:
 
 
 def adapter_configs(model: Any) -> dict[str, Any]:
-    """The PEFT configurations of a model by adapter name; empty for a bare model."""
+    """Return the PEFT configurations of a model by adapter name; empty for a bare model."""
     from peft import PeftModel
 
     return dict(model.peft_config) if isinstance(model, PeftModel) else {}
 
 
 def unwrap_peft(model: Any) -> Any:
-    """The language model itself, adapters in place; what `adapters_active` sets up and a forward pass is made with."""
+    """Return the transformers model with its adapters in place, which `adapters_active` sets up."""
     return model.get_base_model() if adapter_configs(model) else model
 
 
 def context_window(model: Any) -> int | None:
-    """How many tokens prompt and answer may have together, if the model says."""
+    """Return the most tokens of prompt and completion together; None if the config does not say."""
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(window) if window else None
 
 
-def vocabulary_size(model: Any) -> int:
-    """How many logits a model has."""
-    return int(model.config.get_text_config().vocab_size)
-
-
 @contextmanager
 def adapters_active(model: Any, adapters: Sequence[str], adapter_group: str) -> Iterator[None]:
-    """Let the body run a batch of so many rows, each through its adapter; all is as before afterwards."""
+    """Run a batch of one row per adapter through `unwrap_peft(model)`; the model is as before afterwards."""
     if not adapter_configs(model):
         yield
     elif adapter_group == MIXED:
@@ -96,26 +91,22 @@ def adapters_active(model: Any, adapters: Sequence[str], adapter_group: str) -> 
 
 @contextmanager
 def _without_leftover_hooks(model: Any) -> Iterator[None]:
-    """Remove what PEFT leaves behind when a mixed batch raises.
-
-    PEFT 0.21 installs one hook a module and removes them only on the way out of a call that succeeded; left behind,
-    they send later rows through the adapters of the failed batch.
-    """
+    """Remove the hooks PEFT 0.21 leaves when a mixed batch raises: they send later rows through its adapters."""
     before = {module: set(module._forward_pre_hooks) for module in model.modules()}
     try:
         yield
     finally:
-        for module, known in before.items():
-            for key in set(module._forward_pre_hooks) - known:
+        for module, hooks in before.items():
+            for key in set(module._forward_pre_hooks) - hooks:
                 del module._forward_pre_hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def probe_models(loaded: LoadedBase) -> list[ModelFacts]:
-    """Run a fixed text through every model, alone and side by side; tell which can be mixed and how far each shifts.
+    """Run a fixed text through every model, alone and in a mixed batch, and return which models can be mixed.
 
-    Only a model that says in a mixed batch what it says alone is mixed. DoRA cannot be. An architecture that flattens
-    rows and positions into one dimension on its way (OPT does) cannot be either, nor can adapters on parameters.
+    A model is mixed only if its logits are the same in a mixed batch and alone. DoRA cannot be, nor an architecture
+    that flattens rows and positions into one dimension (OPT), nor adapters on parameters.
     """
     import torch
 
@@ -140,8 +131,8 @@ def probe_models(loaded: LoadedBase) -> list[ModelFacts]:
             reference=reference,
             adapter=name,
             adapter_group=adapter_groups[name],
-            shift=float((alone[name] - alone[BASE]).abs().max()),
-            is_dora=name in configs and bool(configs[name].use_dora),
+            logit_difference=float((alone[name] - alone[BASE]).abs().max()),
+            is_dora=bool(getattr(configs.get(name), "use_dora", False)),
             beside_copies=copies,
         )
         for reference, name in loaded.adapters.items()
@@ -149,8 +140,7 @@ def probe_models(loaded: LoadedBase) -> list[ModelFacts]:
 
 
 def _runs_alone(config: Any) -> bool:
-    others = (getattr(config, name, None) for name in ("use_dora", "alora_invocation_tokens", "arrow_config"))
-    return any(others)
+    return any(getattr(config, name, None) for name in ("use_dora", "alora_invocation_tokens", "arrow_config"))
 
 
 def _mixed_logits(model: Any, ids: Tensor, names: list[str]) -> dict[str, Tensor]:
@@ -168,12 +158,12 @@ def _logits(model: Any, ids: Tensor, adapters: list[str], adapter_group: str) ->
 
 
 def _agree(mixed: Tensor, alone: Tensor, base: Tensor, dtype: Any) -> bool:
-    """Whether two runs of one model are equal up to the rounding of its arithmetic.
+    """Return whether two runs of one model are equal up to rounding.
 
-    Of bfloat16 little is known but that it is coarse: there an error far below what the adapter does is rounding too.
+    In half precision an error far below what the adapter changes counts as rounding too.
     """
     import torch
 
-    error, shift = (mixed - alone).abs().max(), (alone - base).abs().max()
+    error, difference = (mixed - alone).abs().max(), (alone - base).abs().max()
     within = error <= torch.finfo(dtype).eps ** 0.5 * alone.abs().max()
-    return bool(within or (dtype != torch.float32 and error <= shift / 4))
+    return bool(within or (dtype != torch.float32 and error <= difference / 4))

@@ -1,4 +1,4 @@
-"""What models say of an answer that is already written: where a model shifts it, and what a reward model gives it."""
+"""Scores of an answer that is already written: its token shift, and its reward-model score."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _REWARD = "__reward__"
 
 
 class AnswerTokens(NamedTuple):
-    """A conversation in tokens: what comes before the answer, and the answer up to and with its end token."""
+    """A conversation in tokens: what comes before the answer, and the answer with its end token."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
 
 
 def encode_answer(messages: Messages, loaded: LoadedBase) -> AnswerTokens:
-    """The tokens of a conversation that ends with an answer, just as training sees them.
+    """Return the tokens of a conversation that ends with an answer, as training renders them.
 
     Raises UsageError when it does not, does not fit the chat template, or is longer than the model takes.
     """
@@ -40,81 +40,80 @@ def encode_answer(messages: Messages, loaded: LoadedBase) -> AnswerTokens:
         raise UsageError("the conversation does not end with an answer of the assistant; nothing can be said of it")
     window = context_window(loaded.model)
     record = Record(prompt=messages[:-1], completion=messages[-1:])
-    found = unpaired_rows([record], loaded.tokenizer, Fit(window or 1 << 30, spare_thoughts=True))
-    if not found.rows:
-        reason = next(iter(found.dropped))
+    rendered = unpaired_rows([record], loaded.tokenizer, Fit(window or 1 << 30, spare_thoughts=True))
+    if not rendered.rows:
+        reason = next(iter(rendered.dropped))
         raise UsageError(f"the conversation cannot be read: {reason}; the model takes {window} tokens")
-    (row,) = found.rows
+    (row,) = rendered.rows
     return AnswerTokens(row["prompt_ids"], row["completion_ids"])
 
 
-def compute_token_shift(loaded: LoadedBase, fact: ModelFacts, conversation: AnswerTokens) -> list[ShiftedToken]:
-    """Each token of an answer under a model and under its base, from one pass where the two can share one."""
+def compute_token_shift(loaded: LoadedBase, fact: ModelFacts, answer: AnswerTokens) -> list[ShiftedToken]:
+    """Compare each token of an answer under a model and its base, from one pass where they can share a batch."""
     import torch
 
     model, tokenizer = loaded.model, loaded.tokenizer
-    ids = torch.tensor([[*conversation.prompt_ids, *conversation.answer_ids]], device=model.device)
-    size = len(conversation.answer_ids)
+    ids = torch.tensor([[*answer.prompt_ids, *answer.answer_ids]], device=model.device)
+    size = len(answer.answer_ids)
     with torch.inference_mode():
         if fact.adapter_group == MIXED:
-            ours, base = _logits(model, ids.repeat(2, 1), size, [fact.adapter, BASE], MIXED)
+            ours, base = _answer_logits(model, ids.repeat(2, 1), size, [fact.adapter, BASE], MIXED)
         else:
-            (ours,), (base,) = (_logits(model, ids, size, [name], name) for name in (fact.adapter, BASE))
+            (ours,), (base,) = (_answer_logits(model, ids, size, [name], name) for name in (fact.adapter, BASE))
+    texts = _token_texts(answer.answer_ids, tokenizer)
     shifted = []
-    for place, text in enumerate(_texts(conversation.answer_ids, tokenizer)):
-        token = conversation.answer_ids[place]
-        here, there = (logits[place].float().log_softmax(dim=-1) for logits in (ours, base))
+    for index, (token, text) in enumerate(zip(answer.answer_ids, texts, strict=True)):
+        ours_here, base_here = (logits[index].float().log_softmax(dim=-1) for logits in (ours, base))
         tops = (
-            tuple((each.text, each.logprob) for each in top_alternatives(logprobs, _ALTERNATIVES, tokenizer))
-            for logprobs in (here, there)
+            tuple((other.text, other.logprob) for other in top_alternatives(logprobs, _ALTERNATIVES, tokenizer))
+            for logprobs in (ours_here, base_here)
         )
-        shifted.append(ShiftedToken(text, float(here[token]), float(there[token]), *tops))
+        shifted.append(ShiftedToken(text, float(ours_here[token]), float(base_here[token]), *tops))
     return shifted
 
 
-def _logits(model: Any, ids: Tensor, size: int, adapters: list[str], adapter_group: str) -> Tensor:
-    """The logits (B, size, V) from which the last tokens of each row of ids (B, T) were chosen."""
-    body = unwrap_peft(model)
-    # The logits that choose a token stand one position before it; those of the prompt would fill the memory.
-    fewer = {"logits_to_keep": size + 1} if "logits_to_keep" in inspect.signature(body.forward).parameters else {}
+def _answer_logits(model: Any, ids: Tensor, size: int, adapters: list[str], adapter_group: str) -> Tensor:
+    """Return the logits (B, size, V) from which the last tokens of each row of ids (B, T) follow."""
+    unwrapped = unwrap_peft(model)
+    # The logits of a token stand one position before it; those of the prompt would fill the memory.
+    keep = {"logits_to_keep": size + 1} if "logits_to_keep" in inspect.signature(unwrapped.forward).parameters else {}
     with adapters_active(model, adapters, adapter_group):
-        logits: Tensor = body(input_ids=ids, **fewer).logits
+        logits: Tensor = unwrapped(input_ids=ids, **keep).logits
     return logits[:, -size - 1 : -1]
 
 
-def _texts(ids: list[int], tokenizer: Any) -> list[str]:
-    """What each token adds to the text: a character of several tokens comes with its last, an end token by name."""
+def _token_texts(ids: list[int], tokenizer: Any) -> list[str]:
+    """Return each token's text: a character of several tokens is the last one's, control tokens have their name."""
     detokenizer = Detokenizer(tokenizer)
     special = set(tokenizer.all_special_ids)
     texts = [tokenizer.decode([token]) if token in special else detokenizer.push(token) for token in ids]
-    rest = detokenizer.flush()
-    return [*texts[:-1], rest + texts[-1]]
+    held_back = detokenizer.flush()
+    return [*texts[:-1], held_back + texts[-1]]
 
 
 class RewardScorer:
-    """A reward model held as one more adapter on the loaded base; it is none of the models that write."""
+    """A reward model as one more adapter on the base in memory; it is none of the models that generate."""
 
     def __init__(self, loaded: LoadedBase, reference: str) -> None:
-        """Attach it; raises IntegrityError unless it is a whole reward model over this base and chat template."""
+        """Attach it; raises IntegrityError unless it is a complete reward model over this base and chat template."""
         from align.models.adapters import attach_adapter
         from align.models.heads import load_score_head
         from align.models.tokenizers import check_template
         from align.registry import open_registry
 
         checkpoint = (loaded.registry or open_registry()).resolve(reference)
-        self.reference = checkpoint.reference
         self._head = load_score_head(checkpoint).to(loaded.model.device)
         check_template(checkpoint, loaded.tokenizer, "the models beside it")
         attach_adapter(loaded, checkpoint, _REWARD)
         del loaded.adapters[checkpoint.reference]
-        self._resident = loaded
+        self._loaded = loaded
 
-    def score(self, conversation: AnswerTokens) -> float:
-        """The score of a conversation, read at the end token of its answer."""
+    def score(self, answer: AnswerTokens) -> float:
+        """Return the score of a conversation, read at the end token of its answer."""
         import torch
 
-        model = self._resident.model
-        ids = torch.tensor([[*conversation.prompt_ids, *conversation.answer_ids]], device=model.device)
+        model = self._loaded.model
+        ids = torch.tensor([[*answer.prompt_ids, *answer.answer_ids]], device=model.device)
         with torch.inference_mode(), adapters_active(model, [_REWARD], _REWARD):
             hidden = unwrap_peft(model).base_model(input_ids=ids).last_hidden_state[:, -1]
             return float(self._head(hidden.to(self._head.weight.dtype)))

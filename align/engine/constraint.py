@@ -1,6 +1,6 @@
-"""Text that must match a JSON schema, a regular expression or a grammar: masks over the vocabulary by llguidance.
+"""Constrained decoding by llguidance: texts that match a JSON schema, a regular expression or a grammar.
 
-llguidance is an extra (`align[constrained]`): it is asked only when a request has a constraint.
+llguidance is an extra (`align[constrained]`), imported only when a request has a constraint.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 Kind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
 
 UNCOMPILED = "it cannot be compiled"
-"""how the message about such a constraint begins"""
+"""the beginning of the message about such a constraint"""
 
-_TRIAL_SECONDS = 5
-_TRIAL_MEMORY = 1 << 30
-_TRIAL_STACK = 1 << 20
+_TRIAL_TIMEOUT_S = 5
+_TRIAL_MEMORY_BYTES = 1 << 30
+_TRIAL_STACK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Constraint:
 
 
 def check_constraint(constraint: Constraint) -> None:
-    """Raise UsageError when llguidance is not installed or cannot compile this within bounds of time and memory."""
+    """Raise UsageError when llguidance is not installed or cannot compile this within limits of time and memory."""
     require_llguidance()
     if problem := _problem(constraint):
         raise UsageError(f"{UNCOMPILED} ({_first_line(problem)}); change it")
@@ -49,10 +49,10 @@ def check_constraint(constraint: Constraint) -> None:
 
 @lru_cache(maxsize=16)
 def _problem(constraint: Constraint) -> str:
-    """Why a constraint cannot be compiled; empty when it can.
+    """Return why a constraint cannot be compiled; empty when it can.
 
-    llguidance 1.9 overflows its stack on a few thousand rules that follow from each other, and the process is gone: so
-    another one tries it first, with less stack than threads have here.
+    llguidance 1.9 overflows its stack, which kills the process, on a few thousand rules that follow from each other: so
+    another process tries it first, with less stack than threads have here.
     """
     request = json.dumps([constraint.kind, constraint.text]).encode()
     if not AVAILABLE:
@@ -65,37 +65,37 @@ def _problem(constraint: Constraint) -> str:
 
 @cache
 def _trial() -> BoundedProcess:
-    return BoundedProcess("align.engine.constraint:try_out", _TRIAL_SECONDS, _TRIAL_MEMORY)
+    return BoundedProcess("align.engine.constraint:try_out", _TRIAL_TIMEOUT_S, _TRIAL_MEMORY_BYTES)
 
 
 def try_out(request: bytes) -> bytes:
-    """Compile a constraint and return what is wrong with it; runs in the process of `_trial`."""
+    """Compile a constraint and return the error, empty if none; runs in the process of `_trial`."""
     from llguidance import LLMatcher
 
     kind, text = json.loads(request)
-    found = []
+    errors = []
 
     def compile_it() -> None:
         try:
-            found.append(LLMatcher.validate_grammar(_grammar(Constraint(kind, text))))
+            errors.append(LLMatcher.validate_grammar(_grammar(Constraint(kind, text))))
         except UsageError as error:
-            found.append(str(error))
+            errors.append(str(error))
 
-    threading.stack_size(_TRIAL_STACK)
+    threading.stack_size(_TRIAL_STACK_BYTES)
     trial = threading.Thread(target=compile_it)
     trial.start()
     trial.join()
-    return found[0].encode() if found else b"no reason given"
+    return errors[0].encode() if errors else b"no reason given"
 
 
 def require_llguidance() -> None:
-    """Raise UsageError, with how to install it, where llguidance is missing."""
+    """Raise UsageError where llguidance is not installed."""
     if importlib.util.find_spec("llguidance") is None:
         raise UsageError("llguidance, which it needs, is not installed here; pip install 'align[constrained]'")
 
 
 class Compiler:
-    """Compiles constraints for one tokenizer; what it needs of the tokenizer is computed at the first constraint."""
+    """Compiles constraints for one tokenizer, whose vocabulary is prepared at the first constraint."""
 
     def __init__(self, tokenizer: Any, vocabulary: int, stop_ids: Collection[int]) -> None:
         self._tokenizer = tokenizer
@@ -105,14 +105,14 @@ class Compiler:
         self._lock = threading.Lock()
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """A constraint at the start of a text; raises UsageError when it cannot be compiled."""
+        """Return a matcher at the start of a text; raises UsageError when the constraint cannot be compiled."""
         check_constraint(constraint)
         from llguidance import LLMatcher
 
-        made = LLMatcher(self._vocabulary_tree(), _grammar(constraint), log_level=0)
-        if made.is_error():
-            raise UsageError(f"{UNCOMPILED} ({_first_line(made.get_error())}); change it")
-        return Matcher(made)
+        matcher = LLMatcher(self._vocabulary_tree(), _grammar(constraint), log_level=0)
+        if matcher.is_error():
+            raise UsageError(f"{UNCOMPILED} ({_first_line(matcher.get_error())}); change it")
+        return Matcher(matcher)
 
     def _vocabulary_tree(self) -> Any:
         from llguidance.hf import from_tokenizer
@@ -126,22 +126,22 @@ class Compiler:
 
 
 class Matcher:
-    """How far one text has come in its constraint."""
+    """The state of one text in its constraint."""
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
     @property
     def complete(self) -> bool:
-        """Whether nothing may follow."""
+        """Whether no further token is allowed."""
         return bool(self._matcher.is_stopped())
 
     def took(self, token: int) -> None:
-        """Note a token that came."""
+        """Record the token sampled."""
         self._matcher.consume_token(token)
 
     def allowed(self, size: int) -> Tensor:
-        """Which tokens (size,) may come next, as booleans."""
+        """Return which tokens are allowed next, (size,) booleans."""
         import numpy
         import torch
 
@@ -151,7 +151,7 @@ class Matcher:
 
 
 def _grammar(constraint: Constraint) -> str:
-    """A constraint in the notation of llguidance; raises UsageError when it is not of its kind."""
+    """Return a constraint as an llguidance grammar; raises UsageError when it is not of its kind."""
     from llguidance import grammar_from
 
     try:

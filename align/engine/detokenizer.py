@@ -1,4 +1,4 @@
-"""Tokens to text as they come, without ever showing half a character."""
+"""Incremental decoding of tokens to text, which never shows part of a character."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ from collections.abc import Sequence
 from typing import Any
 
 INCOMPLETE = "�"
-"""the replacement character: how bytes that are no character are shown"""
+"""the replacement character, shown for bytes that are not a character"""
 
 # A character is at most four bytes and a token at least one; an emoji sequence is a few characters. A longer run that
 # still does not decode is not text, and is shown as it is.
-_PATIENCE = 16
+_MAX_TOKENS = 16
 
 
 def text_of(token: int, tokenizer: Any) -> str:
-    """The text of one token as it is within a text: tokenizers may drop the space before the first word of one."""
+    """Return the text of a token within a text: tokenizers may drop the space before the first word."""
     first, both = (str(tokenizer.decode([token] * times)) for times in (1, 2))
     return both[len(first) :]
 
 
 class Detokenizer:
-    """Decodes one row token by token, over a short window, so a long answer costs no more a token than a short one.
+    """Decodes one row token by token over a short window, so the cost of a token does not grow with the text.
 
-    What a tokenizer does at the start of a text (dropping a leading space) must happen once only, so the window always
-    begins with tokens already shown. `context` are tokens before the text, such as those of a text that it goes on
-    with; a character that they only begin is shown with the tokens that end it. With
-    `show_special`, control tokens are shown.
+    The window always begins with tokens already shown, because tokenizers treat the start of a text differently (they
+    drop a leading space). `context` are the tokens of a text that is continued; a character that they only begin is
+    shown with the tokens that end it. With `show_special`, control tokens are shown.
     """
 
     def __init__(self, tokenizer: Any, context: Sequence[int] = (), *, show_special: bool = False) -> None:
         self._tokenizer = tokenizer
         self._hides_special = not show_special
-        self._ids = list(context[-_PATIENCE:])
+        self._ids = list(context[-_MAX_TOKENS:])
         self._before = len(self._ids)
         self._window = 0  # where the decoding window begins
         self._shown = self._before - self._open_tokens()  # tokens before this one are shown
@@ -41,7 +40,7 @@ class Detokenizer:
         self._ids.append(token)
         before = self._decode(self._ids[self._window : self._shown])
         after = self._decode(self._ids[self._window :])
-        if after.endswith(INCOMPLETE) and len(self._ids) - self._shown < _PATIENCE:
+        if after.endswith(INCOMPLETE) and len(self._ids) - self._shown < _MAX_TOKENS:
             return ""
         if len(after) <= len(before):
             return ""
@@ -49,7 +48,7 @@ class Detokenizer:
         return after[len(before) :]
 
     def flush(self) -> str:
-        """Whatever was held back, at the end of the row."""
+        """Return what was held back, at the end of the row."""
         before = self._decode(self._ids[self._window : self._shown])
         after = self._decode(self._ids[self._window :])
         self._window = self._shown = len(self._ids)
@@ -57,11 +56,11 @@ class Detokenizer:
 
     @property
     def count(self) -> int:
-        """How many tokens came."""
+        """The number of tokens pushed."""
         return len(self._ids) - self._before
 
     def _open_tokens(self) -> int:
-        """How many tokens at the end of the context are part of a character that has not ended."""
+        """Return how many tokens at the end of the context are part of an unfinished character."""
         text = self._decode(self._ids)
         if not text.endswith(INCOMPLETE):
             return 0

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.data.bounded import AVAILABLE
 from align.data.template_notes import generation_note
-from align.engine.adapter_groups import BASE, MIXED, ModelFacts, context_window, probe_models, vocabulary_size
+from align.engine.adapter_groups import BASE, MIXED, ModelFacts, context_window, probe_models
 from align.engine.answer_scores import RewardScorer, compute_token_shift, encode_answer
 from align.engine.batch import DecodingBatch, Prefill
 from align.engine.constraint import Compiler
-from align.engine.pace import RowDurations
-from align.engine.prompt_queue import PromptQueue, length_of
+from align.engine.prompt_queue import PromptQueue, prompt_characters
 from align.engine.protocol import EngineBusy, GenerationRequest, Row, Sampling, ShiftedToken
-from align.engine.running_rows import RowState, RunningRow, start_row
+from align.engine.running_rows import RowDurations, RowState, RunningRow, start_row
 from align.engine.stream import Stream, collect_texts
-from align.engine.token_rules import live_rules
+from align.engine.token_rules import activate_rules
 from align.errors import IntegrityError, UsageError, nearest
 from align.models.stop_tokens import stop_tokens
 from align.schema import Messages
@@ -54,7 +53,7 @@ class LocalEngine:
         max_waiting_rows: int | None = None,
         prefill_chunk_tokens: int | None = None,
     ) -> None:
-        self._resident = loaded
+        self._loaded = loaded
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._max_rows, self._max_tokens, self._max_waiting = max_rows, max_tokens, max_waiting_rows
         self._waiting: deque[RowState] = deque()
@@ -64,9 +63,9 @@ class LocalEngine:
         self._facts: dict[str, ModelFacts] = {}
         self._durations = RowDurations()
         self._stops = stop_tokens(loaded)
-        self._vocabulary = vocabulary_size(loaded.model)
+        self._vocabulary = int(loaded.model.config.get_text_config().vocab_size)
         self._compiler = Compiler(loaded.tokenizer, self._vocabulary, self._stops.ids)
-        self._judge = None if reward is None else RewardScorer(loaded, reward)
+        self._reward = None if reward is None else RewardScorer(loaded, reward)
         self._prompts: PromptQueue | None = None
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(ready,), name="align-engine", daemon=True)
@@ -74,94 +73,92 @@ class LocalEngine:
         ready.result()
 
     def start_prompt_process(self) -> None:
-        """Render and encode prompts in a process of their own from now on, so that they hold no other row up."""
+        """Render and encode prompts in a separate process from now on, so that they delay no other row."""
         if AVAILABLE and self._prompts is None:
-            loaded = self._resident
-            self._prompts = PromptQueue(loaded.tokenizer, context_window(loaded.model), self._encoded)
+            loaded = self._loaded
+            self._prompts = PromptQueue(loaded.tokenizer, context_window(loaded.model), self._queue_encoded)
 
     @property
     def models(self) -> list[str]:
         """The references rows may name."""
-        return list(self._resident.adapters)
+        return list(self._loaded.adapters)
 
     @property
     def facts(self) -> list[ModelFacts]:
-        """What was found out about each model at the start."""
+        """The measurements of each model at the start."""
         return list(self._facts.values())
 
     @property
     def notes(self) -> list[str]:
         """What a user should know about these models, one line each."""
         lines = [f"{fact.reference}: {fact.runs_alone_reason}" for fact in self.facts if fact.runs_alone]
-        same = [fact for fact in self.facts if fact.adapter != BASE and fact.shift == 0]
+        same = [fact for fact in self.facts if fact.adapter != BASE and fact.logit_difference == 0]
         lines += [f"{fact.reference}: writes exactly what its base writes" for fact in same]
-        if note := generation_note(self._resident.tokenizer):
+        if note := generation_note(self._loaded.tokenizer):
             lines.append(f"{self.models[0]}: {note}")
         return lines + self._stops.notes
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:
-        """How the chat template writes tool calls; None where it writes none."""
+        """The format in which the chat template writes tool calls; None where it writes none."""
         from align.data.render import template_of
         from align.data.tool_calls import measure_tool_format
 
-        return measure_tool_format(template_of(self._resident.tokenizer))
+        return measure_tool_format(template_of(self._loaded.tokenizer))
 
     @property
     def waiting(self) -> int:
-        """How many rows are queued and not yet being written."""
+        """The number of rows that are queued and do not run yet."""
         return len(self._waiting) + (0 if self._prompts is None else len(self._prompts))
 
     def submit(self, request: GenerationRequest) -> Stream:
-        """Queue a request; a row that cannot be written ends with a RowFailure, the others go on.
+        """Queue a request; a row that cannot run ends with a RowFailure, the others continue.
 
         Raises EngineBusy when more rows would wait than may.
         """
         stream = Stream(len(request.rows), on_cancel=self._drop_cancelled)
-        rows = [RowState(stream, index, row, request.sampling_of(row)) for index, row in enumerate(request.rows)]
-        known = [state for state in rows if self._find(state)]
+        states = [RowState(stream, index, row, request.sampling_of(row)) for index, row in enumerate(request.rows)]
+        accepted = [state for state in states if self._resolve(state)]
         with self._changed:
             closed = self._closing.is_set()
             if not closed:
-                self._refuse_flood(len(known))
-                (self._waiting if self._prompts is None else self._prompts).extend(known)
+                self._refuse_overflow(len(accepted))
+                (self._waiting if self._prompts is None else self._prompts).extend(accepted)
                 self._changed.notify_all()
         if closed:
-            _fail_all(known, CLOSED)
+            _fail_all(accepted, CLOSED)
         return stream
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
-        """The texts of some rows, in as few batches as fit; raises IntegrityError if a row failed."""
-        # Rows of like length waste least when they are side by side, and a long one at the end would run alone.
-        order = sorted(range(len(rows)), key=lambda place: length_of(rows[place]), reverse=True)
-        texts = collect_texts(
-            self.submit(GenerationRequest(tuple(rows[place] for place in order), sampling)), len(rows)
-        )
-        return [text for _, text in sorted(zip(order, texts, strict=True))]
+        """Return the texts of some rows, in as few batches as fit; raises IntegrityError if a row failed."""
+        # Rows of similar length waste least padding side by side, and a long one at the end would run by itself.
+        order = sorted(range(len(rows)), key=lambda index: prompt_characters(rows[index]), reverse=True)
+        stream = self.submit(GenerationRequest(tuple(rows[index] for index in order), sampling))
+        return [text for _, text in sorted(zip(order, collect_texts(stream, len(rows)), strict=True))]
 
-    def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
-        """Where a model differs from the base over the answer that ends a conversation, its end token included.
+    def token_shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
+        """Compare a model with its base over the answer that ends a conversation, its end token included.
 
         Raises UsageError when the model is not loaded, or the conversation does not end with an answer or is too long.
         """
         fact = self._facts.get(model)
         if fact is None:
             raise UsageError(f"{model}: not one of the loaded models;{nearest(model, self.models)}")
-        loaded = self._resident
-        return self._ask(lambda: compute_token_shift(loaded, fact, encode_answer(messages, loaded)))
+        loaded = self._loaded
+        return self._call_in_thread(lambda: compute_token_shift(loaded, fact, encode_answer(messages, loaded)))
 
-    def reward(self, messages: Messages) -> float | None:
-        """The score of a conversation by the reward model held beside the models; None without one.
+    def reward_score(self, messages: Messages) -> float | None:
+        """Return the reward model's score of a conversation; None without a reward model.
 
-        Raises UsageError as `shift` does.
+        Raises UsageError as `token_shift` does.
         """
-        judge = self._judge
-        if judge is None:
+        scorer = self._reward
+        if scorer is None:
             return None
-        return self._ask(lambda: judge.score(encode_answer(messages, self._resident)))
+        return self._call_in_thread(lambda: scorer.score(encode_answer(messages, self._loaded)))
 
     def close(self) -> None:
-        """End the thread; rows still running or waiting end with a RowFailure."""
+        """End the thread; rows that still run or wait end with a RowFailure."""
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
@@ -169,22 +166,22 @@ class LocalEngine:
             _fail_all(self._prompts.close(), CLOSED)
         self._thread.join()
 
-    def _find(self, state: RowState) -> bool:
-        """Look a row's model up; a row whose model is not loaded ends here."""
+    def _resolve(self, state: RowState) -> bool:
+        """Look up a row's model and compile its rules; return whether both exist, or else the row has failed."""
         fact = self._facts.get(state.row.model)
         if fact is None:
             state.fail(f"{state.row.model}: not one of the loaded models;{nearest(state.row.model, self.models)}")
             return False
         state.adapter, state.adapter_group = fact.adapter, fact.adapter_group
         try:
-            state.rules = live_rules(state.row.rules, self._stops.ids, self._vocabulary, self._compiler)
+            state.rules = activate_rules(state.row.rules, self._stops.ids, self._vocabulary, self._compiler)
         except UsageError as error:
             state.fail(f"{state.row.model}: {error}", "prompt")
             return False
         return True
 
-    def _encoded(self, state: RowState) -> None:
-        """Queue a row whose prompt was encoded beside the engine."""
+    def _queue_encoded(self, state: RowState) -> None:
+        """Queue a row whose prompt was encoded in the prompt process."""
         with self._changed:
             closed = self._closing.is_set()
             if not closed:
@@ -193,7 +190,7 @@ class LocalEngine:
         if closed:
             state.fail(CLOSED)
 
-    def _refuse_flood(self, more: int) -> None:
+    def _refuse_overflow(self, more: int) -> None:
         waiting = self.waiting
         if self._max_waiting is not None and waiting + more > self._max_waiting:
             seconds = self._durations.seconds_until_free(waiting, self._max_rows)
@@ -209,40 +206,40 @@ class LocalEngine:
                 self._waiting.remove(state)
         if self._prompts is not None:
             cancelled += self._prompts.take_cancelled()
-        # Outside the lists: what a row is told may cancel others, when nobody listens any more.
+        # Outside the lock: a row's last event may cancel other rows when its reader is gone.
         for state in cancelled:
-            state.done("cancelled")
+            state.cancel()
 
-    def _ask(self, question: Callable[[], _T]) -> _T:
-        """Have something found out in the engine's thread, between two steps."""
-        answer: Future[_T] = Future()
+    def _call_in_thread(self, function: Callable[[], _T]) -> _T:
+        """Run a function in the engine's thread, between two steps."""
+        result: Future[_T] = Future()
 
         def call() -> None:
             if self._closing.is_set():
-                answer.set_exception(IntegrityError(CLOSED))
+                result.set_exception(IntegrityError(CLOSED))
                 return
             try:
-                answer.set_result(question())
-            except Exception as error:  # whatever it is, it is raised where it was asked
-                answer.set_exception(error)
+                result.set_result(function())
+            except Exception as error:  # raised again in the caller's thread
+                result.set_exception(error)
 
         with self._changed:
             if self._closing.is_set():
                 raise IntegrityError(CLOSED)
             self._calls.append(call)
             self._changed.notify_all()
-        return answer.result()
+        return result.result()
 
     def _work(self, ready: Future[None]) -> None:
         try:
-            self._facts = {fact.reference: fact for fact in probe_models(self._resident)}
+            self._facts = {fact.reference: fact for fact in probe_models(self._loaded)}
             batch = self._empty_batch(MIXED)
-        except Exception as error:  # whatever it is, the constructor raises it in the caller's thread
+        except Exception as error:  # raised again by the constructor, in the caller's thread
             ready.set_exception(error)
             return
         ready.set_result(None)
         while self._await_work(batch):
-            batch = self._turn(batch)
+            batch = self._run_once(batch)
         batch.restore_model()
         _fail_all([row.state for row in batch.all_rows], CLOSED)
         with self._changed:
@@ -259,8 +256,8 @@ class LocalEngine:
                 self._changed.wait()
         return not self._closing.is_set()
 
-    def _turn(self, batch: DecodingBatch) -> DecodingBatch:
-        """Answer what was asked, read for rows that join, write one token of every row; the batch to go on with."""
+    def _run_once(self, batch: DecodingBatch) -> DecodingBatch:
+        """Make one waiting call, prefill a chunk of rows that join, decode one token of every row; the next batch."""
         if self._calls:
             batch.restore_model()
             self._calls.popleft()()
@@ -268,70 +265,66 @@ class LocalEngine:
             for row in batch.all_rows:
                 if row.state.cancelled and not row.state.ended:
                     row.finish("cancelled")
-            self._durations.note(batch.evict_finished())
-            batch = self._batch_to_go_on_with(batch)
-            if joining := self._joining(batch):
+            self._durations.record(batch.evict_finished())
+            if not batch.all_rows:
+                # All rows have left: the next batch is of the adapter group of the oldest waiting row.
+                with self._changed:
+                    group = self._waiting[0].adapter_group if self._waiting else batch.adapter_group
+                batch = self._empty_batch(group)
+            if joining := self._take_waiting(batch):
                 batch.prefill = Prefill(joining)
-            self._read(batch)
+            self._prefill(batch)
             batch.admit_rows()
             # A row may have ended with its first token.
-            self._durations.note(batch.evict_finished())
+            self._durations.record(batch.evict_finished())
             batch.step()
         except Exception as error:  # a reader must never wait for a batch that is gone
             batch.restore_model()
-            _fail_all([row.state for row in batch.all_rows], _failure(error))
+            _fail_all([row.state for row in batch.all_rows], _failure_message(error))
             return self._empty_batch(batch.adapter_group)
         return batch
 
-    def _batch_to_go_on_with(self, batch: DecodingBatch) -> DecodingBatch:
-        """The batch, or another one for the lane of the oldest waiting row when all rows have left it."""
-        if batch.all_rows:
-            return batch
-        with self._changed:
-            adapter_group = self._waiting[0].adapter_group if self._waiting else batch.adapter_group
-        return self._empty_batch(adapter_group)
-
     def _empty_batch(self, adapter_group: str) -> DecodingBatch:
-        loaded = self._resident
+        loaded = self._loaded
         return DecodingBatch(loaded.model, loaded.tokenizer.pad_token_id, adapter_group, self._prefill_chunk_tokens)
 
-    def _joining(self, batch: DecodingBatch) -> list[RunningRow]:
-        """The oldest waiting rows that the batch can take now, in their order."""
+    def _take_waiting(self, batch: DecodingBatch) -> list[RunningRow]:
+        """Take the oldest waiting rows that fit into the batch now, in their order."""
         joining: list[RunningRow] = []
-        window = context_window(self._resident.model)
+        window = context_window(self._loaded.model)
         while batch.can_admit and len(batch.rows) + len(joining) < self._max_rows:
             with self._changed:
                 if not self._waiting or self._waiting[0].adapter_group != batch.adapter_group:
                     break
                 state = self._waiting.popleft()
             if state.cancelled:
-                state.done("cancelled")
+                state.cancel()
                 continue
-            row = start_row(state, self._resident.tokenizer, window)
+            row = start_row(state, self._loaded.tokenizer, window)
             if row is None:
                 continue
             others = [*batch.rows, *joining]
-            if others and (len(others) + 1) * max(each.most_columns for each in [*others, row]) > self._max_tokens:
+            if others and (len(others) + 1) * max(one.most_columns for one in [*others, row]) > self._max_tokens:
                 with self._changed:
                     self._waiting.appendleft(state)
                 break
             joining.append(row)
         return joining
 
-    def _read(self, batch: DecodingBatch) -> None:
-        """Read prompts of rows that join; if that fails, the rows that are being written are not concerned."""
-        reading = batch.prefill
+    def _prefill(self, batch: DecodingBatch) -> None:
+        """Prefill rows that join; if that fails, the running rows are not affected."""
+        prefill = batch.prefill
         try:
             batch.prefill_chunk()
-        except Exception as error:  # out of memory, most likely; whatever it is, these rows are told
-            _fail_all([row.state for row in reading.rows] if reading else [], _failure(error))
+        except Exception as error:  # out of memory, most likely
+            _fail_all([row.state for row in prefill.rows] if prefill else [], _failure_message(error))
             batch.prefill = None
 
 
 def default_prefill_chunk(model: Any) -> int:
-    """So many tokens of prompts that reading them takes a model about as long as a few steps of a batch.
+    """Return how many prompt tokens take a model about as long as a few decoding steps of a batch.
 
-    Fewer would leave an accelerator idle, and more rows would wait than are written where prompts are long.
+    Fewer would leave an accelerator idle, and more rows would wait than run where prompts are long.
     """
     return 128 if model.device.type == "cpu" else 2048
 
@@ -341,6 +334,6 @@ def _fail_all(rows: Iterable[RowState], message: str) -> None:
         state.fail(message)
 
 
-def _failure(error: BaseException) -> str:
+def _failure_message(error: BaseException) -> str:
     what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return f"the engine failed ({what}); try again, or with fewer tokens"

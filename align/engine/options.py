@@ -1,4 +1,4 @@
-"""The command line options that every door to an engine has, so that they are spelt the same everywhere."""
+"""The command-line options of every command that runs an engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DEFAULTS = Sampling()
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Where models are and how they are held in memory."""
+    """Add the options that say where models are and how they are loaded."""
     parser.add_argument(
         "--registry", metavar="DIR", help="where models live (else $ALIGN_REGISTRY, else ./align_registry)"
     )
@@ -38,7 +38,7 @@ _SAMPLING = {
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """How answers are drawn."""
+    """Add the options of `Sampling`, and the seed."""
     for name, meaning in _SAMPLING.items():
         default = getattr(_DEFAULTS, name)
         parser.add_argument(
@@ -51,12 +51,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_from(options: argparse.Namespace) -> Sampling:
-    """The sampling that was asked for; UsageError when it is out of range."""
+    """Return the sampling asked for; raises UsageError when it is out of range."""
     return Sampling(stop=tuple(options.stop), **{name: getattr(options, name) for name in _SAMPLING})
 
 
 def precision_from(options: argparse.Namespace) -> Any:
-    """The precision that was asked for."""
+    """Return the precision asked for."""
     from align.models.loading import Precision
 
     return Precision(options.quantization, options.bf16)

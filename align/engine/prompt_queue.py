@@ -1,6 +1,6 @@
-"""Prompts to tokens beside the engine: what a conversation costs to render and encode holds nobody's stream up.
+"""Rendering and encoding of prompts in a separate process, so that a costly conversation delays no stream.
 
-One process does it, killed when a prompt takes too long or nobody waits for it any more; see `align.data.bounded`.
+The process is killed when a prompt takes too long or nobody waits for it any more; see `align.data.bounded`.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from align.data.bounded import BoundedProcess, ProcessEnded, without_torch
 from align.engine.protocol import Row
 from align.engine.running_rows import RowState, encode_or_message, fail_too_long
 
-SECONDS = 10
-"""of computing for one prompt"""
+TIMEOUT_S = 10
+"""the longest CPU time of one prompt"""
 
-_MEMORY = 2 << 30
-_LARGE = 1 << 14
-"""characters from which a prompt waits behind all that are smaller"""
+_MEMORY_BYTES = 2 << 30
+_LARGE_CHARACTERS = 1 << 14
+"""a prompt at least this long waits for all that are shorter"""
 
 _START_S = 2.0
-"""how long an abandoned prompt may be gone on with: killing its process and starting another one takes as long"""
+"""how long an abandoned prompt may go on: starting another process takes as long"""
 
 _OK, _FAILED, _TOO_LONG = b"+", b"-", b">"
 
 
 class PromptQueue:
-    """Rows whose prompts are to be encoded, small ones first; `ready` is called with each that was.
+    """Rows whose prompts are to be encoded, short ones first; `ready` is called with each encoded row.
 
-    A row that cannot be encoded ends with an error here. `window` is how many tokens the model takes.
+    A row that cannot be encoded ends with an error here. `window` is the model's context length in tokens.
     """
 
     def __init__(self, tokenizer: Any, window: int | None, ready: Callable[[RowState], None]) -> None:
         self._window, self._ready = window, ready
         self._process = BoundedProcess(
-            "align.engine.prompt_queue:answer_request", SECONDS, _MEMORY, setup=pickle.dumps(tokenizer)
+            "align.engine.prompt_queue:answer_request", TIMEOUT_S, _MEMORY_BYTES, setup=pickle.dumps(tokenizer)
         )
         self._numbers = itertools.count()
         self._rows: list[tuple[bool, int, RowState]] = []
@@ -59,11 +59,13 @@ class PromptQueue:
         """Queue rows."""
         with self._changed:
             for state in rows:
-                heapq.heappush(self._rows, (length_of(state.row) > _LARGE, next(self._numbers), state))
+                heapq.heappush(
+                    self._rows, (prompt_characters(state.row) > _LARGE_CHARACTERS, next(self._numbers), state)
+                )
             self._changed.notify_all()
 
     def take_cancelled(self) -> list[RowState]:
-        """Forget the rows that were cancelled, and return them."""
+        """Remove the rows that were cancelled, and return them."""
         with self._changed:
             cancelled = [state for *_, state in self._rows if state.cancelled]
             self._rows = [entry for entry in self._rows if not entry[-1].cancelled]
@@ -96,7 +98,7 @@ class PromptQueue:
 
     def _warm_up(self) -> None:
         """Start the process before the first prompt comes."""
-        with suppress(ProcessEnded):  # then the first prompt is told why
+        with suppress(ProcessEnded):  # then the first prompt fails with the reason
             self._process.ask(pickle.dumps(None), lambda: self._closing)
 
     def _next(self) -> RowState | None:
@@ -109,7 +111,7 @@ class PromptQueue:
             return self._current
 
     def _ask(self, state: RowState) -> bytes | None:
-        """The answer of the process; None when nobody wants it any more."""
+        """Return the reply of the process; None when the row was cancelled or the engine is closing."""
         started = time.monotonic()
 
         def unwanted() -> bool:
@@ -123,9 +125,9 @@ class PromptQueue:
             return _FAILED + f"{state.row.model}: encoding this prompt {error}; shorten it".encode()
 
     def _take(self, state: RowState, reply: bytes | None) -> None:
-        """Hand a row on with its tokens, or end it with what was wrong."""
+        """Pass a row on with its tokens, or end it with the error."""
         if reply is None:
-            state.done("cancelled")
+            state.cancel()
         elif reply[:1] == _OK:
             state.prompt_ids = array("I", reply[1:]).tolist()
             self._ready(state)
@@ -135,8 +137,8 @@ class PromptQueue:
             state.fail(reply[1:].decode("utf-8", "surrogatepass"), "prompt")
 
 
-def length_of(row: Row) -> int:
-    """About how long a prompt is, in characters."""
+def prompt_characters(row: Row) -> int:
+    """Return about how long a prompt is, in characters."""
     return len(row.text or row.ids or "") + sum(len(str(message.get("content"))) for message in row.messages)
 
 
@@ -144,19 +146,21 @@ _STATE: dict[str, Any] = {}
 
 
 def answer_request(request: bytes) -> bytes:
-    """The answer to one request, of which the first is the tokenizer; runs in the child."""
+    """Return the reply to one request, the first of which is the tokenizer; runs in the child process."""
     without_torch()
     confined_templates.inside = True
     if not _STATE:
         _STATE["tokenizer"] = pickle.loads(request)
         return _OK
-    if (asked := pickle.loads(request)) is None:
+    if (payload := pickle.loads(request)) is None:
         return _OK
-    row, window = asked
+    row, window = payload
     try:
         ids = encode_or_message(row, _STATE["tokenizer"])
     except MemoryError:
-        return _FAILED + f"{row.model}: encoding this prompt took more than {_MEMORY >> 30} GiB; shorten it".encode()
+        return (
+            _FAILED + f"{row.model}: encoding this prompt took more than {_MEMORY_BYTES >> 30} GiB; shorten it".encode()
+        )
     if isinstance(ids, str):
         return _FAILED + ids.encode("utf-8", "surrogatepass")
     if window is not None and len(ids) >= window + row.prompt_only:

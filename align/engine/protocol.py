@@ -12,14 +12,14 @@ from align.schema import Messages
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Fault = Literal["too_long", "prompt", "engine"]
-"""Why a row could not be written: no room in the model's context, a conversation it cannot take, or anything else."""
+"""why a row failed: no room in the model's context, a prompt it cannot take, or anything else"""
 
 MOST_ALTERNATIVES = 20
-"""As many log-probabilities beside a token's own as the OpenAI API gives."""
+"""the most `top_logprobs` a token can have, as in the OpenAI API"""
 
 
 class EngineBusy(MachineError):
-    """The engine's queue is full; `retry_after` is how many seconds from now to ask again."""
+    """The engine's queue is full; ask again in `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -28,24 +28,25 @@ class EngineBusy(MachineError):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy, and everything else is off by default.
+    """How tokens are sampled. Temperature 0 is greedy; everything else is off by default.
 
-    In this order: penalties, temperature, `top_k`, `top_p` (the smallest set with that much probability), `min_p`
-    (tokens at least so likely as this share of the likeliest). A text ends before the first of the `stop` strings.
+    Applied in this order: penalties, temperature, `top_k`, `top_p`, `min_p`. A text ends before its first stop string.
     """
 
     temperature: float = 0.7
     top_p: float = 1.0
+    """sample from the smallest set of tokens with this much probability"""
     max_new_tokens: int = 256
     top_k: int = 0
-    """how many tokens may be drawn; 0 is all"""
+    """sample from the k likeliest tokens; 0 is all"""
     min_p: float = 0.0
+    """sample from tokens at least this share as likely as the likeliest"""
     repetition_penalty: float = 1.0
-    """divides the logits of tokens in prompt and answer (Keskar et al. 2019, section 4.1); 1 is off"""
+    """divides the logits of tokens in prompt and completion (Keskar et al. 2019, section 4.1); 1 is off"""
     frequency_penalty: float = 0.0
-    """taken from a token's logit for each time it is in the answer"""
+    """subtracted from a token's logit for each time it is in the completion"""
     presence_penalty: float = 0.0
-    """taken from the logit of every token that is in the answer"""
+    """subtracted from the logit of every token that is in the completion"""
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -59,8 +60,8 @@ class Sampling:
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "give -2 to 2"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "give -2 to 2"),
         )
-        for name, good, advice in checks:
-            if not good:
+        for name, is_good, advice in checks:
+            if not is_good:
                 raise UsageError(f"{name}={getattr(self, name)}: out of range; {advice}")
         if isinstance(self.stop, str) or not all(self.stop):
             raise UsageError(f"stop={self.stop!r}: not a list of texts; give each stop string, none of them empty")
@@ -68,48 +69,48 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """How a conversation is put before the model, beside its turns."""
+    """How a conversation is rendered, beside its turns."""
 
     tools: tuple[dict[str, Any], ...] = ()
     """schemas of functions the model may call, as chat templates take them"""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """variables of the chat template, such as enable_thinking"""
     continue_final: bool = False
-    """go on with the last message, an assistant turn, in place of opening a new one"""
+    """continue the last message, an assistant turn, instead of opening a new one"""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text to write: which model continues which conversation, with which seed.
+    """One text to generate: a model, a conversation or raw prompt, and a seed.
 
-    Equal model, messages, sampling, rules and seed give equal text, whatever else runs beside it (exact in fp32).
+    Equal model, messages, sampling, rules and seed give equal text, whatever else is in the batch (exact in fp32).
     """
 
     model: str
     messages: Messages
     seed: int = 0
     sampling: Sampling | None = None
-    """of this row alone, in place of the request's"""
+    """of this row, instead of the request's"""
     text: str | None = None
-    """a raw prompt to continue, in place of a conversation"""
+    """a raw prompt to continue, instead of a conversation"""
     logprobs: int | None = None
-    """tell each token's log-probability, with so many of the likeliest tokens beside it"""
+    """report each token's log-probability with this many of the likeliest alternatives"""
     rules: TokenRules = NO_RULES
     chat: ChatOptions = field(default_factory=ChatOptions)
     ids: tuple[int, ...] | None = None
-    """a raw prompt in tokens, in place of a text"""
+    """a raw prompt in tokens, instead of a text"""
     echo: bool = False
-    """tell the prompt as the model reads it (`RowPrompt`)"""
+    """report the prompt as the model reads it (`RowPrompt`)"""
     prompt_logprobs: int | None = None
-    """with `echo`: tell the log-probability of each of its tokens, with so many of the likeliest beside it"""
+    """with `echo`: report the log-probability of each prompt token, with this many alternatives"""
     prompt_only: bool = False
-    """read the prompt and write nothing"""
+    """prefill the prompt and generate nothing"""
 
     def __post_init__(self) -> None:
         for name in ("logprobs", "prompt_logprobs"):
-            asked = getattr(self, name)
-            if asked is not None and not 0 <= asked <= MOST_ALTERNATIVES:
-                raise UsageError(f"{name}={asked}: out of range; give 0 to {MOST_ALTERNATIVES}")
+            count = getattr(self, name)
+            if count is not None and not 0 <= count <= MOST_ALTERNATIVES:
+                raise UsageError(f"{name}={count}: out of range; give 0 to {MOST_ALTERNATIVES}")
         if not -(2**63) <= self.seed < 2**63:
             raise UsageError(f"seed={self.seed}: out of range; give a whole number of 64 bits")
         if (self.text is not None) + (self.ids is not None) + bool(self.messages) > 1:
@@ -129,49 +130,49 @@ class GenerationRequest:
     sampling: Sampling = Sampling()
 
     def sampling_of(self, row: Row) -> Sampling:
-        """How one of the rows is drawn."""
+        """Return the sampling of one of the rows."""
         return self.sampling if row.sampling is None else row.sampling
 
 
 class Alternative(NamedTuple):
-    """One of the likeliest tokens at a place."""
+    """One of the likeliest tokens at a position."""
 
     text: str
     logprob: float
     raw: bytes = b""
     """its UTF-8 bytes"""
     id: int = -1
-    """-1 where nobody says"""
+    """-1 where unknown"""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of an answer and how likely the model found it, before temperature and whatever else bends the draw."""
+    """A token and its log-probability under the model, before temperature, penalties and filters."""
 
     id: int
     text: str
-    """its part of the text; half a character is a replacement character here"""
+    """its part of the text; part of a character is a replacement character here"""
     logprob: float | None
-    """nats; None for the first of a prompt, which has nothing before it"""
+    """None for the first token of a prompt, which follows nothing"""
     top: tuple[Alternative, ...]
-    """the likeliest tokens here, likeliest first"""
+    """the likeliest tokens at this position, likeliest first"""
     raw: bytes = b""
     """its bytes: those of all tokens together are the UTF-8 of the text"""
     start: int = 0
-    """where the character that it begins, or goes on with, stands in the text"""
+    """offset in the text of the character that it begins or continues"""
     rank: int = 0
-    """its place among all tokens by likelihood, from 1; 0 where nobody says"""
+    """its rank among all tokens by likelihood, from 1; 0 where unknown"""
 
 
 @dataclass(frozen=True, slots=True)
 class RowPrompt:
-    """The prompt of one row as the model reads it, before anything is written; when the row asked for it."""
+    """The prompt of a row as the model reads it, before any completion; for rows with `echo`."""
 
     row: int
     text: str
-    """as it was given; of token ids what they read as, control tokens by name"""
+    """as it was given; of token ids the decoded text, control tokens by name"""
     tokens: tuple[Token, ...] = ()
-    """all of it, when the row asked for log-probabilities; one that a tokenizer adds in front has no bytes"""
+    """for rows with `prompt_logprobs`; a token that the tokenizer adds has no bytes"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ class RowDelta:
     row: int
     text: str
     tokens: tuple[Token, ...] = ()
-    """the tokens of this text, when the row asked for log-probabilities"""
+    """the tokens of this text, for rows with `logprobs`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +200,13 @@ class RowDone:
     """from submission to the end"""
     marked: str | None = None
     """the text with its reasoning between <think> and </think>, also where the prompt opened it or its marks are
-    special tokens; None from an engine that does not tell
+    special tokens; None from an engine that does not know
     """
 
 
 @dataclass(frozen=True, slots=True)
 class RowFailure:
-    """A row could not be written; the other rows go on."""
+    """A row failed; the other rows continue."""
 
     row: int
     message: str
@@ -217,14 +218,13 @@ Event = RowPrompt | RowDelta | RowDone | RowFailure
 
 @dataclass(frozen=True, slots=True)
 class ShiftedToken:
-    """A token of an answer under a model and under its base."""
+    """A token of an answer under a model and under its base; log-probabilities in nats."""
 
     text: str
     logprob: float
-    """nats under the model, after everything before it"""
     base_logprob: float
     top: tuple[tuple[str, float], ...]
-    """what the model found likeliest here, likeliest first"""
+    """the model's likeliest tokens at this position, likeliest first"""
     base_top: tuple[tuple[str, float], ...]
 
 
@@ -232,11 +232,11 @@ class Handle(Protocol):
     """A submitted request: its events, read once, and the means to stop it."""
 
     def __iter__(self) -> Iterator[Event]:
-        """Events as they come, until every row has ended; blocks between them."""
+        """Yield events until every row has ended; blocks between them."""
         ...
 
     def events(self) -> AsyncIterator[Event]:
-        """The same for asyncio; closing the iterator early cancels what is still running."""
+        """Yield events for asyncio; closing the iterator early cancels what still runs."""
         ...
 
     def cancel(self, row: int | None = None) -> None:
@@ -245,7 +245,7 @@ class Handle(Protocol):
 
 
 class Engine(Protocol):
-    """Something that writes text with one or more named models."""
+    """Something that generates text with one or more named models."""
 
     @property
     def models(self) -> list[str]:
@@ -254,7 +254,7 @@ class Engine(Protocol):
 
     @property
     def waiting(self) -> int:
-        """How many rows are queued and not yet being written."""
+        """The number of rows that are queued and do not run yet."""
         ...
 
     def submit(self, request: GenerationRequest) -> Handle:
@@ -265,20 +265,20 @@ class Engine(Protocol):
         ...
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
-        """The texts of some rows, written in as few batches as possible; raises IntegrityError if a row failed."""
+        """Return the texts of some rows, in as few batches as possible; raises IntegrityError if a row failed."""
         ...
 
-    def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
-        """Where a model differs from its base over the answer that ends a conversation, its end token included.
+    def token_shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
+        """Compare a model with its base over the answer that ends a conversation, its end token included.
 
-        Blocks. Raises UsageError where this engine cannot tell.
+        Blocks. Raises UsageError where this engine cannot.
         """
         ...
 
-    def reward(self, messages: Messages) -> float | None:
-        """The score of a conversation by the reward model held beside the models; None without one. Blocks."""
+    def reward_score(self, messages: Messages) -> float | None:
+        """Return the reward model's score of a conversation; None without a reward model. Blocks."""
         ...
 
     def close(self) -> None:
-        """End the engine; whatever still runs ends with a RowFailure."""
+        """End the engine; rows that still run end with a RowFailure."""
         ...

@@ -1,4 +1,4 @@
-"""An engine somewhere else: any server of the OpenAI API (vLLM, this project's own), one streamed request a row.
+"""An engine on any server of the OpenAI API (vLLM, this project's own), one streamed request a row.
 
 A thread of its own runs all requests on one event loop. It needs no torch.
 """
@@ -26,25 +26,23 @@ from align.engine.protocol import (
     RowFailure,
     Sampling,
     ShiftedToken,
-    Token,
 )
-from align.engine.retry_after import retry_seconds
 from align.engine.stream import Stream, collect_texts
-from align.engine.wire_format import StreamEvent, error_text, fault_of, read_line, request_of
+from align.engine.wire_format import StreamEvent, error_text, fault_of, read_line, request_of, retry_seconds
 from align.errors import MachineError, UsageError, nearest
 from align.schema import Messages
 
-_CONNECT_SECONDS = 10.0
-_TOO_MANY = 429
+_CONNECT_TIMEOUT_S = 10.0
+_TOO_MANY_REQUESTS = 429
 _REASONS: dict[str, FinishReason] = {"length": "length", "cancelled": "cancelled"}
 _CLOSED = "the engine was closed while this was being written; start it again"
 
 
 class RemoteEngine:
-    """Writes text with the models of a server; `base_url` is like `http://127.0.0.1:8000/v1`.
+    """Generates text with the models of a server; `base_url` is like `http://127.0.0.1:8000/v1`.
 
-    `timeout` is how many seconds the server may say nothing. A row that is told to come back later (429) does so for
-    `patience` seconds, and meanwhile `submit` raises EngineBusy. `max_rows` are asked for at once, others wait here.
+    `timeout` is the longest silence of the server in seconds. A row that is refused with 429 is requested again for
+    `patience` seconds, and meanwhile `submit` raises EngineBusy. At most `max_rows` are requested at once.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class RemoteEngine:
         self.models = self._server.models() if models is None else list(models)
         self._rows: set[_RemoteRow] = set()
         self._closing = threading.Event()
-        self._places = asyncio.Semaphore(max_rows)
+        self._slots = asyncio.Semaphore(max_rows)
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="align-remote", daemon=True)
@@ -69,11 +67,11 @@ class RemoteEngine:
 
     @property
     def waiting(self) -> int:
-        """How many rows have heard nothing from the server yet."""
+        """The number of rows without a first token."""
         return sum(not row.first_token for row in tuple(self._rows))
 
     def submit(self, request: GenerationRequest) -> Stream:
-        """Ask for every row of a request; raises EngineBusy while the server takes no more."""
+        """Request every row; raises EngineBusy while the server takes no more."""
         self._server.refuse_while_busy()
         rows: list[_RemoteRow] = []
 
@@ -83,46 +81,49 @@ class RemoteEngine:
 
         stream = Stream(len(request.rows), on_cancel=lambda: self._on_loop(stop_cancelled))
         for index, row in enumerate(request.rows):
-            if self._closing.is_set():
-                stream.put(RowFailure(index, _CLOSED))
-            elif row.model not in self.models:
-                known = nearest(row.model, self.models)
-                stream.put(RowFailure(index, f"{row.model}: not one of the models of {self._server.url};{known}"))
-            elif row.echo or row.prompt_logprobs is not None or row.prompt_only:
-                stream.put(
-                    RowFailure(index, f"{row.model}: prompts are scored by models on this machine only; load it here")
-                )
+            if problem := self._problem(row):
+                stream.put(RowFailure(index, problem))
             else:
                 rows.append(_RemoteRow(self._server, stream, index, row, request.sampling_of(row)))
         self._on_loop(lambda: self._start(rows))
         return stream
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
-        """The texts of some rows; raises IntegrityError if a row failed."""
+        """Return the texts of some rows; raises IntegrityError if a row failed."""
         return collect_texts(self.submit(GenerationRequest(tuple(rows), sampling)), len(rows))
 
-    def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
-        """Raise UsageError: the API does not tell what the base would have said."""
+    def token_shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
+        """Raise UsageError: the API has no log-probabilities under the base."""
         raise UsageError(
             f"{model}: {self._server.url} does not tell how its base would write; load the model on this machine"
         )
 
-    def reward(self, messages: Messages) -> float | None:
-        """None: the API knows no reward models."""
+    def reward_score(self, messages: Messages) -> float | None:
+        """Return None: the API has no reward models."""
         return None
 
     def close(self) -> None:
-        """Break off what still runs and end the thread; those rows end with a RowFailure."""
+        """Cancel what still runs and end the thread; those rows end with a RowFailure."""
         if self._closing.is_set():
             return
         self._closing.set()
         self._on_loop(self._ending.set)
         self._thread.join()
 
+    def _problem(self, row: Row) -> str | None:
+        """Return why a row cannot be requested; None when it can."""
+        if self._closing.is_set():
+            return _CLOSED
+        if row.model not in self.models:
+            return f"{row.model}: not one of the models of {self._server.url};{nearest(row.model, self.models)}"
+        if row.echo or row.prompt_logprobs is not None or row.prompt_only:
+            return f"{row.model}: prompts are scored by models on this machine only; load it here"
+        return None
+
     def _run(self) -> None:
         # A runner also ends what httpx leaves behind of streams that are not read to their last byte.
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._write_until_closed())
+            runner.run(self._serve_until_closed())
 
     def _on_loop(self, function: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed, and every row has ended
@@ -131,7 +132,7 @@ class RemoteEngine:
     def _start(self, rows: list[_RemoteRow]) -> None:
         for row in rows:
             self._rows.add(row)
-            row.task = self._loop.create_task(row.run(self._places))
+            row.task = self._loop.create_task(row.run(self._slots))
             row.task.add_done_callback(lambda _, row=row: self._end(row))  # type: ignore[misc]
             row.stop_if_cancelled()
 
@@ -140,7 +141,7 @@ class RemoteEngine:
         self._rows.discard(row)
         row.end(_CLOSED if self._closing.is_set() else None)
 
-    async def _write_until_closed(self) -> None:
+    async def _serve_until_closed(self) -> None:
         await self._ending.wait()
         tasks = [row.task for row in self._rows if row.task is not None]
         for task in tasks:
@@ -152,38 +153,39 @@ class RemoteEngine:
 class _ErrorResponse(Exception):
     """The server answered with an error."""
 
-    def __init__(self, answer: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response) -> None:
         try:
-            self.body: Any = answer.json()
+            self.body: Any = response.json()
         except ValueError:
-            self.body = answer.text
-        self.status = answer.status_code
-        self.retry_after = _seconds(answer.headers.get("retry-after"))
+            self.body = response.text
+        self.status = response.status_code
+        seconds = retry_seconds(response.headers.get("retry-after"))
+        self.retry_after = 1.0 if seconds is None else max(seconds, 0.1)
         super().__init__(f"{self.status}: {error_text(self.body)}")
 
 
 class _StreamBroken(Exception):
-    """The answer did not come to its end; the text says how it went on from "the server ..."."""
+    """The response did not come to its end; the text continues "the server ..."."""
 
 
 class _Server:
     """The address, the key and the connections."""
 
     def __init__(self, base_url: str, api_key: str | None, timeout: float, patience: float) -> None:
-        self.url = _address(base_url)
+        self.url = _api_address(base_url)
         self.patience = patience
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None)
+        self._timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT_S), pool=None)
         self._client: httpx.AsyncClient | None = None
         self._busy_until = 0.0
 
     def models(self) -> list[str]:
-        """What the server offers; raises MachineError when it does not say, with what to do."""
+        """Return the models the server offers; raises MachineError where it does not answer with a list."""
         try:
-            answer = httpx.get(f"{self.url}/models", headers=self._headers, timeout=self._timeout)
-            if answer.is_error:
-                raise _ErrorResponse(answer)
-            return [entry["id"] for entry in answer.json()["data"]]
+            response = httpx.get(f"{self.url}/models", headers=self._headers, timeout=self._timeout)
+            if response.is_error:
+                raise _ErrorResponse(response)
+            return [entry["id"] for entry in response.json()["data"]]
         except (httpx.HTTPError, _ErrorResponse) as error:
             raise MachineError(self.explain(error)) from None
         except (ValueError, KeyError, TypeError):
@@ -192,29 +194,29 @@ class _Server:
             ) from None
 
     @asynccontextmanager
-    async def ask(self, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[str]]:
-        """Post a request and give the lines of its answer; raises _ErrorResponse for an error answer."""
+    async def post(self, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[str]]:
+        """Post a request and yield the lines of the response; raises _ErrorResponse for an error."""
         if self._client is None:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
             self._client = httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
-        async with self._client.stream("POST", f"{self.url}{path}", json=body) as answer:
-            if answer.is_error:
-                await answer.aread()
-                raise _ErrorResponse(answer)
-            yield answer.aiter_lines()
+        async with self._client.stream("POST", f"{self.url}{path}", json=body) as response:
+            if response.is_error:
+                await response.aread()
+                raise _ErrorResponse(response)
+            yield response.aiter_lines()
 
-    def note_busy(self, seconds: float) -> None:
-        """Remember that the server takes nothing for some seconds."""
+    def mark_busy(self, seconds: float) -> None:
+        """Remember that the server takes no requests for some seconds."""
         self._busy_until = time.monotonic() + seconds
 
     def refuse_while_busy(self) -> None:
-        """Raise EngineBusy while the server takes nothing."""
+        """Raise EngineBusy while the server takes no requests."""
         seconds = self._busy_until - time.monotonic()
         if seconds > 0:
             raise EngineBusy(f"{self.url} is busy; try again in {seconds:.0f} seconds", seconds)
 
     def explain(self, error: Exception) -> str:
-        """What went wrong with a request, and what to do."""
+        """Return the message of a failed request, with what to do."""
         match error:
             case _ErrorResponse(status=401 | 403):
                 return f"{self.url} refused the key ({error}); give the server's own as api_key"
@@ -248,67 +250,67 @@ class _RemoteRow:
         self.first_token = 0.0
         self._server, self._stream, self._index, self._row, self._sampling = server, stream, index, row, sampling
         self._started = time.perf_counter()
-        self._text, self._pieces = "", 0
+        self._text, self._chunks = "", 0
         self._reason: str | None = None
         self._usage: dict[str, int] = {}
         self._last: RowDone | RowFailure | None = None
 
     def stop_if_cancelled(self) -> None:
-        """Break the request off when the reader asked for it."""
+        """Cancel the request when the reader asked for it."""
         if self.task is not None and self._stream.is_cancelled(self._index):
             self.task.cancel()
 
-    async def run(self, places: asyncio.Semaphore) -> None:
-        """Write the row, up to but without its last event."""
+    async def run(self, slots: asyncio.Semaphore) -> None:
+        """Request the row and send its events, except the last."""
         try:
-            async with places:
-                await self._ask_patiently()
+            async with slots:
+                await self._request_patiently()
             self._last = self._done(self._reason)
         except (httpx.HTTPError, _ErrorResponse, _StreamBroken, ValueError, KeyError, TypeError) as error:
-            self._last = self._failed(error)
+            fault = fault_of(error.status, error.body) if isinstance(error, _ErrorResponse) else "engine"
+            self._last = RowFailure(self._index, f"{self._row.model}: {self._server.explain(error)}", fault)
 
     def end(self, closed: str | None) -> None:
-        """Send the last event; a row that was broken off was cancelled, or says why the engine was closed."""
-        broken_off = RowFailure(self._index, closed) if closed else self._done("cancelled")
-        self._stream.put(self._last or broken_off)
+        """Send the last event; a row that was interrupted is cancelled, or failed when the engine was closed."""
+        interrupted = RowFailure(self._index, closed) if closed else self._done("cancelled")
+        self._stream.put(self._last or interrupted)
 
-    async def _ask_patiently(self) -> None:
-        """Ask, and again while the server says that it is busy."""
+    async def _request_patiently(self) -> None:
+        """Send the request, and again while the server answers that it is busy."""
         give_up = time.monotonic() + self._server.patience
         while True:
             try:
-                await self._ask()
+                await self._request()
                 return
             except _ErrorResponse as error:
-                if error.status != _TOO_MANY or time.monotonic() + error.retry_after > give_up:
+                if error.status != _TOO_MANY_REQUESTS or time.monotonic() + error.retry_after > give_up:
                     raise
-                self._server.note_busy(error.retry_after)
+                self._server.mark_busy(error.retry_after)
                 await asyncio.sleep(error.retry_after)
 
-    async def _ask(self) -> None:
-        async with self._server.ask(*request_of(self._row, self._sampling)) as lines:
+    async def _request(self) -> None:
+        async with self._server.post(*request_of(self._row, self._sampling)) as lines:
             async for line in lines:
-                said = read_line(line)
-                if said.last:
+                event = read_line(line)
+                if event.last:
                     break
-                self._hear(said)
+                self._take(event)
         if self._reason is None:
             raise _StreamBroken("broke off before the answer ended")
 
-    def _hear(self, said: StreamEvent) -> None:
-        if said.error is not None:
-            raise _StreamBroken(f"ended the answer with an error ({said.error})")
-        self._reason = said.reason or self._reason
-        self._usage = said.usage or self._usage
-        if said.text or said.tokens:
+    def _take(self, event: StreamEvent) -> None:
+        if event.error is not None:
+            raise _StreamBroken(f"ended the answer with an error ({event.error})")
+        self._reason = event.reason or self._reason
+        self._usage = event.usage or self._usage
+        if event.text or event.tokens:
             self.first_token = self.first_token or time.perf_counter()
-            self._text += said.text
-            self._pieces += 1
-            self._stream.put(RowDelta(self._index, said.text, tuple(map(self._with_as_many, said.tokens))))
-
-    def _with_as_many(self, token: Token) -> Token:
-        """A token with as many alternatives as were asked for; the API adds the token itself where it is none."""
-        return replace(token, top=token.top[: self._row.logprobs or 0])
+            self._text += event.text
+            self._chunks += 1
+            # The API adds the token itself where it is none of the alternatives.
+            most = self._row.logprobs or 0
+            tokens = tuple(replace(token, top=token.top[:most]) for token in event.tokens)
+            self._stream.put(RowDelta(self._index, event.text, tokens))
 
     def _done(self, reason: str | None) -> RowDone:
         return RowDone(
@@ -316,26 +318,16 @@ class _RemoteRow:
             text=self._text,
             reason=_REASONS.get(reason or "", "stop"),
             prompt_tokens=self._usage.get("prompt_tokens", 0),
-            completion_tokens=self._usage.get("completion_tokens", self._pieces),
+            completion_tokens=self._usage.get("completion_tokens", self._chunks),
             first_token_seconds=self.first_token - self._started if self.first_token else 0.0,
             seconds=time.perf_counter() - self._started,
         )
 
-    def _failed(self, error: Exception) -> RowFailure:
-        fault = fault_of(error.status, error.body) if isinstance(error, _ErrorResponse) else "engine"
-        return RowFailure(self._index, f"{self._row.model}: {self._server.explain(error)}", fault)
 
-
-def _address(base_url: str) -> str:
-    """The address of the API without a slash at its end; `/v1` is understood where there is no path."""
+def _api_address(base_url: str) -> str:
+    """Return the address of the API without a slash at its end; without a path, `/v1` is added."""
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise UsageError(f"{base_url}: not an address; give one like http://127.0.0.1:8000/v1")
     url = base_url.rstrip("/")
     return url if parts.path.strip("/") else f"{url}/v1"
-
-
-def _seconds(retry_after: str | None) -> float:
-    """Seconds of a Retry-After header: at least a tenth, and one when it does not say."""
-    seconds = retry_seconds(retry_after)
-    return 1.0 if seconds is None else max(seconds, 0.1)

@@ -1,18 +1,19 @@
-"""A row from submission to its last event: its prompt in tokens, its rules, and what it has said."""
+"""A row from submission to its last event: its prompt in tokens, its rules, and the text generated so far."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.data.reasoning import mark_thoughts
-from align.engine.prompt_text import locate_prompt, prompt_text
 from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowFailure, RowPrompt, Sampling
 from align.engine.sampling import RowSampler
 from align.engine.text_buffer import TextBuffer, TextChunk
-from align.engine.token_logprobs import PromptScores, make_token
-from align.engine.token_rules import NO_RULES, LiveRules
+from align.engine.token_logprobs import PromptScores, locate_prompt, make_token, prompt_text
+from align.engine.token_rules import NO_RULES, ActiveRules
 from align.errors import AlignError, DataError
 
 if TYPE_CHECKING:
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
 
     from align.engine.stream import Stream
 
+_DURATIONS = 32
+"""rows that the mean duration is taken over"""
+
 
 @dataclass
 class RowState:
-    """A row that waits or is being written. It sends its last event exactly once."""
+    """A row that waits or runs. It sends its last event exactly once."""
 
     stream: Stream
     index: int
@@ -31,7 +35,7 @@ class RowState:
     sampling: Sampling
     adapter: str = ""
     adapter_group: str = ""
-    rules: LiveRules = field(default_factory=lambda: LiveRules(NO_RULES, frozenset()))
+    rules: ActiveRules = field(default_factory=lambda: ActiveRules(NO_RULES, frozenset()))
     submitted: float = field(default_factory=time.perf_counter)
     prompt_ids: list[int] = field(default_factory=list)
     ended: bool = False
@@ -41,134 +45,131 @@ class RowState:
         """Whether the reader asked this row to stop."""
         return self.stream.is_cancelled(self.index)
 
-    def done(
-        self,
-        reason: FinishReason,
-        text: str = "",
-        prompt_tokens: int = 0,
-        completion_tokens: int = 0,
-        first_token_seconds: float = 0.0,
-        marked: str | None = None,
-    ) -> None:
-        """End the row well."""
-        seconds = time.perf_counter() - self.submitted
-        facts = (prompt_tokens, completion_tokens, first_token_seconds, seconds)
-        self._end(RowDone(self.index, text, reason, *facts, marked))
+    def cancel(self) -> None:
+        """End a row that was cancelled before it ran."""
+        self.end(RowDone(self.index, "", "cancelled", 0, 0, 0.0, time.perf_counter() - self.submitted))
 
     def fail(self, message: str, fault: Fault = "engine") -> None:
         """End the row with an error, unless it has ended already."""
         if not self.ended:
-            self._end(RowFailure(self.index, message, fault))
+            self.end(RowFailure(self.index, message, fault))
 
-    def _end(self, event: RowDone | RowFailure) -> None:
+    def end(self, event: RowDone | RowFailure) -> None:
+        """Send the last event."""
         self.ended = True
         self.stream.put(event)
 
 
 class RunningRow:
-    """A row on its way through the model."""
+    """A row on the model."""
 
     def __init__(self, state: RowState, limit: int, tokenizer: Any) -> None:
         self.state = state
         self.prompt_ids = state.prompt_ids
-        self.limit = limit
         self.started = time.perf_counter()
         self.sampler = RowSampler(state.sampling, state.row.seed, state.prompt_ids, state.rules)
+        self.scores = None if state.row.prompt_logprobs is None else PromptScores(state.row.prompt_logprobs)
+        self._limit = limit
         self._tokenizer = tokenizer
-        # What goes on with a text keeps the space before its first word.
-        is_raw_prompt = state.row.is_raw_prompt or state.row.chat.continue_final
-        before = state.prompt_ids if is_raw_prompt else ()
-        self._buffer = TextBuffer(tokenizer, state.sampling.stop, before, state.rules.rules)
+        # A text that is continued keeps the space before its first new word.
+        continues = state.row.is_raw_prompt or state.row.chat.continue_final
+        self._buffer = TextBuffer(
+            tokenizer, state.sampling.stop, state.prompt_ids if continues else (), state.rules.rules
+        )
         self._first_token = 0.0
-        asked = state.row.prompt_logprobs
-        self.scores = None if asked is None else PromptScores(asked)
         self._ids: list[int] = []
 
     @property
     def columns(self) -> int:
-        """How many tokens of it the model holds: prompt and answer, without the newest."""
+        """The number of tokens in the cache: prompt and completion, without the newest."""
         return len(self.prompt_ids) + max(self._buffer.count - 1, 0)
 
     @property
     def most_columns(self) -> int:
-        """How many tokens prompt and answer have together at most."""
-        return len(self.prompt_ids) + self.limit
+        """The most tokens of prompt and completion together."""
+        return len(self.prompt_ids) + self._limit
 
     def send_prompt(self) -> None:
-        """Tell the reader what was read, when asked for it."""
-        row, text = self.state.row, ""
+        """Send the prompt to the reader, for rows with `echo` or `prompt_logprobs`."""
+        row, index = self.state.row, self.state.index
         if self.scores is not None:
             tokens = self.scores.tokens(self.prompt_ids, self._tokenizer)
             text, tokens = locate_prompt(tokens, row.text, self._tokenizer)
-            self.state.stream.put(RowPrompt(self.state.index, text, tuple(tokens)))
+            self.state.stream.put(RowPrompt(index, text, tuple(tokens)))
         elif row.echo:
-            self.state.stream.put(RowPrompt(self.state.index, prompt_text(row.text, self.prompt_ids, self._tokenizer)))
+            self.state.stream.put(RowPrompt(index, prompt_text(row.text, self.prompt_ids, self._tokenizer)))
 
     def take(self, token: int, logits: Tensor) -> None:
-        """Add one token of this row, drawn from logits (V,), and tell the reader what it now says."""
-        if self.limit < 1:
+        """Add a token sampled from logits (V,), and send the text that is now certain."""
+        if self._limit < 1:
             self.finish("length")
             return
         self._first_token = self._first_token or time.perf_counter()
         self.sampler.took(token)
-        ends = token in self.state.rules.stops
-        if ends and not self.state.rules.rules.include_stop:
+        rules = self.state.rules
+        ends = token in rules.stops
+        if ends and not rules.rules.include_stop:
             self.finish("stop")
             return
         self._ids.append(token)
-        asked = self.state.row.logprobs
-        token_info = None if asked is None else make_token(token, logits, asked, self._tokenizer)
-        self._put(self._buffer.push(token, token_info))
-        if ends or self._buffer.stopped or self.state.rules.complete:
+        alternatives = self.state.row.logprobs
+        scored = None if alternatives is None else make_token(token, logits, alternatives, self._tokenizer)
+        self._put(self._buffer.push(token, scored))
+        if ends or self._buffer.stopped or rules.complete:
             self.finish("stop")
-        elif self._buffer.count >= self.limit:
+        elif self._buffer.count >= self._limit:
             self.finish("length")
 
     def finish(self, reason: FinishReason) -> None:
-        """End the row well, showing what was held back."""
+        """End the row, sending what was held back."""
         self._put(self._buffer.close())
-        self.state.done(
-            "stop" if self._buffer.stopped else reason,
-            text=self._buffer.text,
-            prompt_tokens=len(self.prompt_ids),
-            completion_tokens=self._buffer.count,
-            first_token_seconds=self._first_token - self.state.submitted if self._first_token else 0.0,
-            # A stop string cuts the text within its tokens.
-            marked=None if self._buffer.stopped else mark_thoughts(self._tokenizer, self.prompt_ids, self._ids),
+        stopped, submitted = self._buffer.stopped, self.state.submitted
+        self.state.end(
+            RowDone(
+                self.state.index,
+                self._buffer.text,
+                "stop" if stopped else reason,
+                prompt_tokens=len(self.prompt_ids),
+                completion_tokens=self._buffer.count,
+                first_token_seconds=self._first_token - submitted if self._first_token else 0.0,
+                seconds=time.perf_counter() - submitted,
+                # A stop string cuts the text within its tokens.
+                marked=None if stopped else mark_thoughts(self._tokenizer, self.prompt_ids, self._ids),
+            )
         )
 
-    def _put(self, piece: TextChunk) -> None:
-        if piece.text or piece.tokens:
-            self.state.stream.put(RowDelta(self.state.index, *piece))
+    def _put(self, chunk: TextChunk) -> None:
+        if chunk.text or chunk.tokens:
+            self.state.stream.put(RowDelta(self.state.index, *chunk))
 
 
 def start_row(state: RowState, tokenizer: Any, window: int | None) -> RunningRow | None:
-    """A row with its prompt encoded; one that cannot be written ends with an error and is None."""
-    found = state.prompt_ids or encode_or_message(state.row, tokenizer)
-    if isinstance(found, str):
-        state.fail(found, "prompt")
+    """Return a row with its prompt encoded; one that cannot run ends with an error and is None."""
+    ids = state.prompt_ids or encode_or_message(state.row, tokenizer)
+    if isinstance(ids, str):
+        state.fail(ids, "prompt")
         return None
-    state.prompt_ids = found
-    size, longest = len(found), state.sampling.max_new_tokens
-    limit = longest if window is None else min(longest, window - size)
+    state.prompt_ids = ids
+    longest = state.sampling.max_new_tokens
+    limit = longest if window is None else min(longest, window - len(ids))
     if state.row.prompt_only and limit >= 0:
         limit = 0
     elif limit < 1:
-        fail_too_long(state, size, window)
+        fail_too_long(state, len(ids), window)
         return None
     return RunningRow(state, limit, tokenizer)
 
 
 def fail_too_long(state: RowState, size: int, window: int | None) -> None:
-    """End a row whose prompt leaves no room for an answer."""
+    """End a row whose prompt leaves no room for a completion."""
     about = f"the conversation has {size} tokens, the model takes {window}; shorten it or start a new one"
     state.fail(f"{state.row.model}: {about}", "too_long")
 
 
 def encode_or_message(row: Row, tokenizer: Any) -> list[int] | str:
-    """The ids a row continues, or why there are none."""
+    """Return the ids of a row's prompt, or the message why it cannot be encoded."""
     try:
-        return encode_row(row, tokenizer)
+        return _encode_prompt(row, tokenizer)
     except AlignError as error:
         return str(error)
     except MemoryError:
@@ -178,15 +179,12 @@ def encode_or_message(row: Row, tokenizer: Any) -> list[int] | str:
         return f"{row.model}: the conversation does not render ({what}); change its turns"
 
 
-def encode_row(row: Row, tokenizer: Any) -> list[int]:
-    """The ids a row continues: of its conversation, or of its text as it stands.
-
-    Raises DataError when the conversation does not fit the chat template, or there is nothing to continue.
-    """
+def _encode_prompt(row: Row, tokenizer: Any) -> list[int]:
+    """Return the ids of a row's conversation or raw prompt; raises DataError where it gives none."""
     from align.data.render import render_chat
 
     if row.ids is not None:
-        return check_ids(row, len(tokenizer))
+        return _check_ids(row, len(tokenizer))
     if row.text is None:
         chat = row.chat
         return render_chat(
@@ -194,19 +192,35 @@ def encode_row(row: Row, tokenizer: Any) -> list[int]:
             template_kwargs=chat.template_kwargs, continue_final=chat.continue_final,
         )  # fmt: skip
     # A text that was rendered elsewhere begins with its own BOS.
-    begun = tokenizer.bos_token is not None and row.text.startswith(tokenizer.bos_token)
-    ids = list(tokenizer.encode(row.text, add_special_tokens=not begun))
+    has_bos = tokenizer.bos_token is not None and row.text.startswith(tokenizer.bos_token)
+    ids = list(tokenizer.encode(row.text, add_special_tokens=not has_bos))
     if not ids:
         raise DataError(f"{row.model}: the prompt has no tokens; give a text to continue")
     return ids
 
 
-def check_ids(row: Row, size: int) -> list[int]:
-    """The ids of a row, all of them of a vocabulary of some size; raises DataError otherwise."""
+def _check_ids(row: Row, size: int) -> list[int]:
     ids = list(row.ids or ())
     if not ids:
         raise DataError(f"{row.model}: the prompt has no tokens; give some to continue")
-    strange = next((token for token in ids if not 0 <= token < size), None)
-    if strange is not None:
-        raise DataError(f"{row.model}: token {strange} is none of its {size}; encode the prompt with its own tokenizer")
+    outside = next((token for token in ids if not 0 <= token < size), None)
+    if outside is not None:
+        raise DataError(f"{row.model}: token {outside} is none of its {size}; encode the prompt with its own tokenizer")
     return ids
+
+
+class RowDurations:
+    """The durations of the last rows that ended, for telling a client when to come back."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque([1.0], maxlen=_DURATIONS)
+
+    def record(self, ended: Sequence[RunningRow]) -> None:
+        """Add rows that have just ended."""
+        now = time.perf_counter()
+        self._seconds.extend(now - row.started for row in ended)
+
+    def seconds_until_free(self, waiting: int, at_once: int) -> float:
+        """Estimate how long `waiting` rows take, `at_once` at a time: one second to a minute."""
+        mean = sum(self._seconds) / len(self._seconds)
+        return min(max(mean * waiting / at_once, 1.0), 60.0)

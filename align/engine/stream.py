@@ -1,4 +1,4 @@
-"""The way from the engine's thread to one reader, blocking or asyncio, and back again for cancelling."""
+"""Events from the engine's thread to one reader, blocking or asyncio, and cancellation the other way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from align.errors import IntegrityError
 
 
 class Stream:
-    """The handle of one request. The engine puts events, one reader takes them until every row has ended."""
+    """The `Handle` of one request: the engine puts events, one reader takes them until every row has ended."""
 
     def __init__(self, rows: int, on_cancel: Callable[[], None] | None = None) -> None:
         self._on_cancel = on_cancel
@@ -22,14 +22,14 @@ class Stream:
         self._wake: Callable[[], object] | None = None
 
     def put(self, event: Event) -> None:
-        """Hand an event to the reader; called from the engine's thread."""
+        """Send an event to the reader; called from the engine's thread."""
         self._events.put(event)
         wake = self._wake
         if wake is None:
             return
         try:
             wake()
-        except RuntimeError:  # the reader's event loop was closed: nobody listens any more
+        except RuntimeError:  # the reader's event loop was closed
             self._wake = None
             self.cancel()
 
@@ -42,22 +42,22 @@ class Stream:
             self._on_cancel()
 
     def is_cancelled(self, row: int) -> bool:
-        """Whether somebody asked for this row to stop."""
+        """Return whether this row was asked to stop."""
         return self._cancelled[row].is_set()
 
     def __iter__(self) -> Iterator[Event]:
-        """Events as they come; blocks between them."""
+        """Yield events as they come; blocks between them."""
         while self._open:
             yield self._take(self._events.get())
 
     async def events(self) -> AsyncIterator[Event]:
-        """Events as they come, for asyncio; closing early cancels the rows still running."""
+        """Yield events for asyncio; closing early cancels the rows still running."""
         ready = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._wake = lambda: loop.call_soon_threadsafe(ready.set)
         try:
             while self._open:
-                # Cleared before looking: an event put after the look sets it again.
+                # Cleared before the check: an event put after the check sets it again.
                 ready.clear()
                 try:
                     event = self._events.get_nowait()
@@ -76,7 +76,7 @@ class Stream:
 
 
 def collect_texts(stream: Stream, rows: int) -> list[str]:
-    """Wait for every row and return the texts in order; raise IntegrityError for the first row that failed."""
+    """Wait for every row and return the texts in order; raises IntegrityError for the first row that failed."""
     texts = [""] * rows
     failed: RowFailure | None = None
     for event in stream:

@@ -1,4 +1,4 @@
-"""What one row has said: tokens to text that may be shown, held back where it may turn out otherwise."""
+"""The text of one row: what is certain is shown, what may still change is held back."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from align.engine.vocabulary import share_bytes, sizes_of_characters, spell_toke
 
 
 class TextChunk(NamedTuple):
-    """New text to show and the tokens it came from, when they are told."""
+    """New text to show, and its tokens for rows with `logprobs`."""
 
     text: str
     tokens: tuple[Token, ...] = ()
 
 
 class _Span(NamedTuple):
-    """A token, and where its bytes begin in those of the answer."""
+    """A token, and where its bytes begin in those of the completion."""
 
     token: Token
     start: int
 
 
 class TextBuffer:
-    """Tokens in, pieces of text out: never half a character, never a stop string nor the beginning of one."""
+    """Takes tokens and returns chunks of text, never with part of a character or of a stop string."""
 
     def __init__(
         self, tokenizer: Any, stops: Sequence[str], context: Sequence[int] = (), rules: TokenRules = NO_RULES
@@ -41,47 +41,47 @@ class TextBuffer:
         self._names = rules.show_special_tokens
         self._group: list[Token] = []
         self._spans: list[_Span] = []
-        self._decoded = self._placed_bytes = self._shown_bytes = 0
+        self._decoded = self._located_bytes = self._shown_bytes = 0
         self._sizes: list[int] = []  # in bytes, of the characters that are not shown
         self.text = ""
-        """all that was shown"""
+        """all text shown so far"""
 
     @property
     def count(self) -> int:
-        """How many tokens came."""
+        """The number of tokens pushed."""
         return self._detokenizer.count
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string came."""
+        """Whether a stop string was found."""
         return self._stops.found
 
-    def push(self, token: int, told: Token | None = None) -> TextChunk:
-        """Add a token, and what is to be told of it; return what may now be shown."""
-        if told is not None:
-            self._group.append(told)
+    def push(self, token: int, scored: Token | None = None) -> TextChunk:
+        """Add a token, for rows with `logprobs` with its log-probability; return what may now be shown."""
+        if scored is not None:
+            self._group.append(scored)
         text = self._detokenizer.push(token)
-        self._place(text)
-        # What comes before the fewest tokens is neither a stop string nor the beginning of one.
+        self._locate(text)
+        # Text of the first `min_tokens` is neither a stop string nor the beginning of one.
         return self._show(text if self.count <= self._min_tokens else self._stops.push(text))
 
     def close(self) -> TextChunk:
-        """What was held back, at the end."""
+        """Return what was held back, at the end of the row."""
         if self.stopped:
             return TextChunk("")
         text = self._detokenizer.flush()
-        self._place(text, last=True)
+        self._locate(text, last=True)
         shown = self._stops.push(text)
         return self._show(shown + self._stops.flush(), last=not self.stopped)
 
-    def _place(self, text: str, *, last: bool = False) -> None:
-        """Give the tokens that made some text together their bytes and their place in it."""
+    def _locate(self, text: str, *, last: bool = False) -> None:
+        """Give the tokens that made some text together their bytes and offsets in it."""
         if self._group and (text or last):
-            placed = locate_tokens(self._group, text, self._decoded, self._tokenizer, names=self._names)
-            for token in placed.tokens:
-                self._spans.append(_Span(token, self._placed_bytes))
-                self._placed_bytes += len(token.raw)
-            self._sizes += placed.sizes
+            located = locate_tokens(self._group, text, self._decoded, self._tokenizer, names=self._names)
+            for token in located.tokens:
+                self._spans.append(_Span(token, self._located_bytes))
+                self._located_bytes += len(token.raw)
+            self._sizes += located.sizes
             self._group = []
         self._decoded += len(text)
 
@@ -91,19 +91,19 @@ class TextBuffer:
         self.text += text
         self._shown_bytes += sum(self._sizes[: len(text)])
         del self._sizes[: len(text)]
-        # Only what comes after a stop string is not told: a token that it cut in two was shown in part.
+        # A token that a stop string cut in two was shown in part; those after it were not.
         most = self._shown_bytes
-        told = [
+        shown = [
             _cut(token, most - start)
             for token, start in self._spans
             if last or start + len(token.raw) <= most or (self.stopped and start < most)
         ]
-        del self._spans[: len(told)]
-        return TextChunk(text, tuple(told))
+        del self._spans[: len(shown)]
+        return TextChunk(text, tuple(shown))
 
 
 class LocatedTokens(NamedTuple):
-    """Tokens with their bytes and places in the text they made, and how many bytes each character of it has."""
+    """Tokens with their bytes and offsets in the text they made, and the number of bytes of each of its characters."""
 
     tokens: list[Token]
     sizes: list[int]
@@ -112,46 +112,46 @@ class LocatedTokens(NamedTuple):
 def locate_tokens(
     tokens: Sequence[Token], text: str, before: int, tokenizer: Any, *, names: bool = False
 ) -> LocatedTokens:
-    """Tokens that made some text together, placed in it; `before` characters stand before that text.
+    """Return tokens with their bytes and offsets in the text they made together, which begins at `before`.
 
     With `names`, control tokens have their name in the text.
     """
     spellings = [spell_token(token.id, tokenizer) for token in tokens]
-    raws = share_bytes(text, [each.raw if names or each.in_answers else b"" for each in spellings])
+    raws = share_bytes(text, [one.raw if names or one.in_answers else b"" for one in spellings])
     sizes = sizes_of_characters(text, b"".join(raws))
     ends = list(accumulate(sizes))
-    found, begin = [], 0
+    located, begin = [], 0
     for token, spelling, raw in zip(tokens, spellings, raws, strict=True):
         start = before + bisect_right(ends, begin)
-        said = raw.decode("utf-8", "replace") if names or spelling.in_answers else token.text
-        found.append(replace(token, text=said, raw=raw, start=start, top=_alike(token.top, spelling.raw, raw)))
+        shown = raw.decode("utf-8", "replace") if names or spelling.in_answers else token.text
+        located.append(replace(token, text=shown, raw=raw, start=start, top=_alike(token.top, spelling.raw, raw)))
         begin += len(raw)
-    return LocatedTokens(found, sizes)
+    return LocatedTokens(located, sizes)
 
 
 def _alike(top: tuple[Alternative, ...], raw: bytes, kept: bytes) -> tuple[Alternative, ...]:
-    """Alternatives without what a token lost at the start of a text: the space before the first word."""
+    """Return alternatives without the space that the token lost at the start of the text."""
     lost = raw.removesuffix(kept)
     if not lost or lost.strip(b" "):
         return top
     return tuple(
-        each._replace(text=each.text[len(lost) :], raw=each.raw[len(lost) :]) if each.raw.startswith(lost) else each
-        for each in top
+        one._replace(text=one.text[len(lost) :], raw=one.raw[len(lost) :]) if one.raw.startswith(lost) else one
+        for one in top
     )
 
 
 def _cut(token: Token, size: int) -> Token:
-    """A token with so many of its bytes at most."""
+    """Return a token with at most `size` of its bytes."""
     if size >= len(token.raw):
         return token
     return replace(token, raw=token.raw[:size], text=token.raw[:size].decode("utf-8", "replace"))
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, however the text is cut into pieces."""
+    """Passes text on up to the first stop string, however the text is cut into chunks."""
 
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
-        """With `include`, the stop string that was found is let through too."""
+        """With `include`, the stop string is passed on too."""
         self._stops = stops
         self._include = include
         self._held = ""
@@ -162,23 +162,23 @@ class StopStrings:
         if self.found:
             return ""
         self._held += text
-        found = [(place, stop) for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        self.found = bool(found)
-        if not found:
-            return self._let_go(len(self._held) - self._beginning())
-        place, stop = min(found)
-        return self._let_go(place + len(stop) if self._include else place)
+        matches = [(index, stop) for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        self.found = bool(matches)
+        if not matches:
+            return self._release(len(self._held) - self._beginning())
+        index, stop = min(matches)
+        return self._release(index + len(stop) if self._include else index)
 
     def flush(self) -> str:
-        """What is still held at the end of the text."""
-        return "" if self.found else self._let_go(len(self._held))
+        """Return what is still held back at the end of the text."""
+        return "" if self.found else self._release(len(self._held))
 
-    def _let_go(self, length: int) -> str:
+    def _release(self, length: int) -> str:
         shown, self._held = self._held[:length], self._held[length:]
         return shown
 
     def _beginning(self) -> int:
-        """How many characters at the end of the text begin a stop string."""
+        """Return how many characters at the end of the text begin a stop string."""
         longest = min(max(map(len, self._stops), default=1) - 1, len(self._held))
         ends = range(longest, 0, -1)
         return next((size for size in ends if any(stop.startswith(self._held[-size:]) for stop in self._stops)), 0)

@@ -1,63 +1,114 @@
-"""Log-probabilities: how likely a model found a token, and what it found likeliest there."""
+"""Log-probabilities of tokens: of those sampled, with the likeliest alternatives, and of a prompt's tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from align.engine.detokenizer import Detokenizer
 from align.engine.protocol import Alternative, Token
+from align.engine.text_buffer import locate_tokens
 from align.engine.vocabulary import spell_token
-
-MOST_LOGITS = 1 << 26
-"""numbers in the logits of a part of some prompts whose tokens are scored: a quarter of a gigabyte in fp32"""
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_LOGITS = 1 << 26
+"""logits held at once while prompts are scored: a quarter of a gigabyte in fp32"""
+
 
 def make_token(token: int, logits: Tensor, alternatives: int, tokenizer: Any) -> Token:
-    """A token with its log-probability under logits (V,), and the likeliest there."""
+    """Return a token with its log-probability under logits (V,), and the likeliest alternatives."""
     logprobs = logits.log_softmax(dim=-1)
     text, raw, _ = spell_token(token, tokenizer)
     return Token(token, text, float(logprobs[token]), top_alternatives(logprobs, alternatives, tokenizer), raw)
 
 
 def top_alternatives(logprobs: Tensor, count: int, tokenizer: Any) -> tuple[Alternative, ...]:
-    """The largest of logprobs (V,), largest first."""
+    """Return the largest of logprobs (V,), largest first."""
     top = logprobs.topk(min(count, logprobs.shape[-1]))
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return tuple(make_alternative(token, logprob, tokenizer) for token, logprob in pairs)
 
 
 def make_alternative(token: int, logprob: float, tokenizer: Any) -> Alternative:
-    """A token with its log-probability."""
+    """Return a token with its log-probability."""
     text, raw, _ = spell_token(token, tokenizer)
     return Alternative(text, logprob, raw, token)
 
 
 class PromptScores:
-    """What a model found of the tokens of one prompt, filled as the prompt is read, part by part."""
+    """The log-probabilities of one prompt's tokens, collected chunk by chunk."""
 
     def __init__(self, alternatives: int) -> None:
         self._alternatives = alternatives
-        self._found: list[tuple[float, int, list[tuple[int, float]]]] = []
+        self._scores: list[tuple[float, int, list[tuple[int, float]]]] = []
 
     def read(self, logits: Tensor, following: Tensor) -> None:
-        """Take the logits (N, V) at some places in, given the tokens (N,) that follow there."""
+        """Add logits (N, V) at some positions, given the tokens (N,) that follow them."""
         logits = logits.float()
         total = logits.logsumexp(dim=-1, keepdim=True)
         chosen = logits.gather(-1, following[:, None])
         ranks = (logits > chosen).sum(dim=-1) + 1
         values, ids = logits.topk(min(self._alternatives, logits.shape[-1]), dim=-1)
         tops = zip(ids.tolist(), (values - total).tolist(), strict=True)
-        for logprob, rank, (likely, logprobs) in zip(
-            (chosen - total)[:, 0].tolist(), ranks.tolist(), tops, strict=True
-        ):
-            self._found.append((logprob, rank, list(zip(likely, logprobs, strict=True))))
+        for logprob, rank, pairs in zip((chosen - total)[:, 0].tolist(), ranks.tolist(), tops, strict=True):
+            self._scores.append((logprob, rank, list(zip(*pairs, strict=True))))
 
     def tokens(self, ids: list[int], tokenizer: Any) -> list[Token]:
-        """The tokens of the prompt; nothing is known of the first."""
-        told = [Token(ids[0], spell_token(ids[0], tokenizer).text, None, ())]
-        for token, (logprob, rank, likely) in zip(ids[1:], self._found, strict=True):
-            top = tuple(make_alternative(each, value, tokenizer) for each, value in likely)
-            told.append(Token(token, spell_token(token, tokenizer).text, logprob, top, rank=rank))
-        return told
+        """Return the tokens of the prompt; the first has no log-probability."""
+        tokens = [Token(ids[0], spell_token(ids[0], tokenizer).text, None, ())]
+        for token, (logprob, rank, top) in zip(ids[1:], self._scores, strict=True):
+            alternatives = tuple(make_alternative(other, value, tokenizer) for other, value in top)
+            tokens.append(Token(token, spell_token(token, tokenizer).text, logprob, alternatives, rank=rank))
+        return tokens
+
+
+def prompt_text(text: str | None, ids: Sequence[int], tokenizer: Any) -> str:
+    """Return the text of a prompt: as it was given, else its tokens decoded, control tokens by name."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False)) if text is None else text
+
+
+def locate_prompt(tokens: Sequence[Token], text: str | None, tokenizer: Any) -> tuple[str, list[Token]]:
+    """Return the text of a prompt, and its tokens with their offsets in it.
+
+    A token that the tokenizer adds around a text, such as BOS, has no bytes in it.
+    """
+    if text is None:
+        return _decode_prompt(tokens, tokenizer)
+    bare = tokenizer.encode(text, add_special_tokens=False)
+    ids = [token.id for token in tokens]
+    begin = next((start for start in range(len(ids) - len(bare) + 1) if ids[start : start + len(bare)] == bare), 0)
+    end = begin + len(bare)
+    decoded, located = _decode_prompt(tokens[begin:end], tokenizer)
+    if decoded != text:  # a tokenizer that changes letters or spaces
+        located = _take_offsets(located, text, tokenizer)
+    before, after = (
+        [replace(token, raw=b"", start=start) for token in part]
+        for part, start in ((tokens[:begin], 0), (tokens[end:], len(text)))
+    )
+    return text, [*before, *located, *after]
+
+
+def _decode_prompt(tokens: Sequence[Token], tokenizer: Any) -> tuple[str, list[Token]]:
+    detokenizer = Detokenizer(tokenizer, show_special=True)
+    text, located, group = "", list[Token](), list[Token]()
+    for count, token in enumerate(tokens, 1):
+        group.append(token)
+        new = detokenizer.push(token.id)
+        if count == len(tokens):
+            new += detokenizer.flush()
+        if new or count == len(tokens):
+            located += locate_tokens(group, new, len(text), tokenizer, names=True).tokens
+            text, group = text + new, []
+    return text, located
+
+
+def _take_offsets(tokens: list[Token], text: str, tokenizer: Any) -> list[Token]:
+    """Return tokens at the offsets the tokenizer gives, or within the text where it gives none."""
+    if tokenizer.is_fast:
+        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if len(spans) == len(tokens):
+            return [replace(token, start=start) for token, (start, _) in zip(tokens, spans, strict=True)]
+    return [replace(token, start=min(token.start, len(text))) for token in tokens]

@@ -1,4 +1,4 @@
-"""Rules of one row about its tokens: where it must end or go on, which tokens may come, and a grammar for the text."""
+"""Rules of one row about its tokens: stop tokens, allowed tokens, biases, and a constraint on the whole text."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _MOST_BIAS = 100.0
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """Rules beyond sampling, as requests of the OpenAI API and of vLLM state them; everything is off by default."""
+    """Rules beyond sampling, with the meaning they have in the OpenAI API and vLLM; everything is off by default."""
 
     min_tokens: int = 0
-    """no stop token before so many tokens, and no stop string within them"""
+    """no stop token before this many tokens, and no stop string within them"""
     ignore_eos: bool = False
     """only `stop_token_ids`, stop strings and the length end the text"""
     stop_token_ids: tuple[int, ...] = ()
-    """end the text beside the model's own stop tokens"""
+    """end the text, as the model's own stop tokens do"""
     allowed_token_ids: tuple[int, ...] | None = None
-    """the only tokens that may come, beside the stop tokens"""
+    """the only tokens allowed, besides the stop tokens"""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token, what is added to its logit)"""
     include_stop: bool = False
     """the stop string or stop token that ended the text is part of it"""
     show_special_tokens: bool = False
     constraint: Constraint | None = None
-    """what the whole text must match"""
+    """the form of the whole text"""
 
     def __post_init__(self) -> None:
         if self.min_tokens < 0:
@@ -45,11 +45,11 @@ class TokenRules:
                 raise UsageError(f"logit_bias: {bias:g} for token {token}; give -100 to 100")
 
     def stops(self, own: Collection[int]) -> frozenset[int]:
-        """The tokens that end a text of a model whose own stop tokens are given."""
+        """Return the tokens that end a text, given the model's own stop tokens."""
         return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(own))
 
     def unknown_token(self, size: int) -> str | None:
-        """A line on the first token id that a vocabulary of this size lacks; None when there is none."""
+        """Return the message about the first token id outside a vocabulary of this size; None when there is none."""
         lists: dict[str, Sequence[int]] = {
             "stop_token_ids": self.stop_token_ids,
             "allowed_token_ids": self.allowed_token_ids or (),
@@ -66,8 +66,8 @@ NO_RULES = TokenRules()
 
 
 @dataclass
-class LiveRules:
-    """The rules of a row that is being written; its logits go through `apply` before anything else."""
+class ActiveRules:
+    """The rules of a running row; its logits go through `apply` before anything else."""
 
     rules: TokenRules
     stops: frozenset[int]
@@ -75,23 +75,23 @@ class LiveRules:
     _bias: Tensor | None = field(default=None, repr=False)
 
     @property
-    def bends(self) -> bool:
-        """Whether any logit is changed at any time."""
+    def changes_logits(self) -> bool:
+        """Whether any logit is ever changed."""
         rules = self.rules
         return bool(rules.min_tokens or rules.allowed_token_ids or rules.logit_bias or self.matcher is not None)
 
     @property
     def complete(self) -> bool:
-        """Whether the grammar allows nothing more."""
+        """Whether the constraint allows no further token."""
         return self.matcher is not None and self.matcher.complete
 
     def took(self, token: int) -> None:
-        """Note a token that came."""
+        """Record the token sampled."""
         if self.matcher is not None:
             self.matcher.took(token)
 
     def apply(self, logits: Tensor, count: int) -> Tensor:
-        """Logits (V,) of the token after `count` others, minus infinity where a token may not come."""
+        """Return logits (V,) of the token after `count` others, minus infinity for tokens that are not allowed."""
         rules = self.rules
         if rules.logit_bias or rules.allowed_token_ids is not None:
             logits = logits + self._added(logits)
@@ -102,7 +102,7 @@ class LiveRules:
         return logits
 
     def _added(self, logits: Tensor) -> Tensor:
-        """What biases add to each logit, with minus infinity for tokens that are not allowed."""
+        """Return the bias of each logit, minus infinity for tokens that are not allowed."""
         import torch
 
         if self._bias is None:
@@ -116,20 +116,20 @@ class LiveRules:
         return self._bias
 
     def _without_stops(self, logits: Tensor) -> Tensor:
-        """Logits without stop tokens, unless nothing else may come: a grammar that is fulfilled ends the text."""
+        """Return logits without stop tokens, unless only they are allowed: a complete grammar ends the text."""
         import torch
 
         stops = torch.tensor(sorted(self.stops), device=logits.device, dtype=torch.long)
-        rest = logits.index_fill(0, stops, float("-inf"))
-        return rest if bool(torch.isfinite(rest).any()) else logits
+        others = logits.index_fill(0, stops, float("-inf"))
+        return others if bool(torch.isfinite(others).any()) else logits
 
 
-def live_rules(rules: TokenRules, own_stops: Collection[int], vocabulary: int, compiler: Compiler) -> LiveRules:
-    """The rules of a row as they are applied.
+def activate_rules(rules: TokenRules, own_stops: Collection[int], vocabulary: int, compiler: Compiler) -> ActiveRules:
+    """Return the rules of a row ready to be applied.
 
     Raises UsageError for ids that are no tokens and for a grammar that cannot be compiled.
     """
     if problem := rules.unknown_token(vocabulary):
         raise UsageError(problem)
     matcher = None if rules.constraint is None else compiler.matcher(rules.constraint)
-    return LiveRules(rules, rules.stops(own_stops), matcher)
+    return ActiveRules(rules, rules.stops(own_stops), matcher)

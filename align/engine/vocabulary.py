@@ -1,4 +1,4 @@
-"""Tokens one by one: the text and the UTF-8 bytes of each as it stands within a text, parts of a character included."""
+"""The text and the UTF-8 bytes of single tokens, parts of a character included."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from weakref import WeakKeyDictionary
 from align.engine.detokenizer import INCOMPLETE, text_of
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-"""a byte of SentencePiece's byte fallback"""
+"""a byte token of SentencePiece's byte fallback"""
 
 
 class Spelling(NamedTuple):
     """A token within a text."""
 
     text: str
-    """with replacement characters where its bytes are not whole characters"""
+    """with a replacement character where its bytes are not whole characters"""
     raw: bytes
     in_answers: bool = True
-    """False for a control token: it has a name, and no text in an answer"""
+    """False for a control token, which has a name but no text in an answer"""
 
 
-_KNOWN: WeakKeyDictionary[Any, dict[int, Spelling]] = WeakKeyDictionary()
-"""what was looked up once, by tokenizer"""
+_CACHE: WeakKeyDictionary[Any, dict[int, Spelling]] = WeakKeyDictionary()
+"""by tokenizer"""
 
 
 def spell_token(token: int, tokenizer: Any) -> Spelling:
-    """The spelling of a token; of one without text of its own, such as an end token, its name."""
-    known = _KNOWN.setdefault(tokenizer, {})
-    if token not in known:
-        known[token] = _spell(token, tokenizer)
-    return known[token]
+    """Return the text and bytes of a token; of one without text, such as an end token, its name."""
+    spellings = _CACHE.setdefault(tokenizer, {})
+    if token not in spellings:
+        spellings[token] = _spell(token, tokenizer)
+    return spellings[token]
 
 
 def _spell(token: int, tokenizer: Any) -> Spelling:
     text = text_of(token, tokenizer)
     if INCOMPLETE not in text:
-        # Twice, for a tokenizer may drop a first space.
+        # Two tokens, because a tokenizer may drop the first space.
         shown = bool(tokenizer.decode([token, token], skip_special_tokens=True))
         return Spelling(text, text.encode("utf-8", "replace"), shown)
     raw = _bytes_of_piece(tokenizer.convert_ids_to_tokens(token))
@@ -48,7 +48,7 @@ def _spell(token: int, tokenizer: Any) -> Spelling:
 
 
 def _bytes_of_piece(piece: Any) -> bytes | None:
-    """The bytes that an entry of a vocabulary stands for; None when it is none of the ways to write bytes."""
+    """Return the bytes that a vocabulary entry stands for; None when it is in no notation for bytes."""
     if isinstance(piece, bytes):  # tokenizers over tiktoken files
         return piece
     if not isinstance(piece, str):
@@ -61,24 +61,23 @@ def _bytes_of_piece(piece: Any) -> bytes | None:
 
 @cache
 def _byte_level_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in byte-level BPE (Radford et al. 2019): itself if printable."""
+    """Return the byte of each character of byte-level BPE (Radford et al. 2019): printable bytes are themselves."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
 def share_bytes(text: str, raws: list[bytes]) -> list[bytes]:
-    """The bytes that some tokens have in the text they made together, given those they have in the vocabulary.
+    """Return the bytes of some tokens in the text they made together, given their bytes in the vocabulary.
 
-    Joined they are the UTF-8 of the text. Where the text has a replacement character for bytes that are none of a
-    character, they are those bytes.
+    Joined they are the UTF-8 of the text, except for invalid bytes, which the text shows as a replacement character.
     """
     whole, joined = text.encode("utf-8", "replace"), b"".join(raws)
     if joined == whole or (INCOMPLETE in text and _is_broken(joined)):
         return raws
     if joined.endswith(whole):  # a tokenizer that drops the space before the first word
         return _without_first(raws, len(joined) - len(whole))
-    if joined and whole.endswith(joined):  # a character that begins in the prompt
+    if joined and whole.endswith(joined):  # a character begun in the prompt
         return [whole[: len(whole) - len(joined)] + raws[0], *raws[1:]]
     return [*[b""] * (len(raws) - 1), whole]
 
@@ -92,11 +91,11 @@ def _is_broken(raw: bytes) -> bool:
 
 
 def sizes_of_characters(text: str, raw: bytes) -> list[int]:
-    """How many of some bytes each character of their text stands for, also where it replaces broken ones."""
+    """Return how many bytes each character of the text stands for, replacement characters included."""
     sizes = _sizes_by_sequence(raw)
     if len(sizes) == len(text):
         return sizes
-    # Some decoders write a replacement for every byte of a broken character.
+    # Some decoders write a replacement character for every byte of an invalid one.
     return [1 if char == INCOMPLETE else len(char.encode("utf-8", "replace")) for char in text]
 
 

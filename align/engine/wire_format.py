@@ -1,26 +1,28 @@
-"""The OpenAI API as a client speaks it: a row to a request, a line of the answer to what it says."""
+"""The OpenAI API from a client's side: rows to requests, and lines of a streamed response to events."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from align.engine.protocol import Alternative, ChatOptions, Fault, Row, Sampling, Token
 from align.engine.token_rules import TokenRules
 
-_PLAIN = Sampling()
-_PENALTIES = ("frequency_penalty", "presence_penalty")
-_EXTENSIONS = ("top_k", "min_p", "repetition_penalty")
-"""not OpenAI's; vLLM and this project's server know them, so they are only sent when asked for"""
+_DEFAULTS = Sampling()
+_OPTIONAL = ("frequency_penalty", "presence_penalty", "top_k", "min_p", "repetition_penalty")
+"""sent only when they differ from the default; the last three are extensions of vLLM and this project's server"""
 
-UNKNOWN_ID = -1
-"""the API tells tokens by their text only"""
+_UNKNOWN_ID = -1
+"""the API has the text of tokens only"""
 
 
 def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
-    """The path below the server's address and the JSON body that ask for a row, streamed."""
+    """Return the path below the server's address and the JSON body that request a row, streamed."""
     body: dict[str, Any] = {
         "model": row.model,
         "seed": row.seed,
@@ -30,29 +32,29 @@ def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    for name in (*_PENALTIES, *_EXTENSIONS):
-        if getattr(sampling, name) != getattr(_PLAIN, name):
+    for name in _OPTIONAL:
+        if getattr(sampling, name) != getattr(_DEFAULTS, name):
             body[name] = getattr(sampling, name)
     if sampling.stop:
         body["stop"] = list(sampling.stop)
-    body |= _rules_of(row.rules)
+    body |= _rule_fields(row.rules)
     if row.is_raw_prompt:
-        asked = {} if row.logprobs is None else {"logprobs": row.logprobs}
-        return "/completions", body | asked | {"prompt": row.text if row.ids is None else list(row.ids)}
-    asked = {} if row.logprobs is None else {"logprobs": True, "top_logprobs": row.logprobs}
-    return "/chat/completions", body | asked | _options_of(row.chat) | {"messages": row.messages}
+        logprobs = {} if row.logprobs is None else {"logprobs": row.logprobs}
+        return "/completions", body | logprobs | {"prompt": row.text if row.ids is None else list(row.ids)}
+    logprobs = {} if row.logprobs is None else {"logprobs": True, "top_logprobs": row.logprobs}
+    return "/chat/completions", body | logprobs | _chat_fields(row.chat) | {"messages": row.messages}
 
 
-def _rules_of(rules: TokenRules) -> dict[str, Any]:
-    """The fields that ask for a row's rules, by the names that vLLM and this project's server know."""
-    asked: dict[str, Any] = {
+def _rule_fields(rules: TokenRules) -> dict[str, Any]:
+    """Return the request fields of a row's rules, by the names of vLLM and this project's server."""
+    optional: dict[str, Any] = {
         "min_tokens": rules.min_tokens,
         "ignore_eos": rules.ignore_eos,
         "stop_token_ids": list(rules.stop_token_ids),
         "logit_bias": {str(token): bias for token, bias in rules.logit_bias},
         "include_stop_str_in_output": rules.include_stop,
     }
-    fields = {name: value for name, value in asked.items() if value}
+    fields = {name: value for name, value in optional.items() if value}
     if rules.allowed_token_ids is not None:
         fields["allowed_token_ids"] = list(rules.allowed_token_ids)
     if rules.show_special_tokens:
@@ -64,8 +66,8 @@ def _rules_of(rules: TokenRules) -> dict[str, Any]:
     return fields
 
 
-def _options_of(chat: ChatOptions) -> dict[str, Any]:
-    """The fields that ask for a way of putting the conversation before the model."""
+def _chat_fields(chat: ChatOptions) -> dict[str, Any]:
+    """Return the request fields of a row's chat options."""
     fields: dict[str, Any] = {}
     if chat.tools:
         fields["tools"] = list(chat.tools)
@@ -78,7 +80,7 @@ def _options_of(chat: ChatOptions) -> dict[str, Any]:
 
 @dataclass
 class StreamEvent:
-    """What one line of a streamed answer says."""
+    """One line of a streamed response."""
 
     text: str = ""
     tokens: tuple[Token, ...] = ()
@@ -89,7 +91,7 @@ class StreamEvent:
 
 
 def read_line(line: str) -> StreamEvent:
-    """A line of server-sent events; raises ValueError when it is none of the API's."""
+    """Parse a line of server-sent events; raises ValueError when it is none of the API's."""
     if not line.startswith("data:"):
         return StreamEvent()  # comments and empty lines keep the connection alive
     data = line[len("data:") :].strip()
@@ -100,26 +102,26 @@ def read_line(line: str) -> StreamEvent:
         raise ValueError(f"not an object: {data[:80]}")
     if "error" in chunk:
         return StreamEvent(error=error_text(chunk))
-    said = StreamEvent(usage=chunk.get("usage") or {})
+    event = StreamEvent(usage=chunk.get("usage") or {})
     for choice in chunk.get("choices") or []:
-        said.text += (choice.get("delta") or {}).get("content") or choice.get("text") or ""
-        said.tokens += _tokens(choice.get("logprobs") or {})
-        said.reason = choice.get("finish_reason") or said.reason
-    return said
+        event.text += (choice.get("delta") or {}).get("content") or choice.get("text") or ""
+        event.tokens += _tokens(choice.get("logprobs") or {})
+        event.reason = choice.get("finish_reason") or event.reason
+    return event
 
 
 def _tokens(logprobs: dict[str, Any]) -> tuple[Token, ...]:
-    """Tokens of a chat (a list of objects), or of a plain completion (lists side by side)."""
+    """Return the tokens of a chat (a list of objects), or of a plain completion (parallel lists)."""
     if content := logprobs.get("content"):
         return tuple(
-            Token(UNKNOWN_ID, text, logprob, tuple(map(_entry, entry.get("top_logprobs") or [])), raw)
+            Token(_UNKNOWN_ID, text, logprob, tuple(map(_entry, entry.get("top_logprobs") or [])), raw)
             for entry in content
             for text, logprob, raw, _ in [_entry(entry)]
         )
     texts, values = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
     tops = logprobs.get("top_logprobs") or [None] * len(texts)
     return tuple(
-        Token(UNKNOWN_ID, text, value, _likeliest_first(top or {}), raw)
+        Token(_UNKNOWN_ID, text, value, _likeliest_first(top or {}), raw)
         for name, value, top in zip(texts, values, tops, strict=True)
         for text, raw in [read_token(name)]
     )
@@ -131,7 +133,7 @@ def _likeliest_first(top: dict[str, float]) -> tuple[Alternative, ...]:
 
 
 def _entry(entry: dict[str, Any]) -> Alternative:
-    """A token of a chat: of part of a character only the bytes are told as they are."""
+    """Return a token of a chat; part of a character is in its bytes only."""
     raw = entry.get("bytes")
     if raw is None:
         return Alternative(entry["token"], entry["logprob"], entry["token"].encode("utf-8", "replace"))
@@ -140,38 +142,60 @@ def _entry(entry: dict[str, Any]) -> Alternative:
     return Alternative(text, entry["logprob"], raw)
 
 
-_BYTES = "bytes:"
+_BYTES_PREFIX = "bytes:"
 
 
 def name_token(text: str, raw: bytes) -> str:
-    """A token as plain completions spell it: its text, or `bytes:` with the bytes that are no characters."""
-    return f"{_BYTES}{escaped(raw)}" if "\N{REPLACEMENT CHARACTER}" in text and text.encode() != raw else text
+    """Return a token as plain completions spell it: its text, or `bytes:` with the bytes of part of a character."""
+    return f"{_BYTES_PREFIX}{escaped(raw)}" if "\N{REPLACEMENT CHARACTER}" in text and text.encode() != raw else text
 
 
 def escaped(raw: bytes) -> str:
-    """Bytes as OpenAI spells those of parts of characters."""
+    """Return bytes as OpenAI spells those of part of a character."""
     return "".join(f"\\x{byte:02x}" for byte in raw)
 
 
 def read_token(name: str) -> tuple[str, bytes]:
-    """The text and the bytes of a token as plain completions spell it."""
-    if re.fullmatch(rf"{_BYTES}(\\x[0-9a-f]{{2}})+", name):
-        raw = bytes.fromhex(name.removeprefix(_BYTES).replace("\\x", ""))
+    """Return the text and the bytes of a token as plain completions spell it."""
+    if re.fullmatch(rf"{_BYTES_PREFIX}(\\x[0-9a-f]{{2}})+", name):
+        raw = bytes.fromhex(name.removeprefix(_BYTES_PREFIX).replace("\\x", ""))
         return raw.decode("utf-8", "replace"), raw
     return name, name.encode("utf-8", "replace")
 
 
 def error_text(body: Any) -> str:
-    """What an error answer says, whichever of the usual shapes it has."""
+    """Return the message of an error response in any of the usual shapes."""
     error = body.get("error", body) if isinstance(body, dict) else body
-    said = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    return " ".join(str(said or body).split())[:300]
+    message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    return " ".join(str(message or body).split())[:300]
 
 
 def fault_of(status: int, body: Any) -> Fault:
-    """Whose fault an error answer is."""
+    """Return the kind of fault of an error response."""
     error = body.get("error") if isinstance(body, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
     if code == "context_length_exceeded" or status == 413:
         return "too_long"
     return "prompt" if status in (400, 422) else "engine"
+
+
+def retry_seconds(header: str | None, now: datetime | None = None) -> float | None:
+    """Return the seconds a Retry-After header asks to wait, 0 or more; None when it holds nothing usable.
+
+    RFC 9110, section 10.2.3 allows a number of seconds or an HTTP date; a date that has passed is no wait.
+    """
+    try:
+        seconds = float(header or "nan")
+    except ValueError:
+        return _seconds_until(header or "", now)
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _seconds_until(date: str, now: datetime | None) -> float | None:
+    try:
+        then = parsedate_to_datetime(date)
+        # A date with an unknown time zone (-0000) comes without one; HTTP dates are in GMT.
+        then = then if then.tzinfo is not None else then.replace(tzinfo=UTC)
+        return max(0.0, (then - (now or datetime.now(UTC))).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None

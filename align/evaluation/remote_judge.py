@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from align.data.reasoning import answer_of
-from align.engine.retry_after import retry_seconds
+from align.engine.wire_format import retry_seconds
 from align.errors import MachineError, UsageError, shorten
 from align.evaluation.jsonl_store import JsonlStore, digest_of
 from align.evaluation.judging import LOSS, NOTHING, TIE, WIN, Verdicts

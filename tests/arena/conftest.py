@@ -179,13 +179,14 @@ class Sites:
     def _start(
         self, names: tuple[str, ...], blind: bool, real: bool, seed: Any, prompts: tuple[str, ...], tokens: int
     ) -> Any:
+        from fake_engine import FakeEngine
+
         from align.arena.app import PageContents, build_app
         from align.arena.battles import Arena, Contestant
         from align.arena.review_queue import Review, ReviewQueue
         from align.arena.votes import VoteStore
         from align.arena.web import make_server, open_port
         from align.compare import describe
-        from align.engine.fake import FakeEngine
 
         sampling = replace(SAMPLING, max_new_tokens=tokens)
         checkpoints = [self.contest.resolve(name) for name in names]

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 
 import pytest
+from fake_engine import FakeEngine
 
 from align.arena import battle_view
 from align.arena.battles import ActionRefused, Arena, Battle, Contestant, Setup
@@ -15,7 +16,6 @@ from align.arena.ranking import leaderboard
 from align.arena.vote_details import VoteDetails
 from align.arena.votes import VoteStore
 from align.data import load_records
-from align.engine.fake import FakeEngine
 from align.engine.protocol import Row, Sampling
 from align.errors import MachineError
 from align.schema import assistant, user

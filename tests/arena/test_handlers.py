@@ -8,10 +8,10 @@ from functools import partial
 
 import pytest
 from browsing import FIRST, SECOND, TIMEOUT
+from fake_engine import FakeEngine
 
 from align.arena.battles import Arena, Contestant, Setup
 from align.arena.votes import VoteStore
-from align.engine.fake import FakeEngine
 from align.engine.protocol import Sampling
 
 SETTINGS = [1.0, 1.0, 0, 0.0, 1.0, 1000, 0]

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 from browsing import BASE, FIRST, SECOND, TIMEOUT, ask, leave_the_prompt
+from fake_engine import FakeEngine
 
 from align import compare
 from align.arena.lazy_engine import LazyEngine
 from align.arena.review_queue import Review, ReviewQueue
 from align.arena.votes import VoteStore, read_votes
-from align.engine.fake import FakeEngine
 from align.engine.protocol import GenerationRequest, Row, RowFailure, Sampling
 from align.errors import MachineError
 from align.registry import Registry, open_registry
@@ -55,8 +55,8 @@ def test_an_engine_is_loaded_once_however_many_ask_at_once():
 
     assert [sorted(texts(handle)) for handle in handles] == [["Reply to Question 0", "Reply to Question 1"]] * 3
     assert engine.complete([Row("red", [user("more")])], GREEDY) == ["Reply to more"]
-    assert engine.reward([user("one")]) == 1
-    assert len(engine.shift("red", [user("one"), {"role": "assistant", "content": "two words"}])) == 3
+    assert engine.reward_score([user("one")]) == 1
+    assert len(engine.token_shift("red", [user("one"), {"role": "assistant", "content": "two words"}])) == 3
     assert len(loads) == 1
     engine.close()
 

@@ -8,6 +8,7 @@ import re
 from html import unescape
 
 import pytest
+from fake_engine import FakeEngine
 
 from align.arena import battle_view, leaderboard_view, model_view, token_shift_view
 from align.arena.battles import Arena, Battle, Contestant, Pane, Setup, Turn
@@ -15,7 +16,6 @@ from align.arena.page_text import PAGE_TEXTS
 from align.arena.ranking import leaderboard
 from align.arena.visitor import read_settings, visitor_of
 from align.arena.votes import VoteStore
-from align.engine.fake import FakeEngine
 from align.engine.protocol import RowDone, Sampling, ShiftedToken
 from align.errors import UsageError
 from align.registry import Registry

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from fake_engine import FakeEngine
 
 from align.arena.battles import ActionRefused, Contestant, Setup
 from align.arena.ranking import is_repeat
@@ -13,7 +14,6 @@ from align.arena.review_queue import Review, ReviewQueue
 from align.arena.vote_details import VoteDetails
 from align.arena.votes import VoteStore, read_votes
 from align.data import load_records
-from align.engine.fake import FakeEngine
 from align.engine.protocol import Row, Sampling
 from align.errors import DataError, IntegrityError, MachineError, UsageError
 from align.registry import open_registry

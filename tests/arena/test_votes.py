@@ -97,7 +97,7 @@ VOTING = """
 import asyncio, pathlib, random, sys
 from align.arena.battles import Arena, Contestant, Setup
 from align.arena.votes import VoteStore
-from align.engine.fake import FakeEngine
+from fake_engine import FakeEngine
 from align.engine.protocol import Sampling
 
 names = ["red@v1", "blue@v1"]

@@ -6,13 +6,13 @@ import asyncio
 import json
 
 import pytest
+from fake_engine import FakeEngine
 
 from align import dpo, kto, reward
 from align.arena.battles import Arena
 from align.arena.votes import VoteStore
 from align.compare import describe
 from align.data import load_records
-from align.engine.fake import FakeEngine
 from align.engine.protocol import Sampling
 from align.registry import Registry
 from align.training.command import main

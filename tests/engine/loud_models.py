@@ -30,7 +30,7 @@ def loud_base(folder: Path) -> Any:
     return model
 
 
-def build_resident(folder: Path) -> LoadedBase:
+def build_loaded_base(folder: Path) -> LoadedBase:
     from peft import get_peft_model
     from transformers import AutoTokenizer
 
@@ -50,7 +50,7 @@ def bare_engine(folder: Path, **options: Any) -> LocalEngine:
 
 def save_adapters(base: Path, folder: Path) -> list[str]:
     """The two adapters in folders of their own, as PEFT writes them."""
-    model = build_resident(base).model
+    model = build_loaded_base(base).model
     for name in ("adapter0", "adapter1"):
         model.peft_config[name].base_model_name_or_path = str(base)
     model.save_pretrained(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loud_models import build_resident
+from loud_models import build_loaded_base
 
 from align.data.render_answers import render_unpaired
 from align.engine.local import LocalEngine
@@ -46,7 +46,7 @@ def test_token_shift_is_what_each_model_says_alone(engine, loaded, model, adapte
     ours, base = alone(loaded, adapter), alone(loaded, None)
     _, answer = tokens_of(loaded.tokenizer)
 
-    shifted = engine.shift(model, TALK)
+    shifted = engine.token_shift(model, TALK)
 
     places = range(len(answer))
     assert [token.logprob for token in shifted] == pytest.approx([float(ours[i, answer[i]]) for i in places], abs=1e-6)
@@ -59,7 +59,7 @@ def test_token_shift_is_what_each_model_says_alone(engine, loaded, model, adapte
 
 
 def test_the_texts_of_a_shift_make_the_answer_and_name_its_end(engine):
-    texts = [token.text for token in engine.shift("red@v1", TALK)]
+    texts = [token.text for token in engine.token_shift("red@v1", TALK)]
 
     assert "".join(texts) == "over 中文 dogs<|im_end|>"
     assert texts[-1] == "<|im_end|>"
@@ -67,8 +67,8 @@ def test_the_texts_of_a_shift_make_the_answer_and_name_its_end(engine):
 
 
 def test_a_shift_of_a_model_that_runs_alone_is_right_too(mixed_engine):
-    dora = mixed_engine.shift("dora@v1", TALK)
-    red = mixed_engine.shift("red@v1", TALK)
+    dora = mixed_engine.token_shift("dora@v1", TALK)
+    red = mixed_engine.token_shift("red@v1", TALK)
 
     assert [token.base_logprob for token in dora] == pytest.approx([token.base_logprob for token in red], abs=1e-6)
     assert [token.logprob for token in dora] != pytest.approx([token.logprob for token in red], abs=1e-3)
@@ -76,11 +76,11 @@ def test_a_shift_of_a_model_that_runs_alone_is_right_too(mixed_engine):
 
 def test_shifts_come_between_the_steps_of_rows_and_change_nothing(engine):
     rows = [Row(model, QUESTION, seed) for model in engine.models for seed in range(3)]
-    expected = engine.shift("blue@v1", TALK)
+    expected = engine.token_shift("blue@v1", TALK)
     stream = engine.submit(GenerationRequest(tuple(rows), HOT))
 
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda _: engine.shift("blue@v1", TALK), range(6)))
+        found = list(pool.map(lambda _: engine.token_shift("blue@v1", TALK), range(6)))
     texts = {event.row: event.text for event in stream if isinstance(event, RowDone)}
 
     assert all(shifted == expected for shifted in found)
@@ -98,19 +98,19 @@ def test_shifts_come_between_the_steps_of_rows_and_change_nothing(engine):
 )
 def test_a_shift_that_cannot_be_told_says_why(engine, model, messages, said):
     with pytest.raises(UsageError, match=said):
-        engine.shift(model, messages)
+        engine.token_shift(model, messages)
 
 
 def test_an_engine_without_a_reward_model_gives_no_score(engine):
-    assert engine.reward(TALK) is None
+    assert engine.reward_score(TALK) is None
 
 
 def test_a_closed_engine_answers_no_question(tiny_base):
-    engine = LocalEngine(build_resident(tiny_base))
+    engine = LocalEngine(build_loaded_base(tiny_base))
     engine.close()
 
     with pytest.raises(IntegrityError, match="closed"):
-        engine.shift("red@v1", TALK)
+        engine.token_shift("red@v1", TALK)
 
 
 @pytest.fixture(scope="module")
@@ -147,15 +147,15 @@ def test_the_reward_model_beside_scores_as_it_does_alone_and_writes_nothing(rewa
     plain.close()
 
     engine = LocalEngine(load_models(registry, ["policy", base], fp32), reward="rm")
-    score = engine.reward(TALK)
+    score = engine.reward_score(TALK)
     after = engine.complete(rows, HOT)
 
     assert score == pytest.approx(float(score_sequences(scorer, sequences, 1)[0]), abs=1e-6)
     assert engine.models == ["policy@v1", registry.resolve(base).reference]
     assert after == before
-    assert engine.reward(TALK) == score
+    assert engine.reward_score(TALK) == score
     with pytest.raises(UsageError, match="does not end with an answer"):
-        engine.reward(QUESTION)
+        engine.reward_score(QUESTION)
     engine.close()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loud_models import bare_engine, build_resident
+from loud_models import bare_engine, build_loaded_base
 
 from align.engine import batch
 from align.engine.local import LocalEngine
@@ -89,21 +89,21 @@ def test_fifty_concurrent_requests_of_every_kind_equal_their_solo_runs(engine):
 def test_a_crowd_that_comes_goes_asks_and_floods_gets_every_answer_and_the_right_one(tiny_base, seed, gate):
     from loud_models import loud_lora
 
-    loaded = build_resident(tiny_base)
+    loaded = build_loaded_base(tiny_base)
     loaded.model.add_adapter("adapter2", loud_lora(3, use_dora=True))
     loaded.model.eval()
     loaded.adapters["dora@v1"] = "adapter2"
     engine = LocalEngine(loaded, max_rows=8, max_tokens=1000, max_waiting_rows=12)
     rows = random_rows(engine.models, 80, seed)
     talk = [*PROMPTS[0], assistant("over the dog")]
-    expected_shift = engine.shift("blue@v1", talk)
+    expected_shift = engine.token_shift("blue@v1", talk)
     refused = []
 
     def ask(place: int) -> tuple[bool, str | None]:
         """Whether exactly one last event came, and the text of a row that was not broken off."""
         chance = random.Random(seed * 1000 + place)
         time.sleep(chance.random())
-        if chance.random() < 0.1 and engine.shift("blue@v1", talk) != expected_shift:
+        if chance.random() < 0.1 and engine.token_shift("blue@v1", talk) != expected_shift:
             return False, None
         while True:
             try:
@@ -227,7 +227,7 @@ def test_a_stopped_row_is_off_the_model_with_the_next_step(engine, widths, gate)
 
 
 def test_rows_beyond_the_batch_wait_their_turn_and_the_place_of_one_that_ends_is_taken_at_once(tiny_base, widths):
-    engine = LocalEngine(build_resident(tiny_base), max_rows=2)
+    engine = LocalEngine(build_loaded_base(tiny_base), max_rows=2)
     short, long = Sampling(temperature=0.0, max_new_tokens=3), Sampling(temperature=0.0, max_new_tokens=12)
     rows = [Row("red@v1", PROMPTS[0], 0, long), *(Row("blue@v1", PROMPTS[0], 0, short) for _ in range(3))]
 
@@ -240,7 +240,7 @@ def test_rows_beyond_the_batch_wait_their_turn_and_the_place_of_one_that_ends_is
 
 
 def test_a_batch_holds_no_more_tokens_than_it_may(tiny_base, widths):
-    engine = LocalEngine(build_resident(tiny_base), max_tokens=200)
+    engine = LocalEngine(build_loaded_base(tiny_base), max_tokens=200)
     rows = [Row("red@v1", PROMPTS[0], seed, Sampling(temperature=0.0, max_new_tokens=60)) for seed in range(5)]
     wide = Row("red@v1", [user("fox " * 300)], 0, Sampling(temperature=0.0, max_new_tokens=5))
 
@@ -268,7 +268,7 @@ def test_a_prompt_that_cannot_be_read_does_not_end_the_rows_beside_it(engine, mo
 
 @pytest.mark.gpu
 def test_on_an_accelerator_rows_equal_their_solo_runs_and_those_of_the_cpu(tiny_base, engine):
-    loaded = build_resident(tiny_base)
+    loaded = build_loaded_base(tiny_base)
     loaded.model.to("cuda")
     fast = LocalEngine(loaded)
     rows = random_rows(fast.models, 40, seed=2)
@@ -277,12 +277,12 @@ def test_on_an_accelerator_rows_equal_their_solo_runs_and_those_of_the_cpu(tiny_
 
     assert together == [fast.complete([row], HOT)[0] for row in rows]
     assert together == engine.complete(rows, HOT)
-    assert fast.shift("red@v1", [*PROMPTS[0], assistant("over")])
+    assert fast.token_shift("red@v1", [*PROMPTS[0], assistant("over")])
     fast.close()
 
 
 def test_a_queue_that_is_full_says_when_to_come_back(tiny_base, gate):
-    engine = LocalEngine(build_resident(tiny_base), max_rows=1, max_waiting_rows=3)
+    engine = LocalEngine(build_loaded_base(tiny_base), max_rows=1, max_waiting_rows=3)
     gate.close(after=10)
     running = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 3),), LONG))
     next(iter(running))
@@ -450,7 +450,7 @@ def test_a_model_that_says_something_else_in_a_mixed_batch_runs_alone(tiny_base,
         return found | {"adapter1": found[adapter_groups.BASE]}
 
     monkeypatch.setattr(adapter_groups, "_mixed_logits", served_by_the_base)
-    engine = LocalEngine(build_resident(tiny_base))
+    engine = LocalEngine(build_loaded_base(tiny_base))
     engine.close()
 
     assert engine.notes == ["blue@v1: this architecture's rows run one model after the other"]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from loud_models import build_resident, loud_base
+from loud_models import build_loaded_base, loud_base
 
 from align.engine import batch
 from align.engine.local import LocalEngine
@@ -203,7 +203,7 @@ def test_complete_raises_for_a_failed_row(engine):
 
 
 def test_broken_weights_fail_their_rows_and_no_others(mixed_engine, monkeypatch):
-    model = mixed_engine._resident.model
+    model = mixed_engine._loaded.model
     layer = model.base_model.model.model.layers[1].mlp.down_proj
     sound = layer.lora_B["adapter1"].weight.detach().clone()
     layer.lora_B["adapter1"].weight.data[0, 0] = float("nan")
@@ -220,7 +220,7 @@ def test_broken_weights_fail_their_rows_and_no_others(mixed_engine, monkeypatch)
 
 
 def test_a_failing_batch_reaches_the_caller_and_leaves_the_adapters_right(tiny_base, monkeypatch):
-    loaded = build_resident(tiny_base)
+    loaded = build_loaded_base(tiny_base)
     engine = LocalEngine(loaded)
     rows = [Row("red@v1", PROMPTS[0], 1), Row("blue@v1", PROMPTS[0], 1)]
     before = engine.complete(rows, HOT)
@@ -254,13 +254,13 @@ def test_dora_rows_run_alone_and_say_so(mixed_engine):
 def test_facts_tell_live_adapters_from_the_base(engine):
     facts = {fact.reference: fact for fact in engine.facts}
 
-    assert facts["base@v1"].shift == 0
-    assert facts["red@v1"].shift > 0
+    assert facts["base@v1"].logit_difference == 0
+    assert facts["red@v1"].logit_difference > 0
     assert not any(fact.runs_alone for fact in engine.facts)
 
 
 def test_an_adapter_that_changes_nothing_is_said_to(tiny_base):
-    loaded = build_resident(tiny_base)
+    loaded = build_loaded_base(tiny_base)
     for key, parameter in loaded.model.named_parameters():
         if "lora_B.adapter1" in key:
             parameter.data.zero_()
@@ -287,7 +287,7 @@ def test_a_base_without_adapters_is_an_engine_too(tiny_base, engine):
 
 
 def test_closing_ends_running_waiting_and_later_rows(tiny_base):
-    engine = LocalEngine(build_resident(tiny_base))
+    engine = LocalEngine(build_loaded_base(tiny_base))
     running = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 3),), LONG))
     next(iter(running))
     waiting = engine.submit(GenerationRequest((Row("blue@v1", PROMPTS[0]),), LONG))
@@ -300,7 +300,7 @@ def test_closing_ends_running_waiting_and_later_rows(tiny_base):
 
 
 def test_a_model_that_cannot_run_is_refused_at_the_start(tiny_base):
-    loaded = build_resident(tiny_base)
+    loaded = build_loaded_base(tiny_base)
     loaded.adapters["ghost@v1"] = "adapter9"
 
     with pytest.raises(ValueError, match="adapter9"):
@@ -313,7 +313,7 @@ def gone() -> None:
 
 @pytest.mark.parametrize("leaving", ["closed", "cancelled"])
 def test_waiting_rows_end_once_although_their_reader_is_gone(tiny_base, gate, leaving):
-    engine = LocalEngine(build_resident(tiny_base), max_rows=1)
+    engine = LocalEngine(build_loaded_base(tiny_base), max_rows=1)
     gate.close(after=10)
     running = engine.submit(GenerationRequest((Row("red@v1", PROMPTS[0], 3),), LONG))
     next(iter(running))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
-from loud_models import bare_engine, build_resident
+from loud_models import bare_engine, build_loaded_base
 from transformers import LlamaConfig
 from zoo import ARCHITECTURES, build_zoo_model
 
@@ -42,7 +42,7 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="module")
 def watched(tiny_base) -> Iterator[Watched]:
-    loaded = build_resident(tiny_base)
+    loaded = build_loaded_base(tiny_base)
     engine = LocalEngine(loaded, prefill_chunk_tokens=PART)
     found = Watched(engine, [], {})
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from loud_models import build_resident
+from loud_models import build_loaded_base
 
 from align.data.bounded import BoundedProcess
 from align.engine import prompt_queue
@@ -29,7 +29,7 @@ LOOPS = (
 
 @pytest.fixture(scope="module")
 def beside(tiny_base) -> Iterator[LocalEngine]:
-    loaded = build_resident(tiny_base)
+    loaded = build_loaded_base(tiny_base)
     loaded.tokenizer.chat_template = LOOPS + loaded.tokenizer.chat_template
     engine = LocalEngine(loaded, max_waiting_rows=50)
     engine.start_prompt_process()
@@ -99,7 +99,7 @@ def test_a_prompt_whose_reader_left_ends_and_the_next_one_is_encoded(looping, mo
 
 
 def test_an_engine_ends_while_a_prompt_is_rendered(tiny_base):
-    loaded = build_resident(tiny_base)
+    loaded = build_loaded_base(tiny_base)
     loaded.tokenizer.chat_template = LOOPS + loaded.tokenizer.chat_template
     engine = LocalEngine(loaded)
     engine.start_prompt_process()

@@ -6,8 +6,8 @@ import pytest
 from byte_tokenizers import KINDS, TEXTS
 from tiny import WORDS
 
-from align.engine.prompt_text import locate_prompt, prompt_text
 from align.engine.protocol import Token
+from align.engine.token_logprobs import locate_prompt, prompt_text
 from align.engine.vocabulary import spell_token
 
 

@@ -369,12 +369,12 @@ def test_the_right_key_opens(running):
 
 def test_questions_the_api_does_not_know(engine):
     with pytest.raises(UsageError, match="does not tell"):
-        engine.shift("red", HELLO)
-    assert engine.reward(HELLO) is None
+        engine.token_shift("red", HELLO)
+    assert engine.reward_score(HELLO) is None
 
 
 def test_a_remote_engine_needs_no_torch():
-    script = "import sys, align.engine.remote, align.engine.fake; sys.exit('torch' in sys.modules)"
+    script = "import sys, align.engine.remote; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=PATIENCE).returncode == 0
 
@@ -418,10 +418,10 @@ def test_through_this_projects_own_server_a_row_is_what_it_is_here(engine_here):
 
 @pytest.fixture
 def engine_here(tiny_base):
-    from loud_models import build_resident
+    from loud_models import build_loaded_base
 
     from align.engine.local import LocalEngine
 
-    engine = LocalEngine(build_resident(tiny_base))
+    engine = LocalEngine(build_loaded_base(tiny_base))
     yield engine
     engine.close()

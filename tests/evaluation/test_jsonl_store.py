@@ -10,8 +10,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from fake_engine import FakeEngine
 
-from align.engine.fake import FakeEngine
 from align.engine.protocol import Row, Sampling
 from align.errors import IntegrityError
 from align.evaluate import main

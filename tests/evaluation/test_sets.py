@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from fake_engine import FakeEngine
 
 from align.data import load_records
 from align.data.__main__ import main
 from align.data.catalog import catalogue, find
-from align.engine.fake import FakeEngine
 from align.engine.protocol import Sampling
 from align.errors import DataError, UsageError
 from align.evaluation.completions import generate_completions

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 import openai
+from fake_engine import FakeEngine
 
-from align.engine.fake import FakeEngine
 from align.engine.protocol import Engine
 from align.listening import open_port
 from align.server.application import create_app

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
+from fake_engine import FakeEngine
 from serving import PATIENCE, POEM, Running, poet, running, until
 
-from align.engine.fake import FakeEngine
 from align.errors import UsageError
 from align.server.limits import ServerLimits
 

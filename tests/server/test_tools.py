@@ -10,11 +10,11 @@ from typing import Any
 import openai
 import pytest
 import trl
+from fake_engine import FakeEngine
 from serving import Running, poet, running, served
 
 from align.data.templates import chat_format
 from align.data.tool_calls import ToolFormat, measure_tool_format
-from align.engine.fake import FakeEngine
 from align.engine.local import LocalEngine
 from align.engine.protocol import Row
 from align.models.adapters import load_models

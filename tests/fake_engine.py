@@ -85,7 +85,7 @@ class FakeEngine:
         """The replies to some rows."""
         return collect_texts(self.submit(GenerationRequest(tuple(rows), sampling)), len(rows))
 
-    def shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
+    def token_shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
         """The words of the answer, more likely under the model by a tenth of a nat a letter."""
         if model not in self.models:
             raise UsageError(f"{model}: not one of the models; name one of them")
@@ -95,7 +95,7 @@ class FakeEngine:
             for word in words
         ]
 
-    def reward(self, messages: Messages) -> float | None:
+    def reward_score(self, messages: Messages) -> float | None:
         """What `score` says."""
         return None if self._score is None else self._score(messages)
 

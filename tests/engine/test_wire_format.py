@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from align.engine.retry_after import retry_seconds
+from align.engine.wire_format import retry_seconds
 
 NOW = datetime(2026, 11, 30, 12, 0, 0, tzinfo=UTC)
 
