@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.load import RecordSet, digest_records
-from align.data.tokenised import TokenPlan, tokenise
+from align.data.tokenise import TokenPlan, tokenise
 from align.models.scratch import train_tokenizer
 from align.schema import Messages, Record, assistant, user
 

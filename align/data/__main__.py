@@ -180,7 +180,7 @@ def _preview(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from align.data.preview import mark_colour, mark_plain, parts_of, render_view
-    from align.data.template_notes import noted_lines
+    from align.data.rendering.template_notices import notice_lines
 
     roots = _roots(options.data, options)
     found = load_records(f"{options.data}:limit={options.rows}", view=options.view, on_bad_row="skip", roots=roots)
@@ -194,7 +194,7 @@ def _preview(options: argparse.Namespace) -> int:
             write(mark_plain(ids, mask, tokenizer))
         else:
             console.print(mark_colour(ids, mask, tokenizer))
-    for line in noted_lines(rendered, len(rendered.rows), tokenizer):
+    for line in notice_lines(rendered, len(rendered.rows), tokenizer):
         write(f"  note: {line}")
     _tell_counts(rendered.dropped)
     return 0

@@ -1,7 +1,7 @@
 """A child process that answers one request at a time, each within bounds of computing time and memory.
 
-Both ends of the pipe are here; what is asked and answered is for those who use them (`confined_templates`, and the
-engine's prompts). Where a system has no such bounds (Windows) there is no such process either: see `AVAILABLE`.
+Both ends of the pipe are here; what is asked and answered is for those who use them (`rendering.template_process`,
+and the engine's prompts). Where a system has no such bounds (Windows) there is no such process either: see `AVAILABLE`.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from align.data.render import render_demonstrations, render_prompts, render_texts
-from align.data.render_answers import render_preferences, render_unpaired
-from align.data.rendered import Rendered
+from align.data.rendering.answer_rows import render_preferences, render_unpaired
+from align.data.rendering.conversation_rows import render_demonstrations, render_prompts
+from align.data.rendering.document_rows import render_texts
+from align.data.rendering.rendered_rows import RenderedRows
 from align.schema import Record, View
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _SHADES = ("black on green3", "black on dark_sea_green2")
 _PLAIN_SHADES = ("", "dim")
 
-_RENDERERS: dict[View, Callable[..., Rendered]] = {
+_RENDERERS: dict[View, Callable[..., RenderedRows]] = {
     "demonstration": render_demonstrations,
     "preference": render_preferences,
     "unpaired": render_unpaired,
@@ -28,13 +29,13 @@ Part = tuple[str, list[int], list[int]]
 """Title, token ids and a mask of the trained ones."""
 
 
-def render_view(records: Sequence[Record], tokenizer: Any, view: View, max_length: int) -> Rendered:
+def render_view(records: Sequence[Record], tokenizer: Any, view: View, max_length: int) -> RenderedRows:
     """The rows of a view as a stage would train them; DataError when none is left."""
     return _RENDERERS[view](records, tokenizer, max_length)
 
 
-def parts_of(rendered: Rendered) -> Iterator[Part]:
-    """Rendered rows as titled token lists with masks."""
+def parts_of(rendered: RenderedRows) -> Iterator[Part]:
+    """RenderedRows rows as titled token lists with masks."""
     for number, row in enumerate(rendered.rows, start=1):
         yield from _parts(row, number)
 

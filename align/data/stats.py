@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.data.render import render_demonstrations, render_prompts, render_texts
-from align.data.render_answers import render_preferences
-from align.data.rendered import Rendered
+from align.data.rendering.answer_rows import render_preferences
+from align.data.rendering.conversation_rows import render_demonstrations, render_prompts
+from align.data.rendering.document_rows import render_texts
+from align.data.rendering.rendered_rows import RenderedRows
 from align.data.set_checks import Findings
 from align.data.views import natural_view
 from align.schema import Messages, Record
@@ -190,7 +191,7 @@ def _length(turns: Messages) -> int:
 def _token_counts(batch: list[Record], tokenizer: Any, dropped: Counter[str]) -> Iterator[dict[str, int]]:
     """Tokens of every row as a stage would render it, nothing cut; rows no template takes are counted by reason."""
 
-    def kept(rendered: Rendered) -> list[dict[str, Any]]:
+    def kept(rendered: RenderedRows) -> list[dict[str, Any]]:
         dropped.update(rendered.dropped)
         return rendered.rows
 

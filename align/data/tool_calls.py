@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from align.data.templates import ChatFormat, TemplateRefusal
+from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal
 from align.schema import Message
 
 PROBE_NAME = "qzname"
@@ -169,7 +169,7 @@ class ToolFormat:
         )
 
 
-def measure_tool_format(style: ChatFormat) -> ToolFormat | None:
+def measure_tool_format(style: ChatTemplate) -> ToolFormat | None:
     """Return how a template writes tool calls, or None when it writes none."""
     single = _render(style, [_ARGUMENTS])
     if single is None or _NAME not in single or any(part not in single for part in (*_KEYS, *_VALUES)):
@@ -188,7 +188,7 @@ def measure_tool_format(style: ChatFormat) -> ToolFormat | None:
     )
 
 
-def _render(style: ChatFormat, calls: list[dict[str, Any]]) -> str | None:
+def _render(style: ChatTemplate, calls: list[dict[str, Any]]) -> str | None:
     """What a template writes of a turn that makes these calls, up to its stop token; arguments as it takes them."""
     user: Message = {"role": "user", "content": "hi"}
     schema = {"type": "object", "properties": {key: {"type": "string", "description": key} for key in _KEYS}}
@@ -207,7 +207,7 @@ def _render(style: ChatFormat, calls: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def _takes_objects(style: ChatFormat) -> bool:
+def _takes_objects(style: ChatTemplate) -> bool:
     """Whether a template takes arguments as objects, which is what most expect."""
     call = {"type": "function", "id": "abcdefgh1", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
     try:
@@ -230,7 +230,7 @@ def _common_start(one: str, other: str) -> str:
     return "".join(letter for letter, _ in pairs)
 
 
-def _turn(style: ChatFormat, text: str) -> str:
+def _turn(style: ChatTemplate, text: str) -> str:
     """The text of a turn without an empty thought before it and the stop token after it."""
     last = max((text.rfind(value) for value in (*_VALUES, "7", "true")), default=0)
     ends = [style.tokenizer.decode([token]) for token in style.stop_ids]
@@ -267,7 +267,7 @@ def _named_format(text: str) -> ToolFormat | None:
     return None
 
 
-def _keyed_format(style: ChatFormat, text: str) -> ToolFormat | None:
+def _keyed_format(style: ChatTemplate, text: str) -> ToolFormat | None:
     # The last mention: a template may write the name before, as a call's recipient.
     begin = text.rindex(_NAME, 0, text.index(_KEYS[0]))
     places = [text.index(part, begin) for part in (_KEYS[0], _VALUES[0], _KEYS[1], _VALUES[1])]

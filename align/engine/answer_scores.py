@@ -33,14 +33,14 @@ def encode_answer(messages: Messages, loaded: LoadedBase) -> AnswerTokens:
 
     Raises UsageError when it does not, does not fit the chat template, or is longer than the model takes.
     """
-    from align.data.fitting import Fit
-    from align.data.render_answers import unpaired_rows
+    from align.data.rendering.answer_rows import unpaired_rows
+    from align.data.rendering.fit_length import LengthLimit
 
     if not messages or messages[-1]["role"] != "assistant":
         raise UsageError("the conversation does not end with an answer of the assistant; nothing can be said of it")
     window = context_window(loaded.model)
     record = Record(prompt=messages[:-1], completion=messages[-1:])
-    rendered = unpaired_rows([record], loaded.tokenizer, Fit(window or 1 << 30, spare_thoughts=True))
+    rendered = unpaired_rows([record], loaded.tokenizer, LengthLimit(window or 1 << 30, ignore_lost_reasoning=True))
     if not rendered.rows:
         reason = next(iter(rendered.dropped))
         raise UsageError(f"the conversation cannot be read: {reason}; the model takes {window} tokens")

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.data.bounded import AVAILABLE
-from align.data.template_notes import generation_note
+from align.data.rendering.template_notices import generation_notice
 from align.engine.adapter_groups import BASE, MIXED, ModelFacts, context_window, probe_models
 from align.engine.answer_scores import RewardScorer, compute_token_shift, encode_answer
 from align.engine.batch import DecodingBatch, Prefill
@@ -94,17 +94,17 @@ class LocalEngine:
         lines = [f"{fact.reference}: {fact.runs_alone_reason}" for fact in self.facts if fact.runs_alone]
         same = [fact for fact in self.facts if fact.adapter != BASE and fact.logit_difference == 0]
         lines += [f"{fact.reference}: writes exactly what its base writes" for fact in same]
-        if note := generation_note(self._loaded.tokenizer):
+        if note := generation_notice(self._loaded.tokenizer):
             lines.append(f"{self.models[0]}: {note}")
         return lines + self._stops.notes
 
     @cached_property
     def tool_format(self) -> ToolFormat | None:
         """The format in which the chat template writes tool calls; None where it writes none."""
-        from align.data.render import template_of
+        from align.data.rendering.chat_template import require_template
         from align.data.tool_calls import measure_tool_format
 
-        return measure_tool_format(template_of(self._loaded.tokenizer))
+        return measure_tool_format(require_template(self._loaded.tokenizer))
 
     @property
     def waiting(self) -> int:

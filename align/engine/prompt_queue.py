@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from align.data import confined_templates
 from align.data.bounded import BoundedProcess, ProcessEnded, without_torch
+from align.data.rendering import template_process
 from align.engine.protocol import Row
 from align.engine.running_rows import RowState, encode_or_message, fail_too_long
 
@@ -148,7 +148,7 @@ _STATE: dict[str, Any] = {}
 def answer_request(request: bytes) -> bytes:
     """Return the reply to one request, the first of which is the tokenizer; runs in the child process."""
     without_torch()
-    confined_templates.inside = True
+    template_process.inside = True
     if not _STATE:
         _STATE["tokenizer"] = pickle.loads(request)
         return _OK

@@ -181,7 +181,7 @@ def encode_or_message(row: Row, tokenizer: Any) -> list[int] | str:
 
 def _encode_prompt(row: Row, tokenizer: Any) -> list[int]:
     """Return the ids of a row's conversation or raw prompt; raises DataError where it gives none."""
-    from align.data.render import render_chat
+    from align.data.rendering.conversation_rows import render_chat
 
     if row.ids is not None:
         return _check_ids(row, len(tokenizer))

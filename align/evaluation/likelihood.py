@@ -45,7 +45,7 @@ def marked_logprobs(loaded: LoadedBase, adapter: str, rows: Sequence[MarkedRow])
 
 
 def _encode(loaded: LoadedBase, prompt: Messages | str, continuation: str) -> MarkedRow:
-    from align.data.render import render_chat
+    from align.data.rendering.conversation_rows import render_chat
     from align.engine.local import context_window
 
     tokenizer = loaded.tokenizer
@@ -76,10 +76,11 @@ def _split_text(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[in
 
 def marked_tokens(loaded: LoadedBase, record: Record, max_length: int) -> MarkedRow | None:
     """A demonstration with its trained tokens marked, or a document with all of them; None if it does not fit."""
-    from align.data.fitting import Fit
-    from align.data.render import demonstration_rows, document_rows
+    from align.data.rendering.conversation_rows import demonstration_rows
+    from align.data.rendering.document_rows import document_rows
+    from align.data.rendering.fit_length import LengthLimit
 
-    fit = Fit(max_length)
+    fit = LengthLimit(max_length)
     if record.text is not None:
         rows = document_rows([record], loaded.tokenizer, fit).rows
         return (rows[0]["input_ids"], [1] * len(rows[0]["input_ids"])) if rows else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from align.data.template_notes import generation_note
+from align.data.rendering.template_notices import generation_notice
 from align.errors import AlignError, DataError, IntegrityError, UsageError, shorten
 from align.evaluation.completions import UNFINISHED, Completions, behaviour_metrics, generate_completions, texts_of
 from align.evaluation.metric import Metric, mean_metric, ratio_metric
@@ -117,7 +117,7 @@ def _measure_group(
     )
     for parent in parents.values():
         _attach_parent(loaded, parent)
-    if not material.writes and (note := generation_note(loaded.tokenizer)):  # else the engine says it
+    if not material.writes and (note := generation_notice(loaded.tokenizer)):  # else the engine says it
         material.notes.append(f"{loaded.base.reference}: {note}")
     runs = [ModelRun(asked_as, checkpoint, [None] * len(material.records)) for asked_as, checkpoint in group.items()]
     if material.writes:

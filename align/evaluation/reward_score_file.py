@@ -15,9 +15,9 @@ import numpy as np
 
 from align.command_line import parse_options
 from align.config import write
-from align.data.fitting import Fit
 from align.data.mixtures import open_scan
-from align.data.render_answers import preference_rows, unpaired_rows
+from align.data.rendering.answer_rows import preference_rows, unpaired_rows
+from align.data.rendering.fit_length import LengthLimit
 from align.data.shapes import to_trl
 from align.data.views import natural_view
 from align.data.writing import check_target, write_rows
@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> None:
     registry = open_registry(options.registry, base=options.base)
     judge = registry.resolve(options.model)
     check_score_head(judge)
-    fit = Fit(_length(options.max_length, judge, registry), options.on_long, spare_thoughts=True)
+    fit = LengthLimit(_length(options.max_length, judge, registry), options.on_long, ignore_lost_reasoning=True)
     # Read once before weights are loaded: a bad row at the end would cost all the scores before it.
     total = check_answers(_open(options, registry))
     loaded = load_scorer(registry, judge, Precision(options.quantization))
@@ -174,7 +174,7 @@ class _Answer(NamedTuple):
 
 
 def score_records(
-    loaded: LoadedBase, batches: Iterable[list[Record]], fit: Fit, size: int, tally: Tally
+    loaded: LoadedBase, batches: Iterable[list[Record]], fit: LengthLimit, size: int, tally: Tally
 ) -> Iterator[dict[str, Any]]:
     """Rows in TRL's columns with the score of each answer; those that do not fit are counted in `tally` instead.
 
@@ -192,7 +192,7 @@ def score_records(
                 yield _with_scores(record, answers, [next(scores) for _ in answers], tally)
 
 
-def _render(record: Record, tokenizer: Any, fit: Fit, tally: Tally) -> list[_Answer]:
+def _render(record: Record, tokenizer: Any, fit: LengthLimit, tally: Tally) -> list[_Answer]:
     """The answers of a record with their prompt as tokens; none when it does not fit."""
     render = preference_rows if record.chosen is not None else unpaired_rows
     found = render([record], tokenizer, fit)

@@ -35,7 +35,7 @@ def stop_tokens(loaded: LoadedBase) -> StopTokens:
 
     Ids that are no whole numbers or that the tokenizer lacks are left out, with a note.
     """
-    from align.data.render import stop_token_ids
+    from align.data.rendering.conversation_rows import stop_token_ids
 
     known = stop_token_ids(loaded.tokenizer)
     file, listed, problem = _listed(loaded.base)

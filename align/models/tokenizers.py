@@ -61,7 +61,7 @@ def fold_like(checkpoint: Checkpoint, tokenizer: Any) -> None:
 
     Where there is no system turn, both write the same; so the base can be read beside what was trained on it.
     """
-    from align.data.folding import FOLD
+    from align.data.rendering.fold_system import FOLD
     from align.registry.fingerprints import template_digest
 
     trained = (checkpoint.manifest or {}).get("template_digest")

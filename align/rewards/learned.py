@@ -14,7 +14,7 @@ from align.rewards.weighted_rewards import RewardSettings
 from align.schema import Record
 
 if TYPE_CHECKING:
-    from align.data.fitting import Fit
+    from align.data.rendering.fit_length import LengthLimit
     from align.registry import Checkpoint, Registry
 
 Positive = Annotated[int, Field(gt=0)]
@@ -28,7 +28,7 @@ def learned(context: RewardContext, model: str, batch_size: Positive = 16) -> Lo
     template. Of a conversation too long for it the oldest turns are cut, and an answer that is too long by itself is
     read as far as it fits. A reward model over the policy's own base costs less as `reward_model`.
     """
-    from align.data.fitting import Fit
+    from align.data.rendering.fit_length import LengthLimit
     from align.models.counting import context_length
     from align.models.heads import load_scorer
     from align.models.scorer import score_sequences
@@ -36,7 +36,7 @@ def learned(context: RewardContext, model: str, batch_size: Positive = 16) -> Lo
     checkpoint = context.registry.resolve(model)
     loaded = load_scorer(context.registry, checkpoint, context.precision)
     positions = context_length(loaded.base)
-    fit = Fit(positions or _ANY_LENGTH, "truncate_left", spare_thoughts=True)
+    fit = LengthLimit(positions or _ANY_LENGTH, "truncate_left", ignore_lost_reasoning=True)
     context.log_line(
         f"{checkpoint.reference}: scores completions as text, {batch_size} at a time, with the tokenizer and chat "
         f"template it was trained with; its base {loaded.base.reference} is loaded beside the policy's"
@@ -62,8 +62,8 @@ def resolve_reward_model(registry: Registry, reference: str | None) -> tuple[Che
     return None, [RewardSettings(name="learned", args={"model": checkpoint.reference})]
 
 
-def _tokens(record: Record, completion: str, tokenizer: Any, fit: Fit) -> list[int]:
-    from align.data.render_answers import unpaired_rows
+def _tokens(record: Record, completion: str, tokenizer: Any, fit: LengthLimit) -> list[int]:
+    from align.data.rendering.answer_rows import unpaired_rows
 
     answered = replace(record, completion=[{"role": "assistant", "content": completion}])
     rendered = unpaired_rows([answered], tokenizer, fit)

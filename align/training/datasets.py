@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from align.data.folding import fold_when_asked
-from align.data.template_notes import noted_lines
-from align.data.tokenised import tokenise
+from align.data.rendering.fold_system import fold_when_asked
+from align.data.rendering.template_notices import notice_lines
+from align.data.tokenise import tokenise
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from align.data import RecordSet
-    from align.data.tokenised import TokenSet
+    from align.data.token_cache import TokenisedDataset
     from align.training.run import Run
 
 
@@ -64,14 +64,14 @@ def _token_set(run: Run, records: RecordSet, tokenizer: Any) -> Dataset:
 
     cache = run.registry.cache_dir / "tokens"
 
-    def tokens() -> TokenSet:
+    def tokens() -> TokenisedDataset:
         return tokenise(records, tokenizer, plan, cache=cache, processes=processes)
 
     # Rank 0 writes, then the others read. Where they share no disk they find nothing, and each writes it on its own.
-    written: list[TokenSet] = []
+    written: list[TokenisedDataset] = []
     run.ranks.share(lambda: written.append(tokens()))
     found = written[0] if written else tokens()
     run.count_dropped(records, found)
-    for line in noted_lines(found, len(found.rows), tokenizer):
+    for line in notice_lines(found, len(found.rows), tokenizer):
         run.say(f"  {line}")
     return found.rows

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig, write
 from align.data import RecordSet, load_records
-from align.data.folding import fold_when_asked
+from align.data.rendering.fold_system import fold_when_asked
+from align.data.rendering.template_notices import notice_lines
 from align.data.set_checks import refuse_leak
-from align.data.template_notes import noted_lines
-from align.data.tokenised import TokenSet, tokenise
+from align.data.token_cache import TokenisedDataset
+from align.data.tokenise import tokenise
 from align.models.adapters import tokenizer_home
 from align.models.counting import count_trainable, text_config
 from align.models.memory import LossHead, TrainingPass, estimate_memory
@@ -49,7 +50,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     )
     notes = fold_when_asked(outline.tokenizer, config.on_refused)
     tokens = _tokenise(stage, config, registry, found, outline.tokenizer)
-    notes += noted_lines(tokens, len(tokens.rows), outline.tokenizer)
+    notes += notice_lines(tokens, len(tokens.rows), outline.tokenizer)
     lines = {
         "start": outline.start,
         "data": f"{found.name}: {len(found.records)} rows, {_tell_dropped(found.dropped | tokens.dropped)}",
@@ -83,7 +84,9 @@ def _outline(stage: Stage, config: StageConfig, registry: Registry, started: dic
     return Outline(f"{parent.reference} (base {base.reference})", tokenizer, trainable, total)
 
 
-def _tokenise(stage: Stage, config: StageConfig, registry: Registry, found: RecordSet, tokenizer: Any) -> TokenSet:
+def _tokenise(
+    stage: Stage, config: StageConfig, registry: Registry, found: RecordSet, tokenizer: Any
+) -> TokenisedDataset:
     """The rows of the run, kept for it, unless there is no registry yet: a plan does not make one."""
     plan, processes = stage.token_plan(config), getattr(config, "dataset_num_proc", None)
     if registry.root.is_dir():
@@ -96,7 +99,7 @@ def _tell_dropped(dropped: dict[str, int]) -> str:
     return ", ".join(f"{count} dropped: {reason}" for reason, count in dropped.items()) or "none dropped"
 
 
-def _tell_tokens(config: StageConfig, tokens: TokenSet) -> str:
+def _tell_tokens(config: StageConfig, tokens: TokenisedDataset) -> str:
     parts = [f"{tokens.tokens} an epoch"]
     if tokens.trained_tokens:
         parts.append(f"{tokens.trained_tokens} of them trained ({tokens.trained_tokens / tokens.tokens:.0%})")
@@ -104,7 +107,9 @@ def _tell_tokens(config: StageConfig, tokens: TokenSet) -> str:
     return ", ".join([*parts, f"{padding:.0%} padding beside them"])
 
 
-def _tell_memory(stage: Stage, config: StageConfig, registry: Registry, parent: Checkpoint, tokens: TokenSet) -> str:
+def _tell_memory(
+    stage: Stage, config: StageConfig, registry: Registry, parent: Checkpoint, tokens: TokenisedDataset
+) -> str:
     """The peak of a training step by part, in a process that does nothing else."""
     base = registry.resolve_base(parent) if parent.is_adapter else parent
     lengths = tokens.lengths()
@@ -127,7 +132,7 @@ def _tell_steps(config: StageConfig, rows: int) -> str:
     return f"{steps if config.max_steps < 0 else config.max_steps} of {config.rows_per_step} rows"
 
 
-def _count_rows(config: StageConfig, tokens: TokenSet) -> int:
+def _count_rows(config: StageConfig, tokens: TokenisedDataset) -> int:
     if not _packs(config):
         return len(tokens.rows)
     from align.training.packing import pack_rows
@@ -139,7 +144,7 @@ def _packs(config: StageConfig) -> bool:
     return bool(getattr(config, "packing", False))
 
 
-def padding_share(tokens: TokenSet, batch_size: int, seed: int) -> float:
+def padding_share(tokens: TokenisedDataset, batch_size: int, seed: int) -> float:
     """The share of a batch that is padding, when rows are shuffled and padded to the longest of their batch."""
     import numpy
 

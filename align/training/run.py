@@ -23,7 +23,7 @@ from align.training.trackers import About, Trackers
 
 if TYPE_CHECKING:
     from align.data import RecordSet
-    from align.data.tokenised import TokenSet
+    from align.data.token_cache import TokenisedDataset
     from align.registry import Checkpoint, Registry
     from align.training.stage import Stage
 
@@ -107,7 +107,7 @@ class Run:
         refuse_leak(train, found)
         return found
 
-    def count_dropped(self, records: RecordSet, tokens: TokenSet) -> None:
+    def count_dropped(self, records: RecordSet, tokens: TokenisedDataset) -> None:
         """Tell how many tokens are trained and which rows were dropped or cut; keep it for the manifest."""
         for entry in self.data:
             if entry["digest"] == records.digest:

@@ -12,7 +12,7 @@ from align.schema import Kind, View
 
 if TYPE_CHECKING:
     from align.data import RecordSet
-    from align.data.tokenised import Columns, TokenPlan
+    from align.data.tokenise import Columns, TokenPlan
     from align.models.adapters import LoadedBase
     from align.models.memory import LossHead
     from align.registry import Checkpoint
@@ -67,7 +67,7 @@ class Stage:
 
     def token_plan(self, config: StageConfig) -> TokenPlan:
         """How a run with these settings turns records into rows."""
-        from align.data.tokenised import TokenPlan
+        from align.data.tokenise import TokenPlan
 
         return TokenPlan(self.view, config.token_length, config.on_long, self.columns, config.on_refused)
 

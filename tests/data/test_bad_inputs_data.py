@@ -17,7 +17,7 @@ import pytest
 from template_zoo import build
 
 from align.data import load_records
-from align.data.render import render_demonstrations
+from align.data.rendering.conversation_rows import render_demonstrations
 from align.data.scan import scan
 from align.errors import AlignError, DataError, UsageError
 from align.schema import assistant, user

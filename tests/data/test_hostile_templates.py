@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tiny import CHATML, tiny_tokenizer
 
-from align.data import confined_templates, templates
 from align.data.bounded import BoundedProcess, ProcessEnded
-from align.data.render import render_chat, render_demonstrations, stop_token_ids
+from align.data.rendering import chat_template, template_process
+from align.data.rendering.conversation_rows import render_chat, render_demonstrations, stop_token_ids
 from align.errors import DataError
 from align.models.tokenizers import PLAIN_TEMPLATE
 from align.schema import Record, assistant, user
@@ -38,8 +38,8 @@ TALK = [user("hello"), assistant("fox"), user("hello"), assistant("dog"), user("
 
 @pytest.fixture
 def one_second(monkeypatch):
-    process = BoundedProcess("align.data.confined_templates:answer", 1, 1 << 28)
-    monkeypatch.setattr(confined_templates, "_PROCESS", process)
+    process = BoundedProcess("align.data.rendering.template_process:answer", 1, 1 << 28)
+    monkeypatch.setattr(template_process, "_PROCESS", process)
     yield
     process.close()
 
@@ -89,7 +89,7 @@ def test_the_text_is_the_one_transformers_writes():
     )
     options = {"tools": [{"type": "function", "function": {"name": "f"}}], "add_generation_prompt": True}
 
-    text = confined_templates.apply_template(tokenizer, odd, **options)
+    text = template_process.apply_template(tokenizer, odd, **options)
 
     assert text == tokenizer.apply_chat_template(odd, tokenize=False, **options)
 
@@ -117,7 +117,7 @@ def test_several_threads_get_each_its_own_answer():
 
 
 def test_what_nobody_wants_any_more_is_given_up_and_the_next_request_is_answered():
-    process = BoundedProcess("align.data.confined_templates:answer", 1000, 1 << 28)
+    process = BoundedProcess("align.data.rendering.template_process:answer", 1000, 1 << 28)
     loop, plain = (pickle.dumps((template, TALK, {}, {})) for template in (LOOP, CHATML))
 
     with pytest.raises(ProcessEnded, match="was given up"):
@@ -134,9 +134,9 @@ def test_a_thousand_turns_are_found_with_a_few_renderings(template, monkeypatch)
     stop_token_ids(tokenizer)
     talk = [user("Assistant: hello"), assistant("fox"), user("<think>\n Assistant: "), assistant("dog ")] * 250
     rendered: list[int] = []
-    apply = confined_templates.apply_template
+    apply = template_process.apply_template
     monkeypatch.setattr(
-        templates, "apply_template", lambda *words, **options: rendered.append(1) or apply(*words, **options)
+        chat_template, "apply_template", lambda *words, **options: rendered.append(1) or apply(*words, **options)
     )
 
     ids = render_chat([*talk, user("hello")], tokenizer)

@@ -8,8 +8,8 @@ import pytest
 from template_zoo import build
 
 from align.data import load_records
-from align.data.render import render_demonstrations
-from align.data.render_answers import render_preferences
+from align.data.rendering.answer_rows import render_preferences
+from align.data.rendering.conversation_rows import render_demonstrations
 from align.errors import DataError
 
 

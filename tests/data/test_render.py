@@ -7,17 +7,10 @@ import time
 import pytest
 from template_zoo import CLOSED, CONTROLS, build, build_spaced
 
-from align.data.render import (
-    NOTHING_TRAINED,
-    TOO_LONG,
-    render_chat,
-    render_demonstrations,
-    render_prompts,
-    render_texts,
-    stop_token_ids,
-)
-from align.data.render_answers import render_preferences
-from align.data.rendered import UNTRAINED
+from align.data.rendering.answer_rows import render_preferences
+from align.data.rendering.conversation_rows import NOTHING_TRAINED, TOO_LONG, render_chat, render_demonstrations, render_prompts, stop_token_ids
+from align.data.rendering.document_rows import render_texts
+from align.data.rendering.rendered_rows import UNTRAINED
 from align.errors import DataError
 from align.schema import Record, assistant, user
 
@@ -472,7 +465,7 @@ def test_a_thousand_rows_render_in_seconds():
 def test_a_conversation_is_a_document_written_by_the_template_and_closed_by_eos():
     from tiny import tiny_tokenizer
 
-    from align.data.render import render_texts
+    from align.data.rendering.document_rows import render_texts
     from align.schema import Record, assistant, user
 
     tokenizer = tiny_tokenizer()

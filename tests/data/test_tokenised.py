@@ -12,9 +12,10 @@ import pytest
 from template_zoo import build
 
 from align.data.load import RecordSet, digest_records
-from align.data.render import render_demonstrations, render_prompts, render_texts
-from align.data.render_answers import render_preferences, render_unpaired
-from align.data.tokenised import TokenPlan, tokenise
+from align.data.rendering.answer_rows import render_preferences, render_unpaired
+from align.data.rendering.conversation_rows import render_demonstrations, render_prompts
+from align.data.rendering.document_rows import render_texts
+from align.data.tokenise import TokenPlan, tokenise
 from align.errors import DataError
 from align.schema import Record, assistant, user
 
@@ -210,7 +211,7 @@ def test_pairs_that_are_the_same_tokens_are_dropped(tmp_path, tokenizer):
 
 
 def test_old_datasets_leave_the_cache(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("align.data.tokenised.KEPT", 2)
+    monkeypatch.setattr("align.data.token_cache.MAX_DATASETS", 2)
 
     for length in (60, 61, 62):
         tokenise(talks(20), tokenizer, TokenPlan("demonstration", length), cache=tmp_path)
@@ -226,7 +227,7 @@ def _tokenise_again_and_again(cache: Path, tokenizer, first: int) -> None:
 
 
 def test_processes_that_prune_one_cache_at_once_lose_nothing(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("align.data.tokenised.KEPT", 1)
+    monkeypatch.setattr("align.data.token_cache.MAX_DATASETS", 1)
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_tokenise_again_and_again, args=(tmp_path, tokenizer, n)) for n in range(4)]
 
@@ -284,7 +285,7 @@ def test_a_system_without_affinity_is_asked_for_its_cores(tmp_path, tokenizer, m
     """As macOS is."""
     plan = TokenPlan("demonstration", 64, "drop")
     before = tokenise(talks(50), tokenizer, plan, cache=tmp_path / "linux")
-    monkeypatch.setattr("align.data.tokenised.MANY", 10)
+    monkeypatch.setattr("align.data.tokenise.MIN_PARALLEL_RECORDS", 10)
     monkeypatch.delattr(os, "sched_getaffinity")
 
     for system in ("linux", "darwin"):

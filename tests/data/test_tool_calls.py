@@ -11,7 +11,7 @@ import trl
 from tiny import tiny_tokenizer
 from tokenizers import AddedToken
 
-from align.data.templates import TemplateRefusal, chat_format
+from align.data.rendering.chat_template import TemplateRefusal, measured_template
 from align.data.tool_calls import ToolCall, ToolFormat, measure_tool_format
 from align.data.tool_grammar import tool_grammar
 
@@ -63,7 +63,7 @@ def style_of(name: str):
     if "<｜end▁of▁sentence｜>" in text:
         tokenizer.eos_token = "<｜end▁of▁sentence｜>"
     tokenizer.chat_template = text
-    return chat_format(tokenizer)
+    return measured_template(tokenizer)
 
 
 def written(style, calls: list[ToolCall], as_text: bool) -> str:

@@ -7,12 +7,13 @@ import itertools
 import pytest
 from trl_templates import ASKED, CALL, NAMES, RESULT, TALKS, TOOLS, build, say
 
-from align.data import omissions
-from align.data.fitting import Fit
-from align.data.render import demonstration_rows, document_rows, prompt_rows, render_chat
-from align.data.render_answers import preference_rows, unpaired_rows
-from align.data.rendered import UNPROMPTED, UNTRAINED
-from align.data.template_notes import generation_note
+from align.data.rendering import omissions
+from align.data.rendering.answer_rows import preference_rows, unpaired_rows
+from align.data.rendering.conversation_rows import demonstration_rows, prompt_rows, render_chat
+from align.data.rendering.document_rows import document_rows
+from align.data.rendering.fit_length import LengthLimit
+from align.data.rendering.rendered_rows import UNPROMPTED, UNTRAINED
+from align.data.rendering.template_notices import generation_notice
 from align.errors import DataError
 from align.schema import Record
 
@@ -123,7 +124,7 @@ def test_what_each_template_keeps_refuses_or_is_told_of(name):
     found = {}
     for kind, record in TALKS.items():
         try:
-            rendered = demonstration_rows([record], tokenizer, Fit(4000))
+            rendered = demonstration_rows([record], tokenizer, LengthLimit(4000))
         except DataError:
             found[kind] = "unusable"
             continue
@@ -150,7 +151,7 @@ def assert_trained(record, row, tokenizer, *, all_turns: bool) -> None:
 def test_a_template_that_opens_reasoning_in_generation_alone_is_told_with_a_remedy():
     opening = {name for name in NAMES if EXPECTED[name]["system"] == "prompt"}
 
-    notes = {name: generation_note(build(name)) for name in NAMES if EXPECTED[name]["system"] != "unusable"}
+    notes = {name: generation_notice(build(name)) for name in NAMES if EXPECTED[name]["system"] != "unusable"}
 
     assert {name for name, note in notes.items() if note} == opening
     assert "{%- set enable_thinking = false %} at the top of chat_template.jinja" in notes["nemotron_3_nano"]
@@ -162,8 +163,8 @@ def test_the_remedy_makes_the_trained_prompt_the_generated_one(name):
     tokenizer = build(name)
     tokenizer.chat_template = "{%- set enable_thinking = false %}" + tokenizer.chat_template
 
-    assert generation_note(tokenizer) is None
-    assert demonstration_rows([TALKS["system"]], tokenizer, Fit(4000)).noted == {}
+    assert generation_notice(tokenizer) is None
+    assert demonstration_rows([TALKS["system"]], tokenizer, LengthLimit(4000)).noted == {}
 
 
 def test_reasoning_and_arguments_reach_the_template_in_the_form_it_asks_for():
@@ -172,8 +173,8 @@ def test_reasoning_and_arguments_reach_the_template_in_the_form_it_asks_for():
     record = TALKS["calls"]
     without_definitions = type(record)(prompt=record.prompt, completion=[answer])
 
-    [row] = demonstration_rows([without_definitions], build("deepseekv3"), Fit(4000)).rows
-    [other] = demonstration_rows([TALKS["reasoning"]], build("deepseek_r1_distill_training"), Fit(4000)).rows
+    [row] = demonstration_rows([without_definitions], build("deepseekv3"), LengthLimit(4000)).rows
+    [other] = demonstration_rows([TALKS["reasoning"]], build("deepseek_r1_distill_training"), LengthLimit(4000)).rows
 
     assert '{"city": "Oslo"}' in build("deepseekv3").decode(row["input_ids"])
     assert "<think>\nthe sky is grey\n</think>\n\nYes." in build("deepseek_r1_distill_training").decode(
@@ -192,7 +193,7 @@ def test_reasoning_and_arguments_reach_the_template_in_the_form_it_asks_for():
     ],
 )
 def test_every_view_refuses_a_row_whose_calls_the_template_does_not_write(render, record):
-    rendered = render([record], build("phi3"), Fit(4000))
+    rendered = render([record], build("phi3"), LengthLimit(4000))
 
     assert rendered.rows == []
     assert rendered.dropped == {omissions.CALLS: 1}
@@ -210,7 +211,7 @@ def test_a_prompt_to_answer_is_refused_where_the_template_drops_tools_or_their_r
 def test_the_answers_of_a_pair_keep_their_reasoning_or_the_pair_is_refused():
     pair = Record(prompt=[ASKED], chosen=[say("Yes.", "the sky is grey")], rejected=[say("No.", "no cloud")])
 
-    kept, refused = (preference_rows([pair], build(name), Fit(4000)) for name in ("qwen3", "qwen2_5"))
+    kept, refused = (preference_rows([pair], build(name), LengthLimit(4000)) for name in ("qwen3", "qwen2_5"))
 
     assert "<think>\nthe sky is grey\n</think>" in build("qwen3").decode(kept.rows[0]["chosen_ids"])
     assert refused.dropped == {omissions.REASONING: 1}
@@ -219,4 +220,4 @@ def test_the_answers_of_a_pair_keep_their_reasoning_or_the_pair_is_refused():
 def test_a_judge_reads_an_answer_without_the_reasoning_that_the_template_drops():
     record = Record(prompt=[ASKED], completion=[say("<think>\nthe sky is grey\n</think>\n\nYes.")], label=True)
 
-    assert len(unpaired_rows([record], build("deepseekv3"), Fit(4000, spare_thoughts=True)).rows) == 1
+    assert len(unpaired_rows([record], build("deepseekv3"), LengthLimit(4000, ignore_lost_reasoning=True)).rows) == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from loud_models import build_loaded_base
 
-from align.data.render_answers import render_unpaired
+from align.data.rendering.answer_rows import render_unpaired
 from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDone, Sampling
 from align.errors import IntegrityError, UsageError

@@ -357,7 +357,7 @@ def test_a_stop_string_ends_the_row_and_is_not_shown(engine):
 
 
 def test_log_probs_are_those_of_one_pass_over_the_answer(engine, loaded):
-    from align.data.render import render_chat
+    from align.data.rendering.conversation_rows import render_chat
 
     row = Row("red@v1", PROMPTS[0], 2, logprobs=3)
     events = list(engine.submit(GenerationRequest((row, Row("blue@v1", PROMPTS[1], 2)), HOT)))

@@ -40,7 +40,7 @@ def test_every_row_of_a_mixed_batch_equals_its_solo_run(engine, sampling):
 
 
 def test_a_greedy_row_is_what_plain_generate_writes(engine, loaded):
-    from align.data.render import render_chat
+    from align.data.rendering.conversation_rows import render_chat
 
     ids = torch.tensor([render_chat(PROMPTS[0], loaded.tokenizer)])
     with loaded.model.disable_adapter():
@@ -186,7 +186,7 @@ def test_a_conversation_longer_than_the_window_fails_its_row_only(engine):
 
 
 def test_an_answer_stops_at_the_end_of_the_window(engine, loaded):
-    from align.data.render import render_chat
+    from align.data.rendering.conversation_rows import render_chat
 
     prompt = [user("fox " * 1000)]
     room = 2048 - len(render_chat(prompt, loaded.tokenizer))

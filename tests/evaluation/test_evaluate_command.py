@@ -166,7 +166,7 @@ def test_perplexity_is_the_exponential_of_nats_per_token(whole, family, question
     import torch
 
     from align.data import load_records
-    from align.data.render import render_demonstrations
+    from align.data.rendering.conversation_rows import render_demonstrations
     from align.models.adapters import load_models
     from align.models.loading import Precision
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.data.render import render_chat
+from align.data.rendering.conversation_rows import render_chat
 from align.errors import DataError
 from align.evaluation import forward
 from align.evaluation.likelihood import continuation_logprobs

@@ -13,7 +13,7 @@ import trl
 from fake_engine import FakeEngine
 from serving import Running, poet, running, served
 
-from align.data.templates import chat_format
+from align.data.rendering.chat_template import measured_template
 from align.data.tool_calls import ToolFormat, measure_tool_format
 from align.engine.local import LocalEngine
 from align.engine.protocol import Row
@@ -94,7 +94,7 @@ class Scripted(FakeEngine):
 
 @pytest.fixture(scope="module")
 def scripted(qwen: LocalEngine) -> Scripted:
-    return Scripted(measure_tool_format(chat_format(qwen._resident.tokenizer)))
+    return Scripted(measure_tool_format(measured_template(qwen._resident.tokenizer)))
 
 
 @pytest.fixture(scope="module")

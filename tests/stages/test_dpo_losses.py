@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align import dpo
 from align.config import build
 from align.data import load_records
-from align.data.render_answers import render_preferences
+from align.data.rendering.answer_rows import render_preferences
 from align.errors import UsageError
 from align.models.packed import use_fast_path
 from align.registry import open_registry

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from align import dpo, sft
 from align.data import load_records
-from align.data.render import render_demonstrations
-from align.data.render_answers import render_preferences
+from align.data.rendering.answer_rows import render_preferences
+from align.data.rendering.conversation_rows import render_demonstrations
 from align.registry import Registry, open_registry
 from align.training.command import main
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from align import grpo, sft
 from align.config import build
 from align.data import load_records
-from align.data.render import render_prompts, stop_token_ids
+from align.data.rendering.conversation_rows import render_prompts, stop_token_ids
 from align.errors import DataError, MachineError, PreemptedError, UsageError
 from align.grpo import GrpoConfig
 from align.registry import Registry, open_registry

@@ -13,7 +13,7 @@ import torch
 from align import grpo
 from align.config import build
 from align.data import load_records
-from align.data.render import render_prompts, stop_token_ids
+from align.data.rendering.conversation_rows import render_prompts, stop_token_ids
 from align.grpo import GrpoConfig
 from align.training.command import run_stage
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from align import dpo, kto, sft
 from align.data import load_records
-from align.data.render_answers import render_unpaired
+from align.data.rendering.answer_rows import render_unpaired
 from align.registry import Registry, open_registry
 from align.training.command import main
 from align.training.datasets import mismatched

@@ -119,7 +119,7 @@ def test_chat_template_ends_every_turn_and_marks_what_the_assistant_said(tokeniz
 
 
 def test_a_chat_teaches_control_tokens_and_a_text_that_spells_them_does_not(tokenizer):
-    from align.data.render import render_texts
+    from align.data.rendering.document_rows import render_texts
 
     spelt = Record(text="<|user|>Hi<|end|>")
     chat = Record(prompt=[user("Hi")], completion=[assistant("Hello")])

@@ -58,7 +58,7 @@ def test_a_packed_batch_has_the_loss_of_its_demonstrations_one_by_one(tiny_base,
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from align.data import load_records
-    from align.data.tokenised import TokenPlan, tokenise
+    from align.data.tokenise import TokenPlan, tokenise
     from align.training.packing import pack_rows, packed_collator
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)

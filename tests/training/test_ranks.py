@@ -111,7 +111,7 @@ def test_rank_0_alone_tokenises_and_the_others_read(warm, course, tmp_path):
     words = course.words(tmp_path, max_steps=2, per_device_train_batch_size=4, eval_data=course.held_out(tmp_path))
 
     first, second = run_two(
-        warm, course, words, signal=signal.SIGKILL, at_call="align.data.tokenised._write_rows", count=1
+        warm, course, words, signal=signal.SIGKILL, at_call="align.data.tokenise._write_rows", count=1
     )
 
     assert (first.code, second.code) == (0, 0), first.err + second.err

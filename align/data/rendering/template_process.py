@@ -1,6 +1,6 @@
-"""Chat templates, rendered in a process of their own: a template is a program that came with a model.
+"""Chat templates rendered in a bounded process: a template is a program that came with a model.
 
-transformers' sandbox keeps it from files and from Python's insides, but not from looping or from writing gigabytes.
+transformers' sandbox keeps it from files and Python internals, but not from endless loops or gigabytes of text.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Any
 from align.data.bounded import AVAILABLE, BoundedProcess, ProcessEnded, without_torch
 from align.errors import DataError
 
-SECONDS = 10
-"""of computing for one conversation; a thousand turns take less than one"""
+TIMEOUT_S = 10
+"""seconds of computing for one conversation; a thousand turns take less than one"""
 
-_MEMORY = 1 << 30
-_MOST_CHARACTERS = 1 << 24
-"""of what a template writes, and eight times what it was given"""
+_MEMORY_BYTES = 1 << 30
+_MAX_CHARACTERS = 1 << 24
+"""characters a template may write, besides eight times what it was given"""
 
 _OK, _REFUSED, _TOO_MUCH = b"+", b"-", b"!"
 
-_PROCESS = BoundedProcess("align.data.confined_templates:answer", SECONDS, _MEMORY)
+_PROCESS = BoundedProcess("align.data.rendering.template_process:answer", TIMEOUT_S, _MEMORY_BYTES)
 atexit.register(_PROCESS.close)
 
 inside = False
-"""whether this process is itself a bounded one"""
+"""set in a process that is itself bounded: no other one is started there"""
 
 
 def apply_template(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> str:
-    """Return what `tokenizer.apply_chat_template` does with these options, as text.
+    """Return the text of `tokenizer.apply_chat_template` with these options.
 
     Raises jinja2.TemplateError for a conversation the template will not have, whatever it raises itself, and DataError
     for a template that does not end, or needs more memory or text than a conversation of this size can need.
@@ -43,23 +43,23 @@ def apply_template(tokenizer: Any, messages: list[dict[str, Any]], **options: An
     try:
         reply = answer(request) if inside else _PROCESS.ask(request)
     except ProcessEnded as error:
-        raise _hostile(messages, str(error)) from None
+        raise _template_error(messages, str(error)) from None
     text = reply[1:].decode("utf-8", "surrogatepass")
     if reply[:1] == _REFUSED:
         raise TemplateError(text)
     if reply[:1] == _TOO_MUCH:
-        raise _hostile(messages, text)
+        raise _template_error(messages, text)
     return text
 
 
 def _is_plain(tokenizer: Any) -> bool:
-    """Whether the tokenizer writes conversations as transformers does, and not in a way of its own."""
+    """Return whether the tokenizer writes conversations as transformers does, and not in a way of its own."""
     from transformers import PreTrainedTokenizerBase
 
     return type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
 
 
-def _hostile(messages: list[dict[str, Any]], what: str) -> DataError:
+def _template_error(messages: list[dict[str, Any]], what: str) -> DataError:
     return DataError(
         f"chat template: writing a conversation of {len(messages)} messages {what}; it loops or multiplies text; "
         "use another template (chat_template in the tokenizer's folder)"
@@ -67,7 +67,7 @@ def _hostile(messages: list[dict[str, Any]], what: str) -> DataError:
 
 
 def answer(request: bytes) -> bytes:
-    """The answer to one request; runs in the child."""
+    """Return the answer to one request; runs in the child."""
     without_torch()
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -75,16 +75,16 @@ def answer(request: bytes) -> bytes:
     template, messages, special, options = pickle.loads(request)
     # As apply_chat_template does; many templates write a null as None.
     turns = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
-    most = _MOST_CHARACTERS + 8 * len(request)
+    limit = _MAX_CHARACTERS + 8 * len(request)
     if not turns:
         return _REFUSED + b"an empty conversation"
     try:
         (text,), _ = render_jinja_template([turns], chat_template=template, **{**special, **options})
-        if len(text) > most:
-            return _TOO_MUCH + f"gave more than {most} characters".encode()
+        if len(text) > limit:
+            return _TOO_MUCH + f"gave more than {limit} characters".encode()
         return _OK + text.encode("utf-8", "surrogatepass")
     except MemoryError:
-        return _TOO_MUCH + f"took more than {_MEMORY >> 20} MiB of memory".encode()
+        return _TOO_MUCH + f"took more than {_MEMORY_BYTES >> 20} MiB of memory".encode()
     except (TemplateError, TypeError) as error:
         about = str(error)
     except Exception as error:  # templates raise what they like; each of it is a refusal

@@ -1,4 +1,4 @@
-"""What rendering gives: rows, what became of the records that gave none, and what a template must be able to do."""
+"""The result of rendering: rows, and counts of the records that gave none."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.data.fitting import TOO_LONG, Fit
-from align.data.templates import ChatFormat, chat_format
+from align.data.rendering.fit_length import TOO_LONG, LengthLimit
 from align.errors import DataError
 from align.schema import Record
 
@@ -18,8 +17,8 @@ UNPROMPTED = "trained behind another prompt than the chat template gives in gene
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
-    """What became of records that were rendered."""
+class RenderCounts:
+    """Counts of records that were rendered."""
 
     dropped: dict[str, int] = field(default_factory=dict)
     """rows left out, by reason"""
@@ -30,20 +29,20 @@ class Counts:
     stopped: int = 0
     """rows that train a stop token"""
     asked: int = 0
-    """records that were to be rendered"""
+    """records given"""
     noted: dict[str, int] = field(default_factory=dict)
-    """rows kept of which something is to be told, by what"""
+    """rows kept with something to report, by notice"""
 
     def require_rows(self, kept: int) -> None:
         """Raise DataError when no row was kept."""
         if not kept:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items()) or "no rows given"
-            raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); {self._way_out()}")
+            raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); {self._advise()}")
 
-    def _way_out(self) -> str:
+    def _advise(self) -> str:
         refused = [reason for reason in self.dropped if is_refusal(reason)]
         ways = ["raise max_length"] if TOO_LONG in self.dropped else []
-        ways += [writable(refused)] if refused else []
+        ways += [advise_on_refusals(refused)] if refused else []
         return ", ".join(ways) + (", or " if refused else " or " if ways else "") + "give other data"
 
     def require_stops(self, kept: int) -> None:
@@ -56,43 +55,42 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Rendered(Counts):
-    """Rendered rows and what became of the others."""
+class RenderedRows(RenderCounts):
+    """Rendered rows, and counts of the others."""
 
     rows: list[dict[str, Any]]
 
-    def usable(self, *, stops: bool = False) -> Rendered:
-        """Itself; DataError when no row is left, or with `stops` when none trains a stop token."""
+    def usable(self, *, stops: bool = False) -> RenderedRows:
+        """Return itself; DataError when no row is left, or with `stops` when none trains a stop token."""
         self.require_rows(len(self.rows))
         if stops:
             self.require_stops(len(self.rows))
         return self
 
 
+Renderer = Callable[[Sequence[Record], Any, LengthLimit], RenderedRows]
+"""(records, tokenizer, limit) to rows; none need be left, so that parts of a dataset can be rendered apart."""
+
+
 def is_refusal(reason: str) -> bool:
-    """Whether a row was dropped because of the chat template."""
+    """Return whether a row was dropped because of the chat template."""
     return reason.startswith(("refused by the chat template", "the chat template "))
 
 
-def writable(reasons: Iterable[str]) -> str:
-    """What to do about rows that a chat template refused, with these reasons."""
+def advise_on_refusals(reasons: Iterable[str]) -> str:
+    """Return what to do about rows that a chat template refused for these reasons."""
     fold = "fold system turns into the first user turn with on_refused=fold_system, "
-    return (
-        fold if any("ystem" in reason for reason in reasons) else ""
-    ) + "use a model whose chat template writes them"
+    other = "use a model whose chat template writes them"
+    return (fold if any("ystem" in reason for reason in reasons) else "") + other
 
 
-Renderer = Callable[[Sequence[Record], Any, Fit], Rendered]
-"""Records, tokenizer and length to rows; nothing is required of the whole, so that parts can be rendered apart."""
-
-
-class Tally:
-    """Rows kept and rows dropped while rendering."""
+class RowCollector:
+    """Rows kept and counts of rows dropped while rendering."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.dropped: Counter[str] = Counter()
-        self.noted: Counter[str] = Counter()
+        self.notices: Counter[str] = Counter()
         self.tokens = self.trained = self.shortened = self.stops = 0
 
     def add(self, row: dict[str, Any], tokens: int, trained: int, shortened: bool) -> None:
@@ -102,15 +100,13 @@ class Tally:
         self.trained += trained
         self.shortened += shortened
 
-    def note(self, facts: Mapping[str, bool]) -> None:
-        """Count what holds of the row that was kept last."""
-        for fact, holds in facts.items():
-            if holds:
-                self.noted[fact] += 1
+    def count_notices(self, notices: Mapping[str, bool]) -> None:
+        """Count the notices that hold of the row that was kept last."""
+        self.notices.update(notice for notice, holds in notices.items() if holds)
 
-    def result(self, asked: int) -> Rendered:
-        """The finished rows."""
-        return Rendered(
+    def result(self, asked: int) -> RenderedRows:
+        """Return the rows and counts of `asked` records."""
+        return RenderedRows(
             self.rows,
             dropped=dict(self.dropped.most_common()),
             tokens=self.tokens,
@@ -118,21 +114,5 @@ class Tally:
             shortened=self.shortened,
             stopped=self.stops,
             asked=asked,
-            noted=dict(self.noted),
-        )
-
-
-def template_of(tokenizer: Any) -> ChatFormat:
-    """What is known of a tokenizer's chat template; DataError when it has none."""
-    if tokenizer.chat_template is None:
-        raise DataError("tokenizer: it has no chat template, which says how a conversation is written; set one")
-    return chat_format(tokenizer)
-
-
-def require_stop(style: ChatFormat) -> None:
-    """Raise DataError when no control token follows an assistant turn."""
-    if style.end_of_turn is None:
-        raise DataError(
-            "chat template: no control token follows an assistant turn, so a model could not learn to stop; "
-            "use a template that ends assistant turns with the EOS token"
+            noted=dict(self.notices),
         )

@@ -1,0 +1,6 @@
+"""Records to tokens with exact completion masks, from the tokenizer's own chat template.
+
+messages -> `chat_template` (writes them, in a bounded `template_process`) -> `turn_spans` (where each assistant turn
+stands in the text) -> `encode` (tokens, cut at the turns) -> `fit_length` (oldest turns dropped) -> `omissions` (is the
+text of each trained turn in its tokens?) -> rows: `conversation_rows`, `answer_rows`, `document_rows`.
+"""

@@ -1,0 +1,164 @@
+"""Bringing conversations within a length: their oldest turns are dropped, their answers stay whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from align.config import OnLong
+from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal
+from align.data.rendering.encode import encode_rendered
+from align.data.rendering.omissions import check_context
+from align.data.rendering.turn_spans import RenderedText, locate_turns
+from align.schema import Messages
+
+TOO_LONG = "longer than max_length"
+GROUP_SIZE = 512
+"""conversations encoded in one call of the tokenizer"""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LengthLimit:
+    """The most tokens of a row, and what is done with one that is too long even without its old turns.
+
+    It is dropped and counted unless `on_long` is "truncate_left"; whether the count is acceptable is for the caller.
+    """
+
+    max_length: int
+    on_long: OnLong = "drop"
+    ignore_lost_reasoning: bool = False
+    """keep answers whose reasoning the chat template leaves out, as for a judge that reads what users see"""
+
+    @property
+    def truncates_prompts(self) -> bool:
+        """Return whether prompts are cut inside a turn."""
+        return self.on_long == "truncate_left"
+
+
+@dataclass(slots=True)
+class Conversation:
+    """A conversation on its way to tokens; `trained` are the indices of the turns to learn."""
+
+    index: int
+    messages: Messages
+    tools: Any
+    trained: set[int]
+    rendered: RenderedText | None = None
+    pieces: list[list[int]] = field(default_factory=list)
+    """token ids, cut at the assistant turns"""
+    shortened: bool = False
+    loses_reasoning: bool = False
+    """the template leaves out the reasoning of a turn that is not trained"""
+
+    @property
+    def length(self) -> int:
+        """The number of tokens."""
+        return sum(map(len, self.pieces))
+
+    @property
+    def ids(self) -> list[int]:
+        """All token ids."""
+        return [token for piece in self.pieces for token in piece]
+
+
+def fit_conversations(
+    template: ChatTemplate,
+    conversations: Iterator[Conversation],
+    limit: LengthLimit,
+    dropped: Counter[str],
+    *,
+    generate: bool = False,
+) -> Iterator[Conversation]:
+    """Yield encoded conversations in order, within the length or, when prompts may be cut, with as few turns as can be.
+
+    Those the template refuses and those that stay too long are counted in `dropped`.
+    """
+    group: list[Conversation] = []
+    for conversation in conversations:
+        messages, tools = conversation.messages, conversation.tools
+        try:
+            rendered = locate_turns(template, messages, tools, generate=generate)
+            conversation.loses_reasoning = check_context(template, messages, tools, rendered, conversation.trained)
+        except TemplateRefusal as error:
+            dropped[str(error)] += 1
+            continue
+        conversation.rendered = rendered
+        group.append(conversation)
+        if len(group) == GROUP_SIZE:
+            yield from _fit_group(template, group, limit, dropped, generate)
+            group = []
+    yield from _fit_group(template, group, limit, dropped, generate)
+
+
+def _fit_group(
+    template: ChatTemplate, group: list[Conversation], limit: LengthLimit, dropped: Counter[str], generate: bool
+) -> Iterator[Conversation]:
+    encoded = encode_rendered(template.tokenizer, [one.rendered for one in group if one.rendered])
+    for conversation, pieces in zip(group, encoded, strict=True):
+        conversation.pieces = pieces
+        if conversation.length > limit.max_length:
+            conversation = _drop_oldest_turns(template, conversation, limit.max_length, generate)
+        if conversation.length <= limit.max_length or limit.truncates_prompts:
+            yield conversation
+        else:
+            dropped[TOO_LONG] += 1
+
+
+def _drop_oldest_turns(
+    template: ChatTemplate, conversation: Conversation, max_length: int, generate: bool
+) -> Conversation:
+    """Return the conversation without as few of its oldest turns as will do, or as many as can be if none will do."""
+
+    def start_at(first: int) -> Conversation | None:
+        gone = first - head
+        messages = [*conversation.messages[:head], *conversation.messages[first:]]
+        trained = {turn - gone for turn in conversation.trained if turn >= first}
+        try:
+            rendered = locate_turns(template, messages, conversation.tools, generate=generate)
+        except TemplateRefusal:
+            return None
+        pieces = encode_rendered(template.tokenizer, [rendered])[0]
+        return replace(
+            conversation, messages=messages, trained=trained, rendered=rendered, pieces=pieces, shortened=True
+        )
+
+    head, starts = droppable_turns(conversation.messages)
+    return find_first_fit(starts, start_at, lambda shorter: shorter.length <= max_length) or conversation
+
+
+def droppable_turns(messages: Messages) -> tuple[int, list[int]]:
+    """Return the number of leading system turns, and the later user turns at which a shorter one may start."""
+    head = next((i for i, turn in enumerate(messages) if turn["role"] != "system"), len(messages))
+    return head, [i for i, turn in enumerate(messages) if turn["role"] == "user" and i > head]
+
+
+def find_first_fit(starts: list[int], attempt: Callable[[int], T | None], fits: Callable[[T], bool]) -> T | None:
+    """Return `attempt` of the earliest start that fits, else of the last one that gives anything.
+
+    What fits from one start fits from every later one, so this is a binary search.
+    """
+    best: T | None = None
+    low, high = 0, len(starts)
+    while low < high:
+        middle = (low + high) // 2
+        result = attempt(starts[middle])
+        if result is not None and fits(result):
+            best, high = result, middle
+        else:
+            low = middle + 1
+            best = best if result is None or (best is not None and fits(best)) else result
+    return best
+
+
+def truncate_left(ids: list[int], kept: int, limit: int, bos: int | None) -> list[int] | None:
+    """Return the last `limit` tokens, with BOS still in front when it was there.
+
+    None when a token from `kept` on would be lost, or nothing would be left before it.
+    """
+    head = ids[:1] if ids[0] == bos else []
+    start = len(ids) - limit + len(head)
+    return [*head, *ids[start:]] if len(head) < limit and start < kept else None
