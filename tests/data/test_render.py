@@ -8,7 +8,14 @@ import pytest
 from template_zoo import CLOSED, CONTROLS, build, build_spaced
 
 from align.data.rendering.answer_rows import render_preferences
-from align.data.rendering.conversation_rows import NOTHING_TRAINED, TOO_LONG, render_chat, render_demonstrations, render_prompts, stop_token_ids
+from align.data.rendering.conversation_rows import (
+    NOTHING_TRAINED,
+    TOO_LONG,
+    render_chat,
+    render_demonstrations,
+    render_prompts,
+    stop_token_ids,
+)
 from align.data.rendering.document_rows import render_texts
 from align.data.rendering.rendered_rows import UNTRAINED
 from align.errors import DataError
