@@ -86,7 +86,7 @@ def _rewards() -> str:
     rows = []
     built_in = (each for each in map(find_reward, reward_names()) if each.function.__module__.startswith("align."))
     for each in built_in:
-        given = 1 if each.opens else 2  # the parameters that training fills
+        given = 1 if each.loads_model else 2  # the parameters that training fills
         arguments = ", ".join(list(inspect.signature(each.function).parameters)[given:]) or "-"
         rows.append(f"| `{each.name}` | {arguments} | {_first_sentence(each.function)} |")
     return "\n".join(["| name | args | |", "|---|---|---|", *rows, ""])

@@ -17,7 +17,7 @@ from align.config import build
 from align.data.catalog import DatasetConfig
 
 SHOWN = [(page, command) for page in PAGES for command in commands(page, optional=True)]
-NO_SETTING = {"key", "base_url", "view", "batched", "answers"}
+NO_SETTING = {"key", "base_url", "view", "batched", "answer_only"}
 """placeholders, and arguments of functions and of other programs"""
 
 
