@@ -88,9 +88,9 @@ def import_theirs() -> None:
 
 
 def scan_records(file: str) -> int:
-    from align.data.scan import scan
+    from align.data.scan import open_scan
 
-    return sum(len(batch) for batch in scan(file, view="demonstration"))
+    return sum(len(batch) for batch in open_scan(file, view="demonstration"))
 
 
 def load_all(file: str) -> int:

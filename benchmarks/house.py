@@ -116,7 +116,10 @@ def measure(root: Path) -> Iterator[tuple[str, str]]:
     for stage in STAGES:
         own, nested = count_options(root, stage)
         yield f"options of {stage} (with those of its groups)", f"{own} ({nested})"
-    yield "class names / file names that exist twice", f"{len(doubled_classes(modules))} / {len(doubled_files(modules))}"
+    yield (
+        "class names / file names that exist twice",
+        f"{len(doubled_classes(modules))} / {len(doubled_files(modules))}",
+    )
     yield "docstrings beginning with What, Whether, How", f"{len(questions(modules))} of {len(texts)}"
     yield "words of the README", f"{len((root / 'README.md').read_text(encoding='utf-8').split()):,}"
     yield "modules / lines of align/", f"{len(files)} / {sum(files):,}"

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from align.data.load import RecordSet, digest_records
+from align.data.digest import digest_records
+from align.data.load import RecordSet
 from align.data.tokenise import TokenPlan, tokenise
 from align.models.scratch import train_tokenizer
 from align.schema import Messages, Record, assistant, user
@@ -79,7 +80,7 @@ def main() -> int:
     rng = random.Random(0)
     talks = [chat(rng) for _ in range(options.rows)]
     records = [Record(prompt=talk[:1], completion=talk[1:]) for talk in talks]
-    found = RecordSet(records, "made", digest_records(records)[0], len(records))
+    found = RecordSet(records, "made", digest_records(records), len(records))
     tokenizer = train_tokenizer([" ".join(WORDS)] * 50, 768)
     seconds: dict[str, list[float]] = {}
     first = None

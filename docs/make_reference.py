@@ -16,7 +16,7 @@ from typing import Any
 
 from align.__main__ import COMMANDS
 from align.command_line import Option, options_of
-from align.data.catalog import DatasetConfig
+from align.data.dataset_config import DATASET_KINDS
 from align.rewards import find_reward, reward_names
 
 DOCS = Path(__file__).parent
@@ -40,7 +40,7 @@ def reference() -> str:
     parts += [_stage(stage) for stage in stages.values()]
     parts += ["## Other commands\n"]
     parts += [_door(name, module) for name, module in modules.items() if name not in stages]
-    parts += ["## A dataset's YAML\n", _table(options_of(DatasetConfig))]
+    parts += ["## A dataset's YAML\n", *_dataset_settings()]
     parts += ["## Rewards\n", _rewards()]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -52,6 +52,15 @@ def _module(command: str) -> str:
 
 def _stage(stage: Any) -> str:
     return f"### `align {stage.name}`\n\n{stage.purpose}\n\n{_table(options_of(stage.config))}"
+
+
+def _dataset_settings() -> Iterator[str]:
+    """Yield a table for each kind of dataset, of the settings that no kind before it has."""
+    listed: set[str] = set()
+    for kind in DATASET_KINDS:
+        options = [option for option in options_of(kind) if option.key not in listed]
+        listed |= {option.key for option in options}
+        yield f"### {kind.kind.capitalize()}\n\n{_table(iter(options))}"
 
 
 def _table(options: Iterator[Option]) -> str:
@@ -86,7 +95,7 @@ def _rewards() -> str:
     rows = []
     built_in = (each for each in map(find_reward, reward_names()) if each.function.__module__.startswith("align."))
     for each in built_in:
-        given = 1 if each.loads_model else 2  # the parameters that training fills
+        given = 1 if each.opens else 2  # the parameters that training fills
         arguments = ", ".join(list(inspect.signature(each.function).parameters)[given:]) or "-"
         rows.append(f"| `{each.name}` | {arguments} | {_first_sentence(each.function)} |")
     return "\n".join(["| name | args | |", "|---|---|---|", *rows, ""])

@@ -73,10 +73,10 @@ def _source(options: argparse.Namespace) -> Path:
 
 
 def _wanted(options: argparse.Namespace) -> VoteFilter:
-    from align.data.catalog import DatasetConfig
+    from align.data.dataset_config import VoteDataset
 
     given = {key: getattr(options, key) for key in ("mode", "since", "until", "voter", "models")}
-    return DatasetConfig(source="votes", format="votes", **given).votes
+    return VoteDataset(source="votes", format="votes", **given).vote_filter
 
 
 def _stats(options: argparse.Namespace) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 
 from align.arena.votes import SIDES, VoteRow, VoteStore, checked_vote, read_votes
 from align.data import load_records
-from align.data.catalog import DatasetConfig, make_layout
-from align.data.containers import RawRow, ReadOptions, read_path
-from align.data.load import read_row
-from align.data.row_errors import BadRow, RowError, RowSkipped, first_of_each_reason
-from align.data.shapes import to_trl
-from align.data.vote_filter import VoteFilter, describe_filter, time_of_vote, vote_identity
+from align.data.containers import read_path
+from align.data.containers.data_files import ReadOptions
+from align.data.convert import to_trl
+from align.data.dataset_config import VoteDataset
+from align.data.read_rows import read_row
+from align.data.row_errors import BadRow, BadRows, RawRow, RowError, RowSkipped
+from align.data.vote_filter import VoteFilter, time_of_vote, vote_identity
 from align.errors import DataError
 
 COLUMNS = (
@@ -35,8 +36,7 @@ def export_jsonl(source: Path, wanted: VoteFilter) -> Iterable[str]:
 
 def export_pairs(source: Path, wanted: VoteFilter) -> Iterable[str]:
     """Yield the preference pairs in TRL's columns; what is no pair to train on is left out and counted on stderr."""
-    options = describe_filter(wanted)
-    data = load_records(f"{source}:format=votes{',' + options if options else ''}", view="preference")
+    data = load_records(f"{source}:format=votes{f',{wanted}' if wanted.settings else ''}", view="preference")
     for reason, count in data.dropped.items():
         sys.stderr.write(f"left out {count}: {reason}\n")
     return (json.dumps(to_trl(record), ensure_ascii=False, default=str) for record in data.records)
@@ -69,7 +69,7 @@ def import_votes(file: Path, store: VoteStore) -> tuple[int, int]:
     """
     identities = {str(row.get("id")): vote_identity(row) for row in read_votes(store.path.parent)}
     new_rows: list[VoteRow] = []
-    bad: list[BadRow] = []
+    bad = BadRows()
     total = 0
     for raw in read_path(file, str(file), [], ReadOptions(appended=True)):
         total += 1
@@ -79,16 +79,14 @@ def import_votes(file: Path, store: VoteStore) -> tuple[int, int]:
             if stored_identity not in (None, vote_identity(row)):
                 raise RowError("id taken", "id", f"{row['id']} is another vote", "remove one of the two")
         except RowError as error:
-            bad.append(BadRow(f"{raw.source}:{raw.line}", error, raw.value))
+            bad.add(BadRow(f"{raw.source}:{raw.line}", error, raw.value))
             continue
         if stored_identity is None:
             new_rows.append(row)
             identities[row["id"]] = vote_identity(row)
-    if bad:
-        listed = "".join(f"\n  {row}" for row in first_of_each_reason(bad))
-        raise DataError(
-            f"{file}: {len(bad)} of {total} lines are no votes; none was imported, correct them first{listed}"
-        )
+    if count := bad.reasons.total():
+        listed = "".join(f"\n  {line}" for line in bad.lines())
+        raise DataError(f"{file}: {count} of {total} lines are no votes; none was imported, correct them first{listed}")
     if new_rows:
         store.append(new_rows)
     return len(new_rows), total - len(new_rows)
@@ -104,7 +102,7 @@ def _check_vote(raw: RawRow) -> VoteRow:
                 f"no {field}", field, "is missing or not what a vote has", "export it anew, or remove the row"
             )
     with contextlib.suppress(RowSkipped):  # a vote, though no pair to train on
-        read_row(row, "votes", make_layout(DatasetConfig(source="votes"), "votes", "preference"))
+        read_row(row, "votes", VoteDataset(source="votes").row_layout("votes", "preference"))
     return row
 
 

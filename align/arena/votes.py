@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.data.containers import RawRow, ReadOptions, read_path
-from align.data.row_errors import RowError
+from align.data.containers import read_path
+from align.data.containers.data_files import ReadOptions
+from align.data.row_errors import RawRow, RowError
 from align.data.vote_filter import VoteFilter, VoteFilterPass, time_of_vote
 from align.errors import DataError, MachineError, shorten
 from align.registry.durable import fsync_folder

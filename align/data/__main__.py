@@ -1,4 +1,4 @@
-"""`align data COMMAND`: what data there is, what is wrong with it, what a model would see of it."""
+"""`align data COMMAND`: list, check, preview, count, split, convert and scrub datasets."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from align.command_line import parse_options
 from align.config import write
-from align.data.catalog import catalogue, find, read_entry
+from align.data.catalog import catalogue, find_dataset, read_entry, source_datasets
+from align.data.dataset_config import MixtureDataset
 from align.data.load import load_records
-from align.data.mixtures import leaves, open_scan
-from align.data.row_errors import BadRow, listed
-from align.data.scan import Scan
+from align.data.row_errors import BadRow
+from align.data.scan import Scan, open_scan
 from align.data.set_checks import Findings, LeakCheck
 from align.data.views import natural_view
 from align.data.writing import check_target, dump_row, replacing
 from align.errors import AlignError, DataError, guard
-from align.schema import VIEWS, Record
+from align.schema import VIEWS
 
 _DATA = "a name of the catalogue, a file, a folder or hf://owner/name, with options such as :limit=500"
 
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="the datasets of the catalogue")
     listing.add_argument("--json", action="store_true", help="as JSON")
-    check = commands.add_parser("check", help="read data and tell every row that cannot be used")
+    check = commands.add_parser("check", help="read data and list every row that cannot be used")
     check.add_argument("data", nargs="+", help=_DATA)
     check.add_argument("--report", type=Path, help="write every bad row to this JSON-lines file")
     check.add_argument("--against", metavar="DATA", help="refuse rows that this other data has too (a leak)")
@@ -79,69 +79,67 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list(options: argparse.Namespace) -> int:
-    rows, broken = [], []
+def _list(options: argparse.Namespace) -> None:
+    rows, errors = [], []
     for name, path in catalogue().items():
         try:
-            rows.append(_entry(name, path))
+            rows.append(_list_row(name, path))
         except AlignError as error:
-            broken.append(error)
-    _show(rows, options)
-    if broken:
-        raise broken[0]
-    return 0
-
-
-def _show(rows: list[dict[str, str]], options: argparse.Namespace) -> None:
+            errors.append(error)
     if options.json:
         write(json.dumps(rows, ensure_ascii=False, indent=2))
-        return
-    keys = ("name", "format", "language", "license")
-    widths = {key: max(len(row[key]) for row in rows) for key in keys}
-    for row in rows:
-        write("  ".join([*(f"{row[key] or '-':<{widths[key]}}" for key in keys), row["description"]]))
+    else:
+        keys = ("name", "format", "language", "license")
+        widths = {key: max(len(row[key]) for row in rows) for key in keys}
+        for row in rows:
+            write("  ".join([*(f"{row[key] or '-':<{widths[key]}}" for key in keys), row["description"]]))
+    if errors:
+        raise errors[0]
 
 
-def _entry(name: str, path: Path) -> dict[str, str]:
+def _list_row(name: str, path: Path) -> dict[str, str]:
     config = read_entry(name, path).config
+    if isinstance(config, MixtureDataset):
+        format_name, source = "mix", "+".join(member.name for member in config.mix)
+    else:
+        format_name, source = config.format, config.source
     language = config.language if isinstance(config.language, str) else ",".join(config.language)
-    held = {"name": name, "format": "mix" if config.mix else config.format, "language": language}
-    source = config.source or "+".join(member.name for member in config.mix)
-    return held | {"license": config.license, "source": source, "description": config.description}
+    row = {"name": name, "format": format_name, "language": language, "license": config.license}
+    return row | {"source": source, "description": config.description}
 
 
 def _check(options: argparse.Namespace) -> int:
-    known = LeakCheck()
+    leak = LeakCheck()
     if options.against:
-        for record in _records(_open(options.against, options, on_bad_row="skip")):
-            known.know(record)
-    sound = True
-    with _reporter(options.report) as report:
+        for record in _scan(options.against, options, on_bad_row="skip").records():
+            leak.add(record)
+    is_sound = True
+    with _write_report(options.report) as on_bad:
         for spec in options.data:
             _check_scorer(spec)
-            found = _open(spec, options, on_bad_row="collect", on_bad=report)
+            scan = _scan(spec, options, on_bad_row="collect", on_bad=on_bad)
             findings, kinds = Findings(), Counter[str]()
-            for record in _records(found):
+            for record in scan.records():
                 findings.add(record)
                 kinds[natural_view(record)] += 1
-                known.look(record)
-            _tell(found, kinds, findings.remarks())
-            sound &= bool(found.kept) and not found.reasons
-    known.refuse(options.against or "", " and ".join(options.data))
-    return 0 if sound else DataError.exit_code
+                leak.look_up(record)
+            _write_check(scan, kinds, findings)
+            is_sound &= bool(scan.kept) and not scan.bad.reasons
+    leak.refuse(options.against or "", " and ".join(options.data))
+    return 0 if is_sound else DataError.exit_code
 
 
 def _check_scorer(spec: str) -> None:
-    """Raise UsageError when a dataset names a scorer there is not."""
-    if name := find(spec).config.scorer:
+    """Raise UsageError when a dataset names a scorer that does not exist."""
+    if name := find_dataset(spec).scorer:
         from align.evaluation.scorers import scorer_named
 
         scorer_named(name, f"{spec}: scorer")
 
 
 @contextmanager
-def _reporter(path: Path | None) -> Iterator[Callable[[BadRow], None] | None]:
-    """What writes bad rows to a file of JSON-lines as they are met; None without a path."""
+def _write_report(path: Path | None) -> Iterator[Callable[[BadRow], None] | None]:
+    """Yield a function that writes bad rows to a file of JSON-lines as they are met; None without a path."""
     if path is None:
         yield None
         return
@@ -157,37 +155,41 @@ def _reporter(path: Path | None) -> Iterator[Callable[[BadRow], None] | None]:
     write(f"{count} bad rows written to {path}")
 
 
-def _tell(found: Scan, kinds: Counter[str], remarks: list[str]) -> None:
-    held = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "nothing usable"
-    write(f"{found.name}: {found.rows} rows read, {sum(found.reasons.values())} bad; gives {held}")
-    for note in found.notes:
-        write(f"  note: {note}")
-    for remark in remarks:
-        write(f"  warning: {remark}")
-    for line in listed(found.bad, found.equal):
+def _write_check(scan: Scan, kinds: Counter[str], findings: Findings) -> None:
+    gives = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "nothing usable"
+    write(f"{scan.name}: {scan.rows} rows read, {scan.bad.reasons.total()} bad; gives {gives}")
+    _write_notes(scan.notes, findings)
+    for line in scan.bad.lines():
         write(f"  {line}")
-    if (more := sum(found.reasons.values()) - sum(found.equal.values())) > 0:
-        write(f"  ... and {more} more of these kinds")
-    _tell_counts(found.left_out())
+    if scan.bad.not_shown:
+        write(f"  ... and {scan.bad.not_shown} more of these kinds")
+    _write_counts(scan.drop_counts())
 
 
-def _tell_counts(counts: dict[str, int]) -> None:
+def _write_notes(notes: list[str], findings: Findings) -> None:
+    for note in notes:
+        write(f"  note: {note}")
+    for sentence in findings.sentences():
+        write(f"  warning: {sentence}")
+
+
+def _write_counts(counts: dict[str, int]) -> None:
     for reason, count in counts.items():
         write(f"  {count:>7}  {reason}")
 
 
-def _preview(options: argparse.Namespace) -> int:
+def _preview(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from align.data.preview import mark_colour, mark_plain, parts_of, render_view
     from align.data.rendering.template_notices import notice_lines
 
     roots = _roots(options.data, options)
-    found = load_records(f"{options.data}:limit={options.rows}", view=options.view, on_bad_row="skip", roots=roots)
+    data = load_records(f"{options.data}:limit={options.rows}", view=options.view, on_bad_row="skip", roots=roots)
     tokenizer = _tokenizer(options)
-    view = options.view or natural_view(found.records[0])
+    view = options.view or natural_view(data.records[0])
     console = Console(highlight=False)
-    rendered = render_view(found.records, tokenizer, view, options.max_length)
+    rendered = render_view(data.records, tokenizer, view, options.max_length)
     for title, ids, mask in parts_of(rendered):
         write(f"--- {title}: {len(ids)} tokens, {sum(mask)} trained")
         if options.plain or not console.is_terminal:
@@ -196,90 +198,77 @@ def _preview(options: argparse.Namespace) -> int:
             console.print(mark_colour(ids, mask, tokenizer))
     for line in notice_lines(rendered, len(rendered.rows), tokenizer):
         write(f"  note: {line}")
-    _tell_counts(rendered.dropped)
-    return 0
+    _write_counts(rendered.dropped)
 
 
-def _stats(options: argparse.Namespace) -> int:
+def _stats(options: argparse.Namespace) -> None:
     from align.data.stats import Stats
 
-    found = _open(options.data, options)
-    counted = Stats(_tokenizer(options) if options.model else None, options.max_length)
-    for batch in found:
-        counted.add(batch)
+    scan = _scan(options.data, options)
+    stats = Stats(_tokenizer(options) if options.model else None, options.max_length)
+    for batch in scan:
+        stats.add(batch)
     if options.json:
-        account = {"name": found.name, "digest": found.digest, "rows": found.rows, "left_out": found.left_out()}
-        write(json.dumps(account | counted.summary(), ensure_ascii=False, indent=2))
-        return 0
-    write(f"{found.name}: {found.rows} rows read, {found.kept} records, {found.digest}")
-    for line in counted.table():
+        account = {"name": scan.name, "digest": scan.digest, "rows": scan.rows, "left_out": scan.drop_counts()}
+        write(json.dumps(account | stats.summary(), ensure_ascii=False, indent=2))
+        return
+    write(f"{scan.name}: {scan.rows} rows read, {scan.kept} records, {scan.digest}")
+    for line in stats.table():
         write(line)
-    for note in found.notes:
-        write(f"  note: {note}")
-    for remark in counted.findings.remarks():
-        write(f"  warning: {remark}")
-    _tell_counts(found.left_out())
-    return 0
+    _write_notes(scan.notes, stats.findings)
+    _write_counts(scan.drop_counts())
 
 
-def _split(options: argparse.Namespace) -> int:
+def _split(options: argparse.Namespace) -> None:
     from align.data.split import split_records
 
-    found = _open(options.data, options)
-    halves = split_records(found, options.out, options.eval, seed=options.seed, by=options.by, force=options.force)
-    share = halves.held_out / sum(halves)
-    write(f"{options.out / 'train.jsonl'}: {halves.train} rows")
-    write(f"{options.out / 'eval.jsonl'}: {halves.held_out} rows ({share:.1%})")
-    _tell_counts(found.left_out())
+    scan = _scan(options.data, options)
+    counts = split_records(scan, options.out, options.eval, seed=options.seed, by=options.by, force=options.force)
+    share = counts.held_out / sum(counts)
+    write(f"{options.out / 'train.jsonl'}: {counts.train} rows")
+    write(f"{options.out / 'eval.jsonl'}: {counts.held_out} rows ({share:.1%})")
+    _write_counts(scan.drop_counts())
     write(f"train with data={options.out / 'train.jsonl'} eval_data={options.out / 'eval.jsonl'}")
-    return 0
 
 
-def _convert(options: argparse.Namespace) -> int:
+def _convert(options: argparse.Namespace) -> None:
     from align.data.convert import convert_records
 
     suffix = check_target(options.out, force=options.force)
-    found = _open(options.data, options)
-    done = convert_records(found, options.out, suffix, options.to)
-    write(f"{options.out}: {done.written} rows of {found.rows}, as {options.to}")
-    _tell_counts(found.left_out() | dict(done.left_out))
-    return 0
+    scan = _scan(options.data, options)
+    counts = convert_records(scan, options.out, suffix, options.to)
+    write(f"{options.out}: {counts.written} rows of {scan.rows}, as {options.to}")
+    _write_counts(scan.drop_counts() | dict(counts.left_out))
 
 
-def _scrub(options: argparse.Namespace) -> int:
+def _scrub(options: argparse.Namespace) -> None:
     from align.data.convert import convert_records
     from align.data.scrub import Scrubber
 
     scrubber = Scrubber()
-    found = _open(options.data, options)
-    clean = ([scrubber.record(record) for record in batch] for batch in found)
+    scan = _scan(options.data, options)
+    clean = ([scrubber.record(record) for record in batch] for batch in scan)
     if options.out:
-        done = convert_records(clean, options.out, check_target(options.out, force=options.force), "trl")
-        write(f"{options.out}: {done.written} rows, {scrubber.touched} of them changed")
+        counts = convert_records(clean, options.out, check_target(options.out, force=options.force), "trl")
+        write(f"{options.out}: {counts.written} rows, {scrubber.touched} of them changed")
     else:
         for _ in clean:
             pass
-        write(f"{found.name}: {scrubber.rows} rows, {scrubber.touched} of them hold what may be personal or secret")
+        write(f"{scan.name}: {scrubber.rows} rows, {scrubber.touched} of them hold what may be personal or secret")
     for kind, account in scrubber.found.items():
         if account.count:
-            place = f"first {account.first}: {account.example}"
-            write(f"  {kind:<8}{account.count:>7} in {account.rows} rows; {place}")
+            example = f"first {account.first}: {account.example}"
+            write(f"  {kind:<8}{account.count:>7} in {account.rows} rows; {example}")
     if scrubber.touched and not options.out:
         write("  look at some of them (numbers are often no telephone); --out FILE writes a copy with placeholders")
-    _tell_counts(found.left_out())
-    return 0
+    _write_counts(scan.drop_counts())
 
 
-def _open(
+def _scan(
     spec: str, options: argparse.Namespace, *, on_bad_row: Any = None, on_bad: Callable[[BadRow], None] | None = None
 ) -> Scan:
-    """The scan a command was asked for."""
     policy = on_bad_row or options.on_bad_row
     return open_scan(spec, view=options.view, roots=_roots(spec, options), on_bad_row=policy, on_bad=on_bad)
-
-
-def _records(batches: Iterable[list[Record]]) -> Iterator[Record]:
-    return (record for batch in batches for record in batch)
 
 
 def _tokenizer(options: argparse.Namespace) -> Any:
@@ -290,15 +279,16 @@ def _tokenizer(options: argparse.Namespace) -> Any:
 
 
 def _roots(spec: str, options: argparse.Namespace) -> dict[str, Path]:
-    """Where registry:// lies, asked for only by the data that needs it."""
-    if not any(leaf.config.source.startswith("registry://") for leaf in leaves(find(spec))):
+    """Return the folder of registry://, which is looked up only for data that needs it."""
+    sources = [dataset.source_config.source for dataset in source_datasets(find_dataset(spec))]
+    if not any(source.startswith("registry://") for source in sources):
         return {}
     from align.registry import open_registry
 
     return {"registry": open_registry(options.registry).root}
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "list": _list,
     "check": _check,
     "preview": _preview,

@@ -1,10 +1,9 @@
-"""The identity of data: a digest of what records say, in order, and how many of them say the same thing twice."""
+"""The identity of data: a digest of the content of records, in order."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,51 +14,39 @@ from align.schema import Record
 
 
 class Digest:
-    """A digest that grows record by record and holds eight bytes of memory for each.
+    """A digest that grows record by record.
 
-    Where a record came from (file and line) is not content; weights, ids and other columns are, but a row that differs
-    in these alone still counts as a repeated one.
+    Where a record came from (file and line) is not content; weights, ids and other columns are.
     """
 
     def __init__(self) -> None:
-        self._whole = hashlib.sha256()
-        self._seen = array("q")
+        self._sha256 = hashlib.sha256()
 
     def add(self, record: Record) -> int:
-        """Take one more record in, and give the bytes it says it in."""
-        text = _canonical(_content(record), record)
-        # Python's own hash is keyed afresh in every process, so no data can be made to collide on purpose.
-        self._seen.append(hash(text))
-        self._whole.update(text)
+        """Add a record, and return the bytes of its content as JSON."""
+        text = _canonical_json(_content(record), record)
+        self._sha256.update(text)
         if extras := _extras(record):
-            self._whole.update(_canonical(extras, record))
-        self._whole.update(b"\n")
+            self._sha256.update(_canonical_json(extras, record))
+        self._sha256.update(b"\n")
         return len(text)
 
     @property
     def value(self) -> str:
-        """`sha256:` and the digest of all records so far."""
-        return f"sha256:{self._whole.hexdigest()}"
-
-    @property
-    def repeated(self) -> int:
-        """How many records repeat an earlier one exactly."""
-        import numpy
-
-        seen = numpy.sort(numpy.frombuffer(self._seen, dtype=numpy.int64)) if self._seen else numpy.empty(0)
-        return int(numpy.count_nonzero(seen[1:] == seen[:-1]))
+        """Return `sha256:` and the digest of all records so far."""
+        return f"sha256:{self._sha256.hexdigest()}"
 
 
-def digest_records(records: Iterable[Record]) -> tuple[str, int]:
-    """Digest of the records' content in order, and how many of them repeat an earlier one."""
+def digest_records(records: Iterable[Record]) -> str:
+    """Return the digest of the records' content in order."""
     digest = Digest()
     for record in records:
         digest.add(record)
-    return digest.value, digest.repeated
+    return digest.value
 
 
 def _content(record: Record) -> dict[str, Any]:
-    """What a record says. Spelled out, since this runs once a row and a loop over names takes three times as long."""
+    """Return the parts that are learned. Spelled out: a loop over names, once a row, takes three times as long."""
     content: dict[str, Any] = {"prompt": record.prompt}
     if record.completion is not None:
         content["completion"] = record.completion
@@ -78,7 +65,6 @@ def _content(record: Record) -> dict[str, Any]:
 
 
 def _extras(record: Record) -> dict[str, Any]:
-    """What else came with it."""
     extras: dict[str, Any] = {"meta": record.meta} if record.meta else {}
     if record.id is not None:
         extras["id"] = record.id
@@ -91,8 +77,8 @@ def _extras(record: Record) -> dict[str, Any]:
     return extras
 
 
-def _canonical(content: dict[str, Any], record: Record) -> bytes:
-    """One JSON text for one content, whatever the order of its keys."""
+def _canonical_json(content: dict[str, Any], record: Record) -> bytes:
+    """Return one JSON text for one content, whatever the order of its keys."""
     try:
         return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
     except TypeError as error:  # numbers beyond 64 bits, lone surrogates, dates and bytes of Parquet files

@@ -1,18 +1,23 @@
-"""Bad rows: what is wrong with one, and how a list of them is told to the user."""
+"""Raw rows, what can be wrong with one, and how a list of bad rows is shown to the user."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 SHOWN = 20
-"""How many bad rows of one kind a message lists before it only counts."""
+"""How many different errors of one reason a message lists before it only counts."""
+_INDEX = re.compile(r"\[\d+\]")
 
 
-_PLACE = re.compile(r"\[\d+\]")
+class RawRow(NamedTuple):
+    """A row as its file holds it; `value` is a RowError when the file holds no readable row there."""
+
+    source: str
+    line: int
+    value: Any
 
 
 class RowError(Exception):
@@ -33,7 +38,7 @@ class RowSkipped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that was refused, with its place, the reason and the raw value."""
+    """A refused row: its file and line, the error and the raw value."""
 
     where: str
     error: RowError
@@ -43,59 +48,65 @@ class BadRow:
         return f"{self.where} {self.error.field}: {self.error.problem}; {self.error.remedy}"
 
     def report(self) -> dict[str, Any]:
-        """What a line of `--report` holds."""
+        """Return one line of `--report`."""
         error = self.error
-        place = {"where": self.where, "field": error.field, "reason": error.reason}
-        return place | {"problem": error.problem, "remedy": error.remedy, "row": self.row}
+        location = {"where": self.where, "field": error.field, "reason": error.reason}
+        return location | {"problem": error.problem, "remedy": error.remedy, "row": self.row}
 
 
-def count_reasons(bad: list[BadRow]) -> dict[str, int]:
-    """How many rows each reason refused, most frequent first."""
-    return dict(Counter(row.error.reason for row in bad).most_common())
+@dataclass
+class BadRows:
+    """The refused rows of a dataset: all counted by reason, and the first row of every different error kept."""
+
+    shown: list[BadRow] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    _alike: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    """rows with the error of a kept row, by that error"""
+
+    def add(self, row: BadRow, count: int = 1) -> None:
+        """Count a row, and keep it unless its error, or many others of its reason, were kept already."""
+        reason = row.error.reason
+        self.reasons[reason] += count
+        error = _without_indices(row.error)
+        if error in self._alike:
+            self._alike[error] += count
+        elif sum(other == reason for other, *_ in self._alike) < SHOWN:
+            self._alike[error] = count
+            self.shown.append(row)
+
+    def update(self, other: BadRows) -> None:
+        """Add the rows of another dataset."""
+        for row in other.shown:
+            self.add(row, other._alike[_without_indices(row.error)])
+        for reason, count in other.reasons.items():
+            kept = sum(alike for (name, *_), alike in other._alike.items() if name == reason)
+            self.reasons[reason] += count - kept
+
+    def lines(self) -> list[str]:
+        """Return one line for each different error, with how many more rows have it, then the count of the others."""
+        lines = []
+        for row in self.shown:
+            more = self._alike[_without_indices(row.error)] - 1
+            lines.append(f"{row} (and {more} more {'row' if more == 1 else 'rows'} like it)" if more > 0 else str(row))
+        return lines
+
+    @property
+    def not_shown(self) -> int:
+        """How many bad rows no line stands for."""
+        return self.reasons.total() - self._alike.total()
+
+    def message(self, name: str, rows: int) -> str:
+        """Return the error text: a headline, a line for each different error, and the totals by reason."""
+        remedy = "fix them, or leave them out and counted with on_bad_row=skip"
+        lines = [f"{name}: {self.reasons.total()} of {rows} rows cannot be used; {remedy}"]
+        lines += [f"  {line}" for line in self.lines()]
+        if self.not_shown:
+            lines.append(f"  ... and {self.not_shown} more")
+        totals = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.most_common())
+        return "\n".join([*lines, f"  total {totals}"])
 
 
-def first_of_each_reason(bad: list[BadRow]) -> list[BadRow]:
-    """The first `SHOWN` bad rows of every reason, in their order."""
-    seen: Counter[str] = Counter()
-    shown = []
-    for row in bad:
-        seen[row.error.reason] += 1
-        if seen[row.error.reason] <= SHOWN:
-            shown.append(row)
-    return shown
-
-
-def kind_of_error(error: RowError) -> tuple[str, ...]:
-    """What equal errors share: all of it but the places inside the row."""
-    field, problem, remedy = (_PLACE.sub("", text) for text in (error.field, error.problem, error.remedy))
+def _without_indices(error: RowError) -> tuple[str, ...]:
+    """Return what equal errors share: all of it but the places inside the row, such as `[3]`."""
+    field, problem, remedy = (_INDEX.sub("", text) for text in (error.field, error.problem, error.remedy))
     return error.reason, field, problem, remedy
-
-
-def listed(bad: list[BadRow], equal: Mapping[tuple[str, ...], int]) -> list[str]:
-    """One line for every kind of equal errors, with how many more rows have it."""
-    lines = []
-    for row in bad:
-        more = equal.get(kind_of_error(row.error), 1) - 1
-        lines.append(f"{row} (and {more} more {'row' if more == 1 else 'rows'} like it)" if more > 0 else str(row))
-    return lines
-
-
-def tell(
-    name: str,
-    bad: list[BadRow],
-    rows: int,
-    reasons: Mapping[str, int] | None = None,
-    equal: Mapping[tuple[str, ...], int] | None = None,
-) -> str:
-    """The message about refused rows: a headline, the first of every kind, and the totals.
-
-    `reasons` counts all bad rows where `bad` holds only some of them, and `equal` those with equal errors.
-    """
-    counts = Counter(reasons or count_reasons(bad))
-    shown = first_of_each_reason(bad)
-    told = sum((equal or {}).get(kind_of_error(row.error), 1) for row in shown)
-    more = [f"  ... and {counts.total() - told} more"] if counts.total() > told else []
-    totals = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common())
-    remedy = "mend them, or leave them out and counted with on_bad_row=skip"
-    headline = f"{name}: {counts.total()} of {rows} rows cannot be used; {remedy}"
-    return "\n".join([headline, *(f"  {line}" for line in listed(shown, equal or {})), *more, f"  total {totals}"])

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from align.data.shapes import to_trl
+from align.data.convert import to_trl
 from align.data.writing import check_target, dump_row, replacing
 from align.errors import DataError, UsageError
 from align.schema import Record
@@ -22,14 +22,14 @@ By = Literal["prompt", "first_turn"]
 
 
 class SplitCounts(NamedTuple):
-    """How many rows fell on each side."""
+    """Rows on each side."""
 
     train: int
     held_out: int
 
 
 def is_held_out(record: Record, share: float, seed: int = 0, by: By = "prompt") -> bool:
-    """Whether a record falls on the smaller side, by the hash of its prompt (or first user turn, or text)."""
+    """Return whether a record falls on the smaller side, by the hash of its prompt (or first user turn, or text)."""
     if record.text is not None:
         key = record.text
     elif by == "prompt":

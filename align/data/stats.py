@@ -1,4 +1,4 @@
-"""Statistics of a dataset, gathered in one pass: what it holds, how long its rows are, and what leans to one side."""
+"""Statistics of a dataset, gathered in one pass: kinds, roles, lengths, scripts, tokens, and bias."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from align.data.rendering.answer_rows import render_preferences
 from align.data.rendering.conversation_rows import render_demonstrations, render_prompts
 from align.data.rendering.document_rows import render_texts
 from align.data.rendering.rendered_rows import RenderedRows
-from align.data.set_checks import Findings
+from align.data.set_checks import Findings, characters
 from align.data.views import natural_view
-from align.schema import Messages, Record
+from align.schema import Record
 
 _SCRIPTS = {
     "Latin": re.compile("[A-Za-zÀ-ɏ]+"),
@@ -29,8 +29,8 @@ _SCRIPTS = {
     "Devanagari": re.compile("[\u0900-\u097f]+"),
     "Thai": re.compile("[\u0e00-\u0e7f]+"),
 }
-_LOOKED_AT = 1000
-"""So many characters of every turn are looked at to tell its script."""
+_SCRIPT_CHARACTERS = 1000
+"""Characters of a turn that are read to tell its script."""
 _UNLIMITED = 1 << 30
 
 
@@ -41,18 +41,18 @@ class LengthHistogram:
         self._values = array("q")
 
     def add(self, value: int) -> None:
-        """Take one more value in."""
+        """Add a value."""
         self._values.append(value)
 
     def __len__(self) -> int:
         return len(self._values)
 
     def over(self, limit: int) -> int:
-        """How many values are larger than a limit."""
+        """Return how many values are larger than a limit."""
         return sum(value > limit for value in self._values)
 
     def summary(self) -> dict[str, float]:
-        """Total, mean, percentiles (nearest rank) and extremes."""
+        """Return total, mean, percentiles (nearest rank) and extremes."""
         ordered = sorted(self._values)
         if not ordered:
             return {}
@@ -64,7 +64,7 @@ class LengthHistogram:
 
 @dataclass
 class Stats:
-    """Everything counted so far; feed it batches, then read `summary()` or `table()`."""
+    """The counts of a dataset: add batches, then read `summary()` or `table()`."""
 
     tokenizer: Any = None
     max_length: int = 1024
@@ -74,12 +74,12 @@ class Stats:
     scripts: Counter[str] = field(default_factory=Counter)
     systems: int = 0
     with_tools: int = 0
-    spreads: dict[str, LengthHistogram] = field(default_factory=dict)
+    lengths: dict[str, LengthHistogram] = field(default_factory=dict)
     too_long: int = 0
     untrainable: Counter[str] = field(default_factory=Counter)
 
     def add(self, batch: list[Record]) -> None:
-        """Take a batch of records into account."""
+        """Add a batch of records."""
         for record in batch:
             self._add(record)
         if self.tokenizer is not None:
@@ -90,28 +90,28 @@ class Stats:
         self.kinds[natural_view(record)] += 1
         turns = [*record.prompt, *(record.completion or record.chosen or [])]
         if record.text is not None:
-            self._spread("text characters", len(record.text))
+            self._add_length("text characters", len(record.text))
             self._count_scripts(record.text)
             return
-        self._spread("turns", len(turns))
-        self._spread("prompt characters", _length(record.prompt))
+        self._add_length("turns", len(turns))
+        self._add_length("prompt characters", characters(record.prompt))
         parts = {"answer": record.completion, "chosen": record.chosen, "rejected": record.rejected}
         for part, answer in parts.items():
             if answer is not None:
-                self._spread(f"{part} characters", _length(answer))
+                self._add_length(f"{part} characters", characters(answer))
         self.systems += any(turn["role"] == "system" for turn in turns)
         self.with_tools += bool(record.tools)
         for turn in [*turns, *((record.rejected or []) if record.chosen else [])]:
             self.roles[turn["role"]] += 1
             self._count_scripts(turn["content"])
 
-    def _spread(self, name: str, value: int) -> None:
-        self.spreads.setdefault(name, LengthHistogram()).add(value)
+    def _add_length(self, name: str, value: int) -> None:
+        self.lengths.setdefault(name, LengthHistogram()).add(value)
 
     def _count_scripts(self, text: str) -> None:
-        text = text[:_LOOKED_AT]
-        known = {"Latin": _SCRIPTS["Latin"]} if text.isascii() else _SCRIPTS
-        for script, pattern in known.items():
+        text = text[:_SCRIPT_CHARACTERS]
+        scripts = {"Latin": _SCRIPTS["Latin"]} if text.isascii() else _SCRIPTS
+        for script, pattern in scripts.items():
             if count := sum(map(len, pattern.findall(text))):
                 self.scripts[script] += count
 
@@ -119,60 +119,60 @@ class Stats:
         for counts in _token_counts(batch, self.tokenizer, self.untrainable):
             self.too_long += max(counts.values()) > self.max_length
             for name, count in counts.items():
-                self._spread(name, count)
+                self._add_length(name, count)
 
     def summary(self) -> dict[str, Any]:
-        """All numbers, for `--json`."""
-        found = self.findings
+        """Return all numbers, for `--json`."""
+        findings = self.findings
         letters = sum(self.scripts.values())
         numbers: dict[str, Any] = {
-            "records": found.rows,
+            "records": findings.rows,
             "kinds": dict(self.kinds),
-            "prompts": found.prompts,
+            "prompts": findings.prompts,
             "roles": dict(self.roles),
             "with_system": self.systems,
             "with_tools": self.with_tools,
             "scripts": {script: round(count / letters, 4) for script, count in self.scripts.most_common()},
-            "repeated": found.repeated.count,
-            **{name.replace(" ", "_"): spread.summary() for name, spread in self.spreads.items()},
+            "repeated": findings.repeated.count,
+            **{name.replace(" ", "_"): lengths.summary() for name, lengths in self.lengths.items()},
         }
-        if found.chosen_longer or found.rejected_longer:
-            numbers |= {"chosen_longer": found.chosen_longer, "rejected_longer": found.rejected_longer}
-        if found.good or found.bad:
-            numbers |= {"labelled_good": found.good, "labelled_bad": found.bad}
+        if findings.chosen_longer or findings.rejected_longer:
+            numbers |= {"chosen_longer": findings.chosen_longer, "rejected_longer": findings.rejected_longer}
+        if findings.good or findings.bad:
+            numbers |= {"labelled_good": findings.good, "labelled_bad": findings.bad}
         if self.tokenizer is not None:
             numbers |= {"max_length": self.max_length, "longer_than_max_length": self.too_long}
             numbers |= {"not_rendered": dict(self.untrainable)} if self.untrainable else {}
-        return numbers | {"remarks": found.remarks()}
+        return numbers | {"remarks": findings.sentences()}
 
     def table(self) -> Iterator[str]:
-        """The same as lines of text."""
-        found = self.findings
+        """Yield the same as lines of text."""
+        findings = self.findings
         letters = sum(self.scripts.values())
         yield _line("records", _counts(self.kinds))
-        yield _line("prompts", f"{found.prompts} different")
+        yield _line("prompts", f"{findings.prompts} different")
         if self.roles:
             yield _line("roles", _counts(self.roles))
             yield _line("system", f"{self.systems} rows" + (f"; tools in {self.with_tools}" if self.with_tools else ""))
         shares = {script: count / letters for script, count in self.scripts.most_common() if count / letters >= 0.001}
         yield _line("scripts", ", ".join(f"{script} {share:.1%}" for script, share in shares.items()) or "none")
-        yield _line("repeated", f"{found.repeated.count} rows")
-        if unequal := found.chosen_longer + found.rejected_longer:
-            share = found.chosen_longer / unequal
-            yield _line("chosen longer", f"{found.chosen_longer} of {unequal} pairs of unequal length ({share:.0%})")
-        if found.good or found.bad:
-            yield _line("labels", f"{found.good} good, {found.bad} bad")
-        yield from self._spread_table()
+        yield _line("repeated", f"{findings.repeated.count} rows")
+        if unequal := findings.chosen_longer + findings.rejected_longer:
+            share = findings.chosen_longer / unequal
+            yield _line("chosen longer", f"{findings.chosen_longer} of {unequal} pairs of unequal length ({share:.0%})")
+        if findings.good or findings.bad:
+            yield _line("labels", f"{findings.good} good, {findings.bad} bad")
+        yield from self._length_table()
         if self.tokenizer is not None:
             yield _line("too long", f"{self.too_long} rows have more than {self.max_length} tokens")
             for reason, count in self.untrainable.items():
                 yield _line("not rendered", f"{count} rows: {reason}")
 
-    def _spread_table(self) -> Iterator[str]:
+    def _length_table(self) -> Iterator[str]:
         columns = ("mean", "p50", "p90", "p99", "max", "total")
         yield f"  {'':<20}" + "".join(f"{column:>12}" for column in columns)
-        for name, spread in self.spreads.items():
-            numbers = spread.summary()
+        for name, lengths in self.lengths.items():
+            numbers = lengths.summary()
             yield f"  {name:<20}" + "".join(f"{numbers[column]:>12,}" for column in columns)
 
 
@@ -184,30 +184,27 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counter.most_common()) or "0"
 
 
-def _length(turns: Messages) -> int:
-    return sum(len(turn["content"]) for turn in turns)
-
-
 def _token_counts(batch: list[Record], tokenizer: Any, dropped: Counter[str]) -> Iterator[dict[str, int]]:
-    """Tokens of every row as a stage would render it, nothing cut; rows no template takes are counted by reason."""
+    """Yield the tokens of every row as a stage would render it, nothing cut; `dropped` counts refused rows."""
 
-    def kept(rendered: RenderedRows) -> list[dict[str, Any]]:
+    def usable(rendered: RenderedRows) -> list[dict[str, Any]]:
         dropped.update(rendered.dropped)
         return rendered.rows
 
     kind = natural_view(batch[0])
     if kind == "text":
         for record in batch:
-            for row in kept(render_texts([record], tokenizer, _UNLIMITED)):
-                yield {"tokens": len(row["input_ids"])}
+            yield from (
+                {"tokens": len(row["input_ids"])} for row in usable(render_texts([record], tokenizer, _UNLIMITED))
+            )
     elif kind == "prompt":
-        for row in kept(render_prompts(batch, tokenizer, _UNLIMITED)):
+        for row in usable(render_prompts(batch, tokenizer, _UNLIMITED)):
             yield {"prompt tokens": len(row["prompt_ids"])}
     elif kind == "preference":
-        for row in kept(render_preferences(batch, tokenizer, _UNLIMITED)):
+        for row in usable(render_preferences(batch, tokenizer, _UNLIMITED)):
             prompt = len(row["prompt_ids"])
-            sides = {side: prompt + len(row[f"{side}_ids"]) for side in ("chosen", "rejected")}
-            yield {"prompt tokens": prompt} | {f"{side} tokens": count for side, count in sides.items()}
+            sides = {f"{side} tokens": prompt + len(row[f"{side}_ids"]) for side in ("chosen", "rejected")}
+            yield {"prompt tokens": prompt} | sides
     else:
-        for row in kept(render_demonstrations(batch, tokenizer, _UNLIMITED)):
+        for row in usable(render_demonstrations(batch, tokenizer, _UNLIMITED)):
             yield {"tokens": len(row["input_ids"]), "trained tokens": sum(row["completion_mask"])}

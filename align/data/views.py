@@ -1,9 +1,9 @@
-"""Views: what a stage asks of records, and what records of another kind can give it."""
+"""Views: which kind of record a stage asks for, and how records of another kind give it."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 
 from align.data.row_errors import RowSkipped
 from align.errors import DataError
@@ -19,7 +19,7 @@ _NEEDS = {
 
 
 def natural_view(record: Record) -> View:
-    """The view a record was made for."""
+    """Return the view a record was made for."""
     if record.text is not None:
         return "text"
     if record.chosen is not None:
@@ -30,62 +30,49 @@ def natural_view(record: Record) -> View:
 
 
 def convert(record: Record, view: View, name: str) -> list[Record]:
-    """The records a record gives in a view; DataError when it has not what the view needs.
+    """Return the records a record gives in a view; DataError when it has not what the view needs.
 
     Raises RowSkipped for a completion that is labelled bad and is asked for as a demonstration.
     """
-    found = natural_view(record)
-    if found == view:
+    natural = natural_view(record)
+    if natural == view:
         return [record]
-    conversion = _CONVERSIONS.get((found, view))
+    conversion = _CONVERSIONS.get((natural, view))
     if conversion is None:
         raise DataError(
-            f"{name}: asked for the view {view}, which needs {_NEEDS[view]}; {record.where} is {a_kind(found)} row; "
-            "give data of that kind, or name the columns in a dataset YAML"
+            f"{name}: asked for the view {view}, which needs {_NEEDS[view]}; {record.where} is {with_article(natural)} "
+            "row; give data of that kind, or name the columns in a dataset YAML"
         )
     return conversion(record)
 
 
-def a_kind(view: View) -> str:
-    """The view with its article, for messages."""
+def with_article(view: View) -> str:
+    """Return the view with its article, for messages."""
     return f"an {view}" if view == "unpaired" else f"a {view}"
 
 
-def _chosen(record: Record) -> list[Record]:
-    return [_only(record, completion=record.chosen)]
-
-
-def _good(record: Record) -> list[Record]:
+def _good_as_demonstration(record: Record) -> list[Record]:
     if not record.label:
         raise RowSkipped("labelled bad")
-    return [_only(record, completion=record.completion)]
+    return [_keep(record, record.completion)]
 
 
-def _two_labels(record: Record) -> list[Record]:
-    good, bad = (_only(record, completion=turns) for turns in (record.chosen, record.rejected))
+def _pair_as_unpaired(record: Record) -> list[Record]:
+    good, bad = _keep(record, record.chosen), _keep(record, record.rejected)
     good.label, bad.label = True, False
     return [good, bad]
 
 
-def _prompt(record: Record) -> list[Record]:
-    return [_only(record)]
-
-
-def _whole(record: Record) -> list[Record]:
-    """A conversation is a document as well: rendering writes it out by the chat template."""
-    return [record]
-
-
-def _only(record: Record, completion: list | None = None) -> Record:
-    return dataclasses.replace(record, completion=completion, chosen=None, rejected=None, label=None, margin=None)
+def _keep(record: Record, completion: list | None = None) -> Record:
+    return replace(record, completion=completion, chosen=None, rejected=None, label=None, margin=None)
 
 
 _CONVERSIONS: dict[tuple[str, str], Callable[[Record], list[Record]]] = {
-    ("preference", "demonstration"): _chosen,
-    ("unpaired", "demonstration"): _good,
-    ("preference", "unpaired"): _two_labels,
-    ("preference", "prompt"): _prompt,
-    ("unpaired", "prompt"): _prompt,
-    ("demonstration", "prompt"): _prompt,
-    ("demonstration", "text"): _whole,
+    ("preference", "demonstration"): lambda record: [_keep(record, record.chosen)],
+    ("unpaired", "demonstration"): _good_as_demonstration,
+    ("preference", "unpaired"): _pair_as_unpaired,
+    ("preference", "prompt"): lambda record: [_keep(record)],
+    ("unpaired", "prompt"): lambda record: [_keep(record)],
+    ("demonstration", "prompt"): lambda record: [_keep(record)],
+    ("demonstration", "text"): lambda record: [record],  # rendering writes it out by the chat template
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.data import load_records
-from align.data.catalog import find
+from align.data.catalog import find_dataset
 from align.engine.protocol import Sampling
 from align.errors import DataError, UsageError, nearest, shorten
 from align.evaluation.overlap import CORPUS, reference_text
@@ -98,10 +98,11 @@ def prepare_data(asked: EvaluationRequest, roots: Mapping[str, Path] | None = No
     """Read the data and decide what is measured; raises DataError or UsageError for what cannot be."""
     found = load_records(asked.data, on_bad_row=asked.on_bad_row, roots=roots)
     records = _limited(found.records, asked)
-    config = find(asked.data).config
-    languages = (config.language,) if isinstance(config.language, str) else tuple(config.language)
+    dataset = find_dataset(asked.data)
+    language = dataset.config.language
+    languages = (language,) if isinstance(language, str) else tuple(language)
     notes: list[str] = []
-    names = list(asked.scorers or ([config.scorer] if config.scorer else []))
+    names = list(asked.scorers or ([dataset.scorer] if dataset.scorer else []))
     labels = _labels(asked, records, names)
     if labels:
         names = [name for name in names if name != _CHOICE]

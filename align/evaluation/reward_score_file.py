@@ -15,10 +15,10 @@ import numpy as np
 
 from align.command_line import parse_options
 from align.config import write
-from align.data.mixtures import open_scan
+from align.data.convert import to_trl
 from align.data.rendering.answer_rows import preference_rows, unpaired_rows
 from align.data.rendering.fit_length import LengthLimit
-from align.data.shapes import to_trl
+from align.data.scan import open_scan
 from align.data.views import natural_view
 from align.data.writing import check_target, write_rows
 from align.errors import DataError, UsageError, guard
@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> None:
             pass
     else:
         write_rows(rows, options.out, suffix)
-    counts = found.left_out() | dict(tally.dropped)
+    counts = found.drop_counts() | dict(tally.dropped)
     if not tally.scores:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
         raise DataError(f"{found.name}: 0 answers left to score ({reasons}); raise --max_length or give other data")

@@ -18,7 +18,7 @@ from template_zoo import build
 
 from align.data import load_records
 from align.data.rendering.conversation_rows import render_demonstrations
-from align.data.scan import scan
+from align.data.scan import open_scan
 from align.errors import AlignError, DataError, UsageError
 from align.schema import assistant, user
 
@@ -203,7 +203,7 @@ FILES = {
     "2 nothing left after filters": File(
         "a.jsonl",
         json.dumps(ANSWERED | {"label": False}).encode(),
-        "0 of 1 rows can be used (labelled bad: 1); mend the data",
+        "0 of 1 rows can be used (labelled bad: 1); correct the data",
         view="demonstration",
     ),
     "3 no column is known": File(
@@ -482,7 +482,7 @@ def test_39_what_is_no_file_is_refused(path):
 def test_40_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change):
     path = tmp_path / "a.jsonl"
     path.write_bytes(LINES * 10_000)
-    batches = iter(scan(str(path)))
+    batches = iter(open_scan(str(path)))
     next(batches)
 
     if change == "grow":
@@ -504,7 +504,7 @@ def test_40_reading_a_part_of_a_growing_file_is_no_error(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(LINES * 10_000)
 
-    with contextlib.closing(iter(scan(f"{path}:limit=5"))) as batches:
+    with contextlib.closing(iter(open_scan(f"{path}:limit=5"))) as batches:
         [batch] = list(batches)
 
     assert [record.prompt for record in batch[:1]] == [[user("q0")]]

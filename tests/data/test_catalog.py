@@ -4,30 +4,30 @@ import json
 
 import pytest
 
-from align.config import build, read_yaml
+from align.config import read_yaml
 from align.data import load_records
-from align.data.catalog import DatasetConfig, catalogue, find, make_layout
-from align.data.load import read_row
-from align.data.mixtures import leaves
+from align.data.catalog import catalogue, find_dataset, source_datasets
+from align.data.dataset_config import MixtureDataset, build_dataset
+from align.data.read_rows import read_row
 from align.errors import DataError, UsageError
 from align.schema import assistant, user
 
 TALK = [{"from": "human", "value": "When?"}, {"from": "gpt", "value": "At nine."}]
 
 
-MIXED = {name for name in catalogue() if find(name).config.mix}
+MIXED = {name for name in catalogue() if isinstance(find_dataset(name).config, MixtureDataset)}
 
 
 @pytest.mark.parametrize("name", sorted(MIXED))
 def test_every_shipped_mixture_is_made_of_shipped_datasets(name):
-    assert {leaf.name for leaf in leaves(find(name))} <= set(catalogue())
+    assert {leaf.name for leaf in source_datasets(find_dataset(name))} <= set(catalogue())
 
 
 @pytest.mark.parametrize("name", sorted(set(catalogue()) - MIXED))
 def test_every_shipped_dataset_reads_its_example_row(name):
-    config = build(DatasetConfig, read_yaml(catalogue()[name]))
+    config = build_dataset(read_yaml(catalogue()[name]))
 
-    records = read_row(config.check.row, config.format, make_layout(config, config.format, None))
+    records = read_row(config.check.row, config.format, config.row_layout(config.format, None))
 
     expected = config.check.record if isinstance(config.check.record, list) else [config.check.record]
     fields = ("prompt", "completion", "chosen", "rejected", "label", "answer", "text", "tools", "id", "meta")
@@ -39,7 +39,7 @@ def test_every_shipped_dataset_reads_its_example_row(name):
 
 def test_every_shipped_dataset_is_described():
     for name, path in catalogue().items():
-        config = build(DatasetConfig, read_yaml(path))
+        config = build_dataset(read_yaml(path))
         assert config.description, name
         assert config.license or name == "votes", name
 
@@ -49,8 +49,8 @@ def test_the_catalogue_of_the_working_directory_wins(tmp_path, monkeypatch):
     (tmp_path / "datasets_cfg" / "alpaca.yaml").write_text("source: mine.jsonl\n")
     monkeypatch.chdir(tmp_path)
 
-    assert find("alpaca").config.source == "mine.jsonl"
-    assert find("gsm8k").config.subset == "main"
+    assert find_dataset("alpaca").config.source == "mine.jsonl"
+    assert find_dataset("gsm8k").config.subset == "main"
 
 
 def test_a_yaml_names_columns_and_tags_of_its_own(tmp_path):
@@ -83,30 +83,30 @@ def test_a_wrong_recipe_is_a_usage_error(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
 
     with pytest.raises(UsageError) as refused:
-        find(str(tmp_path / "mine.yaml"))
+        find_dataset(str(tmp_path / "mine.yaml"))
 
     assert message in str(refused.value)
 
 
 def test_options_behind_a_name():
-    dataset = find("gsm8k:limit=5:split=test[:10%]:seed=2")
+    dataset = find_dataset("gsm8k:limit=5:split=test[:10%]:seed=2")
 
     assert (dataset.config.limit, dataset.config.split, dataset.config.seed) == (5, "test[:10%]", 2)
     assert dataset.config.subset == "main"
     with pytest.raises(UsageError, match="unknown option 'limt'; did you mean limit"):
-        find("gsm8k:limt=5")
+        find_dataset("gsm8k:limt=5")
     with pytest.raises(UsageError, match="limit: 'many' is no whole number"):
-        find("gsm8k:limit=many")
+        find_dataset("gsm8k:limit=many")
 
 
 def test_an_unknown_name_lists_the_nearest():
     with pytest.raises(DataError, match=r"gsm8: no dataset of this name .*did you mean gsm8k"):
-        find("gsm8")
+        find_dataset("gsm8")
 
 
 def test_a_bare_hub_id_says_how_to_write_it():
     with pytest.raises(DataError, match="written hf://openai/gsm8k"):
-        find("openai/gsm8k")
+        find_dataset("openai/gsm8k")
 
 
 def test_a_split_of_a_local_file_is_refused(tmp_path):
@@ -182,7 +182,7 @@ def test_a_recipe_may_point_at_an_entry(info):
 
 
 def test_entries_on_the_hub_keep_subset_and_split(info):
-    config = find(f"{info}:entry=hub").config
+    config = find_dataset(f"{info}:entry=hub").config
 
     assert (config.source, config.subset, config.split) == ("hf://someone/something", "en", "validation")
 
@@ -198,12 +198,12 @@ def test_entries_on_the_hub_keep_subset_and_split(info):
 )
 def test_entries_that_cannot_be_used_say_why(info, entry, message):
     with pytest.raises(DataError, match=message):
-        find(f"{info}:entry={entry}")
+        find_dataset(f"{info}:entry={entry}")
 
 
 def test_a_dataset_info_needs_an_entry(info):
     with pytest.raises(DataError, match=r"no entry is named; write .*:entry=NAME"):
-        find(str(info))
+        find_dataset(str(info))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.data import load_records
-from align.data.formats.cells import LONGEST_CELL, read_value, unpack_row
+from align.data.formats.cells import LONGEST_CELL, parse_value, unpack_row
 from align.data.row_errors import RowError
 from align.errors import DataError
 
@@ -116,7 +116,7 @@ def test_a_python_list_that_cannot_be_read_is_refused_and_never_trained_as_text(
     "text", ["__import__('os')", "[1 if True else 2]", "[1 + 1]", "[" * 1_000_000, "{1: 2}", "[open('x')]", "-" * 10**6]
 )
 def test_nothing_is_evaluated(text):
-    assert read_value(text) is None
+    assert parse_value(text) is None
 
 
 def test_a_row_without_such_cells_is_the_same_row():

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from align.data import load_records
-from align.data.catalog import find
+from align.data.catalog import find_dataset
 from align.errors import DataError, UsageError
 
 
@@ -125,7 +125,7 @@ def test_columns_are_named_behind_the_file(tmp_path):
     with pytest.raises(DataError, match="Fragen"):
         load_records(f"{path}:prompt=Fragen,completion=Antwort")
     with pytest.raises(UsageError, match="unknown option 'promt'; did you mean prompt"):
-        find(f"{path}:promt=Frage")
+        find_dataset(f"{path}:promt=Frage")
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_bare_strings_are_texts(tmp_path):
         ("a.jsonl", LINES.encode() + b'{"x": "\xb0\xa1"}', r"a\.jsonl:4:8: not UTF-8 \(byte 0xb0\); .*iconv"),
         ("a.csv", b"\xef\xbb\xbfx,y\n1,\xff", r"a\.csv:2:3: not UTF-8 \(byte 0xff\)"),
         ("a.csv", b"\xef\xbb\xbfx\xff,y\n", r"a\.csv:1:5: not UTF-8"),
-        ("a.json", b'[{"a": 1},\n {"a": ', r"a\.json:2 not valid JSON: .*mend the file"),
+        ("a.json", b'[{"a": 1},\n {"a": ', r"a\.json:2 not valid JSON: .*correct the file"),
         ("a.json", b'[{"a": 1}\n {"a": 2}]', r"a\.json:2 not valid JSON: no , or \]"),
         ("a.json", b'[\n{"a": 1},\n{"a": 2}', r"a\.json:3 not valid JSON"),
         ("a.json", b'{"a": 1,\n "b": 2}', "holds one object"),

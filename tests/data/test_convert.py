@@ -8,7 +8,7 @@ import pytest
 
 from align.data import load_records
 from align.data.__main__ import main
-from align.data.shapes import SHAPES
+from align.data.convert import SHAPES
 from align.schema import Record, assistant, user
 
 CALL = {"type": "function", "function": {"name": "find", "arguments": {"what": "tea"}}, "id": "c1"}

@@ -156,4 +156,4 @@ def test_a_readme_without_a_readable_head_leaves_the_names_to_tell(tmp_path):
     found = load_records(str(tmp_path))
 
     assert [record.text for record in found.records] == ["train.jsonl"]
-    assert any("splits were told by the names" in note for note in found.notes)
+    assert any("the names of the files tell the splits" in note for note in found.notes)

@@ -8,8 +8,8 @@ import pytest
 from align.data import load_records
 from align.data.formats.row_layout import read_label
 from align.data.formats.turns import split_pair
-from align.data.load import survey
 from align.data.row_errors import RowError
+from align.data.scan import open_scan
 from align.errors import DataError, UsageError
 from align.schema import Record, assistant, user
 
@@ -520,11 +520,13 @@ def test_unpaired_labels_may_be_numbers_or_words(write):
     assert [record.label for record in load_records(write(*rows)).records] == [True, False, True, False]
 
 
-def test_survey_collects_bad_rows_without_raising(write):
-    found = survey(write(GOOD["alpaca"], {"instruction": "q", "output": ""}))
+def test_a_scan_collects_bad_rows_without_raising(write):
+    bad = []
+    path = write(GOOD["alpaca"], {"instruction": "q", "output": ""})
+    records = list(open_scan(path, on_bad_row="collect", on_bad=bad.append).records())
 
-    assert [row.error.reason for row in found.bad] == ["empty completion"]
-    assert len(found.records) == 1
+    assert [row.error.reason for row in bad] == ["empty completion"]
+    assert len(records) == 1
 
 
 def test_compressed_rows_equal_plain_ones(write, tmp_path):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from align.data import load_records
-from align.data.catalog import DatasetConfig, MixtureMember, find
-from align.data.mixtures import interleave, leaves, share_out
+from align.data.catalog import find_dataset, source_datasets
+from align.data.dataset_config import MixtureDataset, MixtureMember
+from align.data.mixtures import interleave, share_rows
 from align.errors import DataError, UsageError
 from align.schema import Record
 
@@ -137,7 +138,7 @@ def test_a_mixture_may_hold_a_mixture_but_not_itself(sets):
     outer = mix(sets, "mix: [{name: inner.yaml, weight: 3}, {name: small.jsonl, weight: 1}]", "outer")
 
     assert load_records(outer).rows == 53
-    assert [leaf.name for leaf in leaves(find(outer))] == ["large.jsonl", "small.jsonl", "small.jsonl"]
+    assert [leaf.name for leaf in source_datasets(find_dataset(outer))] == ["large.jsonl", "small.jsonl", "small.jsonl"]
     mix(sets, "mix: [{name: large.jsonl}, {name: outer.yaml}]", "inner")
     with pytest.raises(UsageError, match=r"the mixture holds itself \(outer > inner > outer\)"):
         load_records(outer)
@@ -169,7 +170,7 @@ def test_a_wrong_mixture_says_what_is_wrong(sets, text, error, message):
 
 
 def test_a_weight_in_scientific_notation_is_a_number(sets):
-    assert find(mix(sets, "mix: [{name: large.jsonl, weight: 1e-4}]")).config.mix[0].weight == 0.0001
+    assert find_dataset(mix(sets, "mix: [{name: large.jsonl, weight: 1e-4}]")).config.mix[0].weight == 0.0001
 
 
 @pytest.mark.parametrize(
@@ -181,13 +182,13 @@ def test_a_weight_in_scientific_notation_is_a_number(sets):
     ],
 )
 def test_shares_are_exact_to_a_row_and_never_more_than_there_are(weights, sizes, rows, counts):
-    config = DatasetConfig(
+    config = MixtureDataset(
         mix=[MixtureMember(name=str(n), weight=weight) for n, weight in enumerate(weights)], rows=rows
     )
 
-    shares = share_out(config, {str(n): size for n, size in enumerate(sizes)})
+    shares = share_rows(config, {str(n): size for n, size in enumerate(sizes)})
 
-    assert tuple(share.rows for share in shares) == counts
+    assert tuple(shares.values()) == counts
 
 
 def test_interleaving_keeps_each_sets_own_order_without_a_seed():

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from align.data.digest import digest_records
-from align.data.load import load_records, survey
-from align.data.scan import BATCH, scan
+from align.data.load import load_records
+from align.data.scan import BATCH, open_scan
+from align.data.set_checks import Findings
 from align.errors import DataError
 from align.schema import Record
 
@@ -26,7 +27,7 @@ def alpaca(count: int) -> list[dict]:
 
 
 def test_batches_are_bounded_and_complete_in_order(tmp_path):
-    found = scan(write(tmp_path / "a.jsonl", alpaca(2 * BATCH + 5)))
+    found = open_scan(write(tmp_path / "a.jsonl", alpaca(2 * BATCH + 5)))
 
     sizes, asked = [], []
     for batch in found:
@@ -40,7 +41,7 @@ def test_batches_are_bounded_and_complete_in_order(tmp_path):
 
 def test_a_view_that_doubles_rows_keeps_to_the_bound(tmp_path):
     pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(BATCH)]
-    found = scan(write(tmp_path / "a.jsonl", pairs), view="unpaired")
+    found = open_scan(write(tmp_path / "a.jsonl", pairs), view="unpaired")
 
     assert [len(batch) for batch in found] == [BATCH, BATCH]
     assert (found.rows, found.kept) == (BATCH, 2 * BATCH)
@@ -50,18 +51,21 @@ def test_the_account_equals_that_of_loading(tmp_path):
     rows = [*alpaca(5), *alpaca(3), {"instruction": "q", "output": ""}, {"instruction": "w", "output": "x", "topic": 1}]
     path = write(tmp_path / "a.jsonl", rows)
 
-    found = scan(path, on_bad_row="skip")
+    found = open_scan(path, on_bad_row="skip")
     records = [record for batch in found for record in batch]
 
-    assert found.digest == load_records(path, on_bad_row="skip").digest == survey(path).digest
-    assert (found.digest, found.repeated) == digest_records(records) == (found.digest, 3)
-    assert found.left_out() == {"empty completion": 1}
-    assert [row.where for row in found.bad] == [f"{path}:9"]
+    findings = Findings()
+    for record in records:
+        findings.add(record)
+    assert found.digest == load_records(path, on_bad_row="skip").digest == digest_records(records)
+    assert findings.repeated.count == 3
+    assert found.drop_counts() == {"empty completion": 1}
+    assert [row.where for row in found.bad.shown] == [f"{path}:9"]
     assert any("columns kept as meta: topic" in note for note in found.notes)
 
 
 def test_bad_rows_are_an_error_only_when_all_were_seen(tmp_path):
-    found = scan(write(tmp_path / "a.jsonl", [{"instruction": "q", "output": ""}, *alpaca(BATCH + 1)]))
+    found = open_scan(write(tmp_path / "a.jsonl", [{"instruction": "q", "output": ""}, *alpaca(BATCH + 1)]))
     batches = iter(found)
 
     assert len(next(batches)) == BATCH
@@ -76,14 +80,14 @@ def test_many_bad_rows_are_counted_but_not_kept(tmp_path):
     several = write(tmp_path / "b.jsonl", other)
     told = []
 
-    found = scan(path, on_bad_row="collect", on_bad=told.append)
+    found = open_scan(path, on_bad_row="collect", on_bad=told.append)
     for _ in found:
         pass
 
-    different = scan(several, on_bad_row="collect")
+    different = open_scan(several, on_bad_row="collect")
     assert not list(different)
-    assert (len(found.bad), found.reasons["empty completion"], len(told)) == (1, 500, 500)
-    assert (len(different.bad), different.reasons["bad label"]) == (20, 500)
+    assert (len(found.bad.shown), found.bad.reasons["empty completion"], len(told)) == (1, 500, 500)
+    assert (len(different.bad.shown), different.bad.reasons["bad label"]) == (20, 500)
 
 
 @pytest.mark.parametrize("on_bad_row", ["error", "skip"])
@@ -91,15 +95,17 @@ def test_nothing_left_is_an_error_that_shows_the_first_bad_row(tmp_path, on_bad_
     path = write(tmp_path / "a.jsonl", [{"instruction": "q", "output": ""}])
 
     with pytest.raises(DataError, match=r"a\.jsonl:1 output: is empty"):
-        list(scan(path, on_bad_row=on_bad_row))
+        list(open_scan(path, on_bad_row=on_bad_row))
 
-    assert list(scan(path, on_bad_row="collect")) == []
+    assert list(open_scan(path, on_bad_row="collect")) == []
 
 
 def test_a_sample_is_fair_and_of_the_whole_file(tmp_path):
     path = write(tmp_path / "a.jsonl", alpaca(1000))
 
-    drawn = [int(record.prompt[0]["content"][1:]) for batch in scan(f"{path}:limit=200:seed=3") for record in batch]
+    drawn = [
+        int(record.prompt[0]["content"][1:]) for batch in open_scan(f"{path}:limit=200:seed=3") for record in batch
+    ]
 
     assert len(set(drawn)) == 200
     assert drawn != sorted(drawn)
@@ -110,20 +116,24 @@ def test_a_row_of_several_examples_loses_only_the_bad_ones(tmp_path):
     instances = [{"input": "", "output": "a"}, {"input": "", "output": ""}, {"input": "x", "output": "b"}]
     path = write(tmp_path / "a.jsonl", [{"instruction": "q", "instances": instances}])
 
-    found = scan(path, on_bad_row="skip")
+    found = open_scan(path, on_bad_row="skip")
     [records] = list(found)
 
     assert [record.completion[0]["content"] for record in records] == ["a", "b"]
-    assert (found.rows, found.left_out()) == (1, {"empty completion": 1})
+    assert (found.rows, found.drop_counts()) == (1, {"empty completion": 1})
 
 
 def test_the_digest_tells_content_from_other_columns():
     base = Record(prompt=[{"role": "user", "content": "q"}], completion=[{"role": "assistant", "content": "a"}])
     other = Record(prompt=base.prompt, completion=base.completion, id="7", meta={"topic": 1})
 
-    assert digest_records([base, other])[1] == 1
-    assert digest_records([base])[0] != digest_records([other])[0]
-    assert digest_records([base])[0] != digest_records([base, base])[0]
+    findings = Findings()
+    for record in (base, other):
+        findings.add(record)
+
+    assert findings.repeated.count == 1
+    assert digest_records([base]) != digest_records([other])
+    assert digest_records([base]) != digest_records([base, base])
 
 
 def test_the_digest_takes_numbers_that_fast_json_does_not_and_refuses_depths():
@@ -131,7 +141,7 @@ def test_the_digest_takes_numbers_that_fast_json_does_not_and_refuses_depths():
     for _ in range(300):
         deep = [deep]
 
-    assert digest_records([Record(text="t", meta={"x": 2**70})])[0].startswith("sha256:")
+    assert digest_records([Record(text="t", meta={"x": 2**70})]).startswith("sha256:")
     with pytest.raises(DataError, match=r"a\.jsonl:7 row: is nested too deeply"):
         digest_records([Record(text="t", meta={"x": deep}, source="a.jsonl", line=7)])
 
@@ -176,7 +186,7 @@ def test_lines_are_read_the_same_whatever_the_blocks(tmp_path, monkeypatch, bloc
 
 
 def test_a_long_text_is_cut_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.data.containers.LONGEST_TEXT", 10)
+    monkeypatch.setattr("align.data.containers.text_files.LONGEST_TEXT", 10)
     (tmp_path / "a.txt").write_text("one\ntwo\nthree\nfour, which is longer\nfive")
 
     found = load_records(str(tmp_path / "a.txt"))
@@ -198,10 +208,10 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, monk
 MEASURE = """
 import re, sys
 from pathlib import Path
-from align.data.scan import scan
+from align.data.scan import open_scan
 kept = 0
 for path in sys.argv[1:]:
-    found = scan(path)
+    found = open_scan(path)
     for batch in found:
         kept += len(batch)
 # Not getrusage: its peak goes on from the process that started this one.

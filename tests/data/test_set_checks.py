@@ -5,7 +5,7 @@ import json
 import pytest
 
 from align.data import load_records
-from align.data.set_checks import Findings, refuse_leak, remarks
+from align.data.set_checks import Findings, find_problems, refuse_leak
 from align.errors import DataError
 from align.schema import Record, assistant, user
 
@@ -19,57 +19,59 @@ def pair(question, chosen, rejected, line=1, **extra):
     return Record(prompt=[user(question)], source="p.jsonl", line=line, **answers, **extra)
 
 
-def test_a_sound_set_has_no_remarks():
-    assert remarks(demo(f"q{n}", f"a{n}", n, id=str(n)) for n in range(9)) == []
-    assert remarks([]) == []
+def test_a_sound_set_has_no_problems():
+    assert find_problems(demo(f"q{n}", f"a{n}", n, id=str(n)) for n in range(9)) == []
+    assert find_problems([]) == []
 
 
 def test_exact_repeats_are_counted_with_the_first_place():
     rows = [demo("q", "a", 1), demo("q", "b", 2), demo("q", "a", 3), demo("q", "a", 4)]
 
-    assert remarks(rows) == ["2 rows repeat an earlier row exactly (first a.jsonl:3)"]
-    assert Findings().remarks() == []
+    assert find_problems(rows) == ["2 rows repeat an earlier row exactly (first a.jsonl:3)"]
+    assert Findings().sentences() == []
 
 
 def test_repeated_texts_are_found_too():
     rows = [Record(text=text, source="t.txt", line=n) for n, text in enumerate(["x", "y", "x"], start=1)]
 
-    assert remarks(rows) == ["1 rows repeat an earlier row exactly (first t.txt:3)"]
+    assert find_problems(rows) == ["1 rows repeat an earlier row exactly (first t.txt:3)"]
 
 
 def test_weights_of_rows_are_told_as_what_training_does_not_heed():
-    (told,) = remarks([demo("q", "a", 1, weight=1.0), demo("r", "b", 2, weight=0.5), demo("s", "c", 3)])
+    (lines,) = find_problems([demo("q", "a", 1, weight=1.0), demo("r", "b", 2, weight=0.5), demo("s", "c", 3)])
 
-    assert told.startswith("1 rows have a weight (first a.jsonl:2); every row counts once")
+    assert lines.startswith("1 rows have a weight (first a.jsonl:2); every row counts once")
 
 
 def test_an_id_used_twice_is_told_unless_one_row_made_both_records():
-    told = remarks([demo("q", "a", 1, id="7"), demo("r", "b", 2, id="7")])
+    lines = find_problems([demo("q", "a", 1, id="7"), demo("r", "b", 2, id="7")])
     both_orders = [pair("q", "one", "two", 5, id="7"), pair("q", "two", "one", 5, id="7")]
 
-    assert told == ["1 rows have the id of an earlier, other row (first a.jsonl:2)"]
-    assert not any("id of an earlier" in remark for remark in remarks(both_orders))
+    assert lines == ["1 rows have the id of an earlier, other row (first a.jsonl:2)"]
+    assert not any("id of an earlier" in line for line in find_problems(both_orders))
 
 
 def test_contradictory_pairs_are_told_but_not_a_tie_kept_in_both_orders():
-    told = remarks([pair("q", "one", "two", 1), pair("r", "one", "two", 2), pair("q", "two", "one", 3)])
-    tie = remarks([pair("q", "one", "two", 1), pair("q", "two", "one", 1)])
+    lines = find_problems([pair("q", "one", "two", 1), pair("r", "one", "two", 2), pair("q", "two", "one", 3)])
+    tie = find_problems([pair("q", "one", "two", 1), pair("q", "two", "one", 1)])
 
-    assert any("1 rows contradict an earlier row" in remark and "first p.jsonl:3" in remark for remark in told)
-    assert any("1 pairs share their prompt with an earlier pair; there are 2 prompts" in remark for remark in told)
-    assert not any("contradict" in remark for remark in tie)
+    assert any("1 rows contradict an earlier row" in line and "first p.jsonl:3" in line for line in lines)
+    assert any("1 pairs share their prompt with an earlier pair; there are 2 prompts" in line for line in lines)
+    assert not any("contradict" in line for line in tie)
 
 
 def test_an_answer_labelled_good_and_bad_contradicts_itself():
     rows = [demo("q", "a", 1, label=True), demo("q", "a", 2, label=False)]
 
-    assert any("1 rows contradict an earlier row" in remark for remark in remarks(rows))
+    assert any("1 rows contradict an earlier row" in line for line in find_problems(rows))
 
 
 def test_pairs_that_differ_in_form_alone_are_told():
-    told = remarks([pair("q", "At nine.", "at  NINE.", 1), pair("r", "Ａ", "a", 2), pair("s", "at nine", "at ten", 3)])
+    lines = find_problems(
+        [pair("q", "At nine.", "at  NINE.", 1), pair("r", "Ａ", "a", 2), pair("s", "at nine", "at ten", 3)]
+    )
 
-    assert any("2 pairs differ in case, spacing or Unicode form alone (first p.jsonl:1)" in remark for remark in told)
+    assert any("2 pairs differ in case, spacing or Unicode form alone (first p.jsonl:1)" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -80,24 +82,26 @@ def test_length_bias_is_told_when_it_is_large_and_no_accident(longer, shorter, w
     rows = [pair(f"q{n}", "x" * 20, "y" * 10, n) for n in range(longer)]
     rows += [pair(f"r{n}", "x" * 10, "y" * 20, n) for n in range(shorter)]
 
-    found = [remark for remark in remarks(rows) if "length may be learned" in remark]
+    found = [line for line in find_problems(rows) if "length may be learned" in line]
 
     assert len(found) == (word is not None)
     assert not word or f"chosen is {word} in 80 of 100 pairs of unequal length (80%)" in found[0]
 
 
-@pytest.mark.parametrize(("good", "bad", "told"), [(10, 10, False), (30, 10, False), (31, 10, True), (5, 0, True)])
-def test_unbalanced_labels_are_told(good, bad, told):
+@pytest.mark.parametrize(("good", "bad", "lines"), [(10, 10, False), (30, 10, False), (31, 10, True), (5, 0, True)])
+def test_unbalanced_labels_are_told(good, bad, lines):
     rows = [demo(f"q{n}", "a", n, label=n < good) for n in range(good + bad)]
 
-    assert any(f"labels are unbalanced: {good} good, {bad} bad" in remark for remark in remarks(rows)) is told
+    assert any(f"labels are unbalanced: {good} good, {bad} bad" in line for line in find_problems(rows)) is lines
 
 
 def test_template_variables_are_named():
-    told = remarks([demo("Who are you?", "I am {{name}} by {{ author }}.", 3), demo("x", "a {single} {{ 1 + 1 }}", 4)])
+    lines = find_problems(
+        [demo("Who are you?", "I am {{name}} by {{ author }}.", 3), demo("x", "a {single} {{ 1 + 1 }}", 4)]
+    )
 
-    [remark] = told
-    assert remark.startswith("1 rows hold template variables such as {{name}}, {{ author }} (first a.jsonl:3)")
+    [line] = lines
+    assert line.startswith("1 rows hold template variables such as {{name}}, {{ author }} (first a.jsonl:3)")
 
 
 def test_lost_characters_and_mojibake_are_told_with_their_share():
@@ -108,9 +112,9 @@ def test_lost_characters_and_mojibake_are_told_with_their_share():
         demo("q", "a", 4),
     ]
 
-    told = remarks(rows)
+    lines = find_problems(rows)
 
-    assert told == [
+    assert lines == [
         "1 rows (25.0%) hold U+FFFD, a character lost in decoding (first a.jsonl:1)",
         "1 rows (25.0%) hold mojibake (first a.jsonl:2)",
     ]
@@ -121,7 +125,7 @@ def write(path, rows):
     return str(path)
 
 
-def test_loading_appends_the_remarks(tmp_path):
+def test_loading_appends_the_problems(tmp_path):
     spec = write(tmp_path / "a.jsonl", [{"instruction": "q", "output": "{{name}}"}] * 2)
 
     notes = load_records(spec).notes

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from template_zoo import build
 
-from align.data.load import RecordSet, digest_records
+from align.data.digest import digest_records
+from align.data.load import RecordSet
 from align.data.rendering.answer_rows import render_preferences, render_unpaired
 from align.data.rendering.conversation_rows import render_demonstrations, render_prompts
 from align.data.rendering.document_rows import render_texts
@@ -27,7 +28,7 @@ def sentence(rng: random.Random, low: int, high: int) -> str:
 
 
 def record_set(records: list[Record]) -> RecordSet:
-    return RecordSet(records, "made", digest_records(records)[0], len(records))
+    return RecordSet(records, "made", digest_records(records), len(records))
 
 
 def talks(count: int, seed: int = 0) -> RecordSet:

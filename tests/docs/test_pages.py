@@ -14,10 +14,10 @@ from align.__main__ import COMMANDS, STAGES
 from align.command_line import options_by_key, options_of, parse_options, read_command_line
 from align.completion import module_of
 from align.config import build
-from align.data.catalog import DatasetConfig
+from align.data.dataset_config import SETTINGS
 
 SHOWN = [(page, command) for page in PAGES for command in commands(page, optional=True)]
-NO_SETTING = {"key", "base_url", "view", "batched", "answer_only"}
+NO_SETTING = {"key", "base_url", "view", "batched", "answers"}
 """placeholders, and arguments of functions and of other programs"""
 
 
@@ -58,7 +58,7 @@ def known_settings() -> set[str]:
     }
     for name in set(COMMANDS) - set(STAGES) - {"quickstart"}:
         keys |= set(options_by_key(importlib.import_module(module_of(name)).build_parser()))
-    return keys | set(DatasetConfig.model_fields) | {"completion", "prompt"} | NO_SETTING
+    return keys | SETTINGS | {"completion", "prompt"} | NO_SETTING
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -9,7 +9,7 @@ from fake_engine import FakeEngine
 
 from align.data import load_records
 from align.data.__main__ import main
-from align.data.catalog import catalogue, find
+from align.data.catalog import catalogue, find_dataset
 from align.engine.protocol import Sampling
 from align.errors import DataError, UsageError
 from align.evaluation.completions import generate_completions
@@ -29,12 +29,12 @@ def rows_file(tmp_path):
     return write
 
 
-SCORED = {name: scorer for name in catalogue() if (scorer := find(name).config.scorer)}
+SCORED = {name: scorer for name in catalogue() if (scorer := find_dataset(name).scorer)}
 
 
 @pytest.mark.parametrize("name", sorted(SCORED))
 def test_every_shipped_scorer_exists_and_has_what_it_needs_in_the_example_row(name, rows_file):
-    config = find(name).config
+    config = find_dataset(name).config
     [record] = load_records(f"{name}:source={rows_file(config.check.row)}").records
 
     scorer_named(SCORED[name]).check([record])
@@ -43,7 +43,7 @@ def test_every_shipped_scorer_exists_and_has_what_it_needs_in_the_example_row(na
 def test_a_shipped_dataset_reads_a_file_of_ones_own(rows_file):
     path = rows_file({"question": "2 + 2?", "answer": "It is 4.\n#### 4"})
 
-    dataset = find(f"gsm8k:source={path}")
+    dataset = find_dataset(f"gsm8k:source={path}")
 
     assert dataset.name == "gsm8k:rows.jsonl"
     assert (dataset.config.scorer, dataset.config.subset) == ("gsm8k", None)
@@ -59,14 +59,14 @@ def test_data_check_knows_the_scorers(rows_file, capsys):
 
 
 def test_a_file_may_name_its_scorer(rows_file):
-    assert find(f"{rows_file({'prompt': 'When?'})}:scorer=ifeval").config.scorer == "ifeval"
+    assert find_dataset(f"{rows_file({'prompt': 'When?'})}:scorer=ifeval").config.scorer == "ifeval"
 
 
 def test_a_scorer_that_is_no_name_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("source: rows.jsonl\nscorer: os.system\n")
 
     with pytest.raises(UsageError, match=r"mine.yaml: scorer"):
-        find(str(tmp_path / "mine.yaml"))
+        find_dataset(str(tmp_path / "mine.yaml"))
 
 
 def test_classes_are_named_and_asked_for(rows_file, tmp_path):
@@ -106,7 +106,7 @@ def test_labels_belong_to_their_format(tmp_path, recipe):
     (tmp_path / "mine.yaml").write_text(f"source: x.jsonl\n{recipe}\n")
 
     with pytest.raises(UsageError, match="labels and question: belong to format labels"):
-        find(str(tmp_path / "mine.yaml"))
+        find_dataset(str(tmp_path / "mine.yaml"))
 
 
 def test_choices_may_be_columns(rows_file):
@@ -179,6 +179,6 @@ def test_the_shipped_sets_read_the_published_files(real_data, spec, rows):
     found = load_records(spec.format(real_data))
 
     assert (found.rows, found.dropped) == (rows, {})
-    scorer = find(spec).config.scorer
+    scorer = find_dataset(spec).config.scorer
     if scorer:
         scorer_named(scorer).check(found.records)

@@ -8,7 +8,7 @@ import pytest
 
 from align import reward
 from align.data.load import load_records
-from align.data.mixtures import open_scan
+from align.data.scan import open_scan
 from align.data.set_checks import refuse_leak
 from align.data.split import split_records
 from align.registry import open_registry

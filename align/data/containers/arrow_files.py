@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.data.containers.data_files import DataFile
 from align.data.containers.folders import ALL, SplitRequest, choose_split
-from align.data.containers.json_files import RawRow
-from align.data.row_errors import RowError
+from align.data.row_errors import RawRow, RowError
 from align.errors import DataError, shorten
 
 if TYPE_CHECKING:
@@ -26,85 +25,88 @@ if TYPE_CHECKING:
 _BATCH = 1000
 _STATE, _DICT = "state.json", "dataset_dict.json"
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", _STATE, _DICT)
-"""Files that describe a dataset beside its data, and hold no rows."""
-_MOST_DESCRIPTION = 16 << 20
-_DEEPEST = 100
+"""Files that describe a dataset beside its data."""
+_MAX_DESCRIPTION_BYTES = 16 << 20
+_MAX_DEPTH = 100
 
 Repair = Callable[[Any], Any]
 
 
 def read_parquet(file: DataFile) -> Iterator[RawRow]:
-    """The rows of a Parquet file."""
+    """Yield the rows of a Parquet file."""
     import pyarrow.parquet
 
-    with file.unchanged(), _sound(file.name, "Parquet"):
+    with file.unchanged(), _explain_errors(file.name, "Parquet"):
         stream = pyarrow.parquet.ParquetFile(file.path)
-        yield from _number(file.name, stream.iter_batches(batch_size=_BATCH))
+        yield from _number_rows(file.name, stream.iter_batches(batch_size=_BATCH))
 
 
 def read_arrow(file: DataFile) -> Iterator[RawRow]:
-    """The rows of an Arrow file, in either of its two forms (file or stream)."""
-    with file.unchanged(), _sound(file.name, "Arrow"):
-        yield from _number(file.name, _arrow_batches(file.path))
+    """Yield the rows of an Arrow file, in either of its two forms (file or stream)."""
+    with file.unchanged(), _explain_errors(file.name, "Arrow"):
+        yield from _number_rows(file.name, _arrow_batches(file.path))
 
 
-def is_saved(folder: Path) -> bool:
-    """Whether a folder was written by `save_to_disk`, of a Dataset or of a DatasetDict."""
+def is_saved_dataset(folder: Path) -> bool:
+    """Return whether a folder was written by `save_to_disk`, of a Dataset or of a DatasetDict."""
     return (folder / _STATE).is_file() or (folder / _DICT).is_file()
 
 
-def read_saved(folder: Path, wanted: SplitRequest, notes: list[str]) -> Iterator[RawRow]:
-    """The rows of a folder that `save_to_disk` wrote; of a DatasetDict those of one split."""
+def read_saved(folder: Path, request: SplitRequest, notes: list[str]) -> Iterator[RawRow]:
+    """Yield the rows of a folder that `save_to_disk` wrote; of a DatasetDict those of one split."""
     if (folder / _STATE).is_file():
-        if wanted.split not in (None, ALL):
-            raise DataError(f"{wanted.name}: one dataset without splits; take :split={wanted.split} out")
-        yield from _read_one(folder, wanted.name)
+        if request.split not in (None, ALL):
+            raise DataError(f"{request.name}: one dataset without splits; take :split={request.split} out")
+        yield from _read_saved_split(folder, request.name)
         return
-    told = _describe(folder / _DICT, wanted.name).get("splits")
-    splits = {split: [folder / split] for split in told} if isinstance(told, list) and _are_names(told) else {}
+    names = _read_description(folder / _DICT, request.name).get("splits")
+    splits = {split: [folder / split] for split in names or ()} if _are_file_names(names) else {}
     if not splits:
-        raise DataError(f"{wanted.name}: its {_DICT} lists no splits; save the dataset again")
-    for part in choose_split(splits, (), wanted, notes):
-        yield from _read_one(part, f"{wanted.name.rstrip('/')}/{part.name}")
+        raise DataError(f"{request.name}: its {_DICT} lists no splits; save the dataset again")
+    for part in choose_split(splits, (), request, notes):
+        yield from _read_saved_split(part, f"{request.name.rstrip('/')}/{part.name}")
 
 
-def _read_one(folder: Path, name: str) -> Iterator[RawRow]:
-    state = _describe(folder / _STATE, name)
-    with _sound(name, "Arrow"):
-        shards = [folder / shard for shard in _names_of(state, "_data_files", name)]
-        indices = [part for key in ("_indices_files", "_indices_data_files") for part in _names_of(state, key, name)]
+def _read_saved_split(folder: Path, name: str) -> Iterator[RawRow]:
+    state = _read_description(folder / _STATE, name)
+    with _explain_errors(name, "Arrow"):
+        shards = [folder / shard for shard in _listed_files(state, "_data_files", name)]
+        indices = [
+            part for key in ("_indices_files", "_indices_data_files") for part in _listed_files(state, key, name)
+        ]
         batches: Iterator[pyarrow.RecordBatch] = (batch for shard in shards for batch in _arrow_batches(shard))
         if indices:
-            batches = _picked(list(batches), [folder / part for part in indices], name)
-        yield from _number(name, batches)
+            batches = _pick_rows(list(batches), [folder / part for part in indices], name)
+        yield from _number_rows(name, batches)
 
 
-def _are_names(told: Any) -> bool:
-    return isinstance(told, list) and all(isinstance(name, str) and Path(name).name == name for name in told)
+def _are_file_names(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) and Path(name).name == name for name in names)
 
 
-def _describe(path: Path, name: str) -> dict[str, Any]:
+def _read_description(path: Path, name: str) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
-            told = json.loads(stream.read(_MOST_DESCRIPTION))
+            description = json.loads(stream.read(_MAX_DESCRIPTION_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{name}: its {path.name} cannot be read ({shorten(str(error))}); save the dataset again"
         ) from None
-    return told if isinstance(told, dict) else {}
+    return description if isinstance(description, dict) else {}
 
 
-def _names_of(state: dict[str, Any], key: str, name: str) -> list[str]:
-    """The names of the files that a state lists, each of them a file of the same folder."""
-    held = state.get(key) or []
-    names = [entry.get("filename") for entry in held if isinstance(entry, dict)] if isinstance(held, list) else []
-    if not _are_names(names) or (key == "_data_files" and not names):
+def _listed_files(state: dict[str, Any], key: str, name: str) -> list[str]:
+    """Return the names of the files that a state lists, each of them a file of the same folder."""
+    listed = state.get(key) or []
+    entries = listed if isinstance(listed, list) else []
+    names = [entry.get("filename") for entry in entries if isinstance(entry, dict)]
+    if not _are_file_names(names) or (key == "_data_files" and not names):
         raise DataError(f"{name}: its {_STATE} lists no data files of this folder; save the dataset again")
-    return [str(each) for each in names]
+    return [str(name) for name in names]
 
 
 @contextmanager
-def _sound(name: str, kind: str) -> Iterator[None]:
+def _explain_errors(name: str, kind: str) -> Iterator[None]:
     import pyarrow
 
     try:
@@ -117,7 +119,7 @@ def _sound(name: str, kind: str) -> Iterator[None]:
 
 
 def _arrow_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
-    """The batches of an Arrow file, mapped into memory and not loaded."""
+    """Yield the batches of an Arrow file, mapped into memory and not loaded."""
     import pyarrow
 
     if not path.is_file():
@@ -136,19 +138,19 @@ def _arrow_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
             yield batch
 
 
-def _picked(batches: list[pyarrow.RecordBatch], files: list[Path], name: str) -> Iterator[pyarrow.RecordBatch]:
-    """One batch for each row that the indices of a shuffled or filtered dataset name, in their order."""
+def _pick_rows(batches: list[pyarrow.RecordBatch], files: list[Path], name: str) -> Iterator[pyarrow.RecordBatch]:
+    """Yield a batch for each row that the indices of a shuffled or filtered dataset name, in their order."""
     ends = list(accumulate(batch.num_rows for batch in batches))
     for file in files:
         for part in _arrow_batches(file):
             for row in part.column(0).to_pylist():
                 if not isinstance(row, int) or not 0 <= row < (ends[-1] if ends else 0):
                     raise DataError(f"{name}: its indices name row {row} of {ends[-1] if ends else 0}; save it again")
-                place = bisect_right(ends, row)
-                yield batches[place].slice(row - (ends[place - 1] if place else 0), 1)
+                index = bisect_right(ends, row)
+                yield batches[index].slice(row - (ends[index - 1] if index else 0), 1)
 
 
-def _number(name: str, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[RawRow]:
+def _number_rows(name: str, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[RawRow]:
     number = 0
     repair: Repair | None = None
     schema = None
@@ -162,9 +164,9 @@ def _number(name: str, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[RawRo
 
 
 def repair_of_columns(schema: pyarrow.Schema, *, json_text: bool = True) -> Repair | None:
-    """Return what makes plain rows of those a schema's table gives; None when they are plain as they are.
+    """Return a function that makes plain rows of a table's rows; None when they are plain as they are.
 
-    `json_text` tells whether columns of JSON hold its text still, and not yet the values.
+    `json_text`: columns of type JSON hold text, not yet values.
     """
     read_json = _read_json if json_text else None
     repairs = {field.name: repair for field in schema if (repair := _repair_of(field.type, 0, read_json))}
@@ -181,10 +183,10 @@ def repair_of_columns(schema: pyarrow.Schema, *, json_text: bool = True) -> Repa
 
 
 def _repair_of(kind: Any, depth: int, read_json: Repair | None) -> Repair | None:
-    """What leaves out the nulls of structs, makes objects of maps and reads JSON; None where a type has none."""
+    """Return a function that drops nulls of structs, makes objects of maps and reads JSON; None for other types."""
     import pyarrow.types as types
 
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         raise ValueError("its columns are nested too deeply")
     if getattr(kind, "extension_name", "") == "arrow.json":
         return read_json

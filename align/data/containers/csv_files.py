@@ -9,58 +9,50 @@ from collections.abc import Iterator
 from typing import Any
 
 from align.data.containers.data_files import DataFile
-from align.data.containers.json_files import RawRow
-from align.data.row_errors import RowError
+from align.data.row_errors import RawRow, RowError
 from align.errors import DataError, shorten
 
-_STYLES = {"none": csv.QUOTE_NONE, "csv": csv.QUOTE_MINIMAL}
-_OTHERS = ("\t", ";", "|")
-_MOST_BLANK = 1_000_000
+_QUOTING = {"none": csv.QUOTE_NONE, "csv": csv.QUOTE_MINIMAL}
+_OTHER_SEPARATORS = ("\t", ";", "|")
+_MAX_BLANK_LINES = 1_000_000
 _QUOTED_LIST = re.compile(r'"(array\()?\s*(\[\s*(\{|$)|\{""|\{\')')
-_WIDEST = 64 << 20
+_LONGEST_CELL = 64 << 20
 """Characters of one cell; more than that is a quote that was never closed."""
 
 
 def read_csv(file: DataFile) -> Iterator[RawRow]:
-    """The rows of a `.csv` file; another separator than the comma is taken when the header has it and no comma."""
-    style = "csv" if file.reading.quoting == "auto" else file.reading.quoting
-    return _rows(file, _separator(file), style)
+    """Return the rows of a `.csv` file; another separator is taken when the header has it and no comma."""
+    first = next(file.decoded_lines(), "")
+    separator = next((sign for sign in (",", *_OTHER_SEPARATORS) if sign in first), ",")
+    if separator != ",":
+        file.note(f"its cells are separated by {separator!r}, not by commas")
+    return _read_rows(file, separator, "csv" if file.options.quoting == "auto" else file.options.quoting)
 
 
 def read_tsv(file: DataFile) -> Iterator[RawRow]:
-    """The rows of a `.tsv` file, which come with and without quoting."""
-    style = file.reading.quoting
-    if style == "auto":
+    """Return the rows of a `.tsv` file, which come with and without quoting."""
+    quoting = file.options.quoting
+    if quoting == "auto":
         # A quote that is only a character swallows whole rows, so both ways are tried.
-        misfits = {one: sum(isinstance(row.value, RowError) for row in _rows(file, "\t", one)) for one in _STYLES}
-        style = "csv" if misfits["csv"] < misfits["none"] else "none"
-        if style == "csv":
+        misfits = {way: sum(isinstance(row.value, RowError) for row in _read_rows(file, "\t", way)) for way in _QUOTING}
+        quoting = "csv" if misfits["csv"] < misfits["none"] else "none"
+        if quoting == "csv":
             file.note("quotes were read as CSV quoting, because more rows then fit the header")
         elif misfits["csv"] == misfits["none"] and any(map(_quotes_a_list, file.decoded_lines())):
-            style = "csv"
+            quoting = "csv"
             file.note("quotes were read as CSV quoting, because they hold lists of objects together")
-    return _rows(file, "\t", style)
+    return _read_rows(file, "\t", quoting)
 
 
 def _quotes_a_list(line: str) -> bool:
-    """Whether a cell of a line is a list of objects (JSON or Python) in the quotes of a table."""
+    """Return whether a cell of a line is a list of objects (JSON or Python) in the quotes of a table."""
     return any(map(_QUOTED_LIST.match, line.split("\t")))
 
 
-def _separator(file: DataFile) -> str:
-    first = next(file.decoded_lines(), "")
-    if "," in first:
-        return ","
-    found = next((other for other in _OTHERS if other in first), ",")
-    if found != ",":
-        file.note(f"its cells are separated by {found!r}, not by commas")
-    return found
-
-
-def _rows(file: DataFile, separator: str, style: str) -> Iterator[RawRow]:
-    csv.field_size_limit(_WIDEST)
-    table = csv.reader(_csv_lines(file), delimiter=separator, quoting=_STYLES[style])  # type: ignore[arg-type]
-    start, header, blank = 1, list(file.reading.header), 0
+def _read_rows(file: DataFile, separator: str, quoting: str) -> Iterator[RawRow]:
+    csv.field_size_limit(_LONGEST_CELL)
+    table = csv.reader(_csv_lines(file), delimiter=separator, quoting=_QUOTING[quoting])  # type: ignore[arg-type]
+    start, header, blank = 1, list(file.options.header), 0
     while True:
         try:
             cells = next(table, None)
@@ -71,12 +63,12 @@ def _rows(file: DataFile, separator: str, style: str) -> Iterator[RawRow]:
         if cells is None:
             return
         blank = 0 if cells else blank + 1
-        if blank > _MOST_BLANK:
-            raise DataError(f"{file.name}:{start}: more than {_MOST_BLANK:,} blank lines in a row; remove them")
+        if blank > _MAX_BLANK_LINES:
+            raise DataError(f"{file.name}:{start}: more than {_MAX_BLANK_LINES:,} blank lines in a row; remove them")
         if cells and not header:
-            header = _checked_header(cells, file, start)
+            header = _check_header(cells, file, start)
         elif cells:
-            yield RawRow(file.name, start, _fit_cells(header, cells))
+            yield RawRow(file.name, start, _name_cells(header, cells))
         start = table.line_num + 1
 
 
@@ -86,7 +78,7 @@ def _csv_lines(file: DataFile) -> Iterator[str]:
         yield from io.StringIO(line, newline="") if "\r" in line else (line,)
 
 
-def _checked_header(cells: list[str], file: DataFile, line: int) -> list[str]:
+def _check_header(cells: list[str], file: DataFile, line: int) -> list[str]:
     twice = next((cell for cell in cells if cells.count(cell) > 1), None)
     if twice is not None:
         raise DataError(
@@ -96,7 +88,7 @@ def _checked_header(cells: list[str], file: DataFile, line: int) -> list[str]:
     return cells
 
 
-def _fit_cells(header: list[str], cells: list[str]) -> Any:
+def _name_cells(header: list[str], cells: list[str]) -> Any:
     if len(cells) == len(header):
         return dict(zip(header, cells, strict=True))
     problem = f"has {len(cells)} cells where the header has {len(header)}"

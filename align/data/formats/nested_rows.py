@@ -1,8 +1,8 @@
 """Rows that hold several examples, or one in a shape of its own, turned into plain rows.
 
 A plain row has the columns `prompt`, then `completion` (and perhaps `label`) or `chosen` and `rejected`, and perhaps
-`answer`, `tools` and `id`; `readers.read_plain` makes a record of it. What cannot be an example by its nature, such as
-a question without an answer, is a RowSkipped in the row's place.
+`answer`, `tools` and `id`; `single_answers.read_plain` makes a record of it. What cannot be an example by its nature,
+such as a question without an answer, is a RowSkipped in the row's place.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def split_solutions(row: Row, layout: RowLayout) -> Iterator[PlainRow]:
     if layout.view == "prompt":
         yield common
         return
-    judged = list(_solutions(row))
+    solutions = list(_solutions(row))
     if layout.view == "preference":
-        right, wrong = ([text for _, text, good in judged if good is wanted] for wanted in (True, False))
+        right, wrong = ([text for _, text, good in solutions if good is wanted] for wanted in (True, False))
         pairs = [(good, bad) for good, bad in itertools.product(right, wrong) if good.strip() != bad.strip()]
         if not pairs:
             yield RowSkipped("no pair of a right and a wrong solution")
         yield from (common | {"chosen": good, "rejected": bad} for good, bad in pairs)
         return
-    for model, text, good in judged:
+    for model, text, good in solutions:
         yield common | {"completion": text, "label": good, "model": model}
 
 
@@ -75,18 +75,18 @@ def split_ranked(row: Row, layout: RowLayout) -> Iterator[PlainRow]:
     """
     prompt = row.get("prompt")
     sets = _tree_sets(prompt, []) if isinstance(prompt, dict) else iter([_answer_set(row, layout)])
-    found = False
+    empty = True
     for context, ranked in sets:
         ordered = sorted(ranked, key=lambda one: one[0])
         if layout.view in _ONE_EACH and ordered:
-            found = True
+            empty = False
             yield {"prompt": context, "completion": ordered[0][1]}
             continue
         for (better, good), (worse, bad) in itertools.combinations(ordered, 2):
             if better < worse:
-                found = True
+                empty = False
                 yield {"prompt": context, "chosen": good, "rejected": bad}
-    if not found:
+    if empty:
         yield RowSkipped("no answers of different rank")
 
 
@@ -100,8 +100,8 @@ def _answer_set(row: Row, layout: RowLayout) -> Ranked:
         raise RowError("no answers", "answers", f"is {kind_of(answers)}, not a list", "write [{answer, rank}]")
     ranked = []
     for index, answer in enumerate(answers):
-        held = _mapping(answer, f"answers[{index}]")
-        rank, text = held.get("rank"), held.get("answer", held.get("text"))
+        entry = _mapping(answer, f"answers[{index}]")
+        rank, text = entry.get("rank"), entry.get("answer", entry.get("text"))
         if not isinstance(rank, (int, float)) or isinstance(rank, bool) or not isinstance(text, str):
             raise RowError("bad rank", f"answers[{index}]", "has no text with a number as rank", "write {answer, rank}")
         ranked.append((float(rank), text))
@@ -109,7 +109,7 @@ def _answer_set(row: Row, layout: RowLayout) -> Ranked:
 
 
 def _tree_sets(node: dict[str, Any], before: Messages) -> Iterator[Ranked]:
-    """Every set of sibling answers of a tree of replies, with the turns before them."""
+    """Yield every set of sibling answers of a tree of replies, with the turns before them."""
     waiting = [(node, before)]  # no recursion, since trees may be deep
     while waiting:
         node, before = waiting.pop()
@@ -138,40 +138,41 @@ def _reply(node: dict[str, Any]) -> Message:
 def split_questions(row: Row, _layout: RowLayout) -> Iterator[PlainRow]:
     """Questions about a text (SQuAD, CMRC): one row a question, its first answer the reference of all `answers`."""
     paragraphs = row.get("paragraphs")
-    for place, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [row]):
-        held = _mapping(paragraph, f"paragraphs[{place}]")
-        context = held.get("context", held.get("context_text"))
+    for number, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [row]):
+        entry = _mapping(paragraph, f"paragraphs[{number}]")
+        context = entry.get("context", entry.get("context_text"))
         if not isinstance(context, str):
             raise RowError("not text", "context", f"is {kind_of(context)}, not text", "write it as a string")
-        questions = held.get("qas", [held])
+        questions = entry.get("qas", [entry])
         if not isinstance(questions, list):
             raise RowError("no questions", "qas", f"is {kind_of(questions)}, not a list", "write a list of questions")
         for index, question in enumerate(questions):
             yield _question(_mapping(question, f"qas[{index}]"), context)
 
 
-def _question(held: dict[str, Any], context: str) -> PlainRow:
-    asked = held.get("question", held.get("query_text"))
-    if not isinstance(asked, str):
-        raise RowError("not text", "question", f"is {kind_of(asked)}, not text", "write it as a string")
-    answers = _answers(held.get("answers"))
+def _question(entry: dict[str, Any], context: str) -> PlainRow:
+    question = entry.get("question", entry.get("query_text"))
+    if not isinstance(question, str):
+        raise RowError("not text", "question", f"is {kind_of(question)}, not text", "write it as a string")
+    answers = _answers(entry.get("answers"))
     if not answers:
         return RowSkipped("question without an answer")
-    known = held.get("id", held.get("query_id"))
-    plain: Row = {"prompt": f"{context}\n\n{asked}", "completion": answers[0], "answer": answers[0]}
+    identifier = entry.get("id", entry.get("query_id"))
+    plain: Row = {"prompt": f"{context}\n\n{question}", "completion": answers[0], "answer": answers[0]}
     plain |= {"answers": answers} if len(answers) > 1 else {}
-    return plain | ({} if known is None else {"id": str(known)}) if asked.strip() else RowSkipped("empty question")
+    plain |= {} if identifier is None else {"id": str(identifier)}
+    return plain if question.strip() else RowSkipped("empty question")
 
 
 def _answers(answers: Any) -> list[str]:
-    """The different answers in either spelling: [{text, answer_start}] or {text: [...], answer_start: [...]}.
+    """Return the different answers of [{text, answer_start}] or {text: [...], answer_start: [...]}.
 
-    None at all unless the first of them, which stands for the row, is a text.
+    The list is empty unless the first answer, which becomes the completion, is a text.
     """
     if isinstance(answers, dict):
         answers = answers.get("text")
-    held = answers if isinstance(answers, list) else [answers]
-    texts = [answer.get("text") if isinstance(answer, dict) else answer for answer in held]
+    answers = answers if isinstance(answers, list) else [answers]
+    texts = [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]
     good = [text for text in texts if isinstance(text, str) and text.strip()]
     return list(dict.fromkeys(good)) if good and good[0] == texts[0] else []
 
@@ -187,9 +188,9 @@ def split_choice(row: Row, layout: RowLayout) -> Iterator[PlainRow]:
     right = _right_one(row.get("answer", row.get("answerKey")), choices, labels)
     listed = "\n".join(f"({label}) {choice}" for label, choice in zip(labels, choices, strict=True))
     answer = f"({labels[right]})"
-    known = {"choices", "answer", "answerKey", layout.column(row, "prompt"), *letters}
+    used = {"choices", "answer", "answerKey", layout.column(row, "prompt"), *letters}
     yield {
-        **{key: value for key, value in row.items() if key not in known},
+        **{key: value for key, value in row.items() if key not in used},
         "labels": labels,
         "prompt": f"{question}\n{listed}",
         "completion": f"{answer} {choices[right]}",
@@ -198,7 +199,7 @@ def split_choice(row: Row, layout: RowLayout) -> Iterator[PlainRow]:
 
 
 def _letter_columns(row: Row) -> list[str]:
-    """The columns A, B and so on in which a row without a list of choices has them."""
+    """Return the columns A, B and so on in which a row without a list of choices has them."""
     if "choices" in row:
         return []
     return list(itertools.takewhile(lambda letter: row.get(letter) is not None, _LETTERS))
@@ -220,9 +221,9 @@ def _choices(value: Any) -> tuple[list[str], list[str]]:
 def _right_one(answer: Any, choices: list[str], labels: list[str]) -> int:
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
-    for known in (labels, choices):
-        if answer in known:
-            return known.index(answer)
+    for spellings in (labels, choices):
+        if answer in spellings:
+            return spellings.index(answer)
     if isinstance(answer, str) and answer.isdecimal() and int(answer) < len(choices):  # a number as tables hold it
         return int(answer)
     remedy = f"write one of {', '.join(labels)}, its number from 0, or its text"
@@ -230,13 +231,13 @@ def _right_one(answer: Any, choices: list[str], labels: list[str]) -> int:
 
 
 def join_preferred(row: Row, _layout: RowLayout) -> Iterator[PlainRow]:
-    """OpenAI's preference fine-tuning: input with messages, a preferred and a non-preferred output."""
+    """Rename the columns of OpenAI's preference files: input with messages, preferred and non-preferred output."""
     given = _mapping(row.get("input"), "input")
-    known = ("input", "preferred_output", "non_preferred_output")
-    for column in known[1:]:
+    columns = ("input", "preferred_output", "non_preferred_output")
+    for column in columns[1:]:
         if column not in row:
             raise RowError("missing column", column, f"no such column (columns: {', '.join(map(str, row))})", "add it")
-    rest = {key: value for key, value in row.items() if key not in known}
+    rest = {key: value for key, value in row.items() if key not in columns}
     tools = {"tools": given["tools"]} if given.get("tools") else {}
     yield {
         **rest,

@@ -1,4 +1,4 @@
-"""How the rows of one dataset are laid out: which column plays which part."""
+"""How the rows of one dataset are laid out: which column plays which part, and typed access to the parts."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ COMMON: Synonyms = {
     "meta": ("meta",),
 }
 """Parts that every format knows."""
+_MAX_CACHED = 1000
+_LABELS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 
 
 class ColumnRoles(NamedTuple):
@@ -36,12 +38,9 @@ class ColumnRoles(NamedTuple):
     columns: dict[str, str]
     """the column of every part the row has"""
     extras: tuple[tuple[str, str], ...]
-    """weight, margin, score, tools and id with their columns, as far as the row has them"""
+    """weight, margin, score, tools, meta and id with their columns, as far as the row has them"""
     unused: tuple[str, ...]
     """the columns without a part"""
-
-
-_MOST_PLANS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,55 +60,56 @@ class RowLayout:
     question: str = ""
     truncated: str = "drop"
     both_bad: str = "unpaired"
-    remarks: Counter[str] = field(default_factory=Counter)
-    """what readers decided about rows they took, and how often"""
-    _plans: dict[tuple[str, ...], ColumnRoles] = field(default_factory=dict)
+    decisions: Counter[str] = field(default_factory=Counter)
+    """decisions about rows that were read, with how often each was taken"""
+    _roles: dict[tuple[str, ...], ColumnRoles] = field(default_factory=dict)
     _last: list[Any] = field(default_factory=list)
 
-    def plan(self, row: Row) -> ColumnRoles:
-        """The plan of a row; rows with the same columns share one."""
+    def roles(self, row: Row) -> ColumnRoles:
+        """Return the roles of a row's columns; rows with the same columns share them."""
         if self._last and self._last[0] is row:  # readers ask for one part of a row after the other
             return self._last[1]
         keys = tuple(row)
-        plan = self._plans.get(keys)
-        if plan is None:
-            if len(self._plans) >= _MOST_PLANS:  # rows whose keys are data, such as names
-                self._plans.clear()
-            plan = self._plans[keys] = self._make_plan(row)
-        self._last[:] = (row, plan)
-        return plan
+        roles = self._roles.get(keys)
+        if roles is None:
+            if len(self._roles) >= _MAX_CACHED:  # rows whose keys are data, such as names
+                self._roles.clear()
+            roles = self._roles[keys] = self._assign_roles(row)
+        self._last[:] = (row, roles)
+        return roles
 
-    def _make_plan(self, row: Row) -> ColumnRoles:
+    def _assign_roles(self, row: Row) -> ColumnRoles:
         parts = {*self.synonyms, *self.columns}
-        columns = {part: column for part in parts if (column := self._find(row, part)) is not None}
-        # A column that is a part's usual name and was not taken for it is told among the others.
-        used = {*columns.values(), *_named_columns(self.columns)}
+        columns = {part: column for part in parts if (column := self._find_column(row, part)) is not None}
+        named = {name for value in self.columns.values() for name in ([value] if isinstance(value, str) else value)}
+        # A column with a part's usual name that was not taken for it counts as unused.
+        used = {*columns.values(), *named}
         extras = tuple((part, columns[part]) for part in COMMON if part in columns)
         return ColumnRoles(columns, extras, tuple(key for key in row if key not in used))
 
-    def _find(self, row: Row, part: str) -> str | None:
+    def _find_column(self, row: Row, part: str) -> str | None:
         named = self.columns.get(part)
         if isinstance(named, str):
             return named if named in row else None
         return next((name for name in self.synonyms.get(part, ()) if name in row), None)
 
     def column(self, row: Row, part: str) -> str | None:
-        """The name of the column that plays this part in this row, if any."""
-        return self.plan(row).columns.get(part)
+        """Return the name of the column that plays this part in this row, if any."""
+        return self.roles(row).columns.get(part)
 
     def get(self, row: Row, part: str) -> Any:
-        """The value of an optional part; None when absent, null or (as tables write it) empty."""
+        """Return the value of an optional part; None when absent, null or (as tables write it) empty."""
         column = self.column(row, part)
         value = row[column] if column is not None else None
         return None if value == "" else value
 
     def reference(self, row: Row) -> str | None:
-        """The answer to check a completion against, where there is one."""
+        """Return the answer to check a completion against, where there is one."""
         value = self.get(row, "answer")
         return None if value is None else str(value)
 
     def need(self, row: Row, part: str) -> tuple[str, Any]:
-        """Name and value of a part every row must have."""
+        """Return name and value of a part every row must have."""
         column = self.column(row, part)
         if column is None:
             named = self.columns.get(part)
@@ -120,22 +120,22 @@ class RowLayout:
         return column, row[column]
 
     def text(self, row: Row, part: str, empty: str | None) -> str:
-        """A text every row must have; blank is refused under the reason `empty`, unless that is None."""
+        """Return a text every row must have; blank is refused under the reason `empty`, unless that is None."""
         column, value = self.need(row, part)
         return checked_text(value, column, empty)
 
     def context(self, row: Row, part: str) -> Messages:
-        """The turns of a prompt every row must have."""
+        """Return the turns of a prompt every row must have."""
         column, value = self.need(row, part)
         return read_context(value, column, self.tags)
 
     def answer(self, row: Row, part: str) -> Messages:
-        """The turns of an answer every row must have."""
+        """Return the turns of an answer every row must have."""
         column, value = self.need(row, part)
         return read_answer(value, column, self.tags)
 
     def optional_text(self, row: Row, part: str) -> str | None:
-        """A text that may be absent, null or blank."""
+        """Return a text that may be absent, null or blank."""
         value = self.get(row, part)
         if value is None:
             return None
@@ -143,9 +143,9 @@ class RowLayout:
         return text if text.strip() else None
 
     def label(self, row: Row) -> bool | None:
-        """The good-or-bad label, if any; a column nobody named counts only when it holds true or false.
+        """Return the good-or-bad label, if any.
 
-        Where labels are what is asked for, such a column is one, too.
+        A column that no setting names counts only when it holds true or false, or when the view asks for labels.
         """
         column = self.column(row, "label")
         if column is None:
@@ -153,46 +153,32 @@ class RowLayout:
         value = row[column]
         named = "label" in self.columns or bool(self.label_map) or self.view == "unpaired"
         if not isinstance(value, bool) and not named:
-            value = {"true": True, "false": False}.get(str(value).lower(), value)
-            return value if isinstance(value, bool) else None
+            return {"true": True, "false": False}.get(str(value).lower())
         return read_label(value, column, self.label_map)
 
-    def used(self) -> set[str]:
-        """Every column name this layout gives a meaning."""
-        names = {name for part, known in self.synonyms.items() if part not in self.columns for name in known}
-        for column in self.columns.values():
-            names.update([column] if isinstance(column, str) else column)
-        return names
 
-
-def _named_columns(columns: Mapping[str, str | list[str]]) -> set[str]:
-    return {name for named in columns.values() for name in ([named] if isinstance(named, str) else named)}
-
-
-def spelled_whole(value: Any) -> str:
+def whole_number_text(value: Any) -> str:
     """Return a value as text, and 1.0 as 1: pandas writes so whole numbers, and booleans, beside an empty cell."""
     return re.sub(r"(?<=\d)\.0+$", "", str(value).strip()).lower()
 
 
-_LABELS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-
-
 def read_label(value: Any, column: str, label_map: Mapping[str, str | bool] | None = None) -> bool:
-    """A label as files write it: true, false, yes, no, 1 or 0 (also as 1.0 and 0.0); or as a label map says."""
-    known = label_map or _LABELS
+    """Return a label as files write it: true, false, yes, no, 1 or 0 (also as 1.0 and 0.0); or as a label map says."""
+    meanings = label_map or _LABELS
     word = str(value).strip()
-    forms = (str(value), word, word.lower(), spelled_whole(value))
-    found = next((known[form] for form in forms if form in known), None)
-    if not isinstance(found, bool):
-        words = ", ".join(f"{word}: {meaning}" for word, meaning in known.items()) if label_map else ", ".join(_LABELS)
+    spellings = (str(value), word, word.lower(), whole_number_text(value))
+    label = next((meanings[spelling] for spelling in spellings if spelling in meanings), None)
+    if not isinstance(label, bool):
+        words = ", ".join(f"{word}: {meaning}" for word, meaning in label_map.items()) if label_map else None
         missing = value is None or word.lower() in ("", "nan", "none", "<na>")
         problem = f"is {shorten(value)}, {'no label at all' if missing else 'neither true nor false'}"
-        raise RowError("bad label", column, problem, f"write true or false (known: {words}), or give a label_map")
-    return found
+        remedy = f"write true or false (known: {words or ', '.join(_LABELS)}), or give a label_map"
+        raise RowError("bad label", column, problem, remedy)
+    return label
 
 
 def read_number(value: Any, column: str) -> float | None:
-    """A finite number, or None when there is none."""
+    """Return a finite number, or None when there is none."""
     if value is None or value == "" or isinstance(value, (bool, list, dict)):
         return None
     try:
@@ -205,7 +191,7 @@ def read_number(value: Any, column: str) -> float | None:
 
 
 def read_meta(value: Any, column: str) -> dict[str, Any]:
-    """What else is known of a row: an object (or the JSON text of one, as tables hold it) as it is."""
+    """Return what else a row holds: an object (or the JSON text of one, as tables hold it) as it is."""
     if value is None:
         return {}
     if isinstance(value, str) and value.startswith("{"):
@@ -215,7 +201,7 @@ def read_meta(value: Any, column: str) -> dict[str, Any]:
 
 
 def read_tools(value: Any, column: str) -> list[dict[str, Any]] | None:
-    """Tool schemas as chat templates take them, from a list or the JSON text of one."""
+    """Return tool schemas as chat templates take them, from a list or the JSON text of one."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
