@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from align.config import Settings, group_of, load_yaml, read_yaml
+from align.config import Settings, group_of
 from align.errors import UsageError, nearest
+from align.strict_yaml import load_yaml, read_yaml
 
 
 @dataclass(frozen=True)

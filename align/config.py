@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import sys
 import typing
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
@@ -67,8 +66,6 @@ class StageConfig(Settings):
     """what to train on: dataset names, files or folders; NAME:limit=500 takes a part"""
     name: Name
     """the name to register the result under"""
-    eval_data: str | list[str] | None = None
-    """held-out data; nothing is evaluated without it"""
     seed: int = Field(0, ge=0)
     """seeds data order, initialisation and dropout"""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -143,6 +140,11 @@ class StageConfig(Settings):
         return [self.data] if isinstance(self.data, str) else list(self.data)
 
     @property
+    def eval_specs(self) -> list[str]:
+        """Held-out data as a list; empty where there is none."""
+        return []
+
+    @property
     def row_length(self) -> int:
         """Tokens of the longest row the model has to hold."""
         return int(getattr(self, self.row_setting))
@@ -184,18 +186,30 @@ class StageConfig(Settings):
 
 
 class TrainerStageConfig(StageConfig):
-    """What the stages take whose loop is a TRL or transformers trainer."""
+    """Settings of the stages whose loop is a TRL or transformers trainer."""
 
-    eval_steps: int = Field(100, ge=1)
-    """steps between two evaluations when eval_data is given"""
-    early_stopping_patience: int | None = Field(None, ge=1)
-    """stop after so many evaluations without a lower eval_loss, and keep the best weights; none never does"""
     dataset_num_proc: int | None = Field(None, ge=1)
     """processes that tokenise; by default several for large data only"""
     fast_path: bool = True
     """compute each shared prefix once and no padding, where the model allows it; the numbers stay TRL's"""
     trainer: dict[str, Any] = {}
     """anything else of the TRL config this stage fills, checked by name"""
+
+
+class EvaluatedStageConfig(TrainerStageConfig):
+    """Settings of the stages that can evaluate on held-out data while they train."""
+
+    eval_data: str | list[str] | None = None
+    """held-out data; nothing is evaluated without it"""
+    eval_steps: int = Field(100, ge=1)
+    """steps between two evaluations when eval_data is given"""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """stop after so many evaluations without a lower eval_loss, and keep the best weights; none never does"""
+
+    @property
+    def eval_specs(self) -> list[str]:
+        """`eval_data` as a list."""
+        return [self.eval_data] if isinstance(self.eval_data, str) else list(self.eval_data or [])
 
     @model_validator(mode="after")
     def _patience_needs_evaluations(self) -> Self:
@@ -284,97 +298,6 @@ def group_of(kind: Any) -> Any:
     """The group of settings a type stands for, also where the group may be none; None for any other type."""
     groups = (part for part in (kind, *typing.get_args(kind)) if isinstance(part, type) and issubclass(part, Settings))
     return next(groups, None)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which `1e-4` is a number and a key written twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                place = key_node.start_mark
-                raise UsageError(f"{place.name}:{place.line + 1} {key}: written twice; keep one of them")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # Each merge of several mappings may double what the one before it held.
-        merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
-        if any(isinstance(value, yaml.SequenceNode) and len(value.value) > 1 for value in merged):
-            place = node.start_mark
-            raise UsageError(f"{place.name}:{place.line + 1} <<: merges several mappings; write their keys out")
-        super().flatten_mapping(node)
-
-
-_MOST_VALUES = 100_000
-"""Values that the aliases of a YAML file may add to those it writes."""
-
-
-def _refuse_unfolding(value: Any, origin: str) -> None:
-    """Raise UsageError for aliases that unfold to far more values than the file holds, or without end."""
-    sizes: dict[int, int] = {}
-    added = 0
-
-    def size(part: Any) -> int:
-        nonlocal added
-        if not isinstance(part, (dict, list)):
-            return 1
-        if id(part) not in sizes:
-            sizes[id(part)] = _MOST_VALUES + 1  # stands for itself while it is inside itself
-            sizes[id(part)] = 1 + sum(map(size, part.values() if isinstance(part, dict) else part))
-            return sizes[id(part)]
-        added += sizes[id(part)]
-        if added > _MOST_VALUES:
-            raise UsageError(f"{origin}: its aliases (*name) unfold to a great many values; write them out")
-        return sizes[id(part)]
-
-    size(value)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def load_yaml(text: str, origin: str) -> Any:
-    """Parse YAML strictly; `origin` names it in messages."""
-    try:
-        loader = _StrictLoader(text)
-    except yaml.YAMLError as error:  # a control character
-        raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; mend it") from None
-    loader.name = origin
-    try:
-        value = loader.get_single_data()
-        _refuse_unfolding(value, origin)
-        return value
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{origin}:{line} not valid YAML: {error.problem}; mend it") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; mend it") from None
-    finally:
-        loader.dispose()
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        beside = [file.name for file in path.parent.glob("[!.]*.y*ml")] if path.parent.is_dir() else []
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        hint = nearest(path.name, beside) or " check the path"
-        raise UsageError(f"{path}: cannot be read ({reason});{hint}") from None
-    values = load_yaml(text, str(path))
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: holds {type(values).__name__}, not a mapping of settings; write `key: value` lines")
-    return values
 
 
 def dump_yaml(config: Settings) -> str:

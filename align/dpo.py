@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from align.config import TrainerStageConfig
+from align.config import EvaluatedStageConfig
 from align.errors import UsageError
 from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
@@ -34,7 +34,7 @@ _FALLEN = 0.1
 """share of their log-probability that chosen answers may lose before a line warns about it"""
 
 
-class DpoConfig(TrainerStageConfig):
+class DpoConfig(EvaluatedStageConfig):
     """Settings of direct preference optimisation."""
 
     learning_rate: float = Field(5e-6, gt=0, le=1)
@@ -107,45 +107,36 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     """Train a policy on preference pairs against a frozen copy of itself."""
     from trl import DPOConfig, DPOTrainer
 
-    from align.models.adapters import start_policy, unrounded
+    from align.models.adapters import start_policy
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
     from align.models.stack import WHOLE, concatenate
-    from align.training.arguments import trl_arguments
-    from align.training.datasets import stand_in, token_sets
     from align.training.first_step import expect_first
     from align.training.loop import train
+    from align.training.trl_bridge import build_trainer, trl_arguments
 
     # 1. Data: records seen as chosen and rejected answers to one prompt.
-    records = run.records()
-    held_out = run.held_out(records)
+    run.data.read()
 
     # 2. Models: one base; the policy continues the start's adapter, or is a new one beside it.
     stacks = config.fresh_adapter
     loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config), fresh=stacks)
     if config.trainer.get("disable_dropout", True):
         switch_off_dropout(loaded.model)
-    train_set, eval_set = token_sets(run, records, held_out, loaded.tokenizer)
+    data = run.data.tokenise(loaded.tokenizer)
 
-    # 3. Optimise: TRL owns the loop. It would tokenise rows itself, so it is built on a stand-in and given ours after.
-    with unrounded(loaded.model):
-        trainer = DPOTrainer(
-            model=loaded.model,
-            args=trl_arguments(
-                DPOConfig, config, run, max_length=None, beta=config.beta, loss_type=config.loss_type,
-                loss_weights=config.loss_weights, label_smoothing=config.label_smoothing,
-            ),
-            train_dataset=stand_in(),
-            eval_dataset=stand_in() if eval_set is not None else None,
-            processing_class=loaded.tokenizer,
-        )  # fmt: skip
-    trainer.train_dataset, trainer.eval_dataset = train_set, eval_set
+    # 3. Optimise: TRL owns the loop, we own every argument it receives.
+    args = trl_arguments(
+        DPOConfig, run, max_length=None, beta=config.beta, loss_type=config.loss_type,
+        loss_weights=config.loss_weights, label_smoothing=config.label_smoothing,
+    )  # fmt: skip
+    trainer = build_trainer(DPOTrainer, loaded.model, loaded.tokenizer, args, data)
     _set_reference(config, run, trainer, loaded)
     if config.trainer.get("disable_dropout", True):
         expect_first(run, trainer, first_numbers(config))
     numbers = train(run, trainer)
     if (fall := fall_of_chosen(config.beta, numbers)) is not None:
-        run.say(fall)
+        run.print_line(fall)
 
     # 4. Hand back the policy's adapter (a stack as one); the reference is not kept.
     if stacks:
@@ -158,7 +149,7 @@ def _set_reference(config: DpoConfig, run: Run, trainer: Any, loaded: LoadedBase
     """Prove the frozen adapter `ref`, or put the start's own in its place, and read it once where that is possible."""
     from align.models.adapters import prove_frozen_copy
     from align.models.stack import prove_fresh, set_beside
-    from align.training.reference import PAIRS, give_reference
+    from align.training.reference import PAIRS, add_reference_logps
 
     if config.fresh_adapter:
         set_beside(loaded, run.parent)
@@ -167,13 +158,13 @@ def _set_reference(config: DpoConfig, run: Run, trainer: Any, loaded: LoadedBase
     else:
         prove_frozen_copy(loaded.model, "default", "ref")
         what = f"a frozen copy of {run.parent.reference}"
-    run.say(f"reference: {what}; it equals the policy at step 0, so KL is 0")
+    run.print_line(f"reference: {what}; it equals the policy at step 0, so KL is 0")
     # With these the reference's number of a row is not one sum, or not the same twice.
     moving = [key for key in ("ld_alpha", "disable_dropout") if config.trainer.get(key) is not None]
     if moving and config.cache_reference:
-        run.say(f"reference: not cached, because trainer.{moving[0]} is set; it is computed in every step")
+        run.print_line(f"reference: not cached, because trainer.{moving[0]} is set; it is computed in every step")
     elif config.cache_reference:
-        give_reference(run, trainer, loaded.base, PAIRS)
+        add_reference_logps(run, trainer, loaded.base, PAIRS)
         if not config.fresh_adapter:
             loaded.model.delete_adapter("ref")
 

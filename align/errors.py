@@ -19,7 +19,8 @@ import errno
 import os
 import select
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 
@@ -118,6 +119,16 @@ def guard(command: Callable[[], int | None], *, debug: bool = False) -> int:
             raise
         sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror}; free space or choose another place\n")
         return MachineError.exit_code
+
+
+@contextmanager
+def warn_instead(what: str) -> Iterator[None]:
+    """Turn whatever is raised inside, Ctrl-C included, into a warning on stderr that begins with `what`."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        with suppress(OSError, ValueError):  # nobody may be reading any more
+            sys.stderr.write(f"warning: {what}: {type(error).__name__}: {error}\n")
 
 
 def _reader_is_gone() -> bool:

@@ -7,9 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from align.command_line import parse_options
-from align.config import build, load_yaml, write
+from align.config import build, write
 from align.engine.options import add_model_options, precision_from
 from align.errors import MachineError, UsageError, guard
+from align.strict_yaml import load_yaml
 
 if TYPE_CHECKING:
     from align.evaluation.jsonl_store import JsonlStore

@@ -126,8 +126,6 @@ class GrpoConfig(VllmStageConfig):
                 f"max_completion_length: {self.max_completion_length} leaves no room for a prompt in "
                 f"max_length={self.max_length}; lower the first or raise the second"
             )
-        if self.eval_data is not None:
-            raise UsageError("eval_data: GRPO has no evaluation pass; remove it and compare the result with its start")
         WeightedRewards(self.rewards)
         return self
 
@@ -136,52 +134,49 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     """Train a policy on how its completions of one prompt score beside each other."""
     from trl import GRPOConfig, GRPOTrainer
 
-    from align.models.adapters import start_policy, unrounded
+    from align.models.adapters import start_policy
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
     from align.rl.grpo_rewards import GrpoRewards
-    from align.training.arguments import trl_arguments
-    from align.training.datasets import token_sets
     from align.training.first_step import expect_first
+    from align.training.training_data import TokenisedSplits
+    from align.training.trl_bridge import build_trainer, trl_arguments
 
     check_vllm(config, run.registry.resolve_base(run.parent).location)
     # 1. Data: records seen as prompts; rewards may read the rest of a record.
-    found = run.records()
+    records = run.data.train.records
     rewards = WeightedRewards(config.rewards)
-    rewards.check(found.records)
-    read = rewards.load(RewardContext(run.registry, Precision.of(config), run.say))
+    rewards.check(records)
+    read = rewards.load(RewardContext(run.registry, Precision.of(config), run.print_line))
 
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
     loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
     switch_off_dropout(loaded.model)
-    stops = _end_answers(loaded, run.say)
-    rows, _ = token_sets(run, found, None, loaded.tokenizer)
+    stops = _end_answers(loaded, run.print_line)
+    rows = run.data.tokenise(loaded.tokenizer).train
 
     # 3. Optimise: TRL owns the loop; prompts go in as our tokens, in an order of which a checkpoint is always a place.
     prompts, steps = _in_order(config, run, rows)
-    reward_functions = GrpoRewards(rewards, found.records, run.folder if run.ranks.first else None, loaded.tokenizer)
-    with unrounded(loaded.model):
-        trainer = GRPOTrainer(
-            model=loaded.model,
-            reward_funcs=reward_functions.functions(),
-            args=trl_arguments(
-                GRPOConfig, config, run, max_steps=steps, num_train_epochs=1, shuffle_dataset=False,
-                save_steps=_save_steps(config, run), reward_weights=[reward.weight for reward in config.rewards],
-                num_generations=config.num_generations, temperature=config.temperature, top_p=config.top_p,
-                max_completion_length=config.max_completion_length, beta=config.beta, epsilon=config.epsilon,
-                loss_type=config.loss_type, scale_rewards=config.scale_rewards, num_iterations=config.num_iterations,
-                **vllm_arguments(config, stops),
-            ),
-            train_dataset=prompts,
-            processing_class=loaded.tokenizer,
-        )  # fmt: skip
+    reward_functions = GrpoRewards(rewards, records, run.folder if run.ranks.is_rank_zero else None, loaded.tokenizer)
+    args = trl_arguments(
+        GRPOConfig, run, max_steps=steps, num_train_epochs=1, shuffle_dataset=False,
+        save_steps=_save_steps(config, run), reward_weights=[reward.weight for reward in config.rewards],
+        num_generations=config.num_generations, temperature=config.temperature, top_p=config.top_p,
+        max_completion_length=config.max_completion_length, beta=config.beta, epsilon=config.epsilon,
+        loss_type=config.loss_type, scale_rewards=config.scale_rewards, num_iterations=config.num_iterations,
+        **vllm_arguments(config, stops),
+    )  # fmt: skip
+    trainer = build_trainer(
+        GRPOTrainer, loaded.model, loaded.tokenizer, args, TokenisedSplits(prompts),
+        reward_funcs=reward_functions.functions(),
+    )  # fmt: skip
     give_tokens(trainer)
     if config.beta:
         _prove_reference(run, loaded.model)
         expect_first(run, trainer, first_numbers(config))
     numbers = _train(run, trainer)
     if numbers.get("frac_reward_zero_std") == 1:
-        run.say(
+        run.print_line(
             "warning: at the end all completions of every group scored the same, and nothing is learned from such "
             "groups; raise num_generations or temperature, or take rewards that tell completions apart"
         )
@@ -226,7 +221,7 @@ def _in_order(config: GrpoConfig, run: Run, rows: Dataset) -> tuple[Dataset, int
     """
     from align.rl.rollout import PromptStream, count_rollouts
 
-    size = config.prompts_per_unit * run.ranks.count
+    size = config.prompts_per_unit * run.ranks.world_size
     units = count_rollouts(len(rows), size, config.num_train_epochs, math.ceil(config.max_steps / config.save_unit))
     order = PromptStream(len(rows), config.seed).take(units * size)
     steps = config.max_steps if config.max_steps > 0 else units * config.save_unit
@@ -239,7 +234,9 @@ def _save_steps(config: GrpoConfig, run: Run) -> int:
         return 500
     steps = math.ceil(config.save_steps / config.save_unit) * config.save_unit
     if steps != config.save_steps:
-        run.say(f"save_steps={config.save_steps}: a rollout lasts {config.save_unit} steps, so every {steps} are saved")
+        run.print_line(
+            f"save_steps={config.save_steps}: a rollout lasts {config.save_unit} steps, so every {steps} are saved"
+        )
     return steps
 
 
@@ -247,7 +244,7 @@ def _prove_reference(run: Run, model: Any) -> None:
     from align.models.adapters import prove_frozen_copy
 
     prove_frozen_copy(model, "default", "ref")
-    run.say(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
+    run.print_line(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
 
 
 def first_numbers(config: GrpoConfig) -> dict[str, Expected]:

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align.config import TrainerStageConfig
+from align.config import EvaluatedStageConfig
 from align.errors import UsageError
 from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from align.training.first_step import Expected
     from align.training.run import Run
 
 
-class KtoConfig(TrainerStageConfig):
+class KtoConfig(EvaluatedStageConfig):
     """Settings of Kahneman-Tversky optimisation."""
 
     learning_rate: float = Field(5e-6, gt=0, le=1)
@@ -56,48 +58,40 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     """Train a policy on good and bad answers against a frozen copy of itself."""
     from trl import KTOConfig, KTOTrainer
 
-    from align.models.adapters import prove_frozen_copy, start_policy, unrounded
+    from align.models.adapters import prove_frozen_copy, start_policy
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
-    from align.training.arguments import trl_arguments
-    from align.training.datasets import mismatched, stand_in, token_sets
     from align.training.first_step import expect_first
     from align.training.loop import train
-    from align.training.reference import UNPAIRED, give_reference
+    from align.training.reference import UNPAIRED, add_reference_logps
+    from align.training.trl_bridge import build_trainer, trl_arguments
 
     # 1. Data: records seen as answers with a verdict; a pair gives two.
-    records = run.records()
-    held_out = run.held_out(records)
+    run.data.read()
 
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
     loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
     switch_off_dropout(loaded.model)
-    train_set, eval_set = token_sets(run, records, held_out, loaded.tokenizer)
-    count = sum(train_set["label"])
-    good, bad = balance(count, len(train_set) - count, config)
-    run.say(f"{count} good answers of weight {good:.3g}, {len(train_set) - count} bad ones of weight {bad:.3g}")
+    data = run.data.tokenise(loaded.tokenizer)
+    good, total = sum(data.train["label"]), len(data.train)
+    weights = balance_weights(good, total - good, config)
+    run.print_line(
+        f"{good} good answers of weight {weights[0]:.3g}, {total - good} bad ones of weight {weights[1]:.3g}"
+    )
 
-    # 3. Optimise: TRL owns the loop. It would tokenise rows itself, so it is built on a stand-in and given ours after.
-    with unrounded(loaded.model):
-        trainer = KTOTrainer(
-            model=loaded.model,
-            args=trl_arguments(
-                KTOConfig, config, run, max_length=config.max_length, beta=config.beta, loss_type=config.loss_type,
-                desirable_weight=good, undesirable_weight=bad,
-            ),
-            train_dataset=stand_in(),
-            eval_dataset=stand_in() if eval_set is not None else None,
-            processing_class=loaded.tokenizer,
-        )  # fmt: skip
-    size = config.per_device_train_batch_size
-    trainer.train_dataset = mismatched(train_set, size, config.seed)
-    trainer.eval_dataset = mismatched(eval_set, size, config.seed) if eval_set is not None else None
+    # 3. Optimise: TRL owns the loop, we own every argument it receives and the order of the rows.
+    args = trl_arguments(
+        KTOConfig, run, max_length=config.max_length, beta=config.beta, loss_type=config.loss_type,
+        desirable_weight=weights[0], undesirable_weight=weights[1],
+    )  # fmt: skip
+    data = data.map(lambda rows: add_mismatched(rows, config.per_device_train_batch_size, config.seed))
+    trainer = build_trainer(KTOTrainer, loaded.model, loaded.tokenizer, args, data)
     prove_frozen_copy(loaded.model, "default", "ref")
-    run.say(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
+    run.print_line(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
     if config.cache_reference:
-        give_reference(run, trainer, loaded.base, UNPAIRED)
+        add_reference_logps(run, trainer, loaded.base, UNPAIRED)
         loaded.model.delete_adapter("ref")
-    expect_first(run, trainer, first_numbers(config, good, bad))
+    expect_first(run, trainer, first_numbers(config, *weights))
     numbers = train(run, trainer)
 
     # 4. Hand back the policy's adapter; the reference is not kept.
@@ -105,8 +99,8 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=[run.parent])
 
 
-def balance(good: int, bad: int, config: KtoConfig) -> tuple[float, float]:
-    """Weights of good and bad answers: as asked, else the rarer ones are raised until both sums are equal.
+def balance_weights(good: int, bad: int, config: KtoConfig) -> tuple[float, float]:
+    """Return the weights of good and bad answers: as asked, or such that the sums of both are equal.
 
     The paper (section 4.2) advises a ratio of the two sums between 1 and 4/3.
     """
@@ -117,6 +111,25 @@ def balance(good: int, bad: int, config: KtoConfig) -> tuple[float, float]:
         return weights[0], weights[1]
     first, second = (1.0 if weight is None else weight for weight in asked)
     return first, second
+
+
+def add_mismatched(rows: Dataset, batch_size: int, seed: int) -> Dataset:
+    """Return shuffled rows, each with the completion of another prompt of its batch as `KL_completion_ids`.
+
+    The KL of a batch is estimated on prompts whose completions were moved on by one, so the rows must be read in order.
+    """
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+    rows = rows.shuffle(seed=seed).flatten_indices()
+    ids = rows["completion_ids"]
+    starts = range(0, len(ids), batch_size)
+    mismatched = [
+        ids[start - 1 if row == start and start + 1 >= len(ids) else row - 1 if row > start else stop - 1]
+        for start, stop in ((start, min(start + batch_size, len(ids))) for start in starts)
+        for row in range(start, stop)
+    ]
+    return rows.add_column("KL_completion_ids", mismatched)
 
 
 def first_numbers(config: KtoConfig, good: float, bad: float) -> dict[str, Expected]:

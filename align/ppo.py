@@ -50,31 +50,30 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     from align.rl.experience import check_packed_rows
     from align.rl.ppo_models import load_ppo_models
     from align.rl.rollout import PromptStream, count_rollouts
-    from align.training.datasets import token_sets
 
-    config.check_sizes(run.ranks.count)
+    config.check_sizes(run.ranks.world_size)
     # 1. Data: records seen as prompts; rewards may read the rest of a record.
-    data = run.records()
+    data = run.data.train
     reward_model, whole_models = resolve_reward_model(run.registry, config.reward_model)
     rewards, gold = WeightedRewards([*config.rewards, *whole_models]), GoldRewards(config.gold)
-    context = RewardContext(run.registry, Precision.of(config), run.say)
+    context = RewardContext(run.registry, Precision.of(config), run.print_line)
     reward_parents = load_rewards(rewards, gold, data.records, context)
 
     # 2. Models: policy, reference, reward model and value model as adapters on one base.
     models = load_ppo_models(run.registry, run.parent, reward_model, config)
     tokenizer = models.loaded.tokenizer
-    rows, _ = token_sets(run, data, None, tokenizer)
-    check_packed_rows(models, rows[0]["prompt_ids"], run.say)
+    rows = run.data.tokenise(tokenizer).train
+    check_packed_rows(models, rows[0]["prompt_ids"], run.print_line)
 
     # 3. Optimise: sample, score, compare with the reference, update; a step is one rollout.
     total = count_rollouts(len(rows), config.rows_per_step, config.num_train_epochs, config.max_steps)
     state = _start(config, models, PromptStream(len(rows), config.seed), total)
-    stops = stop_ids(models.loaded, run.say)
+    stops = stop_ids(models.loaded, run.print_line)
     numbers = _optimise(config, run, state, _Prompts(rows, data.records, rewards, gold, stops), total)
 
     # 4. Hand back the policy's adapter; reference, reward model and value model are not kept.
     parents = [run.parent, *([reward_model] if reward_model else []), *reward_parents]
-    panels = gold.panels(run.folder / "metrics.jsonl")
+    panels = gold.panels(run.log.path)
     return Trained(
         models.model, tokenizer, models.loaded.base,
         metrics=select_metrics(numbers, *_METRICS), parents=parents, panels=panels,
@@ -90,10 +89,10 @@ def _optimise(config: PpoConfig, run: Run, state: PpoState, prompts: _Prompts, t
     from align.rl.update import update
 
     models, sampling, numbers = state.models, config.sampling, {}
-    shards = Shards(run.ranks.index, run.ranks.count, models.model.device)
+    shards = Shards(run.ranks.rank, run.ranks.world_size, models.model.device)
     own_rows = shards.rows(config.rollout_batch_size, config.minibatch_size)
     first = _resume(run, state, shards)
-    with run.progress(total) as progress:
+    with run.log.progress(total) as progress:
         progress.advance(first)
         for step in range(first + 1, total + 1):
             timer = PhaseTimer()
@@ -115,12 +114,12 @@ def _optimise(config: PpoConfig, run: Run, state: PpoState, prompts: _Prompts, t
             updated = update(config, state, experience, shards, step)
             timer.end_phase("update")
             numbers = describe_rollout(experience, scored, state.kl_coef) | updated | timer.speeds(scored.rollout)
-            numbers |= run.ranks.share(partial(prompts.gold.measure, records, scored.scores.texts))
+            numbers |= run.ranks.from_rank_zero(partial(prompts.gold.measure, records, scored.scores.texts))
             if step == 1:
                 _check_start(run, state, scored, numbers)
             if step % config.logging_steps == 0 or step == total:
-                run.log(step, numbers)
-            if run.ranks.first:
+                run.log.write(step, numbers)
+            if run.ranks.is_rank_zero:
                 append_first_sample(run.folder, step, records[0], scored)
             _adapt_kl_coef(config, state, numbers["kl"])
             progress.advance(1)
@@ -147,9 +146,9 @@ def _resume(run: Run, state: PpoState, shards: Shards) -> int:
     from align.training.loop import apply_changes
     from align.training.shortage import refuse_small_disk
 
-    run.ranks.share(partial(refuse_small_disk, run, state.models.model))
+    run.ranks.from_rank_zero(partial(refuse_small_disk, run, state.models.model))
     checkpoint = run.resume_point()
-    run.ranks.share(partial(drop_samples_after, run.folder, checkpoint[0] if checkpoint else 0))
+    run.ranks.from_rank_zero(partial(drop_samples_after, run.folder, checkpoint[0] if checkpoint else 0))
     if checkpoint is None:
         return 0
     step, folder = checkpoint
@@ -189,7 +188,7 @@ def _check_start(run: Run, state: PpoState, scored: ScoredRollout, numbers: Numb
     Where the log-probs of sampling equal those of the training pass but for rounding, later steps reuse them.
     """
     kl, error = numbers["kl"], numbers["first_ratio_error"]
-    run.say(f"before the first update: KL {kl:g}, largest distance of a ratio from 1 {error:g}")
+    run.print_line(f"before the first update: KL {kl:g}, largest distance of a ratio from 1 {error:g}")
     if not (abs(kl) <= _EQUAL_PASSES and error <= _EQUAL_PASSES):
         raise IntegrityError(
             f"PPO start: KL to the reference is {kl:g} and a ratio is {error:g} from 1, both should be 0; "
@@ -217,7 +216,7 @@ def _save_checkpoint(run: Run, state: PpoState, shards: Shards, step: int, total
     if stopping or (run.config.save_steps and step % run.config.save_steps == 0 and step < total):
         run.checkpoints.save(step, partial(state.save, random_states=shards.gather(random_states)))
     if stopping:
-        run.stopped_by = run.stopped_by or signal.SIGTERM
+        run.stop(run.stopped_by or signal.SIGTERM)
         raise PreemptedError(
             f"stopped after step {step} of {total}, saved in {run.folder}; go on with the same command and --resume"
         )

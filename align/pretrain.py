@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from align.config import LoraSettings, Scheduler, TrainerStageConfig
+from align.config import EvaluatedStageConfig, LoraSettings, Scheduler
 from align.errors import UsageError
 from align.models.scratch import find_preset
 from align.training.command import main
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SCRATCH = "scratch:"
 
 
-class PretrainConfig(TrainerStageConfig):
+class PretrainConfig(EvaluatedStageConfig):
     """Settings of pretraining."""
 
     full_training: ClassVar[bool] = True
@@ -95,33 +95,25 @@ def pretrain(config: PretrainConfig, run: Run) -> Trained:
     """Train a new base on text, or continue one."""
     from transformers import Trainer, TrainingArguments
 
-    from align.training.arguments import trl_arguments
-    from align.training.datasets import token_sets
     from align.training.loop import train
+    from align.training.trl_bridge import build_trainer, trl_arguments
 
     # 1. Data: documents, and conversations written out by the chat template; a new tokenizer learns from both.
-    records = run.records()
-    held_out = run.held_out(records)
+    run.data.read()
 
     # 2. Model: random weights in the shape of a preset, or the base to continue, in full or under an adapter.
-    model, tokenizer, base = _build(config, run, records) if config.preset else _continue(config, run)
-    train_set, eval_set = token_sets(run, records, held_out, tokenizer)
-    run.say(f"{config.model}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(train_set)} blocks")
+    model, tokenizer, base = _build_model(config, run.data.train) if config.preset else _load_start(config, run)
+    data = run.data.tokenise(tokenizer)
+    sizes = f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(data.train)} blocks"
+    run.print_line(f"{config.model}: {sizes}")
 
     # 3. Optimise: the trainer owns the loop; rows are all of one length, so it pads nothing.
-    trainer = Trainer(
-        model=model,
-        args=trl_arguments(
-            TrainingArguments, config, run, adam_beta2=0.99, remove_unused_columns=False, label_names=["labels"]
-        ),
-        data_collator=collate_blocks,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        processing_class=tokenizer,
-    )
+    args = trl_arguments(TrainingArguments, run, adam_beta2=0.99, remove_unused_columns=False, label_names=["labels"])
+    trainer = build_trainer(Trainer, model, tokenizer, args, data, data_collator=collate_blocks)
     numbers = train(run, trainer)
-    if eval_set is not None:
-        numbers |= measure(trainer)
+    if data.held_out is not None:
+        loss = trainer.evaluate()["eval_loss"]
+        numbers |= {"eval_loss": loss, "perplexity": math.exp(loss)}
 
     # 4. Hand back the whole model as a base, or the adapter over the one that was continued.
     kept = select_metrics(numbers, "loss", "eval_loss", "perplexity")
@@ -129,16 +121,17 @@ def pretrain(config: PretrainConfig, run: Run) -> Trained:
     return Trained(model, tokenizer, base, None if config.lora is None else "default", metrics=kept, parents=parents)
 
 
-def _build(config: PretrainConfig, run: Run, records: RecordSet) -> tuple[Any, Any, None]:
-    """A new model and its tokenizer, learned from the training text."""
+def _build_model(config: PretrainConfig, records: RecordSet) -> tuple[Any, Any, None]:
+    """Return a new model and its tokenizer, learned from the training text, over no base."""
     from align.models.scratch import build_base, train_tokenizer
 
     assert config.preset is not None
-    tokenizer = train_tokenizer(texts_of(records.records), config.vocab_size)
+    tokenizer = train_tokenizer(select_texts(records.records), config.vocab_size)
     return build_base(config.preset, tokenizer, config.max_length), tokenizer, None
 
 
-def _continue(config: PretrainConfig, run: Run) -> tuple[Any, Any, Any]:
+def _load_start(config: PretrainConfig, run: Run) -> tuple[Any, Any, Any]:
+    """Return the model to continue, its tokenizer, and the base of the adapter if one is trained."""
     from align.models.adapters import start_policy
     from align.models.loading import Precision
 
@@ -147,15 +140,15 @@ def _continue(config: PretrainConfig, run: Run) -> tuple[Any, Any, Any]:
 
 
 def collate_blocks(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Blocks of one length as a batch in which every token is a label."""
+    """Return blocks of one length as a batch in which every token is a label."""
     import torch
 
     ids = torch.tensor([row["input_ids"] for row in rows])
     return {"input_ids": ids, "labels": ids}
 
 
-def texts_of(records: list[Record]) -> Iterator[str]:
-    """The text a tokenizer learns from: that of documents, and of every turn of a conversation."""
+def select_texts(records: list[Record]) -> Iterator[str]:
+    """Yield the text a tokenizer learns from: that of documents, and of every turn of a conversation."""
     for record in records:
         if record.text is not None:
             yield record.text
@@ -163,23 +156,15 @@ def texts_of(records: list[Record]) -> Iterator[str]:
             yield from (message["content"] for message in [*record.prompt, *(record.completion or [])])
 
 
-def measure(trainer: Any) -> dict[str, float]:
-    """Loss and perplexity on the held-out text."""
-    loss = trainer.evaluate()["eval_loss"]
-    return {"eval_loss": loss, "perplexity": math.exp(loss)}
-
-
 def outline(config: PretrainConfig, records: RecordSet) -> Outline:
-    """A new model's tokenizer and size, for the plan."""
+    """Return a new model's tokenizer and size, for the plan."""
     import torch
 
-    from align.models.scratch import build_base, train_tokenizer
     from align.training.plan import Outline
 
-    assert config.preset is not None
-    tokenizer = train_tokenizer(texts_of(records.records), config.vocab_size)
     with torch.device("meta"):
-        parameters = build_base(config.preset, tokenizer, config.max_length).num_parameters()
+        model, tokenizer, _ = _build_model(config, records)
+    parameters = model.num_parameters()
     return Outline(f"{config.model}, new", tokenizer, parameters, parameters)
 
 

@@ -135,7 +135,7 @@ def find_made(step: Step, registry: Registry) -> Checkpoint | None:
     parents = [registry.resolve(reference) for reference in _parent_references(config)]
     if manifest.get("parents") != [{"reference": each.reference, "digest": each.digest} for each in parents]:
         return None
-    specs = [spec for spec in (config.data, config.eval_data) if spec is not None]
+    specs = [config.data_specs, config.eval_specs] if config.eval_specs else [config.data_specs]
     digests = [load_records(spec, view=step.stage.view, roots={"registry": registry.root}).digest for spec in specs]
     return newest if [entry["digest"] for entry in manifest.get("data", [])] == digests else None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from align.config import TrainerStageConfig, write
+from align.config import EvaluatedStageConfig, write
 from align.training import command
 from align.training.stage import Stage, Trained, select_metrics
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from align.training.run import Run
 
 
-class RewardConfig(TrainerStageConfig):
+class RewardConfig(EvaluatedStageConfig):
     """Settings of reward modelling."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1)
@@ -35,43 +35,33 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     from trl import RewardTrainer
 
     from align.evaluation.reward_report import report_pairs
-    from align.models.adapters import unrounded
     from align.models.dropout import switch_off_dropout
     from align.models.heads import start_reward
     from align.models.loading import Precision
-    from align.training.arguments import trl_arguments
-    from align.training.datasets import token_sets
     from align.training.loop import train
+    from align.training.trl_bridge import build_trainer, trl_arguments
 
     # 1. Data: records seen as chosen and rejected answers to one prompt.
-    records = run.records()
-    held_out = run.held_out(records)
+    run.data.read()
 
     # 2. Models: the start's base with a score head; a policy's adapter is continued, a base gets a new one.
     loaded = start_reward(run.registry, run.parent, config.lora, Precision.of(config))
-    run.say(describe_head(run.parent))
+    run.print_line(describe_head(run.parent))
     if config.trainer.get("disable_dropout", True):
         switch_off_dropout(loaded.model)
-    train_set, eval_set = token_sets(run, records, held_out, loaded.tokenizer)
+    data = run.data.tokenise(loaded.tokenizer)
 
     # 3. Optimise: TRL owns the loop and finds its columns already tokenised.
-    with unrounded(loaded.model):
-        trainer = RewardTrainer(
-            model=loaded.model,
-            args=trl_arguments(
-                TrlRewardConfig, config, run, max_length=None,
-                center_rewards_coefficient=config.center_rewards_coefficient,
-            ),
-            train_dataset=train_set,
-            eval_dataset=eval_set,
-            processing_class=loaded.tokenizer,
-        )  # fmt: skip
+    args = trl_arguments(
+        TrlRewardConfig, run, max_length=None, center_rewards_coefficient=config.center_rewards_coefficient
+    )
+    trainer = build_trainer(RewardTrainer, loaded.model, loaded.tokenizer, args, data)
     numbers = train(run, trainer)
 
     # 4. Hand back adapter and head together, with what they make of the held-out pairs.
-    report = report_pairs(loaded, eval_set, 2 * config.per_device_train_batch_size)
+    report = report_pairs(loaded, data.held_out, 2 * config.per_device_train_batch_size)
     for remark in report.remarks:
-        run.say(remark)
+        run.print_line(remark)
     kept = select_metrics(numbers, "loss", "accuracy", "margin", "eval_loss", "eval_accuracy") | report.numbers
     parents, panels = [run.parent], report.panels
     return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=parents, panels=panels)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
-from align.config import TrainerStageConfig
+from align.config import EvaluatedStageConfig
 from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from align.training.run import Run
 
 
-class SftConfig(TrainerStageConfig):
+class SftConfig(EvaluatedStageConfig):
     """Settings of supervised fine-tuning."""
 
     full_training: ClassVar[bool] = True
@@ -29,45 +29,31 @@ def sft(config: SftConfig, run: Run) -> Trained:
     """Fine-tune an adapter, or every weight, on demonstrations."""
     from trl import SFTConfig, SFTTrainer
 
-    from align.models.adapters import start_policy, unrounded
+    from align.models.adapters import start_policy
     from align.models.loading import Precision
-    from align.training.arguments import trl_arguments
-    from align.training.datasets import token_sets
     from align.training.loop import train
     from align.training.packing import pack_rows, packed_collator, prove_packing
+    from align.training.trl_bridge import build_trainer, trl_arguments
 
     # 1. Data: records seen as demonstrations; read and checked before any weight is loaded.
-    records = run.records()
-    held_out = run.held_out(records)
+    run.data.read()
 
     # 2. Models: the start's own adapter goes on training; over a bare base a new one begins as a no-op. Without an
     #    adapter every weight of the base is trained.
     loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
-    train_set, eval_set = token_sets(run, records, held_out, loaded.tokenizer)
-
+    data = run.data.tokenise(loaded.tokenizer)
     if config.packing:
         prove_packing(loaded.model, loaded.tokenizer)
-        train_set = pack_rows(train_set, config.max_length)
-        run.say(f"packed into {len(train_set)} rows of up to {config.max_length} tokens")
+        data = data._replace(train=pack_rows(data.train, config.max_length))
+        run.print_line(f"packed into {len(data.train)} rows of up to {config.max_length} tokens")
 
-    # 3. Optimise: TRL owns the loop; our token masks arrive as labels, so it prepares nothing.
-    with unrounded(loaded.model):
-        trainer = SFTTrainer(
-            model=loaded.model,
-            args=trl_arguments(
-                SFTConfig,
-                config,
-                run,
-                max_length=None,
-                packing=False,
-                remove_unused_columns=False,
-                dataset_kwargs={"skip_prepare_dataset": True},
-            ),
-            data_collator=packed_collator(loaded.tokenizer) if config.packing else None,
-            train_dataset=train_set,
-            eval_dataset=eval_set,
-            processing_class=loaded.tokenizer,
-        )
+    # 3. Optimise: TRL owns the loop; our token masks are its labels.
+    args = trl_arguments(
+        SFTConfig, run, max_length=None, packing=False, remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )  # fmt: skip
+    collator = packed_collator(loaded.tokenizer) if config.packing else None
+    trainer = build_trainer(SFTTrainer, loaded.model, loaded.tokenizer, args, data, data_collator=collator)
     numbers = train(run, trainer)
 
     # 4. Hand back the adapter and the numbers worth keeping.

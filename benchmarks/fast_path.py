@@ -90,7 +90,9 @@ def make_trainer(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Any
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
     from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-    from align.training.datasets import mismatched, stand_in
+    from align.kto import add_mismatched
+    from align.training.training_data import TokenisedSplits
+    from align.training.trl_bridge import build_trainer
 
     disable_progress_bars()
     torch.manual_seed(0)
@@ -108,19 +110,18 @@ def make_trainer(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Any
         "output_dir": "unused", "per_device_train_batch_size": options.batch, "max_length": None, "bf16": False,
         "activation_checkpointing": False, "report_to": [], "use_cpu": not torch.cuda.is_available(),
     }  # fmt: skip
-    data, given = Dataset.from_list(rows), {"model": model, "processing_class": tokenizer()}
+    data = Dataset.from_list(rows)
     if options.stage == "sft":
         prepared = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
-        return SFTTrainer(args=SFTConfig(**common, **prepared), train_dataset=data, **given)
-    if score:
-        return RewardTrainer(args=RewardConfig(**common), train_dataset=data, **given)
-    if options.stage == "kto":
-        trainer = KTOTrainer(args=KTOConfig(**common), train_dataset=stand_in(), **given)
-        trainer.train_dataset = mismatched(data, options.batch, 0)
-        return trainer
-    trainer = DPOTrainer(args=DPOConfig(**common), train_dataset=stand_in(), **given)
-    trainer.train_dataset = data
-    return trainer
+        trainer_class, args = SFTTrainer, SFTConfig(**common, **prepared)
+    elif score:
+        trainer_class, args = RewardTrainer, RewardConfig(**common)
+    elif options.stage == "kto":
+        trainer_class, args = KTOTrainer, KTOConfig(**common)
+        data = add_mismatched(data, options.batch, 0)
+    else:
+        trainer_class, args = DPOTrainer, DPOConfig(**common)
+    return build_trainer(trainer_class, model, tokenizer(), args, TokenisedSplits(data))
 
 
 def tokenizer() -> Any:

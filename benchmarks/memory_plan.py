@@ -150,7 +150,7 @@ def _watch_peaks() -> list[int]:
     """The largest resident size while steps are made, one entry a run from now on."""
     from transformers import TrainerCallback
 
-    from align.training.run import Run
+    from align.training import loop
 
     peaks: list[int] = []
 
@@ -161,13 +161,13 @@ def _watch_peaks() -> list[int]:
         def on_train_end(self, *_: Any, **__: Any) -> None:
             peaks.append(_status("VmHWM"))
 
-    train = Run.train
+    train = loop.train
 
-    def watched(run: Run, trainer: Any) -> Any:
+    def watched(run: Any, trainer: Any) -> Any:
         trainer.add_callback(Watch())
         return train(run, trainer)
 
-    Run.train = watched  # type: ignore[method-assign]
+    loop.train = watched
     return peaks
 
 

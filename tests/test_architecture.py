@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 Sources = dict[str, str]
 
 FLOOR = {
-    f"align.{name}" for name in ("errors", "schema", "config", "command_line", "listening", "connections", "statistics")
+    f"align.{name}"
+    for name in ("errors", "schema", "config", "command_line", "listening", "connections", "statistics", "strict_yaml")
 } | {"align"}
 PACKAGES = {
     "data", "registry", "world", "models", "training", "rewards", "rl", "engine", "arena", "server", "evaluation",

@@ -7,14 +7,15 @@ import pytest
 from pydantic import Field, model_validator
 
 from align.command_line import help_text, read_command_line
-from align.config import Settings, TrainerStageConfig, build, dump_yaml, load_yaml, read_yaml
+from align.config import EvaluatedStageConfig, Settings, build, dump_yaml
 from align.errors import UsageError, nearest
+from align.strict_yaml import load_yaml, read_yaml
 
 REQUIRED = ["model=m", "data=d", "name=n"]
 
 
-def parse(*words: str) -> TrainerStageConfig:
-    return build(TrainerStageConfig, read_command_line([*REQUIRED, *words]).values)
+def parse(*words: str) -> EvaluatedStageConfig:
+    return build(EvaluatedStageConfig, read_command_line([*REQUIRED, *words]).values)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_files_merge_left_to_right_and_overrides_win(tmp_path):
 
     line = read_command_line([str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yml"), "lora.alpha=1"])
 
-    config = build(TrainerStageConfig, line.values)
+    config = build(EvaluatedStageConfig, line.values)
     assert (config.name, config.lora.r, config.lora.alpha) == ("b", 2, 1)
 
 
@@ -82,11 +83,13 @@ def test_what_is_wrong_is_named_with_its_key(words, message):
 
 
 def test_no_sentence_of_the_validation_library_reaches_the_user():
-    numbers = [name for name, info in TrainerStageConfig.model_fields.items() if info.annotation in (int, float, bool)]
+    numbers = [
+        name for name, info in EvaluatedStageConfig.model_fields.items() if info.annotation in (int, float, bool)
+    ]
 
     with pytest.raises(UsageError) as caught:
         build(
-            TrainerStageConfig, {"model": 1, "data": {"x": 1}, "name": [], "lora": 3, **dict.fromkeys(numbers, "ten")}
+            EvaluatedStageConfig, {"model": 1, "data": {"x": 1}, "name": [], "lora": 3, **dict.fromkeys(numbers, "ten")}
         )
 
     assert "nput should" not in str(caught.value)
@@ -110,7 +113,7 @@ def test_what_is_wrong_with_several_settings_together_stands_alone():
 
 def test_all_problems_are_reported_at_once():
     with pytest.raises(UsageError) as caught:
-        build(TrainerStageConfig, {"name": "n", "seed": -1, "foo": 1})
+        build(EvaluatedStageConfig, {"name": "n", "seed": -1, "foo": 1})
 
     assert all(part in str(caught.value) for part in ("model: missing", "data: missing", "seed", "foo: unknown"))
 
@@ -146,7 +149,7 @@ def test_a_missing_file_does_not_offer_hidden_ones(tmp_path):
 def test_a_dumped_config_reads_back_equal():
     config = parse("lora.r=3", "learning_rate=1e-7", "trainer={neftune_noise_alpha: 5}")
 
-    assert build(TrainerStageConfig, load_yaml(dump_yaml(config), "dump")) == config
+    assert build(EvaluatedStageConfig, load_yaml(dump_yaml(config), "dump")) == config
 
 
 def test_help_explains_every_setting():
@@ -155,14 +158,14 @@ def test_help_explains_every_setting():
         """pull"""
 
     assert "beta" in help_text("prog", "Purpose.", Tiny)
-    text = help_text("prog", "Purpose.", TrainerStageConfig)
-    assert all(f"  {key}" in text for key in TrainerStageConfig.model_fields)
-    assert all(info.description for info in TrainerStageConfig.model_fields.values())
+    text = help_text("prog", "Purpose.", EvaluatedStageConfig)
+    assert all(f"  {key}" in text for key in EvaluatedStageConfig.model_fields)
+    assert all(info.description for info in EvaluatedStageConfig.model_fields.values())
 
 
 def test_help_shows_a_group_as_one_line_and_its_parts_when_all_is_asked_for():
     one_line, every_part = (
-        help_text("prog", "Purpose.", TrainerStageConfig, every_part=all_) for all_ in (False, True)
+        help_text("prog", "Purpose.", EvaluatedStageConfig, every_part=all_) for all_ in (False, True)
     )
 
     assert "group of r, alpha" in " ".join(one_line.split())
@@ -175,7 +178,7 @@ def test_help_shows_a_group_as_one_line_and_its_parts_when_all_is_asked_for():
 def test_help_fits_the_window(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
 
-    settings = help_text("prog", "Purpose.", TrainerStageConfig).split("settings:\n")[1]
+    settings = help_text("prog", "Purpose.", EvaluatedStageConfig).split("settings:\n")[1]
 
     assert max(map(len, settings.splitlines())) <= min(columns, 120)
     assert "linear | cosine | cosine_with_restarts" in " ".join(settings.split())

@@ -136,6 +136,9 @@ def _run(request: dict[str, Any]) -> int:
         os._exit(code)
 
 
+_LOG_STEP = "align.training.run_log.RunLog.write"
+
+
 def _arrange(
     *, memory: int = 0, then: dict[str, Any] | None = None, environment: dict[str, str] | None = None, **when: Any
 ) -> None:
@@ -150,7 +153,9 @@ def _arrange(
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _interrupt(*, signal: int, at_step: int = 0, at_call: str = "align.training.run.Run.log", count: int = 1) -> None:
+def _interrupt(
+    *, signal: int, at_step: int = 0, at_call: str = "align.training.run_log.RunLog.write", count: int = 1
+) -> None:
     """Let the process send itself a signal: after a step is logged, or before a call."""
     path, _, name = at_call.rpartition(".")
     owner = _find(path)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.config import load_yaml, read_yaml
 from align.data import dataset_info
 from align.data.containers.json_files import find_rows_key
 from align.data.dataset_config import (
@@ -23,6 +22,7 @@ from align.data.dataset_config import (
 )
 from align.data.formats import recognise
 from align.errors import DataError, UsageError, nearest, shorten
+from align.strict_yaml import load_yaml, read_yaml
 
 SHIPPED = Path(__file__).resolve().parents[2] / "datasets_cfg"
 _OPTION_GROUP = re.compile(r":(?=[a-z_]+=)")

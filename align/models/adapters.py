@@ -289,14 +289,26 @@ def adapter_parameters(model: Any, name: str) -> Iterator[Any]:
     return (parameter for key, parameter in model.named_parameters() if f".{name}." in key or key.endswith(f".{name}"))
 
 
-def save_adapter(model: Any, adapter: str, folder: Path, base_location: str) -> None:
-    """Write one adapter so that plain `PeftModel.from_pretrained(base, folder)` loads it."""
+def gather_weights(model: Any, adapter: str | None) -> dict[str, Any]:
+    """Return the tensors to save, of an adapter or (None) of the whole model; all ranks call it before rank 0 writes.
+
+    Under DDP every rank holds them all; sharded training gathers here what each rank holds.
+    """
+    weights: dict[str, Any] = model.state_dict() if adapter is None else fresh_state(model, adapter)
+    return weights
+
+
+def save_adapter(
+    model: Any, adapter: str, folder: Path, base_location: str, weights: dict[str, Any] | None = None
+) -> None:
+    """Write one adapter, or its gathered weights, so that `PeftModel.from_pretrained(base, folder)` loads it."""
     from copy import deepcopy
 
     from safetensors.torch import save_file
 
+    weights = gather_weights(model, adapter) if weights is None else weights
     # Copies, because tied adapters share their tensors and a file cannot.
-    state = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in fresh_state(model, adapter).items()}
+    state = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in weights.items()}
     save_file(state, folder / WEIGHTS)
     config = deepcopy(model.peft_config[adapter])
     config.inference_mode = True

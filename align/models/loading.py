@@ -219,10 +219,10 @@ def device_here() -> str:
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
-def save_base(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a full model and its tokenizer as plain safetensors into `folder`."""
+def save_base(model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Write a full model, or its gathered weights, and its tokenizer as plain safetensors into `folder`."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)

@@ -154,8 +154,6 @@ class PpoConfig(StageConfig):
                 f"sampling.max_new_tokens: {self.sampling.max_new_tokens} leaves no room for a prompt in "
                 f"max_length={self.max_length}; lower the first or raise the second"
             )
-        if self.eval_data is not None:
-            raise UsageError("eval_data: PPO has no evaluation pass; remove it and compare the result with its start")
         WeightedRewards(self.rewards)
         GoldRewards(self.gold)
         return self

@@ -1,4 +1,4 @@
-"""Checkpoints inside a run: sealed after their last byte is on disk, rotated only then, verified before resuming."""
+"""Checkpoints of a run: sealed after their last byte is on disk, rotated only then, verified before resuming."""
 
 from __future__ import annotations
 
@@ -6,115 +6,57 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import IntegrityError, UsageError, nearest
+from align.errors import IntegrityError
 from align.registry.durable import fsync_folder, read_seal, seal, verify_seal
+from align.training.identity import refuse_changes
 from align.training.ranks import Ranks
 
 SEAL = "align_checkpoint.json"
-KEEP = 2
+KEPT_CHECKPOINTS = 2
 LOG = "metrics.jsonl"
 
-# The saved tensors have the shape these give them, so no continuation can have them otherwise.
-FIXED = ("stage", "name", "model", "lora.r", "lora.target_modules", "lora.use_dora", "adapter")
 
+@dataclass(frozen=True)
+class Continuation:
+    """Whether a run resumes, and the settings in which it may then differ from the one that was saved."""
 
-def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """The fields in which two fingerprints differ, each with what it was and is; groups are named `group.field`."""
-    old, new = flatten(before), flatten(now)
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return {key: f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys}
-
-
-def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A mapping of mappings as one mapping with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in fields.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def refuse_changes(what: str, before: dict[str, Any], now: dict[str, Any], allowed: Iterable[str]) -> list[str]:
-    """Raise IntegrityError when two fingerprints differ in a field that is not allowed to; returns the allowed ones."""
-    changed = changed_fields(before, now)
-    refused = [key for key in changed if not _permits(allowed, key)]
-    if not refused:
-        return list(changed.values())
-    loose = sorted({key.partition("[")[0] for key in refused})
-    let = "" if any(_permits(FIXED, key) for key in refused) else f", allow it with --allow-change {','.join(loose)}"
-    raise IntegrityError(
-        f"{what} ({'; '.join(changed[key] for key in refused)}); "
-        f"restore those settings{let}, or start a new run without --resume"
-    )
-
-
-def check_allowed(allowed: Iterable[str], fingerprint: dict[str, Any]) -> None:
-    """Raise UsageError for a field that no fingerprint has or that shapes the saved tensors."""
-    known = {"data", *(part for key in flatten(fingerprint) for part in _with_groups(key))}
-    for field in allowed:
-        if field not in known:
-            raise UsageError(f"--allow-change {field}: no such setting;{nearest(field, sorted(known))}")
-        if any(_permits([field], fixed) or _permits([fixed], field) for fixed in FIXED):
-            raise UsageError(
-                f"--allow-change {field}: what was saved depends on it and cannot be loaded otherwise; "
-                "start a new run without --resume"
-            )
-
-
-def _with_groups(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
-
-
-def _permits(allowed: Iterable[str], key: str) -> bool:
-    return any(key == field or key.startswith((field + ".", field + "[")) for field in allowed)
+    resume: bool = False
+    allow_change: tuple[str, ...] = ()
 
 
 class Checkpoints:
-    """The `checkpoint-N` folders of one run.
+    """The `checkpoint-N` folders of one run; `fingerprint` is what a resumed run must share with the one that saved."""
 
-    `fingerprint` is what a resumed run must share with the one that saved: settings, data, parent and versions, apart
-    from the fields in `allow_change`.
-    """
-
-    def __init__(self, folder: Path, fingerprint: Callable[[], dict[str, Any]], *, resume: bool) -> None:
-        self.folder = folder
-        self._fingerprint = fingerprint
-        self.resume = resume
-        self.allow_change: tuple[str, ...] = ()
-        self.read_old: Callable[[dict[str, Any]], dict[str, Any]] = dict
-        """a fingerprint that an earlier version of the program saved, in the words of this one"""
-        self.ranks = Ranks()
+    def __init__(
+        self, folder: Path, fingerprint: Callable[[], dict[str, Any]], ranks: Ranks, continuation: Continuation
+    ) -> None:
+        self.folder, self._fingerprint, self.ranks, self.continuation = folder, fingerprint, ranks, continuation
         self.best: int | None = None
-        """a step whose checkpoint is kept whatever comes after it"""
+        """a step whose checkpoint is never rotated away"""
         self.torn: list[str] = []
-        """the checkpoints that `newest` found damaged, by their new names"""
+        """the new names of the damaged checkpoints that `newest` set aside"""
         self.changes: list[str] = []
-        """what differs, with leave, from the run that `newest` goes on with"""
+        """the allowed differences from the run that `newest` resumes"""
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill a new folder, seal it and drop the oldest beyond the last two; of several processes the
-        first does it all.
-        """
+        """Let `write` fill a new folder on rank 0, and seal it."""
         path = self.folder / f"checkpoint-{step}"
-        self.ranks.share(lambda: _fill(path, write))
+        self.ranks.from_rank_zero(lambda: _fill(path, write))
         self.seal(step)
         return path
 
     def seal(self, step: int, progress: dict[str, Any] | None = None) -> None:
-        """Make a written folder durable and rotate; only from here on can it be resumed from.
+        """Make a written folder durable, which makes it a checkpoint, and drop the oldest beyond the last two.
 
-        `progress` is kept with it and comes back from `progress_of`. Of several processes the first does it, once all
-        have written their part.
+        `progress` is kept with it and comes back from `progress_of`. Rank 0 does it once all ranks have written.
         """
-        self.ranks.wait()
-        self.ranks.share(lambda: self._seal(step, progress))
+        self.ranks.wait_for_everyone()
+        self.ranks.from_rank_zero(lambda: self._seal(step, progress))
 
     def _seal(self, step: int, progress: dict[str, Any] | None) -> None:
         if (log := self.folder / LOG).is_file():
@@ -126,19 +68,19 @@ class Checkpoints:
         fields = {"step": step, "fingerprint": self._fingerprint(), "progress": json.dumps(progress or {})}
         seal(self.folder / f"checkpoint-{step}", fields, SEAL)
         fsync_folder(self.folder)
-        for old, path in self._found()[:-KEEP]:
+        for old, path in self._list()[:-KEPT_CHECKPOINTS]:
             if old < step and old != self.best:
                 shutil.rmtree(path)
 
     def newest(self) -> tuple[int, Path] | None:
-        """The newest checkpoint that verifies, or None; torn ones are renamed `checkpoint-N.torn`.
+        """Return step and path of the newest checkpoint that verifies; torn ones are renamed `checkpoint-N.torn`.
 
-        None unless the run was asked to resume. Raises IntegrityError when the run asked for now is not the run that
-        was saved, or when there are checkpoints and none verifies.
+        None when there is none, or the run was not asked to resume. Raises IntegrityError when the run is not the one
+        that was saved, or when there are checkpoints and none verifies.
         """
-        if not self.resume:
+        if not self.continuation.resume:
             return None
-        for step, path in reversed(self._found()):
+        for step, path in reversed(self._list()):
             if not verify_seal(path, SEAL):
                 self._compare(path)
                 return step, path
@@ -152,36 +94,36 @@ class Checkpoints:
         return None
 
     def progress_of(self, path: Path) -> dict[str, Any]:
-        """What was kept with a checkpoint when it was sealed."""
-        kept: dict[str, Any] = json.loads(read_seal(path, SEAL)["progress"])
-        return kept
+        """Return the progress that was sealed with a checkpoint."""
+        progress: dict[str, Any] = json.loads(read_seal(path, SEAL)["progress"])
+        return progress
 
     def path_of(self, step: int) -> Path:
-        """The whole checkpoint of a step; IntegrityError when it is gone or damaged."""
+        """Return the checkpoint of a step; raises IntegrityError when it is gone or damaged."""
         path = self.folder / f"checkpoint-{step}"
         if problems := verify_seal(path, SEAL):
             raise IntegrityError(f"{path}: is needed and not whole ({problems[0]}); start a new run without --resume")
         return path
 
-    def whole(self) -> list[str]:
-        """The names of the sealed checkpoints, oldest first; their content is not read."""
-        return [path.name for _, path in self._found() if (path / SEAL).is_file()]
+    def list_sealed(self) -> list[str]:
+        """Return the names of the sealed checkpoints, oldest first; their content is not read."""
+        return [path.name for _, path in self._list() if (path / SEAL).is_file()]
 
     def drop_unsealed(self) -> None:
-        """Remove what was being written when the run failed; it can never be resumed from."""
-        if not self.ranks.first:
+        """Remove the checkpoint that was being written when the run failed."""
+        if not self.ranks.is_rank_zero:
             return
-        for _, path in self._found():
+        for _, path in self._list():
             if not (path / SEAL).is_file():
                 shutil.rmtree(path, ignore_errors=True)
 
     def _compare(self, path: Path) -> None:
-        saved = self.read_old(read_seal(path, SEAL)["fingerprint"])
+        saved = read_seal(path, SEAL)["fingerprint"]
         now = json.loads(json.dumps(self._fingerprint()))
         what = f"--resume {path}: this is not the run that was saved"
-        self.changes = refuse_changes(what, saved, now, self.allow_change)
+        self.changes = refuse_changes(what, saved, now, self.continuation.allow_change)
 
-    def _found(self) -> list[tuple[int, Path]]:
+    def _list(self) -> list[tuple[int, Path]]:
         matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in self.folder.glob("checkpoint-*")]
         return sorted((int(match[1]), path) for match, path in matches if match)
 
@@ -193,7 +135,7 @@ def _fill(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _set_aside(path: Path) -> str:
-    """Give a torn checkpoint a name that is free, and return it."""
+    """Rename a torn checkpoint to a free name, and return it."""
     target, count = path.with_name(path.name + ".torn"), 1
     while target.exists():
         count += 1

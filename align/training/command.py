@@ -61,7 +61,7 @@ def run_stage(
     """
     from align.models.quiet_libraries import quiet_libraries
     from align.models.start_checks import check_models
-    from align.training.folder import open_run, prepare_libraries
+    from align.training.folder import open_run
     from align.training.preflight import preflight
     from align.training.register import register
 
@@ -69,13 +69,24 @@ def run_stage(
     started_from = preflight(stage, config, registry)
     registry.check_writable(config.name)
     with open_run(stage, config, registry, resume=resume, allow_change=allow_change) as run:
-        if run.finished is not None:
-            run.say(f"{run.folder.name} is already complete: {run.finished}")
-            return registry.resolve(run.finished)
+        if (registered := run.start()) is not None:
+            run.print_line(f"{run.folder.name} is already complete: {registered}")
+            return registry.resolve(registered)
         for setting, checkpoint in started_from.items():
-            run.say(f"{setting}: {checkpoint.reference}")
-        run.read_ahead()
+            run.print_line(f"{setting}: {checkpoint.reference}")
+        run.data.read()
         check_models(config, registry, started_from)
-        prepare_libraries(config.seed)
+        _seed_libraries(config.seed)
         trained = stage.run(config, run)
         return register(stage, config, run, trained)
+
+
+def _seed_libraries(seed: int) -> None:
+    """Seed every random state, and switch off the libraries' progress bars beside the run's own."""
+    from datasets import disable_progress_bars
+    from transformers import set_seed
+    from transformers.utils.logging import disable_progress_bar
+
+    set_seed(seed)
+    disable_progress_bars()
+    disable_progress_bar()

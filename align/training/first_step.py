@@ -1,4 +1,4 @@
-"""Proof that training starts where it should: the numbers of step 1 are known when the policy equals its reference."""
+"""A check of step 1: its numbers are known when the policy equals its reference."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from align.training.run import Run
 
 LOGPS = ("logps/chosen", "logps/rejected")
-"""the mean log-probabilities of answers that TRL logs; a batch without good or bad ones logs one of them"""
+"""the mean log-probabilities of completions that TRL logs; a batch without good or bad ones logs one of them"""
 
 
 class Rounding(NamedTuple):
-    """How far two passes of one model may differ on the log-probability of an answer.
+    """The largest difference of two passes of one model on the log-probability of a completion.
 
     Batches of other shapes are rounded otherwise. In single precision 3e-8 of a log-probability was measured, in bf16
     4e-5 with a small model; a reference that is another model is nats away.
@@ -45,7 +45,7 @@ class Rounding(NamedTuple):
 
 @dataclass(frozen=True)
 class Expected:
-    """What step 1 must log: `value`, give or take `within` and `share` of the largest of the numbers logged as `of`.
+    """A number of step 1: `value`, give or take `within` and `share` of the largest of the numbers logged as `of`.
 
     Log-probabilities are sums over tokens, so what rounding adds to them grows with their size.
     """
@@ -55,33 +55,30 @@ class Expected:
     share: float = 0.0
     of: tuple[str, ...] = ()
 
-    def admits(self, found: float, numbers: Mapping[str, float]) -> bool:
-        """Whether a logged number is what was expected; one that is not finite is another error's business."""
+    def is_met_by(self, logged: float, numbers: Mapping[str, float]) -> bool:
+        """Return whether a logged number is as expected; one that is not finite is left to the guard."""
         size = max((abs(numbers[key]) for key in self.of if key in numbers), default=0.0)
-        return not math.isfinite(found) or abs(found - self.value) <= self.within + self.share * size
+        return not math.isfinite(logged) or abs(logged - self.value) <= self.within + self.share * size
 
 
 def expect_first(run: Run, trainer: Any, expected: Mapping[str, Expected]) -> None:
-    """Let a trainer end with an IntegrityError when step 1 logs anything else; a line tells what it logged.
-
-    A number that is not logged is not checked. A resumed run was checked when it was started.
-    """
+    """Let a trainer raise IntegrityError when step 1 logs other numbers; one that is not logged is not checked."""
     trainer.add_callback(_FirstStep(run, expected))
 
 
 class _FirstStep(TrainerCallback):
     def __init__(self, run: Run, expected: Mapping[str, Expected]) -> None:
-        self.run, self.expected = run, expected
+        self._run, self._expected = run, expected
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if state.global_step != 1 or "loss" not in (logs or {}):
             return
         numbers = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
-        shown = {key: wanted for key, wanted in self.expected.items() if key in numbers}
-        told = ", ".join(f"{key} {numbers[key]:.6g} ({wanted.value:.6g})" for key, wanted in shown.items())
-        if any(not wanted.admits(numbers[key], numbers) for key, wanted in shown.items()):
+        checked = {key: expected for key, expected in self._expected.items() if key in numbers}
+        text = ", ".join(f"{key} {numbers[key]:.6g} ({expected.value:.6g})" for key, expected in checked.items())
+        if not all(expected.is_met_by(numbers[key], numbers) for key, expected in checked.items()):
             raise IntegrityError(
-                f"step 1, found (expected): {told}; the reference is not what the policy starts as, and training "
+                f"step 1, found (expected): {text}; the reference is not what the policy starts as, and training "
                 "would be held to another model; report this, or check what trainer: changes"
             )
-        self.run.say(f"step 1 as expected, policy equals reference: {told}")
+        self._run.print_line(f"step 1 as expected, policy equals reference: {text}")

@@ -1,4 +1,4 @@
-"""The folder of a run: made anew or found again, held against other processes, stopped by SIGTERM."""
+"""The folder of a run: made anew or found again, and locked against other processes."""
 
 from __future__ import annotations
 
@@ -13,90 +13,56 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.config import StageConfig, dump_yaml
+from align.config import StageConfig
 from align.errors import IntegrityError, MachineError
-from align.registry.durable import write_durably
-from align.registry.redaction import redact_lines
-from align.training.arguments import explain_passthrough
-from align.training.checkpoints import check_allowed, refuse_changes
-from align.training.ranks import join_ranks
-from align.training.run import Run, settings_of
+from align.training.checkpoints import LOG, Continuation
+from align.training.identity import identifying_settings
+from align.training.ranks import Ranks, join_ranks
+from align.training.run import FINISHED, STARTED, Run
 from align.training.shortage import explain_shortage
-from align.training.stops import heed_signals
+from align.training.stops import handle_signals
+from align.training.trl_bridge import explain_passthrough
 
 if TYPE_CHECKING:
     from align.registry import Registry
     from align.training.stage import Stage
-
-STARTED, FINISHED = "run.json", "finished.json"
 
 
 @contextmanager
 def open_run(
     stage: Stage, config: StageConfig, registry: Registry, *, resume: bool, allow_change: tuple[str, ...] = ()
 ) -> Iterator[Run]:
-    """Open a new run folder, or with `resume` the one to go on with, and hold it against other processes.
+    """Open a new run folder, or with `resume` the one to go on with, and lock it against other processes.
 
     SIGTERM and Ctrl-C set `run.stopping`; a stage then saves a checkpoint and raises PreemptedError. Without disk or
     memory it ends with a MachineError. A run that ends before it has logged anything leaves no folder behind.
     """
     ranks = join_ranks()
     runs = registry.runs_dir(config.name)
-    folder = ranks.share(lambda: (_to_go_on_with(runs, config) if resume else None) or _new_folder(runs))
-    run = Run(stage, config, registry, folder, resume=resume)
-    run.ranks, run.checkpoints.ranks = ranks, ranks
-    run.checkpoints.allow_change = allow_change
-    with _locked(run), heed_signals(run), _tidied(run), explain_shortage(run), explain_passthrough(config):
-        run.finished = ranks.share(lambda: _start(run))
+    folder = ranks.from_rank_zero(lambda: (_find_unfinished(runs, config) if resume else None) or _make_folder(runs))
+    run = Run(stage, config, registry, folder, ranks, Continuation(resume, allow_change))
+    with (
+        _locked(folder, ranks), handle_signals(run), _removed_when_empty(run), explain_shortage(run),
+        explain_passthrough(config),
+    ):  # fmt: skip
         yield run
 
 
 @contextmanager
-def _tidied(run: Run) -> Iterator[None]:
-    """Leave no folder of a run that failed before it had logged anything, and no open file of one that did not."""
+def _removed_when_empty(run: Run) -> Iterator[None]:
+    """Remove the folder of a run that failed before it had logged or saved anything, and close the log."""
     try:
         yield
     except BaseException:
-        if run.ranks.first and not _holds_work(run.folder):
+        has_work = (run.folder / LOG).is_file() or any(run.folder.glob("checkpoint-*"))
+        if run.ranks.is_rank_zero and not has_work:
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
     finally:
-        run.close()
+        run.log.close(ended_well=run.registered is not None)
 
 
-def _start(run: Run) -> str | None:
-    """Refuse to go on with a run that was started otherwise; only then write what this one is.
-
-    Returns the reference that a finished run has registered.
-    """
-    identity = json.loads(json.dumps(run.identity()))
-    allowed = run.checkpoints.allow_change
-    check_allowed(allowed, identity)
-    path = run.folder / STARTED
-    if path.is_file():
-        what = f"--resume {run.folder}: this is not the run that was started"
-        refuse_changes(what, run.read_old(json.loads(path.read_text(encoding="utf-8"))), identity, allowed)
-        if (registered := _registered(run)) is not None:
-            return registered
-    write_durably(path, json.dumps(identity).encode())
-    write_durably(run.folder / "config.yaml", redact_lines(dump_yaml(run.config)).encode())
-    return None
-
-
-def _registered(run: Run) -> str | None:
-    """The reference that a run has registered, also when it ended before it could say so."""
-    path = run.folder / FINISHED
-    if path.is_file():
-        reference: str = json.loads(path.read_text(encoding="utf-8"))["reference"]
-        return reference
-    for version in reversed(run.registry.versions(run.config.name)):
-        if (version.manifest or {}).get("run") == run.folder.name:
-            run.finish(version.reference)
-            return version.reference
-    return None
-
-
-def _new_folder(runs: Path) -> Path:
+def _make_folder(runs: Path) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
         folder = runs / (stamp if attempt == 0 else f"{stamp}-{attempt:03}")
@@ -110,50 +76,45 @@ def _new_folder(runs: Path) -> Path:
     raise MachineError(f"{runs}: a thousand runs started this second; wait a second")
 
 
-def _to_go_on_with(runs: Path, config: StageConfig) -> Path | None:
-    """The run to go on with: one that was started with these settings, else any, which is refused for what differs.
+def _find_unfinished(runs: Path, config: StageConfig) -> Path | None:
+    """Return the run to go on with: one that was started with these settings, else any, which is then refused.
 
     None when there is no run yet, so that `--resume` is safe in a job that is queued again.
     """
-    found = sorted((path for path in runs.glob("*") if (path / STARTED).is_file()), reverse=True)
-    return _unfinished([folder for folder in found if _was_started_with(folder, config)]) or _unfinished(found)
+    folders = sorted((path for path in runs.glob("*") if (path / STARTED).is_file()), reverse=True)
+    return _select_folder([path for path in folders if _has_settings(path, config)]) or _select_folder(folders)
 
 
-def _was_started_with(folder: Path, config: StageConfig) -> bool:
-    """Whether a run has these settings, apart from what its references stand for."""
+def _has_settings(folder: Path, config: StageConfig) -> bool:
+    """Return whether a run was started with these settings, apart from what its references stand for."""
     try:
         saved = json.loads((folder / STARTED).read_text(encoding="utf-8"))
     except ValueError:
         return False
-    return all(saved.get(key) == value for key, value in settings_of(config).items() if key not in config.references)
+    settings = identifying_settings(config).items()
+    return all(saved.get(key) == value for key, value in settings if key not in config.references)
 
 
-def _unfinished(found: list[Path]) -> Path | None:
-    """Of runs, newest first, the newest with a checkpoint, else the newest; a finished one newer than both ends the
-    search.
-    """
-    for folder in found:
+def _select_folder(folders: list[Path]) -> Path | None:
+    """Return, of runs newest first, the newest with a checkpoint, else the newest; a finished one ends the search."""
+    for folder in folders:
         if (folder / FINISHED).is_file():
-            return found[0]
+            break
         if any(folder.glob("checkpoint-*")):
             return folder
-    return found[0] if found else None
-
-
-def _holds_work(folder: Path) -> bool:
-    return (folder / "metrics.jsonl").is_file() or any(folder.glob("checkpoint-*"))
+    return folders[0] if folders else None
 
 
 @contextmanager
-def _locked(run: Run) -> Iterator[None]:
-    """Hold the folder; the processes of one run hold it together, by the hand of the first."""
+def _locked(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the lock of a folder; rank 0 holds it for all ranks of a run."""
     with ExitStack() as stack:
-        run.ranks.share(lambda: _hold(run.folder, stack))
+        ranks.from_rank_zero(lambda: _lock(folder, stack))
         yield
 
 
-def _hold(folder: Path, stack: ExitStack) -> None:
-    # Opened for appending: whoever asks in vain must not wipe out who holds it.
+def _lock(folder: Path, stack: ExitStack) -> None:
+    # Opened for appending, so that a process that does not get the lock leaves the holder's name in the file.
     file = stack.enter_context((folder / "lock").open("a+", encoding="utf-8"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,14 +127,3 @@ def _hold(folder: Path, stack: ExitStack) -> None:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
-
-
-def prepare_libraries(seed: int) -> None:
-    """Seed every random state, and keep the libraries' bars (tokenising, shards) out of the run's own progress."""
-    from datasets import disable_progress_bars
-    from transformers import set_seed
-    from transformers.utils.logging import disable_progress_bar
-
-    set_seed(seed)
-    disable_progress_bars()
-    disable_progress_bar()

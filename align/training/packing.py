@@ -18,7 +18,7 @@ _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "atten
 
 
 def pack_rows(rows: Dataset, max_length: int) -> Dataset:
-    """Demonstrations put together into rows of at most `max_length` tokens, by best fit; none is cut.
+    """Return demonstrations joined into rows of at most `max_length` tokens, by best fit; none is cut.
 
     Adds `seq_lengths`, the tokens of each demonstration in a row.
     """
@@ -30,7 +30,7 @@ def pack_rows(rows: Dataset, max_length: int) -> Dataset:
 
 
 def packed_collator(tokenizer: Any) -> Any:
-    """TRL's collator that joins the rows of a batch into one without padding; positions start anew in each sequence."""
+    """Return TRL's collator that joins a batch into one row without padding; positions restart in each sequence."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, padding_free=True)
@@ -50,7 +50,7 @@ def prove_packing(model: Any, tokenizer: Any) -> None:
     try:
         with torch.no_grad():
             behind, behind_other, alone = (
-                _last_logits(model, collate, [list(ids) for ids in found]) for found in sequences
+                _last_logits(model, collate, [list(ids) for ids in packed]) for packed in sequences
             )
     except Exception as error:  # what a model raises that cannot keep packed sequences apart is up to its kernels
         why = str(error).partition("\n")[0] or type(error).__name__
@@ -71,7 +71,7 @@ def prove_packing(model: Any, tokenizer: Any) -> None:
 
 
 def carries_state(model: Any) -> bool:
-    """Whether a layer of a model carries a state from token to token: a convolution, a recurrence, linear attention."""
+    """Return whether a layer carries a state from token to token: a convolution, a recurrence, linear attention."""
     config = model.config.get_text_config()
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "layers_block_type", None) or ())}
     names = {type(module).__name__ for module in model.modules()}
@@ -80,7 +80,7 @@ def carries_state(model: Any) -> bool:
 
 
 def _last_logits(model: Any, collate: Any, sequences: list[list[int]]) -> Any:
-    """Logits of the last of some packed sequences."""
+    """Return the logits of the last of some packed sequences."""
     batch = collate([{"input_ids": ids, "labels": ids} for ids in sequences])
     del batch["labels"]
     batch = {key: value.to(model.device) if hasattr(value, "to") else value for key, value in batch.items()}

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before data is rendered and weights are loaded."""
+"""Checks of a run before its data is rendered and its weights are loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from align.errors import MachineError, UsageError
 from align.models.adapters import refuse_reward
 from align.models.heads import check_score_head
 from align.models.start_checks import check_files
-from align.training.arguments import check_passthrough
+from align.training.trl_bridge import check_passthrough
 
 if TYPE_CHECKING:
     from align.config import StageConfig
@@ -26,26 +26,21 @@ _INSTALL = {name: _BOTH.format(name, "trackers") for name in ("wandb", "mlflow",
 
 
 def preflight(stage: Stage, config: StageConfig, registry: Registry) -> dict[str, Checkpoint]:
-    """Check settings against each other, the registry and the start; returns the checkpoints the settings name."""
+    """Check settings against each other and the registry, and return the checkpoints that they name."""
     check_passthrough(stage, config)
     for tracker in config.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise MachineError(f"report_to={tracker}: the package {tracker} is not installed; {_INSTALL[tracker]}")
-    require_files([*config.data_specs, *_listed(config.eval_data)])
-    found = {key: registry.resolve(reference) for key, reference in config.references.items()}
-    _check_start(stage, found)
-    check_files(config, registry, found)
+    require_files([*config.data_specs, *config.eval_specs])
+    checkpoints = {key: registry.resolve(reference) for key, reference in config.references.items()}
+    _check_start(stage, checkpoints.get("model"))
+    check_files(config, registry, checkpoints)
     _check_name(stage, config, registry)
-    return found
+    return checkpoints
 
 
-def _listed(specs: str | list[str] | None) -> list[str]:
-    return [specs] if isinstance(specs, str) else specs or []
-
-
-def _check_start(stage: Stage, found: dict[str, Checkpoint]) -> None:
-    """A reward model is a start for another one only, and only with its score head."""
-    start = found.get("model")
+def _check_start(stage: Stage, start: Checkpoint | None) -> None:
+    """Refuse a reward model as the start of anything but a reward model, or without its score head."""
     if start is None or start.kind != "reward":
         return
     if stage.produces != "reward":
@@ -54,7 +49,7 @@ def _check_start(stage: Stage, found: dict[str, Checkpoint]) -> None:
 
 
 def _check_name(stage: Stage, config: StageConfig, registry: Registry) -> None:
-    """One name holds versions of one kind, or `model=NAME` would change its meaning by itself."""
+    """Refuse a name that holds versions of another kind: `model=NAME` would change its meaning."""
     if config.name not in registry.names():
         return
     newest = registry.resolve(config.name)

@@ -1,4 +1,4 @@
-"""Progress a person can read: a rich bar on a terminal, plain lines in a pipe."""
+"""The progress of a run: a rich bar on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN = {
     "learning_rate": "learning_rate", "tokens_per_second/rollout": "tokens/s: rollout",
     "tokens_per_second/scoring": "scoring", "tokens_per_second/update": "update",
 }  # fmt: skip
-"""what is shown of a step, in this order, and what it is called there"""
+"""the numbers of a step that are shown, in this order, and their labels"""
 
 
 class Progress:
@@ -49,19 +49,19 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
 
-    def note(self, step: int, numbers: dict[str, float]) -> None:
+    def show(self, step: int, numbers: dict[str, float]) -> None:
         """Show the numbers of a step."""
         text = "  ".join(f"{name} {numbers[key]:.4g}" for key, name in _SHOWN.items() if key in numbers)
         if self._bar is not None:
             self._bar.update(self._task, numbers=text)
         else:
-            tell(f"{self.title} {step}/{self.total}  {text}")
+            print_line(f"{self.title} {step}/{self.total}  {text}")
 
 
-def tell(text: str) -> None:
-    """Write a line for the user; training goes on when nobody reads it any more (`| head`)."""
+def print_line(text: str) -> None:
+    """Print a line for the user; training goes on when nobody reads it any more (`| head`)."""
     try:
         write(text)
     except BrokenPipeError:
-        # As Python's own documentation advises: later writes, and the flush at exit, must not fail again.
+        # As Python's documentation advises, so that later writes and the flush at exit do not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

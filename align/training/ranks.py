@@ -1,7 +1,7 @@
-"""The processes of one run: `torchrun` starts several, each trains on its part of a batch, the first writes and speaks.
+"""The ranks of a run: `torchrun` starts them, each trains on its part of a batch, and rank 0 writes and prints.
 
-Every process walks the same way through a run, so they meet at the same calls here. Data parallel training of one model
-on every device (DDP) is what this knows; sharded models are refused.
+All ranks make the same calls to this module in the same order. It knows data parallel training (DDP); sharded training
+is refused.
 """
 
 from __future__ import annotations
@@ -18,37 +18,35 @@ T = TypeVar("T")
 
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
-_JOIN = timedelta(minutes=5)
-"""how long a process waits for the others to come"""
+_JOIN_TIMEOUT = timedelta(minutes=5)
+"""how long a process waits for the others to join"""
 _COLLECTIVE_TIMEOUT = timedelta(hours=6)
-"""how long ranks wait for one that is at work alone: rank 0 tokenises, scores and saves for all; a rank that died is
-noticed at once
-"""
+"""how long ranks wait while rank 0 tokenises, scores or saves for all; a rank that died is noticed at once"""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this is."""
+    """The rank of this process and the number of processes of its run."""
 
-    index: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
-        return self.index == 0
+    def is_rank_zero(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
 
-    def share(self, make: Callable[[], T]) -> T:
-        """What the first process makes, in all of them; what it raises ends all of them.
+    def from_rank_zero(self, make: Callable[[], T]) -> T:
+        """Return on all ranks what `make` returns on rank 0; an error that it raises ends all of them.
 
         The others wait for it, so they also see every file that it wrote.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return make()
         from torch import distributed
 
         made: list[Any] = [None, None]
-        if self.first:
+        if self.is_rank_zero:
             try:
                 made[0] = make()
             except AlignError as error:
@@ -63,9 +61,15 @@ class Ranks:
         result: T = made[0]
         return result
 
+    def rank_zero_first(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns on each rank; the others call it after rank 0, and find the files it wrote."""
+        made: list[T] = []
+        self.from_rank_zero(lambda: made.append(make()))
+        return made[0] if made else make()
+
     def any(self, flag: bool) -> bool:
-        """Whether it holds in one of them."""
-        if self.count == 1:
+        """Return whether a flag is set on one of the ranks."""
+        if self.world_size == 1:
             return flag
         import torch
         from torch import distributed
@@ -74,15 +78,15 @@ class Ranks:
         distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
         return bool(flags)
 
-    def wait(self) -> None:
-        """Go on when all have come here."""
+    def wait_for_everyone(self) -> None:
+        """Return when all ranks have called this."""
         self.any(False)
 
 
 def join_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
-    """Find the other processes that `torchrun` started; without `WORLD_SIZE` there are none.
+    """Join the other processes that `torchrun` started; without `WORLD_SIZE` there are none.
 
-    Raises UsageError when the number asked for is not the number that came.
+    Raises UsageError when another number of processes joins than was asked for.
     """
     asked = environment.get("WORLD_SIZE", "1")
     sharded = [name for name in _SHARDED if environment.get(name, "false").lower() == "true"]
@@ -96,10 +100,10 @@ def join_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
             f"WORLD_SIZE={asked}: this is one process on its own ({', '.join(missing)} not set); start all of them "
             f"with torchrun --nproc_per_node {asked} -m align.STAGE ..., or unset WORLD_SIZE"
         )
-    found = _connect(int(asked), int(environment["RANK"]))
-    if found.count != int(asked):
-        raise UsageError(f"WORLD_SIZE={asked}: {found.count} processes came; start them all with torchrun")
-    return found
+    ranks = _connect(int(asked), int(environment["RANK"]))
+    if ranks.world_size != int(asked):
+        raise UsageError(f"WORLD_SIZE={asked}: {ranks.world_size} processes joined; start them all with torchrun")
+    return ranks
 
 
 def _connect(count: int, index: int) -> Ranks:
@@ -111,8 +115,8 @@ def _connect(count: int, index: int) -> Ranks:
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         try:
-            # Joined apart from the process group, whose own patience must outlast the longest save of the first.
-            store, index, count = next(distributed.rendezvous("env://", index, count, timeout=_JOIN))
+            # Joined apart from the process group, whose own timeout must outlast the longest save of rank 0.
+            store, index, count = next(distributed.rendezvous("env://", index, count, timeout=_JOIN_TIMEOUT))
         except (RuntimeError, ValueError) as error:
             raise UsageError(
                 f"WORLD_SIZE={count}: the processes did not find each other ({str(error).splitlines()[0]}); "

@@ -12,7 +12,7 @@ from align.schema import Kind, View
 
 if TYPE_CHECKING:
     from align.data import RecordSet
-    from align.data.tokenise import Columns, TokenPlan
+    from align.data.tokenise import Columns
     from align.models.adapters import LoadedBase
     from align.models.memory import LossHead
     from align.registry import Checkpoint
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stage hands back: the weights to keep and the numbers worth keeping.
+    """The weights and metrics that a stage function returns, to be registered.
 
     `adapter` names the adapter of `model` to save; None saves the full model as a new base. `parents` are the
     checkpoints it was made from, the first being the one it continues.
@@ -35,7 +35,7 @@ class Trained:
     metrics: dict[str, float] = field(default_factory=dict)
     parents: list[Checkpoint] = field(default_factory=list)
     panels: tuple[Callable[[Any], None], ...] = ()
-    """pictures beside the training curves, each drawn on a matplotlib Axes"""
+    """figures beside the training curves, each drawn on a matplotlib Axes"""
 
     @classmethod
     def of(cls, loaded: LoadedBase, config: StageConfig, **rest: Any) -> Trained:
@@ -46,7 +46,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: its name, settings, function, the view of data it needs and the kind it produces."""
+    """A training stage: its name, settings, function, the view of data it needs and the kind it produces."""
 
     name: str
     config: type[StageConfig]
@@ -54,25 +54,19 @@ class Stage:
     view: View
     produces: Kind
     columns: Columns = "rendered"
-    """the columns in which the trainer takes its rows"""
+    """the columns in which the trainer reads its rows"""
     head: LossHead = "fused"
-    """what the trainer puts on the hidden states, for the memory in the plan"""
+    """how the trainer computes the loss from hidden states, for the memory in the plan"""
     trl_config: str | None = None
     """name of the TRL config that `trainer:` passes through to"""
     next_command: str = ""
-    """the command to try next; {name} is the name registered, {parent} what it was made from, {settings} what recurs"""
+    """the command to try next, with {name} registered, {parent} it was made from and {settings} to repeat"""
 
     outline: Callable[[Any, RecordSet], Outline] | None = None
-    """what a run that starts from no checkpoint starts from, for its plan"""
-
-    def token_plan(self, config: StageConfig) -> TokenPlan:
-        """How a run with these settings turns records into rows."""
-        from align.data.tokenise import TokenPlan
-
-        return TokenPlan(self.view, config.token_length, config.on_long, self.columns, config.on_refused)
+    """returns what a run from no checkpoint starts from, for its plan"""
 
     def kind(self, config: StageConfig) -> Kind:
-        """The kind a run with these settings makes: a base when every weight is trained, else what has an adapter."""
+        """Return the kind that a run with these settings registers."""
         if config.lora is None:
             return "base"
         return "policy" if self.produces == "base" else self.produces

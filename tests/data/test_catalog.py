@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from align.config import read_yaml
 from align.data import load_records
 from align.data.catalog import catalogue, find_dataset, source_datasets
 from align.data.dataset_config import MixtureDataset, build_dataset
 from align.data.read_rows import read_row
 from align.errors import DataError, UsageError
 from align.schema import assistant, user
+from align.strict_yaml import read_yaml
 
 TALK = [{"from": "human", "value": "When?"}, {"from": "gpt", "value": "At nine."}]
 

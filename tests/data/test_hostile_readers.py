@@ -352,8 +352,8 @@ def test_what_is_no_file_in_a_folder_is_left_out_and_named(tmp_path):
 
 
 def test_the_aliases_of_a_settings_file_may_add_a_hundred_thousand_values_and_no_more():
-    from align.config import load_yaml
     from align.errors import UsageError
+    from align.strict_yaml import load_yaml
 
     long = "a: &a [" + "x, " * 999 + "x]\nb: ["
     assert len(load_yaml(long + "*a, " * 90 + "1]", "f")["b"]) == 91

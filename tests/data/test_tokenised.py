@@ -242,7 +242,7 @@ def test_processes_that_prune_one_cache_at_once_lose_nothing(tmp_path, tokenizer
 
 
 def test_rows_in_use_outlive_their_place_in_the_cache(tmp_path, tokenizer):
-    from align.training.datasets import mismatched
+    from align.kto import add_mismatched
 
     plan = TokenPlan("unpaired", 64, "drop")
     tokenise(talks(40), tokenizer, plan, cache=tmp_path)
@@ -253,7 +253,7 @@ def test_rows_in_use_outlive_their_place_in_the_cache(tmp_path, tokenizer):
 
     shutil.rmtree(tmp_path)
 
-    assert len(mismatched(found.rows, 4, seed=0)) == len(found.rows)
+    assert len(add_mismatched(found.rows, 4, seed=0)) == len(found.rows)
     assert before == ["facts.json", "rows.arrow"]
 
 

@@ -6,8 +6,9 @@ import pytest
 from page_commands import ROOT
 
 from align.__main__ import STAGES
-from align.config import build, read_yaml
+from align.config import build
 from align.data.catalog import catalogue
+from align.strict_yaml import read_yaml
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 

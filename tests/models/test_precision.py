@@ -15,7 +15,6 @@ from align.models.adapters import adapter_parameters, load_models, start_policy
 from align.models.loading import Precision, load_base
 from align.registry import Registry, open_registry
 from align.training.command import run_stage
-from align.training.run import Run
 
 IDS = torch.arange(3, 51).reshape(2, 24)
 QUANTIZED = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}
@@ -98,13 +97,13 @@ def few(demonstrations, tmp_path_factory) -> Path:
 def _train(registry, base, data, patch, *, interrupt: bool = True) -> Interrupted:
     """16 steps of QLoRA SFT; after the third the model writes, after every fourth it is evaluated."""
     record = Interrupted()
-    train = Run.train
+    from align.training.loop import train
 
     def watched(run, trainer):
         trainer.add_callback(_interrupting(record, at=3 if interrupt else 0))
         return train(run, trainer)
 
-    patch.setattr(Run, "train", watched)
+    patch.setattr("align.training.loop.train", watched)
     settings = {
         "model": str(base), "data": str(data / "train.jsonl"), "name": "qlora", "quantization": "nf4", "bf16": False,
         "max_length": 128, "max_steps": 16, "save_steps": 0, "logging_steps": 1, "per_device_train_batch_size": 4,

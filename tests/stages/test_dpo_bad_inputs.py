@@ -10,7 +10,6 @@ import pytest
 from align import dpo, reward, sft
 from align.registry import open_registry
 from align.training.command import main
-from align.training.run import Run
 
 GOOD = {"prompt": "say something", "chosen": "blue eggs", "rejected": "red eggs"}
 SAME = {"prompt": "say something", "chosen": "blue eggs", "rejected": "blue eggs"}
@@ -63,7 +62,7 @@ def test_it_is_refused_before_training_with_its_code(root, tmp_path, capsys, mon
     text, words, code, message = BAD[case]
     data = tmp_path / "pairs.jsonl"
     data.write_text(text)
-    monkeypatch.setattr(Run, "train", lambda *_: pytest.fail("it went on to train"))
+    monkeypatch.setattr("align.training.loop.train", lambda *_: pytest.fail("it went on to train"))
 
     assert run(dpo.STAGE, root, "model=start", f"data={data}", "name=bad", *words) == code
 
@@ -87,15 +86,16 @@ def test_with_leave_it_is_left_out_and_counted(root, tmp_path, capsys, monkeypat
     data.write_text(rows(GOOD, GOOD | {"prompt": "say more"}, bad))
     counted = []
     monkeypatch.setattr(
-        Run, "train", lambda self, trainer: counted.append((len(trainer.train_dataset), self.data)) or {}
+        "align.training.loop.train",
+        lambda run, trainer: counted.append((len(trainer.train_dataset), run.data.manifest_entries())) or {},
     )
     monkeypatch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
 
     assert run(dpo.STAGE, root, "model=start", f"data={data}", "name=good", *words) == 0
 
-    kept, told = counted[0]
+    kept, entries = counted[0]
     assert kept == 2
-    assert sum(told[0]["dropped"].values()) == 1
+    assert sum(entries[0]["dropped"].values()) == 1
 
 
 @pytest.mark.parametrize("adapter", ["continue", "stack"])

@@ -20,7 +20,6 @@ from align.errors import UsageError
 from align.models.packed import use_fast_path
 from align.registry import open_registry
 from align.training.command import main
-from align.training.run import Run
 
 BETA, EPS = 0.2, 0.1
 
@@ -76,12 +75,12 @@ def prepared(root, start) -> tuple[Any, dict]:
     """The trainer of a run that is ready to train, and its first batch."""
     seen = []
 
-    def capture(self, trainer):
+    def capture(run, trainer):
         seen.append(trainer)
         return {}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "train", capture)
+        patch.setattr("align.training.loop.train", capture)
         assert run(root, *start, "name=prepared") == 0
     return seen[0], next(iter(seen[0].get_train_dataloader()))
 

@@ -116,8 +116,8 @@ def test_dropout_that_is_left_on_is_neither_cached_nor_checked(root, preferences
     ("found", "allowed"), [(0.0, True), (9e-6, True), (1.2e-5, False), (-1.2e-5, False), (math.nan, True)]
 )
 def test_the_tolerance_grows_with_the_log_probability(found, allowed):
-    assert Expected(0.0, 1e-5).admits(found, {}) is allowed
-    assert Expected(0.0, 0.0, 1e-6, ("logps/chosen",)).admits(found, {"logps/chosen": -10.0}) is allowed
+    assert Expected(0.0, 1e-5).is_met_by(found, {}) is allowed
+    assert Expected(0.0, 0.0, 1e-6, ("logps/chosen",)).is_met_by(found, {"logps/chosen": -10.0}) is allowed
 
 
 def test_an_adapter_under_another_name_is_no_proof(root, preferences, monkeypatch):

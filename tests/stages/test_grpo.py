@@ -228,21 +228,21 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(shared, settings, 
     """Four rollouts of two steps each take two prompts at a time, of five in all."""
     import signal
 
-    from align.training.run import Run
+    from align.training.run_log import RunLog
 
     changed = {"num_iterations": 2, "max_steps": 8, "beta": 0.1, "data": f"{settings['data']}:limit=5"}
     if not shared.names().count("straight"):
         train(shared, settings, "straight", **changed)
-    plain = Run.log
+    plain = RunLog.write
 
-    def log(self, step, numbers):
+    def write(self, step, numbers):
         plain(self, step, numbers)
         if step == stop:
-            self.stopped_by = signal.SIGTERM
+            signal.raise_signal(signal.SIGTERM)
 
     name = f"cut-{stop}"
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "log", log)
+        patch.setattr(RunLog, "write", write)
         with pytest.raises(PreemptedError, match=f"stopped at step {stop + 2 - stop % 2} of 8"):
             train(shared, settings, name, **changed)
     _, rows = train(shared, settings, name, resume=True, **changed)
@@ -289,7 +289,7 @@ def test_a_unit_is_what_lies_between_two_rollout_boundaries(batch, accumulation,
         ({"rewards": []}, "rewards"),
         ({"rewards": [{"name": "keywrod"}]}, "did you mean keyword"),
         ({"reward_model": "judge"}, "train on a reward model with align ppo"),
-        ({"eval_data": "d"}, "eval_data: GRPO has no evaluation pass"),
+        ({"eval_data": "d"}, "eval_data: unknown setting"),
         ({"beta": -0.1}, "beta"),
         ({"loss_type": "ppo"}, "loss_type"),
         ({"trainer": {"generation_batch_size": 8}}, "say steps_per_generation instead"),

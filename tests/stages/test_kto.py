@@ -15,7 +15,6 @@ from align.data import load_records
 from align.data.rendering.answer_rows import render_unpaired
 from align.registry import Registry, open_registry
 from align.training.command import main
-from align.training.datasets import mismatched
 from align.training.stage import Stage
 
 
@@ -103,13 +102,13 @@ def test_good_and_bad_answers_weigh_the_same_together(shared, tmp_path, capsys):
 def test_weights_are_those_asked_for_else_balanced(good, bad, asked, weights):
     config = kto.KtoConfig(model="m", data="d", name="n", **asked)
 
-    assert kto.balance(good, bad, config) == weights
+    assert kto.balance_weights(good, bad, config) == weights
 
 
 def test_the_kl_is_estimated_on_answers_to_other_prompts_of_the_batch():
     rows = Dataset.from_list([{"prompt_ids": [n], "completion_ids": [100 + n], "label": True} for n in range(9)])
 
-    made = mismatched(rows, 4, seed=0)
+    made = kto.add_mismatched(rows, 4, seed=0)
 
     for start, stop in ((0, 4), (4, 8)):
         some = made.select(range(start, stop))
@@ -140,7 +139,7 @@ def test_the_loss_curve_equals_plain_trl_on_the_same_rows(shared, tiny_base, pre
         train_dataset=Dataset.from_list([{"prompt": "", "chosen": "b", "rejected": "c"}]),
         processing_class=tokenizer,
     )  # fmt: skip
-    trainer.train_dataset = mismatched(rows, 8, 0)
+    trainer.train_dataset = kto.add_mismatched(rows, 8, 0)
     trainer.remove_callback(PrinterCallback)
 
     trainer.train()
@@ -237,9 +236,9 @@ def test_rounding_of_long_and_of_sure_answers_is_no_other_reference(stage, setti
     for side in ("chosen", "rejected"):
         for logps, nats, admitted in ((-1000.0, 1.0, True), (-0.05, 0.02, True), (-1000.0, 50.0, False)):
             logged = {f"logps/{side}": logps}
-            assert expected[f"rewards/{side}"].admits(config.beta * nats, logged) is admitted
-            assert expected["loss"].admits(expected["loss"].value + config.beta * nats, logged) is admitted
-            assert "kl" not in expected or expected["kl"].admits(nats, logged) is admitted
+            assert expected[f"rewards/{side}"].is_met_by(config.beta * nats, logged) is admitted
+            assert expected["loss"].is_met_by(expected["loss"].value + config.beta * nats, logged) is admitted
+            assert "kl" not in expected or expected["kl"].is_met_by(nats, logged) is admitted
 
 
 def test_single_precision_is_held_to_more_digits():
@@ -247,5 +246,5 @@ def test_single_precision_is_held_to_more_digits():
 
     expected = kto.first_numbers(config, 1.0, 1.0)
 
-    assert not expected["kl"].admits(0.02, {"logps/chosen": -1000.0})
-    assert expected["kl"].admits(1e-3, {"logps/chosen": -1000.0})
+    assert not expected["kl"].is_met_by(0.02, {"logps/chosen": -1000.0})
+    assert expected["kl"].is_met_by(1e-3, {"logps/chosen": -1000.0})

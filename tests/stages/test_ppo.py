@@ -450,7 +450,7 @@ def test_a_prompt_without_the_answer_a_reward_needs_is_named(registry, sft, sett
         ({"rewards": [{"name": "keyword", "args": {"words": 5}}]}, r"keyword: words: expected list\[str\], found 5"),
         ({"rollout_batch_size": 6}, "6 is no multiple of the minibatch"),
         ({"sampling": {"max_new_tokens": 96}}, "leaves no room for a prompt"),
-        ({"eval_data": "x"}, "PPO has no evaluation pass"),
+        ({"eval_data": "x"}, "eval_data: unknown setting"),
         ({"kl_coeff": 0.1}, "kl_coeff: unknown setting; did you mean kl_coef"),
     ],
 )

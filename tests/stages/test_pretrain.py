@@ -4,7 +4,7 @@ import math
 import pytest
 
 from align.models.scratch import PRESETS, build_base, train_tokenizer
-from align.pretrain import STAGE, texts_of
+from align.pretrain import STAGE, select_texts
 from align.registry import open_registry
 from align.schema import Record, assistant, user
 from align.training.command import main
@@ -133,7 +133,7 @@ def test_a_chat_teaches_control_tokens_and_a_text_that_spells_them_does_not(toke
 def test_the_tokenizer_learns_from_documents_and_from_every_turn():
     records = [Record(text="page"), Record(prompt=[user("question")], completion=[assistant("answer")])]
 
-    assert list(texts_of(records)) == ["page", "question", "answer"]
+    assert list(select_texts(records)) == ["page", "question", "answer"]
 
 
 def test_presets_have_the_sizes_their_description_says():

@@ -183,7 +183,8 @@ def test_a_dry_run_prints_the_plan_and_leaves_no_run_behind(tmp_path, capsys, ti
 
 
 def test_print_config_reads_back_to_the_same_settings(tmp_path, capsys):
-    from align.config import build, load_yaml
+    from align.config import build
+    from align.strict_yaml import load_yaml
 
     assert run(sft.STAGE, tmp_path, "model=x", "data=y", "name=z", "--print_config") == 0
 
@@ -197,15 +198,13 @@ def test_dpo_holds_one_base_and_its_adapters_and_no_second_model(
 ):
     from transformers import AutoModelForCausalLM
 
-    from align.training.run import Run
-
     seen = []
 
-    def capture(self, trainer):
+    def capture(run, trainer):
         seen.append((trainer.ref_model, {key: p.numel() for key, p in trainer.model.named_parameters()}))
         return {}
 
-    monkeypatch.setattr(Run, "train", capture)
+    monkeypatch.setattr("align.training.loop.train", capture)
     words = [f"model={tiny_base}", f"data={preferences}", "name=one", f"cache_reference={cached}"]
     assert run(dpo.STAGE, tmp_path, *words) == 0
 

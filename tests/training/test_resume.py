@@ -8,7 +8,7 @@ from pathlib import Path
 from align import dpo, sft
 from align.registry import open_registry
 from align.training.command import main
-from align.training.run import Run
+from align.training.run_log import RunLog
 
 
 def line(root: Path, **settings: object) -> list[str]:
@@ -21,14 +21,14 @@ def line(root: Path, **settings: object) -> list[str]:
 
 def cut_at(monkeypatch, step: int):
     """Make runs end as by Ctrl-C when they log this step."""
-    log = Run.log
+    write = RunLog.write
 
     def cut(self, now, numbers):
         if now == step:
             raise KeyboardInterrupt
-        log(self, now, numbers)
+        write(self, now, numbers)
 
-    monkeypatch.setattr(Run, "log", cut)
+    monkeypatch.setattr(RunLog, "write", cut)
 
 
 def test_a_start_that_has_got_a_newer_version_is_refused(

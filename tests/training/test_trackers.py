@@ -141,8 +141,8 @@ def test_a_tracker_that_does_not_open_ends_the_run_before_the_first_step(warm, c
     assert versions(tmp_path / "registry") == []
 
 
-def test_a_tracker_that_fails_while_training_is_told_and_left_out(tmp_path, capsys):
-    from align.training.trackers import Trackers
+def test_a_tracker_that_fails_while_training_is_told_and_left_out(tmp_path, capsys, monkeypatch):
+    from align.training import trackers as tracking
 
     class Full:
         id = "x"
@@ -153,8 +153,9 @@ def test_a_tracker_that_fails_while_training_is_told_and_left_out(tmp_path, caps
         def close(self, *, ended_well):
             raise AssertionError("it was left out")
 
-    trackers = Trackers([], tmp_path)
-    trackers._open["wandb"] = Full()
+    monkeypatch.setitem(tracking.TRACKERS, "wandb", lambda run, run_id: Full())
+    trackers = tracking.Trackers(["wandb"], tmp_path)
+    trackers.open(tracking.TrackedRun("run", tmp_path, {}))
 
     trackers.add(1, {"loss": 1.0})
     trackers.add(2, {"loss": 1.0})

@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from align.config import load_yaml
 from align.errors import DataError, UsageError, nearest
+from align.strict_yaml import load_yaml
 
 ALL = "all"
 """The name that asks for every split."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from align.config import load_yaml
 from align.data.containers.data_files import DataFile
 from align.data.containers.json_files import rows_of_object
 from align.data.row_errors import RawRow
 from align.errors import DataError, UsageError, shorten
+from align.strict_yaml import load_yaml
 
 LONGEST_YAML = 64 << 20
 """Characters of a YAML file."""

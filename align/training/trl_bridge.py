@@ -1,4 +1,4 @@
-"""From our settings to a TRL config: every argument TRL receives is written here or passed through by name."""
+"""TRL and transformers trainers: the arguments they get from our settings, and their construction on tokenised rows."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig, TrainerStageConfig
 from align.errors import UsageError, nearest
+from align.models.adapters import unrounded
 from align.models.loading import Precision
 
 if TYPE_CHECKING:
     from align.training.run import Run
     from align.training.stage import Stage
+    from align.training.training_data import TokenisedSplits
 
 _SAME_NAME = (
     "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
-    "eval_steps",
 )  # fmt: skip
 
-
-# What a run relies on, under TRL's names: where and when things are saved, how rows arrive, what a number means.
+# Settings that a run relies on, by TRL's names: where and when it saves, how rows arrive, what a number means.
 _OWNED = {
     "output_dir", "warmup_steps", "activation_checkpointing", "use_cpu", "logging_strategy", "logging_nan_inf_filter",
     "save_strategy", "save_total_limit", "save_only_model", "eval_strategy", "resume_from_checkpoint",
@@ -31,21 +31,23 @@ _OWNED = {
     "assistant_only_loss", "eos_token", "pad_token", "chat_template_path", "precompute_ref_log_probs",
     "sync_ref_model", "model_init_kwargs", "enable_jit_checkpoint", "full_determinism", "data_seed", "fsdp",
     "fsdp_config", "deepspeed",
-    # What follows would do nothing: models, rows and references are made by us, and trackers are opened by us.
+    # These would do nothing: models, rows and references are made, and trackers opened, by align.
     "trust_remote_code", "truncation_mode", "shuffle_dataset", "packing_strategy", "precompute_ref_batch_size",
     "ref_model_mixup_alpha", "ref_model_sync_steps", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
     "trackio_static_space_id",
 }  # fmt: skip
 
 
-def trl_arguments(config_class: type, config: TrainerStageConfig, run: Run, **fixed: Any) -> Any:
-    """Fill a TRL or transformers config from a stage's settings; `fixed` are the stage's own.
+def trl_arguments(config_class: type, run: Run, **fixed: Any) -> Any:
+    """Return a TRL or transformers config filled from a stage's settings; `fixed` are the stage's own arguments.
 
-    Checkpoints rotate in `align.training.checkpoints`, after they are durable, so the trainer keeps all it writes; it
-    logs every step so that the first number that is not finite stops the run.
+    The trainer keeps all checkpoints, because they rotate in `align.training.checkpoints` after they are durable, and
+    logs every step, so that the first number that is not finite stops the run.
     """
     import torch
 
+    config = run.config
+    assert isinstance(config, TrainerStageConfig)
     ours: dict[str, Any] = {key: getattr(config, key) for key in _SAME_NAME}
     ours |= {
         "output_dir": str(run.folder),
@@ -60,9 +62,10 @@ def trl_arguments(config_class: type, config: TrainerStageConfig, run: Run, **fi
         "save_strategy": "steps" if config.save_steps else "no",
         "save_steps": config.save_steps or 500,
         "save_total_limit": None,
-        "eval_strategy": "steps" if config.eval_data else "no",
+        "eval_strategy": "steps" if config.eval_specs else "no",
+        "eval_steps": getattr(config, "eval_steps", None),
         "disable_tqdm": True,
-        # Trackers are told by the run itself: the same numbers in every stage, and no setting that holds a token.
+        # The run itself reports to trackers: the same numbers in every stage, and no setting that holds a token.
         "report_to": [],
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
@@ -72,40 +75,64 @@ def trl_arguments(config_class: type, config: TrainerStageConfig, run: Run, **fi
         raise UsageError(f"trainer: {str(error).splitlines()[0]}; found {config.trainer}") from None
 
 
+def build_trainer(
+    trainer_class: Any, model: Any, tokenizer: Any, args: Any, data: TokenisedSplits, **parts: Any
+) -> Any:
+    """Return a TRL or transformers trainer on rows that are tokens already."""
+    rows = {"train_dataset": data.train, "eval_dataset": data.held_out}
+    with unrounded(model), _without_tokenising(trainer_class):
+        return trainer_class(model=model, args=args, processing_class=tokenizer, **rows, **parts)
+
+
+@contextmanager
+def _without_tokenising(trainer_class: Any) -> Iterator[None]:
+    """Let a trainer be constructed on its rows as they are.
+
+    TRL 1.16 has a setting for that in SFT alone; its DPO and KTO trainers tokenise whatever they are constructed with.
+    """
+    prepare = vars(trainer_class).get("_prepare_dataset")
+    if prepare is None:
+        yield
+        return
+    trainer_class._prepare_dataset = lambda self, rows, *_: rows
+    try:
+        yield
+    finally:
+        trainer_class._prepare_dataset = prepare
+
+
 def check_passthrough(stage: Stage, config: StageConfig) -> None:
     """Raise UsageError for a `trainer:` key that TRL's config does not have, or that we already set by another name."""
     if not isinstance(config, TrainerStageConfig) or not config.trainer:
         return
-    known = _passthrough_names(stage)
+    names = _passthrough_names(stage)
     for key in config.trainer:
         if key in type(config).model_fields:
             raise UsageError(f"trainer.{key}: set {key} itself, not under trainer")
         if key in _OWNED:
             raise UsageError(f"trainer.{key}: this is set by align itself, a run depends on it; remove it")
-        if key not in known:
-            raise UsageError(f"trainer.{key}: no such setting of {stage.trl_config};{nearest(key, known)}")
+        if key not in names:
+            raise UsageError(f"trainer.{key}: no such setting of {stage.trl_config};{nearest(key, names)}")
     if config.trainer.get("activation_offloading"):
-        _require_gpu("trainer.activation_offloading: keeps activations outside a GPU's memory")
+        import torch
 
-
-def _require_gpu(asked: str) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UsageError(f"{asked}; no GPU was found; remove it")
+        if not torch.cuda.is_available():
+            raise UsageError(
+                "trainer.activation_offloading: keeps activations outside a GPU's memory; no GPU was found; remove it"
+            )
 
 
 @contextmanager
 def explain_passthrough(config: StageConfig) -> Iterator[None]:
-    """Turn what a library raises about a `trainer:` setting, where there is one, into a UsageError that shows them."""
+    """Turn an error of a library into a UsageError that shows the `trainer:` settings, where there are any."""
     try:
         yield
     except (ImportError, TypeError, ValueError) as error:
         passed = config.trainer if isinstance(config, TrainerStageConfig) else {}
         if not passed:
             raise
-        said = str(error).strip().partition("\n")[0]
-        raise UsageError(f"trainer: {said}; found {passed}; change or remove it (--debug shows where)") from error
+        problem = str(error).strip().partition("\n")[0]
+        raise UsageError(f"trainer: {problem}; found {passed}; change or remove it (--debug shows where)") from error
 
 
 def _passthrough_names(stage: Stage) -> list[str]:

@@ -1,0 +1,129 @@
+"""The data of a run: read once, checked, tokenised, handed to the trainer and recorded in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from align.config import StageConfig
+from align.errors import DataError
+from align.training.ranks import Ranks
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from align.data import RecordSet
+    from align.data.token_cache import TokenisedDataset
+    from align.registry import Registry
+    from align.training.stage import Stage
+
+
+class TokenisedSplits(NamedTuple):
+    """The rows to train on and those held out, in the columns that the stage's trainer reads."""
+
+    train: Dataset
+    held_out: Dataset | None = None
+
+    def map(self, change: Callable[[Dataset], Dataset]) -> TokenisedSplits:
+        """Return both with a change applied."""
+        return TokenisedSplits(change(self.train), change(self.held_out) if self.held_out is not None else None)
+
+
+class TrainingData:
+    """The `data` and `eval_data` of a run, each read when it is first asked for; made by `Run` and by the plan.
+
+    `notify` takes the lines that tell what was read, dropped and cut.
+    """
+
+    def __init__(
+        self, stage: Stage, config: StageConfig, registry: Registry, ranks: Ranks, notify: Callable[[str], None]
+    ) -> None:
+        self._stage, self._config, self._registry, self._ranks = stage, config, registry, ranks
+        self._notify = notify
+        self._entries: list[dict[str, Any]] = []
+
+    @cached_property
+    def train(self) -> RecordSet:
+        """The records to train on; raises DataError when no row is left."""
+        return self._read(self._config.data_specs)
+
+    @cached_property
+    def held_out(self) -> RecordSet | None:
+        """The records of `eval_data`, if any; raises DataError when they share rows with the training data."""
+        train = self.train
+        if not self._config.eval_specs:
+            return None
+        from align.data.set_checks import refuse_leak
+
+        records = self._read(self._config.eval_specs)
+        refuse_leak(train, records)
+        return records
+
+    def read(self) -> None:
+        """Read all of it now, so that its errors come before heavy libraries are imported and weights loaded."""
+        _ = self.train, self.held_out
+
+    def tokenise(self, tokenizer: Any) -> TokenisedSplits:
+        """Return the rows under a tokenizer, from the registry's cache when they were tokenised before."""
+        from align.data.rendering.fold_system import fold_when_asked
+
+        for line in fold_when_asked(tokenizer, self._config.on_refused):
+            self._notify(line)
+        records = (self.train, self.held_out)
+        entries = zip(records, self._entries, strict=False)
+        sets = [self._tokenise_split(part, entry, tokenizer) for part, entry in entries if part is not None]
+        return TokenisedSplits(*sets)
+
+    def tokenise_records(self, records: RecordSet, tokenizer: Any, cache: Path) -> TokenisedDataset:
+        """Return the rows of some records; rank 0 writes them into the cache, then the other ranks read them there.
+
+        Where the ranks share no disk they find nothing, and each tokenises on its own.
+        """
+        from align.data.tokenise import TokenPlan, tokenise
+
+        stage, config = self._stage, self._config
+        plan = TokenPlan(stage.view, config.token_length, config.on_long, stage.columns, config.on_refused)
+        processes = getattr(config, "dataset_num_proc", None)
+        return self._ranks.rank_zero_first(lambda: tokenise(records, tokenizer, plan, cache=cache, processes=processes))
+
+    def manifest_entries(self) -> list[dict[str, Any]]:
+        """Return name, digest, rows and dropped rows of each dataset that was read."""
+        return self._entries
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the digest of each dataset that was read."""
+        return {f"data[{i}]": f"{entry['name']} {entry['digest']}" for i, entry in enumerate(self._entries)}
+
+    def _read(self, specs: list[str]) -> RecordSet:
+        from align.data import load_records
+
+        roots = {"registry": self._registry.root}
+        records = load_records(specs, view=self._stage.view, on_bad_row=self._config.on_bad_row, roots=roots)
+        for note in records.notes:
+            self._notify(note)
+        if not records.records:
+            raise DataError(f"{records.name}: 0 rows left to train on, dropped {records.dropped}; check the file")
+        self._entries.append(records.describe())
+        return records
+
+    def _tokenise_split(self, records: RecordSet, entry: dict[str, Any], tokenizer: Any) -> Dataset:
+        """Tokenise, record what was dropped in the manifest entry, and print it."""
+        from align.data.rendering.template_notices import notice_lines
+
+        tokens = self.tokenise_records(records, tokenizer, self._registry.cache_dir / "tokens")
+        entry |= {
+            "dropped": entry["dropped"] | tokens.dropped, "noted": tokens.noted, "trained_rows": len(tokens.rows),
+        }  # fmt: skip
+        share = tokens.trained_tokens / max(tokens.tokens, 1)
+        trained = f", {share:.0%} of them trained" if share else ""
+        before = " (tokenised before)" if tokens.reused else ""
+        lines = [f"{records.name}: {len(tokens.rows)} rows, {tokens.tokens} tokens{trained}{before}"]
+        if tokens.shortened:
+            lines.append(f"  shortened {tokens.shortened}: oldest turns left out to fit max_length")
+        lines += [f"  dropped {count}: {reason}" for reason, count in tokens.dropped.items()]
+        lines += [f"  {line}" for line in notice_lines(tokens, len(tokens.rows), tokenizer)]
+        for line in lines:
+            self._notify(line)
+        return tokens.rows
