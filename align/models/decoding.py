@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.errors import IntegrityError
 
@@ -209,6 +209,37 @@ def filter_min_p(logits: Tensor, min_p: float) -> Tensor:
         return logits
     probabilities = logits.softmax(dim=-1)
     return logits.masked_fill(probabilities < min_p * probabilities.max(), float("-inf"))
+
+
+class SampledToken(NamedTuple):
+    """One token of each row (B,): its id, its log-probability, and the entropy of its distribution."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def sample_from_uniform(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> SampledToken:
+    """Sample a token of each row by inverting its distribution; logits (B, V), uniform (B,) in [0, 1).
+
+    The token is the first at which the cumulated probability exceeds the uniform number's share of the total, with the
+    tokens in the order of their probability where only the likeliest are kept.
+    """
+    import torch
+
+    logprobs = (logits.float() / temperature).log_softmax(dim=-1)
+    # A vocabulary of 100,000 cumulated in single precision is wrong in the fifth digit.
+    ordered = logprobs.double().exp_()
+    entropy = torch.special.entr(ordered).sum(dim=-1).float()
+    ids = None
+    if top_p < 1:
+        ordered, ids = ordered.sort(dim=-1, descending=True, stable=True)
+        ordered = ordered.masked_fill(_outside_top_p(ordered, top_p), 0.0)
+    mass = ordered.cumsum(dim=-1)
+    threshold = uniform.to(mass)[:, None] * mass[:, -1:]
+    index = torch.searchsorted(mass, threshold, right=True).clamp(max=mass.shape[1] - 1)
+    tokens = index if ids is None else ids.gather(1, index)
+    return SampledToken(tokens[:, 0], logprobs.gather(1, tokens)[:, 0], entropy)
 
 
 def _outside_top_p(probabilities: Tensor, top_p: float) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from align.models.decoding import CachedRows, Decoder, pad_left, sample_from_uniform
 from align.rl.rollout import Rollout, completion_mask
 
 if TYPE_CHECKING:
@@ -52,14 +53,6 @@ class SamplingPolicy:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision.uses_bf16)
 
 
-class SampledToken(NamedTuple):
-    """One token of each row (B,): its id, its log-probability, and the entropy of its distribution."""
-
-    tokens: Tensor
-    logprobs: Tensor
-    entropy: Tensor
-
-
 def sample_completions(
     policy: SamplingPolicy,
     prompts: Sequence[Sequence[int]],
@@ -88,30 +81,6 @@ def sample_completions(
     return Rollout.joined(parts, sorted(range(len(order)), key=order.__getitem__))
 
 
-def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> SampledToken:
-    """Sample a token of each row by inverting its distribution; logits (B, V), uniform (B,) in [0, 1).
-
-    The token is the first at which the cumulated probability exceeds the uniform number's share of the total, with the
-    tokens in the order of their probability where only the likeliest are kept (Holtzman et al. 2020).
-    """
-    import torch
-
-    logprobs = (logits.float() / temperature).log_softmax(dim=-1)
-    # A vocabulary of 100,000 cumulated in single precision is wrong in the fifth digit.
-    ordered = logprobs.double().exp_()
-    entropy = torch.special.entr(ordered).sum(dim=-1).float()
-    ids = None
-    if top_p < 1:
-        ordered, ids = ordered.sort(dim=-1, descending=True, stable=True)
-        # A token stays while the mass before it is below top_p, so the first always stays.
-        ordered = ordered.masked_fill(ordered.cumsum(dim=-1) - ordered >= top_p, 0.0)
-    mass = ordered.cumsum(dim=-1)
-    threshold = uniform.to(mass)[:, None] * mass[:, -1:]
-    index = torch.searchsorted(mass, threshold, right=True).clamp(max=mass.shape[1] - 1)
-    tokens = index if ids is None else ids.gather(1, index)
-    return SampledToken(tokens[:, 0], logprobs.gather(1, tokens)[:, 0], entropy)
-
-
 def _decode(
     policy: SamplingPolicy,
     prompts: Sequence[Sequence[int]],
@@ -131,20 +100,22 @@ def _decode(
     shape = len(prompts), sampling.max_new_tokens
     ids = torch.full(shape, pad, device=device)
     logprobs, entropy = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-    batch = _DecodingBatch(policy.causal, prompt_ids, prompt_mask)
+    decoder, cached = Decoder(policy.causal), CachedRows(prompt_mask)
+    logits = decoder.prefill(cached, prompt_ids, 0, cached.columns)[:, -1]
     if len(unique) < len(prompts):
-        batch.select(owners)
+        cached.select(owners)
+        logits = logits[owners]
     rows = torch.arange(len(prompts), device=device)
     for column in range(sampling.max_new_tokens):
-        sampled = sample_tokens(batch.logits, noise[rows, column], sampling.temperature, sampling.top_p)
+        sampled = sample_from_uniform(logits, noise[rows, column], sampling.temperature, sampling.top_p)
         ids[rows, column], logprobs[rows, column], entropy[rows, column] = sampled
         unfinished = (~torch.isin(sampled.tokens, stop_ids)).nonzero()[:, 0]
         if not len(unfinished) or column + 1 == sampling.max_new_tokens:
             break
         if len(unfinished) < len(rows):
-            batch.select(unfinished)
+            cached.select(unfinished)
             rows = rows[unfinished]
-        batch.extend(sampled.tokens[unfinished])
+        logits = decoder.step(cached, sampled.tokens[unfinished])
     width = column + 1
     mask, stopped = completion_mask(ids[:, :width], stops)
     # Where pad and stop are one token, what was never sampled looks like a second stop; the mask ends before it.
@@ -152,47 +123,6 @@ def _decode(
         prompt_ids[owners], prompt_mask[owners], ids[:, :width].masked_fill(mask == 0, pad), mask, stopped,
         logprobs[:, :width], entropy[:, :width],
     )  # fmt: skip
-
-
-class _DecodingBatch:
-    """Unfinished rows: their keys and values, and the logits (B, V) of the next token."""
-
-    def __init__(self, causal: Any, ids: Tensor, mask: Tensor) -> None:
-        from transformers import DynamicCache
-
-        self._causal, self._mask = causal, mask
-        self._cache = DynamicCache(config=causal.config)
-        self.logits = self._forward(ids, (mask.cumsum(dim=1) - 1).clamp(min=0))
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these rows, of which one may occur several times."""
-        self._cache.batch_select_indices(rows)
-        self._mask, self.logits = self._mask[rows], self.logits[rows]
-
-    def extend(self, tokens: Tensor) -> None:
-        """Append one token to each row."""
-        import torch
-
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        self.logits = self._forward(tokens[:, None], self._mask.sum(dim=1, keepdim=True) - 1)
-
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        output = self._causal(
-            input_ids=ids, attention_mask=self._mask, position_ids=positions, past_key_values=self._cache,
-            use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        logits: Tensor = output.logits[:, -1]
-        return logits
-
-
-def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Return prompts as (ids, attention mask), both (B, longest), with the padding before the text."""
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
 
 
 def _uniform(seed: tuple[int, ...], count: int) -> Tensor:

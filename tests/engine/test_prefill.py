@@ -9,13 +9,11 @@ from typing import NamedTuple
 
 import pytest
 from loud_models import bare_engine, build_loaded_base
-from transformers import LlamaConfig
 from zoo import ARCHITECTURES, build_zoo_model
 
 from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
 from align.engine.stream import Stream
-from align.models.decoding import Decoder
 from align.schema import user
 
 PART = 40
@@ -146,28 +144,6 @@ def test_a_part_that_fails_ends_the_rows_it_was_of(beside, engine):
     assert isinstance(failed, RowFailure)
     assert "out of memory, say" in failed.message
     assert ends(beside, LONG)[0].text == engine.complete([LONG], HOT)[0]
-
-
-@pytest.mark.parametrize(
-    ("ropes", "parts"),
-    [
-        (None, True),
-        ({"rope_type": "default", "rope_theta": 1e4}, True),
-        ({"rope_type": "longrope", "long_factor": [1.0]}, False),
-        ({"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {"rope_type": "default"}}, False),
-    ],
-)
-def test_where_positions_turn_with_the_length_of_a_pass_prompts_are_read_at_once(ropes, parts):
-    config = LlamaConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
-    config.rope_parameters = ropes
-
-    class Model:
-        def __init__(self):
-            self.config = config
-
-        def forward(self, input_ids, past_key_values): ...
-
-    assert Decoder(Model()).can_prefill_in_chunks == parts
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 from align.engine.protocol import Sampling
 from align.engine.sampling import RowSampler, sample_tokens
 from align.errors import UsageError
-from align.models.decoding import filter_min_p, filter_top_k, filter_top_p, gumbel_noise
+from align.models.decoding import gumbel_noise
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 
@@ -43,32 +43,8 @@ def test_the_draws_of_one_row_follow_the_softmax_too():
     assert torch.allclose(counts / 4000, LOGITS.softmax(-1), atol=4 * 0.5 / 4000**0.5)
 
 
-def test_noise_is_gumbel_over_a_whole_vocabulary():
-    noise = gumbel_noise([(seed, seed * 7) for seed in range(8)], 50_000)
-
-    # Mean: Euler's constant; variance: pi squared over six. Quantiles: -ln(-ln q).
-    assert noise.mean().item() == pytest.approx(0.57722, abs=0.01)
-    assert noise.var().item() == pytest.approx(torch.pi**2 / 6, rel=0.01)
-    quantiles = torch.tensor([0.01, 0.1, 0.5, 0.9, 0.99, 0.999])
-    found = torch.stack([(noise <= -(-q.log()).log()).float().mean() for q in quantiles])
-    assert torch.allclose(found, quantiles, atol=0.003)
-    neighbours = torch.corrcoef(torch.stack([noise[:, :-1].flatten(), noise[:, 1:].flatten()]))[0, 1]
-    assert abs(neighbours.item()) < 0.01
-    assert torch.corrcoef(noise).fill_diagonal_(0).abs().max() < 0.03
-
-
 def test_temperature_zero_takes_the_largest():
     assert shares(Sampling(temperature=0), 50)[0] == 1
-
-
-def test_top_k_and_min_p_keep_the_likeliest():
-    # Probabilities 0.644, 0.237, 0.087, 0.032; shares of the likeliest 1, 0.368, 0.135, 0.050.
-    assert filter_top_k(LOGITS, 2).isfinite().tolist() == [True, True, False, False]
-    assert filter_top_k(LOGITS, 0) is LOGITS
-    assert filter_top_k(LOGITS, 9) is LOGITS
-    assert filter_min_p(LOGITS, 0.3).isfinite().tolist() == [True, True, False, False]
-    assert filter_min_p(LOGITS, 1.0).isfinite().tolist() == [True, False, False, False]
-    assert filter_min_p(LOGITS, 0.0) is LOGITS
 
 
 def test_top_p_is_taken_of_what_top_k_left():
@@ -89,14 +65,6 @@ def test_penalties_are_those_of_ctrl_and_of_the_openai_api():
     assert repeated.shape(LOGITS).tolist() == [1.0, 0.5, 0.0, -2.0]
     # Only the answer counts: token 1 came twice, token 2 once.
     assert counted.shape(LOGITS).tolist() == [2.0, 1.0 - 2 * 0.5 - 0.25, 0.0 - 0.5 - 0.25, -1.0]
-
-
-def test_top_p_keeps_the_smallest_set_with_that_much_probability():
-    # Probabilities 0.644, 0.237, 0.087, 0.032: two tokens reach 0.8, three reach 0.9.
-    assert filter_top_p(LOGITS, 0.8).isfinite().tolist() == [True, True, False, False]
-    assert filter_top_p(LOGITS, 0.9).isfinite().tolist() == [True, True, True, False]
-    assert filter_top_p(LOGITS, 1e-6).isfinite().tolist() == [True, False, False, False]
-    assert filter_top_p(LOGITS, 1.0) is LOGITS
 
 
 def test_a_row_draws_the_same_beside_any_other_row():

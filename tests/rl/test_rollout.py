@@ -9,7 +9,7 @@ from align.models.adapters import adapter_parameters
 from align.ppo import PpoConfig
 from align.rl.batch_layout import build_layout, micro_batches
 from align.rl.experience import completion_texts, compute_logprobs
-from align.rl.policy_sampling import sample_completions, sample_tokens
+from align.rl.policy_sampling import sample_completions
 from align.rl.ppo_models import POLICY, REFERENCE, VALUE, compute_policy, compute_values, load_ppo_models
 from align.rl.ppo_settings import SamplingSettings
 from align.rl.rollout import PromptStream, Rollout, completion_mask, count_rollouts
@@ -170,25 +170,6 @@ def test_sampled_logprobs_and_entropies_are_those_of_a_whole_pass(models):
 
     torch.testing.assert_close(rollout.logprobs, logprobs.policy, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rollout.entropy, logprobs.entropy, atol=1e-5, rtol=1e-5)
-
-
-def test_draws_invert_the_distribution():
-    """Probabilities 0.5, 0.3, 0.2: tokens change at 0.5 and 0.8; with top_p 0.6 the first two share all at 0.625."""
-    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(6, 3)
-    uniform = torch.tensor([0.0, 0.499, 0.501, 0.799, 0.801, 0.9999], dtype=torch.float64)
-
-    assert sample_tokens(logits, uniform, 1.0, 1.0).tokens.tolist() == [0, 0, 1, 1, 2, 2]
-    shares = torch.tensor([0.0, 0.62, 0.63, 0.9, 0.99, 0.9999], dtype=torch.float64)
-    assert sample_tokens(logits, shares, 1.0, 0.6).tokens.tolist() == [0, 0, 1, 1, 1, 1]
-
-
-def test_a_token_of_no_probability_is_never_drawn():
-    logits = torch.tensor([[float("-inf"), 1.0, float("-inf")]]).expand(2, 3)
-
-    drawn = sample_tokens(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 1.0, 1.0)
-
-    assert drawn.tokens.tolist() == [1, 1]
-    assert drawn.entropy.tolist() == [0.0, 0.0]
 
 
 @pytest.fixture
