@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from align.errors import DataError
 from align.schema import Messages, Record
-from align.statistics import sign_test
 
 if TYPE_CHECKING:
     from align.data.load import RecordSet
@@ -169,6 +168,8 @@ class Findings:
             )
 
     def _biases(self) -> Iterator[str]:
+        from align.statistics import sign_test
+
         unequal = self.chosen_longer + self.rejected_longer
         for word, count in (("longer", self.chosen_longer), ("shorter", self.rejected_longer)):
             if unequal and count / unequal >= LONGER_SHARE and sign_test(count, unequal - count) < _SIGNIFICANT:
