@@ -1,6 +1,6 @@
 """The one record every dataset becomes, and the views a stage can ask of it.
 
-What turns files into records lives in `align.data`; this module only names things.
+`align.data` turns files into records; here are only the names.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ class Record:
 
     @property
     def where(self) -> str:
-        """`file:line`, for messages."""
+        """Return `file:line`, for messages."""
         return f"{self.source}:{self.line}" if self.line is not None else self.source
 
 
 def user(content: str) -> Message:
-    """A user turn."""
+    """Return a user turn."""
     return {"role": "user", "content": content}
 
 
 def assistant(content: str) -> Message:
-    """An assistant turn."""
+    """Return an assistant turn."""
     return {"role": "assistant", "content": content}
 
 
 def content_text(messages: Messages | None) -> str:
-    """The contents of some turns joined by newlines, for display and for rewards that read text."""
+    """Return the contents of some turns joined by newlines, for display and for rewards that read text."""
     return "\n".join(message["content"] for message in messages or [])

@@ -1,26 +1,31 @@
-"""The catalogue: `datasets_cfg/NAME.yaml` files, and the specs that name data, such as `NAME:limit=500`."""
+"""The catalogue: from a spec such as `NAME:limit=500` to a dataset, and from a dataset to its raw rows."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.data import dataset_info
+from align.data.containers import check_path, read_path
+from align.data.containers.data_files import ReadOptions
 from align.data.containers.json_files import find_rows_key
 from align.data.dataset_config import (
     PARTS,
     SETTINGS,
     DatasetConfig,
     FileDataset,
+    HubDataset,
     MixtureDataset,
     MixtureMember,
     SourceDataset,
     build_dataset,
 )
 from align.data.formats import recognise
+from align.data.hub_rows import read_hub
+from align.data.row_errors import RawRow
 from align.errors import DataError, UsageError, nearest, shorten
 from align.strict_yaml import load_yaml, read_yaml
 
@@ -180,3 +185,47 @@ def source_datasets(dataset: Dataset, above: tuple[tuple[Path, str], ...] = ()) 
         except (DataError, UsageError) as error:
             raise type(error)(f"{dataset.name}: member {error}") from None
         yield from source_datasets(part, (*above, here))
+
+
+def open_source(dataset: Dataset, roots: Mapping[str, Path], notes: list[str]) -> Iterator[RawRow]:
+    """Return the raw rows of a dataset; decisions about its files are appended to `notes`."""
+    config = dataset.source_config
+    if isinstance(config, HubDataset):
+        return read_hub(config)
+    try:
+        path = _locate(dataset, roots)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise DataError(f"{dataset.name}: cannot be read ({error.strerror}); check the path") from None
+    shown = config.source if path == Path(config.source) else path.name
+    options = ReadOptions(
+        config.encoding,
+        tuple(config.header),
+        config.quoting,
+        config.rows_at,
+        config.split,
+        config.subset,
+        appended=config.format == "votes",
+    )
+    return read_path(path, shown, notes, options)
+
+
+def check_source(dataset: Dataset) -> None:
+    """Raise DataError when the file or folder of a dataset is not there; sources with `://` are not looked up."""
+    source = dataset.source_config.source
+    if "://" not in source:
+        check_path(_locate(dataset, {}), source)
+
+
+def _locate(dataset: Dataset, roots: Mapping[str, Path]) -> Path:
+    source = dataset.source_config.source
+    scheme, separator, rest = source.partition("://")
+    if not separator:
+        beside = dataset.folder / source
+        return beside if beside.exists() else Path(source).expanduser()
+    if scheme not in roots:
+        raise DataError(f"{dataset.name}: its source {source} needs a {scheme}; give --{scheme} DIR")
+    path = roots[scheme] / rest
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        remedy = "vote on the comparison page first" if dataset.name == "votes" else "run `align quickstart`"
+        raise DataError(f"{dataset.name}: nothing is at {source} yet; {remedy}")
+    return path

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from align.data.catalog import find_dataset, source_datasets
+from align.data.catalog import check_source, find_dataset, source_datasets
 from align.data.digest import digest_records
 from align.data.scan import open_scan
 from align.data.set_checks import find_problems
-from align.data.sources import check_source
 from align.schema import Record, View
 
 

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from align.data.catalog import Dataset, find_dataset, member_spec, source_datasets
+from align.data.catalog import Dataset, find_dataset, member_spec, open_source, source_datasets
 from align.data.dataset_config import MixtureDataset, SourceDataset, VoteDataset
 from align.data.digest import Digest
 from align.data.formats import FORMATS
 from align.data.mixtures import interleave, share_rows
 from align.data.read_rows import RowReader, choose_format
 from align.data.row_errors import BadRow, BadRows, RawRow, RowSkipped
-from align.data.sources import open_source
 from align.data.split import is_held_out
 from align.data.views import convert, natural_view
 from align.data.vote_filter import VoteFilter, VoteFilterPass
@@ -163,20 +162,19 @@ def _read_records(scan: Scan, dataset: Dataset, config: SourceDataset, options: 
 
 def _select_votes(rows: Iterator[RawRow], scan: Scan, config: SourceDataset, format_name: str) -> Iterator[RawRow]:
     """Return the votes that are wanted, each once; rows of another format as they are."""
-    wanted = config.vote_filter if isinstance(config, VoteDataset) else VoteFilter()
-    if format_name == "votes":
+    wanted = config.vote_filter if isinstance(config, VoteDataset) else None
+    if format_name != "votes":
+        if wanted and wanted.settings:
+            settings = ", ".join(wanted.settings)
+            problem = f"which only votes have; these rows are {format_name}"
+            raise UsageError(f"{scan.name}: asked for {settings}, {problem}; take it out")
+        return rows
 
-        def leave_out(reason: str) -> None:
-            scan.rows += 1
-            scan.skip(reason)
+    def leave_out(reason: str) -> None:
+        scan.rows += 1
+        scan.skip(reason)
 
-        return VoteFilterPass(scan.name, wanted, leave_out).select(rows)
-    if wanted.settings:
-        raise UsageError(
-            f"{scan.name}: asked for {', '.join(wanted.settings)}, which only votes have; these rows are "
-            f"{format_name}; take it out"
-        )
-    return rows
+    return VoteFilterPass(scan.name, wanted or VoteFilter(), leave_out).select(rows)
 
 
 def _read_rows(rows: Iterator[RawRow], reader: RowReader, scan: Scan) -> Generator[Record, None, None]:

@@ -34,17 +34,24 @@ _LISTED_LEAKS = 3
 Location = tuple[str, int | None]
 
 
-@dataclass(slots=True)
-class Occurrences:
-    """How often something occurred, and where first."""
-
-    count: int = 0
-    first: str = ""
-
-    def add(self, where: str) -> None:
-        """Count one more."""
-        self.count += 1
-        self.first = self.first or where
+# What a record can be counted under, with the sentence about all of them, in the order they are told.
+_SENTENCES = {
+    "repeated": "{count} rows repeat an earlier row exactly (first {first})",
+    "same_id": "{count} rows have the id of an earlier, other row (first {first})",
+    "shared_prompt": "{count} pairs share their prompt with an earlier pair; there are {prompts} prompts",
+    "contradictions": "{count} rows contradict an earlier row: the same answers with the opposite verdict "
+    "(first {first}); keep one of the two",
+    "near_equal": "{count} pairs differ in case, spacing or Unicode form alone (first {first}); there is nothing else "
+    "to prefer in them",
+}
+_LATER_SENTENCES = {
+    "weighed": "{count} rows have a weight (first {first}); every row counts once in training: weigh whole sets in a "
+    "mixture instead",
+    "variables": "{count} rows hold template variables such as {names} (first {first}); they are learned as they "
+    "stand, so fill them in",
+    "replaced": "{count} rows ({share:.1%}) hold U+FFFD, a character lost in decoding (first {first})",
+    "mojibake": "{count} rows ({share:.1%}) hold mojibake (first {first})",
+}
 
 
 @dataclass
@@ -52,25 +59,16 @@ class Findings:
     """What is noticed about a set, record by record; it holds a few numbers a record and no text."""
 
     rows: int = 0
-    repeated: Occurrences = field(default_factory=Occurrences)
-    same_id: Occurrences = field(default_factory=Occurrences)
     prompts: int = 0
     """different prompts"""
-    shared_prompt: Occurrences = field(default_factory=Occurrences)
-    """pairs over a prompt that an earlier pair has too"""
-    contradictions: Occurrences = field(default_factory=Occurrences)
-    near_equal: Occurrences = field(default_factory=Occurrences)
-    """pairs whose answers differ in case, spacing or Unicode form alone"""
-    weighed: Occurrences = field(default_factory=Occurrences)
-    """rows with a weight of their own, other than 1"""
+    counts: Counter[str] = field(default_factory=Counter)
+    """records by the sentence they are counted under"""
     chosen_longer: int = 0
     rejected_longer: int = 0
     good: int = 0
     bad: int = 0
-    variables: Occurrences = field(default_factory=Occurrences)
-    variable_names: Counter[str] = field(default_factory=Counter)
-    replaced: Occurrences = field(default_factory=Occurrences)
-    mojibake: Occurrences = field(default_factory=Occurrences)
+    _first: dict[str, str] = field(default_factory=dict)
+    _variables: Counter[str] = field(default_factory=Counter)
     _contents: set[int] = field(default_factory=set)
     _ids: dict[int, Location] = field(default_factory=dict)
     _prompts: set[object] = field(default_factory=set)
@@ -82,54 +80,55 @@ class Findings:
         self._add_identity(record)
         self._add_text(record)
         if record.weight not in (None, 1):
-            self.weighed.add(record.where)
+            self._count("weighed", record)
         if record.chosen is not None and record.rejected is not None:
             self._add_pair(record, record.chosen, record.rejected)
         elif record.label is not None:
             self._add_label(record, record.label)
 
+    def _count(self, name: str, record: Record) -> None:
+        self.counts[name] += 1
+        self._first.setdefault(name, record.where)
+
     def _add_identity(self, record: Record) -> None:
         content = _content_key(record, ordered=True)
         key = hash((content, record.label))
         if key in self._contents:
-            self.repeated.add(record.where)
+            self._count("repeated", record)
         self._contents.add(key)
         if record.id is not None:
             # Both records that one row makes (of a tie, or of a pair seen as two labels) rightly have its id.
             location = (record.source, record.line)
             if self._ids.setdefault(hash(record.id), location) != location:
-                self.same_id.add(record.where)
+                self._count("same_id", record)
         prompt = content[0]
         if prompt not in self._prompts:
             self._prompts.add(prompt)
             self.prompts += 1
         elif record.chosen is not None:
-            self.shared_prompt.add(record.where)
+            self._count("shared_prompt", record)
 
     def _add_text(self, record: Record) -> None:
-        has_variables = is_replaced = is_mojibake = False
-        for text in texts_of(record):
+        problems = set()
+        for text in _texts_of(record):
             if "{{" in text and (names := _TEMPLATE_VARIABLE.findall(text)):
-                self.variable_names.update(dict.fromkeys(names, 1))
-                has_variables = True
+                self._variables.update(dict.fromkeys(names, 1))
+                problems.add("variables")
             if not text.isascii():
-                is_replaced |= _REPLACEMENT in text
-                if any(start in text for start in _MOJIBAKE_STARTS):
-                    is_mojibake |= _MOJIBAKE.search(text) is not None
-        if has_variables:
-            self.variables.add(record.where)
-        if is_replaced:
-            self.replaced.add(record.where)
-        if is_mojibake:
-            self.mojibake.add(record.where)
+                if _REPLACEMENT in text:
+                    problems.add("replaced")
+                if any(start in text for start in _MOJIBAKE_STARTS) and _MOJIBAKE.search(text):
+                    problems.add("mojibake")
+        for problem in problems:
+            self._count(problem, record)
 
     def _add_pair(self, record: Record, chosen: Messages, rejected: Messages) -> None:
         longer = characters(chosen) - characters(rejected)
         self.chosen_longer += longer > 0
         self.rejected_longer += longer < 0
         if _normalised(chosen) == _normalised(rejected):
-            self.near_equal.add(record.where)
-        prompt, good, bad = prompt_key(record), _turns_key(chosen), _turns_key(rejected)
+            self._count("near_equal", record)
+        prompt, good, bad = _prompt_key(record), _turns_key(chosen), _turns_key(rejected)
         self._add_verdict(record, hash((prompt, good, bad)), hash((prompt, bad, good)))
 
     def _add_label(self, record: Record, label: bool) -> None:
@@ -141,31 +140,19 @@ class Findings:
     def _add_verdict(self, record: Record, verdict: int, opposite: int) -> None:
         location = (record.source, record.line)
         if self._verdicts.get(opposite, location) != location:  # a tie kept in both orders may contradict itself
-            self.contradictions.add(record.where)
+            self._count("contradictions", record)
         self._verdicts.setdefault(verdict, location)
 
     def sentences(self) -> list[str]:
         """Return what is worth telling, in sentences; none about a sound set."""
-        return [*self._repeats(), *self._biases(), *self._texts()]
+        return [*self._fill(_SENTENCES), *self._biases(), *self._fill(_LATER_SENTENCES)]
 
-    def _repeats(self) -> Iterator[str]:
-        if self.repeated.count:
-            yield f"{self.repeated.count} rows repeat an earlier row exactly (first {self.repeated.first})"
-        if self.same_id.count:
-            yield f"{self.same_id.count} rows have the id of an earlier, other row (first {self.same_id.first})"
-        if self.shared_prompt.count:
-            count = self.shared_prompt.count
-            yield f"{count} pairs share their prompt with an earlier pair; there are {self.prompts} prompts"
-        if self.contradictions.count:
-            yield (
-                f"{self.contradictions.count} rows contradict an earlier row: the same answers with the opposite "
-                f"verdict (first {self.contradictions.first}); keep one of the two"
-            )
-        if self.near_equal.count:
-            yield (
-                f"{self.near_equal.count} pairs differ in case, spacing or Unicode form alone "
-                f"(first {self.near_equal.first}); there is nothing else to prefer in them"
-            )
+    def _fill(self, sentences: dict[str, str]) -> Iterator[str]:
+        names = ", ".join(name for name, _ in self._variables.most_common(5))
+        for name, sentence in sentences.items():
+            if count := self.counts[name]:
+                share, first = count / self.rows, self._first[name]
+                yield sentence.format(count=count, first=first, share=share, prompts=self.prompts, names=names)
 
     def _biases(self) -> Iterator[str]:
         from align.statistics import sign_test
@@ -183,22 +170,6 @@ class Findings:
                 f"labels are unbalanced: {self.good} good, {self.bad} bad; "
                 "take a part of the larger, or weigh the smaller more"
             )
-        if self.weighed.count:
-            yield (
-                f"{self.weighed.count} rows have a weight (first {self.weighed.first}); every row counts once in "
-                "training: weigh whole sets in a mixture instead"
-            )
-
-    def _texts(self) -> Iterator[str]:
-        if self.variables.count:
-            names = ", ".join(name for name, _ in self.variable_names.most_common(5))
-            yield (
-                f"{self.variables.count} rows hold template variables such as {names} (first {self.variables.first}); "
-                "they are learned as they stand, so fill them in"
-            )
-        for rows, what in ((self.replaced, "U+FFFD, a character lost in decoding"), (self.mojibake, "mojibake")):
-            if rows.count:
-                yield f"{rows.count} rows ({rows.count / self.rows:.1%}) hold {what} (first {rows.first})"
 
 
 def find_problems(records: Iterable[Record]) -> list[str]:
@@ -255,12 +226,12 @@ class LeakCheck:
         )
 
 
-def prompt_key(record: Record) -> int:
+def _prompt_key(record: Record) -> int:
     """Return a number that stands for a prompt (or a text) within this process."""
     return hash(record.text) if record.text is not None else _turns_key(record.prompt)
 
 
-def texts_of(record: Record) -> Iterator[str]:
+def _texts_of(record: Record) -> Iterator[str]:
     """Yield every text of a record: contents of all its turns, or its raw text."""
     if record.text is not None:
         yield record.text
@@ -281,7 +252,7 @@ def _content_key(record: Record, *, ordered: bool) -> tuple[object, ...]:
     else:
         pair = (_turns_key(record.chosen), _turns_key(record.rejected))
         answer = pair if ordered else frozenset(pair)
-    return prompt_key(record), answer, record.answer if ordered else None, str(record.tools) if record.tools else None
+    return _prompt_key(record), answer, record.answer if ordered else None, str(record.tools) if record.tools else None
 
 
 def _turns_key(turns: Messages) -> int:

@@ -133,7 +133,7 @@ class Stats:
             "with_system": self.systems,
             "with_tools": self.with_tools,
             "scripts": {script: round(count / letters, 4) for script, count in self.scripts.most_common()},
-            "repeated": findings.repeated.count,
+            "repeated": findings.counts["repeated"],
             **{name.replace(" ", "_"): lengths.summary() for name, lengths in self.lengths.items()},
         }
         if findings.chosen_longer or findings.rejected_longer:
@@ -156,7 +156,7 @@ class Stats:
             yield _line("system", f"{self.systems} rows" + (f"; tools in {self.with_tools}" if self.with_tools else ""))
         shares = {script: count / letters for script, count in self.scripts.most_common() if count / letters >= 0.001}
         yield _line("scripts", ", ".join(f"{script} {share:.1%}" for script, share in shares.items()) or "none")
-        yield _line("repeated", f"{findings.repeated.count} rows")
+        yield _line("repeated", f"{findings.counts['repeated']} rows")
         if unequal := findings.chosen_longer + findings.rejected_longer:
             share = findings.chosen_longer / unequal
             yield _line("chosen longer", f"{findings.chosen_longer} of {unequal} pairs of unequal length ({share:.0%})")

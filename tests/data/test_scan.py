@@ -58,7 +58,7 @@ def test_the_account_equals_that_of_loading(tmp_path):
     for record in records:
         findings.add(record)
     assert found.digest == load_records(path, on_bad_row="skip").digest == digest_records(records)
-    assert findings.repeated.count == 3
+    assert findings.counts["repeated"] == 3
     assert found.drop_counts() == {"empty completion": 1}
     assert [row.where for row in found.bad.shown] == [f"{path}:9"]
     assert any("columns kept as meta: topic" in note for note in found.notes)
@@ -131,7 +131,7 @@ def test_the_digest_tells_content_from_other_columns():
     for record in (base, other):
         findings.add(record)
 
-    assert findings.repeated.count == 1
+    assert findings.counts["repeated"] == 1
     assert digest_records([base]) != digest_records([other])
     assert digest_records([base]) != digest_records([base, base])
 

@@ -1,26 +1,18 @@
-"""Recognisers: one function a format, from a raw row to the reason why it has that format; None where it has not.
+"""Recognisers: one for each format, from a raw row to the reason why it has that format, or None.
 
 The table of formats asks them in its order, so a recogniser may take for granted that those before it said no.
 """
 
-# ruff: noqa: D103 (the first line above says what each function returns)
-
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from align.data.formats.column_names import (
-    CLASSES,
-    CONVERSATIONS,
-    OUTPUTS,
-    PAIRS,
-    SIDES,
-    TURN_TEXTS,
-    VERDICTS,
-)
+from align.data.formats.column_names import CLASSES, CONVERSATIONS, OUTPUTS, PAIRS, SIDES, TURN_TEXTS, VERDICTS
 from align.data.formats.conversations import find_message_columns
 
 Row = dict[str, Any]
+Recogniser = Callable[[Row], str | None]
 
 _ROLE_KEYS = ("from", "role", "speaker")
 _QUESTIONS = (
@@ -32,25 +24,41 @@ _QUESTIONS = (
 )
 
 
-def message_row(row: Row) -> str | None:
+def has_columns(*alternatives: tuple[str, ...]) -> Recogniser:
+    """Return a recogniser of rows with all columns of one of the alternatives."""
+    sentences = {names: f"columns {_listed(names)}" for names in alternatives}
+    return lambda row: next((sentences[names] for names in alternatives if set(names) <= row.keys()), None)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+is_choice = has_columns(("question", "choices"), ("question", "A", "B"))
+is_vote = has_columns(("a", "b", "choice"))
+is_unpaired = has_columns(*(("prompt", "completion", label) for label in ("label", "kto_tag", "is_correct")))
+_is_strict_completion = has_columns(("prompt", "completion"))
+_is_question_and_answer = has_columns(*_QUESTIONS)
+
+
+def is_message(row: Row) -> str | None:
+    """Recognise one message of a table of messages."""
     columns = find_message_columns(row)
     if columns is None or row.keys() & {"completion", "response", "chosen", *CONVERSATIONS[:2]}:
         return None
     return f"one message a row, with {', '.join(columns.values())}"
 
 
-def vote(row: Row) -> str | None:
-    return "columns a, b and choice" if {"a", "b", "choice"} <= row.keys() else None
-
-
-def solutions(row: Row) -> str | None:
-    columns = [key for key, value in row.items() if isinstance(value, dict) and "is_correct" in value]
+def is_solutions(row: Row) -> str | None:
+    """Recognise a question with solutions that are marked right or wrong."""
+    columns = [str(key) for key, value in row.items() if isinstance(value, dict) and "is_correct" in value]
     if columns and row.keys() & {"question", "prompt", "problem"}:
-        return f"solutions with is_correct under {', '.join(map(str, columns[:4]))}"
+        return f"solutions with is_correct under {', '.join(columns[:4])}"
     return None
 
 
-def ranked(row: Row) -> str | None:
+def is_ranked(row: Row) -> str | None:
+    """Recognise a tree of replies, or answers with ranks."""
     prompt, answers = row.get("prompt"), row.get("answers")
     if isinstance(prompt, dict) and isinstance(prompt.get("replies"), list):
         return "a tree of ranked replies under prompt"
@@ -59,41 +67,36 @@ def ranked(row: Row) -> str | None:
     return None
 
 
-def preferred_output(row: Row) -> str | None:
+def is_preferred_output(row: Row) -> str | None:
+    """Recognise OpenAI's preference files."""
     given = row.get("input")
     if isinstance(given, dict) and "messages" in given and "preferred_output" in row:
         return "columns input with messages, preferred_output and non_preferred_output"
     return None
 
 
-def sharegpt(row: Row) -> str | None:
-    return _turns_with("from", row)
+def has_turns_with(role_key: str) -> Recogniser:
+    """Return a recogniser of conversations whose turns have their role under a key."""
+
+    def is_conversation(row: Row) -> str | None:
+        column = _conversation_column(row)
+        first = row[column][0] if column else None
+        if not isinstance(first, dict) or next((key for key in _ROLE_KEYS if key in first), None) != role_key:
+            return None
+        content_key = next((key for key in TURN_TEXTS if key in first), "content")
+        return f"turns with {role_key} and {content_key} under {column}"
+
+    return is_conversation
 
 
-def messages(row: Row) -> str | None:
-    return _turns_with("role", row)
-
-
-def speakers(row: Row) -> str | None:
-    return _turns_with("speaker", row)
-
-
-def turns(row: Row) -> str | None:
+def has_turns_without_roles(row: Row) -> str | None:
+    """Recognise a conversation whose turns have no roles."""
     column = _conversation_column(row)
     first = row[column][0] if column else None
     if isinstance(first, str):
         return f"a list of turns without roles under {column}"
     key = next((key for key in TURN_TEXTS if isinstance(first, dict) and isinstance(first.get(key), str)), None)
     return f"turns of a {key} without roles under {column}" if key else None
-
-
-def _turns_with(role_key: str, row: Row) -> str | None:
-    column = _conversation_column(row)
-    first = row[column][0] if column else None
-    if not isinstance(first, dict) or next((key for key in _ROLE_KEYS if key in first), None) != role_key:
-        return None
-    content_key = next((key for key in TURN_TEXTS if key in first), "content")
-    return f"turns with {role_key} and {content_key} under {column}"
 
 
 def _conversation_column(row: Row) -> str | None:
@@ -104,92 +107,79 @@ def _conversation_column(row: Row) -> str | None:
     return next((key for key in CONVERSATIONS if isinstance(row.get(key), list) and row[key]), None)
 
 
-def hh(row: Row) -> str | None:
-    pair = _pair(row)
+def is_hh(row: Row) -> str | None:
+    """Recognise a pair of transcripts."""
+    pair = _pair_columns(row)
     if pair and all(isinstance(row[key], str) and row[key].startswith("\n\nHuman:") for key in pair):
         return "chosen and rejected are transcripts that start with Human:"
     return None
 
 
-def alpaca(row: Row) -> str | None:
-    pair = _pair(row)
+def is_alpaca(row: Row) -> str | None:
+    """Recognise an instruction with a pair, an output or instances."""
     if "instruction" not in row:
         return None
-    if pair:
+    if pair := _pair_columns(row):
         return f"columns instruction, {pair[0]} and {pair[1]}"
-    if judged(row) or squad(row) or choice(row) or {"prompt", "completion"} <= row.keys():
+    if any(is_other(row) for is_other in (is_judged, is_squad, is_choice, _is_strict_completion)):
         return None
     if output := next((key for key in OUTPUTS if key in row), None):
         return f"columns instruction and {output}"
     return "columns instruction and instances" if isinstance(row.get("instances"), list) else None
 
 
-def preference(row: Row) -> str | None:
-    pair = _pair(row)
-    if pair is None:
-        return None
+def is_preference(row: Row) -> str | None:
+    """Recognise a chosen and a rejected answer."""
+    pair = _pair_columns(row)
     prompt = "with a prompt" if row.keys() & {"prompt", "question"} else "that share their first turns"
-    return f"columns {pair[0]} and {pair[1]} {prompt}"
+    return f"columns {pair[0]} and {pair[1]} {prompt}" if pair else None
 
 
-def _pair(row: Row) -> tuple[str, str] | None:
+def _pair_columns(row: Row) -> tuple[str, str] | None:
     return next((pair for pair in PAIRS if set(pair) <= row.keys()), None)
 
 
-def judged(row: Row) -> str | None:
+def is_judged(row: Row) -> str | None:
+    """Recognise two answers and a verdict."""
     sides = next((sides for sides in SIDES if set(sides) <= row.keys()), None)
     verdict = next((key for key in VERDICTS if key in row), None)
     return f"columns {sides[0]}, {sides[1]} and {verdict}" if sides and verdict else None
 
 
-def squad(row: Row) -> str | None:
+def is_squad(row: Row) -> str | None:
+    """Recognise questions about a text."""
     paragraphs = row.get("paragraphs")
     if isinstance(paragraphs, list) and paragraphs and isinstance(paragraphs[0], dict):
-        questions = "qas" in paragraphs[0]
+        has_questions = "qas" in paragraphs[0]
     else:
-        context = "context" in row or "context_text" in row
-        questions = context and ("qas" in row or {"question", "answers"} <= row.keys())
-    return "a context with questions and their answers" if questions else None
+        has_context = "context" in row or "context_text" in row
+        has_questions = has_context and ("qas" in row or {"question", "answers"} <= row.keys())
+    return "a context with questions and their answers" if has_questions else None
 
 
-def choice(row: Row) -> str | None:
-    if {"question", "choices"} <= row.keys():
-        return "columns question and choices"
-    return "columns question, A and B" if {"question", "A", "B"} <= row.keys() else None
+def is_qa(row: Row) -> str | None:
+    """Recognise a question and its answer."""
+    return None if _is_strict_completion(row) else _is_question_and_answer(row)
 
 
-def unpaired(row: Row) -> str | None:
-    label = next((key for key in ("label", "kto_tag", "is_correct") if key in row), None)
-    return f"columns prompt and completion and {label}" if {"prompt", "completion"} <= row.keys() and label else None
+def is_prompt_completion(row: Row) -> str | None:
+    """Recognise a prompt and a completion, under any of their usual names."""
+    prompt = next((key for key in ("prompt", "question", "input", "query") if key in row), None)
+    completion = next((key for key in ("completion", "response", "output") if key in row), None)
+    return _is_strict_completion(row) or (f"columns {prompt} and {completion}" if prompt and completion else None)
 
 
-def qa(row: Row) -> str | None:
-    if {"prompt", "completion"} <= row.keys():
-        return None
-    return next(
-        (f"columns {asked} and {answer}" for asked, answer in _QUESTIONS if {asked, answer} <= row.keys()), None
-    )
-
-
-def prompt_completion(row: Row) -> str | None:
-    if {"prompt", "completion"} <= row.keys():
-        return "columns prompt and completion"
-    asked = next((key for key in ("prompt", "question", "input", "query") if key in row), None)
-    answer = next((key for key in ("completion", "response", "output") if key in row), None)
-    return f"columns {asked} and {answer}" if asked and answer else None
-
-
-def prompt(row: Row) -> str | None:
+def is_prompt(row: Row) -> str | None:
+    """Recognise a prompt alone."""
     return "a column prompt and no answer to it" if "prompt" in row else None
 
 
-def text(row: Row) -> str | None:
+def is_text(row: Row) -> str | None:
+    """Recognise raw text; a class beside it is pointed out, because it is not learned."""
     column = next((key for key in ("text", "paragraphs") if key in row), None)
-    if column is None:
-        return None
     label = next((key for key in CLASSES if key in row), None)
-    if label is None:
-        return f"a column {column}"
+    if column is None or label is None:
+        return f"a column {column}" if column else None
     return (
         f"a column {column}; {label} is not learned: if it is the class of the text, add :format=labels (the class is "
         "the answer), or a YAML with format: labels and labels: {0: NAME, 1: NAME}"

@@ -1,32 +1,12 @@
-"""Telling the format of a dataset from its first rows, and saying why; or refusing, with a draft of its YAML."""
+"""A first draft of a dataset's YAML for rows whose format cannot be told: which column may play which part."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from typing import Any
-
-from align.data.formats import recognise
-from align.data.formats.column_names import CONVERSATIONS, OUTPUTS, PAIRS
-from align.errors import DataError
 
 Row = dict[str, Any]
 
-SAMPLE_ROWS = 20
-"""How many rows decide."""
-_DECISIVE = {
-    *CONVERSATIONS[:3],
-    *PAIRS[0],
-    *PAIRS[2],
-    *OUTPUTS,
-    "instruction",
-    "prompt",
-    "question",
-    "label",
-    "rejected_response",
-}
 _PROMPT_WORDS = (
     *("prompt", "question", "query", "ask", "instruction", "input", "user", "human", "request", "source"),
     *("title", "q"),
@@ -38,58 +18,6 @@ _ANSWER_WORDS = (
 _GOOD_WORDS = ("chosen", "preferred", "better", "accepted", "win", "good", "positive")
 _BAD_WORDS = ("rejected", "dispreferred", "worse", "lose", "bad", "negative")
 _ROLE_WORDS = ("role", "from", "speaker", "author", "sender", "who", "type", "name")
-
-
-def detect_format(
-    rows: list[Row], name: str, columns: Mapping[str, str | list[str]] | None = None, source: str = ""
-) -> tuple[str, str]:
-    """Return format and reason by the majority of some rows; `columns` says which of them play which part.
-
-    Raises DataError when fewer than half of them are recognised, or when a column is nearly called like one that
-    would have decided otherwise.
-    """
-    renamed = [_name_by_part(row, columns) for row in rows] if columns else rows
-    verdicts = Counter(verdict for row in renamed if (verdict := recognise(row)))
-    listed = ", ".join(map(str, renamed[0])) if renamed else "none"
-    remedy = "write a dataset YAML with `format:` and `columns:` (see datasets_cfg/)"
-    misspelt = _misspelt_column(renamed)
-    if not verdicts or verdicts.total() * 2 < len(renamed):
-        hint = f"did you mean {misspelt[1]} by {misspelt[0]}? Or " if misspelt else ""
-        raise DataError(
-            f"{name}: the format cannot be told from the columns {listed}; {hint}{remedy}, "
-            f"{draft_yaml(rows, source or name)}"
-        )
-    if misspelt:
-        raise DataError(
-            f"{name}: the column {misspelt[0]!r} is nearly called {misspelt[1]!r}, which would decide the format; "
-            f"rename it, or say what it is: {remedy}"
-        )
-    return verdicts.most_common(1)[0][0]
-
-
-def _name_by_part(row: Row, columns: Mapping[str, str | list[str]]) -> Row:
-    """Return a row in which the columns that were said to play a part are called by it."""
-    parts = {column: part for part, column in columns.items() if isinstance(column, str) and column in row}
-    renamed = {part: row[column] for column, part in parts.items()}
-    return renamed | {key: value for key, value in row.items() if key not in parts and key not in renamed}
-
-
-def _misspelt_column(rows: list[Row]) -> tuple[str, str] | None:
-    """Return a column and the decisive one it nearly is, unless the rows have that one, too."""
-    names = {str(key): None for row in rows for key in row}
-    for name in names:
-        near = find_misspelt(name, _DECISIVE)
-        if near is not None and near not in names and name.rstrip("0123456789_") not in _DECISIVE:
-            return name, near
-    return None
-
-
-def find_misspelt(column: str, names: Iterable[str]) -> str | None:
-    """Return the name that a column is a mistyped form of, and not its plural or a longer name of its own."""
-    near = difflib.get_close_matches(column, names, 1, cutoff=0.8)
-    if not near or column in (near[0], near[0] + "s") or column + "s" == near[0]:
-        return None
-    return near[0] if abs(len(column) - len(near[0])) <= 1 else None
 
 
 def draft_yaml(rows: list[Row], name: str) -> str:
