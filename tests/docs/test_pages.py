@@ -10,10 +10,10 @@ import subprocess
 import pytest
 from page_commands import PAGES, ROOT, commands, inline_settings
 
-from align.__main__ import COMMANDS, STAGES
+from align.__main__ import COMMANDS, STAGES, TOOLS
 from align.command_line import options_by_key, options_of, parse_options, read_command_line
 from align.completion import module_of
-from align.config import build
+from align.config import build, load_yaml
 from align.data.dataset_config import SETTINGS
 
 SHOWN = [(page, command) for page in PAGES for command in commands(page, optional=True)]
@@ -28,11 +28,22 @@ def test_the_readme_is_one_page():
     assert len(readme.split()) < 1200
 
 
-def test_the_pages_show_every_command():
-    shown = "\n".join(PAGES.values())
+@pytest.mark.parametrize("name", [*TOOLS, "pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo"])
+def test_the_readme_and_a_page_show_every_command(name):
+    assert re.search(rf"align[ .]{name}\b", PAGES["README.md"])
+    assert any(command.split()[1] == name for _, command in SHOWN)
 
-    assert [name for name in COMMANDS if f"align {name}" not in shown] == []
-    assert [name for name in COMMANDS if not re.search(rf"align[ .]{name}\b", PAGES["README.md"])] == []
+
+def test_the_reward_file_of_the_page_is_one_that_loads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", PAGES["docs/ppo.md"], re.S)[1]
+    (tmp_path / "my_rewards.py").write_text(code)
+    settings = next(block for block in re.findall(r"```yaml\n(.*?)```", PAGES["docs/ppo.md"], re.S) if "file:" in block)
+    required = {"model": "m", "data": "d", "name": "n", "max_length": 256}
+
+    config = build(importlib.import_module("align.ppo").STAGE.config, required | load_yaml(settings, "docs/ppo.md"))
+
+    assert [reward.name for reward in config.rewards] == ["numeric_match", "short_steps"]
 
 
 @pytest.mark.parametrize(("page", "command"), SHOWN)

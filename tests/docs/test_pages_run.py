@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import json
 import os
 import re
@@ -97,6 +98,7 @@ def vote(number: int) -> dict:
 @pytest.mark.timeout(1200)
 def test_the_commands_of_the_pages_run_in_their_order(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # a chat on the terminal ends at once
     ran = set()
 
     for page in IN_ORDER:
