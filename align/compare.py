@@ -1,4 +1,4 @@
-"""`align compare MODEL MODEL ...`: a page that shows 2 to 4 models side by side and keeps the votes."""
+"""`align compare MODEL MODEL ...`: a local page that compares 2 to 4 models and stores the votes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
     from align.schema import Messages
 
-MOST_WAITING_ROWS = 64
-"""More questions than this in the queue, and a visitor is asked to come back."""
+MAX_WAITING_ROWS = 64
+"""rows in the engine's queue, above which a question is refused"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,14 +64,14 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(f"{len(options.models)} models given; a comparison takes 2 to 4")
     _require_gradio()
     registry = open_registry(options.registry, base=options.base)
-    checkpoints = _resolve(registry, options.models)
-    reward = _reward_model(registry, options.reward_model)
-    prompts = _prompts(registry, options.prompts)
+    checkpoints = _resolve_models(registry, options.models)
+    reward = _resolve_reward_model(registry, options.reward_model)
+    prompts = _load_prompts(registry, options.prompts)
     from align.arena.web import open_port
 
     # Everything cheap that can fail has failed before the models load.
     with open_port(options.host, options.port) as listener:
-        return _serve(registry, _Asked(checkpoints, reward, prompts, sampling, listener), options)
+        return _serve(registry, _Comparison(checkpoints, reward, prompts, sampling, listener), options)
 
 
 def _require_gradio() -> None:
@@ -79,42 +79,42 @@ def _require_gradio() -> None:
         raise MachineError('the comparison page needs gradio, which is not installed; pip install "align[app]"')
 
 
-def _resolve(registry: Registry, references: list[str]) -> list[Checkpoint]:
+def _resolve_models(registry: Registry, references: list[str]) -> list[Checkpoint]:
     checkpoints = [registry.resolve(reference) for reference in references]
     seen: dict[str, str] = {}
-    for asked, checkpoint in zip(references, checkpoints, strict=True):
+    for comparison, checkpoint in zip(references, checkpoints, strict=True):
         if checkpoint.reference in seen:
             raise UsageError(
-                f"{asked}: the same model as {seen[checkpoint.reference]} ({checkpoint.reference}); leave one out"
+                f"{comparison}: the same model as {seen[checkpoint.reference]} ({checkpoint.reference}); leave one out"
             )
-        seen[checkpoint.reference] = asked
+        seen[checkpoint.reference] = comparison
     return checkpoints
 
 
-def _reward_model(registry: Registry, reference: str | None) -> Checkpoint | None:
+def _resolve_reward_model(registry: Registry, reference: str | None) -> Checkpoint | None:
     if reference is None:
         return None
     checkpoint = registry.resolve(reference)
     if checkpoint.kind != "reward":
         raise UsageError(
-            f"--reward_model {reference}: {checkpoint.reference} is a {checkpoint.kind}, which scores nothing; "
-            "give what align.reward registered"
+            f"--reward_model {reference}: {checkpoint.reference} is a {checkpoint.kind}, not a reward model; "
+            "give one that align.reward registered"
         )
     return checkpoint
 
 
-def _prompts(registry: Registry, source: str | None) -> list[Messages]:
+def _load_prompts(registry: Registry, source: str | None) -> list[Messages]:
     if source is None:
         return []
     from align.data import load_records
 
-    found = load_records(source, view="prompt", roots={"registry": registry.root})
-    return [record.prompt for record in found.records if record.prompt]
+    data = load_records(source, view="prompt", roots={"registry": registry.root})
+    return [record.prompt for record in data.records if record.prompt]
 
 
 @dataclass
-class _Asked:
-    """What the command line came to, before any model is loaded."""
+class _Comparison:
+    """What the command line asks for, resolved before any model is loaded."""
 
     checkpoints: list[Checkpoint]
     reward: Checkpoint | None
@@ -123,32 +123,32 @@ class _Asked:
     listener: socket.socket
 
 
-def _serve(registry: Registry, asked: _Asked, options: argparse.Namespace) -> int:
+def _serve(registry: Registry, comparison: _Comparison, options: argparse.Namespace) -> int:
     from align.arena.battles import Arena
     from align.arena.lazy_engine import LazyEngine
     from align.arena.votes import VoteStore
     from align.arena.web import make_server
 
-    references = [checkpoint.reference for checkpoint in asked.checkpoints]
+    references = [checkpoint.reference for checkpoint in comparison.checkpoints]
     votes = VoteStore(registry.votes_dir)
-    engine = LazyEngine(references, lambda: _load(registry, asked, precision_from(options)))
+    engine = LazyEngine(references, lambda: _load_engine(registry, comparison, precision_from(options)))
     try:
         from align.arena.app import PageContents, build_app
 
-        setup = _setup(registry, asked, options.blind, engine)
-        queue = _queue(registry, asked, options, setup, votes)
+        setup = _make_setup(registry, comparison, options.blind, engine)
+        queue = _open_queue(registry, comparison, options, setup, votes)
         if queue is not None and queue.is_written:
-            write(f"{_heading(queue)}, so no model is loaded before something is asked of it")
+            write(f"{_progress_line(queue)}, so no model is loaded until a question needs one")
         else:
             engine.loaded()
-        contents = PageContents(Arena(engine, setup, votes), registry, asked.sampling, options.seed, queue)
+        contents = PageContents(Arena(engine, setup, votes), registry, comparison.sampling, options.seed, queue)
         server = make_server(build_app(contents))
-        _announce(asked.listener, options.blind)
+        _announce(comparison.listener, options.blind)
         if queue is not None and not queue.is_written:
             threading.Thread(target=_write_answers, args=(queue, engine), daemon=True).start()
-        server.run(sockets=[asked.listener])
+        server.run(sockets=[comparison.listener])
     except KeyboardInterrupt:
-        pass  # how one leaves a page
+        pass  # the usual way to end the page
     finally:
         engine.close()
     if votes.path.exists():
@@ -156,42 +156,42 @@ def _serve(registry: Registry, asked: _Asked, options: argparse.Namespace) -> in
     return 0
 
 
-def _load(registry: Registry, asked: _Asked, precision: Any) -> Engine:
+def _load_engine(registry: Registry, comparison: _Comparison, precision: Any) -> Engine:
     from align.engine.local import LocalEngine
     from align.models.adapters import load_models
 
-    loaded = load_models(registry, [checkpoint.reference for checkpoint in asked.checkpoints], precision)
-    reward = asked.reward.reference if asked.reward else None
-    engine = LocalEngine(loaded, reward=reward, max_waiting_rows=MOST_WAITING_ROWS)
+    loaded = load_models(registry, [checkpoint.reference for checkpoint in comparison.checkpoints], precision)
+    reward = comparison.reward.reference if comparison.reward else None
+    engine = LocalEngine(loaded, reward=reward, max_waiting_rows=MAX_WAITING_ROWS)
     engine.start_prompt_process()
     for note in engine.notes:
         write(note)
     return engine
 
 
-def _setup(registry: Registry, asked: _Asked, blind: bool, engine: LazyEngine) -> Setup:
-    base = registry.resolve_base(asked.checkpoints[0])
+def _make_setup(registry: Registry, comparison: _Comparison, blind: bool, engine: LazyEngine) -> Setup:
+    base = registry.resolve_base(comparison.checkpoints[0])
     try:
-        return describe(asked.checkpoints, base, blind, asked.reward, registry)
+        return make_setup(comparison.checkpoints, base, blind, comparison.reward, registry)
     except FileNotFoundError:  # a base of the hub that has never been loaded on this machine
         engine.loaded()
-        return describe(asked.checkpoints, base, blind, asked.reward, registry)
+        return make_setup(comparison.checkpoints, base, blind, comparison.reward, registry)
 
 
-def _queue(
-    registry: Registry, asked: _Asked, options: argparse.Namespace, setup: Setup, votes: VoteStore
+def _open_queue(
+    registry: Registry, comparison: _Comparison, options: argparse.Namespace, setup: Setup, votes: VoteStore
 ) -> ReviewQueue | None:
     from align.arena.review_queue import Review, ReviewQueue
 
-    if not asked.prompts:
+    if not comparison.prompts:
         return None
-    review = Review(asked.prompts, setup, asked.sampling, options.seed or 0, Path(options.prompts).stem)
+    review = Review(comparison.prompts, setup, comparison.sampling, options.seed or 0, Path(options.prompts).stem)
     return ReviewQueue.open(review, registry.reviews_dir, votes)
 
 
 def _write_answers(queue: ReviewQueue, engine: Engine) -> None:
-    """Fill the review queue beside the page; what is written can be judged at once."""
-    write(f"{_heading(queue)}, writing")
+    """Generate the review queue's answers while the page is served; finished ones can be judged at once."""
+    write(f"{_progress_line(queue)}, writing")
     try:
         problems = queue.generate(engine)
     except AlignError as error:
@@ -202,7 +202,7 @@ def _write_answers(queue: ReviewQueue, engine: Engine) -> None:
     write(f"review queue: {done} of {total} answers are there")
 
 
-def _heading(queue: ReviewQueue) -> str:
+def _progress_line(queue: ReviewQueue) -> str:
     done, total = queue.written
     return f"review queue in {queue.folder}: {done} of {total} answers are there"
 
@@ -213,14 +213,14 @@ def _announce(listener: socket.socket, blind: bool) -> None:
     write(f"comparing {'blind' if blind else 'by name'} at http://{shown}:{port}  (Ctrl-C ends)")
 
 
-def describe(
+def make_setup(
     checkpoints: list[Checkpoint],
     base: Checkpoint,
     blind: bool,
     reward: Checkpoint | None = None,
     registry: Registry | None = None,
 ) -> Setup:
-    """Who takes part and over which base, as every vote will record it; a registry remembers the base's digests."""
+    """Return the compared models and their base as every vote records them; a registry caches the base's digests."""
     from align.arena.battles import Contestant, Setup
     from align.models.adapters import digests_of_base, tokenizer_home
     from align.models.tokenizers import fold_like, load_tokenizer

@@ -187,10 +187,10 @@ def _page(engine: LocalEngine, registry: Registry, checkpoints: list[Checkpoint]
     from align.arena.battles import Arena
     from align.arena.votes import VoteStore
     from align.arena.web import LocalPageGuard
-    from align.compare import describe
+    from align.compare import make_setup
     from align.engine.protocol import Sampling
 
-    setup = describe(checkpoints, registry.resolve_base(checkpoints[0]), blind=False)
+    setup = make_setup(checkpoints, registry.resolve_base(checkpoints[0]), blind=False)
     page = build_app(PageContents(Arena(engine, setup, VoteStore(registry.votes_dir)), registry, Sampling()))
     page.add_middleware(LocalPageGuard)
     return page

@@ -25,7 +25,7 @@ from align.arena.battles import Arena
 from align.arena.review_queue import Review, ReviewQueue
 from align.arena.votes import VoteStore
 from align.arena.web import make_server, open_port
-from align.compare import describe
+from align.compare import make_setup
 from align.config import write
 from align.data import load_records
 from align.engine.local import LocalEngine
@@ -61,7 +61,7 @@ class Studio:
     @contextmanager
     def page(self, names: list[str], *, blind: bool, prompts: list[Messages] | None = None) -> Iterator[str]:
         """The address of a page that compares some models."""
-        setup = describe([self.checkpoints[name] for name in names], self.base, blind, self.reward)
+        setup = make_setup([self.checkpoints[name] for name in names], self.base, blind, self.reward)
         store = VoteStore(self.votes)
         queue = None
         if prompts:
@@ -80,7 +80,7 @@ class Studio:
 
     def vote_by_program(self, prompts: list[Messages]) -> None:
         """Let the program that knows the facts judge every two models on every prompt."""
-        setup = describe(list(self.checkpoints.values()), self.base, True, self.reward)
+        setup = make_setup(list(self.checkpoints.values()), self.base, True, self.reward)
         store = VoteStore(self.votes)
         queue = ReviewQueue.open(Review(prompts, setup, SAMPLING, name="program"), self.votes.parent / "reviews", store)
         queue.generate(self.engine)

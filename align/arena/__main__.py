@@ -1,4 +1,4 @@
-"""`align arena COMMAND`: what the votes say, and votes in and out."""
+"""`align arena COMMAND`: leaderboard of the votes, and their export and import."""
 
 from __future__ import annotations
 
@@ -30,39 +30,41 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
     parser = argparse.ArgumentParser("align arena", description="The votes of the comparison page.")
-    every = argparse.ArgumentParser(add_help=False)
-    every.add_argument("--registry", metavar="DIR", help=_WHERE)
-    every.add_argument("--debug", action="store_true", help="show tracebacks")
-    some = argparse.ArgumentParser(add_help=False, parents=[every])
-    some.add_argument("votes", nargs="?", type=Path, help="a file or folder of votes; by default the registry's")
-    some.add_argument("--mode", choices=("blind", "named"), help="only votes with names hidden, or shown")
-    some.add_argument("--since", default="", metavar="TIME", help="only votes of this day or time (UTC) and later")
-    some.add_argument("--until", default="", metavar="TIME", help="only votes before this day or time (UTC)")
-    some.add_argument("--voter", default="", metavar="NAME,...", help="only votes of these voters")
-    some.add_argument("--models", default="", metavar="REF,...", help="only votes with this model, or between these")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--registry", metavar="DIR", help=_WHERE)
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    filtered = argparse.ArgumentParser(add_help=False, parents=[common])
+    filtered.add_argument("votes", nargs="?", type=Path, help="a file or folder of votes; by default the registry's")
+    filtered.add_argument("--mode", choices=("blind", "named"), help="only votes with names hidden, or shown")
+    filtered.add_argument("--since", default="", metavar="TIME", help="only votes of this day or time (UTC) and later")
+    filtered.add_argument("--until", default="", metavar="TIME", help="only votes before this day or time (UTC)")
+    filtered.add_argument("--voter", default="", metavar="NAME,...", help="only votes of these voters")
+    filtered.add_argument(
+        "--models", default="", metavar="REF,...", help="only votes with this model, or between these"
+    )
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-    stats = verbs.add_parser("stats", help="the leaderboard, and what the votes cannot tell", parents=[some])
+    stats = verbs.add_parser("stats", help="the leaderboard with its warnings", parents=[filtered])
     stats.add_argument("--json", action="store_true", help="as JSON")
-    ties = "half a win for each, or an outcome of its own"
-    stats.add_argument("--ties", choices=("half", "davidson"), default="half", help=ties)
+    ties_help = "half a win for each, or an outcome of its own"
+    stats.add_argument("--ties", choices=("half", "davidson"), default="half", help=ties_help)
     stats.set_defaults(action=_stats)
-    export = verbs.add_parser("export", help="write votes for other programs", parents=[some])
-    formats = "jsonl: votes as they are; trl: pairs to train on; csv: a table; html: one comparison to pass on"
-    export.add_argument("--format", choices=("jsonl", "trl", "csv", "html"), default="jsonl", help=formats)
-    which = "of html: the id of its vote, or the beginning of it; last is the last one"
-    export.add_argument("--battle", default="", metavar="ID", help=which)
+    export = verbs.add_parser("export", help="write votes for other programs", parents=[filtered])
+    format_help = "jsonl: votes as they are; trl: pairs to train on; csv: a table; html: one comparison to send"
+    export.add_argument("--format", choices=("jsonl", "trl", "csv", "html"), default="jsonl", help=format_help)
+    battle_help = "of html: the id of its vote, or the beginning of it; last is the last one"
+    export.add_argument("--battle", default="", metavar="ID", help=battle_help)
     export.add_argument("--language", choices=("en", "zh-CN"), default="en", help="of html (default en)")
     export.add_argument("--out", type=Path, metavar="FILE", help="by default standard output")
     export.add_argument("--force", action="store_true", help="replace a file that is there already")
     export.set_defaults(action=_export)
-    merge = verbs.add_parser("import", help="add the votes of a file, each once", parents=[every])
-    merge.add_argument("file", type=Path, metavar="FILE", help="votes as export writes them")
-    merge.set_defaults(action=_import)
+    import_command = verbs.add_parser("import", help="add the votes of a file, each once", parents=[common])
+    import_command.add_argument("file", type=Path, metavar="FILE", help="votes as export writes them")
+    import_command.set_defaults(action=_import)
     return parser
 
 
 def _source(options: argparse.Namespace) -> Path:
-    """Where the votes are that a command reads."""
+    """Return the file or folder of votes that a command reads."""
     from align.registry import open_registry
 
     source: Path = options.votes or open_registry(options.registry).votes_dir
@@ -72,11 +74,11 @@ def _source(options: argparse.Namespace) -> Path:
     return source
 
 
-def _wanted(options: argparse.Namespace) -> VoteFilter:
+def _vote_filter(options: argparse.Namespace) -> VoteFilter:
     from align.data.dataset_config import VoteDataset
 
-    given = {key: getattr(options, key) for key in ("mode", "since", "until", "voter", "models")}
-    return VoteDataset(source="votes", format="votes", **given).vote_filter
+    values = {key: getattr(options, key) for key in ("mode", "since", "until", "voter", "models")}
+    return VoteDataset(source="votes", format="votes", **values).vote_filter
 
 
 def _stats(options: argparse.Namespace) -> None:
@@ -85,66 +87,69 @@ def _stats(options: argparse.Namespace) -> None:
 
     notes: list[str] = []
     source = _source(options)
-    rows = read_votes(source, notes, _wanted(options))
+    rows = read_votes(source, notes, _vote_filter(options))
     if not rows:
         raise DataError(f"{source}: no votes are there yet; vote on the page of `align compare` first")
     board = leaderboard(rows, options.ties)
     if options.json:
         write(json.dumps(board.as_dict() | {"notes": notes}, ensure_ascii=False, indent=2))
         return
-    write("\n\n".join(part for part in (_standings(board), _matrix(board), _remarks(board, notes)) if part))
+    write(
+        "\n\n".join(part for part in (_standings_text(board), _matrix_text(board), _notes_text(board, notes)) if part)
+    )
 
 
-def _standings(board: Leaderboard) -> str:
+def _standings_text(board: Leaderboard) -> str:
     from align.registry.text_tables import format_fitting, terminal_width
 
     rows = [
         {
-            "model": one.reference,
-            "strength": "not enough votes" if one.strength is None else f"{one.strength:+.2f}",
-            "95 %": "" if one.low is None or one.high is None else f"{one.low:+.2f} to {one.high:+.2f}",
-            "preferred": "" if one.chance is None else f"{one.chance:.0%}",
-            "votes": str(one.votes),
-            "wins": str(one.wins),
-            "ties": str(one.ties),
-            "losses": str(one.losses),
+            "model": rating.reference,
+            "strength": "not enough votes" if rating.strength is None else f"{rating.strength:+.2f}",
+            "95 %": "" if rating.low is None or rating.high is None else f"{rating.low:+.2f} to {rating.high:+.2f}",
+            "preferred": "" if rating.chance is None else f"{rating.chance:.0%}",
+            "votes": str(rating.votes),
+            "wins": str(rating.wins),
+            "ties": str(rating.ties),
+            "losses": str(rating.losses),
         }
-        for one in board.standings
+        for rating in board.standings
     ]
-    drawn = format_fitting(rows, ("losses", "ties", "wins"), terminal_width())
-    return f"{board.votes} votes on {board.prompts} prompts\n\n{drawn}"
+    table = format_fitting(rows, ("losses", "ties", "wins"), terminal_width())
+    return f"{board.votes} votes on {board.prompts} prompts\n\n{table}"
 
 
-def _matrix(board: Leaderboard) -> str:
-    """Wins, ties and losses of each row's model against each column's, which is called by its number."""
+def _matrix_text(board: Leaderboard) -> str:
+    """Return wins, ties and losses of each row's model against each numbered column's."""
     from align.registry.text_tables import format_table
 
-    names = [one.reference for one in board.standings]
-    cells = [("won/tied/lost against", *(f"[{place}]" for place in range(1, len(names) + 1)))]
-    for place, name in enumerate(names, start=1):
+    names = [rating.reference for rating in board.standings]
+    cells = [("won/tied/lost against", *(f"[{number}]" for number in range(1, len(names) + 1)))]
+    for number, name in enumerate(names, start=1):
         met = (board.matrix[name].get(other) for other in names)
-        cells.append((f"[{place}] {name}", *("/".join(map(str, one)) if one else "-" for one in met)))
+        cells.append((f"[{number}] {name}", *("/".join(map(str, cell)) if cell else "-" for cell in met)))
     return format_table(cells)
 
 
-def _remarks(board: Leaderboard, notes: list[str]) -> str:
+def _notes_text(board: Leaderboard, notes: list[str]) -> str:
     lines = []
     if board.position_bias is not None:
         value, low, high = board.position_bias.chance
         sure = "no sign of a side preferred" if low <= 0.5 <= high else "the side matters to the voters"
         lines.append(f"answer on the left preferred among equals: {value:.0%} ({low:.0%} to {high:.0%}); {sure}")
     if board.agreement is not None:
-        agreed = board.agreement
+        agreement = board.agreement
         lines.append(
-            f"the reward model agrees with {agreed.share:.0%} of {agreed.votes} decisions (kappa {agreed.kappa:.2f})"
+            f"the reward model agrees with {agreement.share:.0%} of {agreement.votes} decisions "
+            f"(kappa {agreement.kappa:.2f})"
         )
     if board.self_agreement is not None:
-        same = board.self_agreement
+        repeated = board.self_agreement
         lines.append(
             "voters decide alike when a comparison comes again with its sides swapped: "
-            f"{same.share:.0%} of {same.votes} (kappa {same.kappa:.2f})"
+            f"{repeated.share:.0%} of {repeated.votes} (kappa {repeated.kappa:.2f})"
         )
-    lines += [f"warning: {remark}" for remark in board.warnings]
+    lines += [f"warning: {warning}" for warning in board.warnings]
     return "\n".join(lines + [f"note: {note}" for note in notes])
 
 
@@ -154,7 +159,7 @@ def _export(options: argparse.Namespace) -> None:
 
     if (options.format == "html") != bool(options.battle):
         raise UsageError("--format html shows one comparison: give --battle ID with it, and only with it")
-    lines = list(_exported(options))
+    lines = list(_export_lines(options))
     if options.out is None:
         write("\n".join(lines))
         return
@@ -167,15 +172,15 @@ def _export(options: argparse.Namespace) -> None:
     write(f"{options.out}: {written} {things}")
 
 
-def _exported(options: argparse.Namespace) -> Iterable[str]:
+def _export_lines(options: argparse.Namespace) -> Iterable[str]:
     from align.arena.battle_file import battle_file, rows_of
     from align.arena.vote_exchange import FORMATS
     from align.arena.votes import read_votes
 
-    source, wanted = _source(options), _wanted(options)
+    source, vote_filter = _source(options), _vote_filter(options)
     if options.format == "html":
-        return [battle_file(rows_of(read_votes(source, wanted=wanted), options.battle), options.language)]
-    return FORMATS[options.format](source, wanted)
+        return [battle_file(rows_of(read_votes(source, vote_filter=vote_filter), options.battle), options.language)]
+    return FORMATS[options.format](source, vote_filter)
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -184,8 +189,8 @@ def _import(options: argparse.Namespace) -> None:
     from align.registry import open_registry
 
     store = VoteStore(open_registry(options.registry).votes_dir)
-    new, known = import_votes(options.file, store)
-    write(f"{options.file}: {new} votes added, {known} were here already")
+    added, stored = import_votes(options.file, store)
+    write(f"{options.file}: {added} votes added, {stored} were here already")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The page: layout and wiring only. What happens is in `handlers`, what is shown in `battle_view`."""
+"""The page: layout and events. Handlers are in `handlers`, HTML in the views."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 
-from align.arena.battle_panel import lay_out_panel
+from align.arena.battle_panel import BattlePanel, lay_out_panel
 from align.arena.battles import Arena
-from align.arena.components import BattlePanel, PromptControls, ResultTabs, ReviewControls
-from align.arena.handlers import MOST_LETTERS, PanelHandlers, PromptHandlers, buttons_around
+from align.arena.handlers import PanelHandlers, PromptHandlers, update_controls
 from align.arena.page_assets import CSS, FONTS, JS, MONO_FONTS
 from align.arena.page_text import PAGE_TEXTS
-from align.arena.result_tabs import ResultTabHandlers, emptied, lay_out_result_tabs
+from align.arena.prompt_controls import PromptControls, SamplingDefaults, lay_out_controls
+from align.arena.result_tabs import ResultTabHandlers, ResultTabs, empty_tabs, lay_out_result_tabs
 from align.arena.review_queue import ReviewQueue
-from align.arena.review_tab import ReviewHandlers, lay_out_review_controls, progress_around
+from align.arena.review_tab import ReviewHandlers, ReviewTab, lay_out_review_tab, update_progress
 from align.engine.protocol import Engine, Sampling
 from align.registry import Registry
 
 
 @dataclass
 class PageContents:
-    """What a page is about: its battles, the models behind them, and how it asks unless told otherwise."""
+    """What a page compares, the registry of its models, and the default sampling."""
 
     arena: Arena
     registry: Registry
     sampling: Sampling
     seed: int | None = None
     queue: ReviewQueue | None = None
-    """answers written beforehand, to be judged in a tab of their own"""
+    """answers generated beforehand, judged in a tab of their own"""
 
 
 def build_app(contents: PageContents) -> Any:
-    """The page as an ASGI application of its own; nothing in it calls any other machine."""
+    """Return the page as an ASGI application of its own; it makes no request to other machines."""
     from fastapi import FastAPI
 
     return mount_page(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), contents, "/")
 
 
 def mount_page(application: Any, contents: PageContents, path: str) -> Any:
-    """Put the page under a path of a FastAPI application; the caller adds the security headers of `web.Guard`."""
+    """Mount the page in a FastAPI application; the caller adds the security headers of `web.LocalPageGuard`."""
     words = gr.I18n(**PAGE_TEXTS)
     page = build_page(contents, words)
     page.queue(max_size=32, api_open=False)
@@ -79,7 +79,7 @@ def _theme() -> Any:
 
 
 def build_page(contents: PageContents, words: Any) -> Any:
-    """Lay the components out and connect them."""
+    """Lay the components out and connect their events."""
     setup = contents.arena.setup
     with gr.Blocks(title="align compare", analytics_enabled=False, fill_width=True) as page:
         # Filled in by the page's script with every event: the language shown, and a pseudonym.
@@ -91,99 +91,28 @@ def build_page(contents: PageContents, words: Any) -> Any:
         gr.Markdown(words("help_text"), elem_id="help")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(words("tab_compare"), id="compare"):
-                board = lay_out_panel(setup, words)
-                controls = _lay_out_controls(board, contents, words)
-            reviewing = _lay_out_review(contents.queue, words) if contents.queue else None
-            sheets, tabs = lay_out_result_tabs(words)
-        boards = [board, reviewing.board] if reviewing else [board]
+                panel = lay_out_panel(setup, words)
+                defaults = SamplingDefaults(contents.sampling, contents.seed, setup.blind)
+                controls = lay_out_controls(panel, defaults, words)
+            review = lay_out_review_tab(contents.queue, words) if contents.queue else None
+            tabs = lay_out_result_tabs(words)
+        panels = [panel, review.panel] if review else [panel]
         if setup.blind:
-            for one in boards:
-                one.secrets = emptied(sheets)
+            for one in panels:
+                one.name_parts = empty_tabs(tabs)
         bind = EventBinder(client)
-        _connect(contents, board, controls, bind)
-        if reviewing and contents.queue:
-            _connect_review(contents.arena.engine, contents.queue, reviewing, bind)
-        _connect_result_tabs(ResultTabHandlers(contents.arena, contents.registry, sheets), sheets, tabs, bind, boards)
+        _connect(contents, panel, controls, bind)
+        if review and contents.queue:
+            _connect_review(contents.arena.engine, contents.queue, review, bind)
+        _connect_result_tabs(ResultTabHandlers(contents.arena, contents.registry, tabs), tabs, bind, panels)
     return page
 
 
 @dataclass
-class _Review:
-    board: BattlePanel
-    parts: ReviewControls
-    tab: Any
-
-
-def _lay_out_review(queue: ReviewQueue, words: Any) -> _Review:
-    with gr.Tab(words("tab_review"), id="review", elem_id="tab-review") as tab:
-        board = lay_out_panel(queue.setup, words, "review-")
-        parts = lay_out_review_controls(board, words)
-    return _Review(board, parts, tab)
-
-
-def _lay_out_controls(board: BattlePanel, contents: PageContents, words: Any) -> PromptControls:
-    with gr.Row(elem_id="asking", elem_classes="asking"):
-        prompt = gr.Textbox(
-            label=words("prompt_label"), show_label=False, container=False, placeholder=words("prompt"),
-            elem_id="prompt", lines=1, max_lines=6, max_length=MOST_LETTERS, scale=8, autofocus=True,
-        )  # fmt: skip
-        ask = gr.Button(words("ask"), variant="primary", elem_id="ask", scale=1)
-        stop = gr.Button(words("stop"), variant="stop", elem_id="stop", scale=1, interactive=False)
-        again = gr.Button(words("again"), elem_id="again", scale=1, interactive=False)
-        edit = gr.Button(words("edit"), elem_id="edit", scale=1, interactive=False)
-        board.difference_button.render()
-        board.shift_button.render()
-        new = gr.Button(words("new"), elem_id="new", elem_classes="next", scale=1)
-    with gr.Accordion(words("settings"), open=False, elem_id="sampling", elem_classes="settings"):
-        settings = _settings(words, contents)
-        system = gr.Textbox(
-            "", label=words("system"), info=words("system_info"), lines=1, max_lines=4, elem_id="system"
-        )
-        follow = gr.Checkbox(True, label=words("follow"), info=words("follow_info"), elem_id="follow")
-        follow.change(
-            lambda followed: [gr.update(autoscroll=followed)] * len(board.panes), follow, board.panes,
-            api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
-    return PromptControls(prompt, ask, stop, again, edit, gr.State(False), new, settings, system)
-
-
-def _settings(words: Any, contents: PageContents) -> list[Any]:
-    sampling, seed = contents.sampling, contents.seed
-    seed_info = "seed_blind_info" if contents.arena.setup.blind else "seed_info"
-    most = max(1024, sampling.max_new_tokens)
-    with gr.Row(elem_classes="row"):
-        drawing = [
-            _slider(words, "temperature", (0, 2, 0.05), sampling.temperature),
-            _slider(words, "top_p", (0.05, 1, 0.05), sampling.top_p),
-            _slider(words, "top_k", (0, max(200, sampling.top_k), 1), sampling.top_k),
-            _slider(words, "min_p", (0, 1, 0.01), sampling.min_p),
-        ]
-    with gr.Row(elem_classes="row"):
-        return [
-            *drawing,
-            _slider(words, "repetition_penalty", (0.5, 2, 0.05), sampling.repetition_penalty),
-            _slider(words, "max_new_tokens", (1, most, 1), sampling.max_new_tokens),
-            # A Number without a value shows, and sends, 0.
-            gr.Textbox(
-                "" if seed is None else str(seed), label=words("seed"), info=words(seed_info),
-                placeholder=words("seed_hint"), elem_id="seed", max_length=18,
-            ),
-        ]  # fmt: skip
-
-
-def _slider(words: Any, key: str, scale: tuple[float, float, float], value: float) -> Any:
-    low, high, step = scale
-    return gr.Slider(
-        low, high, value, step=step, label=words(key), info=words(f"{key}_info"), elem_id=key, min_width=200
-    )
-
-
-@dataclass
 class EventBinder:
-    """Connects events to handlers, all of them privately.
+    """Connects events to handlers privately: without an entry in the page's API description.
 
-    Private events have no entry in the page's API description, and no panes are inputs: what is judged is what this
-    process remembers, never what a browser sends back.
+    No pane is an input: a vote judges what this process remembers, never what a browser sends back.
     """
 
     client: Any
@@ -191,7 +120,7 @@ class EventBinder:
     def __call__(
         self, triggers: list[Any], handler: Any, inputs: list[Any], outputs: list[Any], limit: int = 1
     ) -> None:
-        """Have a handler, whose first argument is the client, answer some triggers."""
+        """Call a handler, whose first argument is the client, on some triggers."""
         gr.on(
             triggers,
             handler,
@@ -204,53 +133,52 @@ class EventBinder:
         )
 
 
-def _connect(contents: PageContents, board: BattlePanel, controls: PromptControls, bind: EventBinder) -> None:
-    """Everything that happens on the first tab."""
+def _connect(contents: PageContents, panel: BattlePanel, controls: PromptControls, bind: EventBinder) -> None:
+    """Connect the events of the first tab."""
     arena = contents.arena
-    judging = PanelHandlers(arena, arena.engine, board, partial(buttons_around, controls))
-    handlers = PromptHandlers(arena, judging, controls, contents.sampling)
-    outputs = [*board.outputs, *controls.outputs]
+    panel_handlers = PanelHandlers(arena, arena.engine, panel, partial(update_controls, controls))
+    handlers = PromptHandlers(arena, panel_handlers, controls, contents.sampling)
+    outputs = [*panel.outputs, *controls.outputs]
     bind(
         [controls.ask.click, controls.prompt.submit],
         handlers.ask,
-        [board.state, controls.editing, controls.prompt, controls.system, *controls.settings],
+        [panel.state, controls.editing, controls.prompt, controls.system, *controls.settings],
         outputs,
         limit=16,
     )
-    bind([controls.again.click], handlers.again, [board.state, *controls.settings], outputs, limit=16)
-    bind([controls.edit.click], handlers.edit, [board.state], outputs)
-    bind([controls.stop.click], handlers.stop, [board.state], [])
-    bind([controls.new.click], handlers.new, [board.state], outputs)
-    connect_panel(judging, bind, outputs)
+    bind([controls.again.click], handlers.again, [panel.state, *controls.settings], outputs, limit=16)
+    bind([controls.edit.click], handlers.edit, [panel.state], outputs)
+    bind([controls.stop.click], handlers.stop, [panel.state], [])
+    bind([controls.new.click], handlers.new, [panel.state], outputs)
+    _connect_panel(panel_handlers, bind, outputs)
 
 
-def connect_panel(handlers: PanelHandlers, bind: EventBinder, outputs: list[Any]) -> None:
-    """Votes, and what can be looked into, wherever the board is."""
-    board = handlers.board
-    for choice, button in board.votes.items():
-        inputs = [board.state, board.nonce, board.tags, board.reason]
+def _connect_panel(handlers: PanelHandlers, bind: EventBinder, outputs: list[Any]) -> None:
+    """Connect the votes, token shift and differences of a panel."""
+    panel = handlers.panel
+    for choice, button in panel.votes.items():
+        inputs = [panel.state, panel.nonce, panel.tags, panel.reason]
         bind([button.click], handlers.voter(choice), inputs, outputs)
-    bind([board.shift_button.click], handlers.shift, [board.state, board.boxed], board.outputs)
-    bind([board.difference_button.click], handlers.difference, [board.state, board.boxed], board.outputs)
+    bind([panel.shift_button.click], handlers.shift, [panel.state, panel.boxed], panel.outputs)
+    bind([panel.difference_button.click], handlers.difference, [panel.state, panel.boxed], panel.outputs)
 
 
-def _connect_review(engine: Engine, queue: ReviewQueue, review: _Review, bind: EventBinder) -> None:
-    """Everything that happens in the review queue."""
-    board, parts = review.board, review.parts
-    judging = PanelHandlers(queue, engine, board, partial(progress_around, queue, parts))
-    handlers = ReviewHandlers(queue, judging, parts)
-    outputs = [*board.outputs, parts.progress]
-    bind([review.tab.select], handlers.opened, [board.state], outputs)
-    bind([parts.next.click], handlers.next, [board.state], outputs)
-    connect_panel(judging, bind, outputs)
+def _connect_review(engine: Engine, queue: ReviewQueue, review: ReviewTab, bind: EventBinder) -> None:
+    """Connect the events of the review queue."""
+    panel = review.panel
+    panel_handlers = PanelHandlers(queue, engine, panel, partial(update_progress, queue, review))
+    handlers = ReviewHandlers(queue, panel_handlers, review)
+    outputs = [*panel.outputs, review.progress]
+    bind([review.tab.select], handlers.opened, [panel.state], outputs)
+    bind([review.next.click], handlers.next, [panel.state], outputs)
+    _connect_panel(panel_handlers, bind, outputs)
 
 
 def _connect_result_tabs(
-    handlers: ResultTabHandlers, sheets: ResultTabs, tabs: tuple[Any, Any], bind: EventBinder, boards: list[BattlePanel]
+    handlers: ResultTabHandlers, tabs: ResultTabs, bind: EventBinder, panels: list[BattlePanel]
 ) -> None:
-    """Standings and models are read anew whenever they are opened."""
-    states = [board.state for board in boards]
-    standings_tab, models_tab = tabs
-    bind([standings_tab.select], handlers.standings, states, [sheets.standings])
-    bind([models_tab.select], handlers.models, states, [sheets.pick, sheets.model])
-    bind([sheets.pick.input], handlers.picked, [sheets.pick, *states], [sheets.model])
+    """Read the leaderboard and the models anew whenever their tab is opened."""
+    states = [panel.state for panel in panels]
+    bind([tabs.leaderboard_tab.select], handlers.leaderboard, states, [tabs.leaderboard])
+    bind([tabs.models_tab.select], handlers.models, states, [tabs.pick, tabs.model])
+    bind([tabs.pick.input], handlers.picked, [tabs.pick, *states], [tabs.model])

@@ -1,4 +1,4 @@
-"""What happens when something on the page is clicked: asks the battle, and says which parts of the page changed."""
+"""Handlers of the page's events: call the arena and return the components that changed."""
 
 from __future__ import annotations
 
@@ -12,30 +12,28 @@ from typing import Any, Protocol
 import gradio as gr
 
 from align.arena import battle_view, token_shift_view
+from align.arena.battle_panel import BattlePanel, Changes
 from align.arena.battles import FRAME_SECONDS, SCORE_SECONDS, ActionRefused, Arena, Battle, Setup, Turn
-from align.arena.components import BattlePanel, Changes, PromptControls
+from align.arena.prompt_controls import MAX_PROMPT_CHARACTERS, PromptControls
 from align.arena.visitor import Visitor, read_settings, visitor_of
 from align.arena.vote_details import VoteDetails
 from align.arena.word_difference import difference_legend, render_word_differences
 from align.engine.protocol import Engine, Sampling
 from align.errors import AlignError, MachineError, UsageError
 
-MOST_LETTERS = 20_000
-"""of a question or a system prompt; what a browser sends may be longer than its fields allow"""
-
 _REDRAW_SECONDS = (0.3, 1.5)
-"""Of two changes that reach gradio's page within one of the browser's frames only the later one counts, be it that
-nothing changed. So what must not be lost is drawn again after a while."""
+"""Of two changes that reach gradio's page within one browser frame only the later counts, even one that changes
+nothing. So a change that must not be lost is sent again after these delays."""
 SETTLE_SECONDS = 3.0
-"""for which a vote waits at most, already kept, for the last drawing of the answers that it stopped"""
+"""longest wait of a vote, already stored, for the last redraw of the answers that it stopped"""
 
 
 class VoteSink(Protocol):
-    """Where votes are kept: an arena, or a review queue."""
+    """Where votes are stored: an arena, or a review queue."""
 
     @property
     def setup(self) -> Setup:
-        """Who is compared."""
+        """The compared models."""
         ...
 
     def vote(self, battle: Battle | None, choice: str, nonce: str, details: VoteDetails) -> None:
@@ -43,45 +41,45 @@ class VoteSink(Protocol):
         ...
 
 
-Around = Callable[[Battle, Visitor], Changes]
+UpdateSurroundings = Callable[[Battle, Visitor], Changes]
+"""returns the changes outside the panel that a change of its battle causes"""
 
 
 class PanelHandlers:
-    """What can be done with answers that are there: judge them, and look into them."""
+    """Handlers of finished answers: votes, token shift and word differences."""
 
-    def __init__(self, vote_sink: VoteSink, engine: Engine, board: BattlePanel, around: Around) -> None:
-        """`around` says what else on the page changes with a battle of this board."""
-        self.setup = vote_sink.setup
-        self.board = board
-        self._vote_sink = vote_sink
+    def __init__(self, votes: VoteSink, engine: Engine, panel: BattlePanel, surroundings: UpdateSurroundings) -> None:
+        self.setup = votes.setup
+        self.panel = panel
+        self._votes = votes
         self._engine = engine
-        self._around = around
+        self._surroundings = surroundings
 
     def voter(self, choice: str) -> Callable[..., Changes]:
-        """The handler of one vote button."""
+        """Return the handler of one vote button."""
 
         def vote(client: str, battle: Battle | None, nonce: str, tags: list[str] | None, reason: str | None) -> Changes:
             visitor = visitor_of(client)
             details = VoteDetails(reason or "", tuple(tags or ()), visitor.voter)
             try:
-                self._vote_sink.vote(battle, choice, nonce, details)
+                self._votes.vote(battle, choice, nonce, details)
             except ActionRefused as refusal:
-                # The second half of a double click: what the first one showed stays.
-                return self.same() if str(refusal) == "voted_already" else self.refuse(refusal, visitor)
+                # The second half of a double click: the page stays as the first one left it.
+                return self.unchanged() if str(refusal) == "voted_already" else self.refuse(refusal, visitor)
             except MachineError as error:
-                _settle(battle)
-                return {self.board.status: battle_view.notice(str(error))}
+                _wait_until_settled(battle)
+                return {self.panel.status: battle_view.status_line(str(error))}
             assert battle is not None
-            _settle(battle)
-            return self.drawn(battle, visitor)
+            _wait_until_settled(battle)
+            return self.show(battle, visitor)
 
         return vote
 
     def shift(self, client: str, battle: Battle | None, boxed: str) -> Iterator[Changes]:
-        """Show what alignment changed in every answer, one forward pass an answer; or hide it again."""
-        visitor, board = visitor_of(client), self.board
+        """Show or hide the token shift of every answer, one forward pass each."""
+        visitor, panel = visitor_of(client), self.panel
         if boxed == "shift":
-            yield self.without_boxes()
+            yield self.hide_boxes()
             return
         if battle is None or battle.phase not in ("answered", "voted"):
             yield self.refuse(ActionRefused("nothing_to_shift"), visitor)
@@ -89,109 +87,108 @@ class PanelHandlers:
         if battle_view.hides_names(battle, self.setup):
             yield self.refuse(ActionRefused("shift_hidden"), visitor)
             return
-        yield {board.shift_button: gr.update(interactive=False)}
+        yield {panel.shift_button: gr.update(interactive=False)}
         try:
-            boxes = [self._shift_of(battle, place, visitor) for place in range(len(battle.panes))]
+            boxes = [self._shift_html(battle, index, visitor) for index in range(len(battle.panes))]
         except AlignError as error:
-            said = visitor.words["shift_none"].format(message=str(error))
-            yield {board.status: battle_view.notice(said), board.shift_button: gr.update(interactive=True)}
+            text = visitor.words["shift_none"].format(message=str(error))
+            yield {panel.status: battle_view.status_line(text), panel.shift_button: gr.update(interactive=True)}
             return
-        shown = self._boxed("shift", token_shift_view.legend(visitor.words), boxes)
-        yield {**shown, board.shift_button: gr.update(interactive=True)}
+        shown = self._show_boxes("shift", token_shift_view.legend(visitor.words), boxes)
+        yield {**shown, panel.shift_button: gr.update(interactive=True)}
 
-    def _shift_of(self, battle: Battle, place: int, visitor: Visitor) -> str:
-        pane = battle.panes[place]
+    def _shift_html(self, battle: Battle, index: int, visitor: Visitor) -> str:
+        pane = battle.panes[index]
         ends = [end for end, message in enumerate(pane.messages, start=1) if message["role"] == "assistant"]
-        model = pane.contestant.reference
-        answers = [self._engine.token_shift(model, pane.messages[:end]) for end in ends]
-        return token_shift_view.render_token_shift(answers, place, visitor.words)
+        answers = [self._engine.token_shift(pane.contestant.reference, pane.messages[:end]) for end in ends]
+        return token_shift_view.render_token_shift(answers, index, visitor.words)
 
     def difference(self, client: str, battle: Battle | None, boxed: str) -> Changes:
-        """Show which words only one of two answers has, or hide it again; it tells nothing of the models."""
+        """Show or hide the words that only one of two answers has; it reveals no model."""
         visitor = visitor_of(client)
         if boxed == "words":
-            return self.without_boxes()
+            return self.hide_boxes()
         if battle is None or battle.phase not in ("answered", "voted") or len(battle.panes) != 2:
             return self.refuse(ActionRefused("nothing_to_shift"), visitor)
         boxes = render_word_differences([pane.answer for pane in battle.panes], visitor.words)
-        return self._boxed("words", difference_legend(visitor.words), boxes)
+        return self._show_boxes("words", difference_legend(visitor.words), boxes)
 
-    def _boxed(self, what: str, legend: str, boxes: list[str]) -> Changes:
-        shown = {part: gr.update(value=box, visible=True) for part, box in zip(self.board.boxes, boxes, strict=True)}
-        return {self.board.boxed: what, self.board.legend: gr.update(value=legend, visible=True), **shown}
+    def _show_boxes(self, kind: str, legend: str, boxes: list[str]) -> Changes:
+        shown = {part: gr.update(value=box, visible=True) for part, box in zip(self.panel.boxes, boxes, strict=True)}
+        return {self.panel.boxed: kind, self.panel.legend: gr.update(value=legend, visible=True), **shown}
 
-    def drawn(self, battle: Battle, visitor: Visitor) -> Changes:
-        """The whole board as a battle is now."""
-        board, setup, fresh = self.board, self.setup, battle.phase in ("open", "streaming")
+    def show(self, battle: Battle, visitor: Visitor) -> Changes:
+        """Return the changes that show a battle as it is now."""
+        panel, setup, fresh = self.panel, self.setup, battle.phase in ("open", "streaming")
         hidden, ended = battle_view.hides_names(battle, setup), battle.phase in ("answered", "voted")
         panes = {
             part: gr.update(
                 value=battle_view.pane_messages(pane, visitor.language),
-                label=battle_view.pane_label(battle, place, setup),
+                label=battle_view.pane_label(battle, index, setup),
             )
-            for place, (part, pane) in enumerate(zip(board.panes, battle.panes, strict=True))
+            for index, (part, pane) in enumerate(zip(panel.panes, battle.panes, strict=True))
         }
         return {
             **panes,
-            **(self.without_boxes() if fresh else {}),
-            **self.pressable(battle, visitor),
-            **({part: gr.update(**empty) for part, empty in board.secrets.items()} if hidden else {}),
-            **({board.tags: [], board.reason: ""} if battle.phase == "voted" else {}),
-            board.state: battle,
-            board.nonce: battle.nonce,
-            board.status: battle_view.status(battle, setup, visitor.language),
-            board.shift_button: gr.update(interactive=not hidden and ended),
-            board.difference_button: gr.update(interactive=ended),
+            **(self.hide_boxes() if fresh else {}),
+            **self.update_buttons(battle, visitor),
+            **({part: gr.update(**empty) for part, empty in panel.name_parts.items()} if hidden else {}),
+            **({panel.tags: [], panel.reason: ""} if battle.phase == "voted" else {}),
+            panel.state: battle,
+            panel.nonce: battle.nonce,
+            panel.status: battle_view.status(battle, setup, visitor.language),
+            panel.shift_button: gr.update(interactive=not hidden and ended),
+            panel.difference_button: gr.update(interactive=ended),
         }
 
-    def without_boxes(self) -> Changes:
-        """The board with nothing below its panes."""
-        parts = (*self.board.boxes, self.board.legend)
-        return {self.board.boxed: "", **{part: gr.update(value="", visible=False) for part in parts}}
+    def hide_boxes(self) -> Changes:
+        """Hide the boxes below the panes."""
+        parts = (*self.panel.boxes, self.panel.legend)
+        return {self.panel.boxed: "", **{part: gr.update(value="", visible=False) for part in parts}}
 
-    def pressable(self, battle: Battle, visitor: Visitor) -> Changes:
-        """The buttons that can be pressed as a battle is now, or cannot."""
-        votes = {button: gr.update(interactive=battle.votable) for button in self.board.votes.values()}
-        return {**self._around(battle, visitor), **votes}
+    def update_buttons(self, battle: Battle, visitor: Visitor) -> Changes:
+        """Enable the buttons that a battle allows now."""
+        votes = {button: gr.update(interactive=battle.votable) for button in self.panel.votes.values()}
+        return {**self._surroundings(battle, visitor), **votes}
 
-    def same(self) -> Changes:
-        """Nothing changes; gradio takes no empty answer."""
-        return {self.board.status: gr.skip()}
+    def unchanged(self) -> Changes:
+        """Return no change; gradio takes no empty answer."""
+        return {self.panel.status: gr.skip()}
 
     def refuse(self, refusal: Exception, visitor: Visitor) -> Changes:
-        """The line below the panes, saying why not."""
+        """Show why an action was refused."""
         key = str(refusal) if isinstance(refusal, ActionRefused) else "bad_settings"
-        return {self.board.status: battle_view.notice(visitor.words[key])}
+        return {self.panel.status: battle_view.status_line(visitor.words[key])}
 
 
-def _settle(battle: Battle | None) -> None:
-    """Wait until the last drawing of answers that a vote has stopped is on its way: it must not overtake the vote's."""
+def _wait_until_settled(battle: Battle | None) -> None:
+    """Wait until the last redraw of answers that a vote has stopped is sent: it must not overtake the vote's."""
     if battle is not None and battle.settled is not None and not battle.settled.is_set():
         battle.settled.wait(SETTLE_SECONDS)
-        time.sleep(FRAME_SECONDS)  # gradio still says that the handler has ended
+        time.sleep(FRAME_SECONDS)  # gradio still sends that the handler has ended
 
 
 class PromptHandlers:
-    """What can be asked, over the board that shows the answers."""
+    """Handlers of the prompt row, above the panel that shows the answers."""
 
-    def __init__(self, arena: Arena, board: PanelHandlers, controls: PromptControls, usual: Sampling) -> None:
-        self._board = board
+    def __init__(self, arena: Arena, panel: PanelHandlers, controls: PromptControls, defaults: Sampling) -> None:
+        self._panel = panel
         self._arena = arena
-        self._asking = controls
-        self._usual = usual
-        self._followed: set[str] = set()
-        """ids of the battles whose answers a visitor is looking at while they are written"""
+        self._controls = controls
+        self._defaults = defaults
+        self._watched: set[str] = set()
+        """ids of the battles that a visitor is looking at while their answers are generated"""
 
     async def ask(
-        self, client: str, battle: Battle | None, editing: bool, prompt: str, *told: Any
+        self, client: str, battle: Battle | None, editing: bool, prompt: str, *fields: Any
     ) -> AsyncIterator[Changes]:
-        """Put a question to every pane; after a vote it opens a new battle."""
-        visitor, (system, *settings) = visitor_of(client), told
+        """Ask every model a question; after a vote that opens a new battle."""
+        visitor, (system, *settings) = visitor_of(client), fields
         if battle is None or battle.phase == "voted":
             self._leave(battle)
             battle, editing = self._arena.new_battle(), False
         try:
-            if max(len(prompt or ""), len(system or "")) > MOST_LETTERS:
+            if max(len(prompt or ""), len(system or "")) > MAX_PROMPT_CHARACTERS:
                 raise ActionRefused("too_long")
             turn = self._new_turn(settings)
             if editing and (prompt or "").strip():
@@ -199,35 +196,35 @@ class PromptHandlers:
             else:
                 self._arena.ask(battle, prompt or "", turn, system or "")
         except (ActionRefused, UsageError) as refusal:
-            yield self._board.refuse(refusal, visitor)
+            yield self._panel.refuse(refusal, visitor)
             return
-        yield {**self._board.drawn(battle, visitor), self._asking.prompt: "", self._asking.editing: False}
+        yield {**self._panel.show(battle, visitor), self._controls.prompt: "", self._controls.editing: False}
         async for changes in self._follow(battle, visitor):
             yield changes
 
     def edit(self, client: str, battle: Battle | None) -> Changes:
-        """Put the last question back into the field; what is asked next replaces it and its answers."""
+        """Put the last question back into the field; the next one replaces it and its answers."""
         visitor = visitor_of(client)
         questions = [message for message in battle.panes[0].messages if message["role"] == "user"] if battle else []
         if battle is None or battle.phase not in ("answered", "failed") or not questions:
-            return self._board.refuse(ActionRefused("nothing_to_edit"), visitor)
+            return self._panel.refuse(ActionRefused("nothing_to_edit"), visitor)
         return {
-            self._asking.prompt: questions[-1]["content"],
-            self._asking.editing: True,
-            self._board.board.status: battle_view.notice(visitor.words["editing"], "editing"),
+            self._controls.prompt: questions[-1]["content"],
+            self._controls.editing: True,
+            self._panel.panel.status: battle_view.status_line(visitor.words["editing"], "editing"),
         }
 
     async def again(self, client: str, battle: Battle | None, *settings: Any) -> AsyncIterator[Changes]:
-        """Write the last answers once more."""
+        """Regenerate the last answers."""
         visitor = visitor_of(client)
         try:
             if battle is None:
                 raise ActionRefused("nothing_to_regenerate")
             self._arena.ask_again(battle, self._new_turn(settings))
         except (ActionRefused, UsageError) as refusal:
-            yield self._board.refuse(refusal, visitor)
+            yield self._panel.refuse(refusal, visitor)
             return
-        yield {**self._board.drawn(battle, visitor), self._asking.editing: False}
+        yield {**self._panel.show(battle, visitor), self._controls.editing: False}
         async for changes in self._follow(battle, visitor):
             yield changes
 
@@ -239,57 +236,58 @@ class PromptHandlers:
         """Leave this battle without a vote and open another."""
         self._arena.stop(battle)
         self._leave(battle)
-        return {**self._board.drawn(self._arena.new_battle(), visitor_of(client)), self._asking.editing: False}
+        return {**self._panel.show(self._arena.new_battle(), visitor_of(client)), self._controls.editing: False}
 
     def _leave(self, battle: Battle | None) -> None:
-        """Nothing more of this battle is drawn; the visitor looks at another one."""
+        """Stop redrawing a battle that the visitor no longer looks at."""
         if battle is not None:
-            self._followed.discard(battle.id)
+            self._watched.discard(battle.id)
 
     def _new_turn(self, settings: Sequence[Any]) -> Turn:
-        return self._arena.new_turn(*read_settings(settings, self._usual))
+        return self._arena.new_turn(*read_settings(settings, self._defaults))
 
     async def _follow(self, battle: Battle, visitor: Visitor) -> AsyncIterator[Changes]:
-        """Draw a battle until its answers have ended."""
-        self._followed.add(battle.id)
+        """Redraw a battle until its answers have ended."""
+        self._watched.add(battle.id)
         settled = battle.settled = threading.Event()
-        board, redraw, votable = self._board.board, list(_REDRAW_SECONDS), False
+        panel, redraw, votable = self._panel.panel, list(_REDRAW_SECONDS), False
         began = time.monotonic()
         try:
             async for _ in self._arena.frames(battle):
-                if battle.phase != "streaming" or battle.id not in self._followed:
+                if battle.phase != "streaming" or battle.id not in self._watched:
                     continue
                 now = time.monotonic() - began
                 if battle.votable != votable:
                     votable, redraw = battle.votable, [now, *(now + later for later in _REDRAW_SECONDS)]
                 if redraw and now >= redraw[0]:
                     redraw.pop(0)
-                    yield self._board.drawn(battle, visitor)
+                    yield self._panel.show(battle, visitor)
                 else:
-                    panes = zip(board.panes, battle.panes, strict=True)
-                    written = {part: battle_view.pane_messages(pane, visitor.language) for part, pane in panes}
-                    yield {**written, **self._board.pressable(battle, visitor)}
-            await self._scored(battle)
-            if battle.id in self._followed:
-                yield self._board.drawn(battle, visitor)
+                    panes = zip(panel.panes, battle.panes, strict=True)
+                    answers = {part: battle_view.pane_messages(pane, visitor.language) for part, pane in panes}
+                    yield {**answers, **self._panel.update_buttons(battle, visitor)}
+            await self._wait_for_scores(battle)
+            if battle.id in self._watched:
+                yield self._panel.show(battle, visitor)
         finally:
             self._leave(battle)
             settled.set()
 
-    async def _scored(self, battle: Battle) -> None:
+    async def _wait_for_scores(self, battle: Battle) -> None:
         """Wait for the reward model where its scores are shown at once."""
         if battle.scoring is not None and not self._arena.setup.blind:
             with contextlib.suppress(TimeoutError):
                 await asyncio.to_thread(battle.scoring.result, SCORE_SECONDS)
 
 
-def buttons_around(controls: PromptControls, battle: Battle, _visitor: Visitor) -> Changes:
-    """What can be asked next to a battle as it is now."""
+def update_controls(controls: PromptControls, battle: Battle, _visitor: Visitor) -> Changes:
+    """Enable the buttons of the prompt row that a battle allows now."""
     streaming = battle.phase == "streaming"
+    answered = gr.update(interactive=battle.phase in ("answered", "failed"))
     return {
         controls.ask: gr.update(interactive=not streaming),
         controls.stop: gr.update(interactive=streaming),
-        controls.again: gr.update(interactive=battle.phase in ("answered", "failed")),
-        controls.edit: gr.update(interactive=battle.phase in ("answered", "failed")),
+        controls.again: answered,
+        controls.edit: answered,
         controls.new: gr.update(interactive=not streaming),
     }

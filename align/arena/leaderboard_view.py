@@ -1,4 +1,4 @@
-"""The leaderboard as HTML: strengths with their intervals, who met whom, and what the votes cannot say."""
+"""The leaderboard as HTML: strengths with intervals, pair records, warnings and agreement."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from align.arena.ranking import Agreement, Leaderboard, Rating
 Words = dict[str, str]
 
 
-def sheet(board: Leaderboard, language: str) -> str:
-    """Everything the votes say, best model first."""
+def leaderboard_html(board: Leaderboard, language: str) -> str:
+    """Return the leaderboard, best model first."""
     words = PAGE_TEXTS[language]
     if not board.standings:
-        return empty(words["no_votes"])
+        return placeholder(words["no_votes"])
     return "".join(
         (
             _warnings(board, words),
@@ -30,42 +30,42 @@ def sheet(board: Leaderboard, language: str) -> str:
     )
 
 
-def empty(text: str) -> str:
-    """A sheet with nothing on it but the reason."""
+def placeholder(text: str) -> str:
+    """Return a tab's content when there is nothing to show but the reason."""
     return f'<div class="empty">{escape(text)}</div>'
 
 
 def _warnings(board: Leaderboard, words: Words) -> str:
     return "".join(
-        f'<p class="warning">{escape(words[f"warning_{remark.key}"].format(**remark.values))}</p>'
-        for remark in board.warnings
+        f'<p class="warning">{escape(words[f"warning_{warning.key}"].format(**warning.values))}</p>'
+        for warning in board.warnings
     )
 
 
 def _standings(standings: list[Rating], words: Words) -> str:
-    ends = [end for one in standings for end in (one.low, one.high) if end is not None]
+    ends = [end for rating in standings for end in (rating.low, rating.high) if end is not None]
     reach = max([1.0, *map(abs, ends)]) * 1.05
     heads = ("", "standing_model", "standing_strength", "standing_votes", "standing_record")
     head = "".join(f'<th scope="col">{escape(words[key]) if key else ""}</th>' for key in heads)
-    rows = "".join(_standing(place, one, reach, words) for place, one in enumerate(standings, start=1))
+    rows = "".join(_rating_row(number, rating, reach, words) for number, rating in enumerate(standings, start=1))
     return _table(head, rows)
 
 
-def _standing(place: int, one: Rating, reach: float, words: Words) -> str:
-    if one.strength is None or one.low is None or one.high is None:
+def _rating_row(number: int, rating: Rating, reach: float, words: Words) -> str:
+    if rating.strength is None or rating.low is None or rating.high is None:
         rank, strength = "–", f'<span class="calm">{escape(words["unranked"])}</span>'
     else:
-        rank = str(place)
-        told = f"{one.strength:+.2f} ({one.low:+.2f} … {one.high:+.2f})"
-        strength = f"{told}{_bar((one.low, one.strength, one.high), reach)}"
+        rank = str(number)
+        label = f"{rating.strength:+.2f} ({rating.low:+.2f} … {rating.high:+.2f})"
+        strength = f"{label}{_bar((rating.low, rating.strength, rating.high), reach)}"
     return (
-        f'<tr><td>{rank}</td><th scope="row">{escape(one.reference)}</th><td class="strength">{strength}</td>'
-        f"<td>{one.votes}</td><td>{one.wins} · {one.ties} · {one.losses}</td></tr>"
+        f'<tr><td>{rank}</td><th scope="row">{escape(rating.reference)}</th><td class="strength">{strength}</td>'
+        f"<td>{rating.votes}</td><td>{rating.wins} · {rating.ties} · {rating.losses}</td></tr>"
     )
 
 
 def _bar(interval: tuple[float, float, float], reach: float) -> str:
-    """An interval with its estimate on a scale from -reach to reach, the average marked."""
+    """Return an interval with its estimate on a scale from -reach to reach, the average marked."""
     low, middle, high = (f"{50 + 50 * max(-1.0, min(1.0, value / reach)):.2f}%" for value in interval)
     return (
         '<svg class="bar" aria-hidden="true"><line class="axis" x1="0" x2="100%" y1="13" y2="13"/>'
@@ -75,13 +75,13 @@ def _bar(interval: tuple[float, float, float], reach: float) -> str:
 
 
 def _matrix(board: Leaderboard, words: Words) -> str:
-    names = [one.reference for one in board.standings]
+    names = [rating.reference for rating in board.standings]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     rows = []
     for name in names:
         cells = (board.matrix.get(name, {}).get(other) for other in names)
-        told = "".join(f"<td>{f'{cell[0]} · {cell[1]} · {cell[2]}' if cell else '–'}</td>" for cell in cells)
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{told}</tr>')
+        label = "".join(f"<td>{f'{cell[0]} · {cell[1]} · {cell[2]}' if cell else '–'}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{label}</tr>')
     caption = f'<th scope="col">{escape(words["standing_model"])}</th>'
     return _table(caption + head, "".join(rows))
 
@@ -101,13 +101,13 @@ def _position(board: Leaderboard, words: Words) -> str:
 def _agreement(agreed: Agreement | None, title: str, text: str, words: Words) -> str:
     if agreed is None:
         return _fact(title, words["unknown_yet"])
-    told = text.format(share=agreed.share, votes=agreed.votes, kappa=agreed.kappa)
-    return _fact(title, told, agreed.share)
+    label = text.format(share=agreed.share, votes=agreed.votes, kappa=agreed.kappa)
+    return _fact(title, label, agreed.share)
 
 
-def _fact(title: str, told: str, share: float | None = None) -> str:
+def _fact(title: str, label: str, share: float | None = None) -> str:
     meter = "" if share is None else _meter(share)
-    return f'<div><h3>{escape(title)}</h3>{meter}<p class="calm">{escape(told)}</p></div>'
+    return f'<div><h3>{escape(title)}</h3>{meter}<p class="calm">{escape(label)}</p></div>'
 
 
 def _meter(share: float) -> str:

@@ -1,20 +1,14 @@
-"""How the page looks and moves: system fonts, `page.css`, `page.js`, and what a browser may do with any of it."""
+"""Fonts, style sheet, script and content security policy of the page."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# Gradio 6.31 bundles web fonts of which some weights lack most letters, and none has Chinese: use the reader's own.
+# Gradio 6.31 bundles web fonts of which some weights lack most letters, and none has Chinese: use the system's.
 FONTS = (
-    "system-ui",
-    "-apple-system",
-    "Segoe UI",
-    "PingFang SC",
-    "Microsoft YaHei",
-    "Noto Sans CJK SC",
-    "WenQuanYi Micro Hei",
-    "sans-serif",
-)
+    "system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC",
+    "WenQuanYi Micro Hei", "sans-serif",
+)  # fmt: skip
 MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 _HERE = Path(__file__).parent

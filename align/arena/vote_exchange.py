@@ -29,23 +29,24 @@ COLUMNS = (
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def export_jsonl(source: Path, wanted: VoteFilter) -> Iterable[str]:
+def export_jsonl(source: Path, vote_filter: VoteFilter) -> Iterable[str]:
     """Yield votes as they are stored, one JSON line each."""
-    return (json.dumps(row, ensure_ascii=False) for row in read_votes(source, wanted=wanted))
+    return (json.dumps(row, ensure_ascii=False) for row in read_votes(source, vote_filter=vote_filter))
 
 
-def export_pairs(source: Path, wanted: VoteFilter) -> Iterable[str]:
+def export_pairs(source: Path, vote_filter: VoteFilter) -> Iterable[str]:
     """Yield the preference pairs in TRL's columns; what is no pair to train on is left out and counted on stderr."""
-    data = load_records(f"{source}:format=votes{f',{wanted}' if wanted.settings else ''}", view="preference")
+    spec = f"{source}:format=votes{f',{vote_filter}' if vote_filter.settings else ''}"
+    data = load_records(spec, view="preference")
     for reason, count in data.dropped.items():
         sys.stderr.write(f"left out {count}: {reason}\n")
     return (json.dumps(to_trl(record), ensure_ascii=False, default=str) for record in data.records)
 
 
-def export_csv(source: Path, wanted: VoteFilter) -> Iterable[str]:
+def export_csv(source: Path, vote_filter: VoteFilter) -> Iterable[str]:
     """Yield the lines of a CSV table; a text that a spreadsheet would run as a formula starts with an apostrophe."""
     yield _csv_line(COLUMNS)
-    for row in read_votes(source, wanted=wanted):
+    for row in read_votes(source, vote_filter=vote_filter):
         models, scores = row.get("models") or {}, row.get("scores") or {}
         cells = {key: row.get(key, "") for key in COLUMNS}
         cells |= {"prompt": _conversation_text(row["prompt"]), "tags": ", ".join(row.get("tags", []))}

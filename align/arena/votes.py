@@ -24,7 +24,7 @@ ALL_VOTES = VoteFilter()
 SIDES = ("a", "b")
 
 
-def read_votes(source: Path, notes: list[str] | None = None, wanted: VoteFilter = ALL_VOTES) -> list[VoteRow]:
+def read_votes(source: Path, notes: list[str] | None = None, vote_filter: VoteFilter = ALL_VOTES) -> list[VoteRow]:
     """Return the votes of a file or of all files below a folder, oldest first and each once.
 
     A truncated last line was never acknowledged: it is left out and reported in `notes`. Raises DataError for any
@@ -33,7 +33,7 @@ def read_votes(source: Path, notes: list[str] | None = None, wanted: VoteFilter 
     if not source.exists() or (source.is_dir() and not any(source.iterdir())):
         return []
     lines = read_path(source, source.name, notes if notes is not None else [], ReadOptions(appended=True))
-    rows = [_row(raw) for raw in VoteFilterPass(source.name, wanted, lambda reason: None).select(lines)]
+    rows = [_row(raw) for raw in VoteFilterPass(source.name, vote_filter, lambda reason: None).select(lines)]
     return sorted(rows, key=lambda row: cast.timestamp() if (cast := time_of_vote(row)) else 0.0)
 
 

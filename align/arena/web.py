@@ -1,4 +1,4 @@
-"""Serving the page: a local address, a guard in front of every request, and a port that is really free."""
+"""Serving the page on a local address, with a check of every request and a port that is really free."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 
-Message = MutableMapping[str, Any]
+AsgiMessage = MutableMapping[str, Any]
 Application = Callable[
-    [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
+    [AsgiMessage, Callable[[], Awaitable[AsgiMessage]], Callable[[AsgiMessage], Awaitable[None]]], Awaitable[None]
 ]
 
 
 class LocalPageGuard:
-    """Adds the security headers to every response, and answers only to local names.
+    """ASGI middleware that adds security headers and answers requests of local names and own pages only.
 
     A page elsewhere can point a name of its own at this machine's loopback address and so read what is here; it cannot
     make the browser send another Host header. It can have the browser post here, but not without an Origin header.
@@ -37,23 +37,23 @@ class LocalPageGuard:
         self._app = app
 
     async def __call__(
-        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+        self,
+        scope: AsgiMessage,
+        receive: Callable[[], Awaitable[AsgiMessage]],
+        send: Callable[[AsgiMessage], Awaitable[None]],
     ) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if not is_local(host_of(_header(scope, b"host"))):
-            await send({"type": "http.response.start", "status": 421, "headers": []})
-            await send({"type": "http.response.body", "body": b"this page answers to localhost only\n"})
+        refusal = _refusal(scope)
+        if refusal is not None:
+            status, text = refusal
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": text})
             return
 
-        if not _is_own(scope):
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            await send({"type": "http.response.body", "body": b"this page takes requests of its own pages only\n"})
-            return
-
-        async def send_guarded(message: Message) -> None:
+        async def send_guarded(message: AsgiMessage) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
@@ -61,20 +61,24 @@ class LocalPageGuard:
         await self._app(scope, receive, send_guarded)
 
 
-def _header(scope: Message, wanted: bytes) -> str:
+def _header(scope: AsgiMessage, wanted: bytes) -> str:
     return str(next((value for name, value in scope["headers"] if name == wanted), b"").decode("latin-1"))
 
 
-def _is_own(scope: Message) -> bool:
-    """Whether a request comes from a page of this server, or from no page at all."""
-    origin = _header(scope, b"origin")
-    return not origin or origin.partition("://")[2] == _header(scope, b"host")
+def _refusal(scope: AsgiMessage) -> tuple[int, bytes] | None:
+    """Return status and text for a request of a foreign host name or page; None for one of this server or no page."""
+    host, origin = _header(scope, b"host"), _header(scope, b"origin")
+    if not is_local(host_of(host)):
+        return 421, b"this page answers to localhost only\n"
+    if origin and origin.partition("://")[2] != host:
+        return 403, b"this page takes requests of its own pages only\n"
+    return None
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A socket that listens on a local address; see `align.listening.open_port`.
+    """Return a socket that listens on a local address; see `align.listening.open_port`.
 
-    Raises UsageError for an address others can reach, too.
+    Raises UsageError for an address that other machines can reach.
     """
     if not is_local(host):
         raise UsageError(
@@ -85,12 +89,12 @@ def open_port(host: str, port: int) -> socket.socket:
 
 
 def make_server(app: Application) -> Any:
-    """A uvicorn server for the page; `run(sockets=[...])` serves until it is interrupted."""
+    """Return a uvicorn server for the page; `run(sockets=[...])` serves until it is interrupted."""
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     room = make_room()
-    # Open pages hold a connection for ever; ending must not wait for them.
+    # Open pages hold a connection for ever; shutting down must not wait for them.
     config = uvicorn.Config(
         LocalPageGuard(app), log_level="warning", timeout_graceful_shutdown=1,
         http=bounded(H11Protocol, Connections(room)), ws="none", backlog=room.backlog,
@@ -101,6 +105,6 @@ def make_server(app: Application) -> Any:
 
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of the server's log says more than that pages were open when it ended."""
+    """Return whether a log record is more than a notice of pages that were open at shutdown."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, asyncio.CancelledError) and "graceful shutdown exceeded" not in record.getMessage()

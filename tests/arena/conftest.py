@@ -186,11 +186,11 @@ class Sites:
         from align.arena.review_queue import Review, ReviewQueue
         from align.arena.votes import VoteStore
         from align.arena.web import make_server, open_port
-        from align.compare import describe
+        from align.compare import make_setup
 
         sampling = replace(SAMPLING, max_new_tokens=tokens)
         checkpoints = [self.contest.resolve(name) for name in names]
-        setup = describe(checkpoints, self.contest.resolve(BASE_NAME), blind)
+        setup = make_setup(checkpoints, self.contest.resolve(BASE_NAME), blind)
         if real:
             engine: Any = self.engine()
         else:

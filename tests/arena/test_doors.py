@@ -123,7 +123,7 @@ def test_generate_says_what_is_wrong(contest: Registry, capsys, arguments, code,
         ([FIRST, "crimson-stf"], 4, "did you mean crimson-sft?"),
         ([FIRST, SECOND, "--host", "0.0.0.0"], 2, "ssh -L"),
         ([FIRST, SECOND, "--temperature", "-1"], 2, "temperature=-1.0: out of range"),
-        ([FIRST, SECOND, "--reward_model", FIRST], 2, "is a policy, which scores nothing"),
+        ([FIRST, SECOND, "--reward_model", FIRST], 2, "is a policy, not a reward model"),
         ([FIRST, SECOND, "--prompts", "nowhere.jsonl"], 3, "nowhere.jsonl"),
     ],
 )

@@ -21,15 +21,16 @@ SETTINGS = [1.0, 1.0, 0, 0.0, 1.0, 1000, 0]
 def page(tmp_path):
     """The handlers of a blind page, its parts only names, over an engine that talks until it is stopped."""
     pytest.importorskip("gradio")
-    from align.arena.components import BattlePanel, PromptControls
-    from align.arena.handlers import PanelHandlers, PromptHandlers, buttons_around
+    from align.arena.battle_panel import BattlePanel
+    from align.arena.handlers import PanelHandlers, PromptHandlers, update_controls
+    from align.arena.prompt_controls import PromptControls
 
     setup = Setup((Contestant(FIRST), Contestant(SECOND)), blind=True)
     arena = Arena(FakeEngine([FIRST, SECOND], lambda row: "word " * 100_000, 0.01), setup, VoteStore(tmp_path))
-    lists = {"panes": ["pane a", "pane b"], "boxes": ["box a", "box b"], "votes": {"a": "vote a"}, "secrets": {}}
-    board = BattlePanel(**{part.name: lists.get(part.name, part.name) for part in fields(BattlePanel)})
+    lists = {"panes": ["pane a", "pane b"], "boxes": ["box a", "box b"], "votes": {"a": "vote a"}, "name_parts": {}}
+    panel = BattlePanel(**{part.name: lists.get(part.name, part.name) for part in fields(BattlePanel)})
     controls = PromptControls(**{part.name: part.name for part in fields(PromptControls)})
-    judging = PanelHandlers(arena, arena.engine, board, partial(buttons_around, controls))
+    judging = PanelHandlers(arena, arena.engine, panel, partial(update_controls, controls))
     return arena, judging, PromptHandlers(arena, judging, controls, Sampling())
 
 
@@ -57,6 +58,6 @@ def test_what_an_early_vote_shows_comes_after_the_last_drawing_of_the_answers_it
     early, last, shown = asyncio.run(visit())
 
     assert early == set()
-    assert judging.board.status in last
-    assert "saved" in shown[judging.board.status]
-    assert FIRST in shown[judging.board.status]
+    assert judging.panel.status in last
+    assert "saved" in shown[judging.panel.status]
+    assert FIRST in shown[judging.panel.status]

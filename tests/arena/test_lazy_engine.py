@@ -103,7 +103,7 @@ def reviewed(contest: Registry, tmp_path) -> Registry:
     shutil.copytree(contest.root, tmp_path / "registry", ignore=shutil.ignore_patterns("votes", "reviews"))
     registry = open_registry(tmp_path / "registry")
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
-    setup = compare.describe([registry.resolve(name) for name in (FIRST, SECOND)], registry.resolve(BASE), True)
+    setup = compare.make_setup([registry.resolve(name) for name in (FIRST, SECOND)], registry.resolve(BASE), True)
     review = Review([[user(prompt)] for prompt in PROMPTS], setup, Sampling(max_new_tokens=8), name="asked")
     queue = ReviewQueue.open(review, registry.reviews_dir, VoteStore(registry.votes_dir))
     queue.generate(FakeEngine([one.reference for one in setup.contestants], lambda row: f"Reply {row.seed}"))
@@ -151,7 +151,7 @@ def test_a_page_whose_review_is_written_opens_without_any_model(reviewed: Regist
 
     assert opened[0].queue.progress("ann") == (0, 2)
     told = capsys.readouterr().out
-    assert ": 4 of 4 answers are there, so no model is loaded before something is asked of it\n" in told
+    assert ": 4 of 4 answers are there, so no model is loaded until a question needs one\n" in told
 
 
 @pytest.mark.slow

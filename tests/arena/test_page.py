@@ -59,7 +59,7 @@ def test_a_blind_page_tells_no_name_before_the_vote_and_everything_after(serve, 
     tells(page, "#panes", FIRST, SECOND)
     assert site.told() == {FIRST, SECOND}
     page.locator("#sampling button").first.click()
-    tells(page, "#seed", "salted")
+    tells(page, "#seed", "secret salt")
 
 
 def test_a_new_question_after_a_vote_is_blind_again(serve, visit):

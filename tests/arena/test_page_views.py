@@ -101,7 +101,7 @@ def votes(count: int, choice: str = "a") -> list[dict]:
 
 
 def test_few_votes_are_not_ranked_and_the_page_says_so():
-    told = leaderboard_view.sheet(leaderboard(votes(3)), "en")
+    told = leaderboard_view.leaderboard_html(leaderboard(votes(3)), "en")
 
     assert told.count(f">{EN['unranked']}<") == 2
     assert "Not enough votes to place" in told
@@ -113,12 +113,12 @@ def test_standings_have_intervals_records_and_warnings_in_both_languages():
     for row in rows:
         row["scores"] = {"a": 1.0, "b": 0.0}
     for language in ("en", "zh-CN"):
-        told = leaderboard_view.sheet(leaderboard(rows), language)
+        told = leaderboard_view.leaderboard_html(leaderboard(rows), language)
 
         assert told.count('class="span"') == 2
         assert "15 · 10 · 15" in told
         assert "100%" in told
-    assert leaderboard_view.sheet(leaderboard([]), "en") == leaderboard_view.empty(EN["no_votes"])
+    assert leaderboard_view.leaderboard_html(leaderboard([]), "en") == leaderboard_view.placeholder(EN["no_votes"])
 
 
 def test_a_model_tells_its_lineage_results_and_curves(registry: Registry, tmp_path):
@@ -136,14 +136,14 @@ def test_a_model_tells_its_lineage_results_and_curves(registry: Registry, tmp_pa
         parent = {"reference": root.reference, "digest": root.digest}
         staging.commit({"stage": "sft", "kind": "policy", "parents": [parent], "metrics": {"loss": 0.3333}})
 
-    told = model_view.sheet(registry, "child", "en")
+    told = model_view.model_html(registry, "child", "en")
 
     assert told.index("child@v1") < told.index("root@v1")
     assert root.digest.removeprefix("sha256:")[:12] in told
     assert told.count("<polyline") == 3  # loss, its held-out twin and the odd one; NaN alone has no line
     assert "odd&lt;b&gt;" in told
     assert "0.3333" in told
-    assert EN["no_curves"] in model_view.sheet(registry, "root", "en")
+    assert EN["no_curves"] in model_view.model_html(registry, "root", "en")
 
 
 def test_a_browser_says_its_language_and_a_pseudonym_and_nothing_else():

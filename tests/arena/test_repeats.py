@@ -97,8 +97,8 @@ def test_stats_and_the_page_tell_it(tmp_path, queue, capsys):
     assert "comes again with its sides swapped: 100% of 2 (kappa 0.00)" in told
     assert told.startswith("24 votes on 24 prompts")
     board = leaderboard(votes(tmp_path))
-    assert "100% of 2 repeated comparisons" in leaderboard_view.sheet(board, "en")
-    assert "投票者的自我一致性" in leaderboard_view.sheet(board, "zh-CN")
+    assert "100% of 2 repeated comparisons" in leaderboard_view.leaderboard_html(board, "en")
+    assert "投票者的自我一致性" in leaderboard_view.leaderboard_html(board, "zh-CN")
 
 
 def test_a_decision_is_learned_from_once(tmp_path, queue):

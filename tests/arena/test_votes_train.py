@@ -11,7 +11,7 @@ from fake_engine import FakeEngine
 from align import dpo, kto, reward
 from align.arena.battles import Arena
 from align.arena.votes import VoteStore
-from align.compare import describe
+from align.compare import make_setup
 from align.data import load_records
 from align.engine.protocol import Sampling
 from align.registry import Registry
@@ -32,7 +32,7 @@ def judge(arena: Arena, prompt: str, choice: str, seed: int) -> None:
 
 
 def test_votes_train_dpo(contest: Registry, engine, capsys):
-    setup = describe([contest.resolve(FIRST), contest.resolve(SECOND)], contest.resolve(BASE), True)
+    setup = make_setup([contest.resolve(FIRST), contest.resolve(SECOND)], contest.resolve(BASE), True)
     arena = Arena(engine, setup, VoteStore(contest.votes_dir))
     for index, choice in enumerate(["a", "b", "a", "b", "tie", "bad"]):
         judge(arena, f"question {index}", choice, seed=index)
@@ -64,7 +64,7 @@ def test_votes_train_dpo(contest: Registry, engine, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "rows"), [(reward, 3), (kto, 8)])
 def test_votes_train_every_preference_stage(contest: Registry, capsys, tmp_path, stage, rows):
-    setup = describe([contest.resolve(FIRST), contest.resolve(SECOND)], contest.resolve(BASE), True)
+    setup = make_setup([contest.resolve(FIRST), contest.resolve(SECOND)], contest.resolve(BASE), True)
     speaker = FakeEngine([one.reference for one in setup.contestants], lambda row: f"{row.model}: {row.seed}")
     arena = Arena(speaker, setup, VoteStore(tmp_path / "votes"))
     for index, choice in enumerate(["a", "b", "a", "tie", "bad"]):
