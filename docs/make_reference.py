@@ -93,11 +93,11 @@ def _verbs(text: str) -> list[str]:
 
 def _rewards() -> str:
     rows = []
-    built_in = (each for each in map(find_reward, reward_names()) if each.function.__module__.startswith("align."))
-    for each in built_in:
-        given = 1 if each.opens else 2  # the parameters that training fills
-        arguments = ", ".join(list(inspect.signature(each.function).parameters)[given:]) or "-"
-        rows.append(f"| `{each.name}` | {arguments} | {_first_sentence(each.function)} |")
+    built_in = (one for one in map(find_reward, reward_names()) if one.function.__module__.startswith("align."))
+    for reward in built_in:
+        filled = 1 if reward.loads_model else 2  # the parameters that training fills
+        arguments = ", ".join(list(inspect.signature(reward.function).parameters)[filled:]) or "-"
+        rows.append(f"| `{reward.name}` | {arguments} | {_first_sentence(reward.function)} |")
     return "\n".join(["| name | args | |", "|---|---|---|", *rows, ""])
 
 
