@@ -53,7 +53,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
 class StageConfig(Settings):
-    """What every stage takes. Keys are spelt as in transformers and TRL."""
+    """Settings of every stage, by their names in transformers and TRL."""
 
     full_training: ClassVar[bool] = False
     """whether `lora=none` is possible: the stages with a reference or a score head need adapters on one base"""
@@ -131,7 +131,7 @@ class StageConfig(Settings):
 
     @property
     def references(self) -> dict[str, str]:
-        """The settings that name a checkpoint, and what they say."""
+        """The settings that name a checkpoint, with their values."""
         return {"model": self.model}
 
     @property
@@ -171,7 +171,7 @@ class StageConfig(Settings):
 
     @property
     def fresh_adapter(self) -> bool:
-        """Whether a new adapter is trained also where the start has one, which stays as it is beside it."""
+        """Whether a new adapter is trained beside the start's own, which stays as it is."""
         return False
 
     @property
@@ -239,23 +239,25 @@ def _explain(config_class: type[Settings], detail: ErrorDetails) -> str:
         return f"{key}: unknown setting;{nearest(path[-1], _keys_at(config_class, path[:-1]))}"
     if detail["type"] == "missing":
         return f"{key}: missing; give {key}=..."
-    found = shorten(detail["input"])
+    value = shorten(detail["input"])
     if detail["type"] == "string_pattern_mismatch":
-        return f"{key}: {found} is no valid name; use lower-case letters, digits, dots and dashes"
+        return f"{key}: {value} is no valid name; use lower-case letters, digits, dots and dashes"
     if detail["type"] == "literal_error":
-        known = re.findall(r"'([^']*)'", str((detail.get("ctx") or {}).get("expected", "")))
-        hint = nearest(str(detail["input"]), known)
-        return f"{key}: {found} is not one of {', '.join(known)};{hint if 'did you' in hint else ' write one of them'}"
+        choices = re.findall(r"'([^']*)'", str((detail.get("ctx") or {}).get("expected", "")))
+        hint = nearest(str(detail["input"]), choices)
+        return (
+            f"{key}: {value} is not one of {', '.join(choices)};{hint if 'did you' in hint else ' write one of them'}"
+        )
     if sentence := _SENTENCES.get(detail["type"]):
-        return f"{key}: {found} {sentence.format(**(detail.get('ctx') or {}), key=key)}"
+        return f"{key}: {value} {sentence.format(**(detail.get('ctx') or {}), key=key)}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}, found {found}" if key else message
+    return f"{key}: {message}, found {value}" if key else message
 
 
 _OF_A_TYPE = re.compile(
     r"^[A-Z]|[\[(]|^(str|int|float|bool|none|dict|list|date|datetime)$|^(constrained|function|literal)-"
 )
-"""The parts of a pydantic place that name a type and no setting."""
+"""matches the parts of a pydantic location that name a type and no setting"""
 _WHOLE = "is no whole number; write digits, such as {key}=10"
 _NUMBER = "is no number; write one such as {key}=0.5"
 _FLAG = "is neither true nor false; write {key}=true or {key}=false"
@@ -283,25 +285,25 @@ _SENTENCES = {
     "too_long": "has too many items; give {max_length} at most",
     "string_too_short": "is too short; give {min_length} characters or more",
 }
-"""What is wrong with a value and what to write, by pydantic's name for the problem."""
+"""message about a value, by pydantic's name for the problem"""
 
 
 def _keys_at(config_class: type[Settings], path: list[str]) -> list[str]:
     model: Any = config_class
     for part in path:
-        if not part.isdigit():  # the place in a list of groups
+        if not part.isdigit():  # the position in a list of groups
             model = group_of(model.model_fields[part].annotation)
     return list(model.model_fields)
 
 
 def group_of(kind: Any) -> Any:
-    """The group of settings a type stands for, also where the group may be none; None for any other type."""
+    """Return the group of settings that a type is or may be; None for any other type."""
     groups = (part for part in (kind, *typing.get_args(kind)) if isinstance(part, type) and issubclass(part, Settings))
     return next(groups, None)
 
 
 def dump_yaml(config: Settings) -> str:
-    """The resolved configuration as YAML that reads back to the same settings."""
+    """Return the resolved configuration as YAML that reads back to the same settings."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

@@ -1,15 +1,6 @@
-"""Every error a user can meet, and the exit code it ends the program with.
+"""The errors a user can meet, each with its exit code.
 
-    AlignError
-    ├── UsageError           2   command line or configuration
-    ├── DataError            3   a dataset, a file or a row
-    ├── IntegrityError       4   a model, an adapter or the registry
-    ├── DivergedError        5   training left the finite numbers
-    ├── MachineError         6   disk, memory, a port, a missing optional package
-    ├── PreemptedError      75   stopped from outside after saving
-    └── StoppedError       130   interrupted by Ctrl-C
-
-A message has three parts: what was asked; what was found; what to do.
+A message has three parts: `what was asked: what was found; what to do`.
 """
 
 from __future__ import annotations
@@ -25,7 +16,7 @@ from typing import TextIO
 
 
 class AlignError(Exception):
-    """Something the user can act on; its text is the whole message."""
+    """An error that the user can act on; its text is the whole message."""
 
     exit_code = 1
 
@@ -77,9 +68,9 @@ class StoppedError(AlignError, KeyboardInterrupt):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The hint that ends a message about an unknown name: the nearest known ones, or all of them.
+    """Return the hint that ends a message about an unknown name: the nearest known ones, or all of them.
 
-    Returns `" did you mean beta?"`, or `" known: a, b, c."` when nothing is near, or `""` when nothing is known.
+    It is `" did you mean beta?"`, or `" known: a, b, c."` when none is near, or `""` when none is known.
     """
     names = list(known)
     matches = difflib.get_close_matches(word, names, n=3, cutoff=0.6)
@@ -90,7 +81,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def shorten(value: object, width: int = 60) -> str:
-    """A value as one short line for a message."""
+    """Return a value as one short line for a message."""
     text = " ".join(repr(value).split())
     return text if len(text) <= width else text[: width - 3] + "..."
 
@@ -98,7 +89,7 @@ def shorten(value: object, width: int = 60) -> str:
 def guard(command: Callable[[], int | None], *, debug: bool = False) -> int:
     """Run a command and turn what it raises into one line on stderr and an exit code.
 
-    With `debug` the traceback is shown as well. Bugs (anything that is not the user's to mend) keep their traceback.
+    With `debug` the traceback is shown as well. Bugs, which the user cannot fix, keep their traceback.
     """
     try:
         return command() or 0
@@ -132,7 +123,7 @@ def warn_instead(what: str) -> Iterator[None]:
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads what is written (`| head`); if so, the rest goes nowhere, without a word at exit."""
+    """Return whether the reader of a pipe has gone (`| head`), and if so discard all further output."""
     gone = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_broken(stream)]
     for number in gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
@@ -142,7 +133,7 @@ def _reader_is_gone() -> bool:
 def _is_broken(stream: TextIO) -> bool:
     try:
         poll = select.poll()
-        poll.register(stream.fileno(), 0)  # that its other end is closed is told unasked
+        poll.register(stream.fileno(), 0)  # a closed other end is reported without being asked for
     except (OSError, ValueError):  # no file at all: in a test, or closed
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -19,8 +19,8 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                place = key_node.start_mark
-                raise UsageError(f"{place.name}:{place.line + 1} {key}: written twice; keep one of them")
+                mark = key_node.start_mark
+                raise UsageError(f"{mark.name}:{mark.line + 1} {key}: written twice; keep one of them")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -28,8 +28,8 @@ class _StrictLoader(yaml.SafeLoader):
         # Each merge of several mappings may double what the one before it held.
         merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
         if any(isinstance(value, yaml.SequenceNode) and len(value.value) > 1 for value in merged):
-            place = node.start_mark
-            raise UsageError(f"{place.name}:{place.line + 1} <<: merges several mappings; write their keys out")
+            mark = node.start_mark
+            raise UsageError(f"{mark.name}:{mark.line + 1} <<: merges several mappings; write their keys out")
         super().flatten_mapping(node)
 
 
@@ -70,7 +70,7 @@ def load_yaml(text: str, origin: str) -> Any:
     try:
         loader = _StrictLoader(text)
     except yaml.YAMLError as error:  # a control character
-        raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; mend it") from None
+        raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; correct it") from None
     loader.name = origin
     try:
         value = loader.get_single_data()
@@ -78,9 +78,9 @@ def load_yaml(text: str, origin: str) -> Any:
         return value
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{origin}:{line} not valid YAML: {error.problem}; mend it") from None
+        raise UsageError(f"{origin}:{line} not valid YAML: {error.problem}; correct it") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; mend it") from None
+        raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; correct it") from None
     finally:
         loader.dispose()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig
 from align.errors import IntegrityError, UsageError, nearest
+from align.models.adapters import digests_of_base
 from align.registry.redaction import redact
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ def describe_run(stage: Stage, config: StageConfig, registry: Registry, world_si
 
 
 def _describe_reference(reference: str, registry: Registry) -> dict[str, Any]:
-    from align.models.adapters import digests_of_base
-
     checkpoint = registry.resolve(reference)
     base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
     return {

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.config import StageConfig
+from align.data import RecordSet, load_records
+from align.data.rendering.fold_system import fold_when_asked
+from align.data.rendering.template_notices import notice_lines
+from align.data.set_checks import refuse_leak
+from align.data.token_cache import TokenisedDataset
+from align.data.tokenise import TokenPlan, tokenise
 from align.errors import DataError
 from align.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from align.data import RecordSet
-    from align.data.token_cache import TokenisedDataset
     from align.registry import Registry
     from align.training.stage import Stage
 
@@ -55,8 +59,6 @@ class TrainingData:
         train = self.train
         if not self._config.eval_specs:
             return None
-        from align.data.set_checks import refuse_leak
-
         records = self._read(self._config.eval_specs)
         refuse_leak(train, records)
         return records
@@ -67,8 +69,6 @@ class TrainingData:
 
     def tokenise(self, tokenizer: Any) -> TokenisedSplits:
         """Return the rows under a tokenizer, from the registry's cache when they were tokenised before."""
-        from align.data.rendering.fold_system import fold_when_asked
-
         for line in fold_when_asked(tokenizer, self._config.on_refused):
             self._notify(line)
         records = (self.train, self.held_out)
@@ -81,8 +81,6 @@ class TrainingData:
 
         Where the ranks share no disk they find nothing, and each tokenises on its own.
         """
-        from align.data.tokenise import TokenPlan, tokenise
-
         stage, config = self._stage, self._config
         plan = TokenPlan(stage.view, config.token_length, config.on_long, stage.columns, config.on_refused)
         processes = getattr(config, "dataset_num_proc", None)
@@ -97,8 +95,6 @@ class TrainingData:
         return {f"data[{i}]": f"{entry['name']} {entry['digest']}" for i, entry in enumerate(self._entries)}
 
     def _read(self, specs: list[str]) -> RecordSet:
-        from align.data import load_records
-
         roots = {"registry": self._registry.root}
         records = load_records(specs, view=self._stage.view, on_bad_row=self._config.on_bad_row, roots=roots)
         for note in records.notes:
@@ -110,8 +106,6 @@ class TrainingData:
 
     def _tokenise_split(self, records: RecordSet, entry: dict[str, Any], tokenizer: Any) -> Dataset:
         """Tokenise, record what was dropped in the manifest entry, and print it."""
-        from align.data.rendering.template_notices import notice_lines
-
         tokens = self.tokenise_records(records, tokenizer, self._registry.cache_dir / "tokens")
         entry |= {
             "dropped": entry["dropped"] | tokens.dropped, "noted": tokens.noted, "trained_rows": len(tokens.rows),
