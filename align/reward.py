@@ -34,7 +34,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     from trl import RewardConfig as TrlRewardConfig
     from trl import RewardTrainer
 
-    from align.evaluation.reward_report import report_pairs
+    from align.evaluation.reward_report import report_held_out
     from align.models.dropout import switch_off_dropout
     from align.models.heads import start_reward
     from align.models.loading import Precision
@@ -59,9 +59,9 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     numbers = train(run, trainer)
 
     # 4. Hand back adapter and head together, with what they make of the held-out pairs.
-    report = report_pairs(loaded, data.held_out, 2 * config.per_device_train_batch_size)
-    for remark in report.remarks:
-        run.print_line(remark)
+    report = report_held_out(loaded, data.held_out, 2 * config.per_device_train_batch_size)
+    for message in report.messages:
+        run.print_line(message)
     kept = select_metrics(numbers, "loss", "accuracy", "margin", "eval_loss", "eval_accuracy") | report.numbers
     parents, panels = [run.parent], report.panels
     return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=parents, panels=panels)

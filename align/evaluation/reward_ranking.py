@@ -1,4 +1,4 @@
-"""How well scores rank answers: accuracy, calibration, and how much of it is length. Pure functions over numbers."""
+"""How well scores rank answers: accuracy, calibration, and the influence of length; pure functions over numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BINS = 10
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ScoredPairs:
     """Scores of chosen and rejected answers and the lengths of these answers in tokens, each (N,)."""
 
     chosen: ndarray
@@ -24,23 +24,24 @@ class Pairs:
 
     @property
     def margins(self) -> ndarray:
-        """By how much each chosen answer is ahead, (N,)."""
+        """Score of the chosen answer less that of the rejected one, (N,)."""
         return self.chosen - self.rejected
 
 
 class Reliability(NamedTuple):
-    """Bins of predicted probability that hold cases: mean prediction, observed frequency and cases of each."""
+    """The bins of predicted probability that are not empty: mean prediction, observed frequency and cases of each."""
 
     predicted: ndarray
     observed: ndarray
     counts: ndarray
 
 
-def describe_pairs(pairs: Pairs) -> dict[str, float]:
-    """The numbers of a held-out report; what cannot be computed (no chosen answer is shorter, say) is left out."""
+def describe_pairs(pairs: ScoredPairs) -> dict[str, float]:
+    """Return the numbers of a held-out report; one that has no cases (no chosen answer is shorter, say) is left out."""
     margins = pairs.margins
     share = accuracy(margins)
     gaps = (pairs.chosen_lengths - pairs.rejected_lengths).astype(float)
+    scores = np.concatenate([pairs.chosen, pairs.rejected])
     numbers: dict[str, float | None] = {
         "held_out_pairs": float(len(margins)),
         "held_out_loss": float(np.logaddexp(0, -margins).mean()),
@@ -51,33 +52,23 @@ def describe_pairs(pairs: Pairs) -> dict[str, float]:
         "score_rejected": float(pairs.rejected.mean()),
         "ece": calibration_error(reliability(margins)),
         "brier": brier(margins),
-        "length_correlation": correlation(
-            np.concatenate([pairs.chosen, pairs.rejected]),
-            np.concatenate([pairs.chosen_lengths, pairs.rejected_lengths]),
-        ),
-        "accuracy_chosen_shorter": _accuracy_where(margins, gaps < 0),
-        "accuracy_chosen_longer": _accuracy_where(margins, gaps > 0),
+        "length_correlation": correlation(scores, np.concatenate([pairs.chosen_lengths, pairs.rejected_lengths])),
+        "accuracy_chosen_shorter": accuracy(margins[gaps < 0]).mean if (gaps < 0).any() else None,
+        "accuracy_chosen_longer": accuracy(margins[gaps > 0]).mean if (gaps > 0).any() else None,
         "accuracy_of_longer": accuracy(gaps).mean,
     }
     return {key: value for key, value in numbers.items() if value is not None}
 
 
-def _accuracy_where(margins: ndarray, these: ndarray) -> float | None:
-    return accuracy(margins[these]).mean if these.any() else None
-
-
 def accuracy(margins: ndarray) -> Proportion:
-    """The share of pairs in which the chosen answer is ahead; a pair of equal scores is half right.
-
-    The interval is Wilson's (1927), which stays within [0, 1] and holds for few pairs.
-    """
+    """Return the share of pairs whose chosen answer scores higher, equal scores half, with Wilson's interval."""
     return wilson_interval(float(((margins > 0) + 0.5 * (margins == 0)).mean()), len(margins))
 
 
 def reliability(margins: ndarray, bins: int = BINS) -> Reliability:
-    """How often the first of two answers was the chosen one, by sigmoid(first score - second score).
+    """Return how often the first of two answers was the chosen one, by sigmoid(first score - second score).
 
-    Each pair is seen in both orders: in the order given alone, the first answer would always be the chosen one.
+    Each pair counts in both orders: in the order given alone, the first answer would always be the chosen one.
     """
     predicted = _sigmoid(np.concatenate([margins, -margins]))
     was_chosen = np.arange(2 * len(margins)) < len(margins)
@@ -89,12 +80,12 @@ def reliability(margins: ndarray, bins: int = BINS) -> Reliability:
 
 
 def calibration_error(curve: Reliability) -> float:
-    """Expected calibration error: the mean distance of prediction and frequency (Guo et al. 2017, equation 3)."""
+    """Return the expected calibration error: mean |prediction - frequency| (Guo et al. 2017, equation 3)."""
     return float(np.average(np.abs(curve.predicted - curve.observed), weights=curve.counts))
 
 
 def brier(margins: ndarray) -> float:
-    """Mean squared error of sigmoid(margin) as the probability of what was chosen (Brier 1950); a coin has 0.25."""
+    """Return the mean squared error of sigmoid(margin) as the probability of the chosen answer (Brier 1950)."""
     return float(((1 - _sigmoid(margins)) ** 2).mean())
 
 

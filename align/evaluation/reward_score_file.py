@@ -1,4 +1,4 @@
-"""`align reward score REF FILE`: the scores a reward model gives the answers in a file of records."""
+"""`align reward score REF FILE`: score the answers in a file of records with a reward model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from align.data.scan import open_scan
 from align.data.views import natural_view
 from align.data.writing import check_target, write_rows
 from align.errors import DataError, UsageError, guard
-from align.evaluation.reward_ranking import Pairs, accuracy
+from align.evaluation.reward_ranking import ScoredPairs, accuracy
 from align.schema import Record
 from align.statistics import auc, correlation
 
@@ -31,13 +31,12 @@ if TYPE_CHECKING:
     from align.models.adapters import LoadedBase
     from align.registry import Checkpoint, Registry
 
-_USUAL_LENGTH = 1024
-_PATIENCE = 10.0
-"""seconds between two lines that say how far it is"""
+_DEFAULT_MAX_LENGTH = 1024
+_PROGRESS_EVERY_S = 10.0
 
 
 def main(argv: list[str]) -> int:
-    """Run the command and return its exit code."""
+    """Run the command; return its exit code."""
     options = parse_options(build_parser(), argv)
     return guard(lambda: _run(options), debug=options.debug)
 
@@ -75,49 +74,50 @@ def _run(options: argparse.Namespace) -> None:
         raise UsageError(f"--batch_size {options.batch_size}: expected 1 or more")
     suffix = check_target(options.out, force=options.force) if options.out else None
     registry = open_registry(options.registry, base=options.base)
-    judge = registry.resolve(options.model)
-    check_score_head(judge)
-    fit = LengthLimit(_length(options.max_length, judge, registry), options.on_long, ignore_lost_reasoning=True)
+    reward_model = registry.resolve(options.model)
+    check_score_head(reward_model)
+    max_length = _max_length(options.max_length, reward_model, registry)
+    limit = LengthLimit(max_length, options.on_long, ignore_lost_reasoning=True)
+
+    def open_data() -> Scan:
+        return open_scan(options.data, view=None, roots={"registry": registry.root}, on_bad_row=options.on_bad_row)
+
     # Read once before weights are loaded: a bad row at the end would cost all the scores before it.
-    total = check_answers(_open(options, registry))
-    loaded = load_scorer(registry, judge, Precision(options.quantization))
-    found, tally = _open(options, registry), Tally()
-    rows = _told(score_records(loaded, found, fit, options.batch_size, tally), total)
+    total = check_answers(open_data())
+    loaded = load_scorer(registry, reward_model, Precision(options.quantization))
+    data, scored = open_data(), FileScores()
+    rows = _with_progress(score_records(loaded, data, limit, options.batch_size, scored), total)
     if suffix is None:
         for _ in rows:
             pass
     else:
         write_rows(rows, options.out, suffix)
-    counts = found.drop_counts() | dict(tally.dropped)
-    if not tally.scores:
+    counts = data.drop_counts() | dict(scored.dropped)
+    if not scored.scores:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
-        raise DataError(f"{found.name}: 0 answers left to score ({reasons}); raise --max_length or give other data")
-    write(f"{judge.reference} on {found.name}: {len(tally.scores)} answers scored, {fit.max_length} tokens at most")
-    for line in [*tally.summary(), *_counts(counts)]:
+        raise DataError(f"{data.name}: 0 answers left to score ({reasons}); raise --max_length or give other data")
+    write(f"{reward_model.reference} on {data.name}: {len(scored.scores)} answers scored, {max_length} tokens at most")
+    for line in [*scored.summary(), *(f"{count:>7}  {reason}" for reason, count in counts.items())]:
         write(f"  {line}")
     write(f"written to {options.out}" if suffix else "nothing was written; --out scores.jsonl keeps the rows")
 
 
-def _open(options: argparse.Namespace, registry: Registry) -> Scan:
-    return open_scan(options.data, view=None, roots={"registry": registry.root}, on_bad_row=options.on_bad_row)
-
-
-def _length(asked: int | None, judge: Checkpoint, registry: Registry) -> int:
-    """The longest row in tokens: as asked, else as in the reward model's training, within what its base can hold."""
+def _max_length(asked: int | None, reward_model: Checkpoint, registry: Registry) -> int:
+    """The longest row in tokens: as asked, else as in the reward model's training, within its base's positions."""
     from align.models.counting import context_length
 
-    base = registry.resolve_base(judge)
-    held = context_length(base)
+    base = registry.resolve_base(reward_model)
+    positions = context_length(base)
     if asked is None:
-        trained = ((judge.manifest or {}).get("config") or {}).get("max_length", _USUAL_LENGTH)
-        return min(trained, held or trained)
-    if asked < 1 or (held is not None and asked > held):
-        raise UsageError(f"--max_length {asked}: {base.reference} holds {held} positions; give 1 to {held}")
+        trained = ((reward_model.manifest or {}).get("config") or {}).get("max_length", _DEFAULT_MAX_LENGTH)
+        return min(trained, positions or trained)
+    if asked < 1 or (positions is not None and asked > positions):
+        raise UsageError(f"--max_length {asked}: {base.reference} holds {positions} positions; give 1 to {positions}")
     return asked
 
 
 def check_answers(batches: Iterable[list[Record]]) -> int:
-    """Count records; DataError at one that holds no answer, and what the reading itself raises."""
+    """Count the records; DataError at one that holds no answer, and whatever reading them raises."""
     total = 0
     for batch in batches:
         for record in batch:
@@ -131,25 +131,25 @@ def check_answers(batches: Iterable[list[Record]]) -> int:
 
 
 @dataclass
-class Tally:
-    """What was scored and what was not."""
+class FileScores:
+    """The scores of a file's answers, and the rows that were dropped, by reason."""
 
     scores: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     """tokens of each scored answer"""
     pairs: list[int] = field(default_factory=list)
-    """places of the chosen answers among the scores; each rejected one follows"""
+    """indices of the chosen answers' scores; the rejected one's follows each"""
     labels: dict[int, bool] = field(default_factory=dict)
-    """verdicts by place among the scores"""
+    """labels by index of the score"""
     dropped: Counter[str] = field(default_factory=Counter)
 
-    def as_pairs(self) -> Pairs:
-        """The preference pairs."""
-        scores, lengths, places = np.array(self.scores), np.array(self.lengths), np.array(self.pairs, dtype=int)
-        return Pairs(scores[places], scores[places + 1], lengths[places], lengths[places + 1])
+    def as_pairs(self) -> ScoredPairs:
+        """Return the preference pairs."""
+        scores, lengths, chosen = np.array(self.scores), np.array(self.lengths), np.array(self.pairs, dtype=int)
+        return ScoredPairs(scores[chosen], scores[chosen + 1], lengths[chosen], lengths[chosen + 1])
 
     def summary(self) -> Iterator[str]:
-        """Lines about the scores: where they lie, how well they rank, how far they follow length."""
+        """Yield lines about the scores: distribution, how well they rank, correlation with length."""
         scores = np.array(self.scores)
         if not len(scores):
             return
@@ -163,75 +163,72 @@ class Tally:
         labels = np.array(list(self.labels.values()))
         if (area := auc(scores[list(self.labels)], labels)) is not None:
             yield f"{'AUC':<12}{area:.3f} over {labels.sum()} good and {(~labels).sum()} bad answers"
-        if (leaning := correlation(scores, np.array(self.lengths))) is not None:
-            yield f"{'length':<12}correlation of score and answer length {leaning:.2f}"
+        if (with_length := correlation(scores, np.array(self.lengths))) is not None:
+            yield f"{'length':<12}correlation of score and answer length {with_length:.2f}"
 
 
-class _Answer(NamedTuple):
-    side: str
+class _TokenisedAnswer(NamedTuple):
     ids: list[int]
+    """the prompt and the answer"""
     length: int
+    """tokens of the answer"""
 
 
 def score_records(
-    loaded: LoadedBase, batches: Iterable[list[Record]], fit: LengthLimit, size: int, tally: Tally
+    loaded: LoadedBase, batches: Iterable[list[Record]], limit: LengthLimit, size: int, scored: FileScores
 ) -> Iterator[dict[str, Any]]:
-    """Rows in TRL's columns with the score of each answer; those that do not fit are counted in `tally` instead.
+    """Yield rows in TRL's columns with the score of each answer; rows that do not fit are counted in `scored`.
 
-    A single answer has a `score`; a pair has `score_chosen`, `score_rejected` and their `margin`. What a row had under
-    these names is kept in its `meta`.
+    A single answer has a `score`; a pair has `score_chosen`, `score_rejected` and their `margin`. Values that a row had
+    under these names move to its `meta`.
     """
     from align.models.scorer import score_sequences
 
     for batch in batches:
-        rendered = [(record, _render(record, loaded.tokenizer, fit, tally)) for record in batch]
-        sequences = [answer.ids for _, answers in rendered for answer in answers]
+        tokenised = [(record, _tokenise(record, loaded.tokenizer, limit, scored)) for record in batch]
+        sequences = [answer.ids for _, answers in tokenised for answer in answers]
         scores = iter(score_sequences(loaded, sequences, size).tolist())
-        for record, answers in rendered:
+        for record, answers in tokenised:
             if answers:
-                yield _with_scores(record, answers, [next(scores) for _ in answers], tally)
+                yield _with_scores(record, answers, [next(scores) for _ in answers], scored)
 
 
-def _render(record: Record, tokenizer: Any, fit: LengthLimit, tally: Tally) -> list[_Answer]:
-    """The answers of a record with their prompt as tokens; none when it does not fit."""
+def _tokenise(record: Record, tokenizer: Any, limit: LengthLimit, scored: FileScores) -> list[_TokenisedAnswer]:
+    """The answers of a record, the chosen one first; none when it does not fit."""
     render = preference_rows if record.chosen is not None else unpaired_rows
-    found = render([record], tokenizer, fit)
-    tally.dropped.update(found.dropped)
-    sides = ("chosen", "rejected") if record.chosen is not None else ("completion",)
+    rendered = render([record], tokenizer, limit)
+    scored.dropped.update(rendered.dropped)
+    columns = ("chosen_ids", "rejected_ids") if record.chosen is not None else ("completion_ids",)
     return [
-        _Answer(side, row["prompt_ids"] + row[f"{side}_ids"], len(row[f"{side}_ids"]))
-        for row in found.rows
-        for side in sides
+        _TokenisedAnswer(row["prompt_ids"] + row[column], len(row[column]))
+        for row in rendered.rows
+        for column in columns
     ]
 
 
-def _with_scores(record: Record, answers: list[_Answer], scores: list[float], tally: Tally) -> dict[str, Any]:
-    place = len(tally.scores)
-    tally.scores += scores
-    tally.lengths += [answer.length for answer in answers]
+def _with_scores(
+    record: Record, answers: list[_TokenisedAnswer], scores: list[float], scored: FileScores
+) -> dict[str, Any]:
+    index = len(scored.scores)
+    scored.scores += scores
+    scored.lengths += [answer.length for answer in answers]
     if len(answers) == 2:
-        tally.pairs.append(place)
+        scored.pairs.append(index)
         added = {"score_chosen": scores[0], "score_rejected": scores[1], "margin": scores[0] - scores[1]}
     else:
         added = {"score": scores[0]}
     if record.label is not None:
-        tally.labels[place] = record.label
+        scored.labels[index] = record.label
     row = to_trl(record)
-    given = {key: row[key] for key in added if key in row}
-    if given:
-        row["meta"] = row.get("meta", {}) | given
-    return row | added
+    replaced = {key: row[key] for key in added if key in row}
+    return row | ({"meta": row.get("meta", {}) | replaced} if replaced else {}) | added
 
 
-def _told(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
-    """The rows, saying on standard error every few seconds how many there were."""
+def _with_progress(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows; write their count to standard error every few seconds."""
     clock = time.monotonic()
     for count, row in enumerate(rows, start=1):
         yield row
-        if time.monotonic() - clock > _PATIENCE:
+        if time.monotonic() - clock > _PROGRESS_EVERY_S:
             clock = time.monotonic()
             sys.stderr.write(f"{count} of {total} rows\n")
-
-
-def _counts(counts: dict[str, int]) -> Iterator[str]:
-    return (f"{count:>7}  {reason}" for reason, count in counts.items())

@@ -1,4 +1,4 @@
-"""Rewards that compare a completion with the record's answer."""
+"""Rewards that compare a completion with what the record asks for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from align.rewards import reward
 from align.schema import Record
+from align.world import judge
 
 # A sign belongs to the number unless something stands before it ("7-3" ends in 3, not in -3). Letters glued to its
 # front make it no number ("mp3"); ASCII letters only, for Chinese is written without spaces. Commas group by three. The
@@ -24,12 +25,12 @@ _NUMBER = re.compile(
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in a text, exactly; None when there is none.
+    """Return the last number in a text, exactly; None when there is none.
 
     Reads `1,234.50`, `-3`, `$5`, `12%` (as 12), `3/4` and `2.5e3`.
     """
-    found = list(_NUMBER.finditer(text.replace("\\", "").replace("{,}", ",")))
-    return _value(found[-1]) if found else None
+    numbers = list(_NUMBER.finditer(text.replace("\\", "").replace("{,}", ",")))
+    return _value(numbers[-1]) if numbers else None
 
 
 def _value(match: re.Match[str]) -> Fraction:
@@ -61,3 +62,9 @@ def numeric_match(record: Record, completion: str, tolerance: Tolerance = 0.0) -
     if wanted is None or given is None:
         return 0.0
     return float(abs(wanted - given) <= Fraction(tolerance))
+
+
+@reward(answer_only=True)
+def small_world(record: Record, completion: str) -> float:
+    """The gold score in [0, 1] of an answer to a question about the small world (`align.world`)."""
+    return judge(record.prompt, completion).gold

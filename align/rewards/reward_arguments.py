@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -33,57 +31,27 @@ def validate_arguments(
         takes = inspect.Signature(list(own.values()))
         raise UsageError(f"{where}: {error};{hint} It takes {takes}; correct its args") from None
     var_keyword = next((item for item in signature.parameters.values() if item.kind is item.VAR_KEYWORD), None)
-    return {
-        key: _validate(where, function, signature.parameters.get(key) or var_keyword, key, given[key]) for key in given
-    }
+    parameters = {key: signature.parameters.get(key) or var_keyword for key in given}
+    return {key: _validate(f"{where}: {key}", function, parameters[key], value) for key, value in given.items()}
 
 
-def _validate(
-    where: str, function: Callable[..., Any], parameter: inspect.Parameter | None, key: str, value: Any
-) -> Any:
+def _validate(where: str, function: Callable[..., Any], parameter: inspect.Parameter | None, value: Any) -> Any:
     if parameter is None or parameter.annotation is parameter.empty:
         return value
     try:
         kind = _resolve(function, parameter.annotation)
-        # The first message names the type without its limits, which the second one tells.
-        bare, full = _bare(kind), _adapter(kind)
-        plain = _adapter(bare)
+        adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
     except (NameError, PydanticUserError):
         return value  # Imported for type checkers only, or not known to pydantic: the reward has to check it.
     try:
-        return full.validate_python(value)
+        return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-    if first["type"] != "value_error" and not _accepts(plain, value):
-        raise UsageError(
-            f"{where}: {key}: expected {inspect.formatannotation(bare)}, found {shorten(value)}; correct its args"
-        )
+    # The parts of a union are named by their type; only places in the value help.
+    keys = value if isinstance(value, dict) else ()
+    item = "".join(f"[{key!r}]" for key in first["loc"] if isinstance(key, int) or key in keys)
     reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    raise UsageError(f"{where}: {key}: {reason}, found {shorten(value)}; correct its args")
-
-
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-
-
-def _accepts(adapter: TypeAdapter[Any], value: Any) -> bool:
-    try:
-        adapter.validate_python(value)
-    except ValidationError:
-        return False
-    return True
-
-
-def _bare(kind: Any) -> Any:
-    """The type without its limits, and without the None that a default may be."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Annotated:
-        return _bare(inner[0])
-    if origin in (typing.Union, types.UnionType):
-        return functools.reduce(operator.or_, [_bare(part) for part in inner if part is not types.NoneType])
-    if origin in (list, dict, tuple):
-        return origin[tuple(part if part is ... else _bare(part) for part in inner)]
-    return kind
+    raise UsageError(f"{where}{item}: {reason}, found {shorten(first['input'])}; correct its args")
 
 
 def _resolve(function: Callable[..., Any], annotation: Any) -> Any:

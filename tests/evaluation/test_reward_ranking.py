@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from align.evaluation.reward_panels import panels_of
 from align.evaluation.reward_ranking import (
-    Pairs,
+    ScoredPairs,
     accuracy,
     brier,
     calibration_error,
     describe_pairs,
     reliability,
 )
+from align.evaluation.reward_report import draw_functions
 
 LN3 = math.log(3)  # sigmoid(ln 3) = 3/4
 
@@ -54,9 +54,9 @@ def test_brier_is_a_quarter_for_a_coin_and_by_hand_otherwise():
     assert brier(np.array([LN3, -LN3])) == pytest.approx((1 / 16 + 9 / 16) / 2)
 
 
-def pairs(margins, chosen_lengths, rejected_lengths) -> Pairs:
+def pairs(margins, chosen_lengths, rejected_lengths) -> ScoredPairs:
     chosen = np.array(margins, dtype=float)
-    return Pairs(chosen, np.zeros_like(chosen), np.array(chosen_lengths), np.array(rejected_lengths))
+    return ScoredPairs(chosen, np.zeros_like(chosen), np.array(chosen_lengths), np.array(rejected_lengths))
 
 
 def test_length_bias_is_told_apart_by_which_answer_is_shorter():
@@ -86,7 +86,7 @@ def test_the_panels_draw_any_scores(scores, tmp_path):
     found = pairs(scores, [3] * len(scores), [2] * len(scores))
     figure = Figure()
 
-    for place, draw in enumerate(panels_of(found), start=1):
+    for place, draw in enumerate(draw_functions(found), start=1):
         draw(figure.add_subplot(1, 2, place))
 
     figure.savefig(tmp_path / "panels.png")

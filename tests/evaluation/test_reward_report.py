@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from align.evaluation.reward_ranking import Pairs, describe_pairs
-from align.evaluation.reward_report import remarks
+from align.evaluation.reward_ranking import ScoredPairs, describe_pairs
+from align.evaluation.reward_report import held_out_messages
 
 
 def told(count: int) -> str:
-    """The remarks on pairs of which every score is the length of its answer."""
+    """The messages about pairs of which every score is the length of its answer."""
     chosen, rejected = np.arange(2, 2 + count), np.arange(1, 1 + count)
-    return "\n".join(remarks(describe_pairs(Pairs(chosen / 10, rejected / 10, chosen, rejected))))
+    return "\n".join(held_out_messages(describe_pairs(ScoredPairs(chosen / 10, rejected / 10, chosen, rejected))))
 
 
 @pytest.mark.parametrize(("count", "said"), [(1, False), (5, True), (40, True)])

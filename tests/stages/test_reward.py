@@ -182,7 +182,7 @@ def test_a_reward_model_goes_on_from_another_with_its_head(trained, preferences,
 
     printed = capsys.readouterr().out
     assert "score head: continued from judge@v1" in printed
-    assert "align.ppo --model POLICY --reward_model further" in printed
+    assert "align ppo --model POLICY --reward_model further" in printed
     assert first_loss(trained, "further") < 0.4
     assert trained.resolve("further").manifest["parents"][0]["reference"] == "judge@v1"
 
