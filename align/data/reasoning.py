@@ -1,9 +1,9 @@
 """Reasoning in what models write: where it ends and the answer begins, in tokens and in text.
 
-A model that reasons writes its thought before its answer, between marks that its chat template knows: `<think>`,
+A reasoning model writes its reasoning before its answer, between marks that its chat template knows: `<think>`,
 Mistral's `[THINK]`, the channels of gpt-oss and Gemma, and so on. The first mark may stand in the generation prompt,
-and marks may be special tokens that decoding leaves out. `mark_thoughts` gives the text of some tokens with every
-thought between `<think>` and `</think>`, so that everything that reads answers as text needs `split_thought` alone.
+and marks may be special tokens that decoding leaves out. `mark_reasoning` gives the text of tokens with reasoning
+between `<think>` and `</think>`, so that everything that reads answers as text needs `split_reasoning` alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 OPEN, CLOSE = "<think>", "</think>"
 
-_MARKS = (
+_PUBLIC_MARKS = (
     (OPEN, CLOSE),
     ("<thinking>", "</thinking>"),
     ("<seed:think>", "</seed:think>"),
@@ -26,89 +26,90 @@ _MARKS = (
     ("<|channel>thought", "<channel|>"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
-"""what opens and closes a thought in public chat templates; those of the tokenizer's own template are read from it"""
+"""marks around reasoning in public chat templates; those of the tokenizer's own template are read from it"""
 _NEXT_CHANNEL = "<|end|><|start|>assistant"
 """what gpt-oss writes between its channels"""
-_TAIL = 64
-"""tokens at the end of a prompt that may open a thought"""
-_ASK, _THOUGHT, _ANSWER = "question", "a3thought9", "a3answer9"
+_TAIL_TOKENS = 64
+"""tokens at the end of a prompt that may open reasoning"""
+_QUESTION, _REASONING, _ANSWER = "question", "a3thought9", "a3answer9"
 
 
-class Thought(NamedTuple):
-    """A text in two parts."""
+class SplitText(NamedTuple):
+    """A text split into reasoning and answer."""
 
     reasoning: str | None
     """None where there is none"""
     answer: str
     """empty where the text ends inside its reasoning"""
     finished: bool = True
-    """whether the text comes to its answer"""
+    """the text comes to its answer"""
 
 
 class _Marks(NamedTuple):
-    """What a tokenizer's chat template writes around a thought."""
+    """The marks that a tokenizer's chat template writes around reasoning."""
 
     pairs: tuple[tuple[str, str], ...]
     header: str
-    """what stands before an answer without a thought, such as the name of a channel"""
+    """the text before an answer without reasoning, such as the name of a channel"""
     kept: frozenset[int]
     """ids of special tokens that are marks, which decoding would leave out"""
 
 
-def split_thought(text: str) -> Thought:
+def split_reasoning(text: str) -> SplitText:
     """Split a text into reasoning and answer; a text that ends inside its reasoning has no answer.
 
-    A mark that is only mentioned is text: a thought begins where the text does, later ones at the beginning of a line.
+    A mark that is only mentioned is text: reasoning begins where the text does, or later at the beginning of a line.
     """
-    return _split(text, _MARKS)
+    return _split(text, _PUBLIC_MARKS)
 
 
-def answer_of(text: str) -> str:
-    """Return what a text says once its reasoning is over; an unfinished thought says nothing."""
-    return split_thought(text).answer
+def strip_reasoning(text: str) -> str:
+    """Return the answer of a text, without its reasoning; empty for unfinished reasoning."""
+    return split_reasoning(text).answer
 
 
 def is_unfinished(text: str) -> bool:
-    """Whether a text ends inside its reasoning."""
-    return not split_thought(text).finished
+    """Return whether a text ends inside its reasoning."""
+    return not split_reasoning(text).finished
 
 
-def mark_thoughts(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
-    """Return the text of tokens that go on from a prompt, a thought that it opens or they hold in `<think>` marks.
+def mark_reasoning(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """Return the text of a prompt's continuation, with reasoning that either opens in `<think>` marks.
 
-    Special tokens are left out, as everywhere. Text without a thought is what `tokenizer.decode` makes of it.
+    Special tokens are left out, as everywhere. Text without reasoning is what `tokenizer.decode` makes of it.
     """
     plain = str(tokenizer.decode(ids, skip_special_tokens=True))
-    marks = _marks_of(tokenizer, _template_of(tokenizer))
-    tail = str(tokenizer.decode(prompt_ids[-_TAIL:], skip_special_tokens=False)).rstrip()
+    template = getattr(tokenizer, "chat_template", None)
+    marks = _find_marks(tokenizer, template if isinstance(template, str) else "")
+    tail = str(tokenizer.decode(prompt_ids[-_TAIL_TOKENS:], skip_special_tokens=False)).rstrip()
     opened = next((begin for begin, _ in marks.pairs if tail.endswith(begin)), "")
-    text = _decode(tokenizer, ids, marks.kept) if marks.kept else plain
+    text = _decode_keeping(tokenizer, ids, marks.kept) if marks.kept else plain
     if marks.header and text.lstrip().startswith(marks.header):
         return text.lstrip()[len(marks.header) :]
-    found = _split(opened + text, marks.pairs)
-    if found.reasoning is None:
+    split = _split(opened + text, marks.pairs)
+    if split.reasoning is None:
         return plain
-    thought = f"{OPEN}\n{found.reasoning}"
-    return f"{thought}\n{CLOSE}\n\n{found.answer}" if found.finished else thought
+    reasoning = f"{OPEN}\n{split.reasoning}"
+    return f"{reasoning}\n{CLOSE}\n\n{split.answer}" if split.finished else reasoning
 
 
-def _split(text: str, marks: Iterable[tuple[str, str]]) -> Thought:
-    begun = text.lstrip()
+def _split(text: str, marks: Iterable[tuple[str, str]]) -> SplitText:
+    stripped = text.lstrip()
     for begin, end in marks:
-        if begun.startswith(begin):
-            reasoning, closed, rest = begun[len(begin) :].partition(end)
+        if stripped.startswith(begin):
+            reasoning, closed, rest = stripped[len(begin) :].partition(end)
             if not closed:
-                return Thought(reasoning.strip(), "", finished=False)
-            return Thought(reasoning.removesuffix(_NEXT_CHANNEL).strip(), _without_more(rest.strip(), begin, end))
+                return SplitText(reasoning.strip(), "", finished=False)
+            answer = _remove_later_reasoning(rest.strip(), begin, end)
+            return SplitText(reasoning.removesuffix(_NEXT_CHANNEL).strip(), answer)
     for _, end in marks:
         # A mark that was not opened closes what the prompt opened, unless a sentence only mentions it.
         if closing := re.search(rf"(?m)^[ \t]*{re.escape(end)}|{re.escape(end)}(?=\n|\w)", text):
-            return Thought(text[: closing.start()].strip(), text[closing.end() :].strip())
-    return Thought(None, text)
+            return SplitText(text[: closing.start()].strip(), text[closing.end() :].strip())
+    return SplitText(None, text)
 
 
-def _without_more(answer: str, begin: str, end: str) -> str:
-    """An answer without the thoughts between its parts."""
+def _remove_later_reasoning(answer: str, begin: str, end: str) -> str:
     kept, place = "", 0
     for opening in re.finditer(rf"(?m)^[ \t]*{re.escape(begin)}", answer):
         if opening.start() >= place:
@@ -121,8 +122,8 @@ def _without_more(answer: str, begin: str, end: str) -> str:
     return kept + answer[place:]
 
 
-def _decode(tokenizer: Any, ids: Sequence[int], kept: frozenset[int]) -> str:
-    """The text of tokens without special ones but those that are kept."""
+def _decode_keeping(tokenizer: Any, ids: Sequence[int], kept: frozenset[int]) -> str:
+    """Return the text of tokens without special ones, except those to keep."""
     pieces: list[str] = []
     plain: list[int] = []
     for token in ids:
@@ -134,50 +135,41 @@ def _decode(tokenizer: Any, ids: Sequence[int], kept: frozenset[int]) -> str:
     return "".join([*pieces, tokenizer.decode(plain, skip_special_tokens=True)])
 
 
-def _template_of(tokenizer: Any) -> str:
-    template = getattr(tokenizer, "chat_template", None)
-    return template if isinstance(template, str) else ""
-
-
 @lru_cache(maxsize=8)
-def _marks_of(tokenizer: Any, template: str) -> _Marks:
-    own, header = _derive(tokenizer) if template else (None, "")
-    pairs = (own, *_MARKS) if own is not None and own not in _MARKS else _MARKS
+def _find_marks(tokenizer: Any, template: str) -> _Marks:
+    own, header = _measure_marks(tokenizer) if template else (None, "")
+    pairs = (own, *_PUBLIC_MARKS) if own is not None and own not in _PUBLIC_MARKS else _PUBLIC_MARKS
     special = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     channels = _NEXT_CHANNEL if "<|channel|>" in special.values() else ""
-    known = "".join([header, channels, *(part for pair in pairs for part in pair)])
-    return _Marks(pairs, header, frozenset(token for token, text in special.items() if text.strip() and text in known))
+    marks = "".join([header, channels, *(mark for pair in pairs for mark in pair)])
+    return _Marks(pairs, header, frozenset(token for token, text in special.items() if text.strip() and text in marks))
 
 
-def _derive(tokenizer: Any) -> tuple[tuple[str, str] | None, str]:
-    """The marks that a template writes around a thought, and what it writes before an answer without one.
+def _measure_marks(tokenizer: Any) -> tuple[tuple[str, str] | None, str]:
+    """Return the marks that a template writes around reasoning, and its text before an answer without reasoning.
 
     A template that writes no reasoning, or takes no such conversation, has none of its own.
     """
     turn = {"role": "assistant", "content": _ANSWER}
-    thought = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _THOUGHT)
-    asked = [{"role": "user", "content": _ASK}]
+    reasoning = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _REASONING)
+    question = {"role": "user", "content": _QUESTION}
     try:
-        prompt = _render(tokenizer, asked, add_generation_prompt=True)
-        plain, whole = (_render(tokenizer, [*asked, answer]) for answer in (turn, turn | thought))
-    except Exception:  # chat templates raise what they like; without them there are the known marks
+        prompt = _write(tokenizer, [question], add_generation_prompt=True)
+        plain, whole = (_write(tokenizer, [question, answer]) for answer in (turn, turn | reasoning))
+    except Exception:  # chat templates raise what they like; without them there are the public marks
         return None, ""
     header = plain[len(prompt) : plain.find(_ANSWER)].strip() if plain.startswith(prompt) else ""
-    begins, ends = whole.find(_THOUGHT), whole.find(_ANSWER)
+    begins, ends = whole.find(_REASONING), whole.find(_ANSWER)
     if not 0 <= begins < ends:
         return None, header
     opening = whole[len(prompt) : begins].strip() if whole.startswith(prompt) else ""
-    closing = whole[begins + len(_THOUGHT) : ends].strip()
+    closing = whole[begins + len(_REASONING) : ends].strip()
     if not opening or not closing:
         return None, "" if closing and closing in header else header
-    return _known_pair(opening, closing), "" if opening in header else header
+    # A template may write more around the public marks.
+    public = (pair for pair in _PUBLIC_MARKS if opening.endswith(pair[0]) and closing.endswith(pair[1]))
+    return next(public, (opening, closing)), "" if opening in header else header
 
 
-def _known_pair(opening: str, closing: str) -> tuple[str, str]:
-    """The public marks that these are, where a template writes more around them."""
-    known = (pair for pair in _MARKS if opening.endswith(pair[0]) and closing.endswith(pair[1]))
-    return next(known, (opening, closing))
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
+def _write(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))

@@ -1,6 +1,6 @@
-"""A grammar of the calls that a request demands, in the format in which the model's chat template writes them.
+"""A grammar of tool calls in the format of the model's chat template, for constrained generation.
 
-It is in the notation of llguidance, which is Lark's with JSON schemas and token ids.
+In the notation of llguidance: Lark's with JSON schemas and token ids.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": Fal
 
 
 def tool_grammar(format_: ToolFormat, functions: Sequence[dict[str, Any]]) -> str:
-    """A grammar of one call of one of these functions ({name, parameters}), as the template writes it."""
-    rules = [rule for index, function in enumerate(functions) for rule in _rules(format_, index, function)]
+    """Return a grammar of one call of one of these functions ({name, parameters})."""
+    rules = [rule for index, function in enumerate(functions) for rule in _call_rules(format_, index, function)]
     calls = " | ".join(f"call_{index}" for index in range(len(functions)))
-    thought = f"/[^<]*/ {_literal(format_, '</think>')} /\\n*/ " if format_.opens_thought else ""
-    return "\n".join([f"start: {thought}({calls})", *rules])
+    reasoning = f"/[^<]*/ {_literal(format_, '</think>')} /\\n*/ " if format_.opens_thought else ""
+    return "\n".join([f"start: {reasoning}({calls})", *rules])
 
 
-def _rules(format_: ToolFormat, index: int, function: dict[str, Any]) -> Iterator[str]:
+def _call_rules(format_: ToolFormat, index: int, function: dict[str, Any]) -> Iterator[str]:
     name, schema = function["name"], function.get("parameters") or _NO_ARGUMENTS
     before = _literal(format_, format_.before.replace(PROBE_NAME, name))
-    after = _literal(format_, format_.after)
     if format_.form == "name and keys":
-        yield f"call_{index}: {before} {_text(name)} none_{index}_0"
-        yield from _keys(format_, index, schema)
+        yield f"call_{index}: {before} {_quote(name)} none_{index}_0"
+        yield from _argument_rules(format_, index, schema)
         return
     if format_.form == "name and json":
-        body = f"{_text(name)} {_literal(format_, format_.middle)} %json {json.dumps(schema)}"
+        body = f"{_quote(name)} {_literal(format_, format_.middle)} %json {json.dumps(schema)}"
     else:
         call: dict[str, Any] = {
             "type": "object",
@@ -41,17 +40,16 @@ def _rules(format_: ToolFormat, index: int, function: dict[str, Any]) -> Iterato
             "additionalProperties": False,
         }
         body = f"%json {json.dumps({'type': 'array', 'items': call, 'minItems': 1} if format_.listed else call)}"
-    yield f"call_{index}: {before} {body} {after}"
+    yield f"call_{index}: {before} {body} {_literal(format_, format_.after)}"
 
 
-def _keys(format_: ToolFormat, index: int, schema: dict[str, Any]) -> Iterator[str]:
-    """Arguments one by one in the order of the schema, those that are not required or not."""
+def _argument_rules(format_: ToolFormat, index: int, schema: dict[str, Any]) -> Iterator[str]:
+    """Yield rules of arguments one by one in the order of the schema; those not required may be left out."""
     properties = schema.get("properties") or {}
     required = set(schema.get("required") or ())
     for place, (key, wanted) in enumerate(properties.items()):
-        value = (
-            f"{_text(key)} {_literal(format_, format_.key_value)} {_value(format_, wanted)} rest_{index}_{place + 1}"
-        )
+        separator = _literal(format_, format_.key_value)
+        value = f"{_quote(key)} {separator} {_value(format_, wanted)} rest_{index}_{place + 1}"
         for state, before in (("none", format_.middle), ("rest", format_.between_keys)):
             skipped = "" if key in required else f" | {state}_{index}_{place + 1}"
             yield f"{state}_{index}_{place}: {_literal(format_, before)} {value}{skipped}"
@@ -62,19 +60,19 @@ def _keys(format_: ToolFormat, index: int, schema: dict[str, Any]) -> Iterator[s
 def _value(format_: ToolFormat, schema: Any) -> str:
     if not isinstance(schema, dict) or schema.get("type") != "string":
         return f"%json {json.dumps(schema)}"
-    left, right = (_literal(format_, each) for each in format_.quote)
-    texts = [each for each in schema.get("enum") or () if isinstance(each, str)]
+    left, right = (_literal(format_, quote) for quote in format_.quote)
+    texts = [text for text in schema.get("enum") or () if isinstance(text, str)]
     ends = (format_.quote[1] or format_.between_keys).strip()[:1] or "\n"
-    inner = f"({' | '.join(map(_text, texts))})" if texts else f"/[^{re.escape(ends)}\\n]*/"
+    inner = f"({' | '.join(map(_quote, texts))})" if texts else f"/[^{re.escape(ends)}\\n]*/"
     return f"{left} {inner} {right}"
 
 
 def _literal(format_: ToolFormat, text: str) -> str:
-    """A fixed text, its added tokens by their ids."""
+    """Return a fixed text, its added tokens by their ids."""
     names = sorted((name for name in format_.tokens if name in text), key=len, reverse=True)
     parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text) if names else [text]
-    return " ".join(f"<[{format_.tokens[part]}]>" if part in format_.tokens else _text(part) for part in parts if part)
+    return " ".join(f"<[{format_.tokens[part]}]>" if part in format_.tokens else _quote(part) for part in parts if part)
 
 
-def _text(text: str) -> str:
+def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)

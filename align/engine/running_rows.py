@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from align.data.reasoning import mark_thoughts
+from align.data.reasoning import mark_reasoning
 from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowFailure, RowPrompt, Sampling
 from align.engine.sampling import RowSampler
 from align.engine.text_buffer import TextBuffer, TextChunk
@@ -134,7 +134,7 @@ class RunningRow:
                 first_token_seconds=self._first_token - submitted if self._first_token else 0.0,
                 seconds=time.perf_counter() - submitted,
                 # A stop string cuts the text within its tokens.
-                marked=None if stopped else mark_thoughts(self._tokenizer, self.prompt_ids, self._ids),
+                marked=None if stopped else mark_reasoning(self._tokenizer, self.prompt_ids, self._ids),
             )
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from align.data.reasoning import answer_of, is_unfinished, split_thought
+from align.data.reasoning import is_unfinished, split_reasoning, strip_reasoning
 from align.engine.protocol import GenerationRequest, Row, RowDone, RowFailure, Sampling
 from align.errors import IntegrityError
 from align.evaluation.jsonl_store import JsonlStore, digest_of
@@ -66,7 +66,7 @@ class ModelCompletion:
     @property
     def reasons(self) -> bool:
         """Whether some answer has reasoning."""
-        return any(split_thought(turn["content"]).reasoning is not None for turn in self.turns[::2])
+        return any(split_reasoning(turn["content"]).reasoning is not None for turn in self.turns[::2])
 
     @property
     def unfinished(self) -> bool:
@@ -76,7 +76,7 @@ class ModelCompletion:
 
 def answers_of(turns: Messages) -> Messages:
     """Return turns without the reasoning of the assistant's."""
-    return [assistant(answer_of(turn["content"])) if turn["role"] == "assistant" else turn for turn in turns]
+    return [assistant(strip_reasoning(turn["content"])) if turn["role"] == "assistant" else turn for turn in turns]
 
 
 def _joined(turns: Messages) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from align.data.reasoning import answer_of
+from align.data.reasoning import strip_reasoning
 from align.engine.wire_format import retry_seconds
 from align.errors import MachineError, UsageError, shorten
 from align.evaluation.jsonl_store import JsonlStore, digest_of
@@ -198,7 +198,7 @@ def read_verdict(text: str) -> str | None:
 
     A last word that names several, as one that repeats the question does, is none, and so is what a judge thinks aloud.
     """
-    lines = answer_of(text).splitlines()
+    lines = strip_reasoning(text).splitlines()
     named = [{found.lower() for found in _VERDICT.findall(line)} for line in lines]
     last = next((verdicts for verdicts in reversed(named) if verdicts), None)
     return {"a": "A", "b": "B", "tie": "tie"}[last.pop()] if last and len(last) == 1 else None

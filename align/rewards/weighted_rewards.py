@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from align.config import Settings
-from align.data.reasoning import answer_of
+from align.data.reasoning import strip_reasoning
 from align.errors import DataError, UsageError, shorten
 from align.rewards import Reward, RewardContext, RewardFunction, find_reward
 from align.rewards.reward_file import digest_file, find_line, find_reward_in_file
@@ -77,7 +77,7 @@ class _WeightedReward:
     def score(self, records: Sequence[Record], completions: Sequence[str]) -> list[float]:
         """Return one number a completion; DataError, naming reward, record and completion, for anything else."""
         if self.reward.answer_only:
-            completions = [answer_of(completion) for completion in completions]
+            completions = [strip_reasoning(completion) for completion in completions]
         if not self.reward.batched:
             pairs = zip(records, completions, strict=True)
             return [self._number(self._call(*pair, pair), *pair) for pair in pairs]

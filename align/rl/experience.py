@@ -230,7 +230,7 @@ def compute_reward_model_scores(models: PpoModels, rollout: Rollout, batches: Se
 
 def completion_texts(tokenizer: Any, rollout: Rollout) -> list[str]:
     """Return the completions as text, without stop token and padding; reasoning is between <think> and </think>."""
-    from align.data.reasoning import mark_thoughts
+    from align.data.reasoning import mark_reasoning
 
     pairs = zip(rollout.prompts, rollout.completions, strict=True)
-    return [mark_thoughts(tokenizer, prompt, completion) for prompt, completion in pairs]
+    return [mark_reasoning(tokenizer, prompt, completion) for prompt, completion in pairs]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.data.reasoning import mark_thoughts
+from align.data.reasoning import mark_reasoning
 from align.rewards.weighted_rewards import WeightedRewards
 from align.rl.rollout_log import append_sample, drop_samples_after
 from align.schema import Record
@@ -33,7 +33,7 @@ class GrpoRewards:
         ) -> list[float]:
             # TRL's own texts lack marks of reasoning that are special tokens, and those that the prompt opened.
             pairs = zip(prompts, completion_ids, strict=True)
-            completions = [mark_thoughts(self._tokenizer, prompt, ids) for prompt, ids in pairs]
+            completions = [mark_reasoning(self._tokenizer, prompt, ids) for prompt, ids in pairs]
             values = self._rewards.score_one(name, [self._records[index] for index in record], completions)
             self._sample[name] = values[0]
             if self._folder is not None and len(self._sample) == len(self._rewards.names):

@@ -165,14 +165,14 @@ class ToolChatReply(ChatReply):
         """The text that is no call for sure."""
         shown = self._let_through(row, text)
         self._shown[row] = self._shown.get(row, "") + shown
-        return choice_of(row, chat_logprobs(tokens), delta={"content": self._format.shown(shown)})
+        return choice_of(row, chat_logprobs(tokens), delta={"content": self._format.without_special(shown)})
 
     def ending(self, row: int, reason: str) -> dict[str, Any]:
         """What was held back, as calls or as text, and why it ended."""
         heard, shown = self._heard.get(row, ""), self._shown.get(row, "")
         said, calls = self._read(heard)
         rest = heard[len(shown) :] if not calls else said.removeprefix(shown.strip())
-        delta: dict[str, Any] = {"content": self._format.shown(rest)} if rest.strip() else {}
+        delta: dict[str, Any] = {"content": self._format.without_special(rest)} if rest.strip() else {}
         if calls:
             delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(_call_objects(calls))]
         return choice_of(row, reason=self._ended(reason, calls), delta=delta)
@@ -180,7 +180,7 @@ class ToolChatReply(ChatReply):
     def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
         """One message, with its calls."""
         said, calls = self._read(done.text)
-        content = self._format.shown(said)
+        content = self._format.without_special(said)
         message: dict[str, Any] = {"role": "assistant", "content": content or None, "refusal": None}
         if calls:
             message["tool_calls"] = _call_objects(calls)

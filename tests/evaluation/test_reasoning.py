@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import build_tiny_qwen3, tiny_tokenizer
 
-from align.data.reasoning import answer_of, is_unfinished, mark_thoughts, split_thought
+from align.data.reasoning import is_unfinished, mark_reasoning, split_reasoning, strip_reasoning
 from align.engine.protocol import Sampling
 from align.evaluation.remote_judge import question, read_verdict
 from align.evaluation.request import EvaluationRequest
@@ -45,14 +45,14 @@ NO_THOUGHT = OPENS.replace("<think>\n{%", "<think>\n\n</think>\n\n{%")
     ],
 )
 def test_the_answer_begins_where_the_thought_ends(text, answer):
-    assert answer_of(text) == answer
+    assert strip_reasoning(text) == answer
     assert is_unfinished(text) is (answer == "")
-    assert answer_of(answer) == answer
+    assert strip_reasoning(answer) == answer
 
 
 def test_a_text_of_many_marks_is_split_at_once():
-    assert split_thought("<think>a</think>" + "<think>\n" * 200_000).answer.startswith("<think>")
-    assert not split_thought("<think>\n" * 200_000).finished
+    assert split_reasoning("<think>a</think>" + "<think>\n" * 200_000).answer.startswith("<think>")
+    assert not split_reasoning("<think>\n" * 200_000).finished
 
 
 def tokenizer_with(template: str, *special: str):
@@ -94,10 +94,10 @@ def test_tokens_of_a_thought_are_told_from_those_of_the_answer(family):
     )
     for text, expected in ((thoughtful, "<think>\n2 and 2\n</think>\n\n4"), (plain, "4")):
         if text is not None:
-            assert mark_thoughts(tokenizer, prompt, tokenizer.encode(text)) == expected
+            assert mark_reasoning(tokenizer, prompt, tokenizer.encode(text)) == expected
     if thoughtful is not None:
         cut = tokenizer.encode(thoughtful.partition(" and 2")[0])
-        assert mark_thoughts(tokenizer, prompt, cut) == "<think>\n2"
+        assert mark_reasoning(tokenizer, prompt, cut) == "<think>\n2"
 
 
 def test_every_template_that_trl_ships_gives_its_answers_back():
@@ -118,8 +118,8 @@ def test_every_template_that_trl_ships_gives_its_answers_back():
             continue
         if whole.startswith(prompt) and "two and two" in whole:
             said = whole[len(prompt) : whole.index("it is four")] + "it is four"
-            text = mark_thoughts(tokenizer, tokenizer.encode(prompt), tokenizer.encode(said))
-            assert split_thought(text) == ("two and two", "it is four", True), path.stem
+            text = mark_reasoning(tokenizer, tokenizer.encode(prompt), tokenizer.encode(said))
+            assert split_reasoning(text) == ("two and two", "it is four", True), path.stem
             kept.append(path.stem)
     assert {"qwen3", "gptoss", "glm4moe", "nemotron_3_nano", "gemma4_v5", "muse_glimmer"} <= set(kept)
 

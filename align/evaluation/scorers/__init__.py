@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, overload
 
-from align.data.reasoning import answer_of
+from align.data.reasoning import strip_reasoning
 from align.errors import DataError
 from align.rewards.named_functions import NamedFunctions
 from align.schema import Record
@@ -49,7 +49,7 @@ class Scorer:
 
         Reasoning is no part of an answer and is taken off first; a thought that never ended leaves an empty answer.
         """
-        return self.function(record, answer_of(completion) if isinstance(completion, str) else completion)
+        return self.function(record, strip_reasoning(completion) if isinstance(completion, str) else completion)
 
     def check(self, records: Sequence[Record]) -> None:
         """Raise DataError for the first record that lacks something the scorer needs."""
