@@ -181,7 +181,8 @@ def _write_counts(counts: dict[str, int]) -> None:
 def _preview(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from align.data.preview import mark_colour, mark_plain, parts_of, render_view
+    from align.data.preview import list_sequences, mark_colour, mark_plain
+    from align.data.rendering.render_view import render_view
     from align.data.rendering.template_notices import notice_lines
 
     roots = _roots(options.data, options)

@@ -1,7 +1,7 @@
-"""Finding personal data and secrets in text, and putting placeholders in their place.
+"""Personal data and secrets in text, replaced by placeholders.
 
-Patterns take some harmless text for personal data and miss some that is not, so rows are never left out: a report
-says what was found, and only a copy is changed. Card numbers must pass the Luhn check (ISO/IEC 7812-1) and IBANs their
+Patterns match some harmless text and miss some that is not, so rows are never left out: a report lists what was found,
+and only a copy is changed. Card numbers must pass the Luhn check (ISO/IEC 7812-1) and IBANs their
 check digits (ISO 13616); dates and other numbers would fill the report otherwise. Words are ASCII here, because Chinese
 text puts no space between itself and a number.
 """
@@ -20,23 +20,23 @@ from align.schema import Record
 
 
 def passes_luhn(number: str) -> bool:
-    """Whether the digits of a card number satisfy the Luhn check."""
+    """Return whether the digits of a card number satisfy the Luhn check."""
     digits = [int(char) for char in number if char.isdigit()]
     doubled = (digit * 2 - 9 * (digit > 4) for digit in digits[-2::-2])
     return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
 def passes_iban(number: str) -> bool:
-    """Whether an IBAN's check digits are right: its letters as numbers, the first four characters last, modulo 97."""
+    """Return whether an IBAN's check digits are right: rotated by four, letters as numbers, 1 modulo 97."""
     plain = number.replace(" ", "")
     return 15 <= len(plain) <= 34 and int("".join(str(int(char, 36)) for char in plain[4:] + plain[:4])) % 97 == 1
 
 
-def _always(_found: str) -> bool:
+def _accept_all(_found: str) -> bool:
     return True
 
 
-def _telephone(found: str) -> bool:
+def _has_telephone_length(found: str) -> bool:
     return 7 <= sum(char.isdigit() for char in found) <= 15
 
 
@@ -47,9 +47,9 @@ _KINDS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
             r"|\bxox[abprs]-[A-Za-z0-9-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY-----",
             re.ASCII,
         ),
-        _always,
+        _accept_all,
     ),
-    "email": (re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"), _always),
+    "email": (re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"), _accept_all),
     "iban": (re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b", re.ASCII), passes_iban),
     "card": (re.compile(r"(?<![\w.+-])[2-6](?:[ -]?\d){12,18}(?![\w-]|\.\d)", re.ASCII), passes_luhn),
     "phone": (
@@ -60,19 +60,19 @@ _KINDS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
             r"|0\d{2,3}-\d{7,8})(?![\w-]|\.\d)",  # Chinese landline
             re.ASCII,
         ),
-        _telephone,
+        _has_telephone_length,
     ),
 }
-_MARKS = {
+_REQUIRED_SUBSTRINGS = {
     "secret": ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AKIA", "xox", "PRIVATE KEY"),
     "email": ("@",),
 }
-"""What a kind never lacks: looking for it first is many times faster than the pattern."""
+"""one of these is in every match; looking for them first is many times faster than the pattern"""
 
 
 @dataclass
-class Found:
-    """How often one kind was found, in how many records, and the first of it."""
+class ScrubCount:
+    """Occurrences of one kind, the records that hold it, and the first of them."""
 
     count: int = 0
     rows: int = 0
@@ -82,47 +82,46 @@ class Found:
 
 @dataclass
 class Scrubber:
-    """Replaces personal data in records and keeps the account of it."""
+    """Replaces personal data in records and counts it."""
 
-    found: dict[str, Found] = field(default_factory=lambda: {kind: Found() for kind in _KINDS})
+    counts: dict[str, ScrubCount] = field(default_factory=lambda: {kind: ScrubCount() for kind in _KINDS})
     rows: int = 0
     touched: int = 0
     """records in which anything was found"""
 
-    def record(self, record: Record) -> Record:
-        """The record with placeholders such as `<email>` in all its texts, and in the columns kept as meta."""
+    def scrub_record(self, record: Record) -> Record:
+        """Return the record with placeholders such as `<email>` in all its texts, and in the columns kept as meta."""
         self.rows += 1
-        before = {kind: found.count for kind, found in self.found.items()}
+        before = {kind: count.count for kind, count in self.counts.items()}
         parts = ("prompt", "completion", "chosen", "rejected", "text", "meta")
-        changed = {part: self.value(getattr(record, part)) for part in parts}
-        hit = [kind for kind, found in self.found.items() if found.count > before[kind]]
-        for kind in hit:
-            self.found[kind].rows += 1
-            self.found[kind].first = self.found[kind].first or record.where
-        self.touched += bool(hit)
-        return dataclasses.replace(record, **changed) if hit else record
+        changed = {part: self.scrub_value(getattr(record, part)) for part in parts}
+        hits = [count for kind, count in self.counts.items() if count.count > before[kind]]
+        for count in hits:
+            count.rows += 1
+            count.first = count.first or record.where
+        self.touched += bool(hits)
+        return dataclasses.replace(record, **changed) if hits else record
 
-    def value(self, value: Any) -> Any:
-        """A value with placeholders in every string inside it."""
-        if isinstance(value, str):
-            return self.text(value)
+    def scrub_value(self, value: Any) -> Any:
+        """Return a value with placeholders in every string inside it."""
         if isinstance(value, list):
-            return [self.value(part) for part in value]
-        return {key: self.value(part) for key, part in value.items()} if isinstance(value, dict) else value
+            return [self.scrub_value(part) for part in value]
+        if isinstance(value, dict):
+            return {key: self.scrub_value(part) for key, part in value.items()}
+        return self._scrub_text(value) if isinstance(value, str) else value
 
-    def text(self, text: str) -> str:
-        """A text with placeholders."""
-        for kind, (pattern, check) in _KINDS.items():
-            marks = _MARKS.get(kind)
-            if marks is None or any(mark in text for mark in marks):
-                text = pattern.sub(partial(self._replace, kind, check), text)
+    def _scrub_text(self, text: str) -> str:
+        for kind, (pattern, is_valid) in _KINDS.items():
+            substrings = _REQUIRED_SUBSTRINGS.get(kind)
+            if substrings is None or any(substring in text for substring in substrings):
+                text = pattern.sub(partial(self._replace, kind, is_valid), text)
         return text
 
-    def _replace(self, kind: str, check: Callable[[str], bool], match: re.Match[str]) -> str:
+    def _replace(self, kind: str, is_valid: Callable[[str], bool], match: re.Match[str]) -> str:
         found = match.group()
-        if not check(found):
+        if not is_valid(found):
             return found
-        account = self.found[kind]
-        account.count += 1
-        account.example = account.example or shorten(found, 40)
+        count = self.counts[kind]
+        count.count += 1
+        count.example = count.example or shorten(found, 40)
         return f"<{kind}>"

@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.data.rendering.answer_rows import render_preferences
-from align.data.rendering.conversation_rows import render_demonstrations, render_prompts
-from align.data.rendering.document_rows import render_texts
+from align.data.rendering.render_view import render_view
 from align.data.rendering.rendered_rows import RenderedRows
 from align.data.set_checks import Findings, characters
 from align.data.views import natural_view
@@ -195,16 +193,16 @@ def _token_counts(batch: list[Record], tokenizer: Any, dropped: Counter[str]) ->
     if kind == "text":
         for record in batch:
             yield from (
-                {"tokens": len(row["input_ids"])} for row in usable(render_texts([record], tokenizer, _UNLIMITED))
+                {"tokens": len(row["input_ids"])} for row in usable(render_view("text", [record], tokenizer, _UNLIMITED))
             )
     elif kind == "prompt":
-        for row in usable(render_prompts(batch, tokenizer, _UNLIMITED)):
+        for row in usable(render_view("prompt", batch, tokenizer, _UNLIMITED)):
             yield {"prompt tokens": len(row["prompt_ids"])}
     elif kind == "preference":
-        for row in usable(render_preferences(batch, tokenizer, _UNLIMITED)):
+        for row in usable(render_view("preference", batch, tokenizer, _UNLIMITED)):
             prompt = len(row["prompt_ids"])
             sides = {f"{side} tokens": prompt + len(row[f"{side}_ids"]) for side in ("chosen", "rejected")}
             yield {"prompt tokens": prompt} | sides
     else:
-        for row in usable(render_demonstrations(batch, tokenizer, _UNLIMITED)):
+        for row in usable(render_view("demonstration", batch, tokenizer, _UNLIMITED)):
             yield {"tokens": len(row["input_ids"]), "trained tokens": sum(row["completion_mask"])}

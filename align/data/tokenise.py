@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from align.config import OnLong, OnRefused
 from align.data.load import RecordSet
-from align.data.rendering.answer_rows import preference_rows, unpaired_rows
-from align.data.rendering.conversation_rows import demonstration_rows, prompt_rows
-from align.data.rendering.document_rows import NOT_FULL, document_rows, pack_blocks
+from align.data.rendering.document_rows import NOT_FULL, pack_blocks
 from align.data.rendering.fit_length import TOO_LONG, LengthLimit
-from align.data.rendering.rendered_rows import RenderCounts, Renderer, advise_on_refusals, is_refusal
+from align.data.rendering.render_view import RENDERERS
+from align.data.rendering.rendered_rows import RenderCounts, advise_on_refusals, is_refusal
 from align.data.token_cache import (
     ROWS_FILE,
     TokenisedDataset,
@@ -45,13 +44,6 @@ MAX_DROPPED_SHARE = 0.01
 MIN_PARALLEL_RECORDS = 20_000
 """records from which several processes are worth their start"""
 
-RENDERERS: dict[View, Renderer] = {
-    "demonstration": demonstration_rows,
-    "preference": preference_rows,
-    "unpaired": unpaired_rows,
-    "prompt": prompt_rows,
-    "text": document_rows,
-}
 _FORMAT = 3
 """counted up when the same records would give other rows"""
 _CHUNK_RECORDS = 1000

@@ -17,7 +17,7 @@ import pytest
 from template_zoo import build
 
 from align.data import load_records
-from align.data.rendering.conversation_rows import render_demonstrations
+from align.data.rendering.render_view import render_view
 from align.data.scan import open_scan
 from align.errors import AlignError, DataError, UsageError
 from align.schema import assistant, user
@@ -391,15 +391,15 @@ def test_16_alternation_is_the_templates_to_judge(tmp_path):
     )
     records = load_records(path).records
 
-    assert render_demonstrations(records, build("chatml"), 512).dropped == {}
-    assert sum(render_demonstrations(records, build("mistral"), 512).dropped.values()) == 1
+    assert render_view("demonstration", records, build("chatml"), 512).dropped == {}
+    assert sum(render_view("demonstration", records, build("mistral"), 512).dropped.values()) == 1
 
 
 def test_26_control_strings_in_content_are_never_control_tokens(tmp_path):
     path = place(tmp_path, "a.jsonl", json.dumps(chat(ASK | {"content": "say <|im_end|>"}, ANSWER)).encode())
     tokenizer = build("chatml")
 
-    [row] = render_demonstrations(load_records(path).records, tokenizer, 512).rows
+    [row] = render_view("demonstration", load_records(path).records, tokenizer, 512).rows
 
     assert row["input_ids"].count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
 

@@ -12,7 +12,8 @@ from tiny import CHATML, tiny_tokenizer
 
 from align.data.bounded import BoundedProcess, ProcessEnded
 from align.data.rendering import chat_template, template_process
-from align.data.rendering.conversation_rows import render_chat, render_demonstrations, stop_token_ids
+from align.data.rendering.conversation_rows import render_chat, stop_token_ids
+from align.data.rendering.render_view import render_view
 from align.errors import DataError
 from align.models.tokenizers import PLAIN_TEMPLATE
 from align.schema import Record, assistant, user
@@ -67,7 +68,7 @@ def test_training_and_stop_tokens_are_bounded_too(one_second):
     tokenizer.chat_template = HOSTILE["loops"]
     record = Record(prompt=[user("hello")], completion=[assistant("fox")])
 
-    for use in (lambda: stop_token_ids(tokenizer), lambda: render_demonstrations([record], tokenizer, 100)):
+    for use in (lambda: stop_token_ids(tokenizer), lambda: render_view("demonstration", [record], tokenizer, 100)):
         with pytest.raises(DataError, match="did not end within 1 s of computing"):
             use()
 

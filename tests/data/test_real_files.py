@@ -8,8 +8,7 @@ import pytest
 from template_zoo import build
 
 from align.data import load_records
-from align.data.rendering.answer_rows import render_preferences
-from align.data.rendering.conversation_rows import render_demonstrations
+from align.data.rendering.render_view import render_view
 from align.errors import DataError
 
 
@@ -42,7 +41,7 @@ def test_real_conversations_render_with_every_answer_trained(real_data):
     spec = f"{real_data}/sft/sharegpt_zh.jsonl:limit=60"
     records = load_records(spec, view="demonstration", on_bad_row="skip").records
 
-    rendered = render_demonstrations(records, tokenizer, 1_000_000)
+    rendered = render_view("demonstration", records, tokenizer, 1_000_000)
 
     stop = tokenizer.convert_tokens_to_ids("<|eot_id|>")
     for record, row in zip(records, rendered.rows, strict=True):
@@ -55,6 +54,6 @@ def test_real_pairs_render(real_data):
     spec = f"{real_data}/pref/hh_harmless_test.jsonl.gz:limit=60"
     records = load_records(spec, view="preference", on_bad_row="skip").records
 
-    rendered = render_preferences(records, build("chatml"), 4096)
+    rendered = render_view("preference", records, build("chatml"), 4096)
 
     assert len(rendered.rows) + sum(rendered.dropped.values()) == 60

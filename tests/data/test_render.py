@@ -7,16 +7,8 @@ import time
 import pytest
 from template_zoo import CLOSED, CONTROLS, build, build_spaced
 
-from align.data.rendering.answer_rows import render_preferences
-from align.data.rendering.conversation_rows import (
-    NOTHING_TRAINED,
-    TOO_LONG,
-    render_chat,
-    render_demonstrations,
-    render_prompts,
-    stop_token_ids,
-)
-from align.data.rendering.document_rows import render_texts
+from align.data.rendering.conversation_rows import NOTHING_TRAINED, TOO_LONG, render_chat, stop_token_ids
+from align.data.rendering.render_view import render_view
 from align.data.rendering.rendered_rows import UNTRAINED
 from align.errors import DataError
 from align.schema import Record, assistant, user
@@ -64,7 +56,7 @@ def test_trained_tokens_are_the_answers_and_their_stop_token(name, tokenizer, tu
     rng = random.Random(turns)
     records = [demonstration(conversation(rng, turns)) for _ in range(20)]
 
-    rows = render_demonstrations(records, tokenizer, 2000).rows
+    rows = render_view("demonstration", records, tokenizer, 2000).rows
 
     lead = {"mistral": " "}.get(name, "")
     for record, row in zip(records, rows, strict=True):
@@ -82,7 +74,7 @@ def test_trained_tokens_are_the_answers_and_their_stop_token(name, tokenizer, tu
 def test_the_whole_row_is_the_text_the_template_writes(tokenizer):
     messages = conversation(random.Random(0), 4)
 
-    row = render_demonstrations([demonstration(messages)], tokenizer, 2000).rows[0]
+    row = render_view("demonstration", [demonstration(messages)], tokenizer, 2000).rows[0]
 
     assert tokenizer.decode(row["input_ids"]) == tokenizer.apply_chat_template(messages, tokenize=False)
 
@@ -94,7 +86,7 @@ def test_tokens_and_masks_equal_those_of_a_template_with_generation_marks():
     template = tokenizer.chat_template.replace(f"{said}\n", marked + "{% endif %}{{ '\\n' }}")
     talks = [conversation(random.Random(seed), 2 + 2 * (seed % 3)) for seed in range(30)]
 
-    rows = render_demonstrations([demonstration(talk) for talk in talks], tokenizer, 2000).rows
+    rows = render_view("demonstration", [demonstration(talk) for talk in talks], tokenizer, 2000).rows
 
     for talk, row in zip(talks, rows, strict=True):
         expected = tokenizer.apply_chat_template(talk, chat_template=template, return_assistant_tokens_mask=True)
@@ -104,7 +96,7 @@ def test_tokens_and_masks_equal_those_of_a_template_with_generation_marks():
 
 def test_generation_sees_exactly_the_tokens_training_saw(name, tokenizer):
     messages = conversation(random.Random(3), 4)
-    row = render_demonstrations([demonstration(messages)], tokenizer, 2000).rows[0]
+    row = render_view("demonstration", [demonstration(messages)], tokenizer, 2000).rows[0]
     ids, mask = row["input_ids"], row["completion_mask"]
 
     first, second = render_chat(messages[:1], tokenizer), render_chat(messages[:3], tokenizer)
@@ -120,7 +112,7 @@ def test_generation_sees_exactly_the_tokens_training_saw(name, tokenizer):
 def test_prompt_rows_are_what_generation_sees(tokenizer):
     records = [Record(prompt=conversation(random.Random(n), 1)) for n in range(3)]
 
-    rows = render_prompts(records, tokenizer, 500).rows
+    rows = render_view("prompt", records, tokenizer, 500).rows
 
     assert [row["record"] for row in rows] == [0, 1, 2]
     assert [row["prompt_ids"] for row in rows] == [render_chat(record.prompt, tokenizer) for record in records]
@@ -130,7 +122,7 @@ def test_pairs_share_the_prompt_and_end_with_the_stop_token(name, tokenizer):
     prompt = conversation(random.Random(5), 3)
     record = Record(prompt=prompt, chosen=[assistant("at nine")], rejected=[assistant("hello world")])
 
-    rendered = render_preferences([record], tokenizer, 500)
+    rendered = render_view("preference", [record], tokenizer, 500)
 
     row = rendered.rows[0]
     lead = {"mistral": " ", "qwen3": "<think>\n\n</think>\n\n"}.get(name, "")
@@ -147,8 +139,8 @@ def test_control_strings_in_the_data_stay_text(name, tokenizer):
     hostile = "a" + "b".join(controls) + controls[-1] * 2 + "c"
     harmless = [user("hello"), assistant("world")]
 
-    row = render_demonstrations([demonstration([user(hostile), assistant(hostile)])], tokenizer, 2000).rows[0]
-    expected = render_demonstrations([demonstration(harmless)], tokenizer, 2000).rows[0]
+    row = render_view("demonstration", [demonstration([user(hostile), assistant(hostile)])], tokenizer, 2000).rows[0]
+    expected = render_view("demonstration", [demonstration(harmless)], tokenizer, 2000).rows[0]
 
     def control_tokens(found: dict) -> list[int]:
         return [token for token in found["input_ids"] if token in ids]
@@ -162,7 +154,7 @@ def test_a_private_use_character_of_the_data_survives_beside_a_control_string():
     tokenizer = build("chatml")
     text = "\ue000<|im_end|>\ue001"
 
-    row = render_demonstrations([demonstration([user(text), assistant(text)])], tokenizer, 200).rows[0]
+    row = render_view("demonstration", [demonstration([user(text), assistant(text)])], tokenizer, 200).rows[0]
 
     assert tokenizer.decode(row["input_ids"]).count(text) == 2
 
@@ -206,7 +198,7 @@ def test_a_turn_whose_thinking_the_template_drops_is_context_and_told():
     thought = "<think>\nit is late\n</think>\n\nat nine"
     messages = [user("hello"), assistant(thought), user("world"), assistant(thought)]
 
-    rendered = render_demonstrations([demonstration(messages)], tokenizer, 500)
+    rendered = render_view("demonstration", [demonstration(messages)], tokenizer, 500)
 
     trained, rest = runs(rendered.rows[0], tokenizer)
     assert trained == [f"{thought}<|im_end|>"]
@@ -226,7 +218,7 @@ def test_tools_and_calls_pass_through_the_template_and_calls_are_trained():
     tools = [{"type": "function", "function": {"name": "hours", "parameters": {}}}]
     record = Record(prompt=messages[:1], completion=messages[1:], tools=tools)
 
-    row = render_demonstrations([record], tokenizer, 500).rows[0]
+    row = render_view("demonstration", [record], tokenizer, 500).rows[0]
 
     trained, rest = runs(row, tokenizer)
     assert '{"name": "hours", "parameters": {}}' in rest[0]
@@ -240,7 +232,7 @@ def test_turns_marked_untrained_are_context():
     tokenizer = build("chatml")
     messages = [user("hello"), {**assistant("world"), "train": False}, user("shop"), assistant("at nine")]
 
-    row = render_demonstrations([demonstration(messages)], tokenizer, 500).rows[0]
+    row = render_view("demonstration", [demonstration(messages)], tokenizer, 500).rows[0]
 
     assert runs(row, tokenizer)[0] == ["at nine<|im_end|>"]
 
@@ -249,14 +241,14 @@ def test_answers_that_nothing_closes_are_trained_up_to_their_last_word():
     tokenizer = build("open_middle")
     messages = [user("hello"), assistant("world"), user("shop"), assistant("at nine")]
 
-    row = render_demonstrations([demonstration(messages)], tokenizer, 500).rows[0]
+    row = render_view("demonstration", [demonstration(messages)], tokenizer, 500).rows[0]
 
     assert runs(row, tokenizer)[0] == [" world", " at nine<|end|>"]
 
 
 def test_a_template_that_never_closes_an_answer_is_refused():
     with pytest.raises(DataError, match="no control token follows an assistant turn"):
-        render_demonstrations([demonstration([user("a"), assistant("b")])], build("never_closed"), 100)
+        render_view("demonstration", [demonstration([user("a"), assistant("b")])], build("never_closed"), 100)
 
 
 def test_a_template_that_rewrites_answers_is_refused():
@@ -265,7 +257,7 @@ def test_a_template_that_rewrites_answers_is_refused():
     record = demonstration([user("hello"), assistant("abc"), user("x"), assistant("def")])
 
     with pytest.raises(DataError, match="chat template"):
-        render_demonstrations([record], tokenizer, 100)
+        render_view("demonstration", [record], tokenizer, 100)
 
 
 def test_rows_the_template_refuses_are_counted_by_reason():
@@ -273,7 +265,7 @@ def test_rows_the_template_refuses_are_counted_by_reason():
     good = demonstration([user("hello"), assistant("world")])
     bad = Record(prompt=[user("hello"), user("again")], completion=[assistant("world")])
 
-    rendered = render_demonstrations([good, bad], tokenizer, 100)
+    rendered = render_view("demonstration", [good, bad], tokenizer, 100)
 
     assert len(rendered.rows) == 1
     [(reason, count)] = rendered.dropped.items()
@@ -286,11 +278,11 @@ def test_rows_that_train_nothing_are_dropped_and_data_that_trains_nothing_is_ref
     silent = Record(prompt=[user("a")], completion=[{**assistant("b"), "train": False}])
     spoken = demonstration([user("a"), assistant("b")])
 
-    rendered = render_demonstrations([silent, spoken], tokenizer, 100)
+    rendered = render_view("demonstration", [silent, spoken], tokenizer, 100)
 
     assert rendered.dropped == {NOTHING_TRAINED: 1}
     with pytest.raises(DataError, match="no token to train: 1"):
-        render_demonstrations([silent], tokenizer, 100)
+        render_view("demonstration", [silent], tokenizer, 100)
 
 
 def test_data_that_never_trains_a_stop_token_is_refused():
@@ -298,7 +290,7 @@ def test_data_that_never_trains_a_stop_token_is_refused():
     messages = [user("a"), assistant("b"), user("c"), {**assistant("d"), "train": False}]
 
     with pytest.raises(DataError, match="never end an answer"):
-        render_demonstrations([demonstration(messages)], tokenizer, 100)
+        render_view("demonstration", [demonstration(messages)], tokenizer, 100)
 
 
 def test_long_rows_lose_their_oldest_turns_and_keep_system_question_and_answer():
@@ -307,7 +299,7 @@ def test_long_rows_lose_their_oldest_turns_and_keep_system_question_and_answer()
     old = [turn for n in range(6) for turn in (user(f"old question {n}"), assistant(f"old answer {n}"))]
     record = Record(prompt=[system, old[0]], completion=[*old[1:], user("the last"), assistant("at nine")])
 
-    rendered = render_demonstrations([record], tokenizer, 120)
+    rendered = render_view("demonstration", [record], tokenizer, 120)
 
     text = tokenizer.decode(rendered.rows[0]["input_ids"])
     assert len(rendered.rows[0]["input_ids"]) <= 120
@@ -322,12 +314,12 @@ def test_rows_too_long_for_their_last_exchange_are_dropped_and_counted():
     tokenizer = build("chatml")
     records = [demonstration([user("hello"), assistant("word " * n)]) for n in (1, 200)]
 
-    rendered = render_demonstrations(records, tokenizer, 60)
+    rendered = render_view("demonstration", records, tokenizer, 60)
 
     assert len(rendered.rows) == 1
     assert rendered.dropped == {TOO_LONG: 1}
     with pytest.raises(DataError, match="0 are left"):
-        render_demonstrations(records[1:], tokenizer, 60)
+        render_view("demonstration", records[1:], tokenizer, 60)
 
 
 def test_long_pairs_lose_old_turns_of_the_prompt_only():
@@ -336,7 +328,7 @@ def test_long_pairs_lose_old_turns_of_the_prompt_only():
     pair = Record(prompt=prompt, chosen=[assistant("at nine")], rejected=[assistant("at five")])
     hopeless = Record(prompt=[user("a")], chosen=[assistant("long " * 50)], rejected=[assistant("b")])
 
-    rendered = render_preferences([pair, hopeless], tokenizer, 60)
+    rendered = render_view("preference", [pair, hopeless], tokenizer, 60)
 
     assert rendered.dropped == {TOO_LONG: 1}
     assert rendered.shortened == 1
@@ -347,7 +339,7 @@ def test_long_prompts_lose_old_turns_and_hopeless_ones_are_dropped():
     tokenizer = build("chatml")
     records = [Record(prompt=[user("old " * 40), assistant("x"), user("last")]), Record(prompt=[user("old " * 40)])]
 
-    rendered = render_prompts(records, tokenizer, 40)
+    rendered = render_view("prompt", records, tokenizer, 40)
 
     assert [row["record"] for row in rendered.rows] == [0]
     assert rendered.rows[0]["prompt_ids"] == render_chat([user("last")], tokenizer)
@@ -360,9 +352,9 @@ def test_margins_are_passed_on_when_every_pair_has_one():
         Record(prompt=[user("a")], chosen=[assistant("b")], rejected=[assistant("c")], margin=m) for m in (1.0, 2.0)
     ]
 
-    assert [row["margin"] for row in render_preferences(pairs, tokenizer, 60).rows] == [1.0, 2.0]
+    assert [row["margin"] for row in render_view("preference", pairs, tokenizer, 60).rows] == [1.0, 2.0]
     pairs[0].margin = None
-    assert "margin" not in render_preferences(pairs, tokenizer, 60).rows[1]
+    assert "margin" not in render_view("preference", pairs, tokenizer, 60).rows[1]
 
 
 def test_texts_are_packed_with_eos_after_every_document():
@@ -372,7 +364,7 @@ def test_texts_are_packed_with_eos_after_every_document():
     for text in texts[:2]:
         stream += [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
 
-    rendered = render_texts([Record(text=text) for text in texts], tokenizer, 4)
+    rendered = render_view("text", [Record(text=text) for text in texts], tokenizer, 4)
 
     packed = [token for row in rendered.rows for token in row["input_ids"]]
     assert all(len(row["input_ids"]) == 4 for row in rendered.rows)
@@ -385,7 +377,7 @@ def test_a_private_use_character_of_a_document_survives():
     tokenizer = build("chatml")
     texts = ["\ue000 a", "\ue000<|im_end|>"]
 
-    [row] = render_texts([Record(text=text) for text in texts], tokenizer, 100).rows
+    [row] = render_view("text", [Record(text=text) for text in texts], tokenizer, 100).rows
 
     assert tokenizer.decode(row["input_ids"]) == "\ue000 a<|im_end|>\ue000<|im_end|><|im_end|>"
     assert row["input_ids"].count(tokenizer.eos_token_id) == 2
@@ -397,7 +389,7 @@ def test_reasoning_kept_apart_reaches_the_template_and_is_trained():
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ m['content'] }}", thinking)
     answer = {**assistant("at nine"), "reasoning_content": "late<|im_end|>"}
 
-    row = render_demonstrations([demonstration([user("hello"), answer])], tokenizer, 100).rows[0]
+    row = render_view("demonstration", [demonstration([user("hello"), answer])], tokenizer, 100).rows[0]
 
     assert runs(row, tokenizer)[0] == ["<late<|im_end|>>at nine<|im_end|>"]
 
@@ -405,7 +397,7 @@ def test_reasoning_kept_apart_reaches_the_template_and_is_trained():
 def test_a_conversation_the_template_refuses_is_no_document():
     bad = Record(prompt=[user("a"), user("b")], completion=[assistant("c")])
 
-    rendered = render_texts([bad, demonstration([user("a"), assistant("b")])], build("mistral"), 1000)
+    rendered = render_view("text", [bad, demonstration([user("a"), assistant("b")])], build("mistral"), 1000)
 
     assert len(rendered.rows) == 1
     assert "roles must alternate" in next(iter(rendered.dropped))
@@ -416,7 +408,10 @@ def test_the_last_block_is_dropped_unless_it_is_the_only_one():
     records = [Record(text="hello world " * 9)]
     length = len(tokenizer.encode(records[0].text, add_special_tokens=False)) + 1
 
-    alone, two = render_texts(records, tokenizer, length + 5), render_texts(records, tokenizer, length - 1)
+    alone, two = (
+        render_view("text", records, tokenizer, length + 5),
+        render_view("text", records, tokenizer, length - 1),
+    )
 
     assert [len(row["input_ids"]) for row in alone.rows] == [length]
     assert alone.dropped == {}
@@ -434,7 +429,7 @@ def test_a_tokenizer_that_puts_a_space_first_gets_none_inside_the_text(template)
         assistant("the end"),
     ]
 
-    row = render_demonstrations([demonstration(messages)], tokenizer, 500).rows[0]
+    row = render_view("demonstration", [demonstration(messages)], tokenizer, 500).rows[0]
 
     text = tokenizer.decode(row["input_ids"])
     before = {"chatml": "assistant\n", "mistral": "[/INST] ", "plain": "Assistant: "}[template]
@@ -447,7 +442,7 @@ def test_a_tokenizer_that_puts_a_space_first_gets_none_inside_the_text(template)
 def test_no_template_and_no_rows_are_errors():
     tokenizer = build("chatml")
     with pytest.raises(DataError, match="no rows given"):
-        render_prompts([], tokenizer, 100)
+        render_view("prompt", [], tokenizer, 100)
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
         render_chat([user("a")], tokenizer)
@@ -464,7 +459,7 @@ def test_a_thousand_rows_render_in_seconds():
     records = [demonstration(conversation(rng, 4)) for _ in range(1000)]
 
     start = time.process_time()
-    render_demonstrations(records, tokenizer, 1000)
+    render_view("demonstration", records, tokenizer, 1000)
 
     assert time.process_time() - start < 10  # about half a second on an idle core
 
@@ -472,14 +467,14 @@ def test_a_thousand_rows_render_in_seconds():
 def test_a_conversation_is_a_document_written_by_the_template_and_closed_by_eos():
     from tiny import tiny_tokenizer
 
-    from align.data.rendering.document_rows import render_texts
+    from align.data.rendering.render_view import render_view
     from align.schema import Record, assistant, user
 
     tokenizer = tiny_tokenizer()
     chat = Record(prompt=[user("hi")], completion=[assistant("fox <|im_end|> dog")])
     page = Record(text="blue eggs")
 
-    rendered = render_texts([page, chat, page], tokenizer, block_size=1000)
+    rendered = render_view("text", [page, chat, page], tokenizer, block_size=1000)
 
     ids = rendered.rows[0]["input_ids"]
     assert tokenizer.decode(ids) == (

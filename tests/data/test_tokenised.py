@@ -13,9 +13,7 @@ from template_zoo import build
 
 from align.data.digest import digest_records
 from align.data.load import RecordSet
-from align.data.rendering.answer_rows import render_preferences, render_unpaired
-from align.data.rendering.conversation_rows import render_demonstrations, render_prompts
-from align.data.rendering.document_rows import render_texts
+from align.data.rendering.render_view import render_view
 from align.data.tokenise import TokenPlan, tokenise
 from align.errors import DataError
 from align.schema import Record, assistant, user
@@ -53,23 +51,17 @@ def tokenizer():
     return build("chatml")
 
 
-RENDERED = {
-    "demonstration": render_demonstrations,
-    "preference": render_preferences,
-    "unpaired": render_unpaired,
-    "prompt": render_prompts,
-    "text": render_texts,
-}
+VIEWS = ("demonstration", "preference", "unpaired", "prompt", "text")
 
 
-@pytest.mark.parametrize("view", RENDERED)
+@pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_rows_and_counts_equal_those_of_rendering_in_one_go(tmp_path, tokenizer, view, processes):
     found = talks(2300)
 
     ours = tokenise(found, tokenizer, TokenPlan(view, 64, "drop"), cache=tmp_path, processes=processes)
 
-    theirs = RENDERED[view](found.records, tokenizer, 64)
+    theirs = render_view(view, found.records, tokenizer, 64)
     assert ours.rows.to_list() == theirs.rows
     assert (ours.dropped, ours.tokens, ours.trained_tokens) == (theirs.dropped, theirs.tokens, theirs.trained_tokens)
     assert ours.asked == 2300
@@ -124,7 +116,7 @@ def test_labels_are_the_trained_tokens_and_nothing_else(tmp_path, tokenizer):
 
     rows = tokenise(found, tokenizer, plan, cache=tmp_path).rows
 
-    for row, rendered in zip(rows, render_demonstrations(found.records, tokenizer, 64).rows, strict=True):
+    for row, rendered in zip(rows, render_view("demonstration", found.records, tokenizer, 64).rows, strict=True):
         pairs = zip(row["input_ids"], rendered["completion_mask"], strict=True)
         assert row["labels"] == [token if trained else -100 for token, trained in pairs]
 
@@ -134,7 +126,7 @@ def test_joined_pairs_hold_the_prompt_before_each_answer(tmp_path, tokenizer):
 
     rows = tokenise(found, tokenizer, TokenPlan("preference", 64, columns="joined"), cache=tmp_path).rows
 
-    for row, rendered in zip(rows, render_preferences(found.records, tokenizer, 64).rows, strict=True):
+    for row, rendered in zip(rows, render_view("preference", found.records, tokenizer, 64).rows, strict=True):
         assert row["chosen_ids"] == rendered["prompt_ids"] + rendered["chosen_ids"]
         assert row["rejected_ids"] == rendered["prompt_ids"] + rendered["rejected_ids"]
         assert row["prompt_length"] == len(rendered["prompt_ids"])
@@ -177,7 +169,7 @@ def test_over_long_prompts_are_cut_on_the_left_and_answers_never(tmp_path, token
 
     cut = tokenise(found, tokenizer, plan, cache=tmp_path)
 
-    whole = RENDERED[view](found.records, tokenizer, 100_000).rows
+    whole = render_view(view, found.records, tokenizer, 100_000).rows
     assert (len(cut.rows), cut.shortened, cut.dropped) == (40, 8, {})
     for row, full in zip(cut.rows, whole, strict=True):
         for key, value in full.items():

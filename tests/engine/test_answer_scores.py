@@ -9,7 +9,7 @@ import pytest
 import torch
 from loud_models import build_loaded_base
 
-from align.data.rendering.answer_rows import render_unpaired
+from align.data.rendering.render_view import render_view
 from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDone, Sampling
 from align.errors import IntegrityError, UsageError
@@ -21,7 +21,7 @@ HOT = Sampling(temperature=1.0, max_new_tokens=24)
 
 
 def tokens_of(tokenizer) -> tuple[list[int], list[int]]:
-    (row,) = render_unpaired([Record(prompt=QUESTION, completion=TALK[1:])], tokenizer, 2048).rows
+    (row,) = render_view("unpaired", [Record(prompt=QUESTION, completion=TALK[1:])], tokenizer, 2048).rows
     return row["prompt_ids"], row["completion_ids"]
 
 

@@ -166,12 +166,12 @@ def test_perplexity_is_the_exponential_of_nats_per_token(whole, family, question
     import torch
 
     from align.data import load_records
-    from align.data.rendering.conversation_rows import render_demonstrations
+    from align.data.rendering.render_view import render_view
     from align.models.adapters import load_models
     from align.models.loading import Precision
 
     loaded = load_models(family, ["base"], Precision(bf16=False))
-    rows = render_demonstrations(load_records(str(questions)).records, loaded.tokenizer, 512).rows
+    rows = render_view("demonstration", load_records(str(questions)).records, loaded.tokenizer, 512).rows
     nats, tokens = 0.0, 0
     for row in rows:
         ids, mask = torch.tensor([row["input_ids"]]), torch.tensor(row["completion_mask"][1:], dtype=torch.bool)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align import dpo
 from align.config import build
 from align.data import load_records
-from align.data.rendering.answer_rows import render_preferences
+from align.data.rendering.render_view import render_view
 from align.errors import UsageError
 from align.models.packed import use_fast_path
 from align.registry import open_registry
@@ -156,7 +156,7 @@ def test_a_mix_is_the_weighted_sum_and_sft_is_the_mean_over_the_tokens_of_the_ch
     root, start, tiny_base, preferences
 ):
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    rows = render_preferences(load_records(str(preferences), view="preference").records, tokenizer, 1024).rows
+    rows = render_view("preference", load_records(str(preferences), view="preference").records, tokenizer, 1024).rows
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     sums, tokens = 0.0, 0
     with torch.no_grad():

@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from align import dpo, sft
 from align.data import load_records
-from align.data.rendering.answer_rows import render_preferences
-from align.data.rendering.conversation_rows import render_demonstrations
+from align.data.rendering.render_view import render_view
 from align.registry import Registry, open_registry
 from align.training.command import main
 
@@ -72,7 +71,7 @@ def test_the_sft_loss_curve_equals_plain_trl(start, tiny_base, demonstrations, t
     ours = losses(run(sft.STAGE, start.root, model="start", data=demonstrations, name="ours-sft"))
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     records = load_records(str(demonstrations), view="demonstration").records
-    rows = render_demonstrations(records, tokenizer, 1024).rows
+    rows = render_view("demonstration", records, tokenizer, 1024).rows
     columns = [
         {"input_ids": row["input_ids"], "completion_mask": list(map(int, row["completion_mask"]))} for row in rows
     ]
@@ -96,7 +95,7 @@ def test_the_dpo_loss_curve_equals_plain_trl_on_the_same_text(start, tiny_base, 
     ours = losses(run(dpo.STAGE, start.root, **words))
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     records = load_records(str(preferences), view="preference").records
-    rows = render_preferences(records, tokenizer, 1024).rows
+    rows = render_view("preference", records, tokenizer, 1024).rows
     trainer = DPOTrainer(
         model=plain_model(start, tiny_base),
         args=DPOConfig(**plain_arguments(tmp_path), beta=0.1),

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from align import grpo, sft
 from align.config import build
 from align.data import load_records
-from align.data.rendering.conversation_rows import render_prompts, stop_token_ids
+from align.data.rendering.conversation_rows import stop_token_ids
+from align.data.rendering.render_view import render_view
 from align.errors import DataError, MachineError, PreemptedError, UsageError
 from align.grpo import GrpoConfig
 from align.registry import Registry, open_registry
@@ -157,7 +158,7 @@ def test_it_generates_from_the_tokens_of_our_template_and_stops_where_it_stops(
     train(shared, settings, "watched", temperature=0.7)
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    rows = render_prompts(load_records(str(sums), view="prompt").records, tokenizer, 90).rows
+    rows = render_view("prompt", load_records(str(sums), view="prompt").records, tokenizer, 90).rows
     ours = {tuple(row["prompt_ids"]) for row in rows}
     assert len(calls) == 2
     for ids, mask, asked, _ in calls:

@@ -13,7 +13,8 @@ import torch
 from align import grpo
 from align.config import build
 from align.data import load_records
-from align.data.rendering.conversation_rows import render_prompts, stop_token_ids
+from align.data.rendering.conversation_rows import stop_token_ids
+from align.data.rendering.render_view import render_view
 from align.grpo import GrpoConfig
 from align.training.command import run_stage
 
@@ -92,7 +93,7 @@ def test_vllm_gets_our_tokens_our_stops_and_the_weights_of_the_policy(vllm, regi
 
     (engine,) = vllm
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    ours = {tuple(row["prompt_ids"]) for row in render_prompts(load_records(str(data), view="prompt").records,
+    ours = {tuple(row["prompt_ids"]) for row in render_view("prompt", load_records(str(data), view="prompt").records,
                                                               tokenizer, 59).rows}  # fmt: skip
     assert {prompt for prompt, _ in engine.asked} <= ours
     assert len(engine.asked) == 2 * 4

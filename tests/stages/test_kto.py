@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from align import dpo, kto, sft
 from align.data import load_records
-from align.data.rendering.answer_rows import render_unpaired
+from align.data.rendering.render_view import render_view
 from align.registry import Registry, open_registry
 from align.training.command import main
 from align.training.stage import Stage
@@ -127,7 +127,7 @@ def test_the_loss_curve_equals_plain_trl_on_the_same_rows(shared, tiny_base, pre
     assert run(kto.STAGE, shared, *words) == 0
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     records = load_records(str(preferences), view="unpaired").records
-    rows = Dataset.from_list(render_unpaired(records, tokenizer, 1024).rows)
+    rows = Dataset.from_list(render_view("unpaired", records, tokenizer, 1024).rows)
     base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     trainer = KTOTrainer(
         model=PeftModel.from_pretrained(base, shared.resolve("start").location, is_trainable=True),

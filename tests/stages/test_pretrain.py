@@ -119,13 +119,15 @@ def test_chat_template_ends_every_turn_and_marks_what_the_assistant_said(tokeniz
 
 
 def test_a_chat_teaches_control_tokens_and_a_text_that_spells_them_does_not(tokenizer):
-    from align.data.rendering.document_rows import render_texts
+    from align.data.rendering.render_view import render_view
 
     spelt = Record(text="<|user|>Hi<|end|>")
     chat = Record(prompt=[user("Hi")], completion=[assistant("Hello")])
     user_token = tokenizer.convert_tokens_to_ids("<|user|>")
 
-    counts = [render_texts([record], tokenizer, 64).rows[0]["input_ids"].count(user_token) for record in (spelt, chat)]
+    counts = [
+        render_view("text", [record], tokenizer, 64).rows[0]["input_ids"].count(user_token) for record in (spelt, chat)
+    ]
 
     assert counts == [0, 1]
 

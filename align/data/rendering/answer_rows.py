@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from align.config import OnLong
 from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal, require_template
 from align.data.rendering.encode import encode_rendered, split_at_turns
 from align.data.rendering.fit_length import TOO_LONG, LengthLimit, droppable_turns, find_first_fit, truncate_left
@@ -19,25 +18,11 @@ SAME_ANSWER = "chosen and rejected are the same tokens"
 Row = dict[str, Any]
 
 
-def render_preferences(
-    records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop"
-) -> RenderedRows:
+def preference_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -> RenderedRows:
     """Return rows of `prompt_ids`, `chosen_ids` and `rejected_ids`, each answer up to and with its stop token.
 
     `margin` is there too if every record has one.
     """
-    return preference_rows(records, tokenizer, LengthLimit(max_length, on_long)).usable()
-
-
-def render_unpaired(
-    records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop"
-) -> RenderedRows:
-    """Return rows of `prompt_ids`, `completion_ids` up to and with its stop token, and `label`."""
-    return unpaired_rows(records, tokenizer, LengthLimit(max_length, on_long)).usable()
-
-
-def preference_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -> RenderedRows:
-    """Return rows of `render_preferences`, of which none may be left."""
     collector = RowCollector()
     with_margin = all(record.margin is not None for record in records)
     for record, fitted in _fit_records(records, ("chosen", "rejected"), tokenizer, limit, collector):
@@ -53,7 +38,7 @@ def preference_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimi
 
 
 def unpaired_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -> RenderedRows:
-    """Return rows of `render_unpaired`, of which none may be left."""
+    """Return rows of `prompt_ids`, `completion_ids` up to and with its stop token, and `label`."""
     collector = RowCollector()
     for record, fitted in _fit_records(records, ("completion",), tokenizer, limit, collector):
         row = fitted.row | {"label": bool(record.label)}

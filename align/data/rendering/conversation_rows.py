@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from align.config import OnLong
 from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal, measured_template, require_template
 from align.data.rendering.encode import encode_rendered, split_at_turns
 from align.data.rendering.fit_length import TOO_LONG, Conversation, LengthLimit, fit_conversations, truncate_left
@@ -69,15 +68,8 @@ def _check_template_kwargs(variables: Mapping[str, Any], tokenizer: Any) -> None
             raise DataError(f"chat_template_kwargs: the chat template reads no variable {name!r}; leave it out")
 
 
-def render_prompts(
-    records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop"
-) -> RenderedRows:
-    """Return prompts to generate from: rows of `prompt_ids` and `record`, the index of their record."""
-    return prompt_rows(records, tokenizer, LengthLimit(max_length, on_long)).usable()
-
-
 def prompt_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -> RenderedRows:
-    """Return rows of `render_prompts`, of which none may be left."""
+    """Return prompts to generate from: rows of `prompt_ids` and `record`, the index of their record."""
     collector = RowCollector()
     prompts = (Conversation(index, record.prompt, record.tools, set()) for index, record in enumerate(records))
     template = require_template(tokenizer)
@@ -91,18 +83,8 @@ def prompt_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -
     return collector.result(len(records))
 
 
-def render_demonstrations(
-    records: Sequence[Record], tokenizer: Any, max_length: int, on_long: OnLong = "drop"
-) -> RenderedRows:
-    """Return rows of `input_ids` and `completion_mask`, 1 on assistant tokens to learn with their stop token.
-
-    Raises DataError when nothing would be trained, or never a stop token.
-    """
-    return demonstration_rows(records, tokenizer, LengthLimit(max_length, on_long)).usable(stops=True)
-
-
 def demonstration_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -> RenderedRows:
-    """Return rows of `render_demonstrations`, of which none may be left and none train a stop token."""
+    """Return rows of `input_ids` and `completion_mask`, 1 on assistant tokens to learn with their stop token."""
     collector = RowCollector()
     template = require_template(tokenizer, stop=True)
     stops = set(template.stop_ids)

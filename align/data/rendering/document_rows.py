@@ -1,8 +1,7 @@
-"""Documents for pretraining: plain text and whole conversations, each closed by EOS, packed into blocks."""
+"""Documents for pretraining: plain text and whole conversations, each closed by EOS."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,25 +18,8 @@ from align.schema import Record
 NOT_FULL = "last block not full"
 
 
-def render_texts(records: Sequence[Record], tokenizer: Any, block_size: int) -> RenderedRows:
-    """Return documents packed into blocks of `block_size` tokens: rows of `input_ids`, EOS after every document.
-
-    A conversation is a document too, written by the chat template. The last block is dropped when it is not full,
-    unless it is the only one.
-    """
-    documents = document_rows(records, tokenizer, LengthLimit(block_size))
-    collector = RowCollector()
-    collector.dropped += Counter(documents.dropped)
-    for block in pack_blocks((row["input_ids"] for row in documents.rows), block_size):
-        if len(block) == block_size or not collector.rows:
-            collector.add({"input_ids": block}, len(block), len(block), False)
-        else:
-            collector.dropped[NOT_FULL] += 1
-    return collector.result(len(records)).usable()
-
-
 def document_rows(records: Sequence[Record], tokenizer: Any, _limit: LengthLimit) -> RenderedRows:
-    """Return whole documents as rows of `input_ids`, EOS after each."""
+    """Return whole documents as rows of `input_ids`, EOS after each; a conversation is one too."""
     collector = RowCollector()
     for start in range(0, len(records), GROUP_SIZE):
         group = records[start : start + GROUP_SIZE]
