@@ -474,7 +474,7 @@ def test_a_conversation_is_a_document_written_by_the_template_and_closed_by_eos(
     chat = Record(prompt=[user("hi")], completion=[assistant("fox <|im_end|> dog")])
     page = Record(text="blue eggs")
 
-    rendered = render_view("text", [page, chat, page], tokenizer, block_size=1000)
+    rendered = render_view("text", [page, chat, page], tokenizer, max_length=1000)
 
     ids = rendered.rows[0]["input_ids"]
     assert tokenizer.decode(ids) == (
