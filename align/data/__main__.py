@@ -190,8 +190,8 @@ def _preview(options: argparse.Namespace) -> None:
     tokenizer = _tokenizer(options)
     view = options.view or natural_view(data.records[0])
     console = Console(highlight=False)
-    rendered = render_view(data.records, tokenizer, view, options.max_length)
-    for title, ids, mask in parts_of(rendered):
+    rendered = render_view(view, data.records, tokenizer, options.max_length)
+    for title, ids, mask in list_sequences(rendered):
         write(f"--- {title}: {len(ids)} tokens, {sum(mask)} trained")
         if options.plain or not console.is_terminal:
             write(mark_plain(ids, mask, tokenizer))
@@ -248,7 +248,7 @@ def _scrub(options: argparse.Namespace) -> None:
 
     scrubber = Scrubber()
     scan = _scan(options.data, options)
-    clean = ([scrubber.record(record) for record in batch] for batch in scan)
+    clean = ([scrubber.scrub_record(record) for record in batch] for batch in scan)
     if options.out:
         counts = convert_records(clean, options.out, check_target(options.out, force=options.force), "trl")
         write(f"{options.out}: {counts.written} rows, {scrubber.touched} of them changed")
@@ -256,7 +256,7 @@ def _scrub(options: argparse.Namespace) -> None:
         for _ in clean:
             pass
         write(f"{scan.name}: {scrubber.rows} rows, {scrubber.touched} of them hold what may be personal or secret")
-    for kind, account in scrubber.found.items():
+    for kind, account in scrubber.counts.items():
         if account.count:
             example = f"first {account.first}: {account.example}"
             write(f"  {kind:<8}{account.count:>7} in {account.rows} rows; {example}")

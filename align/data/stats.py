@@ -193,7 +193,8 @@ def _token_counts(batch: list[Record], tokenizer: Any, dropped: Counter[str]) ->
     if kind == "text":
         for record in batch:
             yield from (
-                {"tokens": len(row["input_ids"])} for row in usable(render_view("text", [record], tokenizer, _UNLIMITED))
+                {"tokens": len(row["input_ids"])}
+                for row in usable(render_view("text", [record], tokenizer, _UNLIMITED))
             )
     elif kind == "prompt":
         for row in usable(render_view("prompt", batch, tokenizer, _UNLIMITED)):
