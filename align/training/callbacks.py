@@ -120,10 +120,9 @@ class StopCallback(TrainerCallback):
         """Go on as when the checkpoint was sealed, under the patience asked for now."""
         self.over = saved["over"]
         self.early = EarlyStopping(**saved["patience"] | {"limit": self.early.limit})
-        checkpoints = self._run.checkpoints
-        checkpoints.best = self.early.step or None
-        if checkpoints.best is not None and self.early.limit is not None:
-            checkpoints.path_of(self.early.step)
+        self._run.checkpoints.keep_best(self.early.step or None)
+        if self.early.step and self.early.limit is not None:
+            self._run.checkpoints.path_of(self.early.step)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._training = True
@@ -144,7 +143,7 @@ class StopCallback(TrainerCallback):
         loss = (metrics or {}).get("eval_loss")
         if self.early.limit is not None and loss is not None:
             if self.early.add(state.global_step, loss, self._log.last):
-                self._run.checkpoints.best = state.global_step
+                self._run.checkpoints.keep_best(state.global_step)
                 control.should_save = True
             if self.early.is_over:
                 self.over = control.should_save = control.should_training_stop = True

@@ -36,8 +36,7 @@ class Checkpoints:
         self, folder: Path, fingerprint: Callable[[], dict[str, Any]], ranks: Ranks, continuation: Continuation
     ) -> None:
         self.folder, self._fingerprint, self.ranks, self.continuation = folder, fingerprint, ranks, continuation
-        self.best: int | None = None
-        """a step whose checkpoint is never rotated away"""
+        self._best: int | None = None
         self.torn: list[str] = []
         """the new names of the damaged checkpoints that `newest` set aside"""
         self.changes: list[str] = []
@@ -69,7 +68,7 @@ class Checkpoints:
         seal(self.folder / f"checkpoint-{step}", fields, SEAL)
         fsync_folder(self.folder)
         for old, path in self._list()[:-KEPT_CHECKPOINTS]:
-            if old < step and old != self.best:
+            if old < step and old != self._best:
                 shutil.rmtree(path)
 
     def newest(self) -> tuple[int, Path] | None:
@@ -108,6 +107,10 @@ class Checkpoints:
     def list_sealed(self) -> list[str]:
         """Return the names of the sealed checkpoints, oldest first; their content is not read."""
         return [path.name for _, path in self._list() if (path / SEAL).is_file()]
+
+    def keep_best(self, step: int | None) -> None:
+        """Keep the checkpoint of a step whatever comes after it, in place of the one kept so far."""
+        self._best = step
 
     def drop_unsealed(self) -> None:
         """Remove the checkpoint that was being written when the run failed."""

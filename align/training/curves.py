@@ -1,4 +1,4 @@
-"""Training curves as one picture beside the weights."""
+"""The training curves of a run as one figure beside the weights."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-_FIRST = (
+_ORDER = (
     "loss", "accuracy", "mean_token_accuracy", "rewards/accuracies", "rewards/margins", "score_mean", "reward", "kl",
     "entropy", "explained_variance", "completion_length", "share_without_eos", "policy_loss", "value_loss",
 )  # fmt: skip
-_LEFT_OUT = {"step", "epoch", "num_tokens", "tokens_per_second"}
-_CLOCKS = ("_runtime", "_per_second")
+_NOT_DRAWN = {"step", "epoch", "num_tokens", "tokens_per_second"}
+_TIMING_SUFFIXES = ("_runtime", "_per_second")
 _EVAL = "eval_"
-_PANELS = 9
+_MAX_PANELS = 9
 
 Series = dict[str, tuple[list[int], list[float]]]
 
 
 def read_log(path: Path) -> Series:
-    """The series of a metrics.jsonl: key to (steps, values)."""
+    """Return the series of a metrics.jsonl: key to (steps, values)."""
     series: Series = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         for key, value in row.items():
-            if key not in _LEFT_OUT and not key.endswith(_CLOCKS) and isinstance(value, int | float):
+            if key not in _NOT_DRAWN and not key.endswith(_TIMING_SUFFIXES) and isinstance(value, int | float):
                 steps, values = series.setdefault(key, ([], []))
                 steps.append(row["step"])
                 values.append(value)
@@ -33,20 +33,17 @@ def read_log(path: Path) -> Series:
 
 
 def panels(series: Series) -> dict[str, Series]:
-    """Up to nine panels, the ones that matter most first; what was also measured on held-out data shares a panel."""
+    """Return up to nine panels, the most important first; training and held-out values of a metric share one."""
     shared: dict[str, Series] = {}
     for key, points in series.items():
         title, kind = (key.removeprefix(_EVAL), "held out") if key.startswith(_EVAL) else (key, "training")
         shared.setdefault(title, {})[kind] = points
-    order = sorted(shared, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
-    return {key: shared[key] for key in order[:_PANELS]}
+    order = sorted(shared, key=lambda key: (_ORDER.index(key) if key in _ORDER else len(_ORDER), key))
+    return {key: shared[key] for key in order[:_MAX_PANELS]}
 
 
 def draw_curves(log: Path, target: Path, *, title: str, more: Sequence[Callable[[Any], None]] = ()) -> None:
-    """Draw a log as small panels, one a series, training and held-out values in one.
-
-    Each of `more` draws a panel of its own after them.
-    """
+    """Draw a log as small panels; each of `more` draws a panel of its own after them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

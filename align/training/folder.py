@@ -1,4 +1,4 @@
-"""The folder of a run: made anew or found again, and locked against other processes."""
+"""The folder of a run: a new one or the one to resume, locked against other processes."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _connect(count: int, index: int) -> Ranks:
         except (RuntimeError, ValueError) as error:
             raise UsageError(
                 f"WORLD_SIZE={count}: the processes did not find each other ({str(error).splitlines()[0]}); "
-                "start them all with torchrun, which tells them where they meet"
+                "start them all with torchrun, which gives them the address"
             ) from None
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",

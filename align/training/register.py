@@ -48,7 +48,7 @@ def register(stage: Stage, config: StageConfig, run: Run, trained: Trained) -> C
     if run.ranks.is_rank_zero:
         with warn_instead(f"{checkpoint.reference} is registered, but its run folder {run.folder} does not say so"):
             run.finish(checkpoint.reference)
-        with warn_instead(f"{checkpoint.reference} is registered; what is to be said of it could not be written"):
+        with warn_instead(f"{checkpoint.reference} is registered; its metrics could not be printed"):
             _announce(stage, run, trained, checkpoint)
     return checkpoint
 

@@ -1,4 +1,4 @@
-"""Too little disk or memory: refused before training where it can be known, explained afterwards where it cannot."""
+"""Too little disk or memory: refused before training where that is predictable, else explained when it occurs."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Trained:
 
     @classmethod
     def of(cls, loaded: LoadedBase, config: StageConfig, **rest: Any) -> Trained:
-        """The adapter `default` of a loaded base, or its every weight when the settings ask for no adapter."""
+        """Return the adapter `default` of a loaded base, or all its weights when the settings ask for no adapter."""
         adapter = None if config.lora is None else "default"
         return cls(loaded.model, loaded.tokenizer, loaded.base if adapter else None, adapter, **rest)
 

@@ -78,7 +78,7 @@ class Trackers:
             path.write_text(json.dumps(ids), encoding="utf-8")
 
     def forget_after(self, step: int) -> None:
-        """Let TensorBoard drop what was logged after a step; with the others the repeated steps say the same."""
+        """Let TensorBoard drop what was logged after a step; the other trackers get the same numbers again."""
         if self._tensorboard is not None:
             self._tensorboard.forget_after(step)
 

@@ -38,7 +38,7 @@ class TokenisedSplits(NamedTuple):
 class TrainingData:
     """The `data` and `eval_data` of a run, each read when it is first asked for; made by `Run` and by the plan.
 
-    `notify` takes the lines that tell what was read, dropped and cut.
+    `notify` is called with each line about what was read, dropped and cut.
     """
 
     def __init__(
