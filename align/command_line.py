@@ -106,8 +106,8 @@ def _join_help(argv: list[str]) -> list[str]:
 
 def _value_after(key: str, words: Iterator[str]) -> str:
     """Return the word after an option; UsageError if it is missing or an option itself."""
-    text = next(words, "")
-    if text == "" or text.startswith("--"):
+    text = next(words, None)
+    if text is None or text.startswith("--"):
         raise UsageError(f"--{key}: no value follows it; write --{key} VALUE or {key}=VALUE")
     return text
 
@@ -170,7 +170,7 @@ def _normalised(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
             chosen += _as_option(options[key], key, match[2] if match else None, words, listed=word[:2] != "--")
         elif key in by_name and (match or word.startswith("--")):
             named[key] = match[2] if match else _value_after(key, words)
-        elif word.startswith("-") and word != "-":
+        elif _looks_like_an_option(word):
             raise UsageError(f"{word}: unknown option;{nearest(key, [*options, *by_name])}")
         elif match and (near := difflib.get_close_matches(key, options, n=1, cutoff=0.85)):
             raise UsageError(f"{word}: unknown option; did you mean {near[0]}? (after -- it is taken as it stands)")
@@ -228,7 +228,12 @@ def _in_order(parser: argparse.ArgumentParser, named: dict[str, str], words: lis
         elif action.nargs is None:
             raise UsageError(f"{action.dest}: missing; give {action.dest}=...")
     ordered += left
-    return ["--", *ordered] if any(word.startswith("-") and word != "-" for word in ordered) else ordered
+    return ["--", *ordered] if any(word.startswith("-") for word in ordered) else ordered
+
+
+def _looks_like_an_option(word: str) -> bool:
+    """Return whether a word is meant as an option; a single dash, a number and a text with blanks are not."""
+    return word.startswith("-") and word != "-" and not re.search(r"\s|^-\.?\d", word)
 
 
 _OF_RUNS = (

@@ -99,6 +99,11 @@ def test_a_prompt_may_hold_an_equals_sign():
     assert parsed("generate", ["world-sft", "x=2, what is x+1?"])["prompt"] == "x=2, what is x+1?"
 
 
+@pytest.mark.parametrize("prompt", ["-5", "-5 degrees, is that cold?", "--- is what in Markdown?", ""])
+def test_a_prompt_may_begin_with_a_dash_where_no_option_does(prompt):
+    assert parsed("generate", ["world-sft", prompt, "--system", ""])["prompt"] == prompt
+
+
 def test_a_single_dash_is_an_argument_and_a_negative_number_a_value():
     options = parsed("generate", ["world-sft", "-", "--presence_penalty", "-0.5"])
 
