@@ -1,6 +1,6 @@
 """Make the pictures of the comparison page under docs/images, from the models of the quickstart.
 
-    python -m align.quickstart --registry DIR
+    align quickstart --registry DIR
     python docs/screenshots.py --registry DIR
 
 The answers, the token shift and the scores are those of the quickstart's models. The votes behind the leaderboard are

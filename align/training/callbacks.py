@@ -68,7 +68,7 @@ class GuardCallback(TrainerCallback):
             raise DivergedError(
                 f"step {state.global_step}: the gradient was exactly 0 for {_MAX_STEPS_WITHOUT_GRADIENT} steps in a "
                 f"row (loss {numbers['loss']:g}), so nothing is learned and nothing was registered; look at the data "
-                "with python -m align.data preview (answers that are equal once they are tokens, or nothing trained), "
+                "with align data preview (answers that are equal once they are tokens, or nothing trained), "
                 "or at a setting that takes the loss away (beta, loss_type, lora.alpha)"
             )
 
