@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.data.bounded import AVAILABLE, BoundedProcess, ProcessEnded
+from align.data.bounded_process import AVAILABLE, BoundedProcess, ProcessEnded
 from align.errors import UsageError
 
 if TYPE_CHECKING:

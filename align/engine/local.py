@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from align.data.bounded import AVAILABLE
+from align.data.bounded_process import AVAILABLE
 from align.data.rendering.template_notices import generation_notice
 from align.engine.adapter_groups import BASE, MIXED, ModelFacts, context_window, probe_models
 from align.engine.answer_scores import RewardScorer, compute_token_shift, encode_answer

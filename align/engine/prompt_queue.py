@@ -1,6 +1,6 @@
 """Rendering and encoding of prompts in a separate process, so that a costly conversation delays no stream.
 
-The process is killed when a prompt takes too long or nobody waits for it any more; see `align.data.bounded`.
+The process is killed when a prompt takes too long or nobody waits for it any more; see `align.data.bounded_process`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from align.data.bounded import BoundedProcess, ProcessEnded, without_torch
+from align.data.bounded_process import BoundedProcess, ProcessEnded, without_torch
 from align.data.rendering import template_process
 from align.engine.protocol import Row
 from align.engine.running_rows import RowState, encode_or_message, fail_too_long

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from align.data.bounded import AVAILABLE, BoundedProcess, ProcessEnded
+from align.data.bounded_process import AVAILABLE, BoundedProcess, ProcessEnded
 from align.errors import IntegrityError, shorten
 
 _PLAIN = re.compile(r"[\w.-]*")

@@ -6,7 +6,7 @@ import pytest
 
 from align.data import load_records
 from align.data.catalog import catalogue, find_dataset, source_datasets
-from align.data.dataset_config import MixtureDataset, build_dataset
+from align.data.dataset_config import FileDataset, HubDataset, MixtureDataset, VoteDataset, build_dataset
 from align.data.read_rows import read_row
 from align.errors import DataError, UsageError
 from align.schema import assistant, user
@@ -84,6 +84,44 @@ def test_a_wrong_recipe_is_a_usage_error(tmp_path, text, message):
 
     with pytest.raises(UsageError) as refused:
         find_dataset(str(tmp_path / "mine.yaml"))
+
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({"source": "rows.jsonl"}, FileDataset),
+        ({"source": "registry://world/sft.jsonl"}, FileDataset),
+        ({"source": "hf://owner/name"}, HubDataset),
+        ({"source": "registry://votes/", "format": "votes"}, VoteDataset),
+        ({"source": "votes.jsonl", "voter": "ann"}, VoteDataset),
+        ({"mix": [{"name": "a"}]}, MixtureDataset),
+    ],
+)
+def test_the_settings_decide_the_kind_of_a_dataset(values, kind):
+    assert type(build_dataset(values)) is kind
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"source": "rows.jsonl", "revision": "1" * 40},
+            "revision: a setting of a hub dataset, and rows.jsonl is a file",
+        ),
+        ({"source": "hf://owner/name", "encoding": "gb18030"}, "encoding: a setting of a file or folder, and hf://"),
+        ({"source": "hf://owner/name", "voter": "ann"}, "voter: a setting of votes, and hf://owner/name is a hub"),
+        ({"source": "rows.jsonl", "stopping": "all_exhausted"}, "rows and stopping: belong to a mixture"),
+        ({"mix": [{"name": "a"}], "ties": "both"}, "ties: not for a mixture, which has description, language"),
+        ({"source": "a", "mix": [{"name": "a"}]}, "source: it has both"),
+        ({"mix": [{"name": "a"}, {"name": "a"}]}, "a is listed twice"),
+        ({"source": "hf://owner/name", "revison": "x"}, "revison: unknown setting; did you mean revision"),
+    ],
+)
+def test_a_setting_of_another_kind_of_dataset_is_refused(values, message):
+    with pytest.raises(UsageError) as refused:
+        build_dataset(values)
 
     assert message in str(refused.value)
 

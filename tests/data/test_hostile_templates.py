@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tiny import CHATML, tiny_tokenizer
 
-from align.data.bounded import BoundedProcess, ProcessEnded
+from align.data.bounded_process import BoundedProcess, ProcessEnded
 from align.data.rendering import chat_template, template_process
 from align.data.rendering.conversation_rows import render_chat, stop_token_ids
 from align.data.rendering.render_view import render_view

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from loud_models import build_loaded_base
 
-from align.data.bounded import BoundedProcess
+from align.data.bounded_process import BoundedProcess
 from align.engine import prompt_queue
 from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling

@@ -7,7 +7,7 @@ another split are never read unasked, and a note says what is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -234,30 +234,18 @@ def _check_pattern(pattern: Any, request: SplitRequest) -> str:
 
 def _matches(path: str, pattern: str) -> bool:
     """Return whether a pattern matches a path; `*` stays inside a folder, `**` does not, and a folder means all."""
-    return _parts_match(path.split("/"), [part for part in pattern.split("/") if part])
+    patterns = [part for part in pattern.split("/") if part]
+    if patterns and not any(sign in patterns[-1] for sign in "*?[."):
+        patterns.append("**")
+    stars = {index for index, part in enumerate(patterns) if part == "**"}
 
+    def skip_stars(used: set[int]) -> set[int]:
+        for index in sorted(stars):
+            used |= {index + 1} if index in used else set()
+        return used
 
-def _parts_match(parts: list[str], patterns: list[str]) -> bool:
-    reached = {0}  # numbers of patterns that the parts so far may use up
-    for part in parts:
-        reached = {after for used in _past_stars(reached, patterns) for after in _step(part, used, patterns)}
-    # A pattern that ends at a folder means the files in it.
-    return bool(patterns) and len(patterns) in _past_stars(reached, patterns)
-
-
-def _past_stars(reached: Iterable[int], patterns: list[str]) -> set[int]:
-    positions = set()
-    for used in reached:
-        positions.add(used)
-        while used < len(patterns) and patterns[used] == "**":
-            used += 1
-            positions.add(used)
-    return positions
-
-
-def _step(part: str, used: int, patterns: list[str]) -> Iterable[int]:
-    if used == len(patterns):
-        return (used,) if patterns and not any(sign in patterns[-1] for sign in "*?[.") else ()
-    if patterns[used] == "**":
-        return (used,)
-    return (used + 1,) if fnmatchcase(part, patterns[used]) else ()
+    used = skip_stars({0})  # numbers of patterns that the parts so far may use up
+    for part in path.split("/"):
+        steps = {index + 1 for index in used - stars if index < len(patterns) and fnmatchcase(part, patterns[index])}
+        used = skip_stars(steps | (used & stars))
+    return bool(patterns) and len(patterns) in used

@@ -9,7 +9,7 @@ import atexit
 import pickle
 from typing import Any
 
-from align.data.bounded import AVAILABLE, BoundedProcess, ProcessEnded, without_torch
+from align.data.bounded_process import AVAILABLE, BoundedProcess, ProcessEnded, without_torch
 from align.errors import DataError
 
 TIMEOUT_S = 10
