@@ -75,17 +75,6 @@ def template_digest(template: str | dict[str, str] | None) -> str | None:
     return digest_json(template) if template else None
 
 
-def read_template(location: str | Path) -> str | dict[str, str] | None:
-    """Return the chat template of a folder, as transformers would find it."""
-    folder = Path(location)
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}
-    return template
-
-
 def _config_digest(folder: Path) -> str:
     return digest_json(_without_volatile(read_json(folder / "config.json", required=True)))
 

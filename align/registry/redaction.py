@@ -1,4 +1,4 @@
-"""Secrets never enter a version or a log: whatever looks like an access token is replaced before it is written."""
+"""Redaction: what looks like an access token is replaced before it is written to a version or a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 HIDDEN = "[redacted]"
 
-# Each form with what tells it from ordinary words: a digit or a capital, or a length no word has.
+# Each form differs from ordinary words: by a digit or a capital, or by a length no word has.
 _TOKENS = re.compile(
     r"""
       (?<![A-Za-z0-9]) hf_ (?: (?=[a-z]*[A-Z0-9])[A-Za-z0-9]{8,} | [a-z]{20,} )           # Hugging Face
@@ -28,41 +28,39 @@ _KEY = (
 )
 _SECRET_KEY = re.compile(f"(?i){_KEY}")
 _SECRET_LINE = re.compile(rf"""(?im)^(\s*["']?(?:{_KEY})["']?\s*:[ \t]*)(?!null\b|["']?\s*$)(\S.*?)(,?)$""")
-# The files of a version that this program or its user wrote; a tokenizer's vocabulary must stay what it is.
-_OURS = ("*.yaml", "*.yml", "*.md", "*.jsonl", "*.log", "summary.json")
+# Files of a version that this program or its user wrote; a tokenizer's vocabulary must not change.
+_REDACTED_FILES = ("*.yaml", "*.yml", "*.md", "*.jsonl", "*.log", "summary.json")
 
 
 def redact(value: Any) -> Any:
-    """A JSON value or a text with every secret in it replaced by `[redacted]`.
+    """Return a JSON value or a text with every secret in it replaced by `[redacted]`.
 
-    What stands under a key such as `hub_token` or `api_key` is a secret whatever it looks like.
+    Any text under a key such as `hub_token` or `api_key` is a secret.
     """
     if isinstance(value, str):
         return _redact_text(value)
     if isinstance(value, dict):
-        return {key: _redact_entry(key, inner) for key, inner in value.items()}
+        return {key: HIDDEN if _is_secret(key, inner) else redact(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [redact(inner) for inner in value]
     return value
 
 
 def redact_lines(text: str) -> str:
-    """The text of a YAML, JSON or log file without its secrets; `hub_token: word` loses its word."""
+    """Return the text of a YAML, JSON or log file without its secrets; `hub_token: word` loses its word."""
     return _SECRET_LINE.sub(rf'\g<1>"{HIDDEN}"\g<3>', _redact_text(text))
 
 
 def redact_files(folder: Path) -> None:
     """Rewrite the settings, logs and notes below a folder without their secrets."""
-    for path in (path for pattern in _OURS for path in folder.rglob(pattern) if path.is_file()):
+    for path in (path for pattern in _REDACTED_FILES for path in folder.rglob(pattern) if path.is_file()):
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
         if (clean := redact_lines(text)) != text:
             path.write_text(clean, encoding="utf-8", errors="surrogateescape")
 
 
-def _redact_entry(key: Any, value: Any) -> Any:
-    if isinstance(value, str) and value and _SECRET_KEY.fullmatch(str(key)):
-        return HIDDEN
-    return redact(value)
+def _is_secret(key: Any, value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and bool(_SECRET_KEY.fullmatch(str(key)))
 
 
 def _redact_text(text: str) -> str:

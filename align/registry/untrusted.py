@@ -1,4 +1,4 @@
-"""What is demanded of a model or an adapter that did not come from a registry: LoRA, safetensors, whole files.
+"""Checks of a model or an adapter that did not come from a registry: known tuner, safetensors, whole files.
 
 Only names, JSON and the headers of safetensors files are read; a pickle is never opened.
 """
@@ -16,17 +16,25 @@ from align.registry.fingerprints import read_json
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 """suffixes of files that may run code when they are opened"""
 
-_READ = {".json", ".jinja", ".txt", ".model", ".safetensors"}
+_OPENED_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".safetensors"}
 """suffixes of the files that the libraries open in a model's folder"""
 
-_TEXT, _LONG_TEXT = 16 << 20, 256 << 20
-_LONG_NAMES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "model.safetensors.index.json"}
-"""how many bytes of a text are read, and the names that may hold a vocabulary"""
+_MAX_TEXT_BYTES, _MAX_VOCABULARY_BYTES = 16 << 20, 256 << 20
+_VOCABULARY_NAMES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "model.safetensors.index.json"}
+"""names of texts that may hold a vocabulary"""
 
-_BUILT_IN = {"eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "grouped_mm", "batched_mm"}
+_BUILT_IN_IMPLEMENTATIONS = {
+    "eager",
+    "sdpa",
+    "flex_attention",
+    "flash_attention_2",
+    "flash_attention_3",
+    "grouped_mm",
+    "batched_mm",
+}
 """implementations that come with torch or are packages of this machine; any other name is a repository of the hub"""
 
-_DEPTH = 4
+_MAX_DEPTH = 4
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -46,17 +54,17 @@ def check_untrusted(folder: Path, reference: str) -> None:
 def _check_files(folder: Path, reference: str) -> None:
     """Raise IntegrityError for a pipe, a device or a text of absurd size where the libraries would read a file."""
     for path in sorted(folder.iterdir()):
-        if path.suffix not in _READ or not path.exists():
+        if path.suffix not in _OPENED_SUFFIXES or not path.exists():
             continue
         if not path.is_file():
             raise IntegrityError(f"{reference}: {path.name} is no regular file; copy the model again")
-        limit = _LONG_TEXT if path.name in _LONG_NAMES else _TEXT
+        limit = _MAX_VOCABULARY_BYTES if path.name in _VOCABULARY_NAMES else _MAX_TEXT_BYTES
         if path.suffix not in (".safetensors", ".model") and (size := path.stat().st_size) > limit:
             raise IntegrityError(
                 f"{reference}: {path.name} has {size:,} bytes, {limit:,} at most are read; copy the model again"
             )
     for key, value in _implementations(read_json(folder / "config.json")):
-        if value not in _BUILT_IN:
+        if value not in _BUILT_IN_IMPLEMENTATIONS:
             raise IntegrityError(
                 f"{reference}: its config.json asks for {key} {shorten(value)}, which is fetched and run; code of "
                 "others is never run here, take that line out"
@@ -64,12 +72,12 @@ def _check_files(folder: Path, reference: str) -> None:
 
 
 def _implementations(config: dict[str, Any], depth: int = 0) -> Iterator[tuple[str, object]]:
-    """The settings of a config, and of those within it, that name the code which computes attention or experts."""
+    """Yield the settings of a config, nested ones too, that name the code of attention or experts."""
     for key, value in config.items():
-        if isinstance(value, dict) and depth < _DEPTH:
+        if isinstance(value, dict) and depth < _MAX_DEPTH:
             yield from _implementations(value, depth + 1)
-        elif "attn_implementation" in key or "experts_implementation" in key:
-            yield from ((key, each) for each in ([value] if isinstance(value, str) else []))
+        elif ("attn_implementation" in key or "experts_implementation" in key) and isinstance(value, str):
+            yield key, value
 
 
 def _check_adapter(folder: Path, reference: str) -> None:

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from align.errors import IntegrityError
 from align.registry import fingerprints
-from align.registry.fingerprints import base_digests, digest_json, read_template, template_digest
+from align.registry.fingerprints import base_digests, digest_json, template_digest
 
 CONFIG = {
     "model_type": "llama",
@@ -126,12 +126,7 @@ def test_a_base_without_config_is_refused(base):
         base_digests(base)
 
 
-def test_the_template_is_found_where_transformers_puts_it(base):
-    assert read_template(base) == "{{ messages }}"
-
-    (base / "chat_template.jinja").write_text("{{ newer }}")
-
-    assert read_template(base) == "{{ newer }}"
+def test_a_template_has_the_digest_of_its_text_and_none_has_none():
     assert template_digest("{{ newer }}") == digest_json("{{ newer }}") != template_digest("{{ messages }}")
     assert template_digest(None) is None
 
