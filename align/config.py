@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic_core import ErrorDetails
 
 from align.errors import UsageError, nearest, shorten
+from align.tuners import Ability
 
 
 class Settings(BaseModel):
@@ -43,6 +44,7 @@ class LoraSettings(Settings):
     """also learn magnitudes (Liu et al. 2024)"""
 
 
+AdapterSettings = LoraSettings | dict[str, Any]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
@@ -59,6 +61,8 @@ class StageConfig(Settings):
     """whether `lora=none` is possible: the stages with a reference or a score head need adapters on one base"""
     row_setting: ClassVar[str] = "max_length"
     """the setting that says how long a row may be"""
+    tuner_abilities: ClassVar[tuple[Ability, ...]] = ("share",)
+    """what the stage asks of the tuner of an adapter, besides training it"""
 
     model: str
     """what to start from: a registry reference, a folder, or a hub id such as org/name"""
@@ -112,15 +116,10 @@ class StageConfig(Settings):
 
     @field_validator("lora", mode="before")
     @classmethod
-    def _no_adapter(cls, value: Any) -> Any:
-        return None if value == "none" else value
-
-    @field_validator("lora")
-    @classmethod
     def _adapter_or_not(cls, value: Any) -> Any:
-        if value is None and not cls.full_training:
+        if value in (None, "none") and not cls.full_training:
             raise ValueError("this stage trains adapters only; train every weight with align.sft or align.pretrain")
-        return value
+        return None if value == "none" else value
 
     @field_validator("max_steps")
     @classmethod
@@ -133,6 +132,11 @@ class StageConfig(Settings):
     def references(self) -> dict[str, str]:
         """The settings that name a checkpoint, with their values."""
         return {"model": self.model}
+
+    @property
+    def new_adapter(self) -> AdapterSettings | None:
+        """Settings of a new adapter; None where every weight is trained."""
+        return self.lora
 
     @property
     def data_specs(self) -> list[str]:
@@ -236,6 +240,8 @@ def _explain(config_class: type[Settings], detail: ErrorDetails) -> str:
     path = [str(part) for part in detail["loc"]]
     key = ".".join(part for part in path if not part.isdigit() and _OF_A_TYPE.search(part) is None)
     if detail["type"] == "extra_forbidden":
+        if key == "peft":
+            return "peft: this stage holds several adapters on one base, which is proved for LoRA only; use lora"
         return f"{key}: unknown setting;{nearest(path[-1], _keys_at(config_class, path[:-1]))}"
     if detail["type"] == "missing":
         return f"{key}: missing; give {key}=..."
@@ -313,9 +319,6 @@ def write(text: str) -> None:
     Characters that the terminal's encoding lacks come out as escapes: their code points in hexadecimal.
     """
     text = text if text.endswith("\n") else text + "\n"
-    try:
-        sys.stdout.write(text)
-    except UnicodeEncodeError:
-        encoding = sys.stdout.encoding
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from align.config import EvaluatedStageConfig
 from align.errors import UsageError
+from align.peft_config import PeftStageConfig
 from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
+from align.tuners import Ability
 
 if TYPE_CHECKING:
     from align.models.adapters import LoadedBase
@@ -34,8 +35,10 @@ _FALLEN = 0.1
 """share of their log-probability that chosen answers may lose before a line warns about it"""
 
 
-class DpoConfig(EvaluatedStageConfig):
+class DpoConfig(PeftStageConfig):
     """Settings of direct preference optimisation."""
+
+    tuner_abilities: ClassVar[tuple[Ability, ...]] = ("copy",)
 
     learning_rate: float = Field(5e-6, gt=0, le=1)
     """peak learning rate"""
@@ -110,7 +113,7 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     from align.models.adapters import start_policy
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
-    from align.models.stack import WHOLE, concatenate
+    from align.models.lora_starts import start_from_data
     from align.training.first_step import expect_first
     from align.training.loop import train
     from align.training.trl_bridge import build_trainer, trl_arguments
@@ -119,11 +122,12 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     run.data.read()
 
     # 2. Models: one base; the policy continues the start's adapter, or is a new one beside it.
-    stacks = config.fresh_adapter
-    loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config), fresh=stacks)
+    precision, stacks = Precision.of(config), config.fresh_adapter
+    loaded = start_policy(run.registry, run.parent, config.new_adapter, precision, fresh=stacks)
     if config.trainer.get("disable_dropout", True):
         switch_off_dropout(loaded.model)
     data = run.data.tokenise(loaded.tokenizer)
+    start_from_data(loaded, data.train)
 
     # 3. Optimise: TRL owns the loop, we own every argument it receives.
     args = trl_arguments(
@@ -138,35 +142,34 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     if (fall := fall_of_chosen(config.beta, numbers)) is not None:
         run.print_line(fall)
 
-    # 4. Hand back the policy's adapter (a stack as one); the reference is not kept.
-    if stacks:
-        concatenate(loaded.model)
-    adapter, kept = WHOLE if stacks else "default", select_metrics(numbers, *_KEPT)
-    return Trained(loaded.model, loaded.tokenizer, loaded.base, adapter, metrics=kept, parents=[run.parent])
+    # 4. Hand back the policy's adapter (a stack is saved as one); the reference is not kept.
+    return Trained.of(loaded, config, metrics=select_metrics(numbers, *_KEPT), parents=[run.parent])
 
 
 def _set_reference(config: DpoConfig, run: Run, trainer: Any, loaded: LoadedBase) -> None:
     """Prove the frozen adapter `ref`, or put the start's own in its place, and read it once where that is possible."""
-    from align.models.adapters import prove_frozen_copy
-    from align.models.stack import prove_fresh, set_beside
+    from align.models.adapters import attach_beside, drop_reference, freeze_reference
+    from align.models.stack import prove_fresh
     from align.training.reference import PAIRS, add_reference_logps
 
     if config.fresh_adapter:
-        set_beside(loaded, run.parent)
+        attach_beside(loaded, run.parent)
         prove_fresh(loaded.model)
         what = f"{run.parent.reference} itself, frozen beside the new adapter"
     else:
-        prove_frozen_copy(loaded.model, "default", "ref")
+        freeze_reference(loaded)
         what = f"a frozen copy of {run.parent.reference}"
     run.print_line(f"reference: {what}; it equals the policy at step 0, so KL is 0")
     # With these the reference's number of a row is not one sum, or not the same twice.
     moving = [key for key in ("ld_alpha", "disable_dropout") if config.trainer.get(key) is not None]
     if moving and config.cache_reference:
         run.print_line(f"reference: not cached, because trainer.{moving[0]} is set; it is computed in every step")
+    elif config.cache_reference and not loaded.starts_as_base:
+        run.print_line("reference: not cached, because the new adapter does not start as the base")
     elif config.cache_reference:
         add_reference_logps(run, trainer, loaded.base, PAIRS)
         if not config.fresh_adapter:
-            loaded.model.delete_adapter("ref")
+            drop_reference(loaded.model)
 
 
 def first_numbers(config: DpoConfig) -> dict[str, Expected]:

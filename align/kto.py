@@ -6,14 +6,15 @@ The reference is always a frozen copy of what the policy starts as, so the first
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from align.config import EvaluatedStageConfig
 from align.errors import UsageError
+from align.peft_config import PeftStageConfig
 from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
+from align.tuners import Ability
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from align.training.run import Run
 
 
-class KtoConfig(EvaluatedStageConfig):
+class KtoConfig(PeftStageConfig):
     """Settings of Kahneman-Tversky optimisation."""
+
+    tuner_abilities: ClassVar[tuple[Ability, ...]] = ("copy",)
 
     learning_rate: float = Field(5e-6, gt=0, le=1)
     """peak learning rate"""
@@ -58,9 +61,10 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     """Train a policy on good and bad answers against a frozen copy of itself."""
     from trl import KTOConfig, KTOTrainer
 
-    from align.models.adapters import prove_frozen_copy, start_policy
+    from align.models.adapters import drop_reference, freeze_reference, start_policy
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
+    from align.models.lora_starts import start_from_data
     from align.training.first_step import expect_first
     from align.training.loop import train
     from align.training.reference import UNPAIRED, add_reference_logps
@@ -70,9 +74,10 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     run.data.read()
 
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
-    loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    loaded = start_policy(run.registry, run.parent, config.new_adapter, Precision.of(config))
     switch_off_dropout(loaded.model)
     data = run.data.tokenise(loaded.tokenizer)
+    start_from_data(loaded, data.train)
     good, total = sum(data.train["label"]), len(data.train)
     weights = balance_weights(good, total - good, config)
     run.print_line(
@@ -86,11 +91,11 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     )  # fmt: skip
     data = data.map(lambda rows: add_mismatched(rows, config.per_device_train_batch_size, config.seed))
     trainer = build_trainer(KTOTrainer, loaded.model, loaded.tokenizer, args, data)
-    prove_frozen_copy(loaded.model, "default", "ref")
+    freeze_reference(loaded)
     run.print_line(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
-    if config.cache_reference:
+    if config.cache_reference and loaded.starts_as_base:
         add_reference_logps(run, trainer, loaded.base, UNPAIRED)
-        loaded.model.delete_adapter("ref")
+        drop_reference(loaded.model)
     expect_first(run, trainer, first_numbers(config, *weights))
     numbers = train(run, trainer)
 

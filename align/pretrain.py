@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from align.config import EvaluatedStageConfig, LoraSettings, Scheduler
+from align.config import LoraSettings, Scheduler
 from align.errors import UsageError
 from align.models.scratch import find_preset
+from align.peft_config import PeftStageConfig
 from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 SCRATCH = "scratch:"
 
 
-class PretrainConfig(EvaluatedStageConfig):
+class PretrainConfig(PeftStageConfig):
     """Settings of pretraining."""
 
     full_training: ClassVar[bool] = True
@@ -79,7 +80,7 @@ class PretrainConfig(EvaluatedStageConfig):
     def _check_scratch(self) -> Self:
         if self.preset is None:
             return self
-        if self.lora is not None or self.quantization != "none":
+        if self.new_adapter is not None or self.quantization != "none":
             raise UsageError(
                 f"lora, quantization: {self.model} is new and trained in full; remove them, or give a base as model"
             )
@@ -95,6 +96,9 @@ def pretrain(config: PretrainConfig, run: Run) -> Trained:
     """Train a new base on text, or continue one."""
     from transformers import Trainer, TrainingArguments
 
+    from align.models.adapters import start_policy
+    from align.models.loading import Precision
+    from align.models.lora_starts import start_from_data
     from align.training.loop import train
     from align.training.trl_bridge import build_trainer, trl_arguments
 
@@ -102,8 +106,11 @@ def pretrain(config: PretrainConfig, run: Run) -> Trained:
     run.data.read()
 
     # 2. Model: random weights in the shape of a preset, or the base to continue, in full or under an adapter.
-    model, tokenizer, base = _build_model(config, run.data.train) if config.preset else _load_start(config, run)
+    loaded = None if config.preset else start_policy(run.registry, run.parent, config.new_adapter, Precision.of(config))
+    model, tokenizer = (loaded.model, loaded.tokenizer) if loaded else _build_model(config, run.data.train)
     data = run.data.tokenise(tokenizer)
+    if loaded is not None:
+        start_from_data(loaded, data.train)
     sizes = f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(data.train)} blocks"
     run.print_line(f"{config.model}: {sizes}")
 
@@ -117,26 +124,18 @@ def pretrain(config: PretrainConfig, run: Run) -> Trained:
 
     # 4. Hand back the whole model as a base, or the adapter over the one that was continued.
     kept = select_metrics(numbers, "loss", "eval_loss", "perplexity")
-    parents = [] if config.preset else [run.parent]
-    return Trained(model, tokenizer, base, None if config.lora is None else "default", metrics=kept, parents=parents)
+    if loaded is None:
+        return Trained(model, tokenizer, None, None, metrics=kept)
+    return Trained.of(loaded, config, metrics=kept, parents=[run.parent])
 
 
-def _build_model(config: PretrainConfig, records: RecordSet) -> tuple[Any, Any, None]:
-    """Return a new model and its tokenizer, learned from the training text, over no base."""
+def _build_model(config: PretrainConfig, records: RecordSet) -> tuple[Any, Any]:
+    """Return a new model and its tokenizer, learned from the training text."""
     from align.models.scratch import build_base, train_tokenizer
 
     assert config.preset is not None
     tokenizer = train_tokenizer(select_texts(records.records), config.vocab_size)
-    return build_base(config.preset, tokenizer, config.max_length), tokenizer, None
-
-
-def _load_start(config: PretrainConfig, run: Run) -> tuple[Any, Any, Any]:
-    """Return the model to continue, its tokenizer, and the base of the adapter if one is trained."""
-    from align.models.adapters import start_policy
-    from align.models.loading import Precision
-
-    loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
-    return loaded.model, loaded.tokenizer, loaded.base if config.lora else None
+    return build_base(config.preset, tokenizer, config.max_length), tokenizer
 
 
 def collate_blocks(rows: list[dict[str, Any]]) -> dict[str, Any]:

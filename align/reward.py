@@ -7,21 +7,25 @@ The loss is -log sigmoid(score(chosen) - score(rejected)), as in Ouyang et al. 2
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from align.config import EvaluatedStageConfig, write
+from align.config import write
+from align.peft_config import PeftStageConfig
 from align.training import command
 from align.training.stage import Stage, Trained, select_metrics
+from align.tuners import Ability
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint
     from align.training.run import Run
 
 
-class RewardConfig(EvaluatedStageConfig):
+class RewardConfig(PeftStageConfig):
     """Settings of reward modelling."""
+
+    tuner_abilities: ClassVar[tuple[Ability, ...]] = ("score",)
 
     learning_rate: float = Field(1e-4, gt=0, le=1)
     """peak learning rate"""
@@ -38,6 +42,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     from align.models.dropout import switch_off_dropout
     from align.models.heads import start_reward
     from align.models.loading import Precision
+    from align.models.lora_starts import start_from_data
     from align.training.loop import train
     from align.training.trl_bridge import build_trainer, trl_arguments
 
@@ -45,11 +50,12 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     run.data.read()
 
     # 2. Models: the start's base with a score head; a policy's adapter is continued, a base gets a new one.
-    loaded = start_reward(run.registry, run.parent, config.lora, Precision.of(config))
+    loaded = start_reward(run.registry, run.parent, config.new_adapter, Precision.of(config))
     run.print_line(describe_head(run.parent))
     if config.trainer.get("disable_dropout", True):
         switch_off_dropout(loaded.model)
     data = run.data.tokenise(loaded.tokenizer)
+    start_from_data(loaded, data.train)
 
     # 3. Optimise: TRL owns the loop and finds its columns already tokenised.
     args = trl_arguments(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
-from align.config import EvaluatedStageConfig
+from align.peft_config import PeftStageConfig
 from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from align.training.run import Run
 
 
-class SftConfig(EvaluatedStageConfig):
+class SftConfig(PeftStageConfig):
     """Settings of supervised fine-tuning."""
 
     full_training: ClassVar[bool] = True
@@ -31,6 +31,7 @@ def sft(config: SftConfig, run: Run) -> Trained:
 
     from align.models.adapters import start_policy
     from align.models.loading import Precision
+    from align.models.lora_starts import start_from_data
     from align.training.loop import train
     from align.training.packing import pack_rows, packed_collator, prove_packing
     from align.training.trl_bridge import build_trainer, trl_arguments
@@ -40,8 +41,9 @@ def sft(config: SftConfig, run: Run) -> Trained:
 
     # 2. Models: the start's own adapter goes on training; over a bare base a new one begins as a no-op. Without an
     #    adapter every weight of the base is trained.
-    loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
+    loaded = start_policy(run.registry, run.parent, config.new_adapter, Precision.of(config))
     data = run.data.tokenise(loaded.tokenizer)
+    start_from_data(loaded, data.train)
     if config.packing:
         prove_packing(loaded.model, loaded.tokenizer)
         data = data._replace(train=pack_rows(data.train, config.max_length))

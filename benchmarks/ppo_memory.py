@@ -143,7 +143,8 @@ def _chat(row: int, asked: int, answered: int) -> list[dict[str, str]]:
 def _register_models(folder: Path, name: str) -> None:
     """A policy and a reward model, as SFT and reward training would leave them but for their numbers."""
     from align.config import LoraSettings
-    from align.models.adapters import adapter_parameters, digests_of_base, save_adapter, start_policy
+    from align.models.adapter_config import adapter_parameters
+    from align.models.adapters import digests_of_base, save_adapter, start_policy
     from align.models.heads import start_reward
     from align.models.loading import Precision
     from align.registry import open_registry

@@ -21,8 +21,11 @@ Sources = dict[str, str]
 
 FLOOR = {
     f"align.{name}"
-    for name in ("errors", "schema", "config", "command_line", "listening", "connections", "statistics", "strict_yaml")
-} | {"align"}
+    for name in (
+        "errors", "schema", "config", "command_line", "listening", "connections", "statistics", "strict_yaml",
+        "tuners", "peft_config",
+    )
+} | {"align"}  # fmt: skip
 PACKAGES = {
     "data", "registry", "world", "models", "training", "rewards", "rl", "engine", "arena", "server", "evaluation",
 }  # fmt: skip

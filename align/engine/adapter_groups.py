@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from align.tuners import LORA, find_obstacle
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -34,6 +36,7 @@ class ModelFacts:
     logit_difference: float
     """largest difference of a logit from the base's on a fixed text; 0 for the base itself"""
     is_dora: bool = False
+    tuner: str = LORA
     beside_copies: bool = False
     """whether a model here has `modules_to_save`, which PEFT cannot run beside others in a batch"""
 
@@ -45,7 +48,7 @@ class ModelFacts:
     @property
     def runs_alone_reason(self) -> str:
         """The message about rows that run alone."""
-        whose = "DoRA" if self.is_dora else "this architecture's"
+        whose = "DoRA" if self.is_dora else "this architecture's" if self.tuner == LORA else self.tuner
         if self.beside_copies:
             return "rows run one model after the other beside an adapter with trained modules (modules_to_save)"
         return f"{whose} rows run one model after the other"
@@ -133,6 +136,7 @@ def probe_models(loaded: LoadedBase) -> list[ModelFacts]:
             adapter_group=adapter_groups[name],
             logit_difference=float((alone[name] - alone[BASE]).abs().max()),
             is_dora=bool(getattr(configs.get(name), "use_dora", False)),
+            tuner=configs[name].peft_type.value if name in configs else LORA,
             beside_copies=copies,
         )
         for reference, name in loaded.adapters.items()
@@ -140,6 +144,8 @@ def probe_models(loaded: LoadedBase) -> list[ModelFacts]:
 
 
 def _runs_alone(config: Any) -> bool:
+    if config is not None and find_obstacle(config.peft_type.value, "mix"):
+        return True
     return any(getattr(config, name, None) for name in ("use_dora", "alora_invocation_tokens", "arrow_config"))
 
 

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, shorten
+from align.models.adapter_config import insert, saved_config
 from align.models.adapter_kinds import check_kind, check_ranks, trained_tokens
-from align.models.conversion import is_converted, plain_config, plain_state
-from align.models.lora import insert, saved_config
+from align.models.lora_starts import is_converted, plain_config, plain_state
+from align.models.probes import probe_logits
+from align.tuners import LORA
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from peft import LoraConfig
+    from peft import PeftConfig
 
     from align.models.adapter_kinds import AdapterUse
     from align.registry import Checkpoint
@@ -63,10 +65,13 @@ def insert_saved(
     config = saved_config(model, checkpoint, task, trainable=use == "train")
     state = read_adapter(checkpoint)
     check_ranks(checkpoint, state)
+    _refuse_other_tuner(model, config, checkpoint)
     _refuse_beside_trained_tokens(model, config, checkpoint)
     _refuse_overlap(model, config, state, checkpoint)
     written, config = config, plain_config(config) if is_converted(config) else config
-    config.init_lora_weights = True
+    is_lora = config.peft_type == LORA
+    if is_lora:
+        config.init_lora_weights = True
     if score is not None:
         config.modules_to_save = ["score"]
     model = _inserted(model, config, name, checkpoint)
@@ -77,10 +82,12 @@ def insert_saved(
         (key,) = (key for key in fresh if key.endswith("score.weight"))
         state[key] = score(fresh[key])
     load_state(model, state, name, checkpoint)
+    if not is_lora:
+        _refuse_dead(model, name, checkpoint)
     return model
 
 
-def _inserted(model: Any, config: LoraConfig, name: str, checkpoint: Checkpoint) -> Any:
+def _inserted(model: Any, config: PeftConfig, name: str, checkpoint: Checkpoint) -> Any:
     try:
         with warnings.catch_warnings():
             # On tied embeddings that an adapter sets apart: they are served as PEFT serves them, and merged apart.
@@ -93,7 +100,27 @@ def _inserted(model: Any, config: LoraConfig, name: str, checkpoint: Checkpoint)
         ) from error
 
 
-def _refuse_beside_trained_tokens(model: Any, config: LoraConfig, checkpoint: Checkpoint) -> None:
+def _refuse_other_tuner(model: Any, config: PeftConfig, checkpoint: Checkpoint) -> None:
+    """Raise IntegrityError where adapters of two tuners would stand on one base, which PEFT cannot hold."""
+    others = {str(each.peft_type.value) for each in getattr(model, "peft_config", {}).values()} - {config.peft_type}
+    if others:
+        raise IntegrityError(
+            f"{checkpoint.reference}: an adapter of the tuner {config.peft_type.value} beside one of "
+            f"{', '.join(others)}; PEFT holds one tuner a base; use them apart"
+        )
+
+
+def _refuse_dead(model: Any, name: str, checkpoint: Checkpoint) -> None:
+    """Raise IntegrityError when an adapter, of a tuner whose tensors do not tell, leaves every logit as it was."""
+    before = model.active_adapter
+    model.set_adapter(name, inference_mode=True)
+    changes = not probe_logits(model).equal(probe_logits(model, bare=True))
+    model.set_adapter(before, inference_mode=model.peft_config[before].inference_mode)
+    if not changes:
+        raise IntegrityError(f"{checkpoint.reference}: the model answers the same without it; train it again")
+
+
+def _refuse_beside_trained_tokens(model: Any, config: PeftConfig, checkpoint: Checkpoint) -> None:
     """Raise IntegrityError where an adapter with trained tokens would stand beside another; PEFT 0.21 mixes them up."""
     others = getattr(model, "peft_config", {}).values()
     if others and any(trained_tokens(each) for each in (config, *others)):
@@ -103,14 +130,14 @@ def _refuse_beside_trained_tokens(model: Any, config: LoraConfig, checkpoint: Ch
         )
 
 
-def _refuse_overlap(model: Any, config: LoraConfig, state: dict[str, Any], checkpoint: Checkpoint) -> None:
+def _refuse_overlap(model: Any, config: PeftConfig, state: dict[str, Any], checkpoint: Checkpoint) -> None:
     """Raise IntegrityError where one adapter holds a trained copy of a module that another one is set on."""
     others = getattr(model, "peft_config", {}).values()
-    copied = {name.rpartition(".")[2] for each in others for name in each.modules_to_save or ()} - {"score"}
+    copied = {name.rpartition(".")[2] for each in others for name in _copied_modules(each)} - {"score"}
     updated = {key.partition(".lora_")[0] for key in state if ".lora_" in key}
     found = {part for path in updated for part in path.split(".")} & copied
     if others:
-        own = {name.rpartition(".")[2] for name in config.modules_to_save or ()}
+        own = {name.rpartition(".")[2] for name in _copied_modules(config)}
         paths = (path for path, module in model.named_modules() if hasattr(module, "lora_A"))
         found |= {part for path in paths for part in path.split(".")} & own
     if found:
@@ -118,6 +145,10 @@ def _refuse_overlap(model: Any, config: LoraConfig, state: dict[str, Any], check
             f"{checkpoint.reference}: it and an adapter beside it meet in {', '.join(sorted(found))}, of which one "
             "holds a trained copy (modules_to_save); load one of them at a time, or merge it"
         )
+
+
+def _copied_modules(config: PeftConfig) -> list[str]:
+    return list(getattr(config, "modules_to_save", None) or ())
 
 
 def fresh_state(model: Any, name: str) -> dict[str, Any]:
@@ -155,7 +186,7 @@ def check_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkp
             f"(expected {expected.get(key)}, found {found.get(key)}); the file is incomplete or of another model"
         )
     _refuse_other_base_layers(state, fresh, checkpoint)
-    if not _is_live(state, fresh):
+    if model.peft_config[name].peft_type == LORA and not _is_live(state, fresh):
         raise IntegrityError(f"{checkpoint.reference}: every lora_B is zero, so it changes nothing; train it again")
 
 

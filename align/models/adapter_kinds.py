@@ -8,16 +8,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.errors import IntegrityError, shorten
+from align.errors import IntegrityError, UsageError, shorten
 from align.registry.fingerprints import read_json
+from align.tuners import LORA, Ability, find_obstacle, tuner_type
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint
 
 AdapterUse = Literal["serve", "train", "merge", "stack"]
+_ABILITIES: dict[AdapterUse, Ability] = {"serve": "train", "train": "continue", "merge": "merge", "stack": "stack"}
 
 CONVERTED = ("pissa", "olora")
 """starts that take a part out of the base, and that can be computed again from the base"""
+TAKES_FROM_BASE = ("pissa", "olora", "corda", "lora_ga")
+"""how the names of all starts begin that take a part out of the base"""
+NO_PRODUCT = ("use_dora", "lora_bias", "target_parameters", "alora_invocation_tokens")
+"""settings of an adapter that make it more than a product of two matrices"""
 
 _HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
@@ -47,37 +53,71 @@ _CONVERT = "convert it where it was trained: save_pretrained(DIR, path_initial_m
 
 
 def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What an adapter's config says."""
+    """Return the settings in an adapter's config file."""
     return read_json(Path(checkpoint.location) / "adapter_config.json", required=True)
 
 
 def check_kind(checkpoint: Checkpoint, use: AdapterUse) -> None:
     """Raise IntegrityError, with the reason and a way out, when an adapter cannot be used so with right numbers."""
-    found = settings_of(checkpoint)
-    name = checkpoint.reference
-    if unknown := sorted(key for key, value in found.items() if value and key not in _UNDERSTOOD):
+    settings, name = settings_of(checkpoint), checkpoint.reference
+    tuner = tuner_type(settings)
+    if tuner == LORA:
+        _check_lora(settings, name)
+    if reason := find_obstacle(tuner, _ABILITIES[use]):
+        raise IntegrityError(f"{name}: an adapter of the tuner {tuner}, which cannot be used so: {reason}; {_WHOLE}")
+    if use in ("serve", "train") and settings.get("bias", "none") != "none":
+        raise IntegrityError(
+            f"{name}: bias={settings['bias']}: it replaces biases of the base, which the other models share; {_WHOLE}"
+        )
+    beside = {*(settings.get("modules_to_save") or ())} - {"score", "classifier"}
+    if checkpoint.kind == "reward" and beside:
+        raise IntegrityError(
+            f"{name}: a reward model with trained modules beside its adapter ({', '.join(sorted(beside))}), which is "
+            "not supported; train one with python -m align.reward"
+        )
+    if use == "train":
+        _check_trainable(settings, name, checkpoint.kind == "reward")
+
+
+def _check_lora(settings: dict[str, Any], name: str) -> None:
+    """Raise IntegrityError for settings of LoRA that are not known to be computed right."""
+    if unknown := sorted(key for key, value in settings.items() if value and key not in _UNDERSTOOD):
         why = _SELDOM.get(unknown[0], "a variant of LoRA that is not supported")
         raise IntegrityError(
             f"{name}: an adapter with {unknown[0]} ({why}); use PEFT itself for it, or train plain LoRA"
         )
-    _check_numbers(found, name)
-    start = found.get("init_lora_weights", True)
+    _check_numbers(settings, name)
+    start = settings.get("init_lora_weights", True)
     if start not in (*_HARMLESS_STARTS, *CONVERTED):
         raise IntegrityError(
             f"{name}: it started as {shorten(start)}, which took a part out of its base, and that part cannot be "
             f"computed again from here; {_CONVERT}"
         )
-    if use in ("serve", "train") and found.get("bias", "none") != "none":
-        raise IntegrityError(
-            f"{name}: bias={found['bias']}: it replaces biases of the base, which the other models share; {_WHOLE}"
-        )
-    if checkpoint.kind == "reward" and (beside := {*(found.get("modules_to_save") or ())} - {"score", "classifier"}):
-        raise IntegrityError(
-            f"{name}: a reward model with trained modules beside its adapter ({', '.join(sorted(beside))}), which is "
-            "not supported; train one with align reward"
-        )
-    if use == "train":
-        _check_trainable(found, name, checkpoint.kind == "reward")
+
+
+def check_new(settings: dict[str, Any], quantization: str) -> None:
+    """Raise UsageError for settings under `peft` with which a new adapter could not be trained or used afterwards."""
+    if tuner_type(settings) == LORA:
+        if unknown := sorted(key for key, value in settings.items() if value and key not in _UNDERSTOOD):
+            raise UsageError(f"peft.{unknown[0]}: {_SELDOM.get(unknown[0], 'a variant of LoRA that is not supported')}")
+        start = str(settings.get("init_lora_weights", True))
+        if start.startswith(TAKES_FROM_BASE) and (mixed := [key for key in NO_PRODUCT if settings.get(key)]):
+            raise UsageError(
+                f"peft.init_lora_weights={start}: it is saved as plain LoRA over the untouched base, which {mixed[0]} "
+                "does not allow; remove one of them"
+            )
+        if start.startswith(TAKES_FROM_BASE) and quantization != "none":
+            raise UsageError(
+                f"peft.init_lora_weights={start}: it is computed from the base's weights, which "
+                f"quantization={quantization} rounds; give quantization=none"
+            )
+        if start == "loftq" and quantization != "nf4":
+            raise UsageError(
+                f"peft.init_lora_weights=loftq: it makes up for the rounding of a base in nf4, found "
+                f"quantization={quantization}; give quantization=nf4"
+            )
+    if settings.get("bias", "none") != "none":
+        raise UsageError("peft.bias: trained biases replace those of the base, which other models share; remove it")
 
 
 def _check_trainable(found: dict[str, Any], name: str, is_reward: bool) -> None:
@@ -112,6 +152,8 @@ def _check_numbers(found: dict[str, Any], name: str) -> None:
 def check_ranks(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Raise IntegrityError when a config announces a higher rank than any tensor has; PEFT would allocate it first."""
     found = settings_of(checkpoint)
+    if tuner_type(found) != LORA:
+        return
     announced = max([found.get("r", 8), *(found.get("rank_pattern") or {}).values()])
     factors = [tensor.shape for key, tensor in state.items() if "lora_A" in key or "lora_embedding_A" in key]
     highest = max((shape[0] for shape in factors if len(shape)), default=0)
@@ -123,7 +165,7 @@ def check_ranks(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
 
 
 def trained_tokens(config: Any) -> list[int]:
-    """The ids of the tokens whose embeddings an adapter has trained one by one."""
-    found = getattr(config, "trainable_token_indices", None) or []
+    """Return the ids of the tokens whose embeddings an adapter has trained one by one."""
+    found = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     groups = found.values() if isinstance(found, dict) else [found]
     return sorted({int(token) for group in groups for token in group})

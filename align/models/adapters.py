@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.config import write
 from align.errors import IntegrityError, UsageError
-from align.models.adapter_files import WEIGHTS, fresh_state, insert_saved
-from align.models.loading import Precision, load_base
-from align.models.lora import (
-    ALL_LINEAR,
-    all_linear,
-    has_fused_experts,
+from align.models.adapter_config import (
+    adapter_parameters,
+    explain_settings,
     insert,
-    linear_names,
     new_config,
+    set_trainable,
 )
-from align.models.probes import probe_ids, probe_logits, prove_base_unmoved
+from align.models.adapter_files import WEIGHTS, fresh_state, insert_saved
+from align.models.adapter_kinds import settings_of
+from align.models.loading import Precision, load_base
+from align.models.lora_starts import plain_start, start_from_weights, start_of
+from align.models.probes import differ, probe_ids, probe_logits, prove_base_unmoved
+from align.models.stack import FRESH, FROZEN, WHOLE, concatenate, frozen_partner, set_beside_frozen
+from align.models.target_modules import ALL_LINEAR, all_linear, asked_targets, has_fused_experts, linear_names
 from align.models.tokenizers import check_template, fold_like, load_tokenizer
 from align.models.weight_merge import fold
+from align.tuners import tuner_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from align.config import LoraSettings
+    from peft import PeftConfig
+
+    from align.config import AdapterSettings
     from align.registry import Checkpoint, Registry
 
 BASE = "__base__"
@@ -46,31 +53,35 @@ class LoadedBase:
     base: Checkpoint
     adapters: dict[str, str] = field(default_factory=dict)
     registry: Registry | None = None
+    start: PeftConfig | None = None
+    """the start of the adapter `default` that is still to be computed from the training rows"""
+    starts_as_base: bool = True
+    """whether a new adapter `default` changed nothing before it was trained"""
 
 
 def start_policy(
     registry: Registry,
     checkpoint: Checkpoint,
-    lora: LoraSettings | None,
+    settings: AdapterSettings | None,
     precision: Precision,
     *,
     fresh: bool = False,
 ) -> LoadedBase:
-    """Make the trainable adapter `default`: the checkpoint's own, continued, or a new LoRA when it is a base.
+    """Make the trainable adapter `default`: the checkpoint's own, continued, or a new one when it is a base.
 
-    With `fresh` it is a new LoRA in any case, and the checkpoint's own is left for the caller to attach. With `lora`
+    With `fresh` it is a new one in any case, and the checkpoint's own is left for the caller to attach. With `settings`
     None the whole model is trainable instead, and a checkpoint's adapter is merged into it.
     """
     refuse_reward(checkpoint)
-    if lora is None:
+    if settings is None:
         return _start_full(registry, checkpoint, precision)
     loaded = _load_base_of(registry, checkpoint, precision, write)
     _without_router_loss(loaded.model)
-    _tell_left_out(loaded, checkpoint, lora)
+    _tell_left_out(loaded, checkpoint, settings)
     if checkpoint.is_adapter and not fresh:
         attach_adapter(loaded, checkpoint, "default", trainable=True)
     else:
-        add_lora(loaded, "default", lora)
+        add_adapter(loaded, settings)
     loaded.model.train()
     return loaded
 
@@ -100,9 +111,11 @@ def _without_router_loss(model: Any) -> None:
         config.output_router_logits, config.router_aux_loss_coef = False, 0.0
 
 
-def _tell_left_out(loaded: LoadedBase, checkpoint: Checkpoint, lora: LoraSettings) -> None:
+def _tell_left_out(loaded: LoadedBase, checkpoint: Checkpoint, settings: AdapterSettings) -> None:
     """Print a line on linear modules that a new adapter on `all-linear` is not set on."""
-    if lora.target_modules != ALL_LINEAR or checkpoint.is_adapter or (chosen := all_linear(loaded.model)) == ALL_LINEAR:
+    if checkpoint.is_adapter or asked_targets(settings) != ALL_LINEAR:
+        return
+    if (chosen := all_linear(loaded.model)) == ALL_LINEAR:
         return
     names = ", ".join(chosen)
     left_out = ", ".join(sorted(set(linear_names(loaded.model)) - set(chosen)))
@@ -122,6 +135,7 @@ def load_models(registry: Registry, references: list[str], precision: Precision)
     checkpoints = [registry.resolve(reference) for reference in references]
     for checkpoint in checkpoints:
         refuse_reward(checkpoint)
+    _refuse_several_tuners(checkpoints)
     loaded = _load_base_of(registry, checkpoints[0], precision)
     _without_router_loss(loaded.model)
     for checkpoint in checkpoints:
@@ -142,6 +156,14 @@ def load_models(registry: Registry, references: list[str], precision: Precision)
             )
     loaded.model.eval()
     return loaded
+
+
+def _refuse_several_tuners(checkpoints: list[Checkpoint]) -> None:
+    """Raise UsageError where adapters of two tuners should stand on one base, which PEFT cannot hold."""
+    tuners = {c.reference: tuner_type(settings_of(c)) for c in checkpoints if c.is_adapter}
+    if len(set(tuners.values())) > 1:
+        listed = ", ".join(f"{reference} is {tuner}" for reference, tuner in tuners.items())
+        raise UsageError(f"several models on one base: {listed}; PEFT holds one tuner a base; take those of one tuner")
 
 
 def refuse_reward(checkpoint: Checkpoint) -> None:
@@ -175,19 +197,29 @@ def tokenizer_home(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     return checkpoint if own.is_file() or not checkpoint.is_adapter else base
 
 
-def add_lora(loaded: LoadedBase, name: str, lora: LoraSettings | None) -> None:
-    """Add a new trainable LoRA adapter; it starts as an exact no-op.
+def add_adapter(loaded: LoadedBase, settings: AdapterSettings, task: str = "CAUSAL_LM") -> None:
+    """Add the new trainable adapter `default`, with a score head beside it when the task is a sequence's class.
 
-    Raises UsageError when a target module does not exist, with those that do, or when the settings do not go together.
+    LoRA from the settings `lora` starts as an exact no-op; what PEFT says of another start is measured. Raises
+    UsageError when a target module does not exist, with those that do, or when the settings do not go together.
     """
-    assert lora is not None, "lora=none is for start_policy and for stages that train every weight"
-    config = new_config(loaded.model, lora)
-    try:
-        loaded.model = insert(loaded.model, config, name)
-    except ValueError as error:
-        raise UsageError(
-            f"lora: {str(error).splitlines()[0]}; change lora.target_modules or what does not go with it"
-        ) from None
+    config = new_config(loaded.model, settings, task)
+    if task == "SEQ_CLS":
+        config.modules_to_save = ["score"]
+        if start_of(config) == "lora_ga":
+            raise UsageError("peft.init_lora_weights=lora_ga: LoRA-GA starts from a language model's loss; use eva")
+    is_plain = not isinstance(settings, dict)
+    ids = probe_ids(loaded.model)
+    before = None if is_plain else probe_logits(loaded.model, ids)
+    with explain_settings(settings):
+        loaded.model = insert(loaded.model, plain_start(config), FRESH)
+    start_from_weights(loaded, config)
+    if before is not None and task == "CAUSAL_LM":
+        after = probe_logits(loaded.model, ids)
+        loaded.starts_as_base = not differ(after, before, loaded.model.dtype)
+        if not loaded.starts_as_base:
+            change = float((after - before).abs().max())
+            write(f"peft: the new adapter changes the base before it is trained, its logits by up to {change:.1e}")
 
 
 def attach_adapter(loaded: LoadedBase, checkpoint: Checkpoint, name: str, *, trainable: bool = False) -> None:
@@ -236,30 +268,78 @@ def digests_of_base(base: Checkpoint, registry: Registry | None = None) -> dict[
     return registry.base_digests(location) if registry is not None else base_digests(location)
 
 
+def attach_beside(loaded: LoadedBase, checkpoint: Checkpoint) -> None:
+    """Attach a saved adapter as the frozen `ref`, and let the policy be the trainable `default` on top of it.
+
+    Call it when a TRL trainer has been built around the model: it has made a `ref` of its own, a copy of the fresh
+    adapter, which would be the bare base. TRL reads its reference by activating `ref` alone.
+    """
+    drop_reference(loaded.model)
+    attach_adapter(loaded, checkpoint, FROZEN)
+    set_beside_frozen(loaded.model, FROZEN)
+
+
+def freeze_reference(loaded: LoadedBase) -> None:
+    """Make TRL's adapter `ref` an exact frozen copy of `default`; remove it where the reference is the base itself.
+
+    Call it when a TRL trainer has been built around the model. TRL copies by the names of parameters, and some tuners
+    name theirs otherwise. A start that takes a part out of the base adds it again in a frozen adapter, so there the
+    reference is what the model is without any adapter, which is what TRL takes when there is no `ref`.
+    """
+    model = loaded.model
+    if frozen_partner(model) is not None:
+        drop_reference(model)
+        model.set_adapter(FRESH)
+        return
+    _copy_state(model, FRESH, FROZEN)
+    set_trainable(model, FROZEN, False)
+    prove_frozen_copy(model, FRESH, FROZEN)
+
+
+def drop_reference(model: Any) -> None:
+    """Remove TRL's adapter `ref`, if there is one, when nothing asks it any more."""
+    if FROZEN in model.peft_config:
+        model.delete_adapter(FROZEN)
+
+
 def copy_adapter(model: Any, source: str, target: str, *, trainable: bool = False) -> None:
     """Add `target` as an exact copy of adapter `source` on the same base."""
-    from copy import deepcopy
-
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
     model.add_adapter(target, deepcopy(model.peft_config[source]))
-    set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=source), adapter_name=target)
+    _copy_state(model, source, target)
     set_trainable(model, target, trainable)
+
+
+def _copy_state(model: Any, source: str, target: str) -> None:
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, fresh_state(model, source), adapter_name=target)
 
 
 def prove_frozen_copy(model: Any, policy: str, reference: str) -> None:
     """Raise IntegrityError unless adapter `reference` is frozen and equals `policy` bit for bit."""
-    from peft import get_peft_model_state_dict
-
-    ours = get_peft_model_state_dict(model, adapter_name=policy)
-    theirs = get_peft_model_state_dict(model, adapter_name=reference)
+    ours, theirs = fresh_state(model, policy), fresh_state(model, reference)
     differing = [key for key in ours if key not in theirs or not bool((ours[key] == theirs[key]).all())]
-    moving = [key for key, value in model.named_parameters() if f".{reference}." in key and value.requires_grad]
+    moving = [value for value in adapter_parameters(model, reference) if value.requires_grad]
     if differing or moving:
         raise IntegrityError(
             f"the reference is not a frozen copy of the policy: {len(differing)} tensors differ, {len(moving)} would "
             "train; report this, training would optimise against the wrong model"
         )
+
+
+def tuner_callbacks(model: Any) -> Iterator[Any]:
+    """Yield what a trainer must call for the tuner of its model: AdaLoRA gives its ranks out anew after each step."""
+    from peft import PeftModel
+    from transformers import TrainerCallback
+
+    class AllocateRanks(TrainerCallback):
+        """Let AdaLoRA move its rank budget, while the gradients it looks at are there (Zhang et al. 2023, eq. 8)."""
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            model.base_model.update_and_allocate(state.global_step)
+
+    if isinstance(model, PeftModel) and any(config.peft_type == "ADALORA" for config in model.peft_config.values()):
+        yield AllocateRanks()
 
 
 @contextmanager
@@ -278,34 +358,32 @@ def unrounded(model: Any) -> Iterator[None]:
             value.data = kept[key].to(value.device)
 
 
-def set_trainable(model: Any, name: str, trainable: bool) -> None:
-    """Switch the gradients of one adapter on or off, whichever adapter is active."""
-    for parameter in adapter_parameters(model, name):
-        parameter.requires_grad_(trainable)
-
-
-def adapter_parameters(model: Any, name: str) -> Iterator[Any]:
-    """The parameters of one adapter."""
-    return (parameter for key, parameter in model.named_parameters() if f".{name}." in key or key.endswith(f".{name}"))
-
-
 def gather_weights(model: Any, adapter: str | None) -> dict[str, Any]:
     """Return the tensors to save, of an adapter or (None) of the whole model; all ranks call it before rank 0 writes.
 
     Under DDP every rank holds them all; sharded training gathers here what each rank holds.
     """
-    weights: dict[str, Any] = model.state_dict() if adapter is None else fresh_state(model, adapter)
+    weights: dict[str, Any] = model.state_dict() if adapter is None else fresh_state(model, _saved_name(model, adapter))
     return weights
+
+
+def _saved_name(model: Any, adapter: str) -> str:
+    """Return the adapter that is saved for one: where a frozen one always acts with it, the two as one."""
+    frozen = frozen_partner(model)
+    if frozen is None or adapter != FRESH:
+        return adapter
+    if WHOLE not in model.peft_config:
+        concatenate(model, (frozen, FRESH))
+    return WHOLE
 
 
 def save_adapter(
     model: Any, adapter: str, folder: Path, base_location: str, weights: dict[str, Any] | None = None
 ) -> None:
     """Write one adapter, or its gathered weights, so that `PeftModel.from_pretrained(base, folder)` loads it."""
-    from copy import deepcopy
-
     from safetensors.torch import save_file
 
+    adapter = _saved_name(model, adapter)
     weights = gather_weights(model, adapter) if weights is None else weights
     # Copies, because tied adapters share their tensors and a file cannot.
     state = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in weights.items()}

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError
-from align.models.adapters import set_trainable
+from align.models.adapter_config import explain_settings, insert, new_config, saved_config, set_trainable
+from align.models.adapter_kinds import settings_of
 from align.models.loading import explained
-from align.models.lora import insert, new_config, saved_config
+from align.models.lora_starts import plain_start
 from align.models.quiet_libraries import quiet_libraries
+from align.tuners import find_obstacle, tuner_type
 
 if TYPE_CHECKING:
     from align.config import StageConfig
@@ -83,19 +85,30 @@ def count_trainable(parent: Checkpoint, base: Checkpoint, config: StageConfig) -
 
 
 def as_trained(model: Any, parent: Checkpoint, config: StageConfig) -> Any:
-    """The shapes of a base with what a run from `parent` adds to it: its own adapter, a new LoRA, both or nothing."""
+    """Return the shapes of a base with what a run from `parent` adds to it: its own adapter, a new one, or both.
+
+    Tuners that are built from the base's values are left out: there are none yet.
+    """
     import torch
 
-    if config.lora is None:
+    if config.new_adapter is None:
         return model
     with torch.device("meta"):
         if config.fresh_adapter or not parent.is_adapter:
-            model = insert(model, new_config(model, config.lora), "default")
-        if parent.is_adapter:
+            wanted = new_config(model, config.new_adapter)
+            if is_countable(wanted.peft_type.value):
+                with explain_settings(config.new_adapter):
+                    model = insert(model, plain_start(wanted), "default")
+        if parent.is_adapter and is_countable(tuner_type(settings_of(parent))):
             name = "frozen" if config.fresh_adapter else "default"
             model = insert(model, saved_config(model, parent, trainable=not config.fresh_adapter), name)
             set_trainable(model, name, not config.fresh_adapter)
     return model
+
+
+def is_countable(tuner: str) -> bool:
+    """Return whether PEFT can set an adapter of this tuner on shapes without values."""
+    return find_obstacle(tuner, "count") is None
 
 
 def shape_of(base: Checkpoint) -> Any:

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 from align.config import write
 from align.errors import IntegrityError
 from align.models.adapter_files import WEIGHTS, insert_saved
-from align.models.adapters import LoadedBase, check_digests, tokenizer_home
+from align.models.adapters import LoadedBase, add_adapter, check_digests, tokenizer_home
 from align.models.counting import stored_modules
 from align.models.loading import Precision, load_base
-from align.models.lora import insert, new_config
 from align.models.tokenizers import check_template, check_vocabulary, load_tokenizer, own_pad_token
 
 if TYPE_CHECKING:
     import torch
 
-    from align.config import LoraSettings
+    from align.config import AdapterSettings
     from align.models.adapter_kinds import AdapterUse
     from align.registry import Checkpoint, Registry
 
@@ -26,9 +25,9 @@ _HEAD = "score.weight"
 
 
 def start_reward(
-    registry: Registry, checkpoint: Checkpoint, lora: LoraSettings | None, precision: Precision
+    registry: Registry, checkpoint: Checkpoint, settings: AdapterSettings | None, precision: Precision
 ) -> LoadedBase:
-    """A trainable reward model `default`: a LoRA adapter and a scalar score head over the checkpoint's base.
+    """Load a trainable reward model `default`: an adapter and a scalar score head over the checkpoint's base.
 
     Started from a reward model, adapter and head go on from where they are. Started from a policy, the adapter
     continues the policy's weights (as InstructGPT does, Ouyang et al. 2022, 3.5) under a new head.
@@ -37,10 +36,8 @@ def start_reward(
     if checkpoint.is_adapter:
         _attach(loaded, checkpoint, trainable=True)
     else:
-        assert lora is not None, "a reward model is an adapter"
-        config = new_config(loaded.model, lora, _TASK)
-        config.modules_to_save = ["score"]
-        loaded.model = insert(loaded.model, config, "default")
+        assert settings is not None, "a reward model is an adapter"
+        add_adapter(loaded, settings, _TASK)
     loaded.model.train()
     return loaded
 

@@ -73,7 +73,9 @@ class Precision:
             )
 
 
-def load_base(checkpoint: Checkpoint, precision: Precision, head: HeadKind = "causal") -> Any:
+def load_base(
+    checkpoint: Checkpoint, precision: Precision, head: HeadKind = "causal", *, device: str | None = None
+) -> Any:
     """Load the weights of a base, frozen; with `head="score"` the language head is replaced by one scalar score.
 
     Raises IntegrityError when the folder holds no readable safetensors model, when a weight is missing, misshapen or
@@ -109,7 +111,7 @@ def load_base(checkpoint: Checkpoint, precision: Precision, head: HeadKind = "ca
     if precision.quantization != "none":
         _let_go_of_files(model)
     model.requires_grad_(False)
-    return model.to(device_here()) if precision.quantization == "none" else model
+    return model.to(device or device_here()) if precision.quantization == "none" else model
 
 
 def _weight_options(precision: Precision) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from align.models.counting import as_trained, shape_of
 from align.models.loading import Precision, checkpoint_activations
-from align.models.lora import has_fused_experts, is_linear
 from align.models.packed import FAMILIES
+from align.models.target_modules import adapter_modules, has_fused_experts, is_linear
 from align.models.trained_head import rows_of_a_tile
 
 if TYPE_CHECKING:
@@ -76,12 +76,12 @@ def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, w
     """
     import torch
 
-    precision = Precision.of(config) if config.lora is not None else Precision(bf16=False)
+    precision = Precision.of(config) if config.new_adapter is not None else Precision(bf16=False)
     model = shape_of(base).to(torch.bfloat16 if precision.uses_bf16 else torch.float32)
     model = as_trained(model, parent, config)
     if work.head == "packed" and model.config.model_type not in FAMILIES:
         work = replace(work, head="fused")
-    sizes = _parameter_bytes(model, precision, adapted=config.lora is not None)
+    sizes = _parameter_bytes(model, precision, adapted=config.new_adapter is not None)
     copies, frozen = config.adapters
     trained = copies * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     sizes["adapters"] *= copies + frozen
@@ -89,7 +89,7 @@ def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, w
     sizes["optimizer"] = trained * _FULL_PRECISION * _ADAMW_STATES
     sizes["activations"] = _activations(model, config, work)
     sizes["logits"] = _logits(model, Precision.of(config), work)
-    holes = _HEAP_HOLES["full" if config.lora is None else "adapter"] if config.fragments_heap else 0
+    holes = _HEAP_HOLES["full" if config.new_adapter is None else "adapter"] if config.fragments_heap else 0
     churned = sizes["activations"] + sizes["logits"]
     sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(holes * churned)
     return sizes | {"total": _peak(sizes, accumulates=config.gradient_accumulation_steps > 1)}
@@ -105,7 +105,8 @@ def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict
     quantized = set()
     if precision.quantization != "none":
         head = model.get_output_embeddings()
-        linear = (module for path, module in model.named_modules() if is_linear(module) and ".lora_" not in path)
+        adapters = adapter_modules(model)
+        linear = (module for module in model.modules() if is_linear(module) and id(module) not in adapters)
         quantized = {id(module.weight) for module in linear if module is not head}
     sizes = {"weights": 0.0, "adapters": 0.0}
     for parameter in model.parameters():

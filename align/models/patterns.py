@@ -58,14 +58,16 @@ def compare(request: bytes) -> bytes:
 
 
 def _patterns(config: Any) -> Iterator[str]:
-    """What PEFT takes for regular expressions, as it writes them, less what is a plain name."""
-    for whole in (config.target_modules, config.exclude_modules):
+    """Yield what PEFT takes for regular expressions, as it writes them, less what is a plain name."""
+    for name in ("target_modules", "exclude_modules", "feedforward_modules"):
+        whole = getattr(config, name, None)
         if isinstance(whole, str) and not _PLAIN.fullmatch(whole):
             yield whole
+    tables = [value for key, value in vars(config).items() if key.endswith("_pattern") and isinstance(value, dict)]
     inside = {
-        r"(.*\.)?({})": [*(config.rank_pattern or ()), *(config.alpha_pattern or ())],
-        r"(?:^|.*?\.){}\.(?P<idx>\d+)\..*": _listed(config.layers_pattern),
-        r"(^|.*\.){}($|\..*)": _listed(config.modules_to_save),
+        r"(.*\.)?({})": [key for table in tables for key in table],
+        r"(?:^|.*?\.){}\.(?P<idx>\d+)\..*": _listed(getattr(config, "layers_pattern", None)),
+        r"(^|.*\.){}($|\..*)": _listed(getattr(config, "modules_to_save", None)),
     }
     for frame, parts in inside.items():
         yield from (frame.replace("{}", part) for part in map(str, parts) if not _PLAIN.fullmatch(part))

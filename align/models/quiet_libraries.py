@@ -25,6 +25,20 @@ _CHATTY = (
     "matplotlib.font_manager",
 )
 
+_HARMLESS = (
+    # BEFT without biases in the base: merging refuses by itself.
+    "Detected that the base layer has no bias term",
+    # LN tuning, on layers it is made for.
+    "Unsupported layer type .*Norm",
+    # BOFT computes without its CUDA extension as well, and takes its own default.
+    "Failed to load the CUDA extension",
+    "Setting boft_n_butterfly_factor to 1",
+    # SHiRA and FRoD multiply with sparse matrices that they make themselves.
+    "Sparse invariant checks are implicitly disabled",
+    # LoRA-GA asks for the gradient of weights, not of inputs.
+    "Full backward hook is firing",
+)
+
 
 def quiet_libraries() -> None:
     """Switch library telemetry and advice off; called before transformers is first imported.
@@ -39,3 +53,5 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     # It looks for the ranks of fused experts among modules, where they are not, and says that it found none.
     warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys", category=RuntimeWarning)
+    for message in _HARMLESS:
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)

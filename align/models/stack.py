@@ -11,25 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
-from align.models.adapters import adapter_parameters, attach_adapter, set_trainable
+from align.models.adapter_config import adapter_parameters, set_trainable
+from align.models.adapter_kinds import NO_PRODUCT, TAKES_FROM_BASE
+from align.tuners import LORA, require, tuner_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from align.config import LoraSettings
-    from align.models.adapters import LoadedBase
+    from align.config import AdapterSettings
     from align.registry import Checkpoint
 
 FRESH, FROZEN, WHOLE = "default", "ref", "stacked"
 """the trained adapter, the frozen one under the name by which TRL asks for the reference, and both as one"""
 
-_NO_SUM = ("use_dora", "lora_bias", "target_parameters", "alora_invocation_tokens")
-"""settings of an adapter that make it more than a product of two matrices"""
 
-
-def check_stackable(checkpoint: Checkpoint, lora: LoraSettings | None) -> None:
+def check_stackable(checkpoint: Checkpoint, settings: AdapterSettings | None) -> None:
     """Raise UsageError unless a checkpoint is an adapter on which a new one can be stacked exactly."""
     if not checkpoint.is_adapter:
         raise UsageError(
@@ -38,39 +36,44 @@ def check_stackable(checkpoint: Checkpoint, lora: LoraSettings | None) -> None:
         )
     path = Path(checkpoint.location) / "adapter_config.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
-    found = [key for key in _NO_SUM if stored.get(key)]
-    if lora is not None and lora.use_dora:
-        found.append("use_dora")
+    fresh = dict(settings) if settings is not None else {}
+    for side in (stored, {"peft_type": LORA, **fresh}):
+        require(tuner_type(side), "stack", "adapter=stack", "use adapter=continue, or LoRA for both")
+    found = [key for key in NO_PRODUCT if stored.get(key) or fresh.get(key)]
     if found:
         why = "DoRA normalises base and update together" if "use_dora" in found else f"{found[0]} is no sum of products"
         raise UsageError(
             f"adapter=stack: {checkpoint.reference} with a new adapter beside it cannot be one adapter ({why}); "
             "use adapter=continue, or plain LoRA for both"
         )
+    if str(start := fresh.get("init_lora_weights", True)).startswith((*TAKES_FROM_BASE, "loftq")):
+        raise UsageError(
+            f"adapter=stack: a new adapter that starts as {start} has no place on another; remove the start"
+        )
 
 
-def set_beside(loaded: LoadedBase, checkpoint: Checkpoint) -> None:
-    """Attach a saved adapter as the frozen `ref`, and let the policy be the trainable `default` on top of it.
+def set_beside_frozen(model: Any, frozen: str) -> None:
+    """Let `default` stand for itself and the adapter `frozen` together from here on, whoever activates it."""
+    model.frozen_partner = frozen
+    model.set_adapter = types.MethodType(_set_adapter, model)
+    model.set_adapter(FRESH)
 
-    Call it when a TRL trainer has been built around the model: it has made a `ref` of its own, a copy of the fresh
-    adapter, which would be the bare base. TRL reads its reference by activating `ref` alone and then activates
-    `default` again; from here on that means both.
-    """
-    model = loaded.model
-    if FROZEN in model.peft_config:
-        model.delete_adapter(FROZEN)
-    attach_adapter(loaded, checkpoint, FROZEN)
-    loaded.model.set_adapter = types.MethodType(_set_adapter, loaded.model)
-    loaded.model.set_adapter(FRESH)
+
+def frozen_partner(model: Any) -> str | None:
+    """Return the name of the frozen adapter that always acts with `default`, or None."""
+    return getattr(model, "frozen_partner", None)
 
 
 def _set_adapter(model: Any, name: str, inference_mode: bool = False) -> None:
     """PEFT's `set_adapter`, except that the fresh adapter never stands alone."""
     type(model).set_adapter(model, name, inference_mode)
+    frozen = frozen_partner(model)
     if name == FRESH:
-        # The first is the one a trainer saves and restores as its own.
-        model.base_model.set_adapter([FRESH, FROZEN], inference_mode)
-    set_trainable(model, FROZEN, False)
+        # The first is the one a trainer saves and restores as its own. A score head has no second one beside it.
+        for _, layer in lora_layers(model):
+            layer.set_adapter([FRESH, frozen], inference_mode)
+        model.base_model.active_adapter = [FRESH, frozen]
+    set_trainable(model, frozen, False)
 
 
 def prove_fresh(model: Any) -> None:
@@ -91,17 +94,23 @@ def concatenate(model: Any, names: tuple[str, ...] = (FROZEN, FRESH), target: st
     loader of LoRA takes it; those parts of A are fresh, so that training can go on with them.
     """
     from peft import LoraConfig
+    from peft.utils import ModulesToSaveWrapper
 
-    layers = list(_layers(model))
+    layers = list(lora_layers(model))
     rank = max(sum(layer.r.get(name, 0) for name in names) for _, layer in layers)
     first = model.peft_config[names[0]]
+    copied = next(filter(None, (model.peft_config[name].modules_to_save for name in names)), None)
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=_targets(model, names), task_type=first.task_type,
-        fan_in_fan_out=first.fan_in_fan_out, inference_mode=True,
+        fan_in_fan_out=first.fan_in_fan_out, modules_to_save=copied, inference_mode=True,
     )  # fmt: skip
     model.add_adapter(target, config)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and target in module.modules_to_save:
+            trained = next(name for name in names if name in module.modules_to_save)
+            module.modules_to_save[target].load_state_dict(module.modules_to_save[trained].state_dict())
     set_trainable(model, target, False)
-    for _, layer in _layers(model):
+    for _, layer in lora_layers(model):
         start = 0
         whole_a, whole_b = _matrices(layer, target)
         for name in names:
@@ -114,7 +123,8 @@ def concatenate(model: Any, names: tuple[str, ...] = (FROZEN, FRESH), target: st
             start = part.stop
 
 
-def _layers(model: Any) -> Iterator[tuple[str, Any]]:
+def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the path and module of every layer that a LoRA adapter is set on."""
     from peft.tuners.lora import LoraLayer
 
     return ((path, module) for path, module in model.named_modules() if isinstance(module, LoraLayer))
@@ -133,5 +143,5 @@ def _targets(model: Any, names: tuple[str, ...]) -> list[str]:
     if not any(isinstance(found, str) for found in sets):
         return sorted(set().union(*sets))
     prefix = "base_model.model."
-    adapted = (path for path, layer in _layers(model) if any(name in layer.r for name in names))
+    adapted = (path for path, layer in lora_layers(model) if any(name in layer.r for name in names))
     return sorted(path.removeprefix(prefix) for path in adapted)

@@ -6,20 +6,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
+from align.models.adapter_config import check_peft_names, insert, saved_config
 from align.models.adapter_files import check_state, read_adapter
-from align.models.adapter_kinds import check_kind, check_ranks
+from align.models.adapter_kinds import check_kind, check_new, check_ranks, settings_of
 from align.models.adapters import check_digests, tokenizer_home
-from align.models.counting import context_length, shape_of, stored_modules, vocabulary_size
+from align.models.counting import as_trained, context_length, is_countable, shape_of, stored_modules, vocabulary_size
 from align.models.heads import check_score_head
 from align.models.loading import Precision
-from align.models.lora import ALL_LINEAR, check_stored_targets, check_targets, insert, saved_config
 from align.models.stack import check_stackable
+from align.models.target_modules import ALL_LINEAR, check_stored_targets, check_targets
 from align.models.tokenizers import check_template, load_tokenizer
+from align.tuners import require, tuner_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from align.config import LoraSettings, StageConfig
+    from align.config import AdapterSettings, StageConfig
     from align.registry import Checkpoint, Registry
 
 
@@ -29,10 +31,12 @@ def check_files(config: StageConfig, registry: Registry, starts: dict[str, Check
     Raises UsageError for a setting that cannot work with them, IntegrityError for a checkpoint that is damaged or does
     not belong to its base.
     """
-    if config.lora is None:
+    if config.new_adapter is None:
         Precision.of(config).refuse_full_training()
+    elif isinstance(config.new_adapter, dict):
+        check_new(config.new_adapter, config.quantization)
     if config.fresh_adapter:
-        check_stackable(starts["model"], config.lora)
+        check_stackable(starts["model"], config.new_adapter)
     starts = _over_one_base(starts)
     for checkpoint in starts.values():
         _check_files(config, registry, checkpoint, registry.resolve_base(checkpoint))
@@ -51,6 +55,8 @@ def check_models(config: StageConfig, registry: Registry, starts: dict[str, Chec
     starts = _over_one_base(starts)
     bases = {setting: registry.resolve_base(checkpoint) for setting, checkpoint in starts.items()}
     Precision.of(config).check()
+    if isinstance(config.new_adapter, dict):
+        check_peft_names(config.new_adapter)
     tokenizers = {setting: _check_tokenizer(starts[setting], base) for setting, base in bases.items()}
     if judge := starts.get("reward_model"):
         with _or_as_text(judge):
@@ -58,8 +64,11 @@ def check_models(config: StageConfig, registry: Registry, starts: dict[str, Chec
     for setting, checkpoint in starts.items():
         if checkpoint.is_adapter:
             check_adapter(checkpoint, bases[setting])
-        if (lora := _new_lora(config, checkpoint)) and lora.target_modules != ALL_LINEAR:
-            check_targets(shape_of(bases[setting]), lora)
+        settings = _settings_of_new(config, checkpoint)
+        if isinstance(settings, dict):
+            as_trained(shape_of(bases[setting]), checkpoint, config)
+        elif settings and settings.target_modules != ALL_LINEAR:
+            check_targets(shape_of(bases[setting]), settings)
 
 
 def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint, base: Checkpoint) -> None:
@@ -69,14 +78,16 @@ def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint
     _check_positions(config, base)
     if checkpoint.is_adapter:
         checkpoint.check(hashes=True)
+        for ability in config.tuner_abilities:
+            require(tuner_type(settings_of(checkpoint)), ability, checkpoint.reference, "use an adapter of LoRA")
         check_kind(checkpoint, "train")
-    if lora := _new_lora(config, checkpoint):
-        check_stored_targets(stored_modules(base), lora)
+    if settings := _settings_of_new(config, checkpoint):
+        check_stored_targets(stored_modules(base), settings)
 
 
-def _new_lora(config: StageConfig, start: Checkpoint) -> LoraSettings | None:
-    """The shape of the adapter that is made new over a start; None where its own is continued, or there is none."""
-    return config.lora if config.fresh_adapter or not start.is_adapter else None
+def _settings_of_new(config: StageConfig, start: Checkpoint) -> AdapterSettings | None:
+    """Return the settings of the adapter made new over a start; None where its own is continued, or there is none."""
+    return config.new_adapter if config.fresh_adapter or not start.is_adapter else None
 
 
 def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
@@ -85,6 +96,8 @@ def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
 
     state = read_adapter(checkpoint)
     check_ranks(checkpoint, state)
+    if not is_countable(tuner_type(settings_of(checkpoint))):
+        return
     model = shape_of(base)
     with torch.device("meta"):
         model = insert(model, saved_config(model, checkpoint, trainable=True), "default")

@@ -12,6 +12,7 @@ from typing import Any
 from align.errors import IntegrityError, shorten
 from align.registry import fingerprints
 from align.registry.fingerprints import read_json
+from align.tuners import find_obstacle, tuner_type
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 """suffixes of files that may run code when they are opened"""
@@ -81,11 +82,11 @@ def _implementations(config: dict[str, Any], depth: int = 0) -> Iterator[tuple[s
 
 
 def _check_adapter(folder: Path, reference: str) -> None:
-    found = read_json(folder / "adapter_config.json").get("peft_type")
-    if str(found).upper() != "LORA":
+    config = read_json(folder / "adapter_config.json")
+    if reason := find_obstacle(tuner_type(config), "train"):
         raise IntegrityError(
-            f"{reference}: an adapter of peft_type {shorten(found)}; only LORA can be used (DoRA and rsLoRA are"
-            " such), train one with align sft"
+            f"{reference}: an adapter of peft_type {shorten(config.get('peft_type'))}, which cannot be used: {reason}; "
+            "train one with align sft"
         )
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file():

@@ -7,14 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from align.models.adapters import (
-    LoadedBase,
-    adapter_parameters,
-    attach_adapter,
-    copy_adapter,
-    prove_frozen_copy,
-    start_policy,
-)
+from align.models.adapter_config import adapter_parameters
+from align.models.adapters import LoadedBase, attach_adapter, copy_adapter, prove_frozen_copy, start_policy
 from align.models.dropout import switch_off_dropout
 from align.models.heads import load_score_head
 from align.models.loading import Precision, checkpoint_activations

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from align.errors import IntegrityError, UsageError
 from align.registry.references import LATEST
 from align.server.served_models import ServedModels, public_name
+from align.tuners import LORA, tuner_type
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
@@ -113,6 +114,7 @@ def _rank(adapter: Checkpoint) -> int:
 
 def _not_in_vllm(config: dict[str, Any]) -> dict[str, bool]:
     return {
+        f"its tuner is {tuner_type(config)}": tuner_type(config) != LORA,
         "it is DoRA": bool(config.get("use_dora")),
         "it trains whole modules beside its matrices": bool(config.get("modules_to_save")),
         "it trains biases": config.get("bias", "none") != "none" or bool(config.get("lora_bias")),

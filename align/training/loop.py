@@ -10,6 +10,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from align.config import TrainerStageConfig
 from align.errors import PreemptedError
+from align.models.adapters import tuner_callbacks
 from align.models.packed import use_fast_path
 from align.training.callbacks import GuardCallback, LogCallback, StopCallback, refuse_nonfinite_weights
 from align.training.shortage import refuse_small_disk
@@ -32,7 +33,7 @@ def train(run: Run, trainer: Any) -> dict[str, float]:
         if point is not None:
             for callback in (guard, log, stop):
                 callback.restore(run.checkpoints.progress_of(point[1]))
-        for callback in (guard, _AllowedChanges(run), stop, log):
+        for callback in (guard, _AllowedChanges(run), stop, log, *tuner_callbacks(trainer.model)):
             trainer.add_callback(callback)
         if point is not None and stop.over:
             # The trainer itself would take one more step.

@@ -118,7 +118,8 @@ def _compute_logps(
     capacity = _BATCH_RATIO * 2 * trainer.args.per_device_train_batch_size * max(len(one.ids) for one in answers)
     logps: dict[bytes, float] = {}
     new: list[tuple[bytes, float]] = []
-    with use_adapter(trainer.model, "ref"), trainer.accelerator.autocast():
+    reference = "ref" if "ref" in trainer.model.peft_config else None  # without it TRL asks the base itself
+    with use_adapter(trainer.model, reference), trainer.accelerator.autocast():
         for positions in batches(answers, capacity):
             batch = [answers[position] for position in positions]
             new += zip((answer.digest for answer in batch), score_answers(trainer.model, batch), strict=True)

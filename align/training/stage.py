@@ -40,7 +40,7 @@ class Trained:
     @classmethod
     def of(cls, loaded: LoadedBase, config: StageConfig, **rest: Any) -> Trained:
         """Return the adapter `default` of a loaded base, or all its weights when the settings ask for no adapter."""
-        adapter = None if config.lora is None else "default"
+        adapter = None if config.new_adapter is None else "default"
         return cls(loaded.model, loaded.tokenizer, loaded.base if adapter else None, adapter, **rest)
 
 
@@ -67,7 +67,7 @@ class Stage:
 
     def kind(self, config: StageConfig) -> Kind:
         """Return the kind that a run with these settings registers."""
-        if config.lora is None:
+        if config.new_adapter is None:
             return "base"
         return "policy" if self.produces == "base" else self.produces
 

@@ -124,15 +124,17 @@ def check_passthrough(stage: Stage, config: StageConfig) -> None:
 
 @contextmanager
 def explain_passthrough(config: StageConfig) -> Iterator[None]:
-    """Turn an error of a library into a UsageError that shows the `trainer:` settings, where there are any."""
+    """Turn an error of a library into a UsageError that shows the `trainer:` and `peft:` settings, if there are any."""
     try:
         yield
     except (ImportError, TypeError, ValueError) as error:
-        passed = config.trainer if isinstance(config, TrainerStageConfig) else {}
+        groups = {name: getattr(config, name, None) for name in ("trainer", "peft")}
+        passed = {name: group for name, group in groups.items() if group}
         if not passed:
             raise
         problem = str(error).strip().partition("\n")[0]
-        raise UsageError(f"trainer: {problem}; found {passed}; change or remove it (--debug shows where)") from error
+        names, found = " and ".join(passed), ", ".join(map(str, passed.values()))
+        raise UsageError(f"{names}: {problem}; found {found}; change or remove it (--debug shows where)") from error
 
 
 def _passthrough_names(stage: Stage) -> list[str]:

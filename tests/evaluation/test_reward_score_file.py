@@ -14,7 +14,8 @@ from tiny import build_tiny_qwen3
 
 from align import reward
 from align.config import LoraSettings
-from align.models.adapters import adapter_parameters, digests_of_base, save_adapter
+from align.models.adapter_config import adapter_parameters
+from align.models.adapters import digests_of_base, save_adapter
 from align.models.heads import load_scorer, start_reward
 from align.models.loading import Precision
 from align.models.scorer import score_sequences

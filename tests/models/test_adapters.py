@@ -12,16 +12,15 @@ from zoo import score_last_token
 
 from align.config import LoraSettings
 from align.errors import IntegrityError, UsageError
+from align.models.adapter_config import adapter_parameters, set_trainable
 from align.models.adapters import (
     BASE,
-    adapter_parameters,
     attach_adapter,
     copy_adapter,
     digests_of_base,
     load_models,
     prove_frozen_copy,
     save_adapter,
-    set_trainable,
     start_policy,
 )
 from align.models.heads import load_score_head, start_reward

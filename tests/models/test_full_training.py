@@ -9,7 +9,8 @@ from zoo import build_zoo_model
 from align import sft
 from align.config import LoraSettings
 from align.errors import UsageError
-from align.models.adapters import adapter_parameters, load_models, start_policy
+from align.models.adapter_config import adapter_parameters
+from align.models.adapters import load_models, start_policy
 from align.models.loading import Precision
 from align.registry import open_registry
 from align.training.command import main

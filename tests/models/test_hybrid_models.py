@@ -13,7 +13,8 @@ from zoo import ARCHITECTURES, EXPERTS, HYBRIDS, build_zoo_model
 from align import sft
 from align.config import LoraSettings
 from align.errors import UsageError
-from align.models.lora import has_fused_experts, insert, new_config
+from align.models.adapter_config import insert, new_config
+from align.models.target_modules import has_fused_experts
 from align.registry import open_registry
 from align.training.command import main
 from align.training.packing import carries_state, prove_packing

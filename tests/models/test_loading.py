@@ -5,7 +5,8 @@ import torch
 
 from align.config import LoraSettings
 from align.errors import IntegrityError
-from align.models.adapters import adapter_parameters, start_policy
+from align.models.adapter_config import adapter_parameters
+from align.models.adapters import start_policy
 from align.models.loading import Precision, load_base
 from align.models.tokenizers import load_tokenizer
 

@@ -14,7 +14,8 @@ from zoo import build_zoo_model
 from align import dpo, ppo, sft
 from align.config import LoraSettings
 from align.errors import IntegrityError
-from align.models.adapters import adapter_parameters, copy_adapter, load_models, prove_frozen_copy, start_policy
+from align.models.adapter_config import adapter_parameters
+from align.models.adapters import copy_adapter, load_models, prove_frozen_copy, start_policy
 from align.models.loading import Precision
 from align.registry import open_registry
 from align.training.command import main

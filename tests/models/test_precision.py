@@ -11,7 +11,8 @@ from zoo import build_zoo_model
 
 from align import sft
 from align.config import LoraSettings, build
-from align.models.adapters import adapter_parameters, load_models, start_policy
+from align.models.adapter_config import adapter_parameters
+from align.models.adapters import load_models, start_policy
 from align.models.loading import Precision, load_base
 from align.registry import Registry, open_registry
 from align.training.command import run_stage

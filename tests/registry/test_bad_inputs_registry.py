@@ -192,7 +192,7 @@ CASES = {
     "54-adapter-for-another-base": Bad(_other_base, 4, rf"over a base whose weights is {ONE}, but this has {ONE}"),
     "58-pickled-adapter": Bad(_pickle("adapter_model.bin", "adapter_config.json"), 4, NO_PICKLES),
     "58-pickled-model": Bad(_pickle("pytorch_model.bin", "config.json"), 4, NO_PICKLES),
-    "58-adapter-of-another-kind": Bad(_not_lora, 4, "'PROMPT_TUNING'; only LORA can be used"),
+    "58-adapter-of-another-kind": Bad(_not_lora, 4, "'PROMPT_TUNING', which cannot be used: it puts trained vectors"),
     "67-foreign-files": Bad(_foreign, 0, r"foreign: models/m/notes\.txt"),
     "69-alias-to-a-missing-version": Bad(lambda case: ["alias", "m", "best", "v9"], 4, "m@v9: no such version"),
     "69-alias-that-dangles": Bad(_dangling, 4, r"m@best: m@v9: no such version"),

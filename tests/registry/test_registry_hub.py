@@ -90,7 +90,7 @@ def test_a_cached_adapter_that_is_no_lora_or_pickled_is_refused(registry, cache)
     pickled = _download(cache, "org/Pickled", peft_type="LORA")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
 
-    with pytest.raises(IntegrityError, match="'PROMPT_TUNING'; only LORA"):
+    with pytest.raises(IntegrityError, match="'PROMPT_TUNING', which cannot be used"):
         registry.resolve("org/Prompt")
     with pytest.raises(
         IntegrityError, match=r"hf://org/Pickled: no adapter_model.safetensors in it, only adapter_model"

@@ -19,7 +19,8 @@ from zoo import ARCHITECTURES, build_zoo_model
 
 from align.config import LoraSettings
 from align.errors import IntegrityError, UsageError
-from align.models.adapters import adapter_parameters, digests_of_base, save_adapter, start_policy
+from align.models.adapter_config import adapter_parameters
+from align.models.adapters import digests_of_base, save_adapter, start_policy
 from align.models.heads import start_reward
 from align.models.loading import Precision
 from align.models.merge import merge

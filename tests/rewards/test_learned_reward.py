@@ -14,7 +14,8 @@ from zoo import build_zoo_model
 from align import grpo, ppo
 from align.config import LoraSettings
 from align.errors import IntegrityError, UsageError
-from align.models.adapters import adapter_parameters, digests_of_base, save_adapter
+from align.models.adapter_config import adapter_parameters
+from align.models.adapters import digests_of_base, save_adapter
 from align.models.heads import load_scorer, start_reward
 from align.models.loading import Precision
 from align.registry import open_registry

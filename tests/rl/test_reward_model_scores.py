@@ -5,7 +5,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from align.config import LoraSettings
-from align.models.adapters import adapter_parameters, digests_of_base, save_adapter
+from align.models.adapter_config import adapter_parameters
+from align.models.adapters import digests_of_base, save_adapter
 from align.models.heads import start_reward
 from align.models.loading import Precision
 from align.ppo import PpoConfig

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from align.config import LoraSettings
-from align.models.adapters import adapter_parameters
+from align.models.adapter_config import adapter_parameters
 from align.ppo import PpoConfig
 from align.rl.batch_layout import build_layout, micro_batches
 from align.rl.experience import completion_texts, compute_logprobs

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from align import dpo, sft
-from align.models.adapters import set_trainable
+from align.models.adapter_config import set_trainable
 from align.models.stack import WHOLE, concatenate
 from align.registry import open_registry
 from align.training.command import main

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from align.config import LoraSettings, build
 from align.errors import DataError, DivergedError, IntegrityError, PreemptedError, UsageError
-from align.models.adapters import adapter_parameters, digests_of_base, save_adapter, start_policy
+from align.models.adapter_config import adapter_parameters
+from align.models.adapters import digests_of_base, save_adapter, start_policy
 from align.models.heads import start_reward
 from align.models.loading import Precision
 from align.ppo import STAGE, PpoConfig, ppo

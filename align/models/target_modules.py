@@ -1,20 +1,17 @@
-"""What a LoRA adapter is set on: the modules that are there, those asked for, and PEFT's configuration for them."""
+"""The modules of a model that an adapter is set on: those that are there, and those that were asked for."""
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from align.errors import IntegrityError, UsageError, nearest, shorten
-from align.models.patterns import check_patterns
+from align.config import LoraSettings
+from align.errors import UsageError, nearest
+from align.tuners import OWN_TARGETS, tuner_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from peft import LoraConfig
-
-    from align.config import LoraSettings
-    from align.registry import Checkpoint
+    from align.config import AdapterSettings
 
 ALL_LINEAR = "all-linear"
 
@@ -29,36 +26,12 @@ _NOT_ADAPTED = {"embed_tokens", "embed_positions", "embed_in", "embed_out", "wte
 """Stored matrices that are no linear layers inside the model."""
 
 
-def lora_arguments(lora: LoraSettings) -> dict[str, Any]:
-    """Our LoRA settings under PEFT's names."""
-    return {
-        "r": lora.r,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": lora.target_modules,
-        "use_rslora": lora.use_rslora,
-        "use_dora": lora.use_dora,
-    }
-
-
-def new_config(model: Any, lora: LoraSettings, task: str = "CAUSAL_LM") -> LoraConfig:
-    """PEFT's configuration of a new adapter on `model`.
-
-    `all-linear` is PEFT's: every linear module except the head. In a mixture of experts the experts are fused
-    parameters and no modules; they and their router stay frozen, because PEFT would build the full update of every
-    expert in each pass and could neither run adapters side by side in a batch nor apply DoRA or dropout. Naming the
-    experts' modules (`gate_proj`, `up_proj` and `down_proj` together, `w1`, `w2` and `w3` in Mixtral) adapts them all
-    the same in the models that PEFT converts.
-
-    Raises UsageError with the model's linear modules when a module that was asked for is not there.
-    """
-    from peft import LoraConfig
-
-    check_targets(model, lora)
-    arguments = lora_arguments(lora)
-    if lora.target_modules == ALL_LINEAR:
-        arguments["target_modules"] = all_linear(model)
-    return LoraConfig(**arguments, task_type=task, fan_in_fan_out=_is_transposed(model))
+def asked_targets(settings: AdapterSettings) -> str | list[str] | None:
+    """Return the modules that settings of a new adapter ask for; None where PEFT chooses them by the architecture."""
+    if isinstance(settings, LoraSettings):
+        return settings.target_modules
+    default = None if tuner_type(settings) in OWN_TARGETS else ALL_LINEAR
+    return settings.get("target_modules", default)
 
 
 def all_linear(model: Any) -> str | list[str]:
@@ -70,47 +43,12 @@ def all_linear(model: Any) -> str | list[str]:
     return ALL_LINEAR
 
 
-def saved_config(model: Any, checkpoint: Checkpoint, task: str | None = "CAUSAL_LM", *, trainable: bool) -> LoraConfig:
-    """PEFT's configuration of a saved adapter, for attaching it to `model`; a score head is left to the caller.
-
-    Raises IntegrityError when the adapter's config is not one of PEFT's.
-    """
-    from peft import LoraConfig
-
-    try:
-        with warnings.catch_warnings():
-            # It warns of settings that are there but off; those that are on were refused by name.
-            warnings.simplefilter("ignore")
-            config = LoraConfig.from_pretrained(checkpoint.location)
-    except (TypeError, ValueError, ImportError, KeyError) as error:
-        raise IntegrityError(
-            f"{checkpoint.reference}: PEFT cannot read its adapter_config.json ({shorten(str(error), 120)}); copy or "
-            "train the adapter again"
-        ) from None
-    check_patterns(model, config, checkpoint.reference)
-    config.task_type, config.inference_mode = task, not trainable
-    config.modules_to_save = None if checkpoint.kind == "reward" else config.modules_to_save
-    config.fan_in_fan_out = _is_transposed(model)
-    config.base_model_name_or_path = None  # where its base was; PEFT warns when that is elsewhere now
-    return config
-
-
-def insert(model: Any, config: LoraConfig, name: str) -> Any:
-    """`model` with a new adapter of that name in it: a PeftModel, the same one if it is one already."""
-    from peft import PeftModel, get_peft_model
-
-    if not isinstance(model, PeftModel):
-        return get_peft_model(model, config, adapter_name=name)
-    model.add_adapter(name, config)
-    return model
-
-
-def check_targets(model: Any, lora: LoraSettings) -> None:
+def check_targets(model: Any, settings: AdapterSettings) -> None:
     """Raise UsageError with the model's linear modules unless every module asked for is there."""
     import re
 
-    asked = lora.target_modules
-    if asked == ALL_LINEAR:
+    asked = asked_targets(settings)
+    if asked == ALL_LINEAR or not asked:
         return
     paths = [path for path, module in model.named_modules() if path]
     if isinstance(asked, str):
@@ -119,30 +57,36 @@ def check_targets(model: Any, lora: LoraSettings) -> None:
         ends = {path[start:] for path in paths for start in _starts(path)}
         ends |= _EXPERT_NAMES if converts_experts(model) else set()
         missing = [name for name in asked if name not in ends]
-    _refuse(missing, linear_names(model))
+    _refuse_missing(missing, linear_names(model), settings)
 
 
-def check_stored_targets(stored: dict[str, tuple[int, ...]], lora: LoraSettings) -> None:
-    """What `check_targets` raises, from the names a base's weights are stored under, where these leave no doubt.
+def check_stored_targets(stored: dict[str, tuple[int, ...]], settings: AdapterSettings) -> None:
+    """Raise what `check_targets` does, from the names a base's weights are stored under, where these leave no doubt.
 
     Plain names of a model without experts do; patterns and paths wait for the model, whose paths may be others.
     """
-    asked = lora.target_modules
-    if isinstance(asked, str) or any("." in name for name in asked) or any("expert" in path for path in stored):
+    asked = asked_targets(settings)
+    if (
+        asked is None
+        or isinstance(asked, str)
+        or any("." in name for name in asked)
+        or any("expert" in path for path in stored)
+    ):
         return
     names = {path.rpartition(".")[2] for path in stored}
     if stored:
         linear = {path.rpartition(".")[2] for path, shape in stored.items() if len(shape) == 2}
-        _refuse([name for name in asked if name not in names], linear - _NOT_ADAPTED)
+        _refuse_missing([name for name in asked if name not in names], linear - _NOT_ADAPTED, settings)
 
 
-def _refuse(missing: list[str], linear: Iterable[str]) -> None:
+def _refuse_missing(missing: list[str], linear: Iterable[str], settings: AdapterSettings) -> None:
     if missing:
+        group = "lora" if isinstance(settings, LoraSettings) else "peft"
         known = sorted(set(linear))
         hint = nearest(missing[0], known)
         listed = f" Its linear modules: {', '.join(known)}." if "known:" not in hint else ""
         raise UsageError(
-            f"lora.target_modules: {', '.join(missing)} asked; the model has no such module;{hint}{listed} "
+            f"{group}.target_modules: {', '.join(missing)} asked; the model has no such module;{hint}{listed} "
             f"Or write {ALL_LINEAR}"
         )
 
@@ -151,11 +95,21 @@ def linear_names(model: Any) -> Iterator[str]:
     """The last part of the path of every linear module except the heads and the routers of experts."""
     heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}
     routers = tuple(f"{path}." for path, module in model.named_modules() if _is_router(module))
+    adapters = adapter_modules(model)
     for path, module in model.named_modules():
-        within_adapter = ".lora_" in path or path.endswith(".base_layer")
+        within_adapter = id(module) in adapters or path.endswith(".base_layer")
         within_router = path.startswith(routers)
         if is_linear(module) and id(module) not in heads and not within_adapter and not within_router:
             yield path.rpartition(".")[2]
+
+
+def adapter_modules(model: Any) -> set[int]:
+    """Return the ids of the modules that adapters have brought into a model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    parts = (getattr(layer, name) for layer in layers for name in layer.adapter_layer_names)
+    return {id(module) for part in parts if hasattr(part, "modules") for module in part.modules()}
 
 
 def is_linear(module: Any) -> bool:
@@ -191,7 +145,7 @@ def _is_router(module: Any) -> bool:
     return any(word in type(module).__name__ for word in ("Router", "Gating"))
 
 
-def _is_transposed(model: Any) -> bool:
+def is_transposed(model: Any) -> bool:
     """Whether its layers hold (inputs, outputs), as GPT-2's do; PEFT wants to know."""
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
 

@@ -1,0 +1,124 @@
+"""PEFT's tuners (LoRA, OFT, IA3, ...) and what each can do here: the one table that everything else asks.
+
+A tuner that is not listed is refused. To add one, add a line and its row in tests/models/test_tuners.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from align.errors import UsageError, nearest
+
+LORA = "LORA"
+
+Ability = Literal["train", "mix", "stack", "share", "merge", "continue", "copy", "score", "count"]
+
+_TASKS: Mapping[Ability, str] = {
+    "train": "train an adapter",
+    "mix": "run rows of several adapters in one batch",
+    "stack": "be trained on top of a frozen adapter",
+    "share": "train beside other adapters on one base, as PPO and GRPO do",
+    "merge": "be merged into the weights",
+    "continue": "go on training from a saved adapter",
+    "copy": "be a frozen copy, the reference of DPO and KTO",
+    "score": "carry a score head",
+    "count": "be counted before weights are loaded",
+}
+
+_OTHER: Mapping[Ability, str] = {
+    "mix": "PEFT mixes adapters in a batch for LoRA only",
+    "stack": "only LoRA updates add up to one LoRA adapter",
+    "share": "copies and mixed batches are proved for LoRA only",
+}
+_MIXED = {ability: reason for ability, reason in _OTHER.items() if ability != "mix"}
+_NEEDS_VALUES: Mapping[Ability, str] = {"count": "PEFT reads the base's weights to build it"}
+_PROMPT: Mapping[Ability, str] = {
+    "train": "it puts trained vectors in front of each row, which the generation engine and packed rows do not have"
+}
+
+TUNERS: Mapping[str, Mapping[Ability, str]] = {
+    LORA: {},
+    "ADALORA": {
+        **_OTHER,
+        "copy": "PEFT holds one trainable AdaLoRA adapter a model",
+        "continue": "its ranks were given out for the steps it was trained for",
+    },
+    "ADAMSS": {**_OTHER, **_NEEDS_VALUES},
+    "BEFT": _OTHER,
+    "BOFT": {**_OTHER, **_NEEDS_VALUES},
+    "C3A": _OTHER,
+    "DEFT": _OTHER,
+    "DELORA": _OTHER,
+    "FOURIERFT": _OTHER,
+    "FROD": {**_OTHER, **_NEEDS_VALUES},
+    "GLORA": _MIXED,
+    "GRALORA": _OTHER,
+    "HIRA": _OTHER,
+    "HRA": _OTHER,
+    "IA3": _OTHER,
+    "LILY": {**_OTHER, "merge": "its layers share parts that PEFT does not merge"},
+    "LN_TUNING": _OTHER,
+    "LOHA": _OTHER,
+    "LOKR": _OTHER,
+    "MISS": _OTHER,
+    "OFT": _OTHER,
+    "OSF": _OTHER,
+    "PEANUT": _OTHER,
+    "PSOFT": _OTHER,
+    "PVERA": _OTHER,
+    "RANDLORA": _OTHER,
+    "ROAD": _MIXED,
+    "SHIRA": {**_OTHER, **_NEEDS_VALUES},
+    "SUPERTUNING": _OTHER,
+    "TINYLORA": _OTHER,
+    "TRAINABLE_TOKENS": {
+        **_OTHER,
+        "copy": "PEFT holds one set of trained tokens a model",
+        "score": "PEFT saves no head beside trained tokens",
+    },
+    "UNILORA": {**_OTHER, **_NEEDS_VALUES},
+    "VBLORA": _OTHER,
+    "VERA": _OTHER,
+    "WAVEFT": _OTHER,
+    "ADAPTION_PROMPT": _PROMPT,
+    "CARTRIDGE": _PROMPT,
+    "CPT": _PROMPT,
+    "MULTITASK_PROMPT_TUNING": _PROMPT,
+    "P_TUNING": _PROMPT,
+    "PREFIX_TUNING": _PROMPT,
+    "PROMPT_TUNING": _PROMPT,
+    "POLY": {"train": "it needs the number of a task with every row"},
+    "SHADOW": {"train": "it runs a second network, whose state the generation engine does not keep"},
+    "XLORA": {"train": "it routes between adapters that are trained already"},
+}
+"""by PEFT's name of the tuner: what it cannot do, and why"""
+
+OWN_TARGETS = {"BEFT", "IA3", "LN_TUNING", "TRAINABLE_TOKENS"}
+"""tuners for which PEFT chooses the modules when none are named; the others adapt every linear layer"""
+
+
+def tuner_type(config: Mapping[str, Any]) -> str:
+    """Return the upper-case name of the tuner in an adapter's config or in the setting `peft`."""
+    return str(config.get("peft_type")).rpartition(".")[2].upper()
+
+
+def find_obstacle(tuner: str, ability: Ability) -> str | None:
+    """Return why a tuner cannot do something here, or None when it can."""
+    abilities = TUNERS.get(tuner)
+    if abilities is None:
+        return "it is none of PEFT's tuners that are supported"
+    return abilities.get("train") or abilities.get(ability)
+
+
+def require(tuner: str, ability: Ability, subject: str, remedy: str = "use LoRA") -> None:
+    """Raise UsageError, with the reason, when a tuner cannot do what is asked of it."""
+    if tuner not in TUNERS:
+        raise UsageError(f"{subject}: {tuner} is none of PEFT's tuners;{nearest(tuner, trainable_tuners())}")
+    if reason := find_obstacle(tuner, ability):
+        raise UsageError(f"{subject}: {tuner} cannot {_TASKS[ability]}: {reason}; {remedy}")
+
+
+def trainable_tuners() -> list[str]:
+    """Return the names of the tuners that can be trained."""
+    return [name for name, abilities in TUNERS.items() if "train" not in abilities]
