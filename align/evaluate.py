@@ -101,9 +101,9 @@ def _run(options: argparse.Namespace) -> int:
     from align.registry import open_registry
 
     if bool(options.data) == bool(options.harness):
-        found = "both given" if options.data else "missing"
+        evaluation = "both given" if options.data else "missing"
         raise UsageError(
-            f"--data: {found}; give --data NAME (align data list shows some) or --harness TASK, one of them"
+            f"--data: {evaluation}; give --data NAME (align data list shows some) or --harness TASK, one of them"
         )
     outputs = Outputs(options.json, options.samples, options.report, record=not options.no_record)
     outputs.check()
@@ -123,14 +123,14 @@ def _refuse_unwritable(registry: Registry) -> None:
 
 def benchmark(registry: Registry, options: argparse.Namespace) -> int:
     """Run public benchmarks by lm-evaluation-harness, tell and keep their numbers."""
-    from align.evaluation.harness import Benchmarks, as_record, draw_scores, keep, run_harness
+    from align.evaluation.harness import Benchmarks, as_record, draw_scores, record_harness_scores, run_harness
     from align.evaluation.session import write_json
 
     for switch in ("samples", "report", "judge", "scorer", "rewards", "reward_model"):
         if getattr(options, switch):
             raise UsageError(f"--{switch}: not with --harness, which has tasks and metrics of its own; leave one out")
     benchmarks = Benchmarks(
-        tasks=tuple(_words([options.harness])),
+        tasks=tuple(_split_words([options.harness])),
         include_path=options.include_path,
         limit=options.limit,
         num_fewshot=options.num_fewshot,
@@ -143,7 +143,7 @@ def benchmark(registry: Registry, options: argparse.Namespace) -> int:
         models = [{"reference": each.checkpoint.reference, **as_record(each)} for each in scores]
         write_json(options.json, {"models": models})
     if not options.no_record:
-        tell_kept(keep(registry, scores))
+        tell_kept(record_harness_scores(registry, scores))
     return 0
 
 
@@ -164,19 +164,19 @@ def read_options(options: argparse.Namespace) -> EvaluationRequest:
         seed=options.seed,
         limit=options.limit,
         on_bad_row=options.on_bad_row,
-        scorers=tuple(_words(options.scorer)),
+        scorers=tuple(_split_words(options.scorer)),
         rewards=tuple(build(RewardSettings, each) for each in listed),
         reward_model=options.reward_model,
-        labels=tuple(_words([options.labels] if options.labels else [])),
+        labels=tuple(_split_words([options.labels] if options.labels else [])),
         classify=options.classify,
         kl=not options.no_kl,
-        by=tuple(_words(options.by)),
+        by=tuple(_split_words(options.by)),
         allow_code=options.allow_code_execution,
         precision=precision_from(options),
     )
 
 
-def _words(given: list[str]) -> list[str]:
+def _split_words(given: list[str]) -> list[str]:
     return list(dict.fromkeys(word.strip() for text in given for word in text.split(",") if word.strip()))
 
 
@@ -184,25 +184,25 @@ def evaluate(registry: Registry, options: argparse.Namespace, outputs: Outputs) 
     """Measure, tell, and keep."""
     from align.evaluation import session
     from align.evaluation.jsonl_store import JsonlStore
-    from align.evaluation.terminal_tables import draw
+    from align.evaluation.terminal_tables import draw_result
 
     verdicts = JsonlStore(registry.cache_dir / "verdicts.jsonl")
-    asked, judges = read_options(options), read_judges(options, verdicts)
-    found = session.evaluate(registry, options.models, asked, judges)
-    write(draw(found.result))
-    for note in [*found.result.notes, *(note for model in found.result.models for note in model.notes)]:
+    request, judges = read_options(options), read_judges(options, verdicts)
+    evaluation = session.evaluate(registry, options.models, request, judges)
+    write(draw_result(evaluation.result))
+    for note in [*evaluation.result.notes, *(note for model in evaluation.result.models for note in model.notes)]:
         write(f"note: {note}")
-    kept = session.keep(registry, found, outputs)
+    recorded = session.save_evaluation(registry, evaluation, outputs)
     if outputs.report:
         write(f"report: {outputs.report}")
-    tell_kept(kept)
-    session.refuse_silence(found.result)
-    if judges and not any(each.lacking for model in found.result.models for each in model.judged):
+    tell_kept(recorded)
+    session.require_verdicts(evaluation.result)
+    if judges and not any(each.has_failures for model in evaluation.result.models for each in model.judged):
         verdicts.forget()
     return 0
 
 
-def read_judges(options: argparse.Namespace, kept: JsonlStore | None = None) -> dict[str, Judge | str]:
+def read_judges(options: argparse.Namespace, recorded: JsonlStore | None = None) -> dict[str, Judge | str]:
     """The judges by name: measures whose rows decide, or servers to ask; UsageError for one that cannot be."""
     from align.evaluation.remote_judge import judge_at
 
@@ -210,7 +210,7 @@ def read_judges(options: argparse.Namespace, kept: JsonlStore | None = None) -> 
         raise UsageError("--judge: a judge compares models with the first one; give two models or more")
     if not options.judge_timeout > 0:
         raise UsageError(f"--judge_timeout {options.judge_timeout:g}: give seconds, more than 0")
-    found: dict[str, Judge | str] = {}
+    evaluation: dict[str, Judge | str] = {}
     for who in options.judge:
         if who == "reward_model":
             if not options.reward_model:
@@ -218,18 +218,18 @@ def read_judges(options: argparse.Namespace, kept: JsonlStore | None = None) -> 
         elif who == "rewards":
             if not options.rewards:
                 raise UsageError("--judge rewards: which ones; give --rewards '[{name: ...}]'")
-            found["rewards"] = "reward"
+            evaluation["rewards"] = "reward"
         else:
-            judge = judge_at(who, options.judge_model, options.judge_timeout, kept)
-            twin = judge.model in (options.reward_model, *found)
-            found[f"{judge.model} at {who}" if twin else judge.model] = judge
-    return found
+            judge = judge_at(who, options.judge_model, options.judge_timeout, recorded)
+            twin = judge.model in (options.reward_model, *evaluation)
+            evaluation[f"{judge.model} at {who}" if twin else judge.model] = judge
+    return evaluation
 
 
-def tell_kept(kept: list[str]) -> None:
+def tell_kept(recorded: list[str]) -> None:
     """Say beside which versions numbers are now."""
-    if kept:
-        write(f"kept beside {', '.join(kept)}; align registry show {kept[0]}")
+    if recorded:
+        write(f"kept beside {', '.join(recorded)}; align registry show {recorded[0]}")
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def measure(seed: int, registry: Registry) -> Result:
     """Measure the models on the held-out prompts; the numbers go into the registry, a JSON file and a page."""
     from align.engine.protocol import Sampling
     from align.evaluation.request import EvaluationRequest
-    from align.evaluation.session import Outputs, evaluate, keep
+    from align.evaluation.session import Outputs, evaluate, save_evaluation
 
     drawn = Sampling(temperature=1.0, max_new_tokens=64)
     asked = EvaluationRequest(
@@ -158,7 +158,7 @@ def measure(seed: int, registry: Registry) -> Result:
     found = evaluate(registry, [registry.resolve(name).reference for name in LABELS], asked)
     write(f"\n{draw_scores(found.result)}")
     folder = registry.root / "world"
-    keep(registry, found, Outputs(json=str(folder / "scores.json"), report=str(folder / "report.html")))
+    save_evaluation(registry, found, Outputs(json=str(folder / "scores.json"), report=str(folder / "report.html")))
     return found.result
 
 
@@ -166,7 +166,7 @@ def draw_scores(result: Result) -> str:
     """One line a model: its score, its distance from the first one, what the score is made of, and KL to its parent."""
     from align.evaluation.terminal_tables import draw_table, show_difference
 
-    first = LABELS[result.models[0].asked.partition("@")[0]]
+    first = LABELS[result.models[0].requested.partition("@")[0]]
     head = ["model", "gold score [95%]", f"against {first}", *SHARES, "KL a token"]
     lines = []
     for model in result.models:
@@ -174,7 +174,7 @@ def draw_scores(result: Result) -> str:
         shares = [f"{found[name].value:.0%}" for name in SHARES.values()]
         kl = f"{found['kl_parent'].value:.3f}" if "kl_parent" in found else "-"
         change = show_difference(model.overall.against.get("gold"))
-        lines.append([LABELS[model.asked.partition("@")[0]], str(found["gold"]), change, *shares, kl])
+        lines.append([LABELS[model.requested.partition("@")[0]], str(found["gold"]), change, *shares, kl])
     return draw_table(f"{result.data['rows']} questions in wordings that no training data holds", head, lines)
 
 

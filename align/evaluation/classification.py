@@ -1,4 +1,4 @@
-"""Classification by likelihood: the label a model finds likeliest, and accuracy, precision, recall and F1 of that."""
+"""Classification by likelihood: accuracy, precision, recall and F1 of the most likely label."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from align.evaluation.metric import Metric, mean_metric
 from align.statistics import SumsToValue
 
 
-def measures_of(answers: Sequence[str], chosen: Sequence[str | None], labels: Sequence[str]) -> list[Metric]:
-    """Accuracy, and macro precision, recall and F1 as scikit-learn defines them with `zero_division=0`.
+def classification_metrics(answers: Sequence[str], chosen: Sequence[str | None], labels: Sequence[str]) -> list[Metric]:
+    """Return accuracy and macro precision, recall and F1 as scikit-learn defines them with `zero_division=0`.
 
-    `chosen` is None where nothing could be chosen; such a record counts nowhere. Macro means are over the classes that
-    occur among answers or choices.
+    A record whose `chosen` is None is left out. Macro means are over the classes among answers or choices. By hand,
+    because sums over records are what is resampled.
     """
-    places = {label: place for place, label in enumerate(labels)}
+    indices = {label: index for index, label in enumerate(labels)}
     size = len(labels)
     parts = np.zeros((len(answers), 3 * size))
     right = np.full(len(answers), np.nan)
@@ -24,9 +24,9 @@ def measures_of(answers: Sequence[str], chosen: Sequence[str | None], labels: Se
         if choice is None:
             continue
         right[row] = float(answer == choice)
-        parts[row, places[answer]] = right[row]
-        parts[row, size + places[choice]] = 1
-        parts[row, 2 * size + places[answer]] = 1
+        parts[row, indices[answer]] = right[row]
+        parts[row, size + indices[choice]] = 1
+        parts[row, 2 * size + indices[answer]] = 1
     macros = [
         Metric(f"macro_{name}", parts, right, _macro(kind)) for kind, name in enumerate(("precision", "recall", "f1"))
     ]
@@ -34,7 +34,7 @@ def measures_of(answers: Sequence[str], chosen: Sequence[str | None], labels: Se
 
 
 def _macro(kind: int) -> SumsToValue:
-    """Precision, recall or F1 of sums (..., 3C) of right choices, choices and answers by class."""
+    """Return precision, recall or F1 as a function of sums (..., 3C) of right choices, choices and answers."""
 
     def of(sums: np.ndarray) -> np.ndarray:
         right, chosen, answers = np.split(sums, 3, axis=-1)

@@ -1,4 +1,4 @@
-"""What reward functions, a reward model and judges make of completions, once the models that wrote them are gone."""
+"""Scores of completions by reward functions, a reward model and judges, after their models are unloaded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align.evaluation.completions import texts_of, whole_texts_of
-from align.evaluation.judging import JudgedComparison, judged, verdicts_from_scores
+from align.evaluation.completions import texts_of, texts_with_reasoning
+from align.evaluation.judging import JudgedComparison, compare_verdicts, verdicts_from_scores
 from align.evaluation.metric import Metric, mean_metric
 from align.evaluation.model_runs import ModelRun
 from align.evaluation.overlap import Texts
@@ -21,65 +21,63 @@ if TYPE_CHECKING:
     from align.registry import Registry
 
 Judgements = dict[str, list[JudgedComparison]]
-"""by the reference of the model that was judged"""
+"""by reference of the judged model"""
 
 
-def add_scores(
-    registry: Registry, runs: Sequence[ModelRun], asked: EvaluationRequest, material: EvaluationData
-) -> None:
-    """Give each run the values of the reward functions (`reward` is their sum) and the reward model's score."""
-    for name, rewards in _sums(asked, material):
-        _open(rewards, registry, asked)
+def add_scores(registry: Registry, runs: Sequence[ModelRun], request: EvaluationRequest, data: EvaluationData) -> None:
+    """Add to each run the reward functions' values (`reward` is their sum) and the reward model's score."""
+    for name, rewards in _reward_sums(request, data):
+        _open_rewards(rewards, registry, request)
         for run in runs:
-            run.add(_values(name, rewards, material.records, whole_texts_of(run.written)))
+            run.add(_reward_metrics(name, rewards, data.records, texts_with_reasoning(run.completions)))
 
 
-def _sums(asked: EvaluationRequest, material: EvaluationData) -> list[tuple[str, WeightedRewards]]:
-    sums = [] if material.rewards is None else [("reward", material.rewards)]
-    if asked.reward_model:
-        learned = RewardSettings(name="learned", args={"model": asked.reward_model})
+def _reward_sums(request: EvaluationRequest, data: EvaluationData) -> list[tuple[str, WeightedRewards]]:
+    sums = [] if data.rewards is None else [("reward", data.rewards)]
+    if request.reward_model:
+        learned = RewardSettings(name="learned", args={"model": request.reward_model})
         sums.append(("reward_model", WeightedRewards([learned], "--reward_model")))
     return sums
 
 
-def _open(rewards: WeightedRewards, registry: Registry, asked: EvaluationRequest) -> None:
+def _open_rewards(rewards: WeightedRewards, registry: Registry, request: EvaluationRequest) -> None:
     from align.models.loading import Precision
     from align.rewards import RewardContext
 
-    rewards.load(RewardContext(registry, asked.precision or Precision(), lambda line: None))
+    rewards.load(RewardContext(registry, request.precision or Precision(), lambda line: None))
 
 
-def _values(name: str, rewards: WeightedRewards, records: Sequence[Record], texts: Texts) -> list[Metric]:
-    known = [place for place, text in enumerate(texts) if text is not None]
-    found = rewards.score_all([records[place] for place in known], [texts[place] or "" for place in known])
+def _reward_metrics(name: str, rewards: WeightedRewards, records: Sequence[Record], texts: Texts) -> list[Metric]:
+    indices = [index for index, text in enumerate(texts) if text is not None]
+    scored = rewards.score_all([records[index] for index in indices], [texts[index] or "" for index in indices])
 
     def column(values: list[float]) -> np.ndarray:
         rows = np.full(len(records), np.nan)
-        rows[known] = values
+        rows[indices] = values
         return rows
 
-    parts = rewards.names if len(rewards.names) > 1 else []
+    part_names = rewards.names if len(rewards.names) > 1 else []
     return [
-        mean_metric(name, column([rewards.total(values) for values in found])),
-        *(mean_metric(part, column([values[part] for values in found])) for part in parts),
+        mean_metric(name, column([rewards.total(values) for values in scored])),
+        *(mean_metric(part, column([values[part] for values in scored])) for part in part_names),
     ]
 
 
 def judge_all(
-    runs: Sequence[ModelRun], material: EvaluationData, judges: dict[str, Judge | str], seed: int = 0
+    runs: Sequence[ModelRun], data: EvaluationData, judges: dict[str, Judge | str], seed: int = 0
 ) -> Judgements:
-    """Every judge's verdicts on each model against the first; a judge given as text is a measure whose rows decide."""
+    """Return every judge's comparison of each model with the first; a judge given as text is a metric."""
     first = runs[0]
-    found: Judgements = {}
+    scored: Judgements = {}
     for run in runs[1:]:
-        found[run.reference] = [
-            judged(name, first.reference, _verdicts(judge, run, first, material.records), seed, material.slices)
+        scored[run.reference] = [
+            compare_verdicts(name, first.reference, _verdicts(judge, run, first, data.records), seed, data.slices)
             for name, judge in judges.items()
         ]
-    return found
+    return scored
 
 
 def _verdicts(judge: Judge | str, run: ModelRun, first: ModelRun, records: Sequence[Record]) -> Verdicts:
     if isinstance(judge, str):
-        return verdicts_from_scores(run.measures[judge].rows, first.measures[judge].rows)
-    return judge(records, texts_of(run.written), texts_of(first.written))
+        return verdicts_from_scores(run.metrics[judge].rows, first.metrics[judge].rows)
+    return judge(records, texts_of(run.completions), texts_of(first.completions))

@@ -1,4 +1,4 @@
-"""How far a model has moved: the KL divergence of two adapters of one base on given completions."""
+"""KL divergence between adapters of one base on given completions."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 def completion_kls(
     loaded: LoadedBase, model: str, references: Sequence[str], rows: list[dict[str, Any]]
 ) -> list[list[float]]:
-    """KL(model || reference) along each row's completion in nats, for each reference.
+    """Return KL(model || reference) summed along each row's completion in nats, for each reference.
 
-    `rows` are rendered demonstrations. At every completion token the KL of the two next-token distributions is taken in
-    full, and summed. Where `model` sampled the completions at temperature 1 the expectation is the sequence KL, with
-    less variance than log-ratios of the sampled tokens; on greedy completions it is the KL along the likeliest path.
+    The full KL of the two next-token distributions is taken at every completion token of rendered demonstrations. On
+    completions that `model` sampled at temperature 1 its expectation is the sequence KL, with less variance than
+    log-ratios of the sampled tokens; on greedy completions it is the KL along the most likely path.
     """
     import torch
 
-    found = [[0.0] * len(rows) for _ in references]
+    divergences = [[0.0] * len(rows) for _ in references]
     marked = [(row["input_ids"], row["completion_mask"]) for row in rows]
     with torch.no_grad():
         for batch in batch_by_length(loaded, marked):
             ours = next_logprobs(loaded, model, batch)
-            for reference, values in zip(references, found, strict=True):
+            for reference, values in zip(references, divergences, strict=True):
                 theirs = next_logprobs(loaded, reference, batch)
                 sums = sums_by_row(batch, (ours.exp() * (ours - theirs)).sum(-1))
-                for place, value in zip(batch.places, sums, strict=True):
-                    values[place] = value
-    return found
+                for index, value in zip(batch.indices, sums, strict=True):
+                    values[index] = value
+    return divergences

@@ -1,4 +1,4 @@
-"""Forward passes over given tokens, batched by length: log-probabilities where a mask marks them, by any adapter."""
+"""Forward passes of any adapter over given tokens, batched by length: log-probs of the marked tokens."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ if TYPE_CHECKING:
     from align.models.adapters import LoadedBase
 
 MarkedRow = tuple[Sequence[int], Sequence[int]]
-"""ids, and 1 for each token that is looked at; the first token never is, for nothing comes before it"""
+"""token ids, and 1 for each scored token; the first is never scored"""
 
-_MOST_ROWS = 64
-_MOST_LOGITS = 1 << 27
-"""numbers in the logits of one pass: half a gigabyte in fp32, of which a divergence needs a few at once"""
+_MAX_ROWS = 64
+_MAX_LOGITS = 1 << 27
+"""elements of one pass: half a gigabyte in fp32, of which a divergence needs a few at once"""
 
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Right-padded rows; `mask` is True where the NEXT token is looked at."""
+    """Right-padded rows; `mask` is True where the NEXT token is scored."""
 
-    places: list[int]
-    """which of the rows given these are"""
+    indices: list[int]
+    """of the rows in the list given"""
     ids: Tensor
     attention: Tensor
     mask: Tensor
 
 
 def batch_by_length(loaded: LoadedBase, rows: Sequence[MarkedRow]) -> Iterator[PaddedBatch]:
-    """The rows in batches of like length, longest first, within half a gigabyte of logits."""
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]), reverse=True)
+    """Yield batches of rows of like length, longest first, within half a gigabyte of logits."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]), reverse=True)
     vocabulary = loaded.model.config.get_text_config().vocab_size
     while order:
         width = len(rows[order[0]][0])
-        size = max(1, min(_MOST_ROWS, _MOST_LOGITS // (vocabulary * width)))
+        size = max(1, min(_MAX_ROWS, _MAX_LOGITS // (vocabulary * width)))
         yield _padded(rows, order[:size], loaded)
         order = order[size:]
 
 
-def _padded(rows: Sequence[MarkedRow], places: list[int], loaded: LoadedBase) -> PaddedBatch:
+def _padded(rows: Sequence[MarkedRow], indices: list[int], loaded: LoadedBase) -> PaddedBatch:
     import torch
 
-    shape = (len(places), max(len(rows[place][0]) for place in places))
+    shape = (len(indices), max(len(rows[index][0]) for index in indices))
     ids = torch.full(shape, loaded.tokenizer.pad_token_id)
     attention, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    for row, place in enumerate(places):
-        tokens, marks = rows[place]
+    for row, index in enumerate(indices):
+        tokens, marks = rows[index]
         ids[row, : len(tokens)] = torch.as_tensor(list(tokens))
         attention[row, : len(tokens)] = 1
         mask[row, : len(tokens) - 1] = torch.as_tensor(list(marks[1:]), dtype=torch.bool)
     device = loaded.model.device
-    return PaddedBatch(places, ids.to(device), attention.to(device), mask.to(device))
+    return PaddedBatch(indices, ids.to(device), attention.to(device), mask.to(device))
 
 
 def next_logprobs(loaded: LoadedBase, adapter: str, batch: PaddedBatch) -> Tensor:
-    """Log-probabilities (tokens, V) of every next token at the marked positions, row by row."""
+    """Return next-token log-probs (tokens, V) at the marked positions, row by row."""
     marked = batch.mask.any(dim=0).nonzero()
     first = int(marked[0]) if len(marked) else batch.mask.shape[1] - 1
     with use_adapter(loaded.model, adapter):
@@ -70,9 +70,9 @@ def next_logprobs(loaded: LoadedBase, adapter: str, batch: PaddedBatch) -> Tenso
 
 @contextmanager
 def use_adapter(model: Any, adapter: str) -> Iterator[None]:
-    """Run the body's passes through one adapter, or the bare base; all is as before afterwards.
+    """Activate one adapter, or the bare base, within the context.
 
-    Each adapter in passes of its own: DoRA and some architectures cannot be mixed, and nothing is gained by it here.
+    One adapter per pass: DoRA and some architectures cannot be mixed in a batch, and it would gain nothing here.
     """
     from peft import PeftModel
 
@@ -93,7 +93,7 @@ def use_adapter(model: Any, adapter: str) -> Iterator[None]:
 
 
 def sums_by_row(batch: PaddedBatch, per_token: Tensor) -> list[float]:
-    """What belongs to the marked tokens (tokens,), summed for each row of a batch."""
+    """Return values of the marked tokens (tokens,) summed by row."""
     import torch
 
     owners = batch.mask.nonzero()[:, 0]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import DataError, IntegrityError, MachineError, UsageError, nearest
 from align.evaluation.metric import Better, MetricEstimate
-from align.evaluation.results import plain
+from align.evaluation.results import to_json_values
 from align.evaluation.terminal_tables import draw_table, show_estimate
 from align.registry import evaluations
 
@@ -65,7 +65,7 @@ class Benchmarks:
 class HarnessScores:
     """What the harness measured of one model."""
 
-    asked: str
+    requested: str
     checkpoint: Checkpoint
     numbers: dict[str, MetricEstimate]
     """by task and metric, such as `arc_easy acc_norm`; without an interval where the harness has no standard error"""
@@ -83,12 +83,12 @@ def run_harness(
     benchmarks.check()
     checkpoints = [registry.resolve(reference) for reference in references]
     arguments = [_model_arguments(registry, checkpoint, benchmarks, precision) for checkpoint in checkpoints]
-    with _quiet():
+    with _silence_harness():
         manager, tasks = _find_tasks(benchmarks)
-        found = [_run_tasks(manager, tasks, benchmarks, each) for each in arguments]
+        numbers_ = [_run_tasks(manager, tasks, benchmarks, each) for each in arguments]
     return [
-        HarnessScores(asked, checkpoint, numbers_of(results), _settings(benchmarks, each))
-        for asked, checkpoint, each, results in zip(references, checkpoints, arguments, found, strict=True)
+        HarnessScores(requested, checkpoint, numbers_of(results), _settings(benchmarks, each))
+        for requested, checkpoint, each, results in zip(references, checkpoints, arguments, numbers_, strict=True)
     ]
 
 
@@ -184,7 +184,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_harness() -> Iterator[None]:
     """Keep the harness's log to errors, and its progress bars to a terminal."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
@@ -200,28 +200,28 @@ def _quiet() -> Iterator[None]:
 
 def numbers_of(results: dict[str, Any]) -> dict[str, MetricEstimate]:
     """Every number of the harness's result, with the interval its standard error gives."""
-    found = {}
-    for task, held in results["results"].items():
-        count = (results.get("n-samples") or {}).get(task, {}).get("effective") or held.get("sample_len") or 0
-        for key, value in held.items():
+    numbers_ = {}
+    for task, values in results["results"].items():
+        count = (results.get("n-samples") or {}).get(task, {}).get("effective") or values.get("sample_len") or 0
+        for key, value in values.items():
             metric, _, way = key.partition(",")
             if not isinstance(value, int | float) or not way or metric.endswith("_stderr"):
                 continue
-            error = held.get(f"{metric}_stderr,{way}")
+            error = values.get(f"{metric}_stderr,{way}")
             margin = _Z * error if isinstance(error, int | float) else math.nan
             up = (results.get("higher_is_better") or {}).get(task, {}).get(metric, True)
             name = f"{task} {metric}" + ("" if way == "none" else f" {way}")
             better: Better = None if up is None else "higher" if up else "lower"
-            found[name] = MetricEstimate(float(value), value - margin, value + margin, int(count), better)
-    return found
+            numbers_[name] = MetricEstimate(float(value), value - margin, value + margin, int(count), better)
+    return numbers_
 
 
 def _settings(benchmarks: Benchmarks, arguments: dict[str, Any]) -> dict[str, Any]:
     """What a record keeps of how the numbers were taken."""
     from importlib.metadata import version
 
-    told = {key: value for key, value in asdict(benchmarks).items() if key != "include_path"}
-    return {"harness": version("lm-eval"), **told, "dtype": arguments.get("dtype", "auto")}
+    settings_ = {key: value for key, value in asdict(benchmarks).items() if key != "include_path"}
+    return {"harness": version("lm-eval"), **settings_, "dtype": arguments.get("dtype", "auto")}
 
 
 def draw_scores(scores: Sequence[HarnessScores]) -> str:
@@ -238,14 +238,14 @@ def as_record(scores: HarnessScores) -> dict[str, Any]:
     first = next(iter(scores.numbers), None)
     headline = None if first is None else {"name": first, **asdict(scores.numbers[first])}
     metrics = {name: asdict(number) for name, number in scores.numbers.items()}
-    about = {"asked": scores.asked, "digest": scores.checkpoint.digest, "metrics": metrics}
+    about = {"asked": scores.requested, "digest": scores.checkpoint.digest, "metrics": metrics}
     data = {"name": f"lm-eval {tasks}", "rows": max((number.n for number in scores.numbers.values()), default=0)}
-    return plain({"headline": headline, "data": data, "settings": scores.settings, **about})
+    return to_json_values({"headline": headline, "data": data, "settings": scores.settings, **about})
 
 
-def keep(registry: Registry, scores: Sequence[HarnessScores]) -> list[str]:
+def record_harness_scores(registry: Registry, scores: Sequence[HarnessScores]) -> list[str]:
     """Write the numbers beside every version of this registry, and give the references that have them now."""
-    kept = [each for each in scores if evaluations.is_version_of(registry, each.checkpoint)]
-    for each in kept:
+    recorded = [each for each in scores if evaluations.is_version_of(registry, each.checkpoint)]
+    for each in recorded:
         evaluations.add_record(registry, each.checkpoint, as_record(each))
-    return [each.checkpoint.reference for each in kept]
+    return [each.checkpoint.reference for each in recorded]

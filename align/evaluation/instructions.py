@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from align.errors import DataError, nearest, shorten
-from align.evaluation.languages import language_of
+from align.evaluation.languages import detect_language
 
 Check = Callable[..., bool]
 CHECKS: dict[str, Check] = {}
@@ -72,7 +72,7 @@ def _letter_often(text: str, letter: str, let_frequency: int, let_relation: str)
 
 @_checks("language:response_language")
 def _in_language(text: str, language: str) -> bool:
-    return language_of(text) == language
+    return detect_language(text) == language
 
 
 @_checks("length_constraints:number_sentences")
@@ -190,12 +190,12 @@ def _capital_words(text: str, capital_frequency: int, capital_relation: str) -> 
 
 @_checks("change_case:english_capital")
 def _capital(text: str) -> bool:
-    return text.isupper() and language_of(text) == "en"
+    return text.isupper() and detect_language(text) == "en"
 
 
 @_checks("change_case:english_lowercase")
 def _lowercase(text: str) -> bool:
-    return text.islower() and language_of(text) == "en"
+    return text.islower() and detect_language(text) == "en"
 
 
 @_checks("punctuation:no_comma")

@@ -1,8 +1,8 @@
-"""What was written is on the disk at once, so that an evaluation that was killed goes on where it stopped.
+"""Completions and verdicts on disk as they are made, so that a killed evaluation continues where it stopped.
 
-Below the registry's cache there is one file for each model and way of sampling. It is named by content: of the base,
-the adapter, the tokenizer and its template, the arithmetic, the sampling and the versions of what computes. So nothing
-that a model wrote is taken for the work of another one, and deleting a file costs time only.
+Below the registry's cache there is one file per model and sampling, named by a digest of base, adapter, tokenizer,
+template, arithmetic, sampling and versions. So no completion is taken for another model's, and deleting a file only
+costs time.
 """
 
 from __future__ import annotations
@@ -27,37 +27,34 @@ if TYPE_CHECKING:
     from align.models.loading import Precision
     from align.registry import Checkpoint
 
-_KEPT_DAYS = 30
-"""files that nobody has added to for so long are deleted"""
+_MAX_AGE_DAYS = 30
+"""unused files are deleted after this"""
 _FORMAT = 2
-"""counted up when an answer is written down otherwise: since 2 with its reasoning between marks"""
+"""version of a stored answer; since 2 with its reasoning between marks"""
 _SYNC_SECONDS = 1.0
-"""what a power cut may cost; a killed process loses nothing that it added"""
+"""interval of fsync: a power cut may lose this much, a killed process nothing"""
 
 
 def digest_of(value: Any) -> str:
-    """A name for a JSON value, whatever the order of its keys."""
+    """Return a digest of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class JsonlStore:
-    """Rows of one JSON-lines file by a key of their own; a damaged line is none, and the next one is not spoilt by it.
-
-    Several processes may add to one file.
-    """
+    """Rows of a JSON-lines file by key; damaged lines are skipped, and several processes may append."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows = dict(_whole(path))
+        self._rows = dict(_intact_rows(path))
         self._synced = 0.0
         self._refused = False
 
     def find(self, key: str) -> dict[str, Any] | None:
-        """The row of a key that was there when the file was opened."""
+        """Return the row that a key had when the file was opened."""
         return self._rows.get(key)
 
     def add(self, key: str, row: dict[str, Any]) -> None:
-        """Append a row. Where the disk takes none the work goes on without, and one line says so."""
+        """Append a row; when the disk refuses it, warn once and go on without."""
         if self._refused:
             return
         try:
@@ -65,17 +62,17 @@ class JsonlStore:
         except OSError as error:
             self._refused = True
             sys.stderr.write(
-                f"{self.path}: cannot be written ({error.strerror}); the evaluation goes on, but if it is killed what "
-                "comes from here on is lost\n"
+                f"{self.path}: cannot be written ({error.strerror}); the evaluation goes on, but if it is killed, "
+                "work from here on is lost\n"
             )
 
     def forget(self) -> None:
-        """Delete the file: the work it was kept for is done."""
+        """Delete the file; its evaluation is complete."""
         with contextlib.suppress(OSError):
             self.path.unlink()
 
     def _append(self, line: bytes) -> None:
-        # One write a line: lines of several processes stay apart.
+        # One write per line keeps the lines of several processes apart.
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:
             file.write(line)
@@ -85,16 +82,16 @@ class JsonlStore:
                 self._synced = time.monotonic()
 
 
-def _whole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a file by key, what is torn or damaged left out."""
+def _intact_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the intact rows of a file by key."""
     try:
         lines = path.read_bytes().splitlines()
-    except OSError:  # not there, or not for us
+    except OSError:  # missing or not readable
         return
     for line in lines:
         try:
-            held = json.loads(line)
-            yield held["key"], dict(held["row"])
+            stored = json.loads(line)
+            yield stored["key"], dict(stored["row"])
         except (ValueError, KeyError, TypeError):
             continue
 
@@ -102,13 +99,13 @@ def _whole(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def open_completion_store(
     loaded: LoadedBase, checkpoint: Checkpoint, sampling: Sampling, precision: Precision, folder: Path
 ) -> JsonlStore:
-    """What one of the loaded models has written with this sampling before, and where it goes from now on."""
+    """Return the store of one loaded model's completions with this sampling."""
     from align.models.adapters import digests_of_base
     from align.models.reference_cache import reference_key
     from align.models.stop_tokens import listed_stops
     from align.registry.fingerprints import template_digest, tokenizer_digest
 
-    _forget_old(folder)
+    _delete_old_files(folder)
     arithmetic = {
         "quantization": precision.quantization,
         "bf16": precision.uses_bf16,
@@ -128,8 +125,8 @@ def open_completion_store(
     return JsonlStore(folder / f"{digest_of(facts)}.jsonl")
 
 
-def _forget_old(folder: Path) -> None:
+def _delete_old_files(folder: Path) -> None:
     for path in folder.glob("*.jsonl"):
         with contextlib.suppress(OSError):  # another process may be doing the same
-            if time.time() - path.stat().st_mtime > _KEPT_DAYS * 24 * 3600:
+            if time.time() - path.stat().st_mtime > _MAX_AGE_DAYS * 24 * 3600:
                 path.unlink()

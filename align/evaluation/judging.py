@@ -1,6 +1,6 @@
 """Pairwise judging: whose completion of each prompt is better, the model's or the first model's.
 
-A judge gives a verdict for each pair, or none where it failed; a failure is counted and told, never a score.
+A judge gives a verdict for each pair, or none where it failed; failures are counted and reported, never scored.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from align.evaluation.metric import MetricEstimate, estimate, mean_metric
+from align.evaluation.metric import MetricEstimate, estimate_metric, mean_metric
 from align.evaluation.overlap import Texts
 from align.evaluation.slices import Slices
 from align.schema import Record
 from align.statistics import Resamples, sign_test
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
-NOTHING = "no completion to judge"
-"""the reason for no verdict that is not the judge's"""
+NO_COMPLETION = "no completion to judge"
+"""reason of a missing verdict that is not the judge's failure"""
 
 Judge = Callable[[Sequence[Record], Texts, Texts], "Verdicts"]
 """from records, our completions and theirs"""
@@ -27,22 +27,22 @@ Judge = Callable[[Sequence[Record], Texts, Texts], "Verdicts"]
 
 @dataclass
 class Verdicts:
-    """What a judge said of N pairs."""
+    """A judge's verdicts on N pairs."""
 
     rows: np.ndarray
-    """(N,): 1 where ours is better, 0.5 for a tie, 0 where theirs is, not a number without a verdict"""
+    """(N,): 1 where ours is better, 0.5 for a tie, 0 where theirs is, NaN without a verdict"""
     failed: dict[str, int] = field(default_factory=dict)
     """pairs without a verdict by reason"""
     retries: int = 0
     swapped: int = 0
-    """pairs whose verdict followed the position, which makes a tie"""
+    """pairs whose verdict depended on the position, which counts as a tie"""
     asked_twice: int = 0
     """pairs judged in both positions"""
 
 
 @dataclass(frozen=True)
 class JudgedComparison:
-    """A model against the first one by some judge; ties count half in the win rate."""
+    """A model against the first one by one judge; ties count half in the win rate."""
 
     judge: str
     against: str
@@ -55,33 +55,35 @@ class JudgedComparison:
     failed: dict[str, int]
     retries: int
     consistency: float | None
-    """share of pairs on which a judge asked in both positions said the same"""
+    """share of equal verdicts among pairs judged in both positions"""
     slices: dict[str, dict[str, MetricEstimate]] = field(default_factory=dict)
     """the win rate by column and value"""
 
     @property
-    def silent(self) -> bool:
-        """Whether the judge failed on every pair it was asked about; equal completions tie unasked."""
-        return self.win_rate is None or (self.consistency is None and self.lacking)
+    def is_silent(self) -> bool:
+        """Whether the judge failed on every pair it was asked about; equal completions are ties without asking."""
+        return self.win_rate is None or (self.consistency is None and self.has_failures)
 
     @property
-    def lacking(self) -> bool:
-        """Whether the judge failed on some pair; that nothing was written is no failure of the judge."""
-        return bool(set(self.failed) - {NOTHING})
+    def has_failures(self) -> bool:
+        """Whether the judge failed on some pair that has completions."""
+        return bool(set(self.failed) - {NO_COMPLETION})
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
 
-def judged(name: str, against: str, verdicts: Verdicts, seed: int = 0, parts: Slices | None = None) -> JudgedComparison:
-    """The win rate with its interval, over all records and over each part of them, and the sign test."""
+def compare_verdicts(
+    name: str, against: str, verdicts: Verdicts, seed: int = 0, groups: Slices | None = None
+) -> JudgedComparison:
+    """Return win rate with interval, over all records and each slice, and the sign test."""
     rows = verdicts.rows
-    known = rows[np.isfinite(rows)]
-    wins, ties, losses = (int((known == value).sum()) for value in (WIN, TIE, LOSS))
+    decided = rows[np.isfinite(rows)]
+    wins, ties, losses = (int((decided == value).sum()) for value in (WIN, TIE, LOSS))
     slices = {
-        column: {value: rate for value, places in values.items() if (rate := _win_rate(rows[places], seed))}
-        for column, values in (parts or {}).items()
+        column: {value: rate for value, indices in values.items() if (rate := _win_rate(rows[indices], seed))}
+        for column, values in (groups or {}).items()
     }
     consistency = 1 - verdicts.swapped / verdicts.asked_twice if verdicts.asked_twice else None
     return JudgedComparison(
@@ -91,13 +93,15 @@ def judged(name: str, against: str, verdicts: Verdicts, seed: int = 0, parts: Sl
 
 
 def _win_rate(rows: np.ndarray, seed: int) -> MetricEstimate | None:
-    """The mean verdict; None where there is none."""
-    return estimate(mean_metric("win_rate", rows), Resamples(len(rows), seed)) if np.isfinite(rows).any() else None
+    """Return the mean verdict; None without any."""
+    return (
+        estimate_metric(mean_metric("win_rate", rows), Resamples(len(rows), seed)) if np.isfinite(rows).any() else None
+    )
 
 
 def verdicts_from_scores(ours: np.ndarray, theirs: np.ndarray) -> Verdicts:
-    """Verdicts from one score for each completion: the higher one wins."""
-    gains = ours - theirs
-    rows = np.where(np.isnan(gains), np.nan, np.where(gains > 0, WIN, np.where(gains < 0, LOSS, TIE)))
-    missing = int(np.isnan(gains).sum())
-    return Verdicts(rows, {NOTHING: missing} if missing else {})
+    """Return verdicts by scores: the completion with the higher one wins."""
+    differences = ours - theirs
+    rows = np.where(np.isnan(differences), np.nan, np.where(differences > 0, WIN, np.where(differences < 0, LOSS, TIE)))
+    missing = int(np.isnan(differences).sum())
+    return Verdicts(rows, {NO_COMPLETION: missing} if missing else {})

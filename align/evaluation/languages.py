@@ -57,22 +57,22 @@ _WORDS = {
         "ne": "छ र को मा छन् यो हो पनि लाई ले एक गर्न भएको म हामी त्यो छैन तपाईं गर्ने हुन्छ थियो वा का भने",
     },
 }
-_LETTERS_OF_ONE = {
+_DISTINCTIVE_LETTERS = {
     "arabic": {"fa": "پچژگ", "ur": "ٹڈڑںے", "ar": "ةىكي"},
     "cyrillic": {"uk": "іїєґ", "ru": "ыэё", "bg": ""},
     "devanagari": {"mr": "ळ", "hi": "", "ne": ""},
     "latin": {"vi": "ăơưđạảấầẩậắằặẹẻẽếềểệỉịọỏốồổộớờởợụủứừửựỳỵỷỹ", "pl": "ąęłńśźż", "de": "ß", "es": "ñ¿¡", "pt": "ãõ"},
 }
-_FOR_A_LETTER = 0.2
+_WORDS_PER_LETTER = 0.2
 """words that one letter of a language alone is worth"""
 _LATIN = re.compile("[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
 _WORD = re.compile(r"[^\W\d_][\w\u0900-\u0dff\u200c]*")
-_LONGEST = 20_000
+_MAX_CHARACTERS = 20_000
 
 
-def language_of(text: str) -> str | None:
+def detect_language(text: str) -> str | None:
     """The ISO 639-1 code of the language, or None for a text without letters of a known script."""
-    text = text[:_LONGEST].lower()
+    text = text[:_MAX_CHARACTERS].lower()
     script = _script_of(text)
     if script not in _WORDS:
         return script
@@ -81,8 +81,8 @@ def language_of(text: str) -> str | None:
         language: sum(words[word] for word in set(common.split())) for language, common in _WORDS[script].items()
     }
     letters = Counter(text)
-    for language, own in _LETTERS_OF_ONE[script].items():
-        scores[language] += _FOR_A_LETTER * sum(letters[letter] for letter in own)
+    for language, own in _DISTINCTIVE_LETTERS[script].items():
+        scores[language] += _WORDS_PER_LETTER * sum(letters[letter] for letter in own)
     # A few words in Latin letters, none of them telling, are English more often than not.
     return max(scores, key=lambda language: scores[language])
 

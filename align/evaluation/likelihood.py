@@ -1,4 +1,4 @@
-"""How likely a model finds given text: continuations of prompts, demonstrations, documents, labels."""
+"""Log-likelihood of given text: continuations of prompts, demonstrations, documents, labels."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ Pair = tuple[Messages | str, str]
 
 
 def continuation_logprobs(loaded: LoadedBase, adapter: str, pairs: Sequence[Pair]) -> list[Likelihood]:
-    """The log-probability of each continuation after its prompt: a conversation that waits for an answer, or text.
+    """Return the log-prob of each continuation after its prompt, a conversation or text.
 
-    After a conversation the continuation is encoded alone, as an answer is in training. After text it is encoded with
-    it, and white space that ends the text goes to the continuation (as lm-evaluation-harness does). Raises DataError
-    for a pair longer than the model's window and for a continuation of no tokens.
+    After a conversation the continuation is encoded alone, as an answer is in training. After text both are encoded
+    together, and trailing white space of the text goes to the continuation (as in lm-evaluation-harness). Raises
+    DataError for a pair longer than the model's window and for a continuation of no tokens.
     """
     rows = [_encode(loaded, prompt, text) for prompt, text in pairs]
     return marked_logprobs(loaded, adapter, rows)
 
 
 def marked_logprobs(loaded: LoadedBase, adapter: str, rows: Sequence[MarkedRow]) -> list[Likelihood]:
-    """The sum of the log-probabilities of the marked tokens of each row, in nats, and how many these are."""
+    """Return the summed log-prob of each row's marked tokens in nats, and their number."""
     import torch
 
-    found = [Likelihood(0.0, 0)] * len(rows)
+    results = [Likelihood(0.0, 0)] * len(rows)
     with torch.no_grad():
         for batch in batch_by_length(loaded, rows):
             logprobs = next_logprobs(loaded, adapter, batch)
             following = batch.ids.roll(-1, dims=1)[batch.mask]
             sums = sums_by_row(batch, logprobs.gather(-1, following[:, None]).squeeze(-1))
-            for place, value, count in zip(batch.places, sums, batch.mask.sum(dim=1).tolist(), strict=True):
-                found[place] = Likelihood(value, count)
-    return found
+            for index, value, count in zip(batch.indices, sums, batch.mask.sum(dim=1).tolist(), strict=True):
+                results[index] = Likelihood(value, count)
+    return results
 
 
 def _encode(loaded: LoadedBase, prompt: Messages | str, continuation: str) -> MarkedRow:
@@ -75,7 +75,7 @@ def _split_text(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[in
 
 
 def marked_tokens(loaded: LoadedBase, record: Record, max_length: int) -> MarkedRow | None:
-    """A demonstration with its trained tokens marked, or a document with all of them; None if it does not fit."""
+    """Return a demonstration with its trained tokens marked, or a document with all; None if it does not fit."""
     from align.data.rendering.conversation_rows import demonstration_rows
     from align.data.rendering.document_rows import document_rows
     from align.data.rendering.fit_length import LengthLimit
@@ -91,24 +91,26 @@ def marked_tokens(loaded: LoadedBase, record: Record, max_length: int) -> Marked
 
 
 def windows(row: MarkedRow, size: int) -> list[MarkedRow]:
-    """A long row in pieces of at most `size` tokens, each without a look at the one before."""
+    """Return a long row in pieces of at most `size` tokens, each without context of the one before."""
     ids, marks = row
     return [(ids[start : start + size], marks[start : start + size]) for start in range(0, len(ids), size)]
 
 
-def held_out(loaded: LoadedBase, adapter: str, records: Sequence[Record], max_length: int) -> tuple[np.ndarray, ...]:
-    """Nats and tokens of each record's demonstration or document, each (N,); zeros for a record without one."""
+def held_out_nats(
+    loaded: LoadedBase, adapter: str, records: Sequence[Record], max_length: int
+) -> tuple[np.ndarray, ...]:
+    """Return nats and tokens of each record's demonstration or document, each (N,); zeros without one."""
     marks = [marked_tokens(loaded, record, max_length) for record in records]
     pieces = [
-        (place, piece)
-        for place, row in enumerate(marks)
+        (index, piece)
+        for index, row in enumerate(marks)
         if row is not None
         for piece in windows(row, max_length)
         if len(piece[0]) > 1
     ]
     nats, tokens = np.zeros(len(records)), np.zeros(len(records))
     likelihoods = marked_logprobs(loaded, adapter, [piece for _, piece in pieces])
-    for (place, _), found in zip(pieces, likelihoods, strict=True):
-        nats[place] -= found.logprob
-        tokens[place] += found.tokens
+    for (index, _), results in zip(pieces, likelihoods, strict=True):
+        nats[index] -= results.logprob
+        tokens[index] += results.tokens
     return nats, tokens

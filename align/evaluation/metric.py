@@ -1,4 +1,4 @@
-"""Measures: one number about a model, kept as sums over records so that it can be resampled, sliced and compared."""
+"""Metrics of a model, stored as sums over records so that they can be resampled, sliced and compared."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ Better = Literal["higher", "lower"] | None
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
-    """First sum over second, (..., 2) to (...); not a number where the second is 0."""
+    """Return first sum over second, (..., 2) to (...); NaN where the second is 0."""
     below = sums[..., 1]
     return np.divide(sums[..., 0], below, out=np.full(np.shape(below), np.nan), where=below > 0)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number about a model on N records."""
+    """A metric of a model on N records."""
 
     name: str
     parts: np.ndarray
-    """(N, K): what each record adds to the sums; zeros for a record it does not apply to"""
+    """(N, K): each record's contribution to the sums; zeros where the metric does not apply"""
     rows: np.ndarray
-    """(N,): the number of each record alone; not a number where it does not apply"""
+    """(N,): the metric of each record alone; NaN where it does not apply"""
     of: SumsToValue = ratio
     better: Better = "higher"
 
     @property
     def count(self) -> int:
-        """How many records it applies to."""
+        """Number of records it applies to."""
         return int(np.isfinite(self.rows).sum())
 
     @property
     def value(self) -> float:
-        """The number over all records."""
+        """The metric over all records."""
         return float(self.of(self.parts.sum(axis=0)))
 
-    def meets(self, other: Metric) -> bool:
-        """Whether both apply to some record."""
-        return bool((np.isfinite(self.rows) & np.isfinite(other.rows)).any())
+    def shares_records_with(self, their_parts: Metric) -> bool:
+        """Return whether both apply to some record."""
+        return bool((np.isfinite(self.rows) & np.isfinite(their_parts.rows)).any())
 
-    def take(self, places: np.ndarray) -> Metric:
-        """The same measure on some of the records."""
-        return Metric(self.name, self.parts[places], self.rows[places], self.of, self.better)
+    def select(self, indices: np.ndarray) -> Metric:
+        """Return the metric on some of the records."""
+        return Metric(self.name, self.parts[indices], self.rows[indices], self.of, self.better)
 
 
 @dataclass(frozen=True)
 class MetricEstimate:
-    """A measure with its 95% bootstrap interval, over `n` records."""
+    """A metric with its 95% bootstrap interval, over `n` records."""
 
     value: float
     low: float
@@ -75,7 +75,7 @@ class Comparison:
     low: float
     high: float
     wins: int
-    """records on which the model's own number is the better one (the higher one, where neither is better)"""
+    """records on which the model's value is better (higher, where neither direction is better)"""
     ties: int
     losses: int
     p: float
@@ -83,7 +83,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Literal["better", "worse", "higher", "lower", "no difference"]:
-        """What the interval of the difference says."""
+        """The sign of the difference, if its interval excludes 0."""
         if not (self.low > 0 or self.high < 0):
             return "no difference"
         up = self.low > 0
@@ -92,55 +92,53 @@ class Comparison:
         return "better" if up == (self.better == "higher") else "worse"
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values, with the verdict."""
+        """Return JSON values, with the verdict."""
         return {**asdict(self), "verdict": self.verdict}
 
 
 def mean_metric(name: str, values: Sequence[float] | np.ndarray, better: Better = "higher") -> Metric:
-    """The mean of one number a record; NaN where a record has none."""
+    """Return the mean over records; NaN where a record has no value."""
     rows = np.asarray(values, dtype=float)
-    known = np.isfinite(rows)
-    return Metric(name, np.stack([np.where(known, rows, 0.0), known], axis=1).astype(float), rows, ratio, better)
+    present = np.isfinite(rows)
+    return Metric(name, np.stack([np.where(present, rows, 0.0), present], axis=1).astype(float), rows, ratio, better)
 
 
 def ratio_metric(
     name: str, above: Sequence[float] | np.ndarray, below: Sequence[float] | np.ndarray, better: Better = "higher"
 ) -> Metric:
-    """A sum over another, such as nats over tokens; NaN or 0 below leaves a record out."""
+    """Return a ratio of sums, such as nats over tokens; a record with NaN or 0 below is left out."""
     parts = np.nan_to_num(np.stack([np.asarray(above, dtype=float), np.asarray(below, dtype=float)], axis=1))
     return Metric(name, parts, ratio(parts), ratio, better)
 
 
-def estimate(measure: Metric, resamples: Resamples) -> MetricEstimate:
-    """The measure with its bootstrap interval; a share of which every record is alike with Wilson's instead.
+def estimate_metric(measure: Metric, resamples: Resamples) -> MetricEstimate:
+    """Return the metric with its bootstrap interval, or Wilson's for a share of 0 or 1.
 
-    Resampling what is all right can only give all right, though the next record may well be wrong.
+    Resamples of all-correct records are all correct, though the next record may well be wrong.
     """
-    known = measure.rows[np.isfinite(measure.rows)]
-    if measure.of is ratio and len(known) > 1 and (np.all(known == 0) or np.all(known == 1)):
-        _, low, high = wilson_interval(float(known.mean()), len(known))
+    present = measure.rows[np.isfinite(measure.rows)]
+    if measure.of is ratio and len(present) > 1 and (np.all(present == 0) or np.all(present == 1)):
+        _, low, high = wilson_interval(float(present.mean()), len(present))
     else:
         low, high = expanded_interval(measure.of(resamples.sums(measure.parts)), measure.count)
-    return MetricEstimate(measure.value, *_met(measure.value, low, high), measure.count, measure.better)
+    return MetricEstimate(measure.value, *_snap_to_value(measure.value, low, high), measure.count, measure.better)
 
 
-def _met(value: float, low: float, high: float) -> tuple[float, float]:
-    """The ends of an interval; one that differs from the value in the last bits of two sums is the value."""
+def _snap_to_value(value: float, low: float, high: float) -> tuple[float, float]:
+    """Return the ends of an interval, an end that equals the value up to rounding as the value itself."""
     low, high = (value if math.isclose(end, value, rel_tol=1e-9, abs_tol=1e-12) else end for end in (low, high))
     return low, high
 
 
-def compare(ours: Metric, theirs: Metric, resamples: Resamples) -> Comparison:
-    """Our measure less theirs on the records that both have a number for."""
-    both = np.isfinite(ours.rows) & np.isfinite(theirs.rows)
-    mine, other = (np.where(both[:, None], each.parts, 0.0) for each in (ours, theirs))
-    drawn = ours.of(resamples.sums(mine)) - theirs.of(resamples.sums(other))
-    difference = float(ours.of(mine.sum(axis=0)) - theirs.of(other.sum(axis=0)))
-    low, high = expanded_interval(drawn, int(both.sum()))
-    gains = (ours.rows - theirs.rows)[both] * (-1 if ours.better == "lower" else 1)
-    # What differs in the last bits of two sums is equal.
-    wins, losses = int((gains > 1e-9).sum()), int((gains < -1e-9).sum())
-    return Comparison(
-        difference, *_met(difference, low, high), wins, len(gains) - wins - losses, losses, sign_test(wins, losses),
-        ours.better,
-    )  # fmt: skip
+def compare_metrics(ours: Metric, theirs: Metric, resamples: Resamples) -> Comparison:
+    """Return our metric minus theirs, on the records that both have a value for."""
+    shared = np.isfinite(ours.rows) & np.isfinite(theirs.rows)
+    our_parts, their_parts = (np.where(shared[:, None], each.parts, 0.0) for each in (ours, theirs))
+    resampled = ours.of(resamples.sums(our_parts)) - theirs.of(resamples.sums(their_parts))
+    difference = float(ours.of(our_parts.sum(axis=0)) - theirs.of(their_parts.sum(axis=0)))
+    low, high = expanded_interval(resampled, int(shared.sum()))
+    gains = (ours.rows - theirs.rows)[shared] * (-1 if ours.better == "lower" else 1)
+    wins, losses = int((gains > 1e-9).sum()), int((gains < -1e-9).sum())  # equal up to rounding is a tie
+    low, high = _snap_to_value(difference, low, high)
+    ties = len(gains) - wins - losses
+    return Comparison(difference, low, high, wins, ties, losses, sign_test(wins, losses), ours.better)

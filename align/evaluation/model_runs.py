@@ -1,4 +1,4 @@
-"""Measuring models: loaded by base, their completions written together, then read, weighed and scored one by one."""
+"""Evaluation runs of models: loaded by base, completions generated together, then scored one by one."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from align.models.adapters import LoadedBase
     from align.registry import Checkpoint, Registry
 
-_WINDOW = 4096
-"""tokens of the longest row whose likelihood is taken, where the model would take more"""
+_MAX_WINDOW_TOKENS = 4096
+"""longest row whose likelihood is computed, where the model's window is larger"""
 
 
-_DESCRIBING = ("perplexity", "kl_parent", "kl_base", "tokens", "no_eos", UNFINISHED, "repetition", "refusal")
+_DESCRIPTIVE_METRICS = ("perplexity", "kl_parent", "kl_base", "tokens", "no_eos", UNFINISHED, "repetition", "refusal")
 
 
 @dataclass
 class ModelRun:
-    """What one model wrote and what was measured of it, the most telling number first."""
+    """One model's completions and metrics, the most important first."""
 
-    asked: str
-    """the reference as it was given"""
+    requested: str
+    """the reference as the user gave it"""
     checkpoint: Checkpoint
-    written: Completions
-    measures: dict[str, Metric] = field(default_factory=dict)
+    completions: Completions
+    metrics: dict[str, Metric] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -47,42 +47,42 @@ class ModelRun:
         """The reference in full."""
         return self.checkpoint.reference
 
-    def add(self, measures: Sequence[Metric]) -> None:
-        """Keep some measures, those that apply to no record left out; what describes stands after what judges."""
-        self.measures |= {measure.name: measure for measure in measures if measure.count}
-        judging = [name for name in self.measures if name not in _DESCRIBING]
-        describing = [name for name in _DESCRIBING if name in self.measures]
-        self.measures = {name: self.measures[name] for name in [*judging, *describing]}
+    def add(self, metrics: Sequence[Metric]) -> None:
+        """Add the metrics that apply to some record; descriptive ones come last."""
+        self.metrics |= {metric.name: metric for metric in metrics if metric.count}
+        quality = [name for name in self.metrics if name not in _DESCRIPTIVE_METRICS]
+        descriptive = [name for name in _DESCRIPTIVE_METRICS if name in self.metrics]
+        self.metrics = {name: self.metrics[name] for name in [*quality, *descriptive]}
 
 
-def measure_models(
-    registry: Registry, references: Sequence[str], asked: EvaluationRequest, material: EvaluationData
+def evaluate_models(
+    registry: Registry, references: Sequence[str], request: EvaluationRequest, data: EvaluationData
 ) -> list[ModelRun]:
-    """Measure each model; models over one base are in memory together and share their batches."""
-    checkpoints = resolve(registry, references)
+    """Evaluate each model; models over one base are in memory together and share batches."""
+    checkpoints = resolve_models(registry, references)
     runs: dict[str, ModelRun] = {}
     for group in _groups(registry, checkpoints):
-        runs |= {run.reference: run for run in _measure_group(registry, group, asked, material)}
+        runs |= {run.reference: run for run in _evaluate_group(registry, group, request, data)}
     return [runs[checkpoint.reference] for checkpoint in checkpoints.values()]
 
 
-def resolve(registry: Registry, references: Sequence[str]) -> dict[str, Checkpoint]:
-    """The models by the references they were given as; UsageError for one given twice and for a reward model."""
+def resolve_models(registry: Registry, references: Sequence[str]) -> dict[str, Checkpoint]:
+    """Return the checkpoints by given reference; UsageError for one given twice and for a reward model."""
     from align.models.adapters import refuse_reward
 
     found: dict[str, Checkpoint] = {}
-    for asked in references:
-        checkpoint = registry.resolve(asked)
+    for request in references:
+        checkpoint = registry.resolve(request)
         refuse_reward(checkpoint)
         if twin := next((key for key, each in found.items() if each.reference == checkpoint.reference), None):
-            raise UsageError(f"{asked}: the same model as {twin} ({checkpoint.reference}); leave one out")
-        found[asked] = checkpoint
+            raise UsageError(f"{request}: the same model as {twin} ({checkpoint.reference}); leave one out")
+        found[request] = checkpoint
     return found
 
 
 @dataclass
 class _Group:
-    """Models that can be in memory together: those of one base and one chat template, where they say which."""
+    """Models that can be in memory together: of one base and one chat template, where known."""
 
     base: str
     template: str | None
@@ -94,110 +94,113 @@ class _Group:
 
 def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict[str, Checkpoint]]:
     groups: list[_Group] = []
-    for asked, checkpoint in checkpoints.items():
+    for request, checkpoint in checkpoints.items():
         base = registry.resolve_base(checkpoint).location
         template = (checkpoint.manifest or {}).get("template_digest")
         group = next((each for each in groups if each.takes(base, template)), None)
         if group is None:
             groups.append(group := _Group(base, template, {}))
         group.template = group.template or template
-        group.members[asked] = checkpoint
+        group.members[request] = checkpoint
     return [group.members for group in groups]
 
 
-def _measure_group(
-    registry: Registry, group: dict[str, Checkpoint], asked: EvaluationRequest, material: EvaluationData
+def _evaluate_group(
+    registry: Registry, group: dict[str, Checkpoint], request: EvaluationRequest, data: EvaluationData
 ) -> list[ModelRun]:
     from align.models.adapters import load_models
     from align.models.loading import Precision
 
-    parents = {checkpoint.reference: _parent(registry, checkpoint) for checkpoint in group.values()} if asked.kl else {}
+    parents = (
+        {checkpoint.reference: _parent(registry, checkpoint) for checkpoint in group.values()} if request.kl else {}
+    )
     loaded = load_models(
-        registry, [checkpoint.reference for checkpoint in group.values()], asked.precision or Precision()
+        registry, [checkpoint.reference for checkpoint in group.values()], request.precision or Precision()
     )
     for parent in parents.values():
         _attach_parent(loaded, parent)
-    if not material.writes and (note := generation_notice(loaded.tokenizer)):  # else the engine says it
-        material.notes.append(f"{loaded.base.reference}: {note}")
-    runs = [ModelRun(asked_as, checkpoint, [None] * len(material.records)) for asked_as, checkpoint in group.items()]
-    if material.writes:
-        _write(runs, loaded, asked, material, registry.cache_dir / "completions")
+    if not data.needs_completions and (note := generation_notice(loaded.tokenizer)):  # else the engine says it
+        data.notes.append(f"{loaded.base.reference}: {note}")
+    runs = [ModelRun(requested, checkpoint, [None] * len(data.records)) for requested, checkpoint in group.items()]
+    if data.needs_completions:
+        _generate(runs, loaded, request, data, registry.cache_dir / "completions")
     for run in runs:
-        _measure(run, loaded, material)
-        if asked.kl and material.writes:
-            run.add(_divergences(run, loaded, material.records, parents[run.reference]))
+        _score_model(run, loaded, data)
+        if request.kl and data.needs_completions:
+            run.add(_divergence_metrics(run, loaded, data.records, parents[run.reference]))
     return runs
 
 
-def _write(
-    runs: Sequence[ModelRun], loaded: LoadedBase, asked: EvaluationRequest, material: EvaluationData, folder: Path
+def _generate(
+    runs: Sequence[ModelRun], loaded: LoadedBase, request: EvaluationRequest, data: EvaluationData, folder: Path
 ) -> None:
-    """Let the models answer, in batches they share; what they wrote lies in a folder for another try."""
+    """Generate the models' completions in shared batches, stored in a folder for a resumed evaluation."""
     from align.engine.local import LocalEngine
     from align.evaluation.jsonl_store import open_completion_store
     from align.models.loading import Precision
 
-    precision = asked.precision or Precision()
-    kept = {
-        run.reference: open_completion_store(loaded, run.checkpoint, asked.sampling, precision, folder) for run in runs
+    precision = request.precision or Precision()
+    stores = {
+        run.reference: open_completion_store(loaded, run.checkpoint, request.sampling, precision, folder)
+        for run in runs
     }
     engine = LocalEngine(loaded)
     try:
         models = [run.reference for run in runs]
-        written, failed = generate_completions(engine, models, material.records, asked.sampling, asked.seed, kept)
+        completions, failed = generate_completions(engine, models, data.records, request.sampling, request.seed, stores)
         notes = engine.notes
     finally:
         engine.close()
     base = f"{loaded.base.reference}: "
     if loaded.base.reference not in models:
-        material.notes.extend(note for note in notes if note.startswith(base))
-    material.notes.extend(f"{count} completions failed: {message}" for message, count in failed.items())
+        data.notes.extend(note for note in notes if note.startswith(base))
+    data.notes.extend(f"{count} completions failed: {message}" for message, count in failed.items())
     for run in runs:
-        run.written = written[run.reference]
+        run.completions = completions[run.reference]
         run.notes = [note for note in notes if note.startswith(f"{run.reference}: ")]
-        run.notes += _unfinished_thoughts(run.reference, run.written, asked.sampling.max_new_tokens)
+        run.notes += _unfinished_notes(run.reference, run.completions, request.sampling.max_new_tokens)
 
 
-def _unfinished_thoughts(reference: str, written: Completions, longest: int) -> list[str]:
-    """The line about answers that ended inside their reasoning."""
-    known = [each for each in written if each is not None]
-    count = sum(each.unfinished for each in known)
+def _unfinished_notes(reference: str, completions: Completions, max_new_tokens: int) -> list[str]:
+    """Return a note on completions that end inside their reasoning."""
+    known = [each for each in completions if each is not None]
+    count = sum(each.is_unfinished for each in known)
     if not count:
         return []
     return [
         f"{reference}: {count} of {len(known)} completions ({count / len(known):.0%}) end inside their reasoning and "
-        f"count as no answer; raise --max_new_tokens (now {longest})"
+        f"count as no answer; raise --max_new_tokens (now {max_new_tokens})"
     ]
 
 
-def _measure(run: ModelRun, loaded: LoadedBase, material: EvaluationData) -> None:
-    """Everything about one model, in the order in which a reader wants it."""
-    texts, records = texts_of(run.written), material.records
-    for scorer in material.readers:
-        run.add(read(scorer.name, scorer, records, texts))
-    for scorer in material.choosers:
-        run.add(_choose(scorer, loaded, loaded.adapters[run.reference], records))
-    if material.labels:
-        run.add(_classify(material.labels, loaded, loaded.adapters[run.reference], records))
-    for name in material.corpus:
+def _score_model(run: ModelRun, loaded: LoadedBase, data: EvaluationData) -> None:
+    """Add all metrics of one model, in the order of the tables."""
+    texts, records = texts_of(run.completions), data.records
+    for scorer in data.completion_scorers:
+        run.add(apply_scorer(scorer.name, scorer, records, texts))
+    for scorer in data.likelihood_scorers:
+        run.add(_score_options(scorer, loaded, loaded.adapters[run.reference], records))
+    if data.labels:
+        run.add(_classify_labels(data.labels, loaded, loaded.adapters[run.reference], records))
+    for name in data.corpus:
         run.add(CORPUS[name](records, texts))
-    run.add(_perplexity(loaded, loaded.adapters[run.reference], records))
-    if material.writes:
-        run.add(behaviour_metrics(run.written))
+    run.add(_perplexity_metric(loaded, loaded.adapters[run.reference], records))
+    if data.needs_completions:
+        run.add(behaviour_metrics(run.completions))
 
 
-def read(name: str, score: Any, records: Sequence[Record], texts: Sequence[Any]) -> list[Metric]:
-    """The numbers a scorer gives each completion (or likelihoods), as means; DataError when it fails."""
+def apply_scorer(name: str, score: Any, records: Sequence[Record], texts: Sequence[Any]) -> list[Metric]:
+    """Return the means of a scorer's numbers over completions or likelihoods; DataError when it raises."""
     verdicts: list[dict[str, float]] = []
     for record, text in zip(records, texts, strict=True):
         try:
             verdicts.append(score(record, text) if text is not None else {})
         except AlignError:
             raise
-        except Exception as error:  # whatever a scorer raises, the row it raised at is what helps
+        except Exception as error:  # whatever a scorer raises, the message names its row
             raise DataError(
                 f"scorer {name}: raised {type(error).__name__} for {shorten(text)} of {record.where}: "
-                f"{shorten(str(error))}; mend the scorer or the row; --debug shows where"
+                f"{shorten(str(error))}; correct the scorer or the row; --debug shows where"
             ) from error
     keys = dict.fromkeys(key for verdict in verdicts for key in verdict)
     columns = {key: np.array([verdict.get(key, np.nan) for verdict in verdicts], dtype=float) for key in keys}
@@ -210,30 +213,34 @@ def read(name: str, score: Any, records: Sequence[Record], texts: Sequence[Any])
     ]
 
 
-def _choose(scorer: Any, loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
-    """The numbers of a scorer that compares the likelihoods of options."""
+def _score_options(scorer: Any, loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
+    """Return the metrics of a scorer that compares the likelihoods of options."""
     from align.evaluation.likelihood import continuation_logprobs
 
     options = [scorer.options(record) for record in records]
     pairs: list[Pair] = [(record.prompt, text) for record, each in zip(records, options, strict=True) for text in each]
     found = iter(continuation_logprobs(loaded, adapter, pairs))
     likelihoods = [[next(found) for _ in each] for each in options]
-    return read(scorer.name, scorer, records, likelihoods)
+    return apply_scorer(scorer.name, scorer, records, likelihoods)
 
 
-def _classify(labels: tuple[str, ...], loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
-    from align.evaluation.classification import measures_of
+def _classify_labels(
+    labels: tuple[str, ...], loaded: LoadedBase, adapter: str, records: Sequence[Record]
+) -> list[Metric]:
+    from align.evaluation.classification import classification_metrics
     from align.evaluation.likelihood import continuation_logprobs
 
     pairs: list[Pair] = [(record.prompt, label) for record in records for label in labels]
     found = np.array([each.logprob for each in continuation_logprobs(loaded, adapter, pairs)])
     best = found.reshape(len(records), len(labels)).argmax(axis=1)
-    return measures_of([record.answer or "" for record in records], [labels[place] for place in best], labels)
+    return classification_metrics(
+        [record.answer or "" for record in records], [labels[index] for index in best], labels
+    )
 
 
-def _perplexity(loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
-    """Held-out perplexity of demonstrations, chosen answers or documents: exp of nats per token."""
-    from align.evaluation.likelihood import held_out
+def _perplexity_metric(loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
+    """Return held-out perplexity of demonstrations, chosen answers or documents: exp of nats per token."""
+    from align.evaluation.likelihood import held_out_nats
 
     given = [
         dataclasses.replace(record, completion=record.chosen) if record.chosen and not record.completion else record
@@ -241,22 +248,22 @@ def _perplexity(loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> 
     ]
     if not any(record.completion or record.text for record in given):
         return []
-    nats, tokens = held_out(loaded, adapter, given, _longest(loaded))
+    nats, tokens = held_out_nats(loaded, adapter, given, _window(loaded))
     per_token = ratio_metric("perplexity", nats, tokens, better="lower")
     return [dataclasses.replace(per_token, rows=np.exp(per_token.rows), of=perplexity_of)]
 
 
 def perplexity_of(sums: np.ndarray) -> np.ndarray:
-    """The exponential of nats per token, of sums (..., 2)."""
+    """Return the exponential of nats per token, of sums (..., 2)."""
     from align.evaluation.metric import ratio
 
     return np.exp(ratio(sums))
 
 
-def _divergences(
+def _divergence_metrics(
     run: ModelRun, loaded: LoadedBase, records: Sequence[Record], parent: Checkpoint | None
 ) -> list[Metric]:
-    """KL per token to the parent and to the base, along the model's own completions."""
+    """Return KL per token to the parent and to the base, along the model's own completions."""
     from align.evaluation.divergence import completion_kls
     from align.evaluation.likelihood import marked_tokens
     from align.models.adapters import BASE
@@ -269,41 +276,41 @@ def _divergences(
         del wanted["kl_parent"]
     if not wanted:
         return []
-    places, rows = [], []
-    for place, each in enumerate(run.written):
+    indices, rows = [], []
+    for index, each in enumerate(run.completions):
         if each is None:
             continue
-        record = Record(prompt=records[place].prompt, completion=each.turns)
-        marked = marked_tokens(loaded, record, _longest(loaded))
+        record = Record(prompt=records[index].prompt, completion=each.turns)
+        marked = marked_tokens(loaded, record, _window(loaded))
         if marked is not None:
-            # The stop token that rendering adds was not written where the completion was cut.
+            # Rendering adds a stop token, which a truncated completion does not have.
             mask = list(marked[1]) if each.ended else _without_last(marked[1])
-            places.append(place)
+            indices.append(index)
             rows.append({"input_ids": marked[0], "completion_mask": mask})
     found = completion_kls(loaded, adapter, [str(other) for other in wanted.values()], rows)
     tokens = np.zeros(len(records))
-    tokens[places] = [sum(row["completion_mask"]) for row in rows]
-    measures = []
+    tokens[indices] = [sum(row["completion_mask"]) for row in rows]
+    metrics = []
     for name, values in zip(wanted, found, strict=True):
         nats = np.zeros(len(records))
-        nats[places] = values
-        measures.append(ratio_metric(name, nats, tokens, better=None))
-    return measures
+        nats[indices] = values
+        metrics.append(ratio_metric(name, nats, tokens, better=None))
+    return metrics
 
 
 def _without_last(mask: Sequence[int]) -> list[int]:
-    last = max((place for place, marked in enumerate(mask) if marked), default=-1)
-    return [marked if place != last else 0 for place, marked in enumerate(mask)]
+    last = max((index for index, marked in enumerate(mask) if marked), default=-1)
+    return [marked if index != last else 0 for index, marked in enumerate(mask)]
 
 
-def _longest(loaded: LoadedBase) -> int:
+def _window(loaded: LoadedBase) -> int:
     from align.engine.local import context_window
 
-    return min(context_window(loaded.model) or _WINDOW, _WINDOW)
+    return min(context_window(loaded.model) or _MAX_WINDOW_TOKENS, _MAX_WINDOW_TOKENS)
 
 
 def _parent(registry: Registry, checkpoint: Checkpoint) -> Checkpoint | None:
-    """The policy or base a model was trained from, if it is still here."""
+    """Return the policy or base that a model was trained from, if it still exists."""
     from align.registry.lineage import parent_links
 
     for link in parent_links(checkpoint):
@@ -317,7 +324,7 @@ def _parent(registry: Registry, checkpoint: Checkpoint) -> Checkpoint | None:
 
 
 def _attach_parent(loaded: LoadedBase, parent: Checkpoint | None) -> None:
-    """Have a parent's adapter beside the models, where it fits this base; the base itself is there already."""
+    """Load a parent's adapter beside the models, if it fits this base."""
     from align.models.adapters import BASE, attach_adapter
 
     if parent is None or parent.reference in loaded.adapters:
@@ -329,5 +336,5 @@ def _attach_parent(loaded: LoadedBase, parent: Checkpoint | None) -> None:
     try:
         attach_adapter(loaded, parent, f"parent{len(loaded.adapters)}")
     except IntegrityError:
-        return  # a parent over another base: there is no KL to tell
+        return  # a parent over another base has no KL
     loaded.model.eval()

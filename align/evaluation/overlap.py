@@ -49,8 +49,8 @@ def bleu(records: Sequence[Record], texts: Texts) -> list[Metric]:
     metrics = {chinese: BLEU(tokenize="zh" if chinese else "13a") for chinese in (False, True)}
 
     def count(text: str, reference: str) -> list[float]:
-        found = metrics[bool(_HAN.search(reference))].corpus_score([text], [[reference]])
-        return [found.sys_len, found.ref_len, *found.counts, *found.totals]
+        score = metrics[bool(_HAN.search(reference))].corpus_score([text], [[reference]])
+        return [score.sys_len, score.ref_len, *score.counts, *score.totals]
 
     return [_corpus("bleu", records, texts, count, bleu_of_sums, 2 + 2 * _ORDERS)]
 
@@ -60,11 +60,11 @@ def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
 
     `exp` smoothing (Chen and Cherry 2014, method 3): the k-th order without a match counts as 1 / 2^k matches.
     """
-    system, reference, right, all_ = sums[..., 0], sums[..., 1], sums[..., 2 : 2 + _ORDERS], sums[..., 2 + _ORDERS :]
-    unmatched = (right == 0) & (all_ > 0)
+    system, reference, right, total = sums[..., 0], sums[..., 1], sums[..., 2 : 2 + _ORDERS], sums[..., 2 + _ORDERS :]
+    unmatched = (right == 0) & (total > 0)
     smoothed = np.where(unmatched, 0.5 ** np.cumsum(unmatched, axis=-1), right)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(all_ > 0, np.log(smoothed / all_), -np.inf)
+        logs = np.where(total > 0, np.log(smoothed / total), -np.inf)
         brevity = np.where(system < reference, 1 - reference / system, 0.0)
         score = 100 * np.exp(np.where(np.isnan(brevity), -np.inf, brevity) + logs.mean(axis=-1))
     return np.where(right.any(axis=-1), score, np.where(reference > 0, 0.0, np.nan))
@@ -76,12 +76,12 @@ def chrf(records: Sequence[Record], texts: Texts) -> list[Metric]:
     from sacrebleu.metrics.helpers import extract_all_char_ngrams
 
     def count(text: str, reference: str) -> list[float]:
-        said, wanted = (extract_all_char_ngrams(each, _CHARACTERS) for each in (text, reference))
-        found: list[float] = []
-        for ours, theirs in zip(said, wanted, strict=True):
+        ngrams = [extract_all_char_ngrams(side, _CHARACTERS) for side in (text, reference)]
+        score: list[float] = []
+        for ours, theirs in zip(*ngrams, strict=True):
             # As sacrebleu counts: where the reference has no such n-gram, ours are no misses.
-            found += [ours.total() if theirs else 0, theirs.total(), (ours & theirs).total()]
-        return found
+            score += [ours.total() if theirs else 0, theirs.total(), (ours & theirs).total()]
+        return score
 
     return [_corpus("chrf", records, texts, count, chrf_of_sums, 3 * _CHARACTERS)]
 
@@ -89,14 +89,14 @@ def chrf(records: Sequence[Record], texts: Texts) -> list[Metric]:
 def chrf_of_sums(sums: np.ndarray) -> np.ndarray:
     """The chrF2 of sums (..., 18): for each order our n-grams, the reference's, and those in both."""
     counts = sums.reshape(*sums.shape[:-1], _CHARACTERS, 3)
-    said, wanted, both = counts[..., 0], counts[..., 1], counts[..., 2]
-    used = (said > 0) & (wanted > 0)
+    ours, theirs, both = counts[..., 0], counts[..., 1], counts[..., 2]
+    used = (ours > 0) & (theirs > 0)
     orders = np.maximum(used.sum(axis=-1), 1)
-    precision = np.where(used, both / np.maximum(said, 1), 0.0).sum(axis=-1) / orders
-    recall = np.where(used, both / np.maximum(wanted, 1), 0.0).sum(axis=-1) / orders
+    precision = np.where(used, both / np.maximum(ours, 1), 0.0).sum(axis=-1) / orders
+    recall = np.where(used, both / np.maximum(theirs, 1), 0.0).sum(axis=-1) / orders
     below = _BETA_SQUARED * precision + recall
     score = 100 * (1 + _BETA_SQUARED) * precision * recall / np.where(below > 0, below, 1.0)
-    return np.where(wanted[..., 0] > 0, score, np.nan)
+    return np.where(theirs[..., 0] > 0, score, np.nan)
 
 
 def rouge(records: Sequence[Record], texts: Texts) -> list[Metric]:
@@ -107,11 +107,11 @@ def rouge(records: Sequence[Record], texts: Texts) -> list[Metric]:
     kinds = ["rouge1", "rouge2", "rougeL"]
     plain, by_character = RougeScorer(kinds, use_stemmer=True), RougeScorer(kinds, tokenizer=_Characters())
     rows = np.full((len(records), len(kinds)), np.nan)
-    for place, (record, text) in enumerate(zip(records, texts, strict=True)):
+    for index, (record, text) in enumerate(zip(records, texts, strict=True)):
         reference = reference_text(record)
         if text is not None and reference is not None:
-            found = (by_character if is_chinese(reference) else plain).score(reference, text)
-            rows[place] = [found[kind].fmeasure for kind in kinds]
+            score = (by_character if is_chinese(reference) else plain).score(reference, text)
+            rows[index] = [score[kind].fmeasure for kind in kinds]
     return [mean_metric(kind, rows[:, column]) for column, kind in enumerate(kinds)]
 
 
@@ -131,12 +131,12 @@ def _corpus(
     width: int,
 ) -> Metric:
     parts = np.zeros((len(records), width))
-    known = np.zeros(len(records), dtype=bool)
-    for place, (record, text) in enumerate(zip(records, texts, strict=True)):
+    has_text = np.zeros(len(records), dtype=bool)
+    for index, (record, text) in enumerate(zip(records, texts, strict=True)):
         reference = reference_text(record)
         if text is not None and reference is not None:
-            parts[place], known[place] = count(text, reference), True
-    return Metric(name, parts, np.where(known, of(parts), np.nan), of)
+            parts[index], has_text[index] = count(text, reference), True
+    return Metric(name, parts, np.where(has_text, of(parts), np.nan), of)
 
 
 CORPUS: dict[str, Callable[[Sequence[Record], Texts], list[Metric]]] = {"bleu": bleu, "chrf": chrf, "rouge": rouge}

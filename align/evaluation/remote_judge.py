@@ -24,7 +24,7 @@ from align.data.reasoning import strip_reasoning
 from align.engine.wire_format import retry_seconds
 from align.errors import MachineError, UsageError, shorten
 from align.evaluation.jsonl_store import JsonlStore, digest_of
-from align.evaluation.judging import LOSS, NOTHING, TIE, WIN, Verdicts
+from align.evaluation.judging import LOSS, NO_COMPLETION, TIE, WIN, Verdicts
 from align.evaluation.overlap import Texts, reference_text, require
 from align.schema import Record
 
@@ -105,7 +105,7 @@ class RemoteJudge:
 
     def _pair(self, client: httpx.Client, record: Record, ours: str | None, theirs: str | None) -> _PairVerdict:
         if ours is None or theirs is None:
-            return _PairVerdict(float("nan"), NOTHING)
+            return _PairVerdict(float("nan"), NO_COMPLETION)
         if ours == theirs:
             return _PairVerdict(TIE)
         if self._unreachable >= _GIVE_UP:

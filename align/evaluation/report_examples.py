@@ -8,67 +8,71 @@ from typing import TYPE_CHECKING
 from align.evaluation.html_markup import Html, join, tag
 from align.evaluation.model_runs import ModelRun
 from align.evaluation.overlap import reference_text
-from align.evaluation.samples import regressions, worst
-from align.evaluation.terminal_tables import digits_of, name_of
+from align.evaluation.samples import find_regressions, find_worst
+from align.evaluation.terminal_tables import digits_of, metric_title
 
 if TYPE_CHECKING:
     from align.evaluation.request import EvaluationData
 
-_SHOWN = 5
-_LONGEST = 4000
+_MAX_RECORDS = 5
+_MAX_CHARACTERS = 4000
 """characters of a text that are shown"""
 
 
-def examples(runs: Sequence[ModelRun], material: EvaluationData, measure: str) -> Html | None:
+def render_examples(runs: Sequence[ModelRun], data: EvaluationData, metric: str) -> Html | None:
     """The worst records of each model and what it lost against the first one; None where nothing was written."""
     blocks: list[Html] = []
     for run in runs:
-        if measure not in run.measures:
+        if metric not in run.metrics:
             continue
-        lost = regressions(run, runs[0], measure, _SHOWN) if run is not runs[0] and measure in runs[0].measures else []
-        low = [place for place in worst(run, measure, _SHOWN) if place not in lost]
-        blocks += _block(f"{run.reference}: lost against {runs[0].reference}", lost, runs, material, measure)
-        blocks += _block(f"{run.reference}: lowest {name_of(measure)}", low, runs, material, measure)
+        losses = (
+            find_regressions(run, runs[0], metric, _MAX_RECORDS)
+            if run is not runs[0] and metric in runs[0].metrics
+            else []
+        )
+        lowest = [index for index in find_worst(run, metric, _MAX_RECORDS) if index not in losses]
+        blocks += _examples_block(f"{run.reference}: lost against {runs[0].reference}", losses, runs, data, metric)
+        blocks += _examples_block(f"{run.reference}: lowest {metric_title(metric)}", lowest, runs, data, metric)
     return join(*blocks) if blocks else None
 
 
-def _block(
-    title: str, places: Iterable[int], runs: Sequence[ModelRun], material: EvaluationData, measure: str
+def _examples_block(
+    title: str, indices: Iterable[int], runs: Sequence[ModelRun], data: EvaluationData, metric: str
 ) -> list[Html]:
-    shown = [_example(place, runs, material, measure) for place in places]
+    shown = [_example_html(index, runs, data, metric) for index in indices]
     return [tag("h3", title), *shown] if shown else []
 
 
-def _example(place: int, runs: Sequence[ModelRun], material: EvaluationData, measure: str) -> Html:
-    record = material.records[place]
-    turns = [_said(turn["role"], "", turn["content"]) for turn in record.prompt]
+def _example_html(index: int, runs: Sequence[ModelRun], data: EvaluationData, metric: str) -> Html:
+    record = data.records[index]
+    turns = [_turn_html(turn["role"], "", turn["content"]) for turn in record.prompt]
     reference = reference_text(record)
-    wanted = [_said("reference", "", reference)] if reference else []
-    answers = [_said(run.reference, _score(run, place, measure), _text(run, place)) for run in runs]
-    asked = record.prompt[-1]["content"] if record.prompt else record.where
-    scores = " · ".join(filter(None, (_score(run, place, measure) for run in runs)))
-    summary = tag("summary", tag("span", _shortened(asked, 200), class_="ask"), tag("span", scores, class_="score"))
-    return tag("details", summary, tag("div", *turns, *wanted, *answers, class_="talk"))
+    reference_turn = [_turn_html("reference", "", reference)] if reference else []
+    answers = [_turn_html(run.reference, _score(run, index, metric), _text(run, index)) for run in runs]
+    question = record.prompt[-1]["content"] if record.prompt else record.where
+    scores = " · ".join(filter(None, (_score(run, index, metric) for run in runs)))
+    summary = tag("summary", tag("span", _truncate(question, 200), class_="ask"), tag("span", scores, class_="score"))
+    return tag("details", summary, tag("div", *turns, *reference_turn, *answers, class_="talk"))
 
 
-def _said(who: str, score: str, text: str) -> Html:
-    by = tag("div", f"{who} ", tag("span", score) if score else None, class_="by")
-    return tag("div", by, tag("p", _shortened(text, _LONGEST), dir="auto"), class_="said")
+def _turn_html(who: str, score: str, text: str) -> Html:
+    heading = tag("div", f"{who} ", tag("span", score) if score else None, class_="by")
+    return tag("div", heading, tag("p", _truncate(text, _MAX_CHARACTERS), dir="auto"), class_="said")
 
 
-def _text(run: ModelRun, place: int) -> str:
-    written = run.written[place]
-    if written is None:
+def _text(run: ModelRun, index: int) -> str:
+    completion = run.completions[index]
+    if completion is None:
         return "(no completion)"
-    return (written.whole or "(empty)") + ("" if written.ended else " …")
+    return (completion.text_with_reasoning or "(empty)") + ("" if completion.ended else " …")
 
 
-def _score(run: ModelRun, place: int, measure: str) -> str:
-    rows = run.measures[measure].rows if measure in run.measures else None
-    if rows is None or rows[place] != rows[place]:
+def _score(run: ModelRun, index: int, metric: str) -> str:
+    rows = run.metrics[metric].rows if metric in run.metrics else None
+    if rows is None or rows[index] != rows[index]:
         return ""
-    return f"{rows[place]:.{digits_of(float(rows[place]))}f}"
+    return f"{rows[index]:.{digits_of(float(rows[index]))}f}"
 
 
-def _shortened(text: str, most: int) -> str:
+def _truncate(text: str, most: int) -> str:
     return text if len(text) <= most else text[:most] + " …"

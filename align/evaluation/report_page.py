@@ -16,9 +16,9 @@ from align.evaluation import report_plots
 from align.evaluation.html_markup import Html, join, tag
 from align.evaluation.metric import Comparison, MetricEstimate
 from align.evaluation.model_runs import ModelRun
-from align.evaluation.report_examples import examples
+from align.evaluation.report_examples import render_examples
 from align.evaluation.results import ModelResult, Result
-from align.evaluation.terminal_tables import digits_of, name_of, show_difference, show_p
+from align.evaluation.terminal_tables import digits_of, metric_title, show_difference, show_p
 
 if TYPE_CHECKING:
     from align.evaluation.request import EvaluationData
@@ -35,11 +35,11 @@ class ReportInputs:
 
     result: Result
     runs: Sequence[ModelRun]
-    material: EvaluationData
+    data: EvaluationData
     lineages: Sequence[Ancestor]
 
 
-def draw_page(report: ReportInputs) -> str:
+def render_report(report: ReportInputs) -> str:
     """The whole page as HTML."""
     result = report.result
     sections = [section for section in _sections(report) if section is not None]
@@ -60,17 +60,17 @@ def draw_page(report: ReportInputs) -> str:
 def _sections(report: ReportInputs) -> Iterator[tuple[str, str, Html] | None]:
     result = report.result
     if result.headline:
-        yield "result", _capital(name_of(result.headline)), _headline(result)
+        yield "result", _capitalise(metric_title(result.headline)), _headline(result)
     yield "numbers", "All numbers", _numbers(result)
     if len(result.models) > 1 and result.models[1].overall.against:
         yield "compared", "Against the first model", _comparisons(result)
     if any(model.judged for model in result.models):
-        yield "judged", "Judged in pairs", _judged(result)
+        yield "judged", "Judged in pairs", _judged_comparisons(result)
     if result.models[0].slices and result.headline:
         yield "slices", "By language and kind", _slices(result)
     if lengths := _lengths(report):
         yield "lengths", "Lengths", lengths
-    if found := examples(report.runs, report.material, result.headline):
+    if found := render_examples(report.runs, report.data, result.headline):
         yield "examples", "Worst examples", found
     yield "lineage", "Where the models come from", _lineage(report.lineages)
     yield "method", "How this was measured", _method(result)
@@ -91,8 +91,8 @@ def _headline(result: Result) -> Html:
     found = [(model, model.overall.estimates.get(result.headline)) for model in result.models]
     scale = report_plots.scale_of([each for _, each in found if each is not None])
     rows = [
-        _forest_row(model.reference, model.stage, each, scale, place)
-        for place, (model, each) in enumerate(found)
+        _forest_row(model.reference, model.stage, each, scale, index)
+        for index, (model, each) in enumerate(found)
         if each is not None
     ]
     return join(_verdicts(result), _forest(rows, scale))
@@ -105,17 +105,17 @@ def _forest(rows: Sequence[Html], scale: report_plots.Scale) -> Html:
 
 def _verdicts(result: Result) -> Html:
     """In a sentence what the comparison of the headline number says."""
-    said = []
+    verdicts = []
     for model in result.models[1:]:
         found = model.overall.against.get(result.headline)
         if found is not None:
-            how = found.verdict if found.verdict == "no difference" else f"{found.verdict} by {_size(found)}"
-            said.append(f"{model.reference}: {how}")
-    first = f" Against {result.models[0].reference}: {'; '.join(said)}." if said else ""
+            how = found.verdict if found.verdict == "no difference" else f"{found.verdict} by {_format_size(found)}"
+            verdicts.append(f"{model.reference}: {how}")
+    first = f" Against {result.models[0].reference}: {'; '.join(verdicts)}." if verdicts else ""
     return tag("p", f"Mean with its 95% interval.{first}", class_="note")
 
 
-def _size(found: Comparison) -> str:
+def _format_size(found: Comparison) -> str:
     digits = digits_of(max(abs(found.difference), abs(found.low), abs(found.high)))
     return f"{abs(found.difference):.{digits}f}"
 
@@ -123,7 +123,7 @@ def _size(found: Comparison) -> str:
 def _forest_row(who: str, about: str, found: MetricEstimate, scale: report_plots.Scale, colour: int) -> Html:
     return tag(
         "div",
-        tag("div", _key(colour), who, tag("small", about) if about else None, class_="who"),
+        tag("div", _colour_key(colour), who, tag("small", about) if about else None, class_="who"),
         tag("div", report_plots.interval(found, scale, colour % _COLOURS), class_="plot"),
         tag("div", _number(found, big=True), class_="number"),
         class_="group",
@@ -139,9 +139,11 @@ def _number(found: MetricEstimate, mark: Html | None = None, *, big: bool = Fals
 
 def _numbers(result: Result) -> Html:
     head = tag(
-        "tr", tag("th", "measure"), *(tag("th", _key(place), model.reference) for place, model in _counted(result))
+        "tr",
+        tag("th", "measure"),
+        *(tag("th", _colour_key(index), model.reference) for index, model in _numbered_models(result)),
     )
-    rows = [tag("tr", tag("th", name_of(name), scope="row"), *_cells(result, name)) for name in result.measures]
+    rows = [tag("tr", tag("th", metric_title(name), scope="row"), *_cells(result, name)) for name in result.metrics]
     arrow = "An arrow marks a number whose difference from the first model's has an interval without 0: "
     good, bad = tag("span", "green", class_="up"), tag("span", "red", class_="down")
     note = tag("p", arrow, good, " is better, ", bad, " worse.", class_="note")
@@ -185,18 +187,18 @@ def _comparisons(result: Result) -> Html:
 
 
 def _comparison(model: ModelResult) -> Html:
-    words = ("measure", "difference", "", "won / tied / lost", "", "sign test")
-    head = tag("tr", *(tag("th", word) for word in words))
+    titles = ("measure", "difference", "", "won / tied / lost", "", "sign test")
+    head = tag("tr", *(tag("th", word) for word in titles))
     rows = []
     for name, found in model.overall.against.items():
         ends = [abs(each) for each in (found.difference, found.low, found.high) if math.isfinite(each)]
         rows.append(
             tag(
                 "tr",
-                tag("th", name_of(name), scope="row"),
+                tag("th", metric_title(name), scope="row"),
                 tag("td", report_plots.difference(found, 1.12 * max(ends) or 1.0), class_="plot"),
                 tag("td", show_difference(found)),
-                tag("td", report_plots.votes(found.wins, found.ties, found.losses, found.better), class_="plot"),
+                tag("td", report_plots.win_bar(found.wins, found.ties, found.losses, found.better), class_="plot"),
                 tag("td", f"{found.wins} / {found.ties} / {found.losses}"),
                 tag("td", show_p(found.p)),
             )
@@ -204,16 +206,16 @@ def _comparison(model: ModelResult) -> Html:
     return join(tag("h3", model.reference), _table(head, rows))
 
 
-def _judged(result: Result) -> Html:
-    words = ("model", "judge", "win rate", "won / tied / lost", "", "sign test", "both ways", "no verdict")
-    head = tag("tr", *(tag("th", word) for word in words))
+def _judged_comparisons(result: Result) -> Html:
+    titles = ("model", "judge", "win rate", "won / tied / lost", "", "sign test", "both ways", "no verdict")
+    head = tag("tr", *(tag("th", word) for word in titles))
     rows = [
         tag(
             "tr",
             tag("th", model.reference, scope="row"),
             tag("td", found.judge),
             tag("td", _number(found.win_rate) if found.win_rate else "–"),
-            tag("td", report_plots.votes(found.wins, found.ties, found.losses), class_="plot"),
+            tag("td", report_plots.win_bar(found.wins, found.ties, found.losses), class_="plot"),
             tag("td", f"{found.wins} / {found.ties} / {found.losses}"),
             tag("td", show_p(found.p)),
             tag("td", "–" if found.consistency is None else f"{found.consistency:.0%} agree"),
@@ -253,29 +255,31 @@ def _slices(result: Result) -> Html:
         scale = report_plots.scale_of([each for each in numbers if each is not None])
         for value, first in values.items():
             rows: list[Html] = []
-            for place, model in _counted(result):
+            for index, model in _numbered_models(result):
                 found = model.slices[column][value].estimates.get(name)
                 if found is not None:
-                    rows.append(_forest_row(model.reference, "", found, scale, place))
+                    rows.append(_forest_row(model.reference, "", found, scale, index))
             title = tag("h3", f"{column}: {value} ", tag("span", f"{first.count} records", class_="tag"))
             blocks.append(join(title, _forest(rows, scale)))
-    note = tag("p", f"{_capital(name_of(name))} on parts of the data; the JSON file has every measure.", class_="note")
+    note = tag(
+        "p", f"{_capitalise(metric_title(name))} on parts of the data; the JSON file has every measure.", class_="note"
+    )
     return join(note, *blocks)
 
 
 def _lengths(report: ReportInputs) -> Html | None:
-    rows = [(run.reference, run.measures["tokens"].rows) for run in report.runs if "tokens" in run.measures]
+    rows = [(run.reference, run.metrics["tokens"].rows) for run in report.runs if "tokens" in run.metrics]
     if not rows:
         return None
     scale = report_plots.Scale(0.0, max(1.0, *(float(values[values == values].max()) for _, values in rows)))
     blocks = [
         tag(
             "div",
-            tag("h4", _key(place), who),
-            report_plots.histogram(values, scale, place % _COLOURS),
+            tag("h4", _colour_key(index), who),
+            report_plots.histogram(values, scale, index % _COLOURS),
             report_plots.axis(scale),
         )
-        for place, (who, values) in enumerate(rows)
+        for index, (who, values) in enumerate(rows)
     ]
     note = tag("p", "Tokens a completion, the end token left out.", class_="note")
     return join(note, tag("div", tag("div", *blocks, class_="columns"), class_="card"))
@@ -303,12 +307,14 @@ def _method(result: Result) -> Html:
         "share that is 0 or 1 throughout has Wilson's interval",
         "Comparison": "paired: both models in the same resamples; a verdict needs an interval without 0",
         "KL": "between next-token distributions along each model's own completions, per token",
-        **{f"Model {place + 1}": f"{model.reference} {model.digest or ''}" for place, model in _counted(result)},
+        **{
+            f"Model {index + 1}": f"{model.reference} {model.digest or ''}" for index, model in _numbered_models(result)
+        },
     }
     listed = [piece for key, value in facts.items() for piece in (tag("dt", key), tag("dd", value))]
     notes = [note for model in result.models for note in model.notes] + result.notes
-    told = tag("ul", *(tag("li", note) for note in notes)) if notes else None
-    return join(tag("div", tag("dl", *listed), class_="card"), told)
+    notes_list = tag("ul", *(tag("li", note) for note in notes)) if notes else None
+    return join(tag("div", tag("dl", *listed), class_="card"), notes_list)
 
 
 def _footer(result: Result) -> Html:
@@ -320,13 +326,13 @@ def _table(head: Html, rows: Sequence[Html]) -> Html:
     return tag("div", table, class_="scroll", tabindex="0")
 
 
-def _key(place: int) -> Html:
-    return tag("span", class_=f"key c{place % _COLOURS}")
+def _colour_key(index: int) -> Html:
+    return tag("span", class_=f"key c{index % _COLOURS}")
 
 
-def _counted(result: Result) -> list[tuple[int, ModelResult]]:
+def _numbered_models(result: Result) -> list[tuple[int, ModelResult]]:
     return list(enumerate(result.models))
 
 
-def _capital(text: str) -> str:
+def _capitalise(text: str) -> str:
     return text[:1].upper() + text[1:]

@@ -33,7 +33,7 @@ class Scale:
         step = min((size * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda each: abs(each - raw))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
-        return [round(place * step, 10) for place in range(first, last + 1)]
+        return [round(index * step, 10) for index in range(first, last + 1)]
 
 
 def scale_of(estimates: Sequence[MetricEstimate]) -> Scale:
@@ -75,7 +75,7 @@ def difference(found: Comparison, most: float) -> Html:
     return _svg(parts, "track", f"{found.difference:+.4g}")
 
 
-def votes(wins: int, ties: int, losses: int, better: Better = "higher") -> Html:
+def win_bar(wins: int, ties: int, losses: int, better: Better = "higher") -> Html:
     """Wins, ties and losses as parts of a bar; without green and red where neither is better."""
     kinds = ("plain", "even", "faint") if better is None else ("good", "even", "bad")
     total, left, parts = max(1, wins + ties + losses), 0.0, []
@@ -92,10 +92,10 @@ def histogram(rows: np.ndarray, scale: Scale, colour: int) -> Html:
     most, width = max(1, int(counts.max())), 100 / _BINS
     bars = [
         tag(
-            "rect", x=f"{place * width + 0.2:.2f}%", y=f"{100 - 92 * count / most:.2f}%", width=f"{width - 0.4:.2f}%",
+            "rect", x=f"{index * width + 0.2:.2f}%", y=f"{100 - 92 * count / most:.2f}%", width=f"{width - 0.4:.2f}%",
             height=f"{92 * count / most:.2f}%", class_=f"bar c{colour}",
         )
-        for place, count in enumerate(counts.tolist())
+        for index, count in enumerate(counts.tolist())
         if count
     ]  # fmt: skip
     return _svg([*_grid(scale), *bars], "histogram", "")

@@ -1,4 +1,4 @@
-"""Results: what was measured, with intervals, comparisons and slices, as plain data for tables, pages and records."""
+"""Results with intervals, comparisons and slices, as plain data for tables, the report and the registry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from align.evaluation.judging import JudgedComparison
-from align.evaluation.metric import Comparison, Metric, MetricEstimate, compare, estimate
+from align.evaluation.metric import Comparison, Metric, MetricEstimate, compare_metrics, estimate_metric
 from align.evaluation.model_runs import ModelRun
 from align.evaluation.request import EvaluationData, EvaluationRequest
 from align.evaluation.slices import Slices
@@ -20,7 +20,7 @@ Metrics = dict[str, Metric]
 
 @dataclass(frozen=True)
 class Numbers:
-    """Every measure of a model on some records, and each against the first model's."""
+    """All metrics of a model on some records, and their comparison with the first model's."""
 
     count: int
     estimates: dict[str, MetricEstimate]
@@ -29,9 +29,9 @@ class Numbers:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What was measured of one model."""
+    """The results of one model."""
 
-    asked: str
+    requested: str
     reference: str
     digest: str | None
     stage: str
@@ -44,7 +44,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Result:
-    """An evaluation of some models on the same records; the first model is the one the others are held against."""
+    """An evaluation of models on the same records; the first is the baseline."""
 
     data: dict[str, Any]
     settings: dict[str, Any]
@@ -53,86 +53,88 @@ class Result:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
-    def measures(self) -> list[str]:
-        """The measures that some model has, the most telling first, each in the order its models have them."""
+    def metrics(self) -> list[str]:
+        """The metrics that some model has, most important first, in the order of the models."""
         merged: list[str] = []
         for model in self.models:
-            place = 0
+            index = 0
             for name in model.overall.estimates:
                 if name not in merged:
-                    merged.insert(place, name)
-                place = merged.index(name) + 1
+                    merged.insert(index, name)
+                index = merged.index(name) + 1
         return merged
 
     @property
     def headline(self) -> str:
-        """The measure that tells most."""
-        return self.measures[0] if self.measures else ""
+        """The most important metric."""
+        return self.metrics[0] if self.metrics else ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The whole as JSON values; numbers that are none are null."""
-        models = [{"reference": model.reference, **model_dict(self, model)} for model in self.models]
-        return plain({"created": self.created, "data": self.data, "settings": self.settings, "headline": self.headline,
-                      "models": models, "notes": self.notes})  # fmt: skip
+        """Return everything as JSON values; NaN is null."""
+        models = [{"reference": model.reference, **model_values(self, model)} for model in self.models]
+        fields = {key: getattr(self, key) for key in ("created", "data", "settings", "headline")}
+        return to_json_values({**fields, "models": models, "notes": self.notes})
 
 
-def summarise(
+def summarise_runs(
     runs: Sequence[ModelRun],
-    asked: EvaluationRequest,
-    material: EvaluationData,
+    request: EvaluationRequest,
+    data: EvaluationData,
     judged: dict[str, list[JudgedComparison]] | None = None,
 ) -> Result:
-    """The intervals, comparisons and slices of some runs."""
-    models = [_model(run, runs[0], material.slices, (judged or {}).get(run.reference, []), asked.seed) for run in runs]
-    return Result(material.account, asked.as_settings(), models, material.notes)
+    """Return intervals, comparisons and slices of some runs."""
+    models = [_model(run, runs[0], data.slices, (judged or {}).get(run.reference, []), request.seed) for run in runs]
+    return Result(data.description, request.settings_dict(), models, data.notes)
 
 
 def _model(run: ModelRun, first: ModelRun, parts: Slices, judged: list[JudgedComparison], seed: int) -> ModelResult:
-    theirs = first.measures if run is not first else {}
-    whole = Resamples(len(run.written), seed)
+    theirs = first.metrics if run is not first else {}
+    whole = Resamples(len(run.completions), seed)
     sliced = {
-        column: {value: _on(run.measures, theirs, places, seed) for value, places in values.items()}
+        column: {value: _numbers_of_slice(run.metrics, theirs, indices, seed) for value, indices in values.items()}
         for column, values in parts.items()
     }
     manifest = run.checkpoint.manifest or {}
     return ModelResult(
-        asked=run.asked,
+        requested=run.requested,
         reference=run.reference,
         digest=run.checkpoint.digest,
         stage=manifest.get("stage", ""),
-        overall=_numbers(run.measures, theirs, whole),
+        overall=_numbers(run.metrics, theirs, whole),
         slices=sliced,
         judged=judged,
-        notes=[*run.notes, *_partial(run)],
+        notes=[*run.notes, *_partial_notes(run)],
     )
 
 
-def _partial(run: ModelRun) -> list[str]:
-    """The measures that could not be taken of every record: too long for the model, without a reference, failed."""
-    size = len(run.written)
-    less = {name: measure.count for name, measure in run.measures.items() if measure.count < size}
-    return [f"{run.reference}: {name} is of {count} of {size} records" for name, count in less.items()]
+def _partial_notes(run: ModelRun) -> list[str]:
+    """Return notes on metrics that do not cover every record: too long, without a reference, failed."""
+    size = len(run.completions)
+    partial = {name: metric.count for name, metric in run.metrics.items() if metric.count < size}
+    return [f"{run.reference}: {name} is of {count} of {size} records" for name, count in partial.items()]
 
 
-def _on(ours: Metrics, theirs: Metrics, places: Any, seed: int) -> Numbers:
-    """The numbers on some of the records."""
-    taken, first = ({name: each.take(places) for name, each in of.items()} for of in (ours, theirs))
-    return _numbers({name: each for name, each in taken.items() if each.count}, first, Resamples(len(places), seed))
+def _numbers_of_slice(ours: Metrics, theirs: Metrics, indices: Any, seed: int) -> Numbers:
+    """Return the numbers on some of the records."""
+    selected, first = ({name: each.select(indices) for name, each in of.items()} for of in (ours, theirs))
+    return _numbers({name: each for name, each in selected.items() if each.count}, first, Resamples(len(indices), seed))
 
 
 def _numbers(ours: Metrics, theirs: Metrics, resamples: Resamples) -> Numbers:
-    estimates = {name: estimate(measure, resamples) for name, measure in ours.items()}
-    shared = {name: measure for name, measure in ours.items() if name in theirs and measure.meets(theirs[name])}
-    against = {name: compare(measure, theirs[name], resamples) for name, measure in shared.items()}
+    estimates = {name: estimate_metric(metric, resamples) for name, metric in ours.items()}
+    shared = {
+        name: metric for name, metric in ours.items() if name in theirs and metric.shares_records_with(theirs[name])
+    }
+    against = {name: compare_metrics(metric, theirs[name], resamples) for name, metric in shared.items()}
     return Numbers(resamples.size, estimates, against)
 
 
-def model_dict(result: Result, model: ModelResult) -> dict[str, Any]:
-    """What a JSON file and an evaluation record keep of one model."""
+def model_values(result: Result, model: ModelResult) -> dict[str, Any]:
+    """Return one model's results as JSON files and evaluation records hold them."""
     first = result.models[0].reference
-    return plain(
+    return to_json_values(
         {
-            "asked": model.asked,
+            "asked": model.requested,
             "digest": model.digest,
             "metrics": {name: asdict(each) for name, each in model.overall.estimates.items()},
             "against": None if model.reference == first else first,
@@ -147,11 +149,13 @@ def model_dict(result: Result, model: ModelResult) -> dict[str, Any]:
     )
 
 
-def record_of(result: Result, model: ModelResult) -> dict[str, Any]:
-    """The evaluation record of one model, as the registry keeps it beside the version."""
-    telling = model.overall.estimates.get(result.headline)
-    headline = None if telling is None else {"name": result.headline, **asdict(telling)}
-    return plain({"headline": headline, "data": result.data, "settings": result.settings, **model_dict(result, model)})
+def evaluation_record(result: Result, model: ModelResult) -> dict[str, Any]:
+    """Return the evaluation record of one model, as the registry stores it beside the version."""
+    headline_estimate = model.overall.estimates.get(result.headline)
+    headline = None if headline_estimate is None else {"name": result.headline, **asdict(headline_estimate)}
+    return to_json_values(
+        {"headline": headline, "data": result.data, "settings": result.settings, **model_values(result, model)}
+    )
 
 
 def _slice(numbers: Numbers) -> dict[str, Any]:
@@ -162,10 +166,10 @@ def _slice(numbers: Numbers) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
-    """JSON values: what is no finite number is None."""
+def to_json_values(value: Any) -> Any:
+    """Return JSON values, None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): to_json_values(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [to_json_values(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

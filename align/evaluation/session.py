@@ -1,7 +1,7 @@
-"""An evaluation from beginning to end, for the command line and for programs: measure, summarise, keep.
+"""An evaluation from beginning to end, for the command line and for programs.
 
-found = evaluate(registry, ["my-sft", "my-dpo"], EvaluationRequest(data="my-prompts"))
-keep(registry, found, Outputs(report="report.html"))
+evaluation = evaluate(registry, ["my-sft", "my-dpo"], EvaluationRequest(data="my-prompts"))
+save_evaluation(registry, evaluation, Outputs(report="report.html"))
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import MachineError, UsageError
 from align.evaluation.completion_scores import add_scores, judge_all
-from align.evaluation.model_runs import ModelRun, measure_models, resolve
+from align.evaluation.model_runs import ModelRun, evaluate_models, resolve_models
 from align.evaluation.request import EvaluationData, EvaluationRequest, prepare_data
-from align.evaluation.results import Result, record_of, summarise
+from align.evaluation.results import Result, evaluation_record, summarise_runs
 from align.registry import evaluations
 
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and the single records it was measured on."""
+    """The result, with the runs and records it comes from."""
 
     result: Result
     runs: list[ModelRun]
-    material: EvaluationData
+    data: EvaluationData
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files an evaluation is written to, and whether the registry keeps its numbers."""
+    """The files an evaluation is written to, and whether the registry records its numbers."""
 
     json: str | None = None
     samples: str | None = None
@@ -44,7 +44,7 @@ class Outputs:
     record: bool = True
 
     def check(self) -> None:
-        """Raise UsageError before the work for a file that could not be written after it."""
+        """Raise UsageError for a file that could not be written, before the evaluation starts."""
         for path in filter(None, (self.json, self.samples, self.report)):
             folder = Path(path).parent
             if Path(path).is_dir():
@@ -58,45 +58,45 @@ class Outputs:
 def evaluate(
     registry: Registry,
     references: Sequence[str],
-    asked: EvaluationRequest,
+    request: EvaluationRequest,
     judges: Mapping[str, Judge | str] | None = None,
 ) -> Evaluation:
-    """Measure some models on the same records; the first is the one the others are held against.
+    """Evaluate models on the same records; the first is the baseline of the comparisons.
 
-    `judges` are asked whose completion is better, the model's or the first one's; one given as text is the measure that
-    decides. A reward model that scores also judges. What can be refused is refused before a model is loaded.
+    `judges` decide whose completion is better, the model's or the baseline's; a judge given as text is the metric that
+    decides. A reward model that scores also judges. Everything is checked before a model is loaded.
     """
-    material = prepare_data(asked, {"registry": registry.root})
-    resolve(registry, references)
-    _check_reward_model(registry, asked)
-    runs = measure_models(registry, references, asked, material)
-    add_scores(registry, runs, asked, material)
-    judging = {**({asked.reward_model: "reward_model"} if asked.reward_model else {}), **(judges or {})}
-    return Evaluation(summarise(runs, asked, material, judge_all(runs, material, judging, asked.seed)), runs, material)
+    data = prepare_data(request, {"registry": registry.root})
+    resolve_models(registry, references)
+    _check_reward_model(registry, request)
+    runs = evaluate_models(registry, references, request, data)
+    add_scores(registry, runs, request, data)
+    all_judges = {**({request.reward_model: "reward_model"} if request.reward_model else {}), **(judges or {})}
+    return Evaluation(summarise_runs(runs, request, data, judge_all(runs, data, all_judges, request.seed)), runs, data)
 
 
-def keep(registry: Registry, found: Evaluation, outputs: Outputs) -> list[str]:
-    """Write the files and the registry's records; gives the references of the versions that have one now."""
-    kept = []
-    for model, run in zip(found.result.models, found.runs, strict=True) if outputs.record else ():
+def save_evaluation(registry: Registry, evaluation: Evaluation, outputs: Outputs) -> list[str]:
+    """Write the files and the registry's records; returns the references of the versions with a new record."""
+    recorded = []
+    for model, run in zip(evaluation.result.models, evaluation.runs, strict=True) if outputs.record else ():
         if evaluations.is_version_of(registry, run.checkpoint):
-            evaluations.add_record(registry, run.checkpoint, record_of(found.result, model))
-            kept.append(model.reference)
+            evaluations.add_record(registry, run.checkpoint, evaluation_record(evaluation.result, model))
+            recorded.append(model.reference)
     if outputs.json:
-        write_json(outputs.json, found.result.as_dict())
+        write_json(outputs.json, evaluation.result.as_dict())
     if outputs.samples:
-        _write(outputs.samples, _samples(found))
+        _write_text(outputs.samples, _samples(evaluation))
     if outputs.report:
-        _write(outputs.report, [_report(registry, found)])
-    return kept
+        _write_text(outputs.report, [_report(registry, evaluation)])
+    return recorded
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
-    """All numbers as a file."""
-    _write(path, [json.dumps(value, indent=1, ensure_ascii=False), "\n"])
+    """Write all numbers as a JSON file."""
+    _write_text(path, [json.dumps(value, indent=1, ensure_ascii=False), "\n"])
 
 
-def _write(path: str, pieces: Iterable[str]) -> None:
+def _write_text(path: str, pieces: Iterable[str]) -> None:
     try:
         with Path(path).open("w", encoding="utf-8") as file:
             file.writelines(pieces)
@@ -104,33 +104,33 @@ def _write(path: str, pieces: Iterable[str]) -> None:
         raise MachineError(f"{path}: cannot be written ({error.strerror}); free space or give another file") from None
 
 
-def refuse_silence(result: Result) -> None:
-    """Raise MachineError when some judge failed on every pair of some model that it was asked about."""
+def require_verdicts(result: Result) -> None:
+    """Raise MachineError when a judge failed on every pair of some model."""
     for model in result.models:
-        for each in model.judged:
-            if each.silent:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in each.failed.items())
+        for comparison in model.judged:
+            if comparison.is_silent:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in comparison.failed.items())
                 raise MachineError(
-                    f"judge {each.judge}: gave no verdict ({reasons}); start it or take another, and evaluate again"
+                    f"judge {comparison.judge}: gave no verdict ({reasons}); start it or use another, then rerun"
                 )
 
 
-def _check_reward_model(registry: Registry, asked: EvaluationRequest) -> None:
+def _check_reward_model(registry: Registry, request: EvaluationRequest) -> None:
     from align.models.heads import check_score_head
 
-    if asked.reward_model:
-        check_score_head(registry.resolve(asked.reward_model))
+    if request.reward_model:
+        check_score_head(registry.resolve(request.reward_model))
 
 
-def _samples(found: Evaluation) -> Iterator[str]:
+def _samples(evaluation: Evaluation) -> Iterator[str]:
     from align.evaluation.samples import sample_rows
 
-    for row in sample_rows(found.runs, found.material):
+    for row in sample_rows(evaluation.runs, evaluation.data):
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _report(registry: Registry, found: Evaluation) -> str:
-    from align.evaluation.report_page import ReportInputs, draw_page
+def _report(registry: Registry, evaluation: Evaluation) -> str:
+    from align.evaluation.report_page import ReportInputs, render_report
 
-    lineages = [registry.lineage(run.checkpoint) for run in found.runs]
-    return draw_page(ReportInputs(found.result, found.runs, found.material, lineages))
+    lineages = [registry.lineage(run.checkpoint) for run in evaluation.runs]
+    return render_report(ReportInputs(evaluation.result, evaluation.runs, evaluation.data, lineages))

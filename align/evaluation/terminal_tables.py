@@ -9,11 +9,11 @@ from align.evaluation.metric import Comparison, MetricEstimate
 from align.evaluation.results import ModelResult, Result
 from align.registry.text_tables import terminal_width
 
-_NARROWEST = 70
-_MANY = 4
+_MIN_WIDTH = 70
+_MAX_SLICE_METRICS = 4
 """measures shown for slices"""
 
-EXPLAINED = {
+METRIC_TITLES = {
     "tokens": "tokens a completion",
     "no_eos": "never ended",
     "repetition": "repeated 4-grams",
@@ -23,9 +23,9 @@ EXPLAINED = {
 }
 
 
-def name_of(measure: str) -> str:
+def metric_title(metric: str) -> str:
     """A measure as a reader calls it."""
-    return EXPLAINED.get(measure, measure.replace("_", " "))
+    return METRIC_TITLES.get(metric, metric.replace("_", " "))
 
 
 def show_estimate(found: MetricEstimate | None) -> str:
@@ -57,7 +57,7 @@ def show_p(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def draw(result: Result) -> str:
+def draw_result(result: Result) -> str:
     """All tables."""
     return "\n".join([_overall(result), *_comparisons(result), *_judged(result), *_slices(result)])
 
@@ -65,20 +65,20 @@ def draw(result: Result) -> str:
 def _overall(result: Result) -> str:
     rows = result.data["rows"]
     title = f"{result.data['name']}: {rows} record{'s' * (rows != 1)}, mean [95% interval]"
-    head = ["measure", *(model.reference for model in result.models)]
-    lines = [
-        [name_of(name), *(show_estimate(model.overall.estimates.get(name)) for model in result.models)]
-        for name in result.measures
+    header = ["measure", *(model.reference for model in result.models)]
+    rows_ = [
+        [metric_title(name), *(show_estimate(model.overall.estimates.get(name)) for model in result.models)]
+        for name in result.metrics
     ]
-    return draw_table(title, head, lines)
+    return draw_table(title, header, rows_)
 
 
 def _comparisons(result: Result) -> Iterator[str]:
     first = result.models[0].reference
     for model in result.models[1:]:
-        lines = [
+        rows_ = [
             [
-                name_of(name),
+                metric_title(name),
                 show_difference(each),
                 each.verdict,
                 f"{each.wins} / {each.ties} / {each.losses}",
@@ -86,19 +86,19 @@ def _comparisons(result: Result) -> Iterator[str]:
             ]
             for name, each in model.overall.against.items()
         ]
-        head = ["measure", "difference", "", "won / tied / lost", "sign test"]
-        yield draw_table(f"{model.reference} against {first}, on the same records", head, lines)
+        header = ["measure", "difference", "", "won / tied / lost", "sign test"]
+        yield draw_table(f"{model.reference} against {first}, on the same records", header, rows_)
 
 
 def _judged(result: Result) -> Iterator[str]:
-    lines = [_judged_line(model, place) for model in result.models for place in range(len(model.judged))]
-    if lines:
-        head = ["model", "judge", "win rate", "won / tied / lost", "sign test", "both ways", "no verdict"]
-        yield draw_table(f"Judged against {result.models[0].reference} (ties count half)", head, lines)
+    rows_ = [_judged_line(model, index) for model in result.models for index in range(len(model.judged))]
+    if rows_:
+        header = ["model", "judge", "win rate", "won / tied / lost", "sign test", "both ways", "no verdict"]
+        yield draw_table(f"Judged against {result.models[0].reference} (ties count half)", header, rows_)
 
 
-def _judged_line(model: ModelResult, place: int) -> list[str]:
-    found = model.judged[place]
+def _judged_line(model: ModelResult, index: int) -> list[str]:
+    found = model.judged[index]
     failed = ", ".join(f"{count} {reason}" for reason, count in found.failed.items()) or "0"
     agreed = "-" if found.consistency is None else f"{found.consistency:.0%} agree"
     results = f"{found.wins} / {found.ties} / {found.losses}"
@@ -107,18 +107,18 @@ def _judged_line(model: ModelResult, place: int) -> list[str]:
 
 
 def _slices(result: Result) -> Iterator[str]:
-    shown = result.measures[:_MANY]
+    shown = result.metrics[:_MAX_SLICE_METRICS]
     for column in result.models[0].slices:
-        lines = []
+        rows_ = []
         for value, numbers in result.models[0].slices[column].items():
-            for place, model in enumerate(result.models):
+            for index, model in enumerate(result.models):
                 found = model.slices[column][value].estimates
-                label = f"{value} ({numbers.count})" if place == 0 else ""
-                lines.append([label, model.reference, *(show_estimate(found.get(name)) for name in shown)])
-        yield draw_table(f"by {column}", [column, "model", *map(name_of, shown)], lines)
+                label = f"{value} ({numbers.count})" if index == 0 else ""
+                rows_.append([label, model.reference, *(show_estimate(found.get(name)) for name in shown)])
+        yield draw_table(f"by {column}", [column, "model", *map(metric_title, shown)], rows_)
 
 
-def draw_table(title: str, head: list[str], lines: list[list[str]]) -> str:
+def draw_table(title: str, header: list[str], rows_: list[list[str]]) -> str:
     """One table under its title, as plain text no wider than the terminal."""
     from rich import box
     from rich.console import Console
@@ -126,10 +126,10 @@ def draw_table(title: str, head: list[str], lines: list[list[str]]) -> str:
     from rich.text import Text
 
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, word in enumerate(head):
-        table.add_column(Text(word), justify="left" if place == 0 else "right", overflow="fold")
-    for line in lines:
+    for index, word in enumerate(header):
+        table.add_column(Text(word), justify="left" if index == 0 else "right", overflow="fold")
+    for line in rows_:
         table.add_row(*map(Text, line))
     text = io.StringIO()
-    Console(file=text, width=max(_NARROWEST, min(terminal_width(), 160))).print(table)
+    Console(file=text, width=max(_MIN_WIDTH, min(terminal_width(), 160))).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from align.evaluation.completions import ModelCompletion, behaviour_metrics
-from align.evaluation.judging import Verdicts, judged
+from align.evaluation.judging import Verdicts, compare_verdicts
 from align.evaluation.metric import mean_metric
 from align.evaluation.model_runs import ModelRun
-from align.evaluation.report_page import ReportInputs, draw_page
+from align.evaluation.report_page import ReportInputs, render_report
 from align.evaluation.request import EvaluationData, EvaluationRequest
-from align.evaluation.results import summarise
+from align.evaluation.results import summarise_runs
 from align.evaluation.slices import slices_of
 from align.registry import Ancestor, Checkpoint
 from align.schema import Record, assistant, user
@@ -49,11 +49,14 @@ def page_file(tmp_path_factory):
         )
         runs.append(run)
     material = EvaluationData(records, slices_of(records), {"name": "<b>data</b>", "digest": "sha256:0", "rows": 40})
-    verdicts = {run.reference: [judged("<i>judge</i>", NAMES[0], Verdicts(rng.random(40).round()))] for run in runs[1:]}
-    result = summarise(runs, EvaluationRequest(data="data"), material, verdicts)
+    verdicts = {
+        run.reference: [compare_verdicts("<i>judge</i>", NAMES[0], Verdicts(rng.random(40).round()))]
+        for run in runs[1:]
+    }
+    result = summarise_runs(runs, EvaluationRequest(data="data"), material, verdicts)
     trees = [Ancestor(name, "policy", "dpo", None, parents=(Ancestor("base@v1", "base", "", None),)) for name in NAMES]
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(draw_page(ReportInputs(result, runs, material, trees)), encoding="utf-8")
+    path.write_text(render_report(ReportInputs(result, runs, material, trees)), encoding="utf-8")
     return path
 
 

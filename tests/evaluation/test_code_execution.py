@@ -126,9 +126,9 @@ def test_an_evaluation_says_whether_and_how_code_was_run(tmp_path):
 
     refused, allowed = prepare_data(EvaluationRequest(data)), prepare_data(EvaluationRequest(data, allow_code=True))
 
-    assert (refused.readers, [each.name for each in allowed.readers]) == ((), ["humaneval"])
-    assert any("completions only, without --allow-code-execution" in note for note in refused.notes)
-    assert any("ran what the model wrote, locked up by limits, " in note for note in allowed.notes)
+    assert (refused.completion_scorers, [each.name for each in allowed.completion_scorers]) == ((), ["humaneval"])
+    assert any("not scored without --allow-code-execution" in note for note in refused.notes)
+    assert any("executed model output, restricted by limits, " in note for note in allowed.notes)
 
 
 def test_a_program_knows_neither_environment_nor_arguments(monkeypatch):

@@ -15,7 +15,7 @@ from align.engine.protocol import Sampling
 from align.errors import MachineError
 from align.evaluate import build_parser, main, read_judges
 from align.evaluation.request import EvaluationRequest
-from align.evaluation.session import Outputs, evaluate, keep
+from align.evaluation.session import Outputs, evaluate, save_evaluation
 from align.registry import doctor, evaluations
 from align.registry.__main__ import main as registry_main
 
@@ -237,7 +237,7 @@ def test_a_file_that_takes_nothing_is_named_and_costs_no_record(family, question
     before = len(evaluations.read_records(family.resolve("blue")))
 
     with pytest.raises(MachineError, match=r"/dev/full: cannot be written .No space left on device.; free space"):
-        keep(family, found, Outputs(report="/dev/full"))
+        save_evaluation(family, found, Outputs(report="/dev/full"))
 
     assert len(evaluations.read_records(family.resolve("blue"))) == before + 1
 
@@ -310,7 +310,7 @@ def test_programs_evaluate_without_a_command_line(family, questions, tmp_path):
 
     found = evaluate(family, ["red"], asked)
 
-    assert keep(family, found, Outputs(report=str(tmp_path / "r.html"))) == ["red@v1"]
+    assert save_evaluation(family, found, Outputs(report=str(tmp_path / "r.html"))) == ["red@v1"]
     assert len(evaluations.read_records(family.resolve("red"))) == before + 1
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
 

@@ -60,8 +60,8 @@ def test_after_a_kill_the_same_command_goes_on_and_gives_what_an_undisturbed_one
     assert main([*words, str(tmp_path / "undisturbed.jsonl")]) == 0
     undisturbed = capsys.readouterr().err
 
-    told = "7 of 24 completions of red@v1, blue@v1 are kept from an earlier evaluation"
-    assert f"{told}; delete {held} to have them anew\n" in resumed
+    told = "7 of 24 completions of red@v1, blue@v1 are reused from an earlier evaluation"
+    assert f"{told}; delete {held} to generate them again\n" in resumed
     assert "earlier evaluation" not in undisturbed
     texts = {(tmp_path / f"{name}.jsonl").read_text() for name in ("resumed", "undisturbed")}
     assert len(texts) == 1
@@ -122,12 +122,12 @@ def test_conversations_go_on_in_the_middle(tmp_path):
 
     engine = FakeEngine(["m"], reply)
     kept = tmp_path / "m.jsonl"
-    whole, _ = generate_completions(engine, ["m"], records, GREEDY, kept={"m": JsonlStore(kept)})
+    whole, _ = generate_completions(engine, ["m"], records, GREEDY, stores={"m": JsonlStore(kept)})
     lines = [line for line in kept.read_text().splitlines() if line and "to three" not in line]
     kept.write_text("\n".join(lines))
     asked.clear()
 
-    again, _ = generate_completions(engine, ["m"], records, GREEDY, kept={"m": JsonlStore(kept)})
+    again, _ = generate_completions(engine, ["m"], records, GREEDY, stores={"m": JsonlStore(kept)})
 
     assert asked == ["three"]
     assert again == whole
@@ -159,5 +159,5 @@ def test_when_every_row_fails_the_first_reason_is_raised(tmp_path):
     records = [Record(prompt=[user("hello")])]
 
     with pytest.raises(IntegrityError, match="no reply"):
-        generate_completions(engine, ["m"], records, GREEDY, kept={"m": JsonlStore(tmp_path / "m.jsonl")})
+        generate_completions(engine, ["m"], records, GREEDY, stores={"m": JsonlStore(tmp_path / "m.jsonl")})
     assert list(tmp_path.iterdir()) == []

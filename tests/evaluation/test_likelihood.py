@@ -56,7 +56,7 @@ def test_small_batches_give_the_same(loaded, monkeypatch):
     pairs = [([user(text)], " yes") for text in TEXTS]
     whole = continuation_logprobs(loaded, "adapter0", pairs)
 
-    monkeypatch.setattr(forward, "_MOST_LOGITS", 1)
+    monkeypatch.setattr(forward, "_MAX_LOGITS", 1)
 
     assert [found.logprob for found in continuation_logprobs(loaded, "adapter0", pairs)] == pytest.approx(
         [found.logprob for found in whole], rel=1e-4

@@ -196,7 +196,10 @@ def test_an_evaluation_scores_answers_and_tells_the_share_of_unfinished_thoughts
     assert numbers["exact_match"] == numbers["numeric_match"] == 0.5
     assert numbers["unfinished_thought"] == 0.5
     assert any("1 of 2 completions (50%) end inside their reasoning and count as no answer" in n for n in model.notes)
-    assert [each.whole for each in found.runs[0].written] == ["<think>\nis it 5? no\n</think>\n\n4", "<think>\nis it 6"]
+    assert [each.text_with_reasoning for each in found.runs[0].completions] == [
+        "<think>\nis it 5? no\n</think>\n\n4",
+        "<think>\nis it 6",
+    ]
 
 
 def test_rollouts_of_both_stages_are_rewarded_for_their_answers(tmp_path):

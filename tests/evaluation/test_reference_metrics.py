@@ -15,9 +15,9 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from align.errors import MachineError
 from align.evaluation import overlap
-from align.evaluation.classification import measures_of
-from align.evaluation.completions import is_refusal, repetition
-from align.evaluation.metric import estimate
+from align.evaluation.classification import classification_metrics
+from align.evaluation.completions import is_refusal, repetition_rate
+from align.evaluation.metric import estimate_metric
 from align.evaluation.overlap import bleu, chrf, rouge
 from align.evaluation.scorers import scorer_named
 from align.schema import Record, assistant
@@ -159,7 +159,7 @@ def test_classification_is_scikit_learns(seed):
     answers = rng.choice(labels[:3], 40, p=[0.7, 0.2, 0.1]).tolist()
     chosen = rng.choice(labels[: 2 + seed % 2], 40).tolist()
 
-    found = {measure.name: measure.value for measure in measures_of(answers, chosen, labels)}
+    found = {measure.name: measure.value for measure in classification_metrics(answers, chosen, labels)}
 
     macro = precision_recall_fscore_support(answers, chosen, average="macro", zero_division=0)
     assert found["accuracy"] == pytest.approx(accuracy_score(answers, chosen))
@@ -167,9 +167,9 @@ def test_classification_is_scikit_learns(seed):
 
 
 def test_macro_f1_has_an_interval():
-    measures = measures_of(["a", "b"] * 30, ["a", "b", "b"] * 20, ["a", "b"])
+    measures = classification_metrics(["a", "b"] * 30, ["a", "b", "b"] * 20, ["a", "b"])
 
-    found = estimate(measures[-1], Resamples(60))
+    found = estimate_metric(measures[-1], Resamples(60))
 
     assert found.low < found.value < found.high
 
@@ -179,7 +179,7 @@ def test_macro_f1_has_an_interval():
     [("", 0), ("a b c", 0), ("a b c d e", 0), ("a b c d a b c d", 1 / 5), ("ha " * 8, 4 / 5), ("哈" * 8, 4 / 5)],
 )
 def test_repetition_is_the_share_of_repeated_four_grams(text, share):
-    assert repetition(text) == pytest.approx(share)
+    assert repetition_rate(text) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(

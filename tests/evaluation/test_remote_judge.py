@@ -16,7 +16,7 @@ import pytest
 from align.errors import MachineError, UsageError
 from align.evaluation import remote_judge
 from align.evaluation.jsonl_store import JsonlStore
-from align.evaluation.judging import Verdicts, judged
+from align.evaluation.judging import Verdicts, compare_verdicts
 from align.evaluation.remote_judge import RemoteJudge, judge_at, read_verdict
 from align.schema import Record, user
 
@@ -107,7 +107,7 @@ def _prefers_good(body: dict[str, Any], number: int) -> str:
 def test_a_judge_that_sees_both_orders_is_believed(serve):
     server = serve(_prefers_good)
 
-    found = judged("judge", "m@v1", _judge(server.url, key="secret")(RECORDS, GOOD, BAD))
+    found = compare_verdicts("judge", "m@v1", _judge(server.url, key="secret")(RECORDS, GOOD, BAD))
 
     assert (found.wins, found.ties, found.losses, found.failed) == (8, 0, 0, {})
     assert found.win_rate.value == 1.0
@@ -121,7 +121,7 @@ def test_the_win_rate_is_told_for_each_part_of_the_data():
     rows = np.array([1.0, 0.0, 0.5, np.nan])
     parts = {"language": {"en": np.array([0, 2]), "zh": np.array([1]), "de": np.array([3])}}
 
-    found = judged("judge", "m@v1", Verdicts(rows), parts=parts)
+    found = compare_verdicts("judge", "m@v1", Verdicts(rows), groups=parts)
 
     told = {value: (rate.value, rate.n) for value, rate in found.slices["language"].items()}
     assert told == {"en": (0.75, 2), "zh": (0.0, 1)}
@@ -130,7 +130,7 @@ def test_the_win_rate_is_told_for_each_part_of_the_data():
 def test_a_judge_that_follows_the_position_makes_ties(serve):
     server = serve(lambda body, number: "[[A]]")
 
-    found = judged("judge", "m@v1", _judge(server.url)(RECORDS, GOOD, BAD))
+    found = compare_verdicts("judge", "m@v1", _judge(server.url)(RECORDS, GOOD, BAD))
 
     assert (found.wins, found.ties, found.losses) == (0, 8, 0)
     assert found.consistency == 0.0
@@ -145,7 +145,7 @@ def test_nonsense_is_retried_counted_and_never_scored(serve):
     assert np.isnan(verdicts.rows).all()
     assert verdicts.failed == {"no verdict in its answer": 8}
     assert verdicts.retries == 16
-    assert judged("judge", "m@v1", verdicts).win_rate is None
+    assert compare_verdicts("judge", "m@v1", verdicts).win_rate is None
 
 
 def test_a_judge_that_comes_to_its_senses_is_heard(serve):

@@ -10,7 +10,7 @@ import pytest
 from align.data import load_records
 from align.errors import DataError
 from align.evaluation.instructions import CHECKS, count_sentences, follows
-from align.evaluation.languages import language_of
+from align.evaluation.languages import detect_language
 from align.evaluation.scorers import scorer_named
 from align.evaluation.scorers.ifeval import loosened
 from align.schema import Record, user
@@ -151,12 +151,12 @@ def test_sentences_are_counted(text, count):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_languages_are_told_apart(language):
-    assert language_of(LANGUAGES[language]) == language
+    assert detect_language(LANGUAGES[language]) == language
 
 
 @pytest.mark.parametrize("text", ["", "123 !?", "☃ ☃"])
 def test_what_has_no_letters_is_in_no_language(text):
-    assert language_of(text) is None
+    assert detect_language(text) is None
 
 
 def test_the_loose_kind_forgives_an_opening_an_ending_and_asterisks():
