@@ -52,7 +52,7 @@ class BoundedProcess:
                 requests = [request] if self._setup is None else [self._setup, request]
             process, connection, _ = self._running
             try:
-                return [_exchange(connection, each, unwanted) for each in requests][-1]
+                return [_exchange(connection, message, unwanted) for message in requests][-1]
             except (ConnectionError, EOFError):
                 self._end()
                 raise ProcessEnded(self._reason(process.wait())) from None

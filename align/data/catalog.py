@@ -140,14 +140,16 @@ def _read_recipe(path: Path) -> dict[str, Any] | None:
     """Return the settings in a dataset YAML; None for a YAML file of rows, DataError for one that is neither."""
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: is no regular file; name the file itself")
-    held = load_yaml(path.read_text(encoding="utf-8-sig", errors="replace"), str(path)) if path.is_file() else None
-    if held is None:
+    content = load_yaml(path.read_text(encoding="utf-8-sig", errors="replace"), str(path)) if path.is_file() else None
+    if content is None:
         return read_yaml(path)
-    if isinstance(held, dict) and (held.keys() & {"source", "format", "mix"} or held.keys() <= SETTINGS):
+    if isinstance(content, dict) and (content.keys() & {"source", "format", "mix"} or content.keys() <= SETTINGS):
         return read_yaml(path)
-    if isinstance(held, list) or (isinstance(held, dict) and (find_rows_key(held) is not None or recognise(held))):
+    if isinstance(content, list) or (
+        isinstance(content, dict) and (find_rows_key(content) is not None or recognise(content))
+    ):
         return None
-    listed = ", ".join(map(str, list(held)[:8])) if isinstance(held, dict) else f"a {type(held).__name__}"
+    listed = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else f"a {type(content).__name__}"
     raise DataError(
         f"{path}: a YAML file describes a dataset (source:, format: ...) or is a list of rows; this one has {listed}; "
         "name the data file under source: in another YAML, with rows_at: for the key that holds its rows"

@@ -28,7 +28,7 @@ _SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt", "too
 
 @dataclass
 class ConversionCounts:
-    """How many records were written, and how many the shape could not hold, by reason."""
+    """The number of written records, and of those the shape could not hold, by reason."""
 
     written: int = 0
     left_out: Counter[str] = field(default_factory=Counter)

@@ -42,7 +42,7 @@ class MixtureMember(Settings):
 
 
 class _AnyDataset(Settings):
-    """What every dataset has."""
+    """The settings of every dataset."""
 
     kind: ClassVar[str]
     """the dataset's kind, for messages"""
@@ -81,7 +81,7 @@ class MixtureDataset(_AnyDataset):
 
 
 class _SourceDataset(_AnyDataset):
-    """What every dataset with rows of its own has."""
+    """The settings of every dataset with rows of its own."""
 
     source: str = Field(min_length=1)
     """a file or folder (looked up from the YAML's folder, then from here), hf://owner/name, hf://owner/name/file or registry://"""

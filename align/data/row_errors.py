@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 SHOWN = 20
-"""How many different errors of one reason a message lists before it only counts."""
+"""Different errors of one reason that a message lists; the others are counted."""
 _INDEX = re.compile(r"\[\d+\]")
 
 
@@ -92,7 +92,7 @@ class BadRows:
 
     @property
     def not_shown(self) -> int:
-        """How many bad rows no line stands for."""
+        """The number of bad rows that no line stands for."""
         return self.reasons.total() - self._alike.total()
 
     def message(self, name: str, rows: int) -> str:

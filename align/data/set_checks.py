@@ -56,7 +56,7 @@ _LATER_SENTENCES = {
 
 @dataclass
 class Findings:
-    """What is noticed about a set, record by record; it holds a few numbers a record and no text."""
+    """The counts of what is noticed about a set; a record costs a few numbers and no text."""
 
     rows: int = 0
     prompts: int = 0

@@ -21,11 +21,12 @@ Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _BATCH = 1000
 _COMPRESSION = 6  # the 9 that Python takes is six times as slow for one per cent
+_FIRST_KEYS = (".role", ".content", ".from", ".value")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends well, and is removed otherwise.
+    """Yield a temporary file beside `path` that takes its name when the block ends well, and is removed otherwise.
 
     Raises UsageError where no file can be made, and MachineError when the disk is full.
     """
@@ -49,11 +50,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_target(path: Path, *, force: bool) -> str:
-    """The suffix that says how to write; UsageError for another one, or for a file that is there already."""
-    suffix = next((known for known in reversed(SUFFIXES) if path.name.endswith(known)), None)
+    """Return the suffix that says how to write; UsageError for another one, or for a file that is there already."""
+    suffix = next((ending for ending in reversed(SUFFIXES) if path.name.endswith(ending)), None)
     if suffix is None:
-        what = "a folder; name a file in it" if path.is_dir() else "is no kind of file that can be written; name it"
-        raise UsageError(f"{path}: {what} with the ending {' or '.join(SUFFIXES)}")
+        problem = "a folder; name a file in it" if path.is_dir() else "is no kind of file that can be written; name it"
+        raise UsageError(f"{path}: {problem} with the ending {' or '.join(SUFFIXES)}")
     if path.is_dir():
         raise UsageError(f"{path}: a folder; give another name")
     if path.exists() and not force:
@@ -62,7 +63,7 @@ def check_target(path: Path, *, force: bool) -> str:
 
 
 def dump_row(row: Row) -> bytes:
-    """A row as one line of JSON with its newline."""
+    """Return a row as one line of JSON with its newline."""
     try:
         return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # numbers beyond 64 bits, lone surrogates, dates of Parquet files
@@ -74,23 +75,15 @@ def write_rows(rows: Iterable[Row], path: Path, suffix: str) -> int:
     with replacing(path) as part:
         if suffix == ".parquet":
             return _write_parquet(rows, part)
-        with open_lines(part, compress=suffix == ".jsonl.gz") as file:
-            return write_lines(rows, file)
+        with part.open("wb") as file:
+            if suffix != ".jsonl.gz":
+                return _write_lines(rows, file)
+            # Neither name nor time, so that equal rows make equal files.
+            with gzip.GzipFile("", "wb", _COMPRESSION, fileobj=file, mtime=0) as packed:
+                return _write_lines(rows, packed)
 
 
-@contextmanager
-def open_lines(path: Path, *, compress: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write lines to; compressed ones carry neither name nor time, so equal rows make equal files."""
-    with path.open("wb") as file:
-        if not compress:
-            yield file
-            return
-        with gzip.GzipFile("", "wb", _COMPRESSION, fileobj=file, mtime=0) as packed:
-            yield packed  # type: ignore[misc]
-
-
-def write_lines(rows: Iterable[Row], file: IO[bytes]) -> int:
-    """Write rows as JSON-lines and return how many there were."""
+def _write_lines(rows: Iterable[Row], file: IO[bytes] | gzip.GzipFile) -> int:
     count = 0
     for row in rows:
         file.write(dump_row(row))
@@ -99,34 +92,34 @@ def write_lines(rows: Iterable[Row], file: IO[bytes]) -> int:
 
 
 def _write_parquet(rows: Iterable[Row], path: Path) -> int:
-    """Rows go to a file of lines first: which columns there are and what they hold is known only at their end."""
+    """Write rows to a file of lines first: the columns and their types are known only at its end."""
     import pyarrow
     import pyarrow.parquet
 
-    kinds: dict[str, set[str]] = {}
+    columns: dict[str, set[str]] = {}
     lines = path.with_name(path.name + ".rows")
     try:
         with lines.open("wb") as file:
-            count = write_lines(_watched(rows, kinds), file)
-        schema = pyarrow.schema([(name, _arrow_type(seen)) for name, seen in kinds.items()])
+            count = _write_lines(_collect_kinds(rows, columns), file)
+        schema = pyarrow.schema([(name, _arrow_type(kinds)) for name, kinds in columns.items()])
         with lines.open("rb") as file, pyarrow.parquet.ParquetWriter(path, schema) as writer:
             while batch := [json.loads(line) for line in itertools.islice(file, _BATCH)]:
-                flat = [{name: _flat(value, kinds[name]) for name, value in row.items()} for row in batch]
-                writer.write_table(pyarrow.Table.from_pylist(flat, schema=schema))
+                cells = [{name: _to_cell(value, columns[name]) for name, value in row.items()} for row in batch]
+                writer.write_table(pyarrow.Table.from_pylist(cells, schema=schema))
     finally:
         lines.unlink(missing_ok=True)
     return count
 
 
-def _watched(rows: Iterable[Row], kinds: dict[str, set[str]]) -> Iterator[Row]:
+def _collect_kinds(rows: Iterable[Row], columns: dict[str, set[str]]) -> Iterator[Row]:
     for row in rows:
         for name, value in row.items():
-            kinds.setdefault(name, set()).update(_kind(value))
+            columns.setdefault(name, set()).update(_kinds(value))
         yield row
 
 
-def _kind(value: Any) -> set[str]:
-    """What a column must be able to hold: a plain type, the keys of turns (`turns`, `turn`), pairs, or any JSON."""
+def _kinds(value: Any) -> set[str]:
+    """Return the kind of a value: a plain type, `turn` or `turns` with `.key` for each key, `pairs`, or `json`."""
     if isinstance(value, bool):
         return {"bool"}
     if isinstance(value, (int, float)):
@@ -143,43 +136,40 @@ def _kind(value: Any) -> set[str]:
     return {"json"}
 
 
-def _arrow_type(seen: set[str]) -> Any:
+def _column_kind(kinds: set[str]) -> str:
+    """Return the kind that all values of a column have, or `json`."""
+    plain = {kind for kind in kinds if not kind.startswith(".")}
+    return plain.pop() if len(plain) == 1 else "json"
+
+
+def _arrow_type(kinds: set[str]) -> Any:
     import pyarrow
 
-    text, kinds = pyarrow.string(), {kind for kind in seen if not kind.startswith(".")}
-    plain = {"bool": pyarrow.bool_(), "number": pyarrow.float64(), "pairs": pyarrow.list_(pyarrow.list_(text))}
-    if len(kinds) != 1 or kinds <= {"json", "text"}:
-        return text
-    [kind] = kinds
-    if kind in plain:
-        return plain[kind]
+    text = pyarrow.string()
     function = pyarrow.struct([("name", text), ("arguments", text)])
     calls = pyarrow.list_(pyarrow.struct([("type", text), ("id", text), ("function", function)]))
     types = {".train": pyarrow.bool_(), ".tool_calls": calls}
-    fields = sorted((key for key in seen if key.startswith(".")), key=lambda key: (key not in _FIRST, key))
-    turn = pyarrow.struct([(key[1:], types.get(key, text)) for key in fields])
-    return turn if kind == "turn" else pyarrow.list_(turn)
+    keys = sorted((key for key in kinds if key.startswith(".")), key=lambda key: (key not in _FIRST_KEYS, key))
+    turn = pyarrow.struct([(key[1:], types.get(key, text)) for key in keys])
+    columns = {"bool": pyarrow.bool_(), "number": pyarrow.float64(), "pairs": pyarrow.list_(pyarrow.list_(text))}
+    return (columns | {"turn": turn, "turns": pyarrow.list_(turn)}).get(_column_kind(kinds), text)
 
 
-_FIRST = (".role", ".content", ".from", ".value")
-
-
-def _flat(value: Any, seen: set[str]) -> Any:
-    """A value as its column holds it; what no plain type fits is JSON text."""
-    kinds = {kind for kind in seen if not kind.startswith(".")}
-    if len(kinds) != 1 or kinds == {"json"}:
+def _to_cell(value: Any, kinds: set[str]) -> Any:
+    """Return a value as its column holds it; what no plain type fits is JSON text."""
+    kind = _column_kind(kinds)
+    if kind == "json":
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if kinds == {"turns"}:
-        return [_flat_turn(turn) for turn in value]
-    return value
+    return [_turn_cell(turn) for turn in value] if kind == "turns" else value
 
 
-def _flat_turn(turn: Row) -> Row:
+def _turn_cell(turn: Row) -> Row:
+    """Return a turn with the arguments of its tool calls as JSON text."""
     if not turn.get("tool_calls"):
         return turn
-    return turn | {"tool_calls": [call | {"function": _flat_function(call["function"])} for call in turn["tool_calls"]]}
-
-
-def _flat_function(function: Row) -> Row:
-    arguments = function["arguments"]
-    return function | {"arguments": arguments if isinstance(arguments, str) else json.dumps(arguments)}
+    calls = []
+    for call in turn["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        calls.append(call | {"function": call["function"] | {"arguments": text}})
+    return turn | {"tool_calls": calls}

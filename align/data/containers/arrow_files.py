@@ -177,7 +177,7 @@ def repair_of_columns(schema: pyarrow.Schema, *, json_text: bool = True) -> Repa
         try:
             return {key: repairs[key](value) if key in repairs else value for key, value in row.items()}
         except ValueError as error:
-            return RowError("invalid JSON", "row", f"holds broken JSON text ({shorten(str(error))})", "mend the row")
+            return RowError("invalid JSON", "row", f"holds broken JSON text ({shorten(str(error))})", "correct the row")
 
     return repaired
 
@@ -195,12 +195,12 @@ def _repair_of(kind: Any, depth: int, read_json: Repair | None) -> Repair | None
         return lambda pairs: None if pairs is None else {str(key): inner(value) for key, value in pairs}
     if types.is_struct(kind):
         inside = {field.name: _repair_of(field.type, depth + 1, read_json) or _same for field in kind}
-        return lambda held: (
-            None if held is None else {key: inside[key](value) for key, value in held.items() if value is not None}
+        return lambda fields: (
+            None if fields is None else {key: inside[key](value) for key, value in fields.items() if value is not None}
         )
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         item = _repair_of(kind.value_type, depth + 1, read_json)
-        return item and (lambda held: None if held is None else [item(value) for value in held])
+        return item and (lambda items: None if items is None else [item(value) for value in items])
     return None
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from align.errors import DataError, UsageError, shorten
 
 BLOCK = 1 << 20
-"""How many bytes are read at a time."""
+"""Bytes read at a time."""
 MAX_UNPACKED = 256 << 20
 """Bytes up to which a packed file may grow as much as it likes."""
 MAX_GROWTH = 200
@@ -32,7 +32,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How the dataset YAML wants a file read."""
+    """The settings of a dataset for reading its files."""
 
     encoding: str = "auto"
     header: tuple[str, ...] = ()

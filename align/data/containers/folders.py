@@ -1,4 +1,4 @@
-"""The files of a folder that are read: those of one split, `train` unless another is asked for.
+"""The files of a folder that are read: those of one split, `train` unless another is wanted for.
 
 README.md lists the splits (as on the Hugging Face hub), or else the names of files and folders tell them. Rows of
 another split are never read unasked, and a note says what is left out.
@@ -34,7 +34,7 @@ _ENDINGS = re.compile(r"(?<=[a-z]{3})(set|sets|data|split|file)$")
 
 @dataclass(frozen=True, slots=True)
 class SplitRequest:
-    """The part of a folder that is asked for, and the folder's name in messages."""
+    """The part of a folder that is wanted for, and the folder's name in messages."""
 
     name: str
     split: str | None = None
@@ -77,14 +77,14 @@ def choose_split(
 
 
 def _find_split(splits: Mapping[str, list[Path]], request: SplitRequest) -> str:
-    asked = request.split or ""
-    if asked in splits:
-        return asked
-    alike = [name for name in splits if kind_of_split(name) == kind_of_split(asked) is not None]
+    wanted = request.split or ""
+    if wanted in splits:
+        return wanted
+    alike = [name for name in splits if kind_of_split(name) == kind_of_split(wanted) is not None]
     if len(alike) == 1:
         return alike[0]
     known = ", ".join(splits) or "none"
-    raise DataError(f"{request.name}: no split {asked!r}; it has {known};{nearest(asked, splits)}")
+    raise DataError(f"{request.name}: no split {wanted!r}; it has {known};{nearest(wanted, splits)}")
 
 
 def _default_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], request: SplitRequest) -> str | None:

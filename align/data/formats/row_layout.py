@@ -1,4 +1,4 @@
-"""How the rows of one dataset are laid out: which column plays which part, and typed access to the parts."""
+"""The layout of a dataset's rows: which column plays which part, and typed access to the parts."""
 
 from __future__ import annotations
 

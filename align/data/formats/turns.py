@@ -25,7 +25,7 @@ _REASONING_PARTS = ("reasoning", "thinking")
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """How a conversation spells its turns: the keys of role and content, and what each role is called."""
+    """The spellings of a conversation: the keys of role and content, and the names of each role."""
 
     role: str
     content: str
