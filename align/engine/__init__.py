@@ -1,5 +1,5 @@
 """Text generation for many adapters at once: requests in, streamed rows out.
 
-`protocol` names what goes in and comes out; `local` runs it on a loaded model in one thread, `remote` asks a server
-of the OpenAI API, `fake` stands in for a model. Nothing here knows the page or the server.
+`protocol` defines requests and events; `local` runs a loaded model in one thread, `remote` requests a server of the
+OpenAI API. Nothing here knows the page or the server.
 """

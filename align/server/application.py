@@ -1,4 +1,4 @@
-"""The application: routes behind a guard, with every refusal in one shape."""
+"""The FastAPI application: routes behind a guard, with every error in one shape."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def create_app(
     page: FastAPI | None = None,
     hosts: Collection[str] | None = (),
 ) -> FastAPI:
-    """The API of an engine. Without one it is alive and not ready; set `app.state.service.engine` when there is one.
+    """Return the API of an engine. Without one it is not ready; set `app.state.service.engine` once it is loaded.
 
-    With a token, everything but /health and /ready asks for it. `page` is mounted at /ui. `hosts` are the names in
+    With a token, everything but /health and /ready requires it. `page` is mounted at /ui. `hosts` are the names in
     Host headers that are answered besides those of loopback; None is every name.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=_NO_TELEMETRY, lifespan=_lifespan_of(page))
@@ -58,7 +58,7 @@ def create_app(
 
 
 def _lifespan_of(page: FastAPI | None) -> Any:
-    """A mounted application is not started by the one it is mounted in."""
+    """Return the lifespan that starts a mounted page, which FastAPI does not do itself."""
     if page is None:
         return None
 

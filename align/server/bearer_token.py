@@ -1,4 +1,4 @@
-"""The token that opens a server: from a file or the environment, never from a command line that others can read."""
+"""The token that clients must send: from a file or the environment, never from a command line others can read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ VARIABLE = "ALIGN_TOKEN"
 
 
 def read_token(path: str | None, environment: MutableMapping[str, str] = os.environ) -> str | None:
-    """The token of a file, else of $ALIGN_TOKEN, which is taken out so that no child process sees it; else None.
+    """Return the token of a file, else of $ALIGN_TOKEN, else None; the variable is removed for child processes.
 
-    Raises UsageError when there is a place for it but no usable token in it.
+    Raises UsageError when the file or variable holds no usable token.
     """
     inherited = environment.pop(VARIABLE, None)
     if path is None and inherited is None:

@@ -1,4 +1,4 @@
-"""What one server lends its clients; everything beyond is refused with a status of its own."""
+"""The limits of a server, each with the status of a request beyond it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from align.errors import UsageError
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """The bounds of requests, all above 0."""
+    """Limits of requests and connections, all above 0."""
 
     max_tokens: int = 1024
-    """longest answer that can be asked for, in tokens; 422 beyond"""
+    """longest answer, in tokens; 422 beyond"""
     max_prompts: int = 64
-    """most prompts of one completion request; 422 beyond"""
+    """most prompts of a request; 422 beyond"""
     max_body_bytes: int = 1 << 20
-    """largest body; 413 beyond"""
+    """largest request body; 413 beyond"""
     max_waiting: int = 128
     """most rows that wait for the engine; 429 beyond"""
     max_seconds: float = 300.0
@@ -28,7 +28,7 @@ class ServerLimits:
     """most connections of one client address, three quarters of what the descriptors allow at most; beyond, those that
     are idle give way, and else 429. Behind a proxy all clients have its address"""
     drain_seconds: float = 30.0
-    """how long what is being written may go on after the order to end"""
+    """how long running answers may continue after SIGTERM"""
 
     def __post_init__(self) -> None:
         for field in fields(self):

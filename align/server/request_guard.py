@@ -1,8 +1,8 @@
-"""Who may ask, and how much at once: in front of everything else, before a body is read.
+"""Checks in front of everything else: Host, Origin and token before a body is read, then the body's size and time.
 
-A browser on this machine can be made to send requests here by any page it shows. It then names the page in Origin
-(refused unless it is this server's own) and, where the page's name was pointed at this machine, that name in Host
-(refused unless it is known). Neither can be forged by a page.
+Any page can make a browser on this machine send requests here. The browser then names the page in Origin (refused
+unless it is this server's own) and, after DNS rebinding, the page's host in Host (refused unless it is this server's).
+A page can forge neither.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from align.listening import host_of, is_local
 from align.server.api_errors import ApiError
 from align.server.limits import ServerLimits
 
-_OPEN = ("/health", "/ready")
-"""asked by machines that know neither the name nor the token, and tell nothing"""
+_PROBES = ("/health", "/ready")
+"""for probes, which have neither the name nor the token"""
 
-_PATIENCE = 16
-"""how many times the largest body is still read, and thrown away, so that the client gets to read its refusal"""
+_DISCARD_RATIO = 16
+"""a body of this many times the limit is still read and discarded, so that the client reads the error"""
 
 
 class RequestGuard:
-    """Lets a request pass, with its whole body in hand, or answers it with a refusal."""
+    """Middleware that passes a request on with its whole body, or answers it with an error."""
 
     def __init__(self, app: ASGIApp, limits: ServerLimits, token: str | None, hosts: Collection[str] | None) -> None:
         self._app = app
@@ -37,7 +37,7 @@ class RequestGuard:
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Check a request, then pass it on."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -45,7 +45,7 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         try:
-            if scope["path"] not in _OPEN:
+            if scope["path"] not in _PROBES:
                 self._check(Headers(scope=scope))
             body = await self._read(receive)
         except ApiError as refusal:
@@ -62,25 +62,25 @@ class RequestGuard:
         origin = headers.get("origin")
         if origin is not None and origin.lower().partition("://")[2] != address:
             raise ApiError(403, "pages of other sites may not ask here (Origin header)", code="origin")
-        if self._token is not None and not self._knows(headers.get("authorization", "")):
+        if self._token is not None and not self._has_token(headers.get("authorization", "")):
             raise ApiError(
                 401, "no valid key; send the server's token as Authorization: Bearer TOKEN", code="invalid_api_key"
             )
 
-    def _knows(self, authorization: str) -> bool:
+    def _has_token(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")
         assert self._token is not None
-        # Digests have one length, so the time taken tells nothing of the token's.
+        # Digests have one length, so the time taken does not depend on the token's.
         return hmac.compare_digest(_digest(key.strip()), self._token) and scheme.lower() == "bearer"
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None when the client has gone before its end."""
+        """Return the body; None when the client went away before its end."""
         most = self._limits.max_body_bytes
         chunks: list[bytes] = []
         size = 0
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                while size <= most * _PATIENCE:
+                while size <= most * _DISCARD_RATIO:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None

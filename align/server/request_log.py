@@ -1,7 +1,7 @@
-"""One line and one count for every request, and no failure that shows its inside.
+"""One log line and one count for every request, and errors without details.
 
-Neither line nor count ever holds what a client wrote: paths and models are those known here, and of an unforeseen
-error only its kind and place are told, for its message could quote the prompt.
+Neither holds anything a client wrote: paths and models are those of this server, and of an unforeseen error only its
+type and place are logged, because its message could quote the prompt.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ from align.server.service import Service
 LOG = logging.getLogger("align.server")
 
 CLIENT_GONE = 499
-"""nginx's number for a client that did not wait; only the log and the metrics ever see it"""
+"""nginx's status for a client that went away; for the log and the metrics only"""
 
-_NOTE = "align.note"
+_SCOPE_KEY = "align.request"
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics", "/health", "/ready", "/ui")
 _QUIET = ("/metrics", "/health", "/ready", "/ui")
-"""asked every few seconds: counted, and told only when they are refused or fail"""
+"""requested every few seconds: counted, and logged only when they are refused or fail"""
 
 
 @dataclass
 class RequestRecord:
-    """What is known of a request besides its status."""
+    """What is logged of a request besides its status."""
 
     model: str = ""
     id: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     status: int | None = None
-    """what became of it when the status line could no longer say so"""
+    """where it ended otherwise than the status line had said"""
 
 
 def request_record(scope: Scope) -> RequestRecord:
-    """The note of a request, made when it came in."""
-    record: RequestRecord = scope[_NOTE]
+    """Return the record of a request, made when it came in."""
+    record: RequestRecord = scope[_SCOPE_KEY]
     return record
 
 
 class RequestLog:
-    """The outermost layer."""
+    """The outermost middleware."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and write down what became of it."""
+        """Pass a request on, and log and count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = scope[_NOTE] = RequestRecord()
+        record = scope[_SCOPE_KEY] = RequestRecord()
         status = 0
         started = time.perf_counter()
 
-        async def watched(message: Message) -> None:
+        async def send_recorded(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -74,22 +74,22 @@ class RequestLog:
         counted = scope["path"].startswith("/v1/")
         self._service.running += counted
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_recorded)
         except asyncio.CancelledError:
             record.status = 503
             if not self._service.draining:
                 raise
-        except Exception as error:  # shown as it is, it could put a prompt into the log or the response
+        except Exception as error:  # as it is, it could put a prompt into the log or the response
             LOG.error("%s at %s", type(error).__name__, _place(error))
             record.status = 500
             if not status:
-                await JSONResponse(internal_error().body, 500)(scope, receive, watched)
+                await JSONResponse(internal_error().body, 500)(scope, receive, send_recorded)
         finally:
             self._service.running -= counted
             self._write(scope, record, record.status or status or CLIENT_GONE, time.perf_counter() - started)
 
     def _write(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
-        path = _known(scope["path"])
+        path = _known_path(scope["path"])
         self._service.metrics.requests.labels(path, record.model, str(status)).inc()
         if path in _QUIET and (status < 400 or status == 503):
             return
@@ -98,7 +98,7 @@ class RequestLog:
         LOG.info("%s %s %d seconds=%.3f%s%s", _method(scope), path, status, seconds, about, tokens)
 
 
-def _known(path: str) -> str:
+def _known_path(path: str) -> str:
     return next((known for known in _PATHS if path == known or path.startswith(known + "/")), "other")
 
 

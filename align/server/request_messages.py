@@ -1,4 +1,4 @@
-"""The turns of a chat request, in OpenAI's words, as chat templates take them."""
+"""The turns of a chat request, as OpenAI's API has them, and as chat templates take them."""
 
 from __future__ import annotations
 
@@ -10,32 +10,19 @@ from pydantic_core import PydanticCustomError
 
 from align.errors import nearest
 from align.schema import Message
-from align.server.api_errors import ApiError
+from align.server.api_errors import ApiError, bad_field
 
-_HARMLESS = frozenset(
-    [
-        "refusal",
-        "annotations",
-        "audio",
-        "function_call",
-        "id",
-        "created",
-        "status",
-        "weight",
-        "cache_control",
-        "provider_specific_fields",
-        "token_ids",
-        "logprobs",
-        "index",
-    ]
-)
-"""What clients send back of an answer they got; it says nothing to a model."""
+_IGNORED = frozenset([
+    "refusal", "annotations", "audio", "function_call", "id", "created", "status", "weight", "cache_control",
+    "provider_specific_fields", "token_ids", "logprobs", "index",
+])  # fmt: skip
+"""fields of an answer that clients send back; the model does not see them"""
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def _join_parts(value: Any) -> Any:
-    """The text of a content that is a list of parts."""
+    """Return the text of a content that is a list of text parts."""
     if not isinstance(value, list):
         return value
     for part in value:
@@ -45,7 +32,7 @@ def _join_parts(value: Any) -> Any:
 
 
 def whole_characters(text: str) -> str:
-    """The text itself; a validation error for half a character (a lone surrogate), which no tokenizer takes."""
+    """Return the text; a validation error for a lone surrogate, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -57,14 +44,14 @@ Text = Annotated[str, AfterValidator(whole_characters)]
 
 
 class ApiObject(BaseModel):
-    """An object whose nulls mean that nothing was said."""
+    """A JSON object of a request; a field that is null is as if it were absent."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        return {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
+        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 class CalledFunction(ApiObject):
@@ -75,14 +62,14 @@ class CalledFunction(ApiObject):
 
 
 class ToolCallBody(ApiObject):
-    """A call that an assistant turn made."""
+    """A tool call of an assistant turn."""
 
     id: Text | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
 
-    def call(self, path: str) -> dict[str, Any]:
-        """The call as chat templates take it, with its arguments as an object."""
+    def to_template(self, path: str) -> dict[str, Any]:
+        """Return the call as chat templates take it, with its arguments as an object."""
         arguments: Any = self.function.arguments
         if isinstance(arguments, str):
             try:
@@ -113,20 +100,21 @@ class ChatMessage(ApiObject):
             raise PydanticCustomError("tool_calls", "only an assistant turn makes tool calls")
         return self
 
-    def turn(self, path: str) -> Message:
-        """The turn as chat templates take it; `developer` is OpenAI's newer word for `system`.
+    def to_turn(self, path: str) -> Message:
+        """Return the turn as chat templates take it; `developer` is OpenAI's newer word for `system`.
 
-        Raises ApiError for a field that nobody knows.
+        Raises ApiError for an unknown field.
         """
         for name, value in (self.model_extra or {}).items():
-            if name not in _HARMLESS and value not in (False, "", [], {}):
-                known = nearest(name, type(self).model_fields)
-                raise ApiError(400, f"{path}.{name}: unknown field;{known}", param=f"{path}.{name}")
+            if name not in _IGNORED and value not in (False, "", [], {}):
+                raise bad_field(f"{path}.{name}", f"unknown field;{nearest(name, type(self).model_fields)}")
         if self.content is None and not self.tool_calls:
-            raise ApiError(400, f"{path}.content: missing; send a text", param=f"{path}.content")
+            raise bad_field(f"{path}.content", "missing; send a text")
         turn = Message(role="system" if self.role == "developer" else self.role, content=self.content or "")
         if self.tool_calls:
-            turn["tool_calls"] = [call.call(f"{path}.tool_calls.{index}") for index, call in enumerate(self.tool_calls)]
+            turn["tool_calls"] = [
+                call.to_template(f"{path}.tool_calls.{index}") for index, call in enumerate(self.tool_calls)
+            ]
         if self.role in ("user", "tool") and self.name is not None:
             turn["name"] = self.name
         if self.tool_call_id is not None:
@@ -138,8 +126,8 @@ class ChatMessage(ApiObject):
 
 
 def chat_turns(messages: list[ChatMessage]) -> list[Message]:
-    """All turns; the result of a tool is named as its call was, since some chat templates write the name."""
-    turns = [message.turn(f"messages.{index}") for index, message in enumerate(messages)]
+    """Return all turns; a tool's result gets the name of its call, which some chat templates write."""
+    turns = [message.to_turn(f"messages.{index}") for index, message in enumerate(messages)]
     called = {
         call["id"]: call["function"]["name"] for turn in turns for call in turn.get("tool_calls", []) if "id" in call
     }

@@ -1,4 +1,4 @@
-"""OpenAI's paths, and those that operators ask: /health, /ready, /metrics."""
+"""OpenAI's paths, and those for operators: /health, /ready, /metrics."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from align.server.tools import use_tools
 
 router = APIRouter()
 
-_TO_SAY_SO = 1.0
-"""seconds in which a client may still read that its time is over"""
+_TIMEOUT_EVENT_S = 1.0
+"""how long a client may take to read that its time is over"""
 
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no", "content-type": "text/event-stream"}
 
 
 @router.get("/health")
 async def health() -> dict[str, str]:
-    """The process lives."""
+    """Say that the process lives."""
     return {"status": "ok"}
 
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """The models are loaded and requests are taken."""
+    """Say whether the models are loaded and requests are taken."""
     service = _service(request)
     status = "ready" if service.ready else "draining" if service.draining else "loading"
     return JSONResponse({"status": status}, 200 if service.ready else 503)
@@ -44,26 +44,26 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Counts and times for Prometheus."""
+    """Return counts and times for Prometheus."""
     return PlainTextResponse(_service(request).metrics.text(), media_type=CONTENT_TYPE)
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
-    """Every id there is."""
+    """List every id."""
     return {"object": "list", "data": _service(request).models.cards()}
 
 
 # A hub id has a slash in it.
 @router.get("/v1/models/{name:path}")
 async def model(request: Request, name: str) -> dict[str, Any]:
-    """One model."""
+    """Return one model."""
     return _service(request).models.find(name).card(name)
 
 
 @router.post("/v1/chat/completions")
 async def chat(request: Request, body: ChatBody) -> Response:
-    """ReplyWriter a conversation."""
+    """Answer a conversation."""
     return await _respond(request, body, replies.ChatReply())
 
 
@@ -78,23 +78,23 @@ def _service(request: Request) -> Service:
     return service
 
 
-async def _respond(request: Request, body: ChatBody | CompletionBody, style: replies.ReplyFormat) -> Response:
+async def _respond(request: Request, body: ChatBody | CompletionBody, format_: replies.ReplyFormat) -> Response:
     service = _service(request)
     body.check()
     served = service.models.find(body.model)
     rows = body.rows(served.reference, service.limits)
     if isinstance(body, ChatBody):
-        rows, style = await asyncio.to_thread(use_tools, body, rows, service.engine)
+        rows, format_ = await asyncio.to_thread(use_tools, body, rows, service.engine)
     if body.constraint() is not None:
         await asyncio.to_thread(body.check_constraint)
-    head = replies.head_of(style, body.model, served)
+    header = replies.ReplyHeader(format_.kind, format_.prefix, body.model, served.digest)
     record = request_record(request.scope)
-    record.model, record.id = served.name, head.id
-    answer = ReplyWriter(style, head, body, record, rows)
+    record.model, record.id = served.name, header.id
+    writer = ReplyWriter(format_, header, body, record, rows)
     events = service.answer(served, rows, request.receive)
     if body.stream:
-        return await answer.stream(events, service.limits.max_seconds)
-    return await answer.whole(events)
+        return await writer.stream(events, service.limits.max_seconds)
+    return await writer.whole(events)
 
 
 class ReplyWriter:
@@ -102,16 +102,16 @@ class ReplyWriter:
 
     def __init__(
         self,
-        style: replies.ReplyFormat,
-        head: replies.ReplyHeader,
+        format_: replies.ReplyFormat,
+        header: replies.ReplyHeader,
         body: GenerationBody,
         record: RequestRecord,
         rows: tuple[Row, ...],
     ) -> None:
-        self._style = style
-        self._head = head
-        self._usage = body.include_usage
-        self._note = record
+        self._format = format_
+        self._header = header
+        self._include_usage = body.include_usage
+        self._record = record
         self._wants_tokens = rows[0].logprobs is not None
         self._answers = body.n
         self._done: list[RowDone] = []
@@ -119,10 +119,10 @@ class ReplyWriter:
         self._prompts: dict[int, RowPrompt] = {}
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> Response:
-        """Everything at once."""
+        """Return everything at once."""
         tokens: dict[int, list[Token]] = {}
-        async with aclosing(events) as running:
-            async for event in running:
+        async with aclosing(events) as open_events:
+            async for event in open_events:
                 if isinstance(event, RowDelta):
                     tokens.setdefault(event.row, []).extend(event.tokens)
                 elif isinstance(event, RowPrompt):
@@ -131,81 +131,81 @@ class ReplyWriter:
                     self._finish(event)
         ended = sorted(self._done, key=lambda done: done.row)
         choices = [
-            self._style.whole(
+            self._format.whole(
                 done, tokens.get(done.row, []) if self._wants_tokens else None, self._prompts.get(done.row)
             )
             for done in ended
         ]
-        return JSONResponse(self._head.reply(choices, usage=replies.usage(ended, self._answers)))
+        return JSONResponse(self._header.reply(choices, usage=replies.count_usage(ended, self._answers)))
 
     async def stream(self, events: AsyncGenerator[Event, None], seconds: float) -> Response:
-        """Piece by piece, for so long at most; what fails before the first piece is a plain refusal."""
-        return EventStream(self._pieces(await anext(events), events), seconds + _TO_SAY_SO)
+        """Return a stream of at most `seconds`; an error before the first chunk is a plain response."""
+        return EventStream(self._chunks(await anext(events), events), seconds + _TIMEOUT_EVENT_S)
 
-    async def _pieces(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
-        async with aclosing(events) as running:
+    async def _chunks(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+        async with aclosing(events) as open_events:
             for row in range(self._rows):
-                if opening := self._style.opening(row):
-                    yield self._chunk([opening])
+                if opening := self._format.opening(row):
+                    yield self._chunk(opening)
             try:
-                for piece in self._of(first):
-                    yield piece
-                async for event in running:
-                    for piece in self._of(event):
-                        yield piece
-            except ApiError as refusal:
-                self._note.status = refusal.status
-                yield replies.event(refusal.body)
+                if choice := self._choice(first):
+                    yield self._chunk(choice)
+                async for event in open_events:
+                    if choice := self._choice(event):
+                        yield self._chunk(choice)
+            except ApiError as error:
+                self._record.status = error.status
+                yield replies.server_event(error.body)
                 return
-        if self._usage:
-            yield replies.event(
-                self._head.reply([], self._style.chunk_suffix, usage=replies.usage(self._done, self._answers))
-            )
+        if self._include_usage:
+            usage = replies.count_usage(self._done, self._answers)
+            yield replies.server_event(self._header.reply([], self._format.chunk_suffix, usage=usage))
         yield replies.DONE
 
-    def _of(self, event: Event) -> list[bytes]:
-        """The pieces of one event."""
+    def _choice(self, event: Event) -> dict[str, Any] | None:
+        """Return the choice of one event; None when it has none."""
         if isinstance(event, RowDelta) and (event.text or event.tokens):
             tokens = event.tokens if self._wants_tokens else None
             prompt = self._prompts.get(event.row)
-            before = len(prompt.text) if prompt else 0
-            return [self._chunk([self._style.piece(event.row, event.text, tokens, before)])]
+            return self._format.chunk(event.row, event.text, tokens, len(prompt.text) if prompt else 0)
         if isinstance(event, RowPrompt):
             self._prompts[event.row] = event
-            told = self._style.prompt(event, event.tokens if self._wants_tokens else None)
-            return [] if told is None else [self._chunk([told])]
+            return self._format.prompt(event, event.tokens if self._wants_tokens else None)
         if isinstance(event, RowDone):
             self._finish(event)
-            return [self._chunk([self._style.ending(event.row, event.reason)])]
-        return []
+            return self._format.ending(event.row, event.reason)
+        return None
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
-        more = {"usage": None} if self._usage else {}
-        return replies.event(self._head.reply(choices, self._style.chunk_suffix, **more))
+    def _chunk(self, choice: dict[str, Any]) -> bytes:
+        usage = {"usage": None} if self._include_usage else {}
+        return replies.server_event(self._header.reply([choice], self._format.chunk_suffix, **usage))
 
     def _finish(self, done: RowDone) -> None:
         self._done.append(done)
-        self._note.prompt_tokens += done.prompt_tokens if done.row % self._answers == 0 else 0
-        self._note.completion_tokens += done.completion_tokens
+        self._record.prompt_tokens += done.prompt_tokens if done.row % self._answers == 0 else 0
+        self._record.completion_tokens += done.completion_tokens
         if done.reason == "cancelled":
-            self._note.status = CLIENT_GONE
+            self._record.status = CLIENT_GONE
 
 
 class EventStream(Response):
-    """Server-sent events, sent as they are made and closed whatever happens."""
+    """Server-sent events with a time limit.
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None], seconds: float) -> None:
+    Starlette's StreamingResponse reads `receive` itself, which `Service` does to notice that the client is gone.
+    """
+
+    def __init__(self, chunks: AsyncGenerator[bytes, None], seconds: float) -> None:
         super().__init__(headers=_STREAM_HEADERS)
         del self.headers["content-length"]
-        self._pieces = pieces
+        self._chunks = chunks
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything; a client that is gone is noticed by who makes the pieces, one that does not read here."""
-        async with aclosing(self._pieces) as pieces:
+        """Send every chunk until the time is over, also for a client that does not read them."""
+        async with aclosing(self._chunks) as chunks:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._seconds):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    async for piece in pieces:
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    async for chunk in chunks:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     await send({"type": "http.response.body", "body": b"", "more_body": False})

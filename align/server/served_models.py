@@ -1,4 +1,4 @@
-"""The models a server offers: their ids, what they came from, and which id means which of them."""
+"""The models a server offers, their ids and their provenance."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One model of the engine and how clients know it."""
+    """One model of the engine, with its ids."""
 
     reference: str
-    """what the engine calls it"""
+    """its name in the engine"""
     names: tuple[str, ...]
-    """its ids: the registry reference first, then its aliases; never a path of this machine"""
+    """its ids: the registry reference first, then aliases; never a path"""
     base: str
     parent: str | None = None
-    """what it was trained from"""
+    """the reference it was trained from"""
     digest: str | None = None
-    """of its manifest; stands for all its files"""
+    """of its manifest, which covers all its files"""
     created: int = 0
     """seconds since 1970"""
 
     @property
     def name(self) -> str:
-        """The id that never means anything else."""
+        """The id that is not an alias."""
         return self.names[0]
 
     def card(self, name: str) -> dict[str, Any]:
-        """The entry of /v1/models under one of its ids."""
+        """Return the entry of /v1/models under one of its ids."""
         return {
             "id": name,
             "object": "model",
@@ -53,7 +53,7 @@ class ServedModel:
 
 
 class ServedModels:
-    """The models by id. What an alias means is settled once, when the server starts."""
+    """The models by id; aliases are resolved once, when the server starts."""
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
         self._by_name: dict[str, ServedModel] = {}
@@ -72,34 +72,34 @@ class ServedModels:
 
     @property
     def references(self) -> list[str]:
-        """What the engine calls them."""
+        """Their names in the engine."""
         return list(dict.fromkeys(served.reference for served in self._by_name.values()))
 
     def find(self, name: str) -> ServedModel:
-        """The model of an id; ApiError (404) when there is none."""
+        """Return the model of an id; raises ApiError (404) when there is none."""
         if name not in self._by_name:
             raise unknown_model(name, self.names)
         return self._by_name[name]
 
     def cards(self) -> list[dict[str, Any]]:
-        """What /v1/models lists: every id."""
+        """Return the entries of /v1/models, one an id."""
         return [served.card(name) for name, served in self._by_name.items()]
 
 
 def find_models(registry: Registry, references: Iterable[str]) -> list[Checkpoint]:
-    """Where references lead; UsageError when two lead to the same model."""
-    found: dict[str, tuple[str, Checkpoint]] = {}
-    for asked in references:
-        checkpoint = registry.resolve(asked)
-        if checkpoint.reference in found:
-            first = found[checkpoint.reference][0]
-            raise UsageError(f"{asked}: the same model as {first} ({checkpoint.reference}); leave one out")
-        found[checkpoint.reference] = (asked, checkpoint)
-    return [checkpoint for _, checkpoint in found.values()]
+    """Resolve references; raises UsageError when two are the same model."""
+    resolved: dict[str, tuple[str, Checkpoint]] = {}
+    for reference in references:
+        checkpoint = registry.resolve(reference)
+        if checkpoint.reference in resolved:
+            first = resolved[checkpoint.reference][0]
+            raise UsageError(f"{reference}: the same model as {first} ({checkpoint.reference}); leave one out")
+        resolved[checkpoint.reference] = (reference, checkpoint)
+    return [checkpoint for _, checkpoint in resolved.values()]
 
 
 def describe_models(registry: Registry, checkpoints: Sequence[Checkpoint]) -> ServedModels:
-    """What clients are told of these checkpoints.
+    """Return these checkpoints as models with ids.
 
     A bare registered name is an id too where only one of its versions is served, and the hub id of a hub model.
     """
@@ -120,7 +120,7 @@ def describe_models(registry: Registry, checkpoints: Sequence[Checkpoint]) -> Se
 
 
 def public_name(reference: str) -> str:
-    """A reference without what is above its folder: the layout of a disk is nobody's business."""
+    """Return a reference without the folders above it, which clients must not see."""
     return Path(reference).name if Path(reference).is_absolute() else reference
 
 

@@ -1,4 +1,4 @@
-"""A request on the engine: queued, watched while it runs, given up when its client is gone or its time is over."""
+"""A request on the engine: queued, measured, and cancelled when its client goes away or its time is over."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from align.engine.protocol import (
     RowFailure,
     RowPrompt,
 )
-from align.server.api_errors import ApiError, busy, draining, internal_error, not_ready, timed_out
+from align.server.api_errors import ApiError, draining, internal_error, not_ready, queue_full, timed_out
 from align.server.limits import ServerLimits
 from align.server.metrics import Metrics
 from align.server.served_models import ServedModel, ServedModels
@@ -32,15 +32,15 @@ LOG = logging.getLogger("align.server")
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_OWN = ("stop_token_ids", "allowed_token_ids", "logit_bias", "chat_template_kwargs")
-"""fields of which only the engine knows whether they are right"""
+_ENGINE_FIELDS = ("stop_token_ids", "allowed_token_ids", "logit_bias", "chat_template_kwargs")
+"""fields that only the engine can check"""
 
 _CODES = {"too_long": "context_length_exceeded", "prompt": "invalid_prompt"}
 
 
 @dataclass
 class Service:
-    """What all requests share. `engine` is None until the models are loaded."""
+    """The state that all requests share; `engine` is None until the models are loaded."""
 
     engine: Engine | None
     models: ServedModels
@@ -59,7 +59,7 @@ class Service:
         return self.engine is not None and not self.draining
 
     def submit(self, rows: tuple[Row, ...]) -> Handle:
-        """Hand rows to the engine; ApiError when it is not there, on its way out, or full."""
+        """Submit rows to the engine; raises ApiError when it is loading, shutting down or full."""
         if self.draining:
             raise draining()
         if self.engine is None:
@@ -67,15 +67,15 @@ class Service:
         try:
             return self.engine.submit(GenerationRequest(rows))
         except EngineBusy as full:
-            raise busy(str(full), full.retry_after) from None
+            raise queue_full(str(full), full.retry_after) from None
 
     async def answer(self, served: ServedModel, rows: tuple[Row, ...], receive: Receive) -> AsyncGenerator[Event, None]:
-        """Texts and ends of some rows, as they come; ApiError when a row fails or the time is over.
+        """Yield the events of some rows; raises ApiError when a row fails or the time is over.
 
-        However this ends, nothing runs on afterwards: a client that goes away frees its rows within one step.
+        However this ends, no row keeps running: a client that goes away frees its rows within one step.
         """
         deadline = asyncio.get_running_loop().time() + self.limits.max_seconds
-        # A grammar is compiled on the way, which may take as long as a second.
+        # `submit` compiles a grammar, which may take a second.
         compiles = any(row.rules.constraint is not None for row in rows)
         handle = await asyncio.to_thread(self.submit, rows) if compiles else self.submit(rows)
         watch = asyncio.create_task(_cancel_when_gone(handle, receive))
@@ -83,7 +83,7 @@ class Service:
         try:
             async with aclosing(handle.events()) as events:  # type: ignore[type-var]
                 while (event := await self._next(events, deadline)) is not None:
-                    meter.note(event)
+                    meter.record(event)
                     if isinstance(event, RowFailure):
                         raise self._failed(event, rows[event.row])
                     yield event
@@ -100,15 +100,15 @@ class Service:
             raise timed_out(self.limits.max_seconds) from None
 
     def _failed(self, error: RowFailure, row: Row) -> ApiError:
-        """What a client is told of a row that could not be written; what broke inside is for the log."""
+        """Return the error of a row that failed; internal errors are for the log only."""
         if error.fault in _CODES:
-            # A model that is a folder goes by its name here, never by its path.
+            # The reference may be a path, which clients must not see.
             message = error.message.removeprefix(f"{row.model}: ")
             param = "prompt" if row.is_raw_prompt else "messages"
             if message.startswith(UNCOMPILED):
-                # The form that a request states was tried before: this one was made of its tools.
+                # The constraint of the request itself was checked before: this one was made of its tools.
                 param, message = "tools", f"tools: {message}"
-            param = next((name for name in _OWN if message.startswith(name)), param)
+            param = next((name for name in _ENGINE_FIELDS if message.startswith(name)), param)
             if param == "chat_template_kwargs" and "'reasoning_effort'" in message:
                 param = "reasoning_effort"
             return ApiError(400, message, param=param, code=_CODES[error.fault])
@@ -125,7 +125,7 @@ async def _cancel_when_gone(handle: Handle, receive: Receive) -> None:
 
 
 class RequestMeter:
-    """Counts the tokens and times of one request's rows."""
+    """Records the tokens and times of one request's rows."""
 
     def __init__(self, metrics: Metrics, model: str, rows: int) -> None:
         self._metrics = metrics
@@ -135,8 +135,8 @@ class RequestMeter:
         self._waiting, self._running = rows, 0
         metrics.waiting.labels(model).inc(rows)
 
-    def note(self, event: Event) -> None:
-        """Take one event into account; a prompt that is told back is none of the answer."""
+    def record(self, event: Event) -> None:
+        """Record one event; an echoed prompt is not part of the answer."""
         if isinstance(event, RowPrompt):
             return
         now = time.perf_counter()
@@ -154,7 +154,7 @@ class RequestMeter:
             self._move(running=-1)
 
     def end(self) -> None:
-        """Whatever is still counted as waiting or running is no more."""
+        """Remove the rows that are still counted as waiting or running."""
         self._move(waiting=-self._waiting, running=-self._running)
         self._metrics.seconds.labels(self._model).observe(time.perf_counter() - self._started)
 

@@ -1,4 +1,4 @@
-"""Functions that a request offers a model: given to it by its chat template, and its calls read back from the text."""
+"""Tool calling: tools are rendered by the chat template, and the calls are parsed from the text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from align.engine.protocol import Engine, Row, RowDone, RowPrompt, Token
 from align.engine.text_buffer import StopStrings
 from align.errors import UsageError, nearest
 from align.schema import Messages
-from align.server.api_errors import ApiError, not_ready, unsupported
+from align.server.api_errors import bad_field, not_ready, unsupported
 from align.server.replies import ChatReply, chat_logprobs, choice_of
 from align.server.request_messages import ApiObject
 
@@ -28,7 +28,7 @@ _NAMES = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 @runtime_checkable
 class HasToolFormat(Protocol):
-    """An engine that knows how its chat template writes tool calls."""
+    """An engine that knows the tool-call format of its chat template."""
 
     @property
     def tool_format(self) -> ToolFormat | None:
@@ -37,7 +37,7 @@ class HasToolFormat(Protocol):
 
 
 class Function(ApiObject):
-    """A function a model may call; what else a schema says of it is for the chat template."""
+    """A function a model may call; other fields of its schema are for the chat template."""
 
     name: str
     description: str | None = None
@@ -46,62 +46,60 @@ class Function(ApiObject):
 
 
 class Tool(ApiObject):
-    """A tool; OpenAI's own ones, such as its web search, are not here."""
+    """A tool; OpenAI's own, such as web search, are not supported."""
 
     type: Literal["function"]
     function: Function
 
 
 class ToolFields(ApiObject):
-    """What a request may say about tools."""
+    """The fields about tools."""
 
     tools: list[Tool] = Field(default_factory=list, max_length=_MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
 
     def offered(self) -> list[dict[str, Any]]:
-        """The schemas as chat templates take them."""
+        """Return the schemas as chat templates take them."""
         for index, tool in enumerate(self.tools):
             if not _NAMES.fullmatch(tool.function.name):
-                path = f"tools.{index}.function.name"
-                raise ApiError(
-                    400, f"{path}: {tool.function.name!r}; give up to 64 letters, digits, _ and -", param=path
-                )
+                problem = f"{tool.function.name!r}; give up to 64 letters, digits, _ and -"
+                raise bad_field(f"tools.{index}.function.name", problem)
         return [tool.model_dump(exclude_none=True) for tool in self.tools]
 
-    def demanded(self) -> list[dict[str, Any]]:
-        """The functions of which one must be called; empty when that is the model's to say."""
+    def required(self) -> list[dict[str, Any]]:
+        """Return the functions of which one must be called; empty when the model may choose not to."""
         functions = [tool["function"] for tool in self.offered()]
         if self.tool_choice in (None, "none", "auto"):
             return []
         if not functions:
-            raise ApiError(400, "tool_choice: no tools to choose from; send tools", param="tool_choice")
+            raise bad_field("tool_choice", "no tools to choose from; send tools")
         if self.tool_choice == "required":
             return functions
         name = self.named
         chosen = [function for function in functions if function["name"] == name]
         if not chosen:
             known = nearest(str(name), [function["name"] for function in functions])
-            raise ApiError(400, f"tool_choice: {name!r} is none of the tools;{known}", param="tool_choice")
+            raise bad_field("tool_choice", f"{name!r} is none of the tools;{known}")
         return chosen
 
     @property
     def named(self) -> Any:
-        """The function that must be called; None when it is not one alone."""
+        """The one function that must be called; None when there is no such one."""
         choice = self.tool_choice
         function = choice.get("function") if isinstance(choice, dict) else None
         return function.get("name") if isinstance(function, dict) else None
 
 
 def use_tools(body: ToolFields, rows: tuple[Row, ...], engine: Engine | None) -> tuple[tuple[Row, ...], ChatReply]:
-    """The rows with the tools of their request, and how their answers are told.
+    """Return the rows with the tools of their request, and the format of their reply.
 
-    Raises ApiError where the chat template writes no tool calls, and for a choice that is not possible.
+    Raises ApiError where the chat template writes no tool calls, and for an impossible `tool_choice`.
     """
     turns = rows[0].messages
-    demanded = body.demanded()
-    spoken_of = bool(body.tools) or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns)
-    if not spoken_of:
+    required = body.required()
+    has_tools = bool(body.tools) or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns)
+    if not has_tools:
         return rows, ChatReply()
     if engine is None:
         raise not_ready()
@@ -113,23 +111,21 @@ def use_tools(body: ToolFields, rows: tuple[Row, ...], engine: Engine | None) ->
     offered = body.offered() if body.tool_choice != "none" else []
     options = replace(rows[0].chat, tools=tuple(offered))
     rules = rows[0].rules
-    hides = not rules.show_special_tokens
+    hide_special = not rules.show_special_tokens
     if offered:
         rules = replace(rules, show_special_tokens=True)
-    if demanded:
-        rules = replace(rules, constraint=_demand(body, rows[0], format_, demanded))
+    if required:
+        rules = replace(rules, constraint=_call_constraint(rows[0], format_, required))
     rows = tuple(replace(row, messages=messages, chat=options, rules=rules) for row in rows)
     if not offered:
         return rows, ChatReply()
-    bare = format_ if hides else replace(format_, special=())
-    return rows, ToolChatReply(bare, offered, body)
+    shown = format_ if hide_special else replace(format_, special=())
+    return rows, ToolChatReply(shown, offered, body)
 
 
-def _demand(body: ToolFields, row: Row, format_: ToolFormat, functions: list[dict[str, Any]]) -> Constraint:
+def _call_constraint(row: Row, format_: ToolFormat, functions: list[dict[str, Any]]) -> Constraint:
     if row.rules.constraint is not None:
-        raise ApiError(
-            400, "tool_choice: an answer of a given form makes no call; send one of them", param="tool_choice"
-        )
+        raise bad_field("tool_choice", "an answer of a given form makes no call; send one of them")
     try:
         require_llguidance()
     except UsageError as error:
@@ -138,7 +134,7 @@ def _demand(body: ToolFields, row: Row, format_: ToolFormat, functions: list[dic
 
 
 def _with_text_arguments(messages: Messages) -> Messages:
-    """Turns with the arguments of their calls as JSON text."""
+    """Return turns with the arguments of their calls as JSON text."""
     turns = [turn.copy() for turn in messages]
     for turn in turns:
         if "tool_calls" in turn:
@@ -150,58 +146,56 @@ def _with_text_arguments(messages: Messages) -> Messages:
 
 
 class ToolChatReply(ChatReply):
-    """/v1/chat/completions with tools: what may become a call is held back, and told as calls at the end."""
+    """/v1/chat/completions with tools: text that may become a call is held back, and sent as calls at the end."""
 
     def __init__(self, format_: ToolFormat, tools: Sequence[dict[str, Any]], body: ToolFields) -> None:
         self._format = format_
         self._tools = tools
         self._most = None if body.parallel_tool_calls else 1
         self._reason = "stop" if body.named is not None else "tool_calls"
-        self._heard: dict[int, str] = {}
+        self._texts: dict[int, str] = {}
         self._shown: dict[int, str] = {}
-        self._holding: dict[int, StopStrings] = {}
+        self._held_back: dict[int, StopStrings] = {}
 
-    def piece(self, row: int, text: str, tokens: Sequence[Token] | None, before: int) -> dict[str, Any]:
-        """The text that is no call for sure."""
-        shown = self._let_through(row, text)
+    def chunk(self, row: int, text: str, tokens: Sequence[Token] | None, before: int) -> dict[str, Any]:
+        """Return the choice of the text that is certainly no call."""
+        shown = self._pass_on(row, text)
         self._shown[row] = self._shown.get(row, "") + shown
         return choice_of(row, chat_logprobs(tokens), delta={"content": self._format.without_special(shown)})
 
     def ending(self, row: int, reason: str) -> dict[str, Any]:
-        """What was held back, as calls or as text, and why it ended."""
-        heard, shown = self._heard.get(row, ""), self._shown.get(row, "")
-        said, calls = self._read(heard)
-        rest = heard[len(shown) :] if not calls else said.removeprefix(shown.strip())
+        """Return the choice of what was held back, as calls or as text, with the finish reason."""
+        text, shown = self._texts.get(row, ""), self._shown.get(row, "")
+        content, calls = self._parse(text)
+        rest = text[len(shown) :] if not calls else content.removeprefix(shown.strip())
         delta: dict[str, Any] = {"content": self._format.without_special(rest)} if rest.strip() else {}
         if calls:
             delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(_call_objects(calls))]
         return choice_of(row, reason=self._ended(reason, calls), delta=delta)
 
     def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
-        """One message, with its calls."""
-        said, calls = self._read(done.text)
-        content = self._format.without_special(said)
-        message: dict[str, Any] = {"role": "assistant", "content": content or None, "refusal": None}
+        """Return the choice of one message, with its calls."""
+        content, calls = self._parse(done.text)
+        content = self._format.without_special(content)
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if calls:
-            message["tool_calls"] = _call_objects(calls)
-        else:
-            message["content"] = content
+            message |= {"content": content or None, "tool_calls": _call_objects(calls)}
         return choice_of(done.row, chat_logprobs(tokens), self._ended(done.reason, calls), message=message)
 
-    def _read(self, text: str) -> tuple[str, list[ToolCall]]:
-        said, calls = self._format.read(text, self._tools)
-        return said, calls[: self._most]
+    def _parse(self, text: str) -> tuple[str, list[ToolCall]]:
+        content, calls = self._format.read(text, self._tools)
+        return content, calls[: self._most]
 
     def _ended(self, reason: str, calls: Sequence[ToolCall]) -> str:
         return self._reason if calls and reason == "stop" else reason
 
-    def _let_through(self, row: int, text: str) -> str:
-        heard = self._heard[row] = self._heard.get(row, "") + text
+    def _pass_on(self, row: int, text: str) -> str:
+        so_far = self._texts[row] = self._texts.get(row, "") + text
         if not self._format.marker:
-            # A call is all of the answer there: one that begins as JSON is held back.
-            begun = heard.lstrip()
-            return "" if not begun or begun[0] in "[{" else heard[len(self._shown.get(row, "")) :]
-        return self._holding.setdefault(row, StopStrings([self._format.marker])).push(text)
+            # A call is the whole answer in such a format: one that begins as JSON is held back.
+            begun = so_far.lstrip()
+            return "" if not begun or begun[0] in "[{" else so_far[len(self._shown.get(row, "")) :]
+        return self._held_back.setdefault(row, StopStrings([self._format.marker])).push(text)
 
 
 def _call_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:

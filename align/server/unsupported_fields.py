@@ -1,4 +1,4 @@
-"""The fields of a request that are not done here: refused by name where they would change the answer.
+"""The fields of a request that this server does not support: refused by name where they would change the answer.
 
 Servers that silently ignore what they do not know answer another question than was asked. So every field is honoured,
 known to change nothing, or refused; an unknown one is refused with the nearest name, as OpenAI's own API does.
@@ -9,133 +9,43 @@ from __future__ import annotations
 from typing import Any
 
 from align.errors import nearest
-from align.server.api_errors import ApiError, unsupported
+from align.server.api_errors import bad_field, unsupported
 
-HARMLESS = frozenset(
-    [
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "request_id",
-        "cache_salt",
-        "cache_prompt",
-        "id_slot",
-        "keep_alive",
-        "include_usage",
-        "timings_per_token",
-        "return_progress",
-        "stream_interval",
-    ]
-)
-"""They say who asks or how to keep house; no answer depends on them."""
+_IGNORED = frozenset([
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "request_id", "cache_salt", "cache_prompt", "id_slot", "keep_alive", "include_usage", "timings_per_token",
+    "return_progress", "stream_interval",
+])  # fmt: skip
+"""no answer depends on them"""
 
-# Those of OpenAI, vLLM, SGLang, TGI and llama.cpp that are not done, with values that ask for nothing.
-_NOT_DONE: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(
-        [
-            "functions",
-            "audio",
-            "prediction",
-            "web_search_options",
-            "documents",
-            "mm_processor_kwargs",
-            "image_data",
-            "suffix",
-            "logits_processors",
-            "prompt_logprobs",
-            "bad_words",
-            "truncate_prompt_tokens",
-            "truncate",
-            "details",
-            "decoder_input_details",
-            "top_n_tokens",
-            "watermark",
-            "use_beam_search",
-            "beam_width",
-            "early_stopping",
-            "lora_request",
-            "lora",
-            "lora_path",
-            "adapter_id",
-            "chat_template",
-            "structural_tag",
-            "guided_decoding_backend",
-            "guided_whitespace_pattern",
-            "kv_transfer_params",
-            "vllm_xargs",
-            "return_token_ids",
-            "return_tokens_as_token_ids",
-            "return_hidden_states",
-            "custom_logit_processor",
-            "session_params",
-            "stop_regex",
-            "no_stop_trim",
-            "grammar_lazy",
-            "grammar_triggers",
-            "n_probs",
-            "post_sampling_probs",
-            "samplers",
-            "dry_sequence_breakers",
-            "t_max_predict_ms",
-            "logprob_token_ids",
-            "forced_bos_token_id",
-            "n_indent",
-            "negative_prompt",
-            "cfg_scale",
-            "penalty_alpha",
-        ],
-        (),
-    ),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "echo": (),  # of a conversation
-    "verbosity": ("medium",),
-    "moderation": (),
-    "length_penalty": (1, 1.0),
-    "num_beams": (1,),
-    "do_sample": (True,),
-    "priority": (0,),
-    "add_special_tokens": (),
-    "spaces_between_special_tokens": (True,),
-    "include_reasoning": (True,),
-    "separate_reasoning": (True,),
-    "return_full_text": (),
-    "typical_p": (1, 1.0),
-    "tfs_z": (1, 1.0),
-    "top_a": (0, 0.0),
-    "epsilon_cutoff": (0, 0.0),
-    "eta_cutoff": (0, 0.0),
-    "mirostat": (0,),
-    "mirostat_tau": (),
-    "mirostat_eta": (),
-    "mirostat_mode": (0,),
-    "dynatemp_range": (0, 0.0),
-    "dynatemp_exponent": (),
-    "smoothing_factor": (0, 0.0),
-    "xtc_probability": (0, 0.0),
-    "xtc_threshold": (),
-    "dry_multiplier": (0, 0.0),
-    "dry_base": (),
-    "dry_allowed_length": (),
-    "dry_penalty_last_n": (),
-    "repeat_last_n": (),
-    "n_keep": (0,),
-    "min_keep": (0,),
-    "no_repeat_ngram_size": (0,),
-}
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys([
+        "functions", "audio", "prediction", "web_search_options", "documents", "mm_processor_kwargs", "image_data",
+        "suffix", "logits_processors", "prompt_logprobs", "bad_words", "truncate_prompt_tokens", "truncate", "details",
+        "decoder_input_details", "top_n_tokens", "watermark", "use_beam_search", "beam_width", "early_stopping",
+        "lora_request", "lora", "lora_path", "adapter_id", "chat_template", "structural_tag", "guided_decoding_backend",
+        "guided_whitespace_pattern", "kv_transfer_params", "vllm_xargs", "return_token_ids",
+        "return_tokens_as_token_ids", "return_hidden_states", "custom_logit_processor", "session_params", "stop_regex",
+        "no_stop_trim", "grammar_lazy", "grammar_triggers", "n_probs", "post_sampling_probs", "samplers",
+        "dry_sequence_breakers", "t_max_predict_ms", "logprob_token_ids", "forced_bos_token_id", "n_indent",
+        "negative_prompt", "cfg_scale", "penalty_alpha", "echo", "moderation", "add_special_tokens", "return_full_text",
+        "mirostat_tau", "mirostat_eta", "dynatemp_exponent", "xtc_threshold", "dry_base", "dry_allowed_length",
+        "dry_penalty_last_n", "repeat_last_n",
+    ], ()),
+    "function_call": ("none", "auto"), "modalities": (["text"],), "verbosity": ("medium",), "length_penalty": (1, 1.0),
+    "num_beams": (1,), "do_sample": (True,), "priority": (0,), "spaces_between_special_tokens": (True,),
+    "include_reasoning": (True,), "separate_reasoning": (True,), "typical_p": (1, 1.0), "tfs_z": (1, 1.0),
+    "top_a": (0, 0.0), "epsilon_cutoff": (0, 0.0), "eta_cutoff": (0, 0.0), "mirostat": (0,), "mirostat_mode": (0,),
+    "dynatemp_range": (0, 0.0), "smoothing_factor": (0, 0.0), "xtc_probability": (0, 0.0), "dry_multiplier": (0, 0.0),
+    "n_keep": (0,), "min_keep": (0,), "no_repeat_ngram_size": (0,),
+}  # fmt: skip
+"""fields of OpenAI, vLLM, SGLang, TGI and llama.cpp, with the values that ask for nothing"""
 
-_INSTEAD = {
+_ADVICE = {
     "bad_words": "ban single tokens with logit_bias",
     "chat_template": "the model's own template is used; its variables are set with chat_template_kwargs",
-    "n_predict": "say max_tokens",
-    "max_new_tokens": "say max_tokens",
-    "max_length": "say max_tokens",
-    "repeat_penalty": "say repetition_penalty",
-    "penalty_repeat": "say repetition_penalty",
+    **dict.fromkeys(["n_predict", "max_new_tokens", "max_length"], "say max_tokens"),
+    **dict.fromkeys(["repeat_penalty", "penalty_repeat"], "say repetition_penalty"),
     "stop_sequences": "say stop",
     "eos_token_id": "say stop_token_ids",
     "num_return_sequences": "say n",
@@ -143,42 +53,34 @@ _INSTEAD = {
     "function_call": "say tool_choice",
     "regex": "say guided_regex",
     "enable_thinking": "put it into chat_template_kwargs",
-    "thinking": "put what the chat template reads into chat_template_kwargs",
-    "thinking_budget": "put what the chat template reads into chat_template_kwargs",
-    "think": "put what the chat template reads into chat_template_kwargs",
-    "reasoning": "put what the chat template reads into chat_template_kwargs",
-    "options": "send what is in it as fields of their own",
-    "parameters": "send what is in it as fields of their own",
+    **dict.fromkeys(
+        ["thinking", "thinking_budget", "think", "reasoning"],
+        "put what the chat template reads into chat_template_kwargs",
+    ),
+    **dict.fromkeys(["options", "parameters"], "send what is in it as fields of their own"),
     "extra_body": "it is the client's word; send what is in it as fields of their own",
     "inputs": "say prompt, or messages",
     "truncate_prompt_tokens": "send a shorter prompt",
-    "lora_request": "name the adapter in model; see /v1/models",
-    "lora_path": "name the adapter in model; see /v1/models",
-    "lora": "name the adapter in model; see /v1/models",
-    "adapter_id": "name the adapter in model; see /v1/models",
+    **dict.fromkeys(["lora_request", "lora_path", "lora", "adapter_id"], "name the adapter in model; see /v1/models"),
     "use_beam_search": "say temperature=0 for the likeliest tokens one by one",
 }
-"""What to do in place of a field, known to other servers or not."""
+"""what to do instead of a field, whether other servers have it or not"""
 
 
-def check_extras(extras: dict[str, Any], known: list[str], where: str = "") -> None:
-    """Raise ApiError for each field that is neither harmless nor asks for nothing; `known` are those that are done."""
+def check_extras(extras: dict[str, Any], supported: list[str], prefix: str = "") -> None:
+    """Raise ApiError for the first field that is neither ignored nor asks for nothing."""
     for name, value in extras.items():
-        if name in HARMLESS or value is None:
+        if name in _IGNORED or value is None:
             continue
-        path = f"{where}{name}"
-        if name in _NOT_DONE:
-            if not _asks_nothing(value, _NOT_DONE[name]):
-                raise unsupported(path, "not done by this server", _INSTEAD.get(name, "leave it out"))
-        elif name in _INSTEAD:
-            raise unsupported(path, "not a field of this server", _INSTEAD[name])
+        path = f"{prefix}{name}"
+        if name in _UNSUPPORTED:
+            if not _asks_nothing(value, _UNSUPPORTED[name]):
+                raise unsupported(path, "not done by this server", _ADVICE.get(name, "leave it out"))
+        elif name in _ADVICE:
+            raise unsupported(path, "not a field of this server", _ADVICE[name])
         else:
-            raise ApiError(
-                400,
-                f"{path}: unknown field;{nearest(name, [*known, *_NOT_DONE])}",
-                param=path,
-                code="unknown_parameter",
-            )
+            about = nearest(name, [*supported, *_UNSUPPORTED])
+            raise bad_field(path, f"unknown field;{about}", code="unknown_parameter")
 
 
 def _asks_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:

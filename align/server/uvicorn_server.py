@@ -1,4 +1,4 @@
-"""A server that ends in order: what runs is finished, what comes is told to go."""
+"""Uvicorn with a graceful shutdown: running answers are finished, new requests get 503."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ if TYPE_CHECKING:
 
     from align.server.service import Service
 
-_TICK = 0.05
-"""seconds between looks at whether all has ended"""
+_POLL_S = 0.05
 
-_LAST_SECONDS = 3
-"""how long connections may take to close when nothing is being written any more"""
+_CLOSE_TIMEOUT_S = 3
+"""how long connections may take to close once no answer is running"""
 
 
 def address_of(listener: socket.socket) -> str:
-    """The URL a listener is reached at."""
+    """Return the URL of a listener."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve_until_ended(app: ASGIApp, listener: socket.socket, service: Service) -> None:
-    """Serve until SIGTERM or Ctrl-C, or until `service.draining` is set, and what runs then has ended.
+    """Serve until SIGTERM, Ctrl-C or `service.draining`, and then until running answers have ended.
 
-    The port stays open meanwhile: new requests are told 503 rather than left without an answer. A second signal
-    ends what runs.
+    The port stays open meanwhile, so that new requests get 503 and not a refused connection. A second signal cancels
+    running answers.
     """
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -40,35 +39,35 @@ def serve_until_ended(app: ASGIApp, listener: socket.socket, service: Service) -
     room = make_room()
     protocol = bounded(H11Protocol, Connections(room, service.limits.max_connections))
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_LAST_SECONDS,
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
         http=protocol, ws="none", backlog=room.backlog,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    hurry = threading.Event()
+    cancel_running = threading.Event()
 
     def end(_signal: int, _frame: Any) -> None:
         if service.draining:
-            hurry.set()
+            cancel_running.set()
         service.draining = True
 
     # uvicorn's own handler closes the port at once, and ends the process by the signal rather than with 0.
     server.handle_exit = end
-    asyncio.run(_serve(server, listener, service, hurry))
+    asyncio.run(_serve(server, listener, service, cancel_running))
 
 
-async def _serve(server: Any, listener: socket.socket, service: Service, hurry: threading.Event) -> None:
-    ending = asyncio.create_task(_end_when_drained(server, service, hurry))
+async def _serve(server: Any, listener: socket.socket, service: Service, cancel_running: threading.Event) -> None:
+    ending = asyncio.create_task(_end_when_drained(server, service, cancel_running))
     await server.serve(sockets=[listener])
     ending.cancel()
 
 
-async def _end_when_drained(server: Any, service: Service, hurry: threading.Event) -> None:
+async def _end_when_drained(server: Any, service: Service, cancel_running: threading.Event) -> None:
     while not service.draining:
-        await asyncio.sleep(_TICK)
+        await asyncio.sleep(_POLL_S)
     deadline = time.monotonic() + service.limits.drain_seconds
-    while service.running and time.monotonic() < deadline and not hurry.is_set():
-        await asyncio.sleep(_TICK)
+    while service.running and time.monotonic() < deadline and not cancel_running.is_set():
+        await asyncio.sleep(_POLL_S)
     if service.running and service.engine is not None:
-        # What still runs ends with an error, which its client is told.
+        # Answers that still run end with an error.
         await asyncio.to_thread(service.engine.close)
     server.should_exit = True

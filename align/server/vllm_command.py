@@ -1,6 +1,6 @@
-"""The command that serves the same models with vLLM, for machines that have a GPU and many users.
+"""The vLLM command that serves the same models.
 
-Only files of the registry are read: neither torch nor vLLM has to be here.
+Only files of the registry are read: neither torch nor vLLM has to be installed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""what vLLM takes for --max-lora-rank"""
+"""values of vLLM's --max-lora-rank"""
 
 
 def vllm_command(
     registry: Registry, checkpoints: Sequence[Checkpoint], models: ServedModels, quantization: str = "none"
 ) -> list[str]:
-    """The words of the command.
+    """Return the words of the command.
 
-    Raises UsageError for what vLLM cannot do with these models, IntegrityError when they do not share a base.
+    Raises UsageError for models that vLLM cannot serve, IntegrityError when they do not share a base.
     """
     adapters = [checkpoint for checkpoint in checkpoints if checkpoint.is_adapter]
     base = _shared_base(registry, checkpoints)
@@ -45,13 +45,13 @@ def vllm_command(
 
 
 def as_shell(words: Sequence[str], token_from: str | None) -> str:
-    """The command as a shell reads it; `token_from` is the shell word that gives the token."""
+    """Return the command as a shell line; `token_from` is the shell word that gives the token."""
     key = f"VLLM_API_KEY={token_from} " if token_from else ""
     return key + shlex.join(words)
 
 
 def _names(models: ServedModels, checkpoint: Checkpoint) -> list[str]:
-    """The ids of a model; the newest version's are enough without the word that says so, for each takes memory."""
+    """Return the ids of a model without `NAME@latest`, because each id takes memory in vLLM."""
     own = [name for name in models.names if models.find(name).reference == checkpoint.reference]
     return [name for name in own if not name.endswith(f"@{LATEST}")]
 
@@ -73,7 +73,7 @@ def _quantized(quantization: str) -> list[str]:
 
 
 def _tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> list[str]:
-    """The tokenizer and template that `align` uses, where they are not the base's own."""
+    """Return the options of tokenizer and template, where they are not the base's own."""
     from align.models.adapters import tokenizer_home
     from align.models.tokenizers import PLAIN_TEMPLATE
 
@@ -89,7 +89,7 @@ def _tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> list[str]:
 
 
 def _module(name: str, adapter: Checkpoint) -> str:
-    """An adapter as vLLM takes it; what separates names and paths there cannot be in a path, unless it is JSON."""
+    """Return an adapter as vLLM takes it: NAME=PATH, or JSON for a path with = or , in it."""
     if "=" in adapter.location or "," in adapter.location:
         return json.dumps({"name": name, "path": adapter.location})
     return f"{name}={adapter.location}"
@@ -99,14 +99,14 @@ def _rank(adapter: Checkpoint) -> int:
     from align.registry.checkpoint import adapter_config
 
     config = adapter_config(Path(adapter.location))
-    for trait, found in _not_in_vllm(config).items():
-        if found:
+    for trait, has_it in _not_in_vllm(config).items():
+        if has_it:
             raise UsageError(
                 f"{adapter.reference}: {trait}, which vLLM does not run over a shared base; merge it into a model "
                 f"of its own: align registry merge {adapter.reference} --out DIR"
             )
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    fitting = [known for known in _RANKS if known >= rank]
+    fitting = [size for size in _RANKS if size >= rank]
     if not fitting:
         raise UsageError(f"{adapter.reference}: rank {rank}; vLLM takes {_RANKS[-1]} at most; merge it, or train less")
     return fitting[0]

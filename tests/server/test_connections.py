@@ -29,7 +29,7 @@ def url() -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, str(HERE / "few_descriptors.py")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": f"{HERE.parents[1]}{os.pathsep}{HERE}"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE.parent, HERE)))},
     )  # fmt: skip
     assert process.stdout is not None
     yield process.stdout.readline().strip()

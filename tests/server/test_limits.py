@@ -69,7 +69,7 @@ def test_an_error_after_a_stream_began_is_its_last_event(monkeypatch):
     monkeypatch.setattr(
         asyncio.BaseEventLoop, "time", lambda loop: real(loop) + 1001 * (threading.current_thread() in late)
     )
-    monkeypatch.setattr("align.server.routes._TO_SAY_SO", 1e6)
+    monkeypatch.setattr("align.server.routes._TIMEOUT_EVENT_S", 1e6)
     with running(held(), limits=ServerLimits(max_seconds=1000)) as server, server.client() as client:
         chunks = client.chat.completions.create(**ASK, stream=True)
         said = [next(chunks).choices[0].delta.content for _ in range(2)]

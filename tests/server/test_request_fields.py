@@ -46,7 +46,7 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def tokenizer(engine: LocalEngine) -> Any:
-    return engine._resident.tokenizer
+    return engine._loaded.tokenizer
 
 
 def ask(client: openai.OpenAI, **fields: Any) -> Any:

@@ -31,7 +31,7 @@ ASK = {"messages": [{"role": "user", "content": "a poem"}], "stream": True}
 
 
 def start(*words: str) -> subprocess.Popen:
-    path = f"{ROOT}{os.pathsep}{HERE}"
+    path = os.pathsep.join(map(str, (ROOT, HERE.parent, HERE)))
     return subprocess.Popen(
         [sys.executable, *words],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

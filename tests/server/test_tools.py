@@ -94,7 +94,7 @@ class Scripted(FakeEngine):
 
 @pytest.fixture(scope="module")
 def scripted(qwen: LocalEngine) -> Scripted:
-    return Scripted(measure_tool_format(measured_template(qwen._resident.tokenizer)))
+    return Scripted(measure_tool_format(measured_template(qwen._loaded.tokenizer)))
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_a_real_model_makes_the_call_that_is_demanded(real, choice, stream):
 def test_the_tools_reach_the_prompt_of_a_real_model(real, qwen):
     without = real.chat.completions.create(model="qwen", messages=ASK, max_tokens=1).usage.prompt_tokens
     reply = real.chat.completions.create(model="qwen", messages=ASK, tools=[WEATHER], max_tokens=1)
-    tokenizer = qwen._resident.tokenizer
+    tokenizer = qwen._loaded.tokenizer
     expected = tokenizer.apply_chat_template(ASK, tools=[WEATHER], add_generation_prompt=True, return_dict=False)
 
     assert reply.usage.prompt_tokens == len(expected) > without
@@ -260,7 +260,7 @@ def test_thinking_is_switched_off_by_a_variable_of_the_template(real, qwen):
     reply = real.chat.completions.create(
         model="qwen", messages=ASK, max_tokens=1, extra_body={"chat_template_kwargs": {"enable_thinking": False}}
     )
-    tokenizer = qwen._resident.tokenizer
+    tokenizer = qwen._loaded.tokenizer
     expected = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, enable_thinking=False, return_dict=False)
 
     assert reply.usage.prompt_tokens == len(expected)
