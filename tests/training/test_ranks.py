@@ -161,7 +161,7 @@ def test_processes_that_were_asked_for_and_did_not_come_are_missed(environment, 
 
 def test_one_process_is_the_default():
     assert join_ranks({}) == join_ranks({"WORLD_SIZE": "1", "RANK": "0"}) == Ranks()
-    assert Ranks().share(lambda: 3) == 3
+    assert Ranks().from_rank_zero(lambda: 3) == 3
     assert Ranks().any(True)
 
 

@@ -58,6 +58,7 @@ def test_a_trained_tensor_that_is_not_finite_is_never_sealed(registry, tiny_base
     layer = torch.nn.Linear(2, 2)
     layer.weight.data[0, 0] = float("inf")
     with open_run(STAGE, config, registry, resume=False) as run:
+        run.start()
         run.checkpoints.save(2, lambda folder: (folder / "state").write_text("good"))
         (run.folder / "checkpoint-4").mkdir()
 
