@@ -123,7 +123,7 @@ def _token_word(options: argparse.Namespace) -> str | None:
 
 def _serve(registry: Registry, options: argparse.Namespace, limits: ServerLimits) -> int:
     _require((*_NEEDS, *(("gradio",) if options.ui else ())), "align[serve,app]" if options.ui else "align[serve]")
-    from align.listening import open_port
+    from align.network import open_port
     from align.server.application import create_app
     from align.server.bearer_token import read_token
     from align.server.uvicorn_server import address_of
@@ -150,7 +150,7 @@ def _require(modules: Sequence[str], extra: str) -> None:
 
 def _refuse_open_door(names: Sequence[str], token: str | None) -> None:
     """Raise UsageError for an address or a name by which others could come in, when nothing is asked of them."""
-    from align.listening import is_local
+    from align.network import is_local
     from align.server.bearer_token import VARIABLE
 
     public = [name for name in names if not is_local(name)]

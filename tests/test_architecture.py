@@ -22,7 +22,7 @@ Sources = dict[str, str]
 FLOOR = {
     f"align.{name}"
     for name in (
-        "errors", "schema", "config", "command_line", "listening", "connections", "statistics", "strict_yaml",
+        "errors", "schema", "config", "command_line", "network", "statistics", "strict_yaml",
         "tuners", "peft_config",
     )
 } | {"align"}  # fmt: skip

@@ -8,11 +8,10 @@ import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from align import listening
+from align import network
 from align.arena.page_assets import CONTENT_SECURITY_POLICY
-from align.connections import Connections, bounded, make_room
 from align.errors import UsageError
-from align.listening import host_of, is_local
+from align.network import OpenConnections, host_of, is_local, limit_connections, raise_descriptor_limit
 
 _HEADERS = [
     (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
@@ -76,7 +75,7 @@ def _refusal(scope: AsgiMessage) -> tuple[int, bytes] | None:
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on a local address; see `align.listening.open_port`.
+    """Return a socket that listens on a local address; see `align.network.open_port`.
 
     Raises UsageError for an address that other machines can reach.
     """
@@ -85,7 +84,7 @@ def open_port(host: str, port: int) -> socket.socket:
             f"--host {host}: others could reach it and the page has no password; keep 127.0.0.1 and, from another "
             f"machine, run ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
         )
-    return listening.open_port(host, port)
+    return network.open_port(host, port)
 
 
 def make_server(app: Application) -> Any:
@@ -93,11 +92,11 @@ def make_server(app: Application) -> Any:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    room = make_room()
+    limits = raise_descriptor_limit()
     # Open pages hold a connection for ever; shutting down must not wait for them.
     config = uvicorn.Config(
         LocalPageGuard(app), log_level="warning", timeout_graceful_shutdown=1,
-        http=bounded(H11Protocol, Connections(room)), ws="none", backlog=room.backlog,
+        http=limit_connections(H11Protocol, OpenConnections(limits)), ws="none", backlog=limits.backlog,
     )  # fmt: skip
     server = uvicorn.Server(config)
     logging.getLogger("uvicorn.error").addFilter(is_news)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from align.connections import PER_CLIENT
 from align.errors import UsageError
+from align.network import PER_CLIENT
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from align.listening import host_of, is_local
+from align.network import host_of, is_local
 from align.server.api_errors import ApiError
 from align.server.limits import ServerLimits
 

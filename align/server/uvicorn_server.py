@@ -8,7 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from align.connections import Connections, bounded, make_room
+from align.network import OpenConnections, limit_connections, raise_descriptor_limit
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -36,11 +36,11 @@ def serve_until_ended(app: ASGIApp, listener: socket.socket, service: Service) -
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    room = make_room()
-    protocol = bounded(H11Protocol, Connections(room, service.limits.max_connections))
+    limits = raise_descriptor_limit()
+    protocol = limit_connections(H11Protocol, OpenConnections(limits, service.limits.max_connections))
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
-        http=protocol, ws="none", backlog=room.backlog,
+        http=protocol, ws="none", backlog=limits.backlog,
     )  # fmt: skip
     server = uvicorn.Server(config)
     cancel_running = threading.Event()

@@ -8,7 +8,7 @@ import threading
 
 from serving import PATIENCE, poet, served
 
-from align.listening import open_port
+from align.network import open_port
 from align.server.application import create_app
 from align.server.limits import ServerLimits
 from align.server.uvicorn_server import address_of, serve_until_ended

@@ -16,7 +16,7 @@ import openai
 from fake_engine import FakeEngine
 
 from align.engine.protocol import Engine
-from align.listening import open_port
+from align.network import open_port
 from align.server.application import create_app
 from align.server.limits import ServerLimits
 from align.server.served_models import ServedModel, ServedModels

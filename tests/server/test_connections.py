@@ -14,8 +14,8 @@ import httpx
 import pytest
 from serving import PATIENCE, poet, running
 
-from align import connections
-from align.connections import Connections, Room
+from align import network
+from align.network import ConnectionLimits, OpenConnections
 from align.server.limits import ServerLimits
 
 HERE = Path(__file__).parent
@@ -84,7 +84,7 @@ def test_where_all_connections_carry_requests_probes_are_answered_and_others_tol
     ],
 )
 def test_a_connection_without_a_whole_head_is_closed_in_time(monkeypatch, sent):
-    monkeypatch.setattr(connections.bounded, "__defaults__", (0.2,))
+    monkeypatch.setattr(network.limit_connections, "__defaults__", (0.2,))
     with running(poet()) as server, ExitStack() as stack:
         [line] = open_lines(stack, server.url, 1, sent)
 
@@ -93,7 +93,7 @@ def test_a_connection_without_a_whole_head_is_closed_in_time(monkeypatch, sent):
 
 
 def test_a_connection_that_carries_a_request_is_not_closed(monkeypatch):
-    monkeypatch.setattr(connections.bounded, "__defaults__", (0.05,))
+    monkeypatch.setattr(network.limit_connections, "__defaults__", (0.05,))
     with running(poet(0.1)) as server:
         assert ask(server.url) == 200
 
@@ -102,14 +102,14 @@ class Line:
     """A connection as the count sees it."""
 
     def __init__(self, idle: bool = True) -> None:
-        self.idle, self.spare, self.open = idle, False, True
+        self.idle, self.probes_only, self.open = idle, False, True
 
     def drop(self) -> None:
         self.open = False
-        counted.forget(self)
+        counted.remove(self)
 
 
-counted = Connections(Room(12, 8), 4)
+counted = OpenConnections(ConnectionLimits(12, 8), 4)
 
 
 def test_the_longest_idle_of_a_full_client_gives_way_and_nobody_elses():
