@@ -162,7 +162,7 @@ def outline(config: PretrainConfig, records: RecordSet) -> Outline:
     from align.training.plan import Outline
 
     with torch.device("meta"):
-        model, tokenizer, _ = _build_model(config, records)
+        model, tokenizer = _build_model(config, records)
     parameters = model.num_parameters()
     return Outline(f"{config.model}, new", tokenizer, parameters, parameters)
 

@@ -31,7 +31,7 @@ _OTHER: Mapping[Ability, str] = {
     "stack": "only LoRA updates add up to one LoRA adapter",
     "share": "copies and mixed batches are proved for LoRA only",
 }
-_MIXED = {ability: reason for ability, reason in _OTHER.items() if ability != "mix"}
+_MIXED: Mapping[Ability, str] = {ability: reason for ability, reason in _OTHER.items() if ability != "mix"}
 _NEEDS_VALUES: Mapping[Ability, str] = {"count": "PEFT reads the base's weights to build it"}
 _PROMPT: Mapping[Ability, str] = {
     "train": "it puts trained vectors in front of each row, which the generation engine and packed rows do not have"

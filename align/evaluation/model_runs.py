@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from align.evaluation.completions import UNFINISHED, Completions, behaviour_metr
 from align.evaluation.metric import Metric, mean_metric, ratio_metric
 from align.evaluation.overlap import CORPUS
 from align.evaluation.request import EvaluationData, EvaluationRequest
+from align.registry.checkpoint import adapter_config
 from align.schema import Record
+from align.tuners import tuner_type
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from align.evaluation.likelihood import Pair
     from align.models.adapters import LoadedBase
     from align.registry import Checkpoint, Registry
@@ -82,14 +83,16 @@ def resolve_models(registry: Registry, references: Sequence[str]) -> dict[str, C
 
 @dataclass
 class _Group:
-    """Models that can be in memory together: of one base and one chat template, where known."""
+    """Models that can be in memory together: of one base, one chat template and one tuner, where known."""
 
     base: str
     template: str | None
+    tuner: str | None
     members: dict[str, Checkpoint]
 
-    def takes(self, base: str, template: str | None) -> bool:
-        return self.base == base and (None in (self.template, template) or self.template == template)
+    def takes(self, base: str, template: str | None, tuner: str | None) -> bool:
+        agree = all(None in pair or pair[0] == pair[1] for pair in ((self.template, template), (self.tuner, tuner)))
+        return self.base == base and agree
 
 
 def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict[str, Checkpoint]]:
@@ -97,10 +100,11 @@ def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict
     for request, checkpoint in checkpoints.items():
         base = registry.resolve_base(checkpoint).location
         template = (checkpoint.manifest or {}).get("template_digest")
-        group = next((each for each in groups if each.takes(base, template)), None)
+        tuner = tuner_type(adapter_config(Path(checkpoint.location))) if checkpoint.is_adapter else None
+        group = next((each for each in groups if each.takes(base, template, tuner)), None)
         if group is None:
-            groups.append(group := _Group(base, template, {}))
-        group.template = group.template or template
+            groups.append(group := _Group(base, template, tuner, {}))
+        group.template, group.tuner = group.template or template, group.tuner or tuner
         group.members[request] = checkpoint
     return [group.members for group in groups]
 

@@ -67,7 +67,7 @@ def frozen_partner(model: Any) -> str | None:
 def _set_adapter(model: Any, name: str, inference_mode: bool = False) -> None:
     """PEFT's `set_adapter`, except that the fresh adapter never stands alone."""
     type(model).set_adapter(model, name, inference_mode)
-    frozen = frozen_partner(model)
+    frozen: str = model.frozen_partner
     if name == FRESH:
         # The first is the one a trainer saves and restores as its own. A score head has no second one beside it.
         for _, layer in lora_layers(model):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
 from zoo import build_zoo_model
 
-from align import dpo, generate, kto, pretrain, reward, sft
+from align import dpo, generate, grpo, kto, ppo, pretrain, reward, sft
+from align.errors import UsageError
+from align.evaluation import model_runs
 from align.models.adapters import load_models
 from align.models.heads import load_scorer
 from align.models.loading import Precision
@@ -204,3 +207,81 @@ def test_loftq_makes_up_for_the_rounding_of_its_base(tmp_path, tiny_base, demons
     assert seen["moved"] == seen["trained"]
     torch.testing.assert_close(logits(loaded.model), seen["logits"], rtol=1e-4, atol=1e-4)
     assert run(dpo.STAGE, tmp_path, tiny_base, preferences, "dpo", settings, *nf4) == 0, capsys.readouterr().err
+
+
+ADAPTERS = {"OFT": {"peft_type": "OFT"}, "LORA": {}}
+
+REFUSED = {
+    "no-tuner": (sft, ["peft={r: 4}"], "peft.peft_type: missing"),
+    "unknown-tuner": (sft, ["peft={peft_type: OFFT}"], "did you mean OFT"),
+    "unknown-key": (sft, ["peft={peft_type: OFT, oft_blocksize: 4}"], "peft.oft_blocksize: no such .* oft_block_size"),
+    "wrong-value": (sft, ["peft={peft_type: MISS, r: 400}"], "peft: .*must be less than or equal"),
+    "our-own-key": (sft, ["peft={peft_type: OFT, inference_mode: true}"], "peft.inference_mode: this is set by align"),
+    "both": (sft, ["peft={peft_type: OFT}", "lora.r=4"], "peft and lora: both describe"),
+    "neither": (sft, ["peft={peft_type: OFT}", "lora=none"], "peft with lora=none"),
+    "prompts": (
+        sft,
+        ["peft={peft_type: PREFIX_TUNING, num_virtual_tokens: 4}"],
+        "trained vectors in front of each row",
+    ),
+    "biases": (sft, ["peft={peft_type: BOFT, bias: all}"], "peft.bias: trained biases replace"),
+    "layers": (sft, ["peft={peft_type: LORA, layer_replication: [[0, 1]]}"], "layer_replication: it copies layers"),
+    "no-product": (
+        sft,
+        ["peft={peft_type: LORA, init_lora_weights: pissa, use_dora: true}"],
+        "use_dora does not allow",
+    ),
+    "rounded": (
+        sft,
+        ["peft={peft_type: LORA, init_lora_weights: olora}", "quantization=nf4"],
+        "give quantization=none",
+    ),
+    "unrounded": (sft, ["peft={peft_type: LORA, init_lora_weights: loftq}"], "give quantization=nf4"),
+    "no-module": (sft, ["peft={peft_type: OFT, target_modules: [q_prj]}"], "peft.target_modules: q_prj asked"),
+    "no-copy": (dpo, ["peft={peft_type: ADALORA, total_step: 3}"], "ADALORA cannot be a frozen copy"),
+    "no-head": (reward, ["peft={peft_type: TRAINABLE_TOKENS, token_indices: [5]}"], "cannot carry a score head"),
+    "ppo": (ppo, ["peft={peft_type: OFT}", "rewards=[{name: length}]"], "peft: this stage holds several adapters"),
+    "grpo": (grpo, ["peft={peft_type: OFT}", "rewards=[{name: length}]"], "peft: this stage holds several adapters"),
+    "ppo-start": (ppo, ["model=OFT", "rewards=[{name: length}]"], "OFT cannot train beside other adapters"),
+    "grpo-start": (grpo, ["model=OFT", "rewards=[{name: length}]"], "OFT cannot train beside other adapters"),
+    "stack": (dpo, ["model=OFT", "adapter=stack"], "OFT cannot be trained on top of a frozen adapter"),
+    "stack-new": (dpo, ["model=LORA", "adapter=stack", "peft={peft_type: OFT}"], "OFT cannot be trained on top"),
+}
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, tiny_base, demonstrations):
+    """A registry with one adapter of OFT and one of LoRA."""
+    root = tmp_path_factory.mktemp("adapters")
+    for name, settings in ADAPTERS.items():
+        assert run(sft.STAGE, root, tiny_base, demonstrations, name.lower(), settings) == 0
+    return root
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_tuner_cannot_do_is_refused_before_weights_are_loaded(case, adapters, tiny_base, preferences, capsys):
+    stage, words, message = REFUSED[case]
+    words = [word.replace("model=OFT", "model=oft").replace("model=LORA", "model=lora") for word in words]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.models.loading.load_base", lambda *_, **__: pytest.fail("weights were loaded"))
+        assert run(stage.STAGE, adapters, tiny_base, preferences, "no", {}, *words) == 2
+
+    assert re.search(message, capsys.readouterr().err), message
+
+
+def test_adapters_of_two_tuners_are_not_put_on_one_base_but_evaluated_one_after_the_other(adapters, demonstrations):
+    registry = open_registry(adapters)
+    with pytest.raises(UsageError, match="oft@v1 is OFT, lora@v1 is LORA; PEFT holds one tuner a base"):
+        load_models(registry, ["oft", "lora"], FP32)
+
+    groups = model_runs._groups(registry, {name: registry.resolve(name) for name in ("oft", "lora")})
+
+    assert [list(group) for group in groups] == [["oft"], ["lora"]]
+
+
+@pytest.mark.parametrize("case", ["OFT", "SHIRA", "pissa", "eva"])
+def test_a_plan_counts_what_will_be_trained_where_that_can_be_known(case, tmp_path, tiny_base, demonstrations, capsys):
+    assert run(sft.STAGE, tmp_path, tiny_base, demonstrations, "plan", CASES[case], "--dry-run") == 0
+
+    assert "memory" in capsys.readouterr().out
