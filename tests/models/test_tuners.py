@@ -211,6 +211,7 @@ def test_loftq_makes_up_for_the_rounding_of_its_base(tmp_path, tiny_base, demons
 
 ADAPTERS = {"OFT": {"peft_type": "OFT"}, "LORA": {}}
 
+RL = ["rewards=[{name: length, args: {target: 5}}]", "max_length=512"]
 REFUSED = {
     "no-tuner": (sft, ["peft={r: 4}"], "peft.peft_type: missing"),
     "unknown-tuner": (sft, ["peft={peft_type: OFFT}"], "did you mean OFT"),
@@ -222,14 +223,14 @@ REFUSED = {
     "prompts": (
         sft,
         ["peft={peft_type: PREFIX_TUNING, num_virtual_tokens: 4}"],
-        "trained vectors in front of each row",
+        "trained vectors in front of each",
     ),
     "biases": (sft, ["peft={peft_type: BOFT, bias: all}"], "peft.bias: trained biases replace"),
     "layers": (sft, ["peft={peft_type: LORA, layer_replication: [[0, 1]]}"], "layer_replication: it copies layers"),
     "no-product": (
         sft,
         ["peft={peft_type: LORA, init_lora_weights: pissa, use_dora: true}"],
-        "use_dora does not allow",
+        "use_dora does not",
     ),
     "rounded": (
         sft,
@@ -242,8 +243,8 @@ REFUSED = {
     "no-head": (reward, ["peft={peft_type: TRAINABLE_TOKENS, token_indices: [5]}"], "cannot carry a score head"),
     "ppo": (ppo, ["peft={peft_type: OFT}", "rewards=[{name: length}]"], "peft: this stage holds several adapters"),
     "grpo": (grpo, ["peft={peft_type: OFT}", "rewards=[{name: length}]"], "peft: this stage holds several adapters"),
-    "ppo-start": (ppo, ["model=OFT", "rewards=[{name: length}]"], "OFT cannot train beside other adapters"),
-    "grpo-start": (grpo, ["model=OFT", "rewards=[{name: length}]"], "OFT cannot train beside other adapters"),
+    "ppo-start": (ppo, ["model=OFT", *RL], "OFT cannot train beside other adapters"),
+    "grpo-start": (grpo, ["model=OFT", "num_generations=4", *RL], "OFT cannot train beside other adapters"),
     "stack": (dpo, ["model=OFT", "adapter=stack"], "OFT cannot be trained on top of a frozen adapter"),
     "stack-new": (dpo, ["model=LORA", "adapter=stack", "peft={peft_type: OFT}"], "OFT cannot be trained on top"),
 }
