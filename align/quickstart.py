@@ -164,7 +164,7 @@ def measure(seed: int, registry: Registry) -> Result:
 
 def draw_scores(result: Result) -> str:
     """One line a model: its score, its distance from the first one, what the score is made of, and KL to its parent."""
-    from align.evaluation.terminal_tables import draw_table, show_difference
+    from align.evaluation.terminal_tables import draw_table, format_difference
 
     first = LABELS[result.models[0].requested.partition("@")[0]]
     head = ["model", "gold score [95%]", f"against {first}", *SHARES, "KL a token"]
@@ -173,7 +173,7 @@ def draw_scores(result: Result) -> str:
         found = model.overall.estimates
         shares = [f"{found[name].value:.0%}" for name in SHARES.values()]
         kl = f"{found['kl_parent'].value:.3f}" if "kl_parent" in found else "-"
-        change = show_difference(model.overall.against.get("gold"))
+        change = format_difference(model.overall.against.get("gold"))
         lines.append([LABELS[model.requested.partition("@")[0]], str(found["gold"]), change, *shares, kl])
     return draw_table(f"{result.data['rows']} questions in wordings that no training data holds", head, lines)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from align.errors import DataError, IntegrityError, MachineError, UsageError, nearest
 from align.evaluation.metric import Better, MetricEstimate
 from align.evaluation.results import to_json_values
-from align.evaluation.terminal_tables import draw_table, show_estimate
+from align.evaluation.terminal_tables import draw_table, format_estimate
 from align.registry import evaluations
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def draw_scores(scores: Sequence[HarnessScores]) -> str:
     """A line a number, a column a model."""
     head = ["task and metric", *(each.checkpoint.reference for each in scores)]
     names = dict.fromkeys(name for each in scores for name in each.numbers)
-    lines = [[name, *(show_estimate(each.numbers.get(name)) for each in scores)] for name in names]
+    lines = [[name, *(format_estimate(each.numbers.get(name)) for each in scores)] for name in names]
     return draw_table("lm-evaluation-harness, mean [95% interval]", head, lines)
 
 

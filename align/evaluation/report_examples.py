@@ -1,58 +1,50 @@
-"""The records that are worth reading, as markup: where the headline number is worst, and where it was lost."""
+"""Example records of the report: the worst by the headline metric, and regressions against the first model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from align.evaluation.html_markup import Html, join, tag
 from align.evaluation.model_runs import ModelRun
 from align.evaluation.overlap import reference_text
 from align.evaluation.samples import find_regressions, find_worst
-from align.evaluation.terminal_tables import digits_of, metric_title
+from align.evaluation.terminal_tables import decimals, metric_title
 
 if TYPE_CHECKING:
     from align.evaluation.request import EvaluationData
 
 _MAX_RECORDS = 5
 _MAX_CHARACTERS = 4000
-"""characters of a text that are shown"""
+"""of a shown text"""
 
 
 def render_examples(runs: Sequence[ModelRun], data: EvaluationData, metric: str) -> Html | None:
-    """The worst records of each model and what it lost against the first one; None where nothing was written."""
+    """Return each model's worst records and its regressions against the first; None without completions."""
     blocks: list[Html] = []
     for run in runs:
         if metric not in run.metrics:
             continue
-        losses = (
-            find_regressions(run, runs[0], metric, _MAX_RECORDS)
-            if run is not runs[0] and metric in runs[0].metrics
-            else []
-        )
+        compared = run is not runs[0] and metric in runs[0].metrics
+        losses = find_regressions(run, runs[0], metric, _MAX_RECORDS) if compared else []
         lowest = [index for index in find_worst(run, metric, _MAX_RECORDS) if index not in losses]
-        blocks += _examples_block(f"{run.reference}: lost against {runs[0].reference}", losses, runs, data, metric)
-        blocks += _examples_block(f"{run.reference}: lowest {metric_title(metric)}", lowest, runs, data, metric)
+        titles = (f"lost against {runs[0].reference}", f"lowest {metric_title(metric)}")
+        for title, indices in zip(titles, (losses, lowest), strict=True):
+            if indices:
+                blocks.append(tag("h3", f"{run.reference}: {title}"))
+            blocks += [_example_html(index, runs, data, metric) for index in indices]
     return join(*blocks) if blocks else None
 
 
-def _examples_block(
-    title: str, indices: Iterable[int], runs: Sequence[ModelRun], data: EvaluationData, metric: str
-) -> list[Html]:
-    shown = [_example_html(index, runs, data, metric) for index in indices]
-    return [tag("h3", title), *shown] if shown else []
-
-
 def _example_html(index: int, runs: Sequence[ModelRun], data: EvaluationData, metric: str) -> Html:
-    record = data.records[index]
+    record, reference = data.records[index], reference_text(data.records[index])
     turns = [_turn_html(turn["role"], "", turn["content"]) for turn in record.prompt]
-    reference = reference_text(record)
-    reference_turn = [_turn_html("reference", "", reference)] if reference else []
-    answers = [_turn_html(run.reference, _score(run, index, metric), _text(run, index)) for run in runs]
+    turns += [_turn_html("reference", "", reference)] if reference else []
+    turns += [_turn_html(run.reference, _score(run, index, metric), _text(run, index)) for run in runs]
     question = record.prompt[-1]["content"] if record.prompt else record.where
     scores = " · ".join(filter(None, (_score(run, index, metric) for run in runs)))
     summary = tag("summary", tag("span", _truncate(question, 200), class_="ask"), tag("span", scores, class_="score"))
-    return tag("details", summary, tag("div", *turns, *reference_turn, *answers, class_="talk"))
+    return tag("details", summary, tag("div", *turns, class_="talk"))
 
 
 def _turn_html(who: str, score: str, text: str) -> Html:
@@ -71,8 +63,8 @@ def _score(run: ModelRun, index: int, metric: str) -> str:
     rows = run.metrics[metric].rows if metric in run.metrics else None
     if rows is None or rows[index] != rows[index]:
         return ""
-    return f"{rows[index]:.{digits_of(float(rows[index]))}f}"
+    return f"{rows[index]:.{decimals(float(rows[index]))}f}"
 
 
-def _truncate(text: str, most: int) -> str:
-    return text if len(text) <= most else text[:most] + " …"
+def _truncate(text: str, count: int) -> str:
+    return text if len(text) <= count else text[:count] + " …"

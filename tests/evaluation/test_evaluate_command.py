@@ -138,7 +138,7 @@ def test_the_report_needs_nothing_but_itself_and_escapes_what_models_say(whole):
     assert "\u202e" not in page
     assert "http://" not in page
     assert "https://" not in page
-    for heading in ("All numbers", "Against the first model", "Judged in pairs", "Worst examples", "Where the models"):
+    for heading in ("All numbers", "Against the first model", "Judged in pairs", "Worst examples", "Lineage"):
         assert heading in page
 
 
