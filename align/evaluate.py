@@ -123,7 +123,7 @@ def _refuse_unwritable(registry: Registry) -> None:
 
 def benchmark(registry: Registry, options: argparse.Namespace) -> int:
     """Run public benchmarks by lm-evaluation-harness, tell and keep their numbers."""
-    from align.evaluation.harness import Benchmarks, as_record, draw_scores, record_harness_scores, run_harness
+    from align.evaluation.harness import Benchmarks, draw_scores, harness_record, record_harness_scores, run_harness
     from align.evaluation.session import write_json
 
     for switch in ("samples", "report", "judge", "scorer", "rewards", "reward_model"):
@@ -140,7 +140,7 @@ def benchmark(registry: Registry, options: argparse.Namespace) -> int:
     scores = run_harness(registry, options.models, benchmarks, precision_from(options))
     write(draw_scores(scores))
     if options.json:
-        models = [{"reference": each.checkpoint.reference, **as_record(each)} for each in scores]
+        models = [{"reference": each.checkpoint.reference, **harness_record(each)} for each in scores]
         write_json(options.json, {"models": models})
     if not options.no_record:
         tell_kept(record_harness_scores(registry, scores))

@@ -1,10 +1,9 @@
-"""The other side of `sandbox`: a script that locks its own process up and then runs a program somebody's model wrote.
+"""The process behind `sandbox`: a script that restricts itself and then executes a program written by a model.
 
-It imports the standard library alone, for it is run as `python -I -S`, and reads {program, secret, memory, seconds} as
-JSON from its input. What locks it, each where the system has it: resource limits, a network of its own without any
-device, Landlock (no file is written, no signal leaves), a filter of system calls (no process, no socket) and,
-everywhere, an audit hook of Python that refuses the same. The secret is written back only if the program ran to its
-end.
+Run as `python -I -S`, it imports the standard library alone and reads {program, secret, memory, seconds} as JSON from
+its input. Restrictions, where the system has them: resource limits, a network namespace without devices, Landlock (no
+file is written, no signal leaves), a seccomp filter (no process, no socket) and, everywhere, a Python audit hook. The
+secret is written back only if the program ran to its end.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import signal
 import sys
 from typing import Any
 
-_LONGEST_REASON = 200
-_FILES = 64
+_MAX_REASON_CHARACTERS = 200
+_MAX_OPEN_FILES = 64
 
 _REFUSED_EVENTS = (
     "ctypes.", "fcntl.", "ftplib.", "http.client.", "mmap.", "os.add_dll", "os.chflags", "os.chmod", "os.chown",
@@ -52,33 +51,33 @@ _NEW_USER, _NEW_NETWORK, _NEW_IPC = 0x10000000, 0x40000000, 0x08000000
 
 
 def main() -> None:
-    """Read, lock, run, tell."""
-    asked = json.load(sys.stdin)
+    """Read the job, restrict the process, run the program and report."""
+    job = json.load(sys.stdin)
     answer = os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
-    limit(asked["memory"], asked["seconds"])
+    limit(job["memory"], job["seconds"])
     locks = ["limits", *lock_linux(), "audit"]
     sys.addaudithook(_refuse)
-    reason = _run(asked["program"])
-    verdict = {"secret": asked["secret"] if reason is None else "", "reason": reason or "", "locks": locks}
+    reason = _run_program(job["program"])
+    verdict = {"secret": job["secret"] if reason is None else "", "reason": reason or "", "locks": locks}
     os.write(answer, json.dumps(verdict).encode())
     os._exit(0)
 
 
-def _run(program: str) -> str | None:
-    """Why a program failed, or None."""
+def _run_program(program: str) -> str | None:
+    """Run a program; returns why it failed, or None."""
     try:
         exec(compile(program, "<program>", "exec"), {"__name__": "program"})
     except BaseException as error:  # a program that ends itself has not passed either
-        return f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        return f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARACTERS]
     return None
 
 
 def limit(memory: int, seconds: int) -> None:
-    """Bytes of memory, seconds of computing, no bytes of files, no core, no other process."""
-    limits = {"AS": memory, "CPU": seconds, "FSIZE": 0, "NOFILE": _FILES, "CORE": 0, "NPROC": 1}
+    """Limit memory in bytes and CPU time in seconds; no written files, core dumps or other processes."""
+    limits = {"AS": memory, "CPU": seconds, "FSIZE": 0, "NOFILE": _MAX_OPEN_FILES, "CORE": 0, "NPROC": 1}
     for name, value in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}", None)
         if kind is None:
@@ -93,7 +92,7 @@ def limit(memory: int, seconds: int) -> None:
 
 
 def lock_linux() -> list[str]:
-    """The locks the kernel provides, by name."""
+    """Apply the kernel's restrictions; returns the names of those that took effect."""
     if sys.platform != "linux":
         return []
     kernel = ctypes.CDLL(None, use_errno=True)
@@ -104,12 +103,12 @@ def lock_linux() -> list[str]:
 
 
 def _own_network(kernel: Any) -> bool:
-    """A new network without devices; the new user has no rights outside, were it root before."""
+    """Enter a network namespace without devices, as a user without rights outside."""
     return any(kernel.unshare(flags) == 0 for flags in (_NEW_USER | _NEW_NETWORK | _NEW_IPC, _NEW_NETWORK | _NEW_IPC))
 
 
 def _landlock(kernel: Any) -> bool:
-    """No right to write, make, remove or run any file, to open or take connections, or to signal other processes."""
+    """Give up writing, creating, removing and executing files, connections, and signals to other processes."""
     version = kernel.syscall(444, None, 0, 1)
     if version < 1:
         return False
@@ -121,19 +120,19 @@ def _landlock(kernel: Any) -> bool:
 
 
 def _filter_calls(kernel: Any) -> bool:
-    """A seccomp filter: the calls of the table fail with EPERM, those of another architecture end the process."""
-    known = _ARCHITECTURES.get(platform.machine())
-    if known is None:
+    """Install a seccomp filter: calls of the table fail with EPERM, calls of another architecture kill the process."""
+    architecture_ = _ARCHITECTURES.get(platform.machine())
+    if architecture_ is None:
         return False
-    column, architecture = known
-    load, equal, greater, give = 0x20, 0x15, 0x35, 0x06
+    column, architecture = architecture_
+    load, equal, greater, return_ = 0x20, 0x15, 0x35, 0x06
     refuse, allow, kill = 0x00050001, 0x7FFF0000, 0x80000000
-    steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, kill), (load, 0, 0, 0)]
-    steps += [(greater, 0, 1, 0x40000000), (give, 0, 0, refuse)]
+    steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), (return_, 0, 0, kill), (load, 0, 0, 0)]
+    steps += [(greater, 0, 1, 0x40000000), (return_, 0, 0, refuse)]
     for number in (numbers[column] for numbers in _CALLS.values()):
         if number is not None:
-            steps += [(equal, 0, 1, number), (give, 0, 0, refuse)]
-    steps.append((give, 0, 0, allow))
+            steps += [(equal, 0, 1, number), (return_, 0, 0, refuse)]
+    steps.append((return_, 0, 0, allow))
     filters = (_Step * len(steps))(*(_Step(*step) for step in steps))
     return kernel.prctl(_SECCOMP, 2, ctypes.byref(_Program(len(steps), filters)), 0, 0) == 0
 
@@ -147,7 +146,7 @@ class _Program(ctypes.Structure):
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """The audit hook; it can never be taken away again."""
+    """Refuse an event as the audit hook, which cannot be removed."""
     if event == "open":
         flags = arguments[2]
         refused = not isinstance(flags, int) or bool(flags & _WRITING)

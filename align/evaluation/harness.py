@@ -35,20 +35,20 @@ _Z = 1.959964
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Which tasks of the harness to run, and how; what is None is as the harness has it."""
+    """Tasks of the harness and their options; None is the harness's default."""
 
     tasks: tuple[str, ...]
     include_path: str | None = None
-    """a folder with task files of one's own"""
+    """folder of the user's own task files"""
     limit: int | None = None
     num_fewshot: int | None = None
     chat_template: bool = False
-    """ask in the model's chat template"""
+    """apply the model's chat template"""
     batch_size: str = "1"
     """a number, or auto"""
 
     def check(self) -> None:
-        """Raise UsageError or MachineError for what cannot be run, before anything heavy is imported."""
+        """Raise UsageError or MachineError for invalid options, before anything heavy is imported."""
         if importlib.util.find_spec("lm_eval") is None:
             raise MachineError('--harness: lm-eval is not installed; pip install "align[eval]"')
         if not self.tasks:
@@ -63,7 +63,7 @@ class Benchmarks:
 
 @dataclass(frozen=True)
 class HarnessScores:
-    """What the harness measured of one model."""
+    """The harness's numbers of one model."""
 
     requested: str
     checkpoint: Checkpoint
@@ -75,27 +75,29 @@ class HarnessScores:
 def run_harness(
     registry: Registry, references: Sequence[str], benchmarks: Benchmarks, precision: Precision | None = None
 ) -> list[HarnessScores]:
-    """Run the tasks on every model, one after the other.
+    """Return the scores of every model on the tasks.
 
     Raises UsageError for an unknown task and for a reward model, DataError for a task whose data cannot be read, and
-    IntegrityError for a model that is not what it was committed as.
+    IntegrityError for a model that does not match its manifest.
     """
     benchmarks.check()
     checkpoints = [registry.resolve(reference) for reference in references]
     arguments = [_model_arguments(registry, checkpoint, benchmarks, precision) for checkpoint in checkpoints]
     with _silence_harness():
         manager, tasks = _find_tasks(benchmarks)
-        numbers_ = [_run_tasks(manager, tasks, benchmarks, each) for each in arguments]
+        results_by_model = [_run_tasks(manager, tasks, benchmarks, one) for one in arguments]
     return [
-        HarnessScores(requested, checkpoint, numbers_of(results), _settings(benchmarks, each))
-        for requested, checkpoint, each, results in zip(references, checkpoints, arguments, numbers_, strict=True)
+        HarnessScores(requested, checkpoint, read_results(results), _settings(benchmarks, one))
+        for requested, checkpoint, one, results in zip(
+            references, checkpoints, arguments, results_by_model, strict=True
+        )
     ]
 
 
 def _model_arguments(
     registry: Registry, checkpoint: Checkpoint, benchmarks: Benchmarks, precision: Precision | None
 ) -> dict[str, Any]:
-    """The `model_args` by which the harness loads a checkpoint, once it is proven to be what it says."""
+    """Return the harness's `model_args` of a checkpoint, after its files are verified."""
     from align.models.adapters import check_digests, refuse_reward, tokenizer_home
 
     refuse_reward(checkpoint)
@@ -119,9 +121,9 @@ def _model_arguments(
 
 
 def _find_tasks(benchmarks: Benchmarks) -> tuple[Any, list[str]]:
-    """The harness's own index of tasks and the names in it that were asked for, patterns such as `mmlu_*` spelt out.
+    """Return the harness's task manager and the requested task names, patterns such as `mmlu_*` expanded.
 
-    Reading the thousands that come with it takes half a minute, so one's own folder is looked through alone first.
+    Indexing the harness's own tasks takes half a minute, so the user's folder is tried alone first.
     """
     from lm_eval.tasks import TaskManager
 
@@ -148,13 +150,13 @@ def _run_tasks(manager: Any, tasks: list[str], benchmarks: Benchmarks, arguments
         loaded = manager.load(tasks)["tasks"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"--harness {','.join(tasks)}: a task cannot be made ({_first_line(error)}); check its file, and whether "
+            f"--harness {','.join(tasks)}: a task cannot be loaded ({_first_line(error)}); check its file, and whether "
             "its data is here or can be downloaded"
         ) from None
     if unsafe := [name for name, task in loaded.items() if getattr(task, "UNSAFE_CODE", False)]:
         raise UsageError(
-            f"--harness {unsafe[0]}: it runs what the model writes with nothing around it; "
-            "--data humaneval --allow-code-execution does so locked up"
+            f"--harness {unsafe[0]}: it executes model output without a sandbox; "
+            "use --data humaneval --allow-code-execution"
         )
     try:
         results = simple_evaluate(
@@ -185,7 +187,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _silence_harness() -> Iterator[None]:
-    """Keep the harness's log to errors, and its progress bars to a terminal."""
+    """Limit the harness's log to errors, and its progress bars to a terminal."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -198,9 +200,9 @@ def _silence_harness() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def numbers_of(results: dict[str, Any]) -> dict[str, MetricEstimate]:
-    """Every number of the harness's result, with the interval its standard error gives."""
-    numbers_ = {}
+def read_results(results: dict[str, Any]) -> dict[str, MetricEstimate]:
+    """Return every number of the harness's results, with the interval of its standard error."""
+    results_by_model = {}
     for task, values in results["results"].items():
         count = (results.get("n-samples") or {}).get(task, {}).get("effective") or values.get("sample_len") or 0
         for key, value in values.items():
@@ -212,28 +214,28 @@ def numbers_of(results: dict[str, Any]) -> dict[str, MetricEstimate]:
             up = (results.get("higher_is_better") or {}).get(task, {}).get(metric, True)
             name = f"{task} {metric}" + ("" if way == "none" else f" {way}")
             better: Better = None if up is None else "higher" if up else "lower"
-            numbers_[name] = MetricEstimate(float(value), value - margin, value + margin, int(count), better)
-    return numbers_
+            results_by_model[name] = MetricEstimate(float(value), value - margin, value + margin, int(count), better)
+    return results_by_model
 
 
 def _settings(benchmarks: Benchmarks, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What a record keeps of how the numbers were taken."""
+    """Return the settings that an evaluation record keeps."""
     from importlib.metadata import version
 
-    settings_ = {key: value for key, value in asdict(benchmarks).items() if key != "include_path"}
-    return {"harness": version("lm-eval"), **settings_, "dtype": arguments.get("dtype", "auto")}
+    options = {key: value for key, value in asdict(benchmarks).items() if key != "include_path"}
+    return {"harness": version("lm-eval"), **options, "dtype": arguments.get("dtype", "auto")}
 
 
 def draw_scores(scores: Sequence[HarnessScores]) -> str:
-    """A line a number, a column a model."""
-    head = ["task and metric", *(each.checkpoint.reference for each in scores)]
-    names = dict.fromkeys(name for each in scores for name in each.numbers)
-    lines = [[name, *(format_estimate(each.numbers.get(name)) for each in scores)] for name in names]
+    """Return a table with a line per number and a column per model."""
+    head = ["task and metric", *(one.checkpoint.reference for one in scores)]
+    names = dict.fromkeys(name for one in scores for name in one.numbers)
+    lines = [[name, *(format_estimate(one.numbers.get(name)) for one in scores)] for name in names]
     return draw_table("lm-evaluation-harness, mean [95% interval]", head, lines)
 
 
-def as_record(scores: HarnessScores) -> dict[str, Any]:
-    """The evaluation record of one model, in the shape of the others."""
+def harness_record(scores: HarnessScores) -> dict[str, Any]:
+    """Return the evaluation record of one model."""
     tasks = ",".join(scores.settings["tasks"])
     first = next(iter(scores.numbers), None)
     headline = None if first is None else {"name": first, **asdict(scores.numbers[first])}
@@ -244,8 +246,8 @@ def as_record(scores: HarnessScores) -> dict[str, Any]:
 
 
 def record_harness_scores(registry: Registry, scores: Sequence[HarnessScores]) -> list[str]:
-    """Write the numbers beside every version of this registry, and give the references that have them now."""
-    recorded = [each for each in scores if evaluations.is_version_of(registry, each.checkpoint)]
-    for each in recorded:
-        evaluations.add_record(registry, each.checkpoint, as_record(each))
-    return [each.checkpoint.reference for each in recorded]
+    """Record the numbers beside every version of this registry; returns their references."""
+    recorded = [one for one in scores if evaluations.is_version_of(registry, one.checkpoint)]
+    for one in recorded:
+        evaluations.add_record(registry, one.checkpoint, harness_record(one))
+    return [one.checkpoint.reference for one in recorded]

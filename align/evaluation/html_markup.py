@@ -1,4 +1,4 @@
-"""HTML that escapes by construction: text becomes markup through `tag` alone, its control characters made visible."""
+"""HTML builder that escapes all text and makes control characters visible."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _EMPTY = {"meta", "line", "circle", "rect", "polyline", "path"}
 
 
 class Html(str):
-    """Markup that is safe as it stands."""
+    """Markup that is escaped already."""
 
     __slots__ = ()
 
 
 def escaped(text: str) -> Html:
-    """Text as markup; what steers a terminal or turns the direction of writing becomes a visible mark."""
+    """Return escaped text, control and bidirectional characters replaced."""
     return Html(html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text), quote=True))
 
 
 def tag(name: str, /, *children: str | None, **attributes: str | float | None) -> Html:
-    """An element; children that are no `Html` are escaped, and `class_` or `data_x` are written class and data-x."""
+    """Return an element; children other than `Html` are escaped, `class_` is class and `data_x` data-x."""
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escaped(str(value))}"'
         for key, value in attributes.items()
@@ -33,7 +33,7 @@ def tag(name: str, /, *children: str | None, **attributes: str | float | None) -
 
 
 def join(*children: str | None) -> Html:
-    """Several pieces after each other."""
+    """Return the concatenation of several children."""
     return Html(
         "".join(child if isinstance(child, Html) else escaped(child) for child in children if child is not None)
     )

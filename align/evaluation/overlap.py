@@ -1,7 +1,7 @@
 """Completions against reference texts: BLEU and chrF by sacrebleu's definitions, ROUGE by rouge-score.
 
-BLEU and chrF are numbers of a whole corpus: sums over records come first, then one formula. So they are kept as sums
-here, which is what lets them be resampled and sliced; tests hold them equal to sacrebleu's own numbers.
+BLEU and chrF are formulas over corpus sums. The sums are stored by record, so that they can be resampled and sliced;
+tests compare the results with sacrebleu's.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def require(module: str) -> None:
 
 
 def reference_text(record: Record) -> str | None:
-    """The text a completion is held against: the demonstration's or the chosen answer's first turn, else the answer."""
+    """Return the reference of a completion: first turn of the demonstration or chosen answer, else the answer."""
     turns = record.completion or record.chosen
     return turns[0]["content"] if turns else record.answer
 
 
 def is_chinese(text: str) -> bool:
-    """Whether a text is written in Chinese characters for the most part."""
+    """Return whether most of a text is Chinese characters."""
     return 2 * len(_HAN.findall(text)) > len("".join(text.split()))
 
 
 def bleu(records: Sequence[Record], texts: Texts) -> list[Metric]:
-    """Corpus BLEU (Papineni et al. 2002) in [0, 100]: sacrebleu's tokens, `zh` where the reference has Chinese."""
+    """Return corpus BLEU (Papineni et al. 2002) in [0, 100], tokenized as `zh` where the reference has Chinese."""
     require("sacrebleu")
     from sacrebleu.metrics import BLEU
 
@@ -56,7 +56,7 @@ def bleu(records: Sequence[Record], texts: Texts) -> list[Metric]:
 
 
 def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
-    """BLEU of sums (..., 10): system length, reference length, right n-grams, all n-grams; smoothed as sacrebleu does.
+    """Return BLEU of sums (..., 10): system length, reference length, matching n-grams, all n-grams.
 
     `exp` smoothing (Chen and Cherry 2014, method 3): the k-th order without a match counts as 1 / 2^k matches.
     """
@@ -71,7 +71,7 @@ def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
 
 
 def chrf(records: Sequence[Record], texts: Texts) -> list[Metric]:
-    """Corpus chrF2 (Popović 2015) in [0, 100], of characters up to six in a row without white space."""
+    """Return corpus chrF2 (Popović 2015) in [0, 100], of character 6-grams without white space."""
     require("sacrebleu")
     from sacrebleu.metrics.helpers import extract_all_char_ngrams
 
@@ -87,7 +87,7 @@ def chrf(records: Sequence[Record], texts: Texts) -> list[Metric]:
 
 
 def chrf_of_sums(sums: np.ndarray) -> np.ndarray:
-    """The chrF2 of sums (..., 18): for each order our n-grams, the reference's, and those in both."""
+    """Return chrF2 of sums (..., 18): for each order our n-grams, the reference's, and those in both."""
     counts = sums.reshape(*sums.shape[:-1], _CHARACTERS, 3)
     ours, theirs, both = counts[..., 0], counts[..., 1], counts[..., 2]
     used = (ours > 0) & (theirs > 0)
@@ -100,7 +100,7 @@ def chrf_of_sums(sums: np.ndarray) -> np.ndarray:
 
 
 def rouge(records: Sequence[Record], texts: Texts) -> list[Metric]:
-    """ROUGE-1, -2 and -L F1 (Lin 2004) in [0, 1], stemmed for English; of Chinese every character is a word."""
+    """Return ROUGE-1, -2 and -L F1 (Lin 2004) in [0, 1], stemmed for English, by character for Chinese."""
     require("rouge_score")
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -140,4 +140,4 @@ def _corpus(
 
 
 CORPUS: dict[str, Callable[[Sequence[Record], Texts], list[Metric]]] = {"bleu": bleu, "chrf": chrf, "rouge": rouge}
-"""the measures that are asked for by name beside the scorers"""
+"""corpus metrics, named beside the scorers"""

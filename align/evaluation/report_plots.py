@@ -1,4 +1,4 @@
-"""Plots as inline SVG in percent of their box, so that they fit any width without a script."""
+"""Plots as inline SVG in percent of their box, so that they fit any width."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Scale:
     high: float
 
     def at(self, value: float) -> str:
-        """Where a value stands, in percent of the width."""
+        """Return the position of a value in percent of the width."""
         share = (value - self.low) / (self.high - self.low)
         return f"{100 * min(1.0, max(0.0, share)):.2f}%"
 
     def ticks(self) -> list[float]:
-        """Three to six round values."""
+        """Return three to six round values."""
         raw = (self.high - self.low) / 4
         size = 10 ** math.floor(math.log10(raw))
         step = min((size * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda each: abs(each - raw))
@@ -37,46 +37,46 @@ class Scale:
 
 
 def scale_of(estimates: Sequence[MetricEstimate]) -> Scale:
-    """An axis that holds some numbers with their intervals: 0 to 1 for shares, else with some room around."""
+    """Return an axis for estimates with intervals: 0 to 1 for shares, else with a margin."""
     values = [v for each in estimates for v in (each.value, each.low, each.high) if math.isfinite(v)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     if low >= 0 and high <= 1:
         return Scale(0.0, 1.0)
-    room = 0.08 * (high - low) or abs(high) or 1.0
-    return Scale(0.0 if 0 <= low < room * 3 else low - room, high + room)
+    margin = 0.08 * (high - low) or abs(high) or 1.0
+    return Scale(0.0 if 0 <= low < margin * 3 else low - margin, high + margin)
 
 
-def interval(found: MetricEstimate, scale: Scale, colour: int) -> Html:
-    """A dot on a line from the lower to the upper end."""
+def interval(estimate: MetricEstimate, scale: Scale, colour: int) -> Html:
+    """Return a dot on a line from the lower to the upper end."""
     parts = [*_grid(scale)]
-    if math.isfinite(found.low):
-        ends = {"x1": scale.at(found.low), "x2": scale.at(found.high)}
+    if math.isfinite(estimate.low):
+        ends = {"x1": scale.at(estimate.low), "x2": scale.at(estimate.high)}
         parts.append(tag("line", **ends, y1="50%", y2="50%", class_=f"whisker c{colour}"))
-    parts.append(tag("circle", cx=scale.at(found.value), cy="50%", r="5.5", class_=f"dot c{colour}"))
-    return _svg(parts, "track", f"{found}")
+    parts.append(tag("circle", cx=scale.at(estimate.value), cy="50%", r="5.5", class_=f"dot c{colour}"))
+    return _svg(parts, "track", f"{estimate}")
 
 
 def axis(scale: Scale) -> Html:
-    """The numbers under tracks of one scale."""
+    """Return the tick labels of a scale."""
     ticks = scale.ticks()
     texts = [tag("text", f"{tick:g}", x=scale.at(tick), y="13", text_anchor=_anchor(tick, scale)) for tick in ticks]
     return _svg(texts, "axis", "")
 
 
-def difference(found: Comparison, most: float) -> Html:
-    """The interval of a difference around a line at nothing, on an axis from -most to most."""
-    scale = Scale(-most, most)
-    kind = {"better": "good", "worse": "bad"}.get(found.verdict, "even")
+def difference(estimate: Comparison, limit: float) -> Html:
+    """Return the interval of a difference around a line at 0, on an axis from -limit to limit."""
+    scale = Scale(-limit, limit)
+    kind = {"better": "good", "worse": "bad"}.get(estimate.verdict, "even")
     parts = [tag("line", x1="50%", x2="50%", y1="8%", y2="92%", class_="zero")]
-    if math.isfinite(found.low):
-        ends = {"x1": scale.at(found.low), "x2": scale.at(found.high)}
+    if math.isfinite(estimate.low):
+        ends = {"x1": scale.at(estimate.low), "x2": scale.at(estimate.high)}
         parts.append(tag("line", **ends, y1="50%", y2="50%", class_=f"whisker {kind}"))
-    parts.append(tag("circle", cx=scale.at(found.difference), cy="50%", r="5", class_=f"dot {kind}"))
-    return _svg(parts, "track", f"{found.difference:+.4g}")
+    parts.append(tag("circle", cx=scale.at(estimate.difference), cy="50%", r="5", class_=f"dot {kind}"))
+    return _svg(parts, "track", f"{estimate.difference:+.4g}")
 
 
 def win_bar(wins: int, ties: int, losses: int, better: Better = "higher") -> Html:
-    """Wins, ties and losses as parts of a bar; without green and red where neither is better."""
+    """Return wins, ties and losses as parts of a bar, grey where no direction is better."""
     kinds = ("plain", "even", "faint") if better is None else ("good", "even", "bad")
     total, left, parts = max(1, wins + ties + losses), 0.0, []
     for count, kind in zip((wins, ties, losses), kinds, strict=True):
@@ -87,13 +87,13 @@ def win_bar(wins: int, ties: int, losses: int, better: Better = "higher") -> Htm
 
 
 def histogram(rows: np.ndarray, scale: Scale, colour: int) -> Html:
-    """How often values occur, as bars."""
+    """Return a histogram of values."""
     counts, _ = np.histogram(rows[np.isfinite(rows)], bins=_BINS, range=(scale.low, scale.high))
-    most, width = max(1, int(counts.max())), 100 / _BINS
+    limit, width = max(1, int(counts.max())), 100 / _BINS
     bars = [
         tag(
-            "rect", x=f"{index * width + 0.2:.2f}%", y=f"{100 - 92 * count / most:.2f}%", width=f"{width - 0.4:.2f}%",
-            height=f"{92 * count / most:.2f}%", class_=f"bar c{colour}",
+            "rect", x=f"{index * width + 0.2:.2f}%", y=f"{100 - 92 * count / limit:.2f}%", width=f"{width - 0.4:.2f}%",
+            height=f"{92 * count / limit:.2f}%", class_=f"bar c{colour}",
         )
         for index, count in enumerate(counts.tolist())
         if count
@@ -111,5 +111,5 @@ def _anchor(tick: float, scale: Scale) -> str:
 
 
 def _svg(parts: Sequence[Html], kind: str, label: str) -> Html:
-    told = {"role": "img", "aria_label": label} if label else {"aria_hidden": "true"}
-    return tag("svg", join(*parts), class_=kind, **told)
+    role = {"role": "img", "aria_label": label} if label else {"aria_hidden": "true"}
+    return tag("svg", join(*parts), class_=kind, **role)

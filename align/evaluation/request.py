@@ -14,7 +14,7 @@ from align.data.catalog import find_dataset
 from align.engine.protocol import Sampling
 from align.errors import DataError, UsageError, nearest, shorten
 from align.evaluation.overlap import CORPUS, reference_text
-from align.evaluation.sandbox import locks_here
+from align.evaluation.sandbox import available_locks
 from align.evaluation.scorers import Scorer, scorer_named, scorer_names
 from align.evaluation.slices import Slices, slices_of
 from align.rewards.answer_rewards import last_number
@@ -118,7 +118,7 @@ def prepare_data(request: EvaluationRequest, roots: Mapping[str, Path] | None = 
     for scorer in runnable:
         scorer.check(records)
         if scorer.executes_code:
-            notes.append(f"{scorer.name}: executed model output, restricted by {', '.join(locks_here())}")
+            notes.append(f"{scorer.name}: executed model output, restricted by {', '.join(available_locks())}")
     corpus = tuple(name for name in metric_names if name in CORPUS)
     if corpus and not any(reference_text(record) is not None for record in records if record.prompt):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Running what a model wrote: one program, one process that is locked up and killed, one verdict.
+"""Execution of model output: one program in one restricted process that is killed afterwards.
 
 `confined_program` runs there and reports its restrictions. It keeps a program from the network, from files, from
 other processes and from using up the machine; it does not keep a program written for it from forging its verdict.
@@ -22,18 +22,18 @@ from pathlib import Path
 from align.errors import MachineError
 
 _SCRIPT = Path(__file__).with_name("confined_program.py")
-_LONGEST_PROGRAM = 200_000
-_LONGEST_VERDICT = 4096
+_MAX_PROGRAM_CHARACTERS = 200_000
+_MAX_OUTPUT_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class ProgramLimits:
-    """What a program may use."""
+    """Resources of a program."""
 
     seconds: int = 3
-    """of computing; as many as HumanEval's published script allows by the clock"""
+    """of CPU time; HumanEval's script allows as many of wall time"""
     wall_seconds: float = 10.0
-    """until it is killed, whatever it waits for"""
+    """until it is killed"""
     memory: int = 512 << 20
     """bytes"""
 
@@ -44,20 +44,20 @@ class ProgramOutcome:
 
     passed: bool
     reason: str
-    """why it did not pass, in a few words"""
+    """why it did not pass"""
     locks: tuple[str, ...] = ()
-    """what locked it up, as far as it lived to tell: limits, network, landlock, seccomp, audit"""
+    """restrictions it reported: limits, network, landlock, seccomp, audit"""
 
 
 def run_program(program: str, limits: ProgramLimits | None = None) -> ProgramOutcome:
-    """Whether a program ran to its end without an exception; raises MachineError where processes have no limits."""
+    """Run a program and return whether it ended without an exception; MachineError where processes have no limits."""
     if os.name != "posix":
         raise MachineError("code execution: it needs the resource limits of Linux or macOS; score on such a machine")
-    if len(program) > _LONGEST_PROGRAM:
+    if len(program) > _MAX_PROGRAM_CHARACTERS:
         return ProgramOutcome(False, "the program is too long")
     limits = limits or ProgramLimits()
     secret = secrets.token_hex(16)
-    asked = {"program": program, "secret": secret, "memory": limits.memory, "seconds": limits.seconds}
+    job = {"program": program, "secret": secret, "memory": limits.memory, "seconds": limits.seconds}
     with tempfile.TemporaryDirectory(prefix="align-code-") as folder:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(_SCRIPT)],
@@ -69,39 +69,39 @@ def run_program(program: str, limits: ProgramLimits | None = None) -> ProgramOut
             start_new_session=True,
         )
         try:
-            said = _talk(process, json.dumps(asked).encode(), time.monotonic() + limits.wall_seconds)
+            output = _exchange(process, json.dumps(job).encode(), time.monotonic() + limits.wall_seconds)
         finally:
-            _end(process)
-    return _verdict(said, secret, process.returncode)
+            _kill(process)
+    return _verdict(output, secret, process.returncode)
 
 
-def locks_here() -> tuple[str, ...]:
-    """What locks a program up on this machine: `limits` and `audit` everywhere, the rest where the kernel has it."""
+def available_locks() -> tuple[str, ...]:
+    """Return the restrictions of this machine: `limits` and `audit` everywhere, others where the kernel has them."""
     return run_program("").locks
 
 
-def _talk(process: subprocess.Popen[bytes], asked: bytes, deadline: float) -> bytes | None:
-    """What the process answers; None if it does not before the deadline."""
+def _exchange(process: subprocess.Popen[bytes], job: bytes, deadline: float) -> bytes | None:
+    """Send the job and return the process's output; None after the deadline."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(asked)
+        process.stdin.write(job)
         process.stdin.close()
     except BrokenPipeError:
         return b""
-    said = b""
-    while len(said) <= _LONGEST_VERDICT:
+    output = b""
+    while len(output) <= _MAX_OUTPUT_BYTES:
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             return None
-        part = os.read(process.stdout.fileno(), _LONGEST_VERDICT)
-        if not part:
+        chunk = os.read(process.stdout.fileno(), _MAX_OUTPUT_BYTES)
+        if not chunk:
             break
-        said += part
-    return said
+        output += chunk
+    return output
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the process and all of its group."""
     with contextlib.suppress(ProcessLookupError):  # it has ended, and nothing it started is left
         os.killpg(process.pid, signal.SIGKILL)
@@ -111,14 +111,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-def _verdict(said: bytes | None, secret: str, code: int) -> ProgramOutcome:
-    if said is None:
+def _verdict(output: bytes | None, secret: str, code: int) -> ProgramOutcome:
+    if output is None:
         return ProgramOutcome(False, "timed out")
     try:
-        verdict = json.loads(said)
+        verdict = json.loads(output)
         passed, reason, locks = verdict["secret"] == secret, str(verdict["reason"]), tuple(verdict["locks"])
     except (ValueError, TypeError, KeyError):
         return ProgramOutcome(
-            False, "timed out" if code in (-signal.SIGXCPU, -signal.SIGKILL) and not said else "no verdict"
+            False, "timed out" if code in (-signal.SIGXCPU, -signal.SIGKILL) and not output else "no verdict"
         )
     return ProgramOutcome(passed, reason if passed or reason else "no verdict", locks)

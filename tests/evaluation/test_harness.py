@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import UsageError
-from align.evaluation.harness import Benchmarks, numbers_of
+from align.evaluation.harness import Benchmarks, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 CHOICE = """\
@@ -81,7 +81,7 @@ def test_every_number_has_its_interval_and_its_direction():
         "higher_is_better": {"a": {"acc": True, "f1": None}, "b": {"perplexity": False}},
     }
 
-    found = numbers_of(results)
+    found = read_results(results)
 
     assert list(found) == ["a acc", "a f1 strict", "b perplexity"]
     assert (found["a acc"].value, found["a acc"].n, found["a acc"].better) == (0.5, 50, "higher")

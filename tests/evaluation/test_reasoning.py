@@ -11,7 +11,7 @@ from tiny import build_tiny_qwen3, tiny_tokenizer
 
 from align.data.reasoning import is_unfinished, mark_reasoning, split_reasoning, strip_reasoning
 from align.engine.protocol import Sampling
-from align.evaluation.remote_judge import question, read_verdict
+from align.evaluation.remote_judge import judge_messages, read_verdict
 from align.evaluation.request import EvaluationRequest
 from align.evaluation.scorers import scorer_named
 from align.evaluation.session import evaluate
@@ -154,7 +154,7 @@ def test_rewards_about_the_answer_read_it_alone_and_those_about_form_read_all():
 
 
 def test_judges_see_answers_and_what_a_judge_thinks_aloud_is_no_verdict():
-    asked = question(Record(prompt=[user("?")]), "four", "")[1]["content"]
+    asked = judge_messages(Record(prompt=[user("?")]), "four", "")[1]["content"]
     assert "<answer_B>\n(no answer)\n</answer_B>" in asked
     assert read_verdict("<think>\nmaybe [[A]]\n</think>\n\n[[B]]") == "B"
     assert read_verdict("<think>\nmaybe\n[[A]]") is None

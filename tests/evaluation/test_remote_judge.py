@@ -233,15 +233,15 @@ def test_a_judge_that_is_down_is_soon_given_up(serve):
 def test_verdicts_of_an_earlier_try_are_not_asked_for_again(serve, tmp_path, capsys):
     server = serve(lambda body, number: "Hm." if "question 5" in str(body) else _prefers_good(body, number))
 
-    first = _judge(server.url, tries=1, kept=JsonlStore(tmp_path / "verdicts.jsonl"))(RECORDS, GOOD, BAD)
+    first = _judge(server.url, tries=1, store=JsonlStore(tmp_path / "verdicts.jsonl"))(RECORDS, GOOD, BAD)
     server.bodies.clear()
-    again = _judge(server.url, tries=1, kept=JsonlStore(tmp_path / "verdicts.jsonl"))(RECORDS, GOOD, BAD)
+    again = _judge(server.url, tries=1, store=JsonlStore(tmp_path / "verdicts.jsonl"))(RECORDS, GOOD, BAD)
 
     assert np.array_equal(again.rows, first.rows, equal_nan=True)
     assert (again.failed, again.asked_twice) == ({"no verdict in its answer": 1}, 7)
     assert [("question 5" in str(body)) for body in server.bodies] == [True]
-    assert "14 verdicts of judge judge are kept from an evaluation that was cut off" in capsys.readouterr().err
-    another = RemoteJudge(server.url, "other", tries=1, kept=JsonlStore(tmp_path / "verdicts.jsonl"))
+    assert "14 verdicts of judge judge are reused from an interrupted evaluation" in capsys.readouterr().err
+    another = RemoteJudge(server.url, "other", tries=1, store=JsonlStore(tmp_path / "verdicts.jsonl"))
     assert another(RECORDS[:1], GOOD[:1], BAD[:1]).rows.tolist() == [1.0]
     assert len(server.bodies) == 3
 
@@ -270,7 +270,7 @@ def test_the_only_model_is_asked_and_several_must_be_chosen_from(serve, monkeypa
     assert judge_at(serve(_prefers_good, ["m@v1", "m@latest", "m"]).url, None, 120).model == "m@v1"
     with pytest.raises(UsageError, match=r"has 2 models .a, b.; give --judge_model"):
         judge_at(serve(_prefers_good, ["a", "b"]).url, None, 120)
-    with pytest.raises(MachineError, match="does not say which models it has"):
+    with pytest.raises(MachineError, match="does not list its models"):
         judge_at("http://127.0.0.1:9/v1", None, 120)
     with pytest.raises(UsageError, match="a URL that begins with http"):
         judge_at("nonsense", None, 120)
