@@ -1,7 +1,7 @@
-"""Group-relative policy optimisation: several completions of a prompt are judged against each other (Shao et al. 2024).
+"""Group-relative policy optimisation: a completion's advantage is relative to its group's (Shao et al. 2024).
 
-There is no value model: the baseline of a completion is the mean reward of its group (equation 3, 4.1). TRL owns the
-loop; the reference, with beta above 0, is a frozen copy of what the policy starts as.
+There is no value model: A_i = (r_i - mean(r)) / std(r) over the completions of one prompt (section 4.1.2, equation 3 is
+the objective). TRL owns the loop; the reference, with beta above 0, is a frozen copy of what the policy starts as.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ LossType = Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", 
 
 _REFUSED = {
     "shuffle_dataset": "the order of the prompts follows from seed; remove it",
-    "generation_batch_size": "say steps_per_generation instead",
+    "generation_batch_size": "give steps_per_generation instead",
     "reward_weights": "give each of rewards its weight",
     "log_completions": "samples.jsonl in the run's folder holds completions; remove it",
     "chat_template_kwargs": "prompts are rendered by align.data; remove it",
 }
-"""settings of TRL's config that would do nothing here, or something else than they say"""
+"""settings of TRL's config that would have no effect here, or another one than documented"""
 
 
 class GrpoConfig(VllmStageConfig):
@@ -47,7 +47,7 @@ class GrpoConfig(VllmStageConfig):
     learning_rate: float = Field(1e-5, gt=0, le=1)
     """peak learning rate"""
     rewards: list[RewardSettings] = Field(min_length=1)
-    """what is added up for a completion: [{name, weight, args}]"""
+    """rewards whose weighted sum scores a completion: [{name, weight, args}]"""
     num_generations: int = Field(8, ge=2)
     """completions sampled for a prompt: the group"""
     temperature: float = Field(1.0, gt=0)
@@ -57,24 +57,24 @@ class GrpoConfig(VllmStageConfig):
     max_completion_length: int = Field(512, ge=1)
     """tokens of a completion at most; max_length less these is what a prompt may have"""
     beta: float = Field(0.0, ge=0)
-    """price of KL from the reference; with 0 there is no reference"""
+    """KL penalty coefficient; with 0 there is no reference"""
     epsilon: float = Field(0.2, gt=0)
     """the policy's ratio is clipped to 1 plus and minus this"""
     loss_type: LossType = "dapo"
-    """how the tokens' losses are added up, by its TRL name"""
+    """normalisation of the token losses, by its TRL name"""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """divide advantages by the spread of the rewards of their group or batch, or not at all"""
+    """divide advantages by the standard deviation of the rewards of their group or batch, or not at all"""
     num_iterations: int = Field(1, ge=1)
     """passes over a rollout"""
 
     @property
     def token_length(self) -> int:
-        """Tokens of the longest prompt: what the completion leaves."""
+        """Tokens of the longest prompt: max_length less max_completion_length."""
         return self.max_length - self.max_completion_length
 
     @property
     def passes_per_rollout(self) -> int:
-        """Batches in which a rollout's completions are read once; completions of a rollout over the batch size."""
+        """Forward batches of one pass over a rollout's completions."""
         asked = self.trainer.get("steps_per_generation")
         return self.gradient_accumulation_steps if asked is None else asked
 
@@ -86,7 +86,7 @@ class GrpoConfig(VllmStageConfig):
 
     @property
     def prompts_per_unit(self) -> int:
-        """Prompts that one process takes between two rollout boundaries."""
+        """Prompts of one rank between two rollout boundaries."""
         rollouts = self.save_unit * self.gradient_accumulation_steps // (self.passes_per_rollout * self.num_iterations)
         return rollouts * self.per_device_train_batch_size * self.passes_per_rollout // self.num_generations
 
@@ -97,7 +97,7 @@ class GrpoConfig(VllmStageConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _programs_only(cls, values: Any) -> Any:
+    def _refuse_reward_model(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("reward_model") is not None:
             raise UsageError(
                 f"reward_model: found {values['reward_model']}, and GRPO has no adapter for it on its base; give "
@@ -147,16 +147,16 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     records = run.data.train.records
     rewards = WeightedRewards(config.rewards)
     rewards.check(records)
-    read = rewards.load(RewardContext(run.registry, Precision.of(config), run.print_line))
+    reward_parents = rewards.load(RewardContext(run.registry, Precision.of(config), run.print_line))
 
     # 2. Models: one base; the policy continues the start's adapter and the trainer freezes a copy of it as reference.
     loaded = start_policy(run.registry, run.parent, config.lora, Precision.of(config))
     switch_off_dropout(loaded.model)
-    stops = _end_answers(loaded, run.print_line)
+    stops = _set_stop_tokens(loaded, run.print_line)
     rows = run.data.tokenise(loaded.tokenizer).train
 
-    # 3. Optimise: TRL owns the loop; prompts go in as our tokens, in an order of which a checkpoint is always a place.
-    prompts, steps = _in_order(config, run, rows)
+    # 3. Optimise: TRL owns the loop; prompts go in as our tokens, in an order that resumes from any checkpoint.
+    prompts, steps = _order_prompts(config, run, rows)
     reward_functions = GrpoRewards(rewards, records, run.folder if run.ranks.is_rank_zero else None, loaded.tokenizer)
     args = trl_arguments(
         GRPOConfig, run, max_steps=steps, num_train_epochs=1, shuffle_dataset=False,
@@ -170,9 +170,9 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
         GRPOTrainer, loaded.model, loaded.tokenizer, args, TokenisedSplits(prompts),
         reward_funcs=reward_functions.functions(),
     )  # fmt: skip
-    give_tokens(trainer)
+    pass_token_prompts(trainer)
     if config.beta:
-        _prove_reference(run, loaded.model)
+        _check_reference(run, loaded.model)
         expect_first(run, trainer, first_numbers(config))
     numbers = _train(run, trainer)
     if numbers.get("frac_reward_zero_std") == 1:
@@ -185,16 +185,16 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     kept = select_metrics(
         numbers, "loss", "reward", "reward_std", *(f"rewards/{name}/mean" for name in rewards.names), "kl"
     )
-    return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=[run.parent, *read])
+    return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=[run.parent, *reward_parents])
 
 
-def give_tokens(trainer: Any) -> None:
-    """Let a GRPOTrainer generate from prompts that are tokens already; it would render and tokenise texts itself."""
+def pass_token_prompts(trainer: Any) -> None:
+    """Let a GRPOTrainer generate from tokenised prompts; it would render and tokenise texts itself."""
     trainer._tokenize_prompts = lambda prompts: (prompts, None, {})
 
 
 def _train(run: Run, trainer: Any) -> dict[str, float]:
-    """Train; TRL switches gradient checkpointing off and on around every rollout, under names that are going away."""
+    """Train; TRL toggles gradient checkpointing around every rollout, under deprecated names."""
     from align.training.loop import train
 
     with warnings.catch_warnings():
@@ -203,21 +203,21 @@ def _train(run: Run, trainer: Any) -> dict[str, float]:
         return train(run, trainer)
 
 
-def _end_answers(loaded: LoadedBase, say: Callable[[str], None]) -> list[int]:
-    """Let completions end at every stop token, and inherit no other default of the model's own; return these tokens."""
+def _set_stop_tokens(loaded: LoadedBase, print_line: Callable[[str], None]) -> list[int]:
+    """End completions at every stop token, drop the model's other generation defaults, and return the tokens."""
     from transformers import GenerationConfig
 
     from align.models.stop_tokens import stop_ids
 
-    stops = stop_ids(loaded, say)
+    stops = stop_ids(loaded, print_line)
     loaded.model.get_base_model().generation_config = GenerationConfig(eos_token_id=stops)
     return stops
 
 
-def _in_order(config: GrpoConfig, run: Run, rows: Dataset) -> tuple[Dataset, int]:
-    """The prompts in the order of the whole run, reshuffled every epoch, and the optimiser steps they last.
+def _order_prompts(config: GrpoConfig, run: Run, rows: Dataset) -> tuple[Dataset, int]:
+    """Return the prompts in the order of the whole run, reshuffled every epoch, and its optimiser steps.
 
-    TRL's sampler would shuffle with a generator that no checkpoint holds, so a resumed second epoch would be the first.
+    TRL's sampler shuffles with a generator that no checkpoint holds, so a resumed second epoch would repeat the first.
     """
     from align.rl.rollout import PromptStream, count_rollouts
 
@@ -240,7 +240,7 @@ def _save_steps(config: GrpoConfig, run: Run) -> int:
     return steps
 
 
-def _prove_reference(run: Run, model: Any) -> None:
+def _check_reference(run: Run, model: Any) -> None:
     from align.models.adapters import prove_frozen_copy
 
     prove_frozen_copy(model, "default", "ref")
@@ -248,9 +248,9 @@ def _prove_reference(run: Run, model: Any) -> None:
 
 
 def first_numbers(config: GrpoConfig) -> dict[str, Expected]:
-    """What step 1 logs when policy and reference are equal: no KL.
+    """Return the numbers that step 1 logs when policy and reference are equal: KL 0.
 
-    A token's KL is half the square of what rounding puts between two log-probabilities.
+    A token's KL is half the square of the rounding difference of two log-probabilities.
     """
     from align.training.first_step import Expected, Rounding
 

@@ -73,7 +73,7 @@ class RewardContext(NamedTuple):
 
     registry: Registry
     precision: Precision
-    log_line: Callable[[str], None] = write
+    print_line: Callable[[str], None] = write
 
 
 class LoadedReward(NamedTuple):

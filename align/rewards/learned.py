@@ -37,7 +37,7 @@ def learned(context: RewardContext, model: str, batch_size: Positive = 16) -> Lo
     loaded = load_scorer(context.registry, checkpoint, context.precision)
     positions = context_length(loaded.base)
     fit = LengthLimit(positions or _ANY_LENGTH, "truncate_left", ignore_lost_reasoning=True)
-    context.log_line(
+    context.print_line(
         f"{checkpoint.reference}: scores completions as text, {batch_size} at a time, with the tokenizer and chat "
         f"template it was trained with; its base {loaded.base.reference} is loaded beside the policy's"
     )

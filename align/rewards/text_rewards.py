@@ -1,4 +1,4 @@
-"""Rewards that look at the completion's text alone."""
+"""Rewards of the completion's text alone."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-# What continues a word. Scripts from the CJK radicals on are written without spaces, so nothing has to end there.
+# A character that continues a word; scripts from the CJK radicals on are written without spaces, so none does there.
 _LETTER = r"[^\W\u2e80-\U0010ffff]"
 
 
 @lru_cache(maxsize=4096)
-def _alone(word: str) -> re.Pattern[str]:
+def _whole_word(word: str) -> re.Pattern[str]:
     """A pattern that finds a word where no letter or digit continues it."""
-    before, after = (f"(?<!{_LETTER})", f"(?!{_LETTER})")
-    opens, closes = (re.match(_LETTER, letter) is not None for letter in (word[0], word[-1]))
-    return re.compile((before if opens else "") + re.escape(word) + (after if closes else ""))
+    before, after = (re.match(_LETTER, letter) is not None for letter in (word[0], word[-1]))
+    return re.compile(f"(?<!{_LETTER})" * before + re.escape(word) + f"(?!{_LETTER})" * after)
 
 
-def _compiles(pattern: str) -> str:
+def _check_pattern(pattern: str) -> str:
     try:
         _compile(pattern)
     except re.error as error:
@@ -38,13 +37,13 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
-def _none_empty(words: list[str]) -> list[str]:
+def _check_words(words: list[str]) -> list[str]:
     if not words or "" in words:
         raise ValueError("give words: [...], none of them empty")
     return words
 
 
-def _word_keys(scores: Any) -> Any:
+def _as_words(scores: Any) -> Any:
     if not isinstance(scores, dict):
         return scores
     if truths := [key for key in scores if isinstance(key, bool)]:
@@ -52,17 +51,17 @@ def _word_keys(scores: Any) -> Any:
     return {str(word) if isinstance(word, int | float) else word: score for word, score in scores.items()}
 
 
-def _none_blank(scores: dict[str, float]) -> dict[str, float]:
+def _check_scores(scores: dict[str, float]) -> dict[str, float]:
     if not scores or not all(word.strip() for word in scores):
         raise ValueError("give scores: {word: number}, no word of it empty")
     return scores
 
 
-Pattern = Annotated[str, AfterValidator(_compiles)]
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
 Positive = Annotated[int, Field(gt=0)]
-Words = Annotated[list[str], AfterValidator(_none_empty)]
+Words = Annotated[list[str], AfterValidator(_check_words)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Scores = Annotated[dict[str, Finite], BeforeValidator(_word_keys), AfterValidator(_none_blank)]
+WordScores = Annotated[dict[str, Finite], BeforeValidator(_as_words), AfterValidator(_check_scores)]
 
 
 @reward
@@ -98,7 +97,7 @@ def keyword(
     record: Record,
     completion: str,
     words: Words | None = None,
-    scores: Scores | None = None,
+    scores: WordScores | None = None,
     ignore_case: bool = True,
 ) -> float:
     """The share of the words that occur in the completion, or with `scores` the sum of the scores of those that do.
@@ -109,5 +108,5 @@ def keyword(
     fold = str.casefold if ignore_case else str
     text = fold(completion)
     if scores is not None:
-        return sum(score for word, score in scores.items() if _alone(fold(word)).search(text))
+        return sum(score for word, score in scores.items() if _whole_word(fold(word)).search(text))
     return sum(fold(word) in text for word in words or []) / len(words or [])

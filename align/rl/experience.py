@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.rl.batch_layout import BatchLayout, build_layout, micro_batches
 from align.rl.ppo_models import POLICY, REWARD, PpoModels, compute_policy, compute_scores, compute_values
-from align.rl.rollout import Rollout, concatenate
+from align.rl.rollout import Rollout, join_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +31,6 @@ class RolloutLogprobs:
     reference: Tensor
     values: Tensor
 
-    @classmethod
-    def joined(cls, parts: Sequence[RolloutLogprobs], order: Sequence[int]) -> RolloutLogprobs:
-        """Return the rows of several rollouts, concatenated and then in this order, as one."""
-        columns = zip(*((part.policy, part.entropy, part.reference, part.values) for part in parts), strict=True)
-        return cls(*(concatenate(column, order) for column in columns))
-
 
 @dataclass(frozen=True)
 class RolloutScores:
@@ -51,18 +45,6 @@ class RolloutScores:
     def total(self) -> Tensor:
         """The scores (B,) less the penalty."""
         return self.raw - self.penalty
-
-    @classmethod
-    def joined(cls, parts: Sequence[RolloutScores], order: Sequence[int]) -> RolloutScores:
-        """Return the rows of several rollouts, concatenated and then in this order, as one."""
-        texts = [text for part in parts for text in part.texts]
-        columns = {name: [value for part in parts for value in part.parts[name]] for name in parts[0].parts}
-        return cls(
-            concatenate([part.raw for part in parts], order),
-            concatenate([part.penalty for part in parts], order),
-            {name: [column[row] for row in order] for name, column in columns.items()},
-            [texts[row] for row in order],
-        )
 
 
 class ScoredRollout(NamedTuple):
@@ -94,11 +76,8 @@ def join_ranks(
     """
     parts = shards.gather(lambda: (rollout, logprobs))
     order = shards.order(len(rollout), block)
-    return ScoredRollout(
-        Rollout.joined([part[0] for part in parts], order),
-        RolloutScores.joined(scores, order),
-        RolloutLogprobs.joined([part[1] for part in parts], order),
-    )
+    rollouts, all_logprobs = zip(*parts, strict=True)
+    return ScoredRollout(join_rows(rollouts, order), join_rows(scores, order), join_rows(all_logprobs, order))
 
 
 def first_update_batches(models: PpoModels, rollout: Rollout, config: PpoConfig) -> list[Tensor]:
@@ -113,13 +92,13 @@ def first_update_batches(models: PpoModels, rollout: Rollout, config: PpoConfig)
     return [batch for block in blocks for batch in micro_batches(rollout, block, size, packed=models.packed)]
 
 
-def check_packed_rows(models: PpoModels, ids: Sequence[int], log_line: Callable[[str], None]) -> None:
+def check_packed_rows(models: PpoModels, ids: Sequence[int], print_line: Callable[[str], None]) -> None:
     """Compare the policy's log-probs of a packed text with those of a padded one; where they differ, pad all rows."""
     import torch
 
     if not models.packed:
         kind = models.model.config.model_type
-        log_line(
+        print_line(
             f"rows are padded: this {kind} model reads no packed ones, by its family, its head or its attention window"
         )
         return
@@ -137,7 +116,7 @@ def check_packed_rows(models: PpoModels, ids: Sequence[int], log_line: Callable[
     difference = float(((packed - padded).abs() / (1 + padded.abs())).max())
     if difference > (_TOLERANCE if models.exact else _TOLERANCE_ROUNDED):
         models.packed = False
-        log_line(f"rows are padded: log-probs of a packed text differ from a padded one's by {difference:.1e}")
+        print_line(f"rows are padded: log-probs of a packed text differ from a padded one's by {difference:.1e}")
 
 
 def compute_logprobs(

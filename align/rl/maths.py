@@ -1,4 +1,4 @@
-"""PPO on plain tensors: KL estimators, token rewards, advantages and the clipped losses.
+"""PPO on plain tensors: KL estimators, per-token rewards, advantages and the clipped losses.
 
 Shapes: B completions, T tokens of the longest one. A mask is 1 on the tokens of a completion (its stop token
 included) and 0 on padding; no number under a 0 ever reaches a result. Losses return `(loss, metrics)`.
@@ -29,11 +29,11 @@ class Moments(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of what was seen (population)."""
+        """The population standard deviation."""
         return math.sqrt(self.squares / self.seen) if self.seen else 0.0
 
     def after(self, values: Tensor) -> Moments:
-        """With more values (B,) taken in (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+        """Return the moments with more values (B,) included (Chan, Golub and LeVeque 1979, eq. 2.1)."""
         new = values.double()
         count, mean = len(new), float(new.mean())
         squares = float(((new - mean) ** 2).sum())
@@ -46,24 +46,24 @@ class Moments(NamedTuple):
 
 
 class Advantages(NamedTuple):
-    """What generalised advantage estimation gives, both (B, T)."""
+    """The result of generalised advantage estimation, both (B, T)."""
 
     advantages: Tensor
     returns: Tensor
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the tokens the mask keeps; values under a 0 may be anything, even not a number."""
+    """Return the sum over the tokens the mask keeps; values under a 0 may be anything, even not a number."""
     return values.masked_fill(mask == 0, 0.0).sum()
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens the mask keeps, 0 when it keeps none."""
+    """Return the mean over the tokens the mask keeps, 0 when it keeps none."""
     return masked_sum(values, mask) / mask.sum().clamp(min=1)
 
 
 def masked_var(values: Tensor, mask: Tensor) -> Tensor:
-    """Population variance over the tokens the mask keeps."""
+    """Return the population variance over the tokens the mask keeps."""
     return masked_mean((values - masked_mean(values, mask)) ** 2, mask)
 
 
@@ -76,7 +76,7 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
 
 
 def shape_scores(scores: Tensor, moments: Moments | None, clip: float | None, *, whitened: bool) -> Tensor:
-    """Scores (B,) normalised by the running moments, if any, then clipped, then whitened over the rollout."""
+    """Return scores (B,) normalised by the running moments, if any, then clipped, then whitened over the rollout."""
     import torch
 
     if moments is not None:
@@ -101,7 +101,7 @@ def kl_per_token(logprobs: Tensor, ref_logprobs: Tensor, estimator: KlEstimator 
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Reward of every token: -kl_coef * KL, and the score on the last token (Ziegler 2019, eq. 2).
+    """Return the reward of every token: -kl_coef * KL, plus the score at the last token (Ziegler 2019, eq. 2).
 
     scores (B,), kl (B, T), mask (B, T) -> (B, T).
     """
@@ -113,7 +113,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Advantages:
-    """Advantages and returns of every token, each (B, T) (Schulman 2015, eq. 11, 12 and 16).
+    """Return advantages and returns of every token, each (B, T) (Schulman 2015, eq. 11, 12 and 16).
 
     delta_t = r_t + gamma * V_{t+1} - V_t and A_t = delta_t + gamma * lam * A_{t+1}; V is 0 after the last token.
     """
@@ -135,7 +135,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
 ) -> tuple[Tensor, Metrics]:
-    """Clipped surrogate -min(r A, clip(r, 1 - eps, 1 + eps) A), r = policy / old policy (Schulman 2017, eq. 7).
+    """Return the clipped loss -min(r A, clip(r, 1 - eps, 1 + eps) A), r = policy / old policy (Schulman 2017, eq. 7).
 
     All (B, T). Metrics: the share of tokens where the clip binds, the mean ratio and its largest distance
     from 1, and the k3 KL from the old policy.
@@ -161,31 +161,31 @@ def policy_loss(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float
 ) -> tuple[Tensor, Metrics]:
-    """Half the squared error, the larger of it and that of values held within the range of the old ones.
+    """Return max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) / 2, averaged over the tokens.
 
     All (B, T). Schulman 2017, eq. 9 with the value clipping of that paper's code. Metrics: share of clipped tokens.
     """
     import torch
 
-    # Whatever stands in padding, squared it must not reach a gradient: 0 times not-a-number is not a number.
-    values, old_values, returns = (each.masked_fill(mask == 0, 0.0) for each in (values, old_values, returns))
-    held = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
-    squared, squared_held = (values - returns) ** 2, (held - returns) ** 2
-    loss = 0.5 * masked_mean(torch.maximum(squared, squared_held), mask)
+    # Padding may hold NaN, and 0 times NaN would reach the gradient.
+    values, old_values, returns = (tensor.masked_fill(mask == 0, 0.0) for tensor in (values, old_values, returns))
+    clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    squared, squared_clipped = (values - returns) ** 2, (clipped_values - returns) ** 2
+    loss = 0.5 * masked_mean(torch.maximum(squared, squared_clipped), mask)
     with torch.no_grad():
-        # Within the range the held value is the value but for rounding, which may fall either way.
-        clipped = ((values - old_values).abs() > cliprange_value) & (squared_held > squared)
+        # Within the range the two errors differ by rounding only, in either direction.
+        clipped = ((values - old_values).abs() > cliprange_value) & (squared_clipped > squared)
         metrics = {"value_clip_fraction": masked_mean(clipped.float(), mask)}
     return loss, metrics
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each token under its logits; (B, T, V), (B, T) -> (B, T) in float32."""
+    """Return the log-probability of each token under its logits; (B, T, V), (B, T) -> (B, T) in float32."""
     return logits.float().log_softmax(dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of each next-token distribution in nats; (B, T, V) -> (B, T)."""
+    """Return the entropy of each next-token distribution in nats; (B, T, V) -> (B, T)."""
     import torch
 
     logprobs = logits.float().log_softmax(dim=-1)
@@ -194,16 +194,15 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 a constant one, below 0 worse than that."""
+    """Return 1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one."""
     spread = masked_var(returns, mask)
     return 1 - masked_var(returns - values, mask) / spread.clamp(min=1e-8)
 
 
 def next_kl_coef(kl_coef: float, kl: float, target: float, share: float) -> float:
-    """Move the coefficient so that KL approaches its target (Ziegler 2019, section 2.2).
+    """Return kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * share), to move KL to its target (Ziegler 2019, 2.2).
 
-    e = clip(kl / target - 1, -0.2, 0.2) and the coefficient is multiplied by 1 + e * share, where `share` is the
-    completions of this iteration over the horizon.
+    `share` is the completions of this step over the horizon.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * share)

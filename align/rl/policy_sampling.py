@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align.models.decoding import CachedRows, Decoder, pad_left, sample_from_uniform
-from align.rl.rollout import Rollout, completion_mask
+from align.rl.rollout import Rollout, completion_mask, join_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ def sample_completions(
         for begin in range(0, len(order), size):
             rows = order[begin : begin + size]
             parts.append(_decode(policy, [prompts[row] for row in rows], sampling, noise[rows], stops))
-    return Rollout.joined(parts, sorted(range(len(order)), key=order.__getitem__))
+    return join_rows(parts, sorted(range(len(order)), key=order.__getitem__))
 
 
 def _decode(

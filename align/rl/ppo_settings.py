@@ -1,4 +1,4 @@
-"""The settings of PPO, and what is wrong with them before anything is loaded."""
+"""The settings of PPO, checked together before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class SamplingSettings(Settings):
     """How completions are sampled while training."""
 
     temperature: float = Field(default=1.0, gt=0)
-    """softmax temperature; the policy that is trained, its ratio and its KL are those of the tempered distribution"""
+    """softmax temperature; policy, ratio and KL are those of the tempered distribution"""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """sample from the smallest set of tokens with this probability; ratio, KL and entropy stay those of all tokens"""
     max_new_tokens: int = Field(default=128, ge=1)
     """tokens of a completion at most"""
     num_generations: int = Field(default=1, ge=1)
-    """completions of each prompt; the prompt is read once for all of them"""
+    """completions of each prompt"""
     batch_size: int | None = Field(default=None, ge=1)
-    """completions sampled at a time; by default as many as need no more memory than the update"""
+    """completions sampled at a time; by default as many as need no more memory than the update does"""
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     """subtracted from the score of a completion that was cut before it stopped"""
 
@@ -78,7 +78,7 @@ class PpoConfig(StageConfig):
     gold: list[RewardSettings] = Field(default=[])
     """rewards that are logged as gold_mean beside the score and never trained on: [{name, args}]"""
     rollout_batch_size: int = Field(default=64, ge=1)
-    """completions sampled in a step, by all processes together"""
+    """completions sampled in a step, by all ranks together"""
     sampling: SamplingSettings = SamplingSettings()
     """how completions are sampled"""
     num_ppo_epochs: int = Field(default=4, ge=1)
@@ -96,13 +96,13 @@ class PpoConfig(StageConfig):
     cliprange_value: float = Field(default=0.2, gt=0)
     """values are clipped to within this of the old ones"""
     value: Literal["adapter", "head"] = "adapter"
-    """the value model: an adapter of its own, or a head on the policy, which is cheaper and shares its weights"""
+    """the value model: an adapter of its own, or a head on the policy, which needs less memory"""
     vf_coef: float = Field(default=0.1, ge=0)
     """weight of the value loss"""
     gamma: float = Field(default=1.0, gt=0, le=1)
-    """discount of later rewards"""
+    """discount factor"""
     lam: float = Field(default=0.95, ge=0, le=1)
-    """bias against variance in generalised advantage estimation"""
+    """lambda of generalised advantage estimation"""
 
     @property
     def references(self) -> dict[str, str]:
@@ -158,10 +158,10 @@ class PpoConfig(StageConfig):
         GoldRewards(self.gold)
         return self
 
-    def check_sizes(self, processes: int) -> None:
+    def check_sizes(self, ranks: int) -> None:
         """Raise UsageError unless a rollout is a number of whole minibatches and of whole groups."""
-        minibatch = self.minibatch_size * processes
-        among = f" * {processes} processes" if processes > 1 else ""
+        minibatch = self.minibatch_size * ranks
+        among = f" * {ranks} ranks" if ranks > 1 else ""
         if self.rollout_batch_size % minibatch:
             raise UsageError(
                 f"rollout_batch_size: {self.rollout_batch_size} is no multiple of the minibatch, "

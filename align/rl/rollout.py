@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,35 +70,41 @@ class Rollout:
         """The completions without padding, each with its stop token if it has one."""
         return [ids[:size] for ids, size in zip(self.completion_ids.tolist(), self.lengths.tolist(), strict=True)]
 
-    @classmethod
-    def joined(cls, parts: Sequence[Rollout], order: Sequence[int]) -> Rollout:
-        """Return the rows of several rollouts, concatenated and then in this order, as one."""
 
-        def join(column: Callable[[Rollout], Any], *, left: bool = False) -> Any:
-            columns = [column(part) for part in parts]
-            return concatenate(columns, order, left=left) if columns[0] is not None else None
-
-        return cls(
-            prompt_ids=join(lambda part: part.prompt_ids, left=True),
-            prompt_mask=join(lambda part: part.prompt_mask, left=True),
-            completion_ids=join(lambda part: part.completion_ids),
-            mask=join(lambda part: part.mask),
-            stopped=join(lambda part: part.stopped),
-            logprobs=join(lambda part: part.logprobs),
-            entropy=join(lambda part: part.entropy),
-        )
+RowsT = TypeVar("RowsT")
 
 
-def concatenate(parts: Sequence[Tensor], order: Sequence[int], *, left: bool = False) -> Tensor:
-    """Return the rows of tensors (b, ...) in this order; those of two dimensions are padded to one width."""
+def join_rows(parts: Sequence[RowsT], order: Sequence[int], *, left: bool = False) -> RowsT:
+    """Return the rows of several tensors, lists, or dicts or dataclasses of these, joined and then in this order.
+
+    Tensors of two dimensions are padded to one width: on the left with `left`, as the prompts of a rollout are.
+    """
     import torch
+
+    first: Any = parts[0]
+    if isinstance(first, torch.Tensor):
+        joined: Any = torch.cat(_pad_to_one_width(parts, left))[list(order)]
+    elif isinstance(first, list):
+        rows = list(chain.from_iterable(cast("Any", parts)))
+        joined = [rows[index] for index in order]
+    elif isinstance(first, dict):
+        joined = {key: join_rows([cast("Any", part)[key] for part in parts], order) for key in first}
+    elif is_dataclass(first):
+        columns = {item.name: [getattr(part, item.name) for part in parts] for item in fields(first)}
+        joined = type(first)(**{name: join_rows(columns[name], order, left="prompt" in name) for name in columns})
+    else:
+        joined = first
+    return cast("RowsT", joined)
+
+
+def _pad_to_one_width(tensors: Sequence[Any], left: bool) -> Sequence[Tensor]:
     from torch.nn.functional import pad
 
-    if parts[0].dim() == 1:
-        return torch.cat(list(parts))[list(order)]
-    width = max(part.shape[1] for part in parts)
-    widened = [pad(part, (width - part.shape[1], 0) if left else (0, width - part.shape[1])) for part in parts]
-    return torch.cat(widened)[list(order)]
+    if tensors[0].dim() == 1:
+        return tensors
+    width = max(tensor.shape[1] for tensor in tensors)
+    missing = [width - tensor.shape[1] for tensor in tensors]
+    return [pad(tensor, (size, 0) if left else (0, size)) for tensor, size in zip(tensors, missing, strict=True)]
 
 
 def completion_mask(completion_ids: Tensor, stops: Sequence[int]) -> tuple[Tensor, Tensor]:

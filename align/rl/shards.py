@@ -1,7 +1,7 @@
-"""PPO over several processes: each samples and scores a part of a rollout, then takes a part of every minibatch.
+"""PPO over several ranks: each samples and scores a part of a rollout, then trains on a part of every minibatch.
 
-What was sampled is shared, so every process weighs the whole rollout and steps by the same gradient, as one process
-would: only the passes through the model are divided.
+Rollouts are gathered, so every rank computes the advantages of the whole rollout and steps by the same gradient, as one
+process would: only the forward and backward passes are divided.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shards:
-    """Which part of the work is this process's."""
+    """This rank's part of the work."""
 
     index: int = 0
     count: int = 1
     device: Any = "cpu"
 
     def rows(self, total: int, block: int) -> list[int]:
-        """Which rows of a rollout this process samples: `block` of each minibatch, so that it trains on them first."""
+        """Return the rows of a rollout that this rank samples: `block` of each minibatch, which it trains on first."""
         minibatch = block * self.count
         starts = range(self.index * block, total, minibatch)
         return [row for start in starts for row in range(start, start + block)]
 
     def order(self, each: int, block: int) -> list[int]:
-        """Where each row of a rollout is when the `each` rows of every process stand one below the other."""
+        """Return the index of each row of a rollout in the concatenated rows of all ranks, `each` of every rank."""
         blocks = [(start, rank) for start in range(0, each, block) for rank in range(self.count)]
         return [rank * each + start + row for start, rank in blocks for row in range(block)]
 
     def part(self, minibatch: Tensor) -> Tensor:
-        """This process's rows of a minibatch."""
+        """Return this rank's rows of a minibatch."""
         return minibatch.chunk(self.count)[self.index]
 
     def gather(self, make: Callable[[], T]) -> list[T]:
-        """What every process makes, in all of them; the first of our errors among them is raised in all."""
+        """Return what every rank makes, on every rank; the first AlignError among them is raised on all."""
         if self.count == 1:
             return [make()]
         import torch
@@ -55,23 +55,23 @@ class Shards:
             mine: bytes | AlignError = file.getvalue()
         except AlignError as error:
             mine = error
-        found: list[Any] = [None] * self.count
-        distributed.all_gather_object(found, mine)
-        for each in found:
-            if isinstance(each, AlignError):
-                raise each
-        # Written by this very program a moment ago, tensors of each process on the device of this one.
-        return [torch.load(io.BytesIO(each), map_location=self.device, weights_only=False) for each in found]
+        gathered: list[Any] = [None] * self.count
+        distributed.all_gather_object(gathered, mine)
+        for part in gathered:
+            if isinstance(part, AlignError):
+                raise part
+        # Written by this very program a moment ago; tensors of the other ranks go to this rank's device.
+        return [torch.load(io.BytesIO(part), map_location=self.device, weights_only=False) for part in gathered]
 
     def largest(self, tensor: Tensor) -> None:
-        """Replace a tensor by the largest of the processes."""
+        """Replace a tensor by its maximum over the ranks."""
         if self.count > 1:
             from torch import distributed
 
             distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their sums over the processes, in one exchange."""
+        """Replace tensors by their sums over the ranks, in one exchange."""
         if self.count == 1:
             return
         import torch

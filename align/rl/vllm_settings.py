@@ -1,4 +1,4 @@
-"""Generation through vLLM, as TRL 1.16 offers it: what it needs, and what it is told.
+"""Generation through vLLM, as TRL 1.16 offers it: settings, checks, and the arguments for TRL.
 
 vLLM runs in this process beside the model that trains (`colocate`), or as a server on GPUs of its own. TRL hands it the
 merged weights before every rollout.
@@ -16,19 +16,18 @@ from pydantic import Field, model_validator
 from align.config import Settings, TrainerStageConfig
 from align.errors import MachineError, UsageError
 
-_PATIENCE = 10.0
-"""seconds a server may take to say that it is there"""
+_SERVER_TIMEOUT_S = 10.0
 
 
 class VllmSettings(Settings):
-    """Where vLLM generates."""
+    """The vLLM engine that generates."""
 
     mode: Literal["colocate", "server"] = "colocate"
-    """vLLM beside the model on its GPU, or as a server on others"""
+    """vLLM in this process on the same GPU, or a server on other GPUs"""
     server_base_url: str | None = None
-    """where that server listens: http://HOST:PORT"""
+    """address of the server: http://HOST:PORT"""
     gpu_memory_utilization: float = Field(0.3, gt=0, lt=1)
-    """share of the GPU's memory that vLLM beside the model may take"""
+    """share of the GPU memory for vLLM with mode=colocate"""
 
     @model_validator(mode="after")
     def _check_place(self) -> Self:
@@ -43,7 +42,7 @@ class VllmSettings(Settings):
 
 
 class VllmStageConfig(TrainerStageConfig):
-    """What a stage takes that may generate with vLLM."""
+    """Settings of a stage that can generate with vLLM."""
 
     vllm: VllmSettings | None = None
     """generate with vLLM; a resumed run then samples anew from its last checkpoint on"""
@@ -51,7 +50,7 @@ class VllmStageConfig(TrainerStageConfig):
     @model_validator(mode="after")
     def _check_vllm(self) -> Self:
         if self.vllm is not None and "generation_kwargs" in self.trainer:
-            raise UsageError("trainer.generation_kwargs: with vllm it says where answers end; remove it")
+            raise UsageError("trainer.generation_kwargs: with vllm it holds the stop tokens; remove it")
         if self.vllm is not None and self.quantization == "int8":
             raise UsageError("vllm with quantization=int8: vLLM holds no such base; give nf4 or none")
         return self
@@ -60,7 +59,7 @@ class VllmStageConfig(TrainerStageConfig):
 def check_vllm(config: VllmStageConfig, base: str) -> None:
     """Raise UsageError where vLLM cannot be used on this machine, MachineError when its server does not answer.
 
-    `base` is what the server should be started with.
+    `base` is the model that the server should serve.
     """
     if config.vllm is None:
         return
@@ -77,7 +76,7 @@ def check_vllm(config: VllmStageConfig, base: str) -> None:
 
 def _check_server(url: str, base: str) -> None:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=_PATIENCE):
+        with urllib.request.urlopen(f"{url}/health", timeout=_SERVER_TIMEOUT_S):
             return
     except (OSError, ValueError) as error:
         raise MachineError(
@@ -87,7 +86,7 @@ def _check_server(url: str, base: str) -> None:
 
 
 def vllm_arguments(config: VllmStageConfig, stops: Sequence[int]) -> dict[str, Any]:
-    """What TRL's config is told: nothing without vLLM, else where it runs, how long a row is, where answers end."""
+    """Return the vLLM arguments of TRL's config: mode, server, memory, row length and stop tokens; {} without vLLM."""
     if config.vllm is None:
         return {}
     return {
@@ -96,6 +95,6 @@ def vllm_arguments(config: VllmStageConfig, stops: Sequence[int]) -> dict[str, A
         "vllm_server_base_url": config.vllm.server_base_url,
         "vllm_gpu_memory_utilization": config.vllm.gpu_memory_utilization,
         "vllm_max_model_length": config.max_length,
-        # Its own defaults come from files beside the base, which know nothing of our rendering.
+        # vLLM's own defaults come from the base's files, not from our chat template.
         "generation_kwargs": {"stop_token_ids": list(stops)},
     }

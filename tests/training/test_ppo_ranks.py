@@ -121,7 +121,7 @@ def test_a_rollout_that_does_not_divide_among_the_processes_is_refused(warm, ppo
 
     assert (first.code, second.code) == (2, 2)
     assert "8 is no multiple of the minibatch" in first.err
-    assert "* 2 processes = 16" in first.err
+    assert "* 2 ranks = 16" in first.err
 
 
 def test_the_parts_of_two_processes_are_the_rows_of_one_in_order():
