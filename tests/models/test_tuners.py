@@ -244,7 +244,11 @@ REFUSED = {
     "ppo": (ppo, ["peft={peft_type: OFT}", "rewards=[{name: length}]"], "peft: this stage holds several adapters"),
     "grpo": (grpo, ["peft={peft_type: OFT}", "rewards=[{name: length}]"], "peft: this stage holds several adapters"),
     "ppo-start": (ppo, ["model=OFT", *RL], "OFT cannot train beside other adapters"),
-    "grpo-start": (grpo, ["model=OFT", "num_generations=4", *RL], "OFT cannot train beside other adapters"),
+    "grpo-start": (
+        grpo,
+        ["model=OFT", "num_generations=4", "max_completion_length=64", *RL],
+        "OFT cannot train beside other adapters",
+    ),
     "stack": (dpo, ["model=OFT", "adapter=stack"], "OFT cannot be trained on top of a frozen adapter"),
     "stack-new": (dpo, ["model=LORA", "adapter=stack", "peft={peft_type: OFT}"], "OFT cannot be trained on top"),
 }
