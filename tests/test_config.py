@@ -201,7 +201,7 @@ COMMON_OPTIONS = {
 }  # fmt: skip
 TRAINER_OPTIONS = {"dataset_num_proc", "fast_path", "trainer"}
 EVALUATION_OPTIONS = {"eval_data", "eval_steps", "early_stopping_patience"}
-_SUPERVISED = COMMON_OPTIONS | TRAINER_OPTIONS | EVALUATION_OPTIONS
+_SUPERVISED = COMMON_OPTIONS | TRAINER_OPTIONS | EVALUATION_OPTIONS | {"peft"}
 OPTIONS = {
     "pretrain": _SUPERVISED | {"vocab_size", "block_size"},
     "sft": _SUPERVISED | {"packing"},

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from align.config import StageConfig
 from align.errors import IntegrityError, MachineError
 from align.training.checkpoints import LOG, Continuation
-from align.training.identity import identifying_settings
+from align.training.identity import identifying_settings, is_same
 from align.training.ranks import Ranks, join_ranks
 from align.training.run import FINISHED, STARTED, Run
 from align.training.shortage import explain_shortage
@@ -92,7 +92,7 @@ def _has_settings(folder: Path, config: StageConfig) -> bool:
     except ValueError:
         return False
     settings = identifying_settings(config).items()
-    return all(saved.get(key) == value for key, value in settings if key not in config.references)
+    return all(is_same(saved.get(key), value) for key, value in settings if key not in config.references)
 
 
 def _select_folder(folders: list[Path]) -> Path | None:

@@ -55,7 +55,7 @@ def package_versions() -> dict[str, str]:
 def refuse_changes(what: str, before: dict[str, Any], now: dict[str, Any], allowed: Iterable[str]) -> list[str]:
     """Return the allowed differences of two identities, one line each; raise IntegrityError for any other."""
     old, new = _flatten(before), _flatten(now)
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    keys = [key for key in sorted(old.keys() | new.keys()) if not is_same(old.get(key), new.get(key))]
     changed = {key: f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys}
     refused = [key for key in changed if not _covers(allowed, key)]
     if not refused:
@@ -66,6 +66,11 @@ def refuse_changes(what: str, before: dict[str, Any], now: dict[str, Any], allow
         f"{what} ({'; '.join(changed[key] for key in refused)}); restore those settings"
         f"{'' if fixed else f', allow it with --allow-change {settings}'}, or start a new run without --resume"
     )
+
+
+def is_same(before: Any, now: Any) -> bool:
+    """Return whether a setting is unchanged; an empty mapping is the same as no setting."""
+    return (before if before != {} else None) == (now if now != {} else None)
 
 
 def check_allowed(allowed: Iterable[str], identity: dict[str, Any]) -> None:
