@@ -21,11 +21,11 @@ from align.errors import INTERRUPTED, IntegrityError, UsageError, guard, nearest
 from align.schema import Message, Messages, assistant, user
 
 API_KEY = "ALIGN_TOKEN"
-"""The environment variable that holds the key of a server; align.serve reads it too."""
+"""environment variable with the key of a server; align.serve reads it too"""
 
 _HELP = "/reset starts over, /quit or Ctrl-D leaves, Ctrl-C stops an answer\n"
 
-# What a terminal obeys: a model must not be able to move the cursor, set the title or fill the clipboard.
+# Control characters: a model must not be able to move the cursor, set the title or fill the clipboard.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -59,20 +59,19 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError("--raw continues one text; give a prompt, and no --system")
     if prompt is not None and not prompt.strip():
         raise UsageError("prompt: it is empty; give a text, - to read standard input, or nothing to chat")
-    engine = _engine(options)
-    chat = TerminalChat(
-        engine, sampling, options.system, random.randrange(2**31) if options.seed is None else options.seed
-    )
+    engine = _open_engine(options)
+    seed = random.randrange(2**31) if options.seed is None else options.seed
+    chat = TerminalChat(engine, sampling, options.system, seed)
     try:
         if prompt is None:
-            return chat.talk()
-        return chat.go_on(prompt) if options.raw else chat.answer(prompt)
+            return chat.run()
+        return chat.continue_text(prompt) if options.raw else chat.answer(prompt)
     finally:
         engine.close()
 
 
-def _engine(options: argparse.Namespace) -> Engine:
-    """The engine that holds the one model asked for, here or at a server."""
+def _open_engine(options: argparse.Namespace) -> Engine:
+    """Return an engine with the one model, on this machine or at a server."""
     if options.url:
         from align.engine.remote import RemoteEngine
 
@@ -103,8 +102,8 @@ class TerminalChat:
         self._messages = list(self._opening)
         self._seed = seed
 
-    def talk(self) -> int:
-        """Read turns from the terminal until it is left."""
+    def run(self) -> int:
+        """Read turns from the terminal until the user leaves."""
         sys.stderr.write(_HELP)
         while True:
             try:
@@ -124,7 +123,7 @@ class TerminalChat:
                 self._turn(line)
 
     def _turn(self, prompt: str) -> None:
-        """One turn; one that fails is told and taken back, and the conversation goes on."""
+        """Answer one turn; one that fails is reported and removed, and the conversation continues."""
         try:
             self.answer(prompt)
         except IntegrityError as error:
@@ -132,21 +131,21 @@ class TerminalChat:
             sys.stderr.write(f"error: {error}\n")
 
     def answer(self, prompt: str) -> int:
-        """Stream the answer to one prompt and return the exit code; Ctrl-C stops it and keeps what was written."""
+        """Stream the answer to one prompt and return the exit code; Ctrl-C stops it and keeps its text so far."""
         self._messages.append(user(prompt))
         text, code = self._write(Row(self._engine.models[0], list(self._messages), self._seed))
         self._messages.append(assistant(text))
         self._seed += 1
         return code
 
-    def go_on(self, text: str) -> int:
-        """Stream how a text goes on, and return the exit code."""
+    def continue_text(self, text: str) -> int:
+        """Stream the continuation of a text, and return the exit code."""
         return self._write(Row(self._engine.models[0], [], self._seed, text=text))[1]
 
     def _write(self, row: Row) -> tuple[str, int]:
         text = ""
         stream = self._engine.submit(GenerationRequest((row,), self._sampling))
-        with _noticed_interrupt() as interrupted:
+        with _catch_interrupt() as interrupted:
             for event in stream:
                 if interrupted.is_set():
                     stream.cancel()
@@ -162,27 +161,27 @@ class TerminalChat:
 
 
 @contextmanager
-def _noticed_interrupt() -> Iterator[threading.Event]:
-    """Note a Ctrl-C in place of being torn out of whatever is being written; a second one ends the program."""
-    noticed = threading.Event()
+def _catch_interrupt() -> Iterator[threading.Event]:
+    """Set an event at Ctrl-C instead of raising KeyboardInterrupt; a second Ctrl-C ends the program."""
+    interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield noticed
+        yield interrupted
         return
     previous = signal.getsignal(signal.SIGINT)
 
-    def note(_signal: int, _frame: Any) -> None:
-        noticed.set()
+    def catch(_signal: int, _frame: Any) -> None:
+        interrupted.set()
         signal.signal(signal.SIGINT, previous)
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, catch)
     try:
-        yield noticed
+        yield interrupted
     finally:
         signal.signal(signal.SIGINT, previous)
 
 
 def printable(text: str) -> str:
-    """Text without the control characters a terminal would obey."""
+    """Return text without control characters that a terminal would obey."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

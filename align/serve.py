@@ -28,8 +28,18 @@ if TYPE_CHECKING:
     from align.server.served_models import ServedModels
     from align.server.service import Service
 
-_NEEDS = ("fastapi", "uvicorn", "prometheus_client")
-_ANY = ("0.0.0.0", "::")
+_REQUIRED = ("fastapi", "uvicorn", "prometheus_client")
+_ALL_ADDRESSES = ("0.0.0.0", "::")
+
+
+_LIMITS = {
+    "max_tokens": "longest answer, in tokens (422 beyond)",
+    "max_waiting": "most prompts that wait for the model (429 beyond)",
+    "max_body_bytes": "largest request (413 beyond)",
+    "max_seconds": "longest time to the end of an answer (504 beyond)",
+    "max_connections": "connections of one client, or of a proxy (429 beyond)",
+    "drain_seconds": "time for running answers to end after SIGTERM",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,15 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     from align.server.limits import ServerLimits
 
-    known = ServerLimits()
-    for option, default, about in (
-        ("--max-tokens", known.max_tokens, "longest answer, in tokens (422 beyond)"),
-        ("--max-waiting", known.max_waiting, "most prompts that wait for the model (429 beyond)"),
-        ("--max-body-bytes", known.max_body_bytes, "largest request (413 beyond)"),
-        ("--max-seconds", known.max_seconds, "longest time to the end of an answer (504 beyond)"),
-        ("--max-connections", known.max_connections, "connections of one client, or of a proxy (429 beyond)"),
-        ("--drain-seconds", known.drain_seconds, "time for running answers to end after SIGTERM"),
-    ):
+    for name, about in _LIMITS.items():
+        default = getattr(ServerLimits, name)
+        option = f"--{name.replace('_', '-')}"
         parser.add_argument(
             option, type=type(default), default=default, metavar="N", help=f"{about}; default {default}"
         )
@@ -81,28 +85,21 @@ def _run(options: argparse.Namespace) -> int:
     from align.registry import open_registry
     from align.server.limits import ServerLimits
 
-    limits = ServerLimits(
-        max_tokens=options.max_tokens,
-        max_waiting=options.max_waiting,
-        max_body_bytes=options.max_body_bytes,
-        max_seconds=options.max_seconds,
-        max_connections=options.max_connections,
-        drain_seconds=options.drain_seconds,
-    )
+    limits = ServerLimits(**{name: getattr(options, name) for name in _LIMITS})
     registry = open_registry(options.registry, base=options.base)
-    return (_print_vllm if options.print_vllm else _serve)(registry, options, limits)
+    return _print_vllm(registry, options) if options.print_vllm else _serve(registry, options, limits)
 
 
-def _print_vllm(registry: Registry, options: argparse.Namespace, _limits: ServerLimits) -> int:
+def _print_vllm(registry: Registry, options: argparse.Namespace) -> int:
     from align.server.vllm_command import as_shell, vllm_command
 
-    checkpoints, models = _find(registry, options.models)
+    checkpoints, models = _find_models(registry, options.models)
     words = vllm_command(registry, checkpoints, models, options.quantization)
     write(as_shell([*words, "--host", options.host, "--port", str(options.port)], _token_word(options)))
     return 0
 
 
-def _find(registry: Registry, references: list[str]) -> tuple[list[Checkpoint], ServedModels]:
+def _find_models(registry: Registry, references: list[str]) -> tuple[list[Checkpoint], ServedModels]:
     from align.models.adapters import refuse_reward
     from align.server.served_models import describe_models, find_models
 
@@ -113,7 +110,7 @@ def _find(registry: Registry, references: list[str]) -> tuple[list[Checkpoint], 
 
 
 def _token_word(options: argparse.Namespace) -> str | None:
-    """The word of a shell that gives the token; the token itself is never written anywhere."""
+    """Return the shell word that gives the token, which itself is never printed."""
     from align.server.bearer_token import VARIABLE
 
     if options.token_file is not None:
@@ -122,34 +119,38 @@ def _token_word(options: argparse.Namespace) -> str | None:
 
 
 def _serve(registry: Registry, options: argparse.Namespace, limits: ServerLimits) -> int:
-    _require((*_NEEDS, *(("gradio",) if options.ui else ())), "align[serve,app]" if options.ui else "align[serve]")
+    _require_modules(
+        (*_REQUIRED, *(("gradio",) if options.ui else ())), "align[serve,app]" if options.ui else "align[serve]"
+    )
     from align.network import open_port
     from align.server.application import create_app
     from align.server.bearer_token import read_token
     from align.server.uvicorn_server import address_of
 
     token = read_token(options.token_file)
-    _refuse_open_door([options.host, *options.allow_host], token)
-    checkpoints, models = _find(registry, options.models)
+    _require_token([options.host, *options.allow_host], token)
+    checkpoints, models = _find_models(registry, options.models)
     if options.ui:
-        _refuse_page(len(checkpoints), token)
+        _check_page(len(checkpoints), token)
     load = cache(partial(_load, registry, models.references, options))
-    # Everything cheap that can fail has failed before the models load.
+    # Everything cheap that can fail comes before the models load.
     with open_port(options.host, options.port) as listener:
         write(f"listening at {address_of(listener)}; loading {', '.join(models.references)}")
         page = _page(load(), registry, checkpoints) if options.ui else None
-        hosts = None if options.host in _ANY and not options.allow_host else [options.host, *options.allow_host]
+        hosts = (
+            None if options.host in _ALL_ADDRESSES and not options.allow_host else [options.host, *options.allow_host]
+        )
         return _serve_while_loading(create_app(None, models, limits, token, page, hosts), listener, load)
 
 
-def _require(modules: Sequence[str], extra: str) -> None:
+def _require_modules(modules: Sequence[str], extra: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise MachineError(f'the server needs {", ".join(missing)}, not installed here; pip install "{extra}"')
 
 
-def _refuse_open_door(names: Sequence[str], token: str | None) -> None:
-    """Raise UsageError for an address or a name by which others could come in, when nothing is asked of them."""
+def _require_token(names: Sequence[str], token: str | None) -> None:
+    """Raise UsageError for an address or name that others can reach, when there is no token."""
     from align.network import is_local
     from align.server.bearer_token import VARIABLE
 
@@ -161,7 +162,7 @@ def _refuse_open_door(names: Sequence[str], token: str | None) -> None:
         )
 
 
-def _refuse_page(models: int, token: str | None) -> None:
+def _check_page(models: int, token: str | None) -> None:
     if token is not None:
         raise UsageError("--ui: the page has no password and would be a way around the token; leave one of them out")
     if not 2 <= models <= 4:
@@ -182,7 +183,7 @@ def _load(registry: Registry, references: list[str], options: argparse.Namespace
 
 
 def _page(engine: LocalEngine, registry: Registry, checkpoints: list[Checkpoint]) -> Any:
-    """The comparison page over the same engine, with the headers that keep it to itself."""
+    """Return the comparison page over the same engine, for clients on this machine only."""
     from align.arena.app import PageContents, build_app
     from align.arena.battles import Arena
     from align.arena.votes import VoteStore
@@ -197,7 +198,7 @@ def _page(engine: LocalEngine, registry: Registry, checkpoints: list[Checkpoint]
 
 
 def _serve_while_loading(app: Any, listener: socket.socket, load: Callable[[], LocalEngine]) -> int:
-    """Answer probes while the models load in a thread of their own, and everybody afterwards."""
+    """Answer probes while the models load in a thread of their own, and all requests afterwards."""
     from align.server.uvicorn_server import serve_until_ended
 
     service: Service = app.state.service
@@ -214,7 +215,7 @@ def _serve_while_loading(app: Any, listener: socket.socket, load: Callable[[], L
         loading = pool.submit(load)
         loading.add_done_callback(loaded)
         serve_until_ended(app, listener, service)
-    loading.result().close()  # or raise what kept the models from loading
+    loading.result().close()  # or raise the error of loading
     write("ended in order")
     return 0
 

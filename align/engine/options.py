@@ -18,21 +18,23 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", metavar="DIR", help="where the base of the adapters is now, when it has moved; its content is checked"
     )
-    parser.add_argument("--quantization", choices=["none", "nf4", "int8"], default="none", help="how the base is held")
+    parser.add_argument("--quantization", choices=["none", "nf4", "int8"], default="none", help="of the base model")
     parser.add_argument(
-        "--bf16", action=argparse.BooleanOptionalAction, help="calculate in bfloat16 (else where the accelerator does)"
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="compute in bfloat16 (else where the accelerator does)",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 _SAMPLING = {
     "temperature": "0 is greedy",
-    "top_p": "draw from the smallest set of tokens with this much probability; 1 is all",
-    "top_k": "draw from so many of the likeliest tokens; 0 is all",
-    "min_p": "draw from tokens at least so likely as this share of the likeliest; 0 is all",
-    "repetition_penalty": "divides the logits of tokens that were there before; 1 is off",
-    "frequency_penalty": "taken from a token's logit for each time it was said; 0 is off",
-    "presence_penalty": "taken once from the logit of every token said; 0 is off",
+    "top_p": "sample from the smallest set of tokens with this much probability; 1 is all",
+    "top_k": "sample from this many of the likeliest tokens; 0 is all",
+    "min_p": "sample from tokens at least this share as likely as the likeliest; 0 is all",
+    "repetition_penalty": "divides the logits of tokens in prompt and answer; 1 is off",
+    "frequency_penalty": "subtracted from a token's logit for each time it is in the answer; 0 is off",
+    "presence_penalty": "subtracted once from the logit of every token in the answer; 0 is off",
     "max_new_tokens": "longest answer, in tokens",
 }
 
