@@ -75,8 +75,8 @@ class GrpoConfig(VllmStageConfig):
     @property
     def passes_per_rollout(self) -> int:
         """Forward batches of one pass over a rollout's completions."""
-        asked = self.trainer.get("steps_per_generation")
-        return self.gradient_accumulation_steps if asked is None else asked
+        steps = self.trainer.get("steps_per_generation")
+        return self.gradient_accumulation_steps if steps is None else steps
 
     @property
     def save_unit(self) -> int:
@@ -115,8 +115,8 @@ class GrpoConfig(VllmStageConfig):
             raise UsageError(f"trainer.steps_per_generation: expected a whole number above 0, found {passes!r}")
         completions = self.per_device_train_batch_size * passes
         if completions % self.num_generations:
-            ours = passes == self.gradient_accumulation_steps
-            other = "gradient_accumulation_steps" if ours else "trainer.steps_per_generation"
+            is_default = self.trainer.get("steps_per_generation") is None
+            other = "gradient_accumulation_steps" if is_default else "trainer.steps_per_generation"
             raise UsageError(
                 f"num_generations: {self.num_generations} does not divide the completions of a rollout, "
                 f"per_device_train_batch_size * {other} = {completions}; groups must be whole, so change one of them"
@@ -182,10 +182,10 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
         )
 
     # 4. Hand back the policy's adapter; the reference is not kept.
-    kept = select_metrics(
+    metrics = select_metrics(
         numbers, "loss", "reward", "reward_std", *(f"rewards/{name}/mean" for name in rewards.names), "kl"
     )
-    return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=[run.parent, *reward_parents])
+    return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=metrics, parents=[run.parent, *reward_parents])
 
 
 def pass_token_prompts(trainer: Any) -> None:

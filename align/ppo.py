@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from align.errors import IntegrityError, PreemptedError
 from align.rewards import RewardContext
 from align.rewards.weighted_rewards import WeightedRewards
-from align.rl.gold import GoldRewards, load_rewards
+from align.rl.gold import GoldRewards
 from align.rl.ppo_settings import PpoConfig
 from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
@@ -57,7 +57,9 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     reward_model, whole_models = resolve_reward_model(run.registry, config.reward_model)
     rewards, gold = WeightedRewards([*config.rewards, *whole_models]), GoldRewards(config.gold)
     context = RewardContext(run.registry, Precision.of(config), run.print_line)
-    reward_parents = load_rewards(rewards, gold, data.records, context)
+    rewards.check(data.records)
+    gold.load(context, data.records)
+    reward_parents = rewards.load(context)
 
     # 2. Models: policy, reference, reward model and value model as adapters on one base.
     models = load_ppo_models(run.registry, run.parent, reward_model, config)

@@ -1,4 +1,4 @@
-"""How well scores rank answers: accuracy, calibration, and the influence of length; pure functions over numbers."""
+"""The ranking quality of scores: accuracy, calibration, and the influence of length; pure functions over numbers."""
 
 from __future__ import annotations
 

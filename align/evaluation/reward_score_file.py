@@ -102,18 +102,18 @@ def _run(options: argparse.Namespace) -> None:
     write(f"written to {options.out}" if suffix else "nothing was written; --out scores.jsonl keeps the rows")
 
 
-def _max_length(asked: int | None, reward_model: Checkpoint, registry: Registry) -> int:
-    """The longest row in tokens: as asked, else as in the reward model's training, within its base's positions."""
+def _max_length(option: int | None, reward_model: Checkpoint, registry: Registry) -> int:
+    """The longest row in tokens: the option, else as in the reward model's training, within its base's positions."""
     from align.models.counting import context_length
 
     base = registry.resolve_base(reward_model)
     positions = context_length(base)
-    if asked is None:
+    if option is None:
         trained = ((reward_model.manifest or {}).get("config") or {}).get("max_length", _DEFAULT_MAX_LENGTH)
         return min(trained, positions or trained)
-    if asked < 1 or (positions is not None and asked > positions):
-        raise UsageError(f"--max_length {asked}: {base.reference} holds {positions} positions; give 1 to {positions}")
-    return asked
+    if option < 1 or (positions is not None and option > positions):
+        raise UsageError(f"--max_length {option}: {base.reference} holds {positions} positions; give 1 to {positions}")
+    return option
 
 
 def check_answers(batches: Iterable[list[Record]]) -> int:

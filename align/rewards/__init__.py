@@ -121,7 +121,7 @@ def reward(
         if _COLLECTED:
             _COLLECTED[-1][made.name] = made
         else:
-            _REGISTERED.add(made)
+            _REGISTERED.add(function, made)
         return function
 
     return register if function is None else register(function)

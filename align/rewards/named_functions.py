@@ -5,24 +5,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from align.errors import UsageError, nearest, shorten
 
-
-class HasFunction(Protocol):
-    """A function and the facts registered with it."""
-
-    @property
-    def name(self) -> str:
-        """The name users call it by."""
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        """The function itself."""
-
-
-T = TypeVar("T", bound=HasFunction)
+T = TypeVar("T")
 
 
 class NamedFunctions(Generic[T]):
@@ -33,16 +20,15 @@ class NamedFunctions(Generic[T]):
 
     def __init__(self, kind: str, package: str) -> None:
         self._by_name: dict[str, T] = {}
+        self._modules: dict[str, str] = {}
         self._kind, self._package = kind, package
 
-    def add(self, item: T) -> None:
-        """Register a function; UsageError when another module has registered one of that name."""
-        before = self._by_name.get(item.name)
-        if before is not None and before.function.__module__ != item.function.__module__:
-            raise UsageError(
-                f"{self._kind} {item.name}: already registered by {before.function.__module__}; choose another name"
-            )
-        self._by_name[item.name] = item
+    def add(self, function: Callable[..., Any], item: T) -> None:
+        """Register a function's item under its name; UsageError when another module has registered one of that name."""
+        name, module = function.__name__, function.__module__
+        if (other := self._modules.setdefault(name, module)) != module:
+            raise UsageError(f"{self._kind} {name}: already registered by {other}; choose another name")
+        self._by_name[name] = item
 
     def names(self) -> list[str]:
         """Return the names of all registered functions, sorted."""

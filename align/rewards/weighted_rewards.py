@@ -98,8 +98,8 @@ class _WeightedReward:
             return self.reward.function(records, completions, **self.args)
         except Exception as error:  # A user's program may raise anything; the row it raised at is what helps.
             rows = f"for {len(completions)} completions, the first" if self.reward.batched else "for the completion"
-            place = find_line(error, self.path) if self.path else None
-            raised = type(error).__name__ + (f" at {place}" if place else "")
+            line = find_line(error, self.path) if self.path else None
+            raised = type(error).__name__ + (f" at {line}" if line else "")
             raise DataError(
                 f"reward {self.label}: raised {raised} {rows} {_quote(*first)}: {shorten(str(error))}; "
                 "correct the reward or the row; --debug shows where"

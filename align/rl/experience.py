@@ -1,4 +1,4 @@
-"""What a rollout is learned from: one score a completion, and the models' numbers per token before the update."""
+"""Experience from a rollout: one score a completion, and the models' numbers per token before the update."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record
 
 if TYPE_CHECKING:
-    from align.registry import Checkpoint
+    pass
 
 _KEYS = ("kl", "score_mean", "gold_mean")
 
@@ -29,12 +29,9 @@ class GoldRewards:
     def __init__(self, settings: Sequence[RewardSettings]):
         self._rewards = WeightedRewards(settings, "gold")
 
-    def check(self, records: Sequence[Record]) -> None:
-        """Raise DataError for the first record that lacks a field some reward needs."""
+    def load(self, context: RewardContext, records: Sequence[Record]) -> None:
+        """Load the models that rewards read; DataError for the first record that lacks a field some reward needs."""
         self._rewards.check(records)
-
-    def load(self, context: RewardContext) -> None:
-        """Load the models that rewards read."""
         self._rewards.load(context)
 
     def measure(self, records: Sequence[Record], completions: Sequence[str]) -> dict[str, float]:
@@ -56,16 +53,6 @@ class GoldRewards:
     def panels(self, log: Path) -> tuple[Callable[[Any], None], ...]:
         """Return the functions that draw proxy and gold against KL from a metrics.jsonl on a matplotlib Axes."""
         return (lambda axes: draw_against_kl(axes, log),) if self._rewards.names else ()
-
-
-def load_rewards(
-    rewards: WeightedRewards, gold: GoldRewards, records: Sequence[Record], context: RewardContext
-) -> list[Checkpoint]:
-    """Check rewards and gold against the data, load the models they read, and return those of the rewards."""
-    rewards.check(records)
-    gold.check(records)
-    gold.load(context)
-    return rewards.load(context)
 
 
 def read_points(log: Path) -> list[tuple[float, float, float]]:

@@ -58,7 +58,7 @@ class PpoModels:
 
     @property
     def exact(self) -> bool:
-        """Whether all arithmetic is in single precision, so that two ways to one number differ by rounding only."""
+        """True when all arithmetic is in single precision: two ways to one number then differ by rounding only."""
         return not self.precision.uses_bf16 and self.precision.quantization == "none"
 
     def policy_parameters(self) -> list[torch.nn.Parameter]:
@@ -112,7 +112,10 @@ def load_ppo_models(
     """
     precision = Precision.of(config)
     loaded = start_policy(registry, start, config.lora, precision)
-    reference, score_head = _freeze_reference(loaded, start), None
+    reference, score_head = REFERENCE if start.is_adapter else None, None
+    if reference is not None:
+        copy_adapter(loaded.model, POLICY, reference)
+        prove_frozen_copy(loaded.model, POLICY, reference)
     if reward_model is not None:
         attach_adapter(loaded, reward_model, REWARD)
         check_template(reward_model, loaded.tokenizer, "the policy")
@@ -131,14 +134,6 @@ def load_ppo_models(
     value_head = _value_head(loaded.model, score_head if value == VALUE else None)
     packed = plain_head(causal) is not None and reads_packed_rows(causal, config.max_length)
     return PpoModels(loaded, reference, score_head, value_head, value, precision, packed)
-
-
-def _freeze_reference(loaded: LoadedBase, start: Checkpoint) -> str | None:
-    if not start.is_adapter:
-        return None
-    copy_adapter(loaded.model, POLICY, REFERENCE)
-    prove_frozen_copy(loaded.model, POLICY, REFERENCE)
-    return REFERENCE
 
 
 def _value_head(model: Any, score_head: torch.nn.Linear | None) -> torch.nn.Linear:

@@ -16,7 +16,7 @@ Whitened = Literal["scores", "rewards", "advantages"]
 
 
 class SamplingSettings(Settings):
-    """How completions are sampled while training."""
+    """Sampling of completions while training."""
 
     temperature: float = Field(default=1.0, gt=0)
     """softmax temperature; policy, ratio and KL are those of the tempered distribution"""

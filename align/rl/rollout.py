@@ -82,6 +82,7 @@ def join_rows(parts: Sequence[RowsT], order: Sequence[int], *, left: bool = Fals
     import torch
 
     first: Any = parts[0]
+    kind: Any = type(first)
     if isinstance(first, torch.Tensor):
         joined: Any = torch.cat(_pad_to_one_width(parts, left))[list(order)]
     elif isinstance(first, list):
@@ -91,7 +92,7 @@ def join_rows(parts: Sequence[RowsT], order: Sequence[int], *, left: bool = Fals
         joined = {key: join_rows([cast("Any", part)[key] for part in parts], order) for key in first}
     elif is_dataclass(first):
         columns = {item.name: [getattr(part, item.name) for part in parts] for item in fields(first)}
-        joined = type(first)(**{name: join_rows(columns[name], order, left="prompt" in name) for name in columns})
+        joined = kind(**{name: join_rows(columns[name], order, left="prompt" in name) for name in columns})
     else:
         joined = first
     return cast("RowsT", joined)

@@ -33,10 +33,10 @@ class Shards:
         starts = range(self.index * block, total, minibatch)
         return [row for start in starts for row in range(start, start + block)]
 
-    def order(self, each: int, block: int) -> list[int]:
-        """Return the index of each row of a rollout in the concatenated rows of all ranks, `each` of every rank."""
-        blocks = [(start, rank) for start in range(0, each, block) for rank in range(self.count)]
-        return [rank * each + start + row for start, rank in blocks for row in range(block)]
+    def order(self, rows_per_rank: int, block: int) -> list[int]:
+        """Return the index of each row of a rollout in the concatenated rows of all ranks."""
+        blocks = [(start, rank) for start in range(0, rows_per_rank, block) for rank in range(self.count)]
+        return [rank * rows_per_rank + start + row for start, rank in blocks for row in range(block)]
 
     def part(self, minibatch: Tensor) -> Tensor:
         """Return this rank's rows of a minibatch."""

@@ -77,7 +77,7 @@ def test_gold_alone_is_nothing_to_optimise():
 
 def test_a_record_without_the_field_a_gold_reward_needs_is_named():
     with pytest.raises(DataError, match=r"exact_match: needs the field answer; a\.jsonl:3 has none"):
-        GoldRewards([RewardSettings(name="exact_match")]).check([*RECORDS, Record(source="a.jsonl", line=3)])
+        GoldRewards([RewardSettings(name="exact_match")]).load(None, [*RECORDS, Record(source="a.jsonl", line=3)])
 
 
 def write_log(folder, rows):

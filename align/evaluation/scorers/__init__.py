@@ -92,7 +92,7 @@ def scorer(
     """Register a scorer under the name of its function; the parts are those of `Scorer`."""
 
     def register(function: ScoreFunction) -> ScoreFunction:
-        _REGISTERED.add(Scorer(function.__name__, function, needs, options, executes_code, weights))
+        _REGISTERED.add(function, Scorer(function.__name__, function, needs, options, executes_code, weights))
         return function
 
     return register if function is None else register(function)
