@@ -28,10 +28,10 @@ LossType = Literal[
 ]  # fmt: skip
 
 _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}
-"""the losses in which label_smoothing stands; in the first two it divides or is a logarithm's argument"""
+"""the losses that use label_smoothing, the first two as a divisor or in a logarithm"""
 _WITH_DIVERGENCE = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
 """the losses for which another f-divergence than reverse KL is defined (Wang et al. 2023)"""
-_FALLEN = 0.1
+_MAX_FALL_RATIO = 0.1
 """share of their log-probability that chosen answers may lose before a line warns about it"""
 
 
@@ -62,7 +62,7 @@ class DpoConfig(PeftStageConfig):
 
     @property
     def adapters(self) -> tuple[int, int]:
-        """One is trained; a frozen copy of it is held where the reference is computed in every step."""
+        """The policy, and a frozen copy where the reference is computed in every step."""
         return (1, 0 if self.cache_reference or self.fresh_adapter else 1)
 
     @field_validator("loss_type", mode="before")
@@ -139,15 +139,15 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     if config.trainer.get("disable_dropout", True):
         expect_first(run, trainer, first_numbers(config))
     numbers = train(run, trainer)
-    if (fall := fall_of_chosen(config.beta, numbers)) is not None:
+    if (fall := describe_fall_of_chosen(config.beta, numbers)) is not None:
         run.print_line(fall)
 
     # 4. Hand back the policy's adapter (a stack is saved as one); the reference is not kept.
-    return Trained.of(loaded, config, metrics=select_metrics(numbers, *_KEPT), parents=[run.parent])
+    return Trained.of(loaded, config, metrics=select_metrics(numbers, *_METRICS), parents=[run.parent])
 
 
 def _set_reference(config: DpoConfig, run: Run, trainer: Any, loaded: LoadedBase) -> None:
-    """Prove the frozen adapter `ref`, or put the start's own in its place, and read it once where that is possible."""
+    """Freeze the adapter `ref`, prove that it equals the policy, and cache its log-probabilities if possible."""
     from align.models.adapters import attach_beside, drop_reference, freeze_reference
     from align.models.stack import prove_fresh
     from align.training.reference import PAIRS, add_reference_logps
@@ -173,14 +173,12 @@ def _set_reference(config: DpoConfig, run: Run, trainer: Any, loaded: LoadedBase
 
 
 def first_numbers(config: DpoConfig) -> dict[str, Expected]:
-    """What step 1 logs when every log-ratio is 0: no rewards, and a loss that is known for each type."""
-    from align.training.first_step import LOGPS, Expected, Rounding
+    """Return the numbers of step 1, when every log-ratio is 0: no rewards, and a known loss for each type."""
+    from align.training.first_step import LOGPS, Expected, Rounding, expect_no_rewards
 
-    nats, share, exact = Rounding.of(config)
-    expected = {
-        f"rewards/{side}": Expected(0.0, nats * config.beta, share * config.beta, (f"logps/{side}",))
-        for side in ("chosen", "rejected")
-    }
+    rounding = Rounding.of(config)
+    nats, share, exact = rounding
+    expected = expect_no_rewards(config.beta, rounding)
     losses = [first_loss(kind, config.beta, config.label_smoothing) for kind in config.loss_type]
     weights = config.loss_weights or [1.0] * len(losses)
     if None not in losses and not config.trainer.keys() & {"use_weighting", "router_aux_loss_coef"}:
@@ -194,7 +192,7 @@ def first_numbers(config: DpoConfig) -> dict[str, Expected]:
 
 
 def first_loss(kind: LossType, beta: float, smoothing: float) -> float | None:
-    """The loss of one type when policy and reference are equal; None for `sft`, which has no reference."""
+    """Return the loss of one type when policy and reference are equal; None for `sft`, which has no reference."""
     match kind:
         case "sft":
             return None
@@ -214,8 +212,8 @@ def first_loss(kind: LossType, beta: float, smoothing: float) -> float | None:
             return math.log(2)
 
 
-def fall_of_chosen(beta: float, numbers: dict[str, float]) -> str | None:
-    """A line about chosen answers that became much less likely, held-out ones where there are any; else None.
+def describe_fall_of_chosen(beta: float, numbers: dict[str, float]) -> str | None:
+    """Return a warning when chosen answers became much less likely, of held-out ones where there are any.
 
     The mean reward over beta is exactly the change since the start, on the same rows.
     """
@@ -224,7 +222,7 @@ def fall_of_chosen(beta: float, numbers: dict[str, float]) -> str | None:
     if now is None or reward is None:
         return None
     lost, before = -reward / beta, abs(now - reward / beta)
-    if lost <= max(1.0, _FALLEN * before):
+    if lost <= max(1.0, _MAX_FALL_RATIO * before):
         return None
     return (
         f"warning: {which} answers became less likely, by {lost:.3g} nats from -{before:.3g}; DPO permits it while "
@@ -233,7 +231,7 @@ def fall_of_chosen(beta: float, numbers: dict[str, float]) -> str | None:
     )
 
 
-_KEPT = (
+_METRICS = (
     "loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "eval_loss",
     "eval_rewards/accuracies", "eval_rewards/margins", "eval_logps/chosen", "eval_logps/rejected",
 )  # fmt: skip

@@ -53,7 +53,7 @@ class KtoConfig(PeftStageConfig):
 
     @property
     def adapters(self) -> tuple[int, int]:
-        """One is trained; a frozen copy of it is held where the reference is computed in every step."""
+        """The policy, and a frozen copy where the reference is computed in every step."""
         return (1, 0 if self.cache_reference else 1)
 
 
@@ -138,18 +138,16 @@ def add_mismatched(rows: Dataset, batch_size: int, seed: int) -> Dataset:
 
 
 def first_numbers(config: KtoConfig, good: float, bad: float) -> dict[str, Expected]:
-    """What step 1 logs when every log-ratio is 0: no KL, no rewards, and half the weight as loss where all weigh alike.
+    """Return the numbers of step 1, when every log-ratio is 0: no KL, no rewards, half of one weight as loss.
 
     The KL is measured on answers of the same batch, so it is rounded like the log-probabilities of the good and the bad
     ones, of which a batch may have one kind only.
     """
-    from align.training.first_step import LOGPS, Expected, Rounding
+    from align.training.first_step import LOGPS, Expected, Rounding, expect_no_rewards
 
-    nats, share, exact = Rounding.of(config)
-    expected = {
-        f"rewards/{side}": Expected(0.0, nats * config.beta, share * config.beta, (f"logps/{side}",))
-        for side in ("chosen", "rejected")
-    }
+    rounding = Rounding.of(config)
+    nats, share, exact = rounding
+    expected = expect_no_rewards(config.beta, rounding)
     expected["kl"] = Expected(0.0, nats, share, LOGPS)
     if good == bad:
         # The slope of the sigmoid is at most 1/4, on the log-ratio and on the KL.

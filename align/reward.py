@@ -74,7 +74,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
 
 
 def describe_head(start: Checkpoint) -> str:
-    """The line that says which score head a run starts with, and what its first loss should be."""
+    """Return a line on the score head that a run starts with, and its expected first loss."""
     if start.kind == "reward":
         return f"score head: continued from {start.reference} with its adapter; the first loss is what that had reached"
     adapter = f"the adapter is continued from {start.reference}" if start.is_adapter else "the adapter is new too"

@@ -61,6 +61,12 @@ class Expected:
         return not math.isfinite(logged) or abs(logged - self.value) <= self.within + self.share * size
 
 
+def expect_no_rewards(beta: float, rounding: Rounding) -> dict[str, Expected]:
+    """Return the rewards that DPO and KTO log when every log-ratio is 0."""
+    within, share = beta * rounding.nats, beta * rounding.share
+    return {f"rewards/{side}": Expected(0.0, within, share, (f"logps/{side}",)) for side in ("chosen", "rejected")}
+
+
 def expect_first(run: Run, trainer: Any, expected: Mapping[str, Expected]) -> None:
     """Let a trainer raise IntegrityError when step 1 logs other numbers; one that is not logged is not checked."""
     trainer.add_callback(_FirstStep(run, expected))

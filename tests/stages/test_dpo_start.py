@@ -150,7 +150,7 @@ def test_an_adapter_under_another_name_is_no_proof(root, preferences, monkeypatc
     ],
 )
 def test_chosen_answers_that_lose_a_tenth_of_their_log_probability_are_warned_about(numbers, line):
-    found = dpo.fall_of_chosen(0.1, numbers)
+    found = dpo.describe_fall_of_chosen(0.1, numbers)
 
     assert found is None if line is None else line in found
 
