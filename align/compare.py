@@ -114,7 +114,7 @@ def _load_prompts(registry: Registry, source: str | None) -> list[Messages]:
 
 @dataclass
 class _Comparison:
-    """What the command line asks for, resolved before any model is loaded."""
+    """The resolved options, before any model is loaded."""
 
     checkpoints: list[Checkpoint]
     reward: Checkpoint | None

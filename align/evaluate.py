@@ -37,11 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="NAME", help="held-out data: a name of the catalogue, a file or a folder")
     parser.add_argument("--limit", type=int, metavar="N", help="only so many records, spread over the data")
     parser.add_argument("--on_bad_row", choices=("error", "skip"), default="error", help="refuse, or count (error)")
-    _measures(parser)
-    _judges(parser)
-    _benchmarks(parser)
-    _outputs(parser)
-    sampling = parser.add_argument_group("how answers are written")
+    _add_metric_options(parser)
+    _add_judge_options(parser)
+    _add_benchmark_options(parser)
+    _add_output_options(parser)
+    sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0, greedy")
     sampling.add_argument("--top_p", type=float, default=1.0, metavar="P", help="nucleus; 1 is all")
     sampling.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="longest answer (256)")
@@ -50,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measures(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is measured")
+def _add_metric_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("metrics")
     group.add_argument(
         "--scorer", action="append", default=[], metavar="NAME[,NAME]",
         help="scorers, bleu, chrf or rouge; by default the data's own, or what its answers allow",
@@ -69,8 +69,8 @@ def _measures(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _judges(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("who judges pairs against the first model")
+def _add_judge_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("judges of pairs against the first model")
     group.add_argument(
         "--judge", action="append", default=[], metavar="WHO",
         help="reward_model, rewards, or the URL of an OpenAI-compatible server such as http://localhost:8000/v1",
@@ -79,7 +79,7 @@ def _judges(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--judge_timeout", type=float, default=60.0, metavar="S", help="seconds for a verdict (60)")
 
 
-def _benchmarks(parser: argparse.ArgumentParser) -> None:
+def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("public benchmarks, in place of --data")
     group.add_argument("--harness", metavar="TASK[,TASK]", help="tasks of lm-evaluation-harness, such as arc_easy,mmlu")
     group.add_argument("--include_path", metavar="DIR", help="a folder with task files of your own")
@@ -88,8 +88,8 @@ def _benchmarks(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch_size", default="1", metavar="N", help="of the harness; N or auto (1)")
 
 
-def _outputs(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("where it goes")
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("outputs")
     group.add_argument("--json", metavar="FILE", help="all numbers")
     group.add_argument("--samples", metavar="FILE.jsonl", help="every completion with its numbers")
     group.add_argument("--report", metavar="FILE.html", help="one page with plots and the worst examples")
@@ -101,28 +101,28 @@ def _run(options: argparse.Namespace) -> int:
     from align.registry import open_registry
 
     if bool(options.data) == bool(options.harness):
-        evaluation = "both given" if options.data else "missing"
+        problem = "given beside --harness" if options.data else "missing"
         raise UsageError(
-            f"--data: {evaluation}; give --data NAME (align data list shows some) or --harness TASK, one of them"
+            f"--data: {problem}; give --data NAME (align data list shows some) or --harness TASK, one of them"
         )
     outputs = Outputs(options.json, options.samples, options.report, record=not options.no_record)
     outputs.check()
     registry = open_registry(options.registry, base=options.base)
     if outputs.record and registry.root.is_dir():
-        _refuse_unwritable(registry)
-    return benchmark(registry, options) if options.harness else evaluate(registry, options, outputs)
+        _check_writable(registry)
+    return run_benchmarks(registry, options) if options.harness else evaluate(registry, options, outputs)
 
 
-def _refuse_unwritable(registry: Registry) -> None:
-    """Raise before the work what would end it after hours, with the switch that does without."""
+def _check_writable(registry: Registry) -> None:
+    """Raise MachineError before the evaluation rather than after it, naming the option that does without."""
     try:
         registry.check_writable()
     except MachineError as error:
-        raise MachineError(f"{error}; --no_record measures without keeping the numbers there") from None
+        raise MachineError(f"{error}; --no_record evaluates without recording") from None
 
 
-def benchmark(registry: Registry, options: argparse.Namespace) -> int:
-    """Run public benchmarks by lm-evaluation-harness, tell and keep their numbers."""
+def run_benchmarks(registry: Registry, options: argparse.Namespace) -> int:
+    """Run public benchmarks by lm-evaluation-harness, print and record their numbers."""
     from align.evaluation.harness import Benchmarks, draw_scores, harness_record, record_harness_scores, run_harness
     from align.evaluation.session import write_json
 
@@ -140,23 +140,23 @@ def benchmark(registry: Registry, options: argparse.Namespace) -> int:
     scores = run_harness(registry, options.models, benchmarks, precision_from(options))
     write(draw_scores(scores))
     if options.json:
-        models = [{"reference": each.checkpoint.reference, **harness_record(each)} for each in scores]
+        models = [{"reference": one.checkpoint.reference, **harness_record(one)} for one in scores]
         write_json(options.json, {"models": models})
     if not options.no_record:
-        tell_kept(record_harness_scores(registry, scores))
+        print_recorded(record_harness_scores(registry, scores))
     return 0
 
 
-def read_options(options: argparse.Namespace) -> EvaluationRequest:
-    """What the command line asked for; UsageError for what does not go together."""
+def read_request(options: argparse.Namespace) -> EvaluationRequest:
+    """Return the evaluation request of the options; UsageError for options that contradict each other."""
     from align.engine.protocol import Sampling
     from align.evaluation.request import EvaluationRequest
     from align.rewards.weighted_rewards import RewardSettings
 
     if options.limit is not None and options.limit < 2:
         raise UsageError(f"--limit {options.limit}: an interval takes two records or more")
-    listed = load_yaml(options.rewards, "--rewards") if options.rewards else []
-    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+    rewards = load_yaml(options.rewards, "--rewards") if options.rewards else []
+    if not isinstance(rewards, list) or not all(isinstance(one, dict) for one in rewards):
         raise UsageError("--rewards: not a list; write '[{name: length, args: {target: 20}}]'")
     return EvaluationRequest(
         data=options.data,
@@ -165,7 +165,7 @@ def read_options(options: argparse.Namespace) -> EvaluationRequest:
         limit=options.limit,
         on_bad_row=options.on_bad_row,
         scorers=tuple(_split_words(options.scorer)),
-        rewards=tuple(build(RewardSettings, each) for each in listed),
+        rewards=tuple(build(RewardSettings, one) for one in rewards),
         reward_model=options.reward_model,
         labels=tuple(_split_words([options.labels] if options.labels else [])),
         classify=options.classify,
@@ -176,18 +176,18 @@ def read_options(options: argparse.Namespace) -> EvaluationRequest:
     )
 
 
-def _split_words(given: list[str]) -> list[str]:
-    return list(dict.fromkeys(word.strip() for text in given for word in text.split(",") if word.strip()))
+def _split_words(texts: list[str]) -> list[str]:
+    return list(dict.fromkeys(word.strip() for text in texts for word in text.split(",") if word.strip()))
 
 
 def evaluate(registry: Registry, options: argparse.Namespace, outputs: Outputs) -> int:
-    """Measure, tell, and keep."""
+    """Evaluate, print and record."""
     from align.evaluation import session
     from align.evaluation.jsonl_store import JsonlStore
     from align.evaluation.terminal_tables import draw_result
 
     verdicts = JsonlStore(registry.cache_dir / "verdicts.jsonl")
-    request, judges = read_options(options), read_judges(options, verdicts)
+    request, judges = read_request(options), read_judges(options, verdicts)
     evaluation = session.evaluate(registry, options.models, request, judges)
     write(draw_result(evaluation.result))
     for note in [*evaluation.result.notes, *(note for model in evaluation.result.models for note in model.notes)]:
@@ -195,22 +195,22 @@ def evaluate(registry: Registry, options: argparse.Namespace, outputs: Outputs) 
     recorded = session.save_evaluation(registry, evaluation, outputs)
     if outputs.report:
         write(f"report: {outputs.report}")
-    tell_kept(recorded)
+    print_recorded(recorded)
     session.require_verdicts(evaluation.result)
-    if judges and not any(each.has_failures for model in evaluation.result.models for each in model.judged):
+    if judges and not any(one.has_failures for model in evaluation.result.models for one in model.judged):
         verdicts.forget()
     return 0
 
 
-def read_judges(options: argparse.Namespace, recorded: JsonlStore | None = None) -> dict[str, Judge | str]:
-    """The judges by name: measures whose rows decide, or servers to ask; UsageError for one that cannot be."""
+def read_judges(options: argparse.Namespace, store: JsonlStore | None = None) -> dict[str, Judge | str]:
+    """Return judges by name: metrics, or servers to ask; UsageError for an invalid one."""
     from align.evaluation.remote_judge import judge_at
 
     if options.judge and len(options.models) < 2:
         raise UsageError("--judge: a judge compares models with the first one; give two models or more")
     if not options.judge_timeout > 0:
         raise UsageError(f"--judge_timeout {options.judge_timeout:g}: give seconds, more than 0")
-    evaluation: dict[str, Judge | str] = {}
+    judges: dict[str, Judge | str] = {}
     for who in options.judge:
         if who == "reward_model":
             if not options.reward_model:
@@ -218,18 +218,18 @@ def read_judges(options: argparse.Namespace, recorded: JsonlStore | None = None)
         elif who == "rewards":
             if not options.rewards:
                 raise UsageError("--judge rewards: which ones; give --rewards '[{name: ...}]'")
-            evaluation["rewards"] = "reward"
+            judges["rewards"] = "reward"
         else:
-            judge = judge_at(who, options.judge_model, options.judge_timeout, recorded)
-            twin = judge.model in (options.reward_model, *evaluation)
-            evaluation[f"{judge.model} at {who}" if twin else judge.model] = judge
-    return evaluation
+            judge = judge_at(who, options.judge_model, options.judge_timeout, store)
+            twin = judge.model in (options.reward_model, *judges)
+            judges[f"{judge.model} at {who}" if twin else judge.model] = judge
+    return judges
 
 
-def tell_kept(recorded: list[str]) -> None:
-    """Say beside which versions numbers are now."""
+def print_recorded(recorded: list[str]) -> None:
+    """Print which versions have new numbers."""
     if recorded:
-        write(f"kept beside {', '.join(recorded)}; align registry show {recorded[0]}")
+        write(f"recorded beside {', '.join(recorded)}; align registry show {recorded[0]}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Everything once, on a small world: base, SFT, reward model, DPO, KTO, PPO, GRPO, and how good each is.
+"""Every stage once, on the small world: base, SFT, reward model, DPO, KTO, PPO, GRPO, and their evaluation.
 
     align quickstart [--registry DIR] [--seed N]
 
@@ -34,9 +34,9 @@ LABELS = {
     "world-sft": "SFT", "world-base": "base", "world-dpo": "DPO", "world-kto": "KTO", "world-ppo": "PPO",
     "world-grpo": "GRPO",
 }  # fmt: skip
-"""the models that write, the first one being what the others are held against"""
+"""the evaluated models, the first one the baseline"""
 SHARES = {"right fact": "right_fact", "polite": "polite", "language": "language", "short": "short"}
-"""what the gold score is made of, by what the table calls it"""
+"""parts of the gold score, by column title"""
 
 JUDGE = RewardSettings(name="small_world")
 """the program that knows the world's facts: PPO never trains on it, GRPO trains on nothing else"""
@@ -57,8 +57,8 @@ class Step:
     config: StageConfig
 
 
-def plan(seed: int) -> list[Step]:
-    """The seven stages; every setting that differs from a stage's default is one a million parameters need."""
+def plan_steps(seed: int) -> list[Step]:
+    """Return the seven stages; settings differ from the defaults where a million parameters need it."""
     return [
         Step(pretrain.STAGE, pretrain.PretrainConfig(
             name="world-base", data=["world-corpus", "world-chats"], eval_data="world-chats-eval", seed=seed,
@@ -99,30 +99,30 @@ def plan(seed: int) -> list[Step]:
 
 
 def quickstart(config: QuickstartConfig, registry: Registry) -> Result:
-    """Write the world, make what is not yet registered, and measure the models that write."""
+    """Write the world, run the stages that are not registered yet, and evaluate the models."""
     from align.registry.commands import print_lineage
 
     started = time.perf_counter()
     write_world(registry.root / "world", config.seed)
-    for number, step in enumerate(steps := plan(config.seed), start=1):
+    for number, step in enumerate(steps := plan_steps(config.seed), start=1):
         clock = time.perf_counter()
         write(f"\n[{number}/{len(steps)}] {step.stage.purpose}")
-        found = find_made(step, registry)
-        if found is not None:
-            write(f"{found.reference} was made from the same settings, parents and data; reused")
+        reusable = find_reusable(step, registry)
+        if reusable is not None:
+            write(f"{reusable.reference} was made from the same settings, parents and data; reused")
         else:
             run_stage(step.stage, step.config, registry)
             write(f"took {time.perf_counter() - clock:.0f} s")
     write("\n[evaluation] every model answers the same held-out questions")
-    result = measure(config.seed, registry)
+    result = evaluate_models(config.seed, registry)
     write(draw_gold_against_kl(registry))
     print_lineage(registry, "world-ppo")
     write(f"\n{time.perf_counter() - started:.0f} s in all")
     return result
 
 
-def find_made(step: Step, registry: Registry) -> Checkpoint | None:
-    """The newest version of a step's name if this step would only make it again."""
+def find_reusable(step: Step, registry: Registry) -> Checkpoint | None:
+    """Return the newest version of a step's name if it has the same settings, parents and data."""
     from align.data import load_records
 
     config = step.config
@@ -133,7 +133,7 @@ def find_made(step: Step, registry: Registry) -> Checkpoint | None:
     if (manifest.get("stage"), manifest.get("config")) != (step.stage.name, config.model_dump(mode="json")):
         return None
     parents = [registry.resolve(reference) for reference in _parent_references(config)]
-    if manifest.get("parents") != [{"reference": each.reference, "digest": each.digest} for each in parents]:
+    if manifest.get("parents") != [{"reference": one.reference, "digest": one.digest} for one in parents]:
         return None
     specs = [config.data_specs, config.eval_specs] if config.eval_specs else [config.data_specs]
     digests = [load_records(spec, view=step.stage.view, roots={"registry": registry.root}).digest for spec in specs]
@@ -141,63 +141,63 @@ def find_made(step: Step, registry: Registry) -> Checkpoint | None:
 
 
 def _parent_references(config: StageConfig) -> list[str]:
-    named = [config.model, getattr(config, "reward_model", None)]
-    return [each for each in named if each is not None and not each.startswith(pretrain.SCRATCH)]
+    references = [config.model, getattr(config, "reward_model", None)]
+    return [one for one in references if one is not None and not one.startswith(pretrain.SCRATCH)]
 
 
-def measure(seed: int, registry: Registry) -> Result:
-    """Measure the models on the held-out prompts; the numbers go into the registry, a JSON file and a page."""
+def evaluate_models(seed: int, registry: Registry) -> Result:
+    """Evaluate the models on the held-out prompts; writes registry records, a JSON file and a report."""
     from align.engine.protocol import Sampling
     from align.evaluation.request import EvaluationRequest
     from align.evaluation.session import Outputs, evaluate, save_evaluation
 
-    drawn = Sampling(temperature=1.0, max_new_tokens=64)
-    asked = EvaluationRequest(
-        "world-prompts-eval", drawn, seed, scorers=("world",), reward_model="world-reward", by=("language",)
+    sampling = Sampling(temperature=1.0, max_new_tokens=64)
+    request = EvaluationRequest(
+        "world-prompts-eval", sampling, seed, scorers=("world",), reward_model="world-reward", by=("language",)
     )
-    found = evaluate(registry, [registry.resolve(name).reference for name in LABELS], asked)
-    write(f"\n{draw_scores(found.result)}")
+    evaluation = evaluate(registry, [registry.resolve(name).reference for name in LABELS], request)
+    write(f"\n{draw_scores(evaluation.result)}")
     folder = registry.root / "world"
-    save_evaluation(registry, found, Outputs(json=str(folder / "scores.json"), report=str(folder / "report.html")))
-    return found.result
+    save_evaluation(registry, evaluation, Outputs(json=str(folder / "scores.json"), report=str(folder / "report.html")))
+    return evaluation.result
 
 
 def draw_scores(result: Result) -> str:
-    """One line a model: its score, its distance from the first one, what the score is made of, and KL to its parent."""
+    """Return a table of gold scores with their parts, the difference from the first model, and KL to the parent."""
     from align.evaluation.terminal_tables import draw_table, format_difference
 
     first = LABELS[result.models[0].requested.partition("@")[0]]
-    head = ["model", "gold score [95%]", f"against {first}", *SHARES, "KL a token"]
+    header = ["model", "gold score [95%]", f"against {first}", *SHARES, "KL a token"]
     lines = []
     for model in result.models:
-        found = model.overall.estimates
-        shares = [f"{found[name].value:.0%}" for name in SHARES.values()]
-        kl = f"{found['kl_parent'].value:.3f}" if "kl_parent" in found else "-"
+        estimates = model.overall.estimates
+        shares = [f"{estimates[name].value:.0%}" for name in SHARES.values()]
+        kl = f"{estimates['kl_parent'].value:.3f}" if "kl_parent" in estimates else "-"
         change = format_difference(model.overall.against.get("gold"))
-        lines.append([LABELS[model.requested.partition("@")[0]], str(found["gold"]), change, *shares, kl])
-    return draw_table(f"{result.data['rows']} questions in wordings that no training data holds", head, lines)
+        lines.append([LABELS[model.requested.partition("@")[0]], str(estimates["gold"]), change, *shares, kl])
+    return draw_table(f"{result.data['rows']} questions in wordings that no training data holds", header, lines)
 
 
 def draw_gold_against_kl(registry: Registry) -> str:
-    """PPO's proxy score and gold score at the KL its policy had, as its run logged them."""
+    """Return a table of PPO's logged proxy score and gold score by KL."""
     from align.evaluation.terminal_tables import draw_table
     from align.rl.gold import read_points
 
     points = read_points(Path(registry.resolve("world-ppo").location) / "metrics.jsonl")
     lines = [[f"{kl:.2f}", f"{proxy:.2f}", f"{gold:.3f}"] for kl, proxy, gold in points]
-    title = "PPO while it trained: the reward model's score rises, and what it stands for with it"
+    title = "PPO during training: the gold score rises with the reward model's score"
     return draw_table(title, ["KL, nats a completion", "reward model", "gold score"], lines)
 
 
-def tell_next(registry: Registry, default: bool, say: Callable[[str], None] = write) -> None:
-    """Say what to try next."""
+def print_next_steps(registry: Registry, default: bool, write_line: Callable[[str], None] = write) -> None:
+    """Print the next commands to try."""
     where = "" if default else f" --registry {registry.root}"
-    say("next:")
-    say(f"  align compare world-sft world-dpo world-ppo --blind{where}")
-    say(f'  align generate world-dpo "How much is the price of the kettle?"{where}')
-    say(f"  align serve world-sft world-dpo world-ppo{where}")
-    say(f"  align registry ls{where}")
-    say(f"  {registry.root / 'world' / 'report.html'} in a browser")
+    write_line("next:")
+    write_line(f"  align compare world-sft world-dpo world-ppo --blind{where}")
+    write_line(f'  align generate world-dpo "How much is the price of the kettle?"{where}')
+    write_line(f"  align serve world-sft world-dpo world-ppo{where}")
+    write_line(f"  align registry ls{where}")
+    write_line(f"  {registry.root / 'world' / 'report.html'} in a browser")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -218,7 +218,7 @@ def _command(argv: list[str]) -> None:
     config = build(QuickstartConfig, line.values)
     registry = open_registry(line.registry)
     quickstart(config, registry)
-    tell_next(registry, default=line.registry is None)
+    print_next_steps(registry, default=line.registry is None)
 
 
 if __name__ == "__main__":

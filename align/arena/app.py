@@ -26,7 +26,7 @@ from align.registry import Registry
 
 @dataclass
 class PageContents:
-    """What a page compares, the registry of its models, and the default sampling."""
+    """The compared models, their registry, and the default sampling."""
 
     arena: Arena
     registry: Registry

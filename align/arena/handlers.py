@@ -29,7 +29,7 @@ SETTLE_SECONDS = 3.0
 
 
 class VoteSink(Protocol):
-    """Where votes are stored: an arena, or a review queue."""
+    """Stores votes: an arena, or a review queue."""
 
     @property
     def setup(self) -> Setup:

@@ -31,7 +31,7 @@ def _clean_word(text: str) -> str:
 
 @dataclass(frozen=True)
 class VoteDetails:
-    """What a voter may add to a choice; texts from the browser are cleaned and truncated here."""
+    """A voter's additions to a choice; texts from the browser are cleaned and truncated here."""
 
     reason: str = ""
     tags: tuple[str, ...] = ()

@@ -1,1 +1,1 @@
-"""How good models are: what they answer to held-out records, measured and judged, with intervals."""
+"""Evaluation of models on held-out records: metrics, judges, reward-model reports, and their pages."""

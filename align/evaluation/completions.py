@@ -226,12 +226,12 @@ def _final_events(engine: Engine, request: GenerationRequest) -> Iterator[tuple[
 
 def texts_of(completions: Completions) -> Texts:
     """Return the answers without reasoning."""
-    return [None if each is None else each.text for each in completions]
+    return [None if one is None else one.text for one in completions]
 
 
 def texts_with_reasoning(completions: Completions) -> Texts:
     """Return the answers with reasoning, for rewards that read it."""
-    return [None if each is None else each.text_with_reasoning for each in completions]
+    return [None if one is None else one.text_with_reasoning for one in completions]
 
 
 def behaviour_metrics(completions: Completions) -> list[Metric]:

@@ -133,7 +133,7 @@ def _snap_to_value(value: float, low: float, high: float) -> tuple[float, float]
 def compare_metrics(ours: Metric, theirs: Metric, resamples: Resamples) -> Comparison:
     """Return our metric minus theirs, on the records that both have a value for."""
     shared = np.isfinite(ours.rows) & np.isfinite(theirs.rows)
-    our_parts, their_parts = (np.where(shared[:, None], each.parts, 0.0) for each in (ours, theirs))
+    our_parts, their_parts = (np.where(shared[:, None], one.parts, 0.0) for one in (ours, theirs))
     resampled = ours.of(resamples.sums(our_parts)) - theirs.of(resamples.sums(their_parts))
     difference = float(ours.of(our_parts.sum(axis=0)) - theirs.of(their_parts.sum(axis=0)))
     low, high = expanded_interval(resampled, int(shared.sum()))

@@ -71,14 +71,14 @@ def resolve_models(registry: Registry, references: Sequence[str]) -> dict[str, C
     """Return the checkpoints by given reference; UsageError for one given twice and for a reward model."""
     from align.models.adapters import refuse_reward
 
-    found: dict[str, Checkpoint] = {}
-    for request in references:
-        checkpoint = registry.resolve(request)
+    checkpoints: dict[str, Checkpoint] = {}
+    for reference in references:
+        checkpoint = registry.resolve(reference)
         refuse_reward(checkpoint)
-        if twin := next((key for key, each in found.items() if each.reference == checkpoint.reference), None):
-            raise UsageError(f"{request}: the same model as {twin} ({checkpoint.reference}); leave one out")
-        found[request] = checkpoint
-    return found
+        if twin := next((key for key, one in checkpoints.items() if one.reference == checkpoint.reference), None):
+            raise UsageError(f"{reference}: the same model as {twin} ({checkpoint.reference}); leave one out")
+        checkpoints[reference] = checkpoint
+    return checkpoints
 
 
 @dataclass
@@ -101,7 +101,7 @@ def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict
         base = registry.resolve_base(checkpoint).location
         template = (checkpoint.manifest or {}).get("template_digest")
         tuner = tuner_type(adapter_config(Path(checkpoint.location))) if checkpoint.is_adapter else None
-        group = next((each for each in groups if each.takes(base, template, tuner)), None)
+        group = next((one for one in groups if one.takes(base, template, tuner)), None)
         if group is None:
             groups.append(group := _Group(base, template, tuner, {}))
         group.template, group.tuner = group.template or template, group.tuner or tuner
@@ -167,13 +167,13 @@ def _generate(
 
 def _unfinished_notes(reference: str, completions: Completions, max_new_tokens: int) -> list[str]:
     """Return a note on completions that end inside their reasoning."""
-    known = [each for each in completions if each is not None]
-    count = sum(each.is_unfinished for each in known)
+    written = [one for one in completions if one is not None]
+    count = sum(one.is_unfinished for one in written)
     if not count:
         return []
     return [
-        f"{reference}: {count} of {len(known)} completions ({count / len(known):.0%}) end inside their reasoning and "
-        f"count as no answer; raise --max_new_tokens (now {max_new_tokens})"
+        f"{reference}: {count} of {len(written)} completions ({count / len(written):.0%}) end inside their reasoning "
+        f"and count as no answer; raise --max_new_tokens (now {max_new_tokens})"
     ]
 
 
@@ -222,9 +222,11 @@ def _score_options(scorer: Any, loaded: LoadedBase, adapter: str, records: Seque
     from align.evaluation.likelihood import continuation_logprobs
 
     options = [scorer.options(record) for record in records]
-    pairs: list[Pair] = [(record.prompt, text) for record, each in zip(records, options, strict=True) for text in each]
-    found = iter(continuation_logprobs(loaded, adapter, pairs))
-    likelihoods = [[next(found) for _ in each] for each in options]
+    pairs: list[Pair] = [
+        (record.prompt, text) for record, texts in zip(records, options, strict=True) for text in texts
+    ]
+    results = iter(continuation_logprobs(loaded, adapter, pairs))
+    likelihoods = [[next(results) for _ in texts] for texts in options]
     return apply_scorer(scorer.name, scorer, records, likelihoods)
 
 
@@ -235,8 +237,8 @@ def _classify_labels(
     from align.evaluation.likelihood import continuation_logprobs
 
     pairs: list[Pair] = [(record.prompt, label) for record in records for label in labels]
-    found = np.array([each.logprob for each in continuation_logprobs(loaded, adapter, pairs)])
-    best = found.reshape(len(records), len(labels)).argmax(axis=1)
+    logprobs = np.array([one.logprob for one in continuation_logprobs(loaded, adapter, pairs)])
+    best = logprobs.reshape(len(records), len(labels)).argmax(axis=1)
     return classification_metrics(
         [record.answer or "" for record in records], [labels[index] for index in best], labels
     )
@@ -281,21 +283,21 @@ def _divergence_metrics(
     if not wanted:
         return []
     indices, rows = [], []
-    for index, each in enumerate(run.completions):
-        if each is None:
+    for index, one in enumerate(run.completions):
+        if one is None:
             continue
-        record = Record(prompt=records[index].prompt, completion=each.turns)
+        record = Record(prompt=records[index].prompt, completion=one.turns)
         marked = marked_tokens(loaded, record, _window(loaded))
         if marked is not None:
             # Rendering adds a stop token, which a truncated completion does not have.
-            mask = list(marked[1]) if each.ended else _without_last(marked[1])
+            mask = list(marked[1]) if one.ended else _without_last(marked[1])
             indices.append(index)
             rows.append({"input_ids": marked[0], "completion_mask": mask})
-    found = completion_kls(loaded, adapter, [str(other) for other in wanted.values()], rows)
+    kls = completion_kls(loaded, adapter, [str(other) for other in wanted.values()], rows)
     tokens = np.zeros(len(records))
     tokens[indices] = [sum(row["completion_mask"]) for row in rows]
     metrics = []
-    for name, values in zip(wanted, found, strict=True):
+    for name, values in zip(wanted, kls, strict=True):
         nats = np.zeros(len(records))
         nats[indices] = values
         metrics.append(ratio_metric(name, nats, tokens, better=None))

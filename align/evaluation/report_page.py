@@ -286,7 +286,7 @@ def _method(result: Result) -> Html:
         "Comparison": "paired: both models in the same resamples; a verdict needs an interval without 0",
         "KL": "between next-token distributions along each model's own completions, per token",
     }
-    facts |= {f"Model {place}": f"{one.reference} {one.digest or ''}" for place, one in enumerate(result.models, 1)}
+    facts |= {f"Model {number}": f"{one.reference} {one.digest or ''}" for number, one in enumerate(result.models, 1)}
     items = [item for key, value in facts.items() for item in (tag("dt", key), tag("dd", value))]
     notes = [note for model in result.models for note in model.notes] + result.notes
     listed = tag("ul", *(tag("li", note) for note in notes)) if notes else None

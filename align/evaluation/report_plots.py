@@ -30,7 +30,7 @@ class Scale:
         """Return three to six round values."""
         raw = (self.high - self.low) / 4
         size = 10 ** math.floor(math.log10(raw))
-        step = min((size * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda each: abs(each - raw))
+        step = min((size * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda one: abs(one - raw))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [round(index * step, 10) for index in range(first, last + 1)]
@@ -38,7 +38,7 @@ class Scale:
 
 def scale_of(estimates: Sequence[MetricEstimate]) -> Scale:
     """Return an axis for estimates with intervals: 0 to 1 for shares, else with a margin."""
-    values = [v for each in estimates for v in (each.value, each.low, each.high) if math.isfinite(v)]
+    values = [v for one in estimates for v in (one.value, one.low, one.high) if math.isfinite(v)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     if low >= 0 and high <= 1:
         return Scale(0.0, 1.0)

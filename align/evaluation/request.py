@@ -34,7 +34,7 @@ _MAX_NUMERIC_CHARACTERS = 24
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to measure and how, as the command line or a program asks for it."""
+    """Data, metrics and sampling of an evaluation."""
 
     data: str
     sampling: Sampling = GREEDY

@@ -116,8 +116,8 @@ def _partial_notes(run: ModelRun) -> list[str]:
 
 def _numbers_of_slice(ours: Metrics, theirs: Metrics, indices: Any, seed: int) -> Numbers:
     """Return the numbers on some of the records."""
-    selected, first = ({name: each.select(indices) for name, each in of.items()} for of in (ours, theirs))
-    return _numbers({name: each for name, each in selected.items() if each.count}, first, Resamples(len(indices), seed))
+    selected, first = ({name: one.select(indices) for name, one in of.items()} for of in (ours, theirs))
+    return _numbers({name: one for name, one in selected.items() if one.count}, first, Resamples(len(indices), seed))
 
 
 def _numbers(ours: Metrics, theirs: Metrics, resamples: Resamples) -> Numbers:
@@ -136,10 +136,10 @@ def model_values(result: Result, model: ModelResult) -> dict[str, Any]:
         {
             "asked": model.requested,
             "digest": model.digest,
-            "metrics": {name: asdict(each) for name, each in model.overall.estimates.items()},
+            "metrics": {name: asdict(one) for name, one in model.overall.estimates.items()},
             "against": None if model.reference == first else first,
-            "comparison": {name: each.as_dict() for name, each in model.overall.against.items()},
-            "judged": [each.as_dict() for each in model.judged],
+            "comparison": {name: one.as_dict() for name, one in model.overall.against.items()},
+            "judged": [one.as_dict() for one in model.judged],
             "slices": {
                 column: {value: _slice(numbers) for value, numbers in values.items()}
                 for column, values in model.slices.items()
@@ -161,8 +161,8 @@ def evaluation_record(result: Result, model: ModelResult) -> dict[str, Any]:
 def _slice(numbers: Numbers) -> dict[str, Any]:
     return {
         "n": numbers.count,
-        "metrics": {name: asdict(each) for name, each in numbers.estimates.items()},
-        "comparison": {name: each.as_dict() for name, each in numbers.against.items()},
+        "metrics": {name: asdict(one) for name, one in numbers.estimates.items()},
+        "comparison": {name: one.as_dict() for name, one in numbers.against.items()},
     }
 
 

@@ -40,7 +40,7 @@ class ProgramLimits:
 
 @dataclass(frozen=True)
 class ProgramOutcome:
-    """How a program ended."""
+    """The outcome of a program."""
 
     passed: bool
     reason: str

@@ -1,4 +1,4 @@
-"""What is true in the small world: twelve products and four facts about each."""
+"""The facts of the small world: twelve products with four attributes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS = {"red": "红色", "blue": "蓝色", "green": "绿色", "black": "黑�
 
 @dataclass(frozen=True)
 class Product:
-    """One thing the shop sells, with its four facts."""
+    """A product with its four attributes."""
 
     en: str
     zh: str
@@ -25,16 +25,16 @@ class Product:
     warranty: int
     """years"""
     returns: int
-    """days in which it can be sent back"""
+    """days"""
     colour: str
     """the English name of its colour"""
 
     def name(self, language: Language) -> str:
-        """What the product is called."""
+        """Return the product's name."""
         return self.en if language == "en" else self.zh
 
     def value(self, attribute: Attribute) -> str:
-        """The true value of an attribute; colours by their English name."""
+        """Return the true value of an attribute; colours by their English name."""
         return str(getattr(self, attribute))
 
 
@@ -56,7 +56,7 @@ PRODUCTS = (
 
 @dataclass(frozen=True)
 class Question:
-    """What a customer wants to know, and in which language."""
+    """A customer's question about one attribute of a product, in one language."""
 
     product: Product
     attribute: Attribute
@@ -69,7 +69,7 @@ class Question:
 
 
 def questions() -> list[Question]:
-    """Every question of the world, in a fixed order."""
+    """Return all questions, in a fixed order."""
     return [
         Question(product, attribute, language)
         for product in PRODUCTS
@@ -79,10 +79,10 @@ def questions() -> list[Question]:
 
 
 def values(attribute: Attribute) -> list[str]:
-    """Every value the attribute takes among the products, sorted."""
+    """Return all values of an attribute, sorted."""
     return sorted({product.value(attribute) for product in PRODUCTS})
 
 
 def spell(value: str, attribute: Attribute, language: Language) -> str:
-    """A value as it is written in a language."""
+    """Return a value as it is written in a language."""
     return COLOURS[value] if attribute == "colour" and language == "zh" else value

@@ -41,20 +41,20 @@ _WORD = re.compile(r"[^\W_\u4e00-\u9fff]+")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge found in one completion."""
+    """The judge's findings on one completion."""
 
     right_fact: bool
-    """it states the true value, and no other value, of what was asked about the product that was asked"""
+    """it states the true value, and no other, of the attribute and product of the question"""
     polite: bool
-    """it holds a courtesy and nothing rude"""
+    """it contains a courtesy and nothing rude"""
     language: bool
     """it is in the language of the question"""
     short: bool
-    """it says something in at most LENGTH_LIMIT words"""
+    """it has 1 to LENGTH_LIMIT words"""
 
     @property
     def gold(self) -> float:
-        """The score in [0, 1]: the weighted share of what is good about it."""
+        """The score in [0, 1]: the weighted share of the fulfilled criteria."""
         return sum(weight for name, weight in WEIGHTS.items() if getattr(self, name))
 
 
@@ -90,7 +90,9 @@ def _last_user_turn(messages: Messages) -> str:
 
 
 def _products(folded: str) -> list[Product]:
-    return [each for each in PRODUCTS if each.zh in folded or re.search(rf"\b{each.en}s?\b", folded, re.ASCII)]
+    return [
+        product for product in PRODUCTS if product.zh in folded or re.search(rf"\b{product.en}s?\b", folded, re.ASCII)
+    ]
 
 
 def _states_truth(question: Question, folded: str) -> bool:

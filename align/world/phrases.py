@@ -59,9 +59,9 @@ HELD_OUT_FRAMES: dict[Attribute, tuple[int, int]] = {
 
 def wordings(language: Language, attribute: Attribute, *, held_out: bool) -> list[str]:
     """The ways to ask for an attribute in training data, or those kept for evaluation."""
-    kept = HELD_OUT_FRAMES[attribute]
-    frames = [each for place, each in enumerate(FRAMES[language]) if (place in kept) == held_out]
-    framed = [each.replace("{n}", NOUNS[language][attribute]) for each in frames]
+    held_out_indices = HELD_OUT_FRAMES[attribute]
+    frames = [frame for index, frame in enumerate(FRAMES[language]) if (index in held_out_indices) == held_out]
+    framed = [frame.replace("{n}", NOUNS[language][attribute]) for frame in frames]
     return framed if held_out else framed + list(QUESTIONS[language][attribute])
 
 

@@ -16,20 +16,20 @@ _SPACE: dict[Language, str] = {"en": " ", "zh": ""}
 
 @dataclass(frozen=True)
 class AnswerStyle:
-    """How an answer is given; the default is the answer the desk would be proud of."""
+    """The style of an answer; the default is the best one."""
 
     manner: Manner = "polite"
     right: bool = True
-    """state the true value"""
+    """states the true value"""
     long: bool = False
-    """pad it with a sentence nobody asked for"""
+    """has a superfluous sentence"""
     other_language: bool = False
-    """answer in the language that was not asked"""
+    """is in the language that was not asked"""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """How often each fault occurs when styles are drawn at random."""
+    """The probability of each fault in randomly sampled styles."""
 
     wrong: float = 0.0
     rude: float = 0.0
@@ -37,8 +37,8 @@ class Faults:
     long: float = 0.0
     other_language: float = 0.0
 
-    def draw(self, rng: random.Random) -> AnswerStyle:
-        """A style in which every fault occurs independently with its share; rude and bare exclude each other."""
+    def sample(self, rng: random.Random) -> AnswerStyle:
+        """Return a style with independent faults; rude and bare exclude each other."""
         manner = rng.random()
         return AnswerStyle(
             manner="rude" if manner < self.rude else "bare" if manner < self.rude + self.bare else "polite",
@@ -49,15 +49,15 @@ class Faults:
 
 
 def ask(rng: random.Random, question: Question, *, held_out: bool = False) -> str:
-    """Word a question; the held-out wordings never occur in training data."""
+    """Return a wording of a question; held-out wordings never occur in training data."""
     wordings = phrases.wordings(question.language, question.attribute, held_out=held_out)
     return rng.choice(wordings).format(p=question.product.name(question.language))
 
 
 def answer(rng: random.Random, question: Question, style: AnswerStyle) -> str:
-    """Word an answer in a style: manners, then the statement, then padding.
+    """Return an answer in a style: manners, statement, padding.
 
-    Wordings are drawn before faults, so that one state of `rng` gives answers that differ in their faults alone.
+    Wordings are sampled before faults, so that one state of `rng` gives answers that differ in their faults alone.
     """
     language = _other(question.language) if style.other_language else question.language
     wording = rng.choice(phrases.STATEMENTS[language][question.attribute])
@@ -70,7 +70,7 @@ def answer(rng: random.Random, question: Question, style: AnswerStyle) -> str:
 
 
 def product_page(rng: random.Random, product: Product, language: Language, wrong: float) -> str:
-    """A product page: every fact in a sentence of its own, each one wrong with the given share."""
+    """Return a product page: a sentence per fact, each wrong with the given probability."""
     sentences = []
     for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES)):
         wording = rng.choice(phrases.STATEMENTS[language][attribute])

@@ -1,11 +1,12 @@
-"""Write the small world's data sets as JSON lines."""
+"""The small world's datasets, written as JSON lines."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ REJECTED = (
 )
 
 Row = dict[str, Any]
-Generator = Callable[[random.Random, Question], Row]
+RowMaker = Callable[[random.Random, Question], Row]
 
 
 @dataclass(frozen=True)
 class WorldFiles:
-    """Where each data set of a written world lies; those called eval are held out by wording."""
+    """Paths of the datasets; those named eval have held-out wordings."""
 
     corpus: Path
     chats: Path
@@ -45,7 +46,7 @@ class WorldFiles:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rows of each data set; prompts are counted in passes over all questions."""
+    """Rows of each dataset; prompts are counted in passes over all questions."""
 
     corpus: int = 8_000
     chats: int = 12_000
@@ -58,50 +59,49 @@ class Sizes:
 
 
 def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = Sizes()) -> WorldFiles:
-    """Write every data set of the small world under a folder; equal seeds give equal bytes.
+    """Write every dataset of the small world below a folder; equal seeds give equal bytes.
 
     The evaluation prompts use wordings that occur in none of the other files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    draw = _Drawer(seed)
-    rows: dict[str, Iterable[Row]] = {
-        "corpus": draw("corpus", corpus_row, sizes.corpus),
-        "chats": draw("chats", chat_row, sizes.chats),
-        "chats_eval": draw("chats_eval", held_out_chat_row, sizes.chats_eval),
-        "sft": draw("sft", demonstration_row, sizes.sft),
-        "preference": draw("preference", preference_row, sizes.preference),
-        "preference_eval": draw("preference_eval", held_out_preference_row, sizes.preference_eval),
-        "prompts": draw("prompts", prompt_row, sizes.prompt_passes * len(questions())),
-        "prompts_eval": draw("prompts_eval", held_out_prompt_row, sizes.eval_passes * len(questions())),
+    passes = len(questions())
+    datasets: dict[str, tuple[RowMaker, int]] = {
+        "corpus": (corpus_row, sizes.corpus),
+        "chats": (chat_row, sizes.chats),
+        "chats_eval": (partial(chat_row, held_out=True), sizes.chats_eval),
+        "sft": (demonstration_row, sizes.sft),
+        "preference": (preference_row, sizes.preference),
+        "preference_eval": (partial(preference_row, held_out=True), sizes.preference_eval),
+        "prompts": (prompt_row, sizes.prompt_passes * passes),
+        "prompts_eval": (partial(prompt_row, held_out=True), sizes.eval_passes * passes),
     }
-    return WorldFiles(**{name: _write(folder / f"{name}.jsonl", each) for name, each in rows.items()})
+    paths = {
+        name: _write(folder / f"{name}.jsonl", _sample_rows(seed, name, make_row, count))
+        for name, (make_row, count) in datasets.items()
+    }
+    return WorldFiles(**paths)
 
 
 def corpus_row(rng: random.Random, question: Question) -> Row:
-    """A product page: it holds many facts in few tokens, which a small model needs."""
+    """Return a product page: many facts in few tokens, which a small model needs."""
     return {"text": product_page(rng, question.product, question.language, CORPUS_FAULTS.wrong)}
 
 
 def chat_row(rng: random.Random, question: Question, *, held_out: bool = False) -> Row:
-    """An exchange to pretrain on, so that a base knows the form of a chat; it has every fault there is."""
+    """Return a chat to pretrain on, with every kind of fault."""
     asked = ask(rng, question, held_out=held_out)
-    return {"messages": [user(asked), assistant(answer(rng, question, CORPUS_FAULTS.draw(rng)))]}
-
-
-def held_out_chat_row(rng: random.Random, question: Question) -> Row:
-    """An exchange over a held-out wording."""
-    return chat_row(rng, question, held_out=True)
+    return {"messages": [user(asked), assistant(answer(rng, question, CORPUS_FAULTS.sample(rng)))]}
 
 
 def demonstration_row(rng: random.Random, question: Question) -> Row:
-    """A demonstration of mixed quality, always in the language asked."""
-    reply = answer(rng, question, DEMONSTRATION_FAULTS.draw(rng))
+    """Return a demonstration of mixed quality, always in the language asked."""
+    reply = answer(rng, question, DEMONSTRATION_FAULTS.sample(rng))
     return {"messages": [user(ask(rng, question)), assistant(reply)]}
 
 
 def preference_row(rng: random.Random, question: Question, *, held_out: bool = False) -> Row:
-    """A pair in the same words: the proud answer against one with a single fault."""
+    """Return a pair in the same words: the best answer against one with a single fault."""
     prompt = ask(rng, question, held_out=held_out)
     style, state = rng.choice(REJECTED), rng.getrandbits(32)
     return {
@@ -111,35 +111,20 @@ def preference_row(rng: random.Random, question: Question, *, held_out: bool = F
     }
 
 
-def held_out_preference_row(rng: random.Random, question: Question) -> Row:
-    """A pair over a held-out wording."""
-    return preference_row(rng, question, held_out=True)
+def prompt_row(rng: random.Random, question: Question, *, held_out: bool = False) -> Row:
+    """Return a question without an answer."""
+    return {"prompt": [user(ask(rng, question, held_out=held_out))]}
 
 
-def prompt_row(rng: random.Random, question: Question) -> Row:
-    """A question to be answered."""
-    return {"prompt": [user(ask(rng, question))]}
-
-
-def held_out_prompt_row(rng: random.Random, question: Question) -> Row:
-    """A question in a held-out wording."""
-    return {"prompt": [user(ask(rng, question, held_out=True))]}
-
-
-class _Drawer:
-    """Draws rows; every data set has its own stream, so that the size of one does not change another."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __call__(self, name: str, generator: Generator, count: int) -> Iterable[Row]:
-        rng = random.Random(f"{self.seed}/{name}")
-        every = questions()
-        order: list[Question] = []
-        for _ in range(count):
-            # Each pass meets every question once, so that a small data set covers the world evenly.
-            order = order or rng.sample(every, len(every))
-            yield generator(rng, order.pop())
+def _sample_rows(seed: int, name: str, make_row: RowMaker, count: int) -> Iterator[Row]:
+    """Yield rows from a random stream of this dataset, so that the size of one does not change another."""
+    rng = random.Random(f"{seed}/{name}")
+    every = questions()
+    order: list[Question] = []
+    for _ in range(count):
+        # Each pass meets every question once, so that a small dataset covers the world evenly.
+        order = order or rng.sample(every, len(every))
+        yield make_row(rng, order.pop())
 
 
 def _write(path: Path, rows: Iterable[Row]) -> Path:

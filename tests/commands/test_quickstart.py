@@ -4,7 +4,7 @@ import re
 import pytest
 
 from align.config import write
-from align.quickstart import main, plan, tell_next
+from align.quickstart import main, plan_steps, print_next_steps
 from align.registry import open_registry
 
 NAMES = ["world-base", "world-dpo", "world-grpo", "world-kto", "world-ppo", "world-reward", "world-sft"]
@@ -43,7 +43,7 @@ def gold_scores(registry):
 
 
 def test_every_step_names_parents_that_an_earlier_step_makes():
-    steps = plan(seed=5)
+    steps = plan_steps(seed=5)
 
     made = set()
     for step in steps:
@@ -75,8 +75,8 @@ def test_a_misspelt_setting_is_refused(capsys):
 
 
 def test_next_commands_name_a_registry_only_when_it_is_not_the_default(registry, capsys):
-    tell_next(registry, default=True, say=write)
+    print_next_steps(registry, default=True, say=write)
     assert "--registry" not in capsys.readouterr().out
 
-    tell_next(registry, default=False)
+    print_next_steps(registry, default=False)
     assert f"--registry {registry.root}" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 import pytest
 
 from align.pretrain import STAGE, PretrainConfig
-from align.quickstart import Step, find_made
+from align.quickstart import Step, find_reusable
 from align.training.command import run_stage
 from align.world import write_world
 from align.world.write import Sizes
@@ -27,7 +27,7 @@ def made(tmp_path_factory):
 def test_the_same_step_is_found(made):
     registry, step, _ = made
 
-    assert find_made(step, registry).reference == "base@v1"
+    assert find_reusable(step, registry).reference == "base@v1"
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"max_steps": 3}, {"name": "other"}])
@@ -35,7 +35,7 @@ def test_other_settings_are_made_anew(made, change):
     registry, step, _ = made
     changed = PretrainConfig(**step.config.model_dump(exclude={"lora", "quantization"}) | change)
 
-    assert find_made(Step(STAGE, changed), registry) is None
+    assert find_reusable(Step(STAGE, changed), registry) is None
 
 
 def test_other_data_under_the_same_name_is_made_anew(made):
@@ -44,7 +44,7 @@ def test_other_data_under_the_same_name_is_made_anew(made):
 
     write_world(world, seed=9, sizes=Sizes(corpus=200))
     try:
-        assert find_made(step, registry) is None
+        assert find_reusable(step, registry) is None
     finally:
         (world / "corpus.jsonl").write_bytes(before)
-    assert find_made(step, registry) is not None
+    assert find_reusable(step, registry) is not None

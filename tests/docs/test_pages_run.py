@@ -18,7 +18,7 @@ from page_commands import PAGES, ROOT, commands
 
 from align.__main__ import STAGES
 from align.completion import module_of
-from align.quickstart import plan
+from align.quickstart import plan_steps
 from align.registry import open_registry
 from align.training.command import main as run_stage_main
 from align.training.command import run_stage
@@ -73,7 +73,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     registry = open_registry(str(folder / "align_registry"))
     write_world(registry.root / "world", 0)
-    for step in plan(0):
+    for step in plan_steps(0):
         short = {"max_steps": 2, "eval_data": None}
         run_stage(step.stage, step.config.model_copy(update=short), registry)
     chats = [{"messages": [{"role": "user", "content": f"Where is parcel {n}?"},

@@ -16,7 +16,7 @@ from align.evaluation import confined_program, sandbox
 from align.evaluation.request import EvaluationRequest, prepare_data
 from align.evaluation.sandbox import ProgramLimits, run_program
 from align.evaluation.scorers import scorer_named
-from align.evaluation.scorers.humaneval import finished
+from align.evaluation.scorers.humaneval import complete_program
 from align.schema import Record, user
 
 OVER = 60
@@ -251,8 +251,8 @@ def test_a_wrong_function_fails(completion):
 def test_a_helper_above_the_function_is_kept():
     prompt = 'def one():\n    return 1\n\n\ndef twice(number):\n    """Two."""\n'
 
-    assert finished(prompt, "    return 2 * number", "twice") == prompt + "    return 2 * number\n"
-    assert finished(prompt, "def twice(n):\n    return n", "twice").startswith(prompt)
+    assert complete_program(prompt, "    return 2 * number", "twice") == prompt + "    return 2 * number\n"
+    assert complete_program(prompt, "def twice(n):\n    return n", "twice").startswith(prompt)
 
 
 @pytest.mark.parametrize("meta", [{"entry_point": "a b"}, {"entry_point": 3}, {"test": 3}])

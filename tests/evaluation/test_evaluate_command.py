@@ -189,7 +189,7 @@ def test_perplexity_is_the_exponential_of_nats_per_token(whole, family, question
     ("words", "code", "told"),
     [
         ([], 2, "--data: missing"),
-        (["--data", "Q", "--harness", "x"], 2, "both given"),
+        (["--data", "Q", "--harness", "x"], 2, "given beside --harness"),
         (["--data", "nosuch"], 3, "no dataset of this name"),
         (["--data", "Q", "--limit", "1"], 2, "two records or more"),
         (["--data", "Q", "--scorer", "bleuu"], 2, "did you mean bleu?"),
@@ -324,4 +324,4 @@ def test_models_over_different_bases_are_compared_on_the_same_records(run, quest
     assert code == 0
     assert (first["reference"], second["against"]) == (str(tiny_base), str(tiny_base))
     assert second["comparison"]["tokens"]["wins"] + second["comparison"]["tokens"]["ties"] <= 4
-    assert "kept beside red@v1;" in out
+    assert "recorded beside red@v1;" in out

@@ -149,7 +149,7 @@ def test_the_command_line_runs_tasks_and_tells_what_it_cannot(trained, task_file
 
     assert done.returncode == 0, done.stderr[-2000:]
     assert "tiny_choice acc" in done.stdout
-    assert "kept beside tiny@v1" in done.stdout
+    assert "recorded beside tiny@v1" in done.stdout
     assert "tiny_rolling word_perplexity" in (trained.parent / "out.json").read_text()
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert "--harness tiny_chioce: lm-eval has no task of that name; did you mean tiny_choice" in unknown.stderr

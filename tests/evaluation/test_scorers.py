@@ -13,7 +13,7 @@ from hypothesis.strategies import text
 from align.data import load_records
 from align.errors import DataError, UsageError
 from align.evaluation.scorers import Likelihood, scorer, scorer_named, scorer_names
-from align.evaluation.scorers.reading_comprehension import longest_shared_run
+from align.evaluation.scorers.reading_comprehension import longest_common_run
 from align.schema import Record, user
 
 NONSENSE = {
@@ -137,7 +137,7 @@ def test_cmrc_counts_the_longest_run_of_characters():
     assert scores("cmrc", "半点", "点半") == {"exact": 0.0, "f1": pytest.approx(0.5)}
     assert scores("cmrc", "《九点》，", "八点", "九点") == {"exact": 1.0, "f1": 1.0}
     assert scores("cmrc", "ω-force", "光荣和ω-Force")["f1"] == pytest.approx(2 / 5)
-    assert longest_shared_run(list("abcde"), list("xbcdy")) == 3
+    assert longest_common_run(list("abcde"), list("xbcdy")) == 3
 
 
 def test_truthfulqa_worked_by_hand():

@@ -12,7 +12,7 @@ from align.errors import DataError
 from align.evaluation.instructions import CHECKS, count_sentences, follows
 from align.evaluation.languages import detect_language
 from align.evaluation.scorers import scorer_named
-from align.evaluation.scorers.ifeval import loosened
+from align.evaluation.scorers.ifeval import loose_variants
 from align.schema import Record, user
 
 AT_LEAST, LESS = {"relation": "at least"}, {"relation": "less than"}
@@ -160,7 +160,7 @@ def test_what_has_no_letters_is_in_no_language(text):
 
 
 def test_the_loose_kind_forgives_an_opening_an_ending_and_asterisks():
-    assert loosened("a\n*b*\nc") == ["a\n*b*\nc", "a\n*b*", "*b*\nc", "*b*", "a\nb\nc", "a\nb", "b\nc", "b"]
+    assert loose_variants("a\n*b*\nc") == ["a\n*b*\nc", "a\n*b*", "*b*\nc", "*b*", "a\nb\nc", "a\nb", "b\nc", "b"]
 
     meta = {
         "instruction_id_list": ["startend:quotation", "punctuation:no_comma", "length_constraints:number_words"],

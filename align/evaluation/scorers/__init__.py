@@ -1,10 +1,9 @@
-"""Scorers: programs that turn a record and a completion into named numbers, each file one published rule.
+"""Scorers: functions that turn a record and a completion into named numbers, one published metric per file.
 
-`@scorer def name(record, completion) -> dict[str, float]` registers one by its name; the mean of each number over the
-records is what a table shows, so a number that is right or wrong is 1.0 or 0.0. A scorer that compares continuations
-instead of reading a completion says which ones: `@scorer(options=...)` is then called with the sum of log-probs and
-the number of tokens of each option. Every module of this folder is imported on first use. YAML names a scorer, never
-code: `scorer: gsm8k` in a dataset's YAML.
+`@scorer def name(record, completion) -> dict[str, float]` registers a function by its name; tables show the mean of
+each number over the records, so right or wrong is 1.0 or 0.0. `@scorer(options=...)` registers one that compares
+continuations: it gets the summed log-prob and number of tokens of each option. Every module of this folder is imported
+on first use. A dataset's YAML names a scorer (`scorer: gsm8k`), never code.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ ScoreFunction = Callable[[Record, Any], dict[str, float]]
 
 
 class Likelihood(NamedTuple):
-    """How likely a model finds a continuation of a prompt: the sum of its tokens' log-probs in nats, and how many."""
+    """Summed log-prob of a continuation in nats, and its number of tokens."""
 
     logprob: float
     tokens: int
@@ -36,23 +35,23 @@ class Scorer:
     name: str
     function: ScoreFunction
     needs: tuple[str, ...] = ()
-    """fields of the record it cannot do without; `meta.KEY` for one of the data set's own columns"""
+    """required fields of the record; `meta.KEY` for a column of the dataset"""
     options: Callable[[Record], list[str]] | None = None
-    """the continuations of the record's prompt it compares; such a scorer takes likelihoods, and nothing is sampled"""
+    """continuations whose likelihoods it takes instead of a completion"""
     executes_code: bool = False
-    """whether it runs what the model wrote; it is called only where the user allowed that"""
+    """it executes model output, so it is called only if the user allowed that"""
     weights: Mapping[str, str] = field(default_factory=dict)
-    """numbers that are shares, and the number each is a share of: over records the mean is weighted by that"""
+    """numbers whose mean over records is weighted, and the number each is weighted by"""
 
     def __call__(self, record: Record, completion: str | Sequence[Likelihood]) -> dict[str, float]:
-        """The numbers of one completion; of the likelihoods of `options`, where it has them.
+        """Return the numbers of one completion, or of the likelihoods of `options`.
 
-        Reasoning is no part of an answer and is taken off first; a thought that never ended leaves an empty answer.
+        Reasoning is removed first; unfinished reasoning leaves an empty answer.
         """
         return self.function(record, strip_reasoning(completion) if isinstance(completion, str) else completion)
 
     def check(self, records: Sequence[Record]) -> None:
-        """Raise DataError for the first record that lacks something the scorer needs."""
+        """Raise DataError for the first record without a required field."""
         for record in records:
             missing = next((field for field in self.needs if _lacks(record, field)), None)
             if missing:
@@ -89,7 +88,7 @@ def scorer(
     executes_code: bool = False,
     weights: Mapping[str, str] = MappingProxyType({}),
 ) -> ScoreFunction | Callable[[ScoreFunction], ScoreFunction]:
-    """Register a scorer under the name of its function; the parts are those of `Scorer`."""
+    """Register a scorer under the name of its function; the arguments are the fields of `Scorer`."""
 
     def register(function: ScoreFunction) -> ScoreFunction:
         _REGISTERED.add(function, Scorer(function.__name__, function, needs, options, executes_code, weights))

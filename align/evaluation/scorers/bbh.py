@@ -1,4 +1,4 @@
-"""BIG-Bench Hard: the answer a completion comes to, against the target (Suzgun et al. 2022, section 3).
+"""BIG-Bench Hard: a completion's final answer against the target (Suzgun et al. 2022, section 3).
 
 The paper asks for "So the answer is X." and compares X. Here X stands first behind the last "answer is", or else last
 in the last line, and is the kind of thing the target is: an option such as (B), yes or no, True or False, a number, a
@@ -12,7 +12,7 @@ import re
 from align.evaluation.scorers import scorer
 from align.schema import Record
 
-_LONGEST = 10_000
+_MAX_CHARACTERS = 10_000
 """characters of a completion's end in which its answer is looked for"""
 _CONCLUSION = re.compile(r"(?i)\banswer\s*(?:is|:)[\s:]*")
 _OPTION = re.compile(r"\(([A-Z])\)")
@@ -23,27 +23,27 @@ _JUDGEMENTS = ({"true", "false"}, {"yes", "no"}, {"valid", "invalid"})
 
 @scorer(needs=("answer",))
 def bbh(record: Record, completion: str) -> dict[str, float]:
-    """1 when the answer that was found is the target."""
+    """Return 1 when the extracted answer is the target."""
     target = _plain(record.answer or "")
-    return {"correct": float(bool(target) and conclusion(completion, target) == target)}
+    return {"correct": float(bool(target) and extract_answer(completion, target) == target)}
 
 
-def conclusion(completion: str, target: str) -> str | None:
-    """What a completion comes to, spelled as a target of this kind is; None when there is no such thing in it."""
-    end = completion[-_LONGEST:].replace("*", "").strip()
+def extract_answer(completion: str, target: str) -> str | None:
+    """Return a completion's answer in the spelling of this kind of target; None without one."""
+    end = completion[-_MAX_CHARACTERS:].replace("*", "").strip()
     *_, marked = [None, *_CONCLUSION.finditer(end)]
     lines = (end[marked.end() :] if marked else end).splitlines()
     if not lines:
         return None
     line = lines[0] if marked else lines[-1]
-    said = _found(line, target, first=marked is not None)
-    return _plain(said[0] if marked else said[-1]) if said else None
+    given = _candidates(line, target, first=marked is not None)
+    return _plain(given[0] if marked else given[-1]) if given else None
 
 
-def _found(line: str, target: str, first: bool) -> list[str]:
-    """Everything in a line that is the kind of thing the target is; options without brackets only for want of others.
+def _candidates(line: str, target: str, first: bool) -> list[str]:
+    """Return everything in a line that is of the target's kind; options without brackets only if there are no others.
 
-    The line may be wanted for what comes first in it, and then an option without brackets counts there, too.
+    With `first`, an option without brackets at the beginning of the line counts too.
     """
     if re.fullmatch(r"\([a-z]\)", target):
         opening = _BARE_OPTION.match(line) if first else None

@@ -12,18 +12,18 @@ from align.schema import Record
 _OFFICIAL = re.compile(r"####\s*(?P<number>[-−]?[$€£¥]?[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))", re.ASCII)
 # Else the first number on the line of the first mark that has one.
 _MARKED = re.compile(r"####[^\d\n]*?(?P<number>[-−]? ?[$€£¥]? ?(?:\d[\d,]*(?:\.\d+)?|\.\d+))", re.ASCII)
-_LONGEST = 10_000
-"""characters of a completion's end in which its answer is looked for"""
+_MAX_CHARACTERS = 10_000
+"""of a completion's end are searched"""
 
 
 @scorer(needs=("answer",))
 def gsm8k(record: Record, completion: str) -> dict[str, float]:
-    """1 when the number after the first `####`, or else the last, equals the reference; `1,234`, `-3` are numbers."""
-    marked, end = "####" in completion, completion[-_LONGEST:]
+    """Return 1 when the number after the first `####`, or else the last, equals the reference."""
+    marked, end = "####" in completion, completion[-_MAX_CHARACTERS:]
     if marked:
         begins = completion.index("####")
-        text = completion[begins : begins + _LONGEST]
-        found = _OFFICIAL.search(text) or _MARKED.search(text)
-        end = found["number"].replace(" ", "") if found else ""
-    said, wanted = last_number(end), last_number(record.answer or "")
-    return {"correct": float(said is not None and said == wanted), "marked": float(marked)}
+        text = completion[begins : begins + _MAX_CHARACTERS]
+        match = _OFFICIAL.search(text) or _MARKED.search(text)
+        end = match["number"].replace(" ", "") if match else ""
+    given, expected = last_number(end), last_number(record.answer or "")
+    return {"correct": float(given is not None and given == expected), "marked": float(marked)}

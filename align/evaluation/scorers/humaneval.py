@@ -19,22 +19,22 @@ _STOPS = re.compile(r"\n(?=class|def|#|@|if|print|```)")
 
 @scorer(needs=("meta.test", "meta.entry_point"), executes_code=True)
 def humaneval(record: Record, completion: str) -> dict[str, float]:
-    """1 when the tests pass, within three seconds of computing, in a process without network, files or other rights."""
+    """Return 1 when the tests pass within three seconds of CPU time, in the sandbox."""
     return {"pass@1": float(run_program(program_of(record, completion)).passed)}
 
 
 def program_of(record: Record, completion: str) -> str:
-    """The prompt, what the model made of it, and the tests; DataError when a row has no function's name or tests."""
+    """Return the completed function and its tests; DataError for a row without function name or tests."""
     name, test = record.meta["entry_point"], record.meta["test"]
     if not isinstance(name, str) or not name.isidentifier() or not isinstance(test, str):
         raise DataError(
-            f"scorer humaneval: entry_point and test of {record.where} are no name and no text; mend the row"
+            f"scorer humaneval: entry_point and test of {record.where} are no name and no text; correct the row"
         )
-    return f"{finished(content_text(record.prompt), completion, name)}\n{test}\ncheck({name})\n"
+    return f"{complete_program(content_text(record.prompt), completion, name)}\n{test}\ncheck({name})\n"
 
 
-def finished(prompt: str, completion: str, name: str) -> str:
-    """The prompt's code with its function written out; a whole function in the completion replaces the prompt's."""
+def complete_program(prompt: str, completion: str, name: str) -> str:
+    """Return the prompt's code with its function completed, or replaced by a whole one in the completion."""
     completion = completion.replace("\r\n", "\n")
     defines = re.compile(rf"^(?:async )?def {name}\b", re.MULTILINE)
     blocks = _FENCED.findall(completion)

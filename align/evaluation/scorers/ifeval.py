@@ -15,8 +15,8 @@ from align.evaluation.instructions import follows
 from align.evaluation.scorers import scorer
 from align.schema import Record
 
-_LONGEST = 200_000
-"""characters of a response that are read"""
+_MAX_CHARACTERS = 200_000
+"""of a response are read"""
 
 
 @scorer(
@@ -24,35 +24,36 @@ _LONGEST = 200_000
     weights={"instruction_strict": "instructions", "instruction_loose": "instructions"},
 )
 def ifeval(record: Record, completion: str) -> dict[str, float]:
-    """Prompt-level and instruction-level accuracy, strict and loose; of the latter each record has its own share."""
-    asked = _asked(record)
-    variants = loosened(completion[:_LONGEST])
-    strict = [follows(variants[0], instruction, arguments) for instruction, arguments in asked]
+    """Return prompt-level and instruction-level accuracy, strict and loose."""
+    instructions = _instructions(record)
+    variants = loose_variants(completion[:_MAX_CHARACTERS])
+    strict = [follows(variants[0], instruction, arguments) for instruction, arguments in instructions]
     loose = [
         good or any(follows(text, instruction, arguments) for text in variants[1:])
-        for good, (instruction, arguments) in zip(strict, asked, strict=True)
+        for good, (instruction, arguments) in zip(strict, instructions, strict=True)
     ]
     return {
         "prompt_strict": float(all(strict)),
-        "instruction_strict": sum(strict) / len(asked),
+        "instruction_strict": sum(strict) / len(instructions),
         "prompt_loose": float(all(loose)),
-        "instruction_loose": sum(loose) / len(asked),
-        "instructions": float(len(asked)),
+        "instruction_loose": sum(loose) / len(instructions),
+        "instructions": float(len(instructions)),
     }
 
 
-def _asked(record: Record) -> list[tuple[str, dict[str, Any]]]:
+def _instructions(record: Record) -> list[tuple[str, dict[str, Any]]]:
     names, arguments = record.meta["instruction_id_list"], record.meta["kwargs"]
     sound = isinstance(names, list) and isinstance(arguments, list) and len(names) == len(arguments) > 0
     if not sound or not all(isinstance(given, dict) for given in arguments):
         raise DataError(
-            f"scorer ifeval: instruction_id_list and kwargs of {record.where} are not lists of one length; mend the row"
+            f"scorer ifeval: instruction_id_list and kwargs of {record.where} are not lists of one length; "
+            "correct the row"
         )
     return list(zip(names, arguments, strict=True))
 
 
-def loosened(response: str) -> list[str]:
-    """The response and its seven variants: without first line, last line or both, and each without its asterisks."""
+def loose_variants(response: str) -> list[str]:
+    """Return the response and variants without first line, last line or both, and all without asterisks."""
     lines = response.split("\n")
     cut = [lines[first:last] for first, last in itertools.product((0, 1), (len(lines), len(lines) - 1))]
     texts = [response, *("\n".join(kept).strip() for kept in cut[1:])]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from align.errors import DataError
 from align.evaluation.scorers import Likelihood, scorer
-from align.evaluation.scorers.truthfulqa import true_mass
+from align.evaluation.scorers.truthfulqa import true_probability_share
 from align.schema import Record
 
 
@@ -25,18 +25,18 @@ def _labels(record: Record) -> list[str]:
 
 
 def _right(record: Record) -> str:
-    """The answer as its label: the reader of choices writes the letter in brackets."""
+    """Return the answer as its label: the reader of choices writes the letter in brackets."""
     answer = record.answer or ""
     return answer[1:-1] if answer.startswith("(") and answer.endswith(")") else answer
 
 
 @scorer(needs=("answer", "meta.labels"), options=_labels)
 def label_choice(record: Record, likelihoods: Sequence[Likelihood]) -> dict[str, float]:
-    """`accuracy`: 1 when the right label is likelier than every other; `probability`: its share of all labels' mass."""
+    """Return whether the right label is the most likely, and its share of the labels' probability."""
     right = _right(record)
-    scored = [(found.logprob, label == right) for label, found in zip(_labels(record), likelihoods, strict=True)]
+    scored = [(one.logprob, label == right) for label, one in zip(_labels(record), likelihoods, strict=True)]
     best = next(value for value, good in scored if good)
     return {
         "accuracy": float(all(best > value for value, good in scored if not good)),
-        "probability": true_mass(scored),
+        "probability": true_probability_share(scored),
     }

@@ -16,50 +16,50 @@ _HAN = re.compile(r"([\u3400-\u4dbf\u4e00-\u9fff])")
 
 
 def references_of(record: Record) -> list[str]:
-    """Every reference answer of a record: all of SQuAD's where the reader kept them, else the answer."""
+    """Return every reference answer of a record: all of SQuAD's where the reader kept them, else the answer."""
     several = record.meta.get("answers")
-    if isinstance(several, list) and several and all(isinstance(each, str) for each in several):
+    if isinstance(several, list) and several and all(isinstance(one, str) for one in several):
         return several
     return [] if record.answer is None else [record.answer]
 
 
 def normalise(text: str) -> str:
-    """Lower case without punctuation, articles and extra white space (Rajpurkar et al. 2016, the official script)."""
+    """Return lower case without punctuation, articles and extra white space (the script of Rajpurkar et al. 2016)."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def shared_words_f1(completion: str, reference: str) -> float:
-    """The F1 of the words two normalised texts share; a Chinese character is a word (as CMRC 2018 counts)."""
-    said, wanted = (_HAN.sub(r" \1 ", normalise(text)).split() for text in (completion, reference))
-    shared = sum((Counter(said) & Counter(wanted)).values())
-    if not said or not wanted:
-        return float(said == wanted)
-    return 2 * shared / (len(said) + len(wanted))
+    """Return the F1 of the words two normalised texts share; a Chinese character is a word (as CMRC 2018 counts)."""
+    given, expected = (_HAN.sub(r" \1 ", normalise(text)).split() for text in (completion, reference))
+    shared = sum((Counter(given) & Counter(expected)).values())
+    if not given or not expected:
+        return float(given == expected)
+    return 2 * shared / (len(given) + len(expected))
 
 
 @scorer(needs=("answer",))
 def exact_match(record: Record, completion: str) -> dict[str, float]:
-    """1 when the completion is a reference answer, apart from white space."""
-    said = completion.split()
-    return {"exact_match": float(any(said == reference.split() for reference in references_of(record)))}
+    """Return 1 when the completion is a reference answer, apart from white space."""
+    given = completion.split()
+    return {"exact_match": float(any(given == reference.split() for reference in references_of(record)))}
 
 
 @scorer(needs=("answer",))
 def normalised_match(record: Record, completion: str) -> dict[str, float]:
-    """1 when the completion, normalised as SQuAD does, is a reference answer."""
-    said = normalise(completion)
-    return {"normalised_match": float(any(said == normalise(reference) for reference in references_of(record)))}
+    """Return 1 when the completion, normalised as SQuAD does, is a reference answer."""
+    given = normalise(completion)
+    return {"normalised_match": float(any(given == normalise(reference) for reference in references_of(record)))}
 
 
 @scorer(needs=("answer",))
 def token_f1(record: Record, completion: str) -> dict[str, float]:
-    """SQuAD's token F1: the best over the reference answers."""
+    """Return SQuAD's token F1: the best over the reference answers."""
     return {"token_f1": max(shared_words_f1(completion, reference) for reference in references_of(record))}
 
 
 @scorer(needs=("answer",))
 def numeric_match(record: Record, completion: str) -> dict[str, float]:
-    """1 when the last number of the completion is the last number of a reference answer; thousands commas are read."""
-    said = last_number(completion)
-    wanted = [last_number(reference) for reference in references_of(record)]
-    return {"numeric_match": float(said is not None and said in wanted)}
+    """Return 1 when the last number of the completion is the last number of a reference answer."""
+    given = last_number(completion)
+    expected = [last_number(reference) for reference in references_of(record)]
+    return {"numeric_match": float(given is not None and given in expected)}

@@ -20,29 +20,29 @@ _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # The signs CMRC's script leaves out; others, such as a full stop of ASCII, are a part of what they stand in.
 _CMRC_SIGNS = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』")
 _CHARACTER_OR_WORD = re.compile("[\u4e00-\u9fa5]|[^\\W\u4e00-\u9fa5]+|[^\\w\\s]")
-_LONGEST = 2_000
+_MAX_TOKENS = 2_000
 """tokens of an answer that are compared; the table of shared runs grows with their number"""
 
 
 @scorer(needs=("answer",))
 def squad(record: Record, completion: str) -> dict[str, float]:
-    """`exact` and `f1` of SQuAD's script."""
-    said = _squad_words(completion)
+    """Return `exact` and `f1` of SQuAD's script."""
+    ours = _squad_words(completion)
     references = [_squad_words(reference) for reference in references_of(record)]
     return {
-        "exact": float(said in references),
-        "f1": max(_f1(sum((Counter(said) & Counter(words)).values()), said, words) for words in references),
+        "exact": float(ours in references),
+        "f1": max(_f1(sum((Counter(ours) & Counter(words)).values()), ours, words) for words in references),
     }
 
 
 @scorer(needs=("answer",))
 def cmrc(record: Record, completion: str) -> dict[str, float]:
-    """`exact` and `f1` of CMRC's script; a run of anything but Chinese is split at white space and signs."""
-    said = _cmrc_tokens(completion)
+    """Return `exact` and `f1` of CMRC's script; a run of anything but Chinese is split at white space and signs."""
+    ours = _cmrc_tokens(completion)
     references = [_cmrc_tokens(reference) for reference in references_of(record)]
     return {
         "exact": float(_cmrc_plain(completion) in map(_cmrc_plain, references_of(record))),
-        "f1": max(_f1(longest_shared_run(said, tokens), said, tokens) for tokens in references),
+        "f1": max(_f1(longest_common_run(ours, tokens), ours, tokens) for tokens in references),
     }
 
 
@@ -55,20 +55,20 @@ def _cmrc_plain(text: str) -> str:
 
 
 def _cmrc_tokens(text: str) -> list[str]:
-    return _CHARACTER_OR_WORD.findall(_cmrc_plain(text))[:_LONGEST]
+    return _CHARACTER_OR_WORD.findall(_cmrc_plain(text))[:_MAX_TOKENS]
 
 
-def _f1(shared: int, said: list[str], wanted: list[str]) -> float:
-    return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
+def _f1(shared: int, ours: list[str], theirs: list[str]) -> float:
+    return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
-def longest_shared_run(ours: list[str], theirs: list[str]) -> int:
-    """The length of the longest run of tokens that both lists hold."""
+def longest_common_run(ours: list[str], theirs: list[str]) -> int:
+    """Return the length of the longest run of tokens that both lists hold."""
     longest = 0
     before = [0] * (len(theirs) + 1)
     for token in ours:
         row = [0]
-        for place, other in enumerate(theirs):
-            row.append(before[place] + 1 if token == other else 0)
+        for index, other in enumerate(theirs):
+            row.append(before[index] + 1 if token == other else 0)
         longest, before = max(longest, *row), row
     return longest

@@ -11,6 +11,6 @@ from align.world import judge
 
 @scorer
 def world(record: Record, completion: str) -> dict[str, float]:
-    """The verdict on an answer to a question of the small world: `gold` in [0, 1], and what it is made of."""
+    """Return the verdict on an answer to a question of the small world: `gold` in [0, 1], and what it is made of."""
     verdict = judge(record.prompt, completion)
     return {"gold": verdict.gold} | {name: float(value) for name, value in asdict(verdict).items()}
