@@ -120,10 +120,10 @@ def _refuse_misspelt_switch(key: str) -> None:
 
 
 def _read_value(key: str, text: str) -> Any:
-    """Return a command-line value: lists and mappings are YAML, and so is all under `trainer`, of unknown types."""
+    """Return a command-line value: lists and mappings are YAML, and so is all in groups whose types a library has."""
     if text in ("null", "~"):
         return None
-    return load_yaml(text, key) if text.startswith(("[", "{")) or key.startswith("trainer.") else text
+    return load_yaml(text, key) if text.startswith(("[", "{")) or key.startswith(("trainer.", "peft.")) else text
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

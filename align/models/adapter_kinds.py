@@ -73,7 +73,7 @@ def check_kind(checkpoint: Checkpoint, use: AdapterUse) -> None:
     if checkpoint.kind == "reward" and beside:
         raise IntegrityError(
             f"{name}: a reward model with trained modules beside its adapter ({', '.join(sorted(beside))}), which is "
-            "not supported; train one with python -m align.reward"
+            "not supported; train one with align reward"
         )
     if use == "train":
         _check_trainable(settings, name, checkpoint.kind == "reward")

@@ -59,6 +59,12 @@ def test_a_tool_reads_every_spelling_alike(tool):
     assert all(parsed(tool, words) == parsed(tool, first) for words in others)
 
 
+def test_values_of_a_librarys_own_settings_are_yaml():
+    values = read_command_line(["peft.peft_type=OFT", "peft.r=0", "trainer.tf32=true"]).values
+
+    assert values == {"peft": {"peft_type": "OFT", "r": 0}, "trainer": {"tf32": True}}
+
+
 def test_a_stage_reads_every_spelling_alike():
     first, *others = (
         ["--learning_rate", "1e-4", "--lora.use_dora", "true", "--dry_run"],
