@@ -163,7 +163,7 @@ class _LimitedProtocol(_Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is in progress."""
+        """Return whether no request is in progress."""
         return self.cycle is None or self.cycle.response_complete
 
     def drop(self) -> None:

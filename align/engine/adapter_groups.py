@@ -27,7 +27,7 @@ BASE = "__base__"
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What `probe_models` measured of one model when the engine started."""
+    """The measurements of `probe_models` for one model."""
 
     reference: str
     adapter: str
@@ -42,7 +42,7 @@ class ModelFacts:
 
     @property
     def runs_alone(self) -> bool:
-        """Whether its rows cannot share a batch with other models', so that they run one model after the other."""
+        """Return whether its rows cannot share a batch with other models', and run one model after the other."""
         return self.adapter_group != MIXED
 
     @property

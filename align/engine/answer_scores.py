@@ -21,14 +21,14 @@ _ALTERNATIVES = 5
 _REWARD = "__reward__"
 
 
-class AnswerTokens(NamedTuple):
+class EncodedAnswer(NamedTuple):
     """A conversation in tokens: what comes before the answer, and the answer with its end token."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
 
 
-def encode_answer(messages: Messages, loaded: LoadedBase) -> AnswerTokens:
+def encode_answer(messages: Messages, loaded: LoadedBase) -> EncodedAnswer:
     """Return the tokens of a conversation that ends with an answer, as training renders them.
 
     Raises UsageError when it does not, does not fit the chat template, or is longer than the model takes.
@@ -45,10 +45,10 @@ def encode_answer(messages: Messages, loaded: LoadedBase) -> AnswerTokens:
         reason = next(iter(rendered.dropped))
         raise UsageError(f"the conversation cannot be read: {reason}; the model takes {window} tokens")
     (row,) = rendered.rows
-    return AnswerTokens(row["prompt_ids"], row["completion_ids"])
+    return EncodedAnswer(row["prompt_ids"], row["completion_ids"])
 
 
-def compute_token_shift(loaded: LoadedBase, fact: ModelFacts, answer: AnswerTokens) -> list[ShiftedToken]:
+def compute_token_shift(loaded: LoadedBase, fact: ModelFacts, answer: EncodedAnswer) -> list[ShiftedToken]:
     """Compare each token of an answer under a model and its base, from one pass where they can share a batch."""
     import torch
 
@@ -108,7 +108,7 @@ class RewardScorer:
         del loaded.adapters[checkpoint.reference]
         self._loaded = loaded
 
-    def score(self, answer: AnswerTokens) -> float:
+    def score(self, answer: EncodedAnswer) -> float:
         """Return the score of a conversation, read at the end token of its answer."""
         import torch
 

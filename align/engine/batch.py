@@ -56,7 +56,7 @@ class DecodingBatch:
 
     @property
     def can_admit(self) -> bool:
-        """Whether rows may join: always where the cache can be resized, else only before the first row."""
+        """Return whether rows may join: always where the cache can be resized, else only before the first row."""
         return self.prefill is None and (self._cached is None or self._cached.can_resize)
 
     @property
@@ -99,7 +99,7 @@ class DecodingBatch:
         return prefill.columns + max(1, min(most))
 
     def _can_score(self, rows: Sequence[RunningRow], columns: int) -> bool:
-        """Whether prompts are scored; rows whose logits do not fit into one pass, where one is needed, fail."""
+        """Return whether prompts are scored; rows whose logits do not fit into one pass, where one is needed, fail."""
         scored = [row for row in rows if row.scores is not None and not row.state.ended]
         logits = len(rows) * columns * self._decoder.vocabulary
         if scored and not self._decoder.can_prefill_in_chunks and logits > _WHOLE_PROMPT_RATIO * MOST_LOGITS:

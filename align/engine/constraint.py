@@ -133,7 +133,7 @@ class Matcher:
 
     @property
     def complete(self) -> bool:
-        """Whether no further token is allowed."""
+        """Return whether no further token is allowed."""
         return bool(self._matcher.is_stopped())
 
     def took(self, token: int) -> None:

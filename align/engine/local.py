@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from align.engine.batch import DecodingBatch, Prefill
 from align.engine.constraint import Compiler
 from align.engine.prompt_queue import PromptQueue, prompt_characters
 from align.engine.protocol import EngineBusy, GenerationRequest, Row, Sampling, ShiftedToken
-from align.engine.running_rows import RowDurations, RowState, RunningRow, start_row
+from align.engine.running_rows import RowState, RunningRow, start_row
 from align.engine.stream import Stream, collect_texts
 from align.engine.token_rules import activate_rules
 from align.errors import IntegrityError, UsageError, nearest
@@ -61,7 +62,7 @@ class LocalEngine:
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._facts: dict[str, ModelFacts] = {}
-        self._durations = RowDurations()
+        self._row_seconds: deque[float] = deque([1.0], maxlen=32)
         self._stops = stop_tokens(loaded)
         self._vocabulary = int(loaded.model.config.get_text_config().vocab_size)
         self._compiler = Compiler(loaded.tokenizer, self._vocabulary, self._stops.ids)
@@ -90,7 +91,7 @@ class LocalEngine:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about these models, one line each."""
+        """Notices about these models for the user, one line each."""
         lines = [f"{fact.reference}: {fact.runs_alone_reason}" for fact in self.facts if fact.runs_alone]
         same = [fact for fact in self.facts if fact.adapter != BASE and fact.logit_difference == 0]
         lines += [f"{fact.reference}: writes exactly what its base writes" for fact in same]
@@ -193,7 +194,8 @@ class LocalEngine:
     def _refuse_overflow(self, more: int) -> None:
         waiting = self.waiting
         if self._max_waiting is not None and waiting + more > self._max_waiting:
-            seconds = self._durations.seconds_until_free(waiting, self._max_rows)
+            mean = sum(self._row_seconds) / len(self._row_seconds)
+            seconds = min(max(mean * waiting / self._max_rows, 1.0), 60.0)
             raise EngineBusy(
                 f"{waiting} answers are waiting, {self._max_waiting} may; try again in {seconds:.0f} seconds", seconds
             )
@@ -265,7 +267,7 @@ class LocalEngine:
             for row in batch.all_rows:
                 if row.state.cancelled and not row.state.ended:
                     row.finish("cancelled")
-            self._durations.record(batch.evict_finished())
+            self._evict_finished(batch)
             if not batch.all_rows:
                 # All rows have left: the next batch is of the adapter group of the oldest waiting row.
                 with self._changed:
@@ -276,13 +278,17 @@ class LocalEngine:
             self._prefill(batch)
             batch.admit_rows()
             # A row may have ended with its first token.
-            self._durations.record(batch.evict_finished())
+            self._evict_finished(batch)
             batch.step()
         except Exception as error:  # a reader must never wait for a batch that is gone
             batch.restore_model()
             _fail_all([row.state for row in batch.all_rows], _failure_message(error))
             return self._empty_batch(batch.adapter_group)
         return batch
+
+    def _evict_finished(self, batch: DecodingBatch) -> None:
+        now = time.perf_counter()
+        self._row_seconds.extend(now - row.started for row in batch.evict_finished())
 
     def _empty_batch(self, adapter_group: str) -> DecodingBatch:
         loaded = self._loaded

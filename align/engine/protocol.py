@@ -1,4 +1,4 @@
-"""What every engine takes and gives: rows of (model, messages, seed) in, a stream of events per row out."""
+"""Requests and events of every engine: rows of (model, messages, seed) in, a stream of events per row out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EngineBusy(MachineError):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are sampled. Temperature 0 is greedy; everything else is off by default.
+    """The sampling of tokens. Temperature 0 is greedy; everything else is off by default.
 
     Applied in this order: penalties, temperature, `top_k`, `top_p`, `min_p`. A text ends before its first stop string.
     """
@@ -69,7 +69,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """How a conversation is rendered, beside its turns."""
+    """Options of the chat template, besides the turns."""
 
     tools: tuple[dict[str, Any], ...] = ()
     """schemas of functions the model may call, as chat templates take them"""
@@ -118,7 +118,7 @@ class Row:
 
     @property
     def is_raw_prompt(self) -> bool:
-        """Whether it continues a raw prompt, not a conversation."""
+        """Return whether it continues a raw prompt, not a conversation."""
         return self.text is not None or self.ids is not None
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.engine.stream import Stream
-
-_DURATIONS = 32
-"""rows that the mean duration is taken over"""
 
 
 @dataclass
@@ -42,7 +37,7 @@ class RowState:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the reader asked this row to stop."""
+        """Return whether the reader asked this row to stop."""
         return self.stream.is_cancelled(self.index)
 
     def cancel(self) -> None:
@@ -207,20 +202,3 @@ def _check_ids(row: Row, size: int) -> list[int]:
     if outside is not None:
         raise DataError(f"{row.model}: token {outside} is none of its {size}; encode the prompt with its own tokenizer")
     return ids
-
-
-class RowDurations:
-    """The durations of the last rows that ended, for telling a client when to come back."""
-
-    def __init__(self) -> None:
-        self._seconds: deque[float] = deque([1.0], maxlen=_DURATIONS)
-
-    def record(self, ended: Sequence[RunningRow]) -> None:
-        """Add rows that have just ended."""
-        now = time.perf_counter()
-        self._seconds.extend(now - row.started for row in ended)
-
-    def seconds_until_free(self, waiting: int, at_once: int) -> float:
-        """Estimate how long `waiting` rows take, `at_once` at a time: one second to a minute."""
-        mean = sum(self._seconds) / len(self._seconds)
-        return min(max(mean * waiting / at_once, 1.0), 60.0)

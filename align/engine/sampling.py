@@ -38,7 +38,7 @@ class RowSampler:
 
     @property
     def greedy(self) -> bool:
-        """Whether the token with the largest logit is taken."""
+        """Return whether the token with the largest logit is taken."""
         return self._sampling.temperature < _LOWEST_TEMPERATURE
 
     @property

@@ -53,7 +53,7 @@ class TextBuffer:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string was found."""
+        """Return whether a stop string was found."""
         return self._stops.found
 
     def push(self, token: int, scored: Token | None = None) -> TextChunk:

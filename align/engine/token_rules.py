@@ -76,13 +76,13 @@ class ActiveRules:
 
     @property
     def changes_logits(self) -> bool:
-        """Whether any logit is ever changed."""
+        """Return whether any logit is ever changed."""
         rules = self.rules
         return bool(rules.min_tokens or rules.allowed_token_ids or rules.logit_bias or self.matcher is not None)
 
     @property
     def complete(self) -> bool:
-        """Whether the constraint allows no further token."""
+        """Return whether the constraint allows no further token."""
         return self.matcher is not None and self.matcher.complete
 
     def took(self, token: int) -> None:

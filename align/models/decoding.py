@@ -33,7 +33,7 @@ class CachedRows:
 
     @property
     def can_resize(self) -> bool:
-        """Whether rows can be added and columns cropped: plain or sliding keys and values, no recurrent states."""
+        """Return whether rows can be added and columns cropped: keys and values only, no recurrent states."""
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
         plain = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -119,14 +119,14 @@ class Decoder:
 
     @property
     def rotates_alike(self) -> bool:
-        """Whether positions are rotated alike in every pass, however long the rows in it are."""
+        """Return whether positions are rotated alike in every pass, however long the rows in it are."""
         ropes = getattr(self._model.config.get_text_config(), "rope_parameters", None) or {}
         kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
         return not kinds & {"dynamic", "longrope"}
 
     @property
     def can_prefill_in_chunks(self) -> bool:
-        """Whether a pass of several tokens can continue a cache; recurrent states continue one token at a time."""
+        """Return whether a pass of several tokens can continue a cache; recurrent states take one at a time."""
         return self.rotates_alike and not getattr(self._model, "_is_stateful", False)
 
     def prefill(self, rows: CachedRows, ids: Tensor, begin: int, end: int, last: int = 1) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from align.errors import nearest
-
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -60,17 +58,6 @@ def unsupported(param: str, problem: str, advice: str) -> ApiError:
     return bad_field(param, f"{problem}; {advice}", code="unsupported_parameter")
 
 
-def unknown_model(name: str, known: list[str]) -> ApiError:
-    """Return 404 for a model that is not served."""
-    message = f"model {name!r}: not served here;{nearest(name, known)}"
-    return ApiError(404, message, param="model", code="model_not_found")
-
-
-def queue_full(message: str, retry_after: float) -> ApiError:
-    """Return 429: ask again later."""
-    return ApiError(429, message, code="queue_full", retry_after=retry_after)
-
-
 def draining() -> ApiError:
     """Return 503 while the server shuts down."""
     return ApiError(503, "the server is ending; ask another one, or again in a moment", code="draining", retry_after=5)
@@ -79,11 +66,6 @@ def draining() -> ApiError:
 def not_ready() -> ApiError:
     """Return 503 while the models load."""
     return ApiError(503, "the models are still loading; ask again in a moment", code="not_ready", retry_after=5)
-
-
-def timed_out(seconds: float) -> ApiError:
-    """Return 504: the answer took too long and was cancelled."""
-    return ApiError(504, f"no end within {seconds:g} s; ask for fewer tokens, or when less is going on", code="timeout")
 
 
 def internal_error() -> ApiError:

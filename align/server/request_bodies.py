@@ -88,7 +88,7 @@ class GenerationBody(ConstraintFields):
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with the count of its tokens."""
+        """Return whether a stream ends with the count of its tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def check(self) -> None:

@@ -32,7 +32,7 @@ _QUIET = ("/metrics", "/health", "/ready", "/ui")
 
 @dataclass
 class RequestRecord:
-    """What is logged of a request besides its status."""
+    """The logged fields of a request besides its status."""
 
     model: str = ""
     id: str = ""

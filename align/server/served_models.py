@@ -8,10 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.errors import UsageError
+from align.errors import UsageError, nearest
 from align.registry.lineage import parent_links
 from align.registry.references import LATEST
-from align.server.api_errors import unknown_model
+from align.server.api_errors import ApiError
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
@@ -78,7 +78,8 @@ class ServedModels:
     def find(self, name: str) -> ServedModel:
         """Return the model of an id; raises ApiError (404) when there is none."""
         if name not in self._by_name:
-            raise unknown_model(name, self.names)
+            message = f"model {name!r}: not served here;{nearest(name, self.names)}"
+            raise ApiError(404, message, param="model", code="model_not_found")
         return self._by_name[name]
 
     def cards(self) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from align.engine.protocol import (
     RowFailure,
     RowPrompt,
 )
-from align.server.api_errors import ApiError, draining, internal_error, not_ready, queue_full, timed_out
+from align.server.api_errors import ApiError, draining, internal_error, not_ready
 from align.server.limits import ServerLimits
 from align.server.metrics import Metrics
 from align.server.served_models import ServedModel, ServedModels
@@ -55,7 +55,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be taken."""
+        """Return whether a request would be taken."""
         return self.engine is not None and not self.draining
 
     def submit(self, rows: tuple[Row, ...]) -> Handle:
@@ -67,7 +67,7 @@ class Service:
         try:
             return self.engine.submit(GenerationRequest(rows))
         except EngineBusy as full:
-            raise queue_full(str(full), full.retry_after) from None
+            raise ApiError(429, str(full), code="queue_full", retry_after=full.retry_after) from None
 
     async def answer(self, served: ServedModel, rows: tuple[Row, ...], receive: Receive) -> AsyncGenerator[Event, None]:
         """Yield the events of some rows; raises ApiError when a row fails or the time is over.
@@ -97,7 +97,8 @@ class Service:
             async with asyncio.timeout_at(deadline):
                 return await anext(events, None)
         except TimeoutError:
-            raise timed_out(self.limits.max_seconds) from None
+            message = f"no end within {self.limits.max_seconds:g} s; ask for fewer tokens, or when less is going on"
+            raise ApiError(504, message, code="timeout") from None
 
     def _failed(self, error: RowFailure, row: Row) -> ApiError:
         """Return the error of a row that failed; internal errors are for the log only."""
