@@ -77,8 +77,7 @@ def peak_memory() -> float:
 
 
 def import_ours() -> None:
-    import align.data.load
-    import align.data.scan  # noqa: F401
+    import align.data  # noqa: F401
 
 
 def import_theirs() -> None:
@@ -88,7 +87,7 @@ def import_theirs() -> None:
 
 
 def scan_records(file: str) -> int:
-    from align.data.scan import open_scan
+    from align.data.load import open_scan
 
     return sum(len(batch) for batch in open_scan(file, view="demonstration"))
 

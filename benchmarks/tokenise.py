@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from align.data.digest import digest_records
-from align.data.load import RecordSet
+from align.data.record_sets import RecordSet, digest_records
 from align.data.tokenise import TokenPlan, tokenise
 from align.models.scratch import train_tokenizer
 from align.schema import Messages, Record, assistant, user

@@ -1,28 +1,26 @@
 """Datasets: any public format in, records out; records in, tokens with exact masks out.
 
-The way of a row, from `data=NAME` to a `Record` of a `RecordSet` (`load.py`, `scan.py`):
+The way of a row, from `data=NAME` to a `Record` of a `RecordSet` (`load.py` holds the steps together):
 
-    catalog        a spec: NAME, a file, a folder, hf://owner/name, each with :options
-       |           dataset_config: the settings, as a file, a hub, a votes or a mixture dataset
+    catalog        a spec (NAME, a file, a folder, hf://owner/name, each with :options) -> dataset -> open source
+       |           dataset_config: the settings of a file, a hub, a votes or a mixture dataset
        v
-    sources        the path, or the hub dataset, that the settings name
-       |
+    containers/    bytes -> raw rows: json_files, csv_files, arrow_files, text_files; folders chooses a split
+       |           (hub_rows: the same from the hub)
        v
-    containers/    bytes -> raw rows: json_files, csv_files, arrow_files, text_files; folders choose a split
-       |
-       v
-    formats/       raw row -> records: the table of formats, one reader each; row_layout says which column is what
-       |           read_rows: chooses the format, reads each row, checks each record; row_errors: what is refused
+    read_rows      raw row -> records, checked one by one; row_errors: what is refused, and how it is shown
+       |           formats/: the table of formats, one reader each; row_layout: which column plays which part
        v
     views          the kind of record that a stage asks for
        |           mixtures: how many rows each of several datasets gives
        v
-    set_checks     repeats, contradictions, bias, leaks;  digest: the identity of the whole
+    record_sets    the digest of the whole; repeats, contradictions, bias, leaks
 
 A new format is a reader and one entry in `formats/__init__.py`; a new kind of file one entry in
-`containers/__init__.py`. Rendering (records to tokens) begins at `render`.
+`containers/__init__.py`. `rendering/` turns records into tokens and masks.
 """
 
-from align.data.load import RecordSet, load_records
+from align.data.load import load_records
+from align.data.record_sets import RecordSet
 
 __all__ = ["RecordSet", "load_records"]

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.data.record_sets import Findings, characters
 from align.data.rendering.render_view import render_view
 from align.data.rendering.rendered_rows import RenderedRows
-from align.data.set_checks import Findings, characters
 from align.data.views import natural_view
 from align.schema import Record
 

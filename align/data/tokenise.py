@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.config import OnLong, OnRefused
-from align.data.load import RecordSet
+from align.data.record_sets import RecordSet
 from align.data.rendering.document_rows import NOT_FULL, pack_blocks
 from align.data.rendering.fit_length import TOO_LONG, LengthLimit
 from align.data.rendering.render_view import RENDERERS

@@ -16,9 +16,9 @@ import numpy as np
 from align.command_line import parse_options
 from align.config import write
 from align.data.convert import to_trl
+from align.data.load import open_scan
 from align.data.rendering.answer_rows import preference_rows, unpaired_rows
 from align.data.rendering.fit_length import LengthLimit
-from align.data.scan import open_scan
 from align.data.views import natural_view
 from align.data.writing import check_target, write_rows
 from align.errors import DataError, UsageError, guard
@@ -27,7 +27,7 @@ from align.schema import Record
 from align.statistics import auc, correlation
 
 if TYPE_CHECKING:
-    from align.data.scan import Scan
+    from align.data.load import Scan
     from align.models.adapters import LoadedBase
     from align.registry import Checkpoint, Registry
 

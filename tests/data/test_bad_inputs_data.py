@@ -17,8 +17,8 @@ import pytest
 from template_zoo import build
 
 from align.data import load_records
+from align.data.load import open_scan
 from align.data.rendering.render_view import render_view
-from align.data.scan import open_scan
 from align.errors import AlignError, DataError, UsageError
 from align.schema import assistant, user
 

@@ -8,8 +8,8 @@ import pytest
 from align.data import load_records
 from align.data.formats.row_layout import read_label
 from align.data.formats.turns import split_pair
+from align.data.load import open_scan
 from align.data.row_errors import RowError
-from align.data.scan import open_scan
 from align.errors import DataError, UsageError
 from align.schema import Record, assistant, user
 

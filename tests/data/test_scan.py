@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from align.data.digest import digest_records
-from align.data.load import load_records
-from align.data.scan import BATCH, open_scan
-from align.data.set_checks import Findings
+from align.data.load import BATCH, load_records, open_scan
+from align.data.record_sets import Findings, digest_records
 from align.errors import DataError
 from align.schema import Record
 
@@ -208,7 +206,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, monk
 MEASURE = """
 import re, sys
 from pathlib import Path
-from align.data.scan import open_scan
+from align.data.load import open_scan
 kept = 0
 for path in sys.argv[1:]:
     found = open_scan(path)

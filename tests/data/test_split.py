@@ -6,7 +6,7 @@ import pytest
 
 from align.data import load_records
 from align.data.__main__ import main
-from align.data.set_checks import refuse_leak
+from align.data.record_sets import refuse_leak
 from align.data.split import is_held_out
 from align.schema import Record, assistant, user
 

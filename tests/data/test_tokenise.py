@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from template_zoo import build
 
-from align.data.digest import digest_records
-from align.data.load import RecordSet
+from align.data.record_sets import RecordSet, digest_records
 from align.data.rendering.render_view import render_view
 from align.data.tokenise import TokenPlan, tokenise
 from align.errors import DataError

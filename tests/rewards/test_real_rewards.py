@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from align import reward
-from align.data.load import load_records
-from align.data.scan import open_scan
-from align.data.set_checks import refuse_leak
+from align.data.load import load_records, open_scan
+from align.data.record_sets import refuse_leak
 from align.data.split import split_records
 from align.registry import open_registry
 from align.training.command import main

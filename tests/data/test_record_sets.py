@@ -5,7 +5,7 @@ import json
 import pytest
 
 from align.data import load_records
-from align.data.set_checks import Findings, find_problems, refuse_leak
+from align.data.record_sets import Findings, find_problems, refuse_leak
 from align.errors import DataError
 from align.schema import Record, assistant, user
 
