@@ -7,6 +7,9 @@ import json
 import pytest
 
 from align.data import load_records
+from align.data.formats import FORMATS, Format
+from align.data.formats.recognisers import has_columns
+from align.data.formats.row_layout import COMMON
 from align.errors import DataError, UsageError
 from align.schema import Record, assistant, user
 
@@ -448,3 +451,22 @@ def test_longer_names_are_no_slips(load, column):
 def test_slips_that_would_decide_are_refused(load, column):
     with pytest.raises(DataError, match=f"the column '{column}' is nearly called"):
         load([{"text": "a", column: "x"}])
+
+
+def test_a_new_format_is_one_entry_of_the_table(tmp_path, monkeypatch):
+    def read_riddle(row, layout):
+        return [Record(prompt=[user(layout.text(row, "riddle", "empty prompt"))], answer=layout.reference(row))]
+
+    riddles = Format(
+        read_riddle, {"riddle": ("riddle",), "answer": ("secret",), **COMMON}, has_columns(("riddle", "secret"))
+    )
+    monkeypatch.setitem(FORMATS, "riddles", riddles)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"riddle": "What has keys?", "secret": "a piano", "id": 7}) + "\n")
+
+    told, asked = load_records(f"{tmp_path}/a.jsonl"), load_records(f"{tmp_path}/a.jsonl:format=riddles")
+
+    assert any("format riddles, decided by columns riddle and secret" in note for note in told.notes)
+    assert [(record.prompt, record.answer, record.id) for record in told.records] == [
+        ([user("What has keys?")], "a piano", "7")
+    ]
+    assert asked.digest == told.digest
