@@ -65,8 +65,8 @@ def write_models(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def open_engine(folder: Path, names: list[str], *, even: bool = False) -> Any:
-    """An engine over some of the models; an even one reads long prompts in parts."""
+def open_engine(folder: Path, names: list[str], *, chunked: bool = False) -> Any:
+    """An engine over some of the models; a chunked one prefills long prompts in chunks."""
     from align.engine.local import LocalEngine, default_prefill_chunk
     from align.models.adapters import load_models
     from align.models.loading import Precision
@@ -74,7 +74,7 @@ def open_engine(folder: Path, names: list[str], *, even: bool = False) -> Any:
 
     references = [str(folder / name) for name in names]
     loaded = load_models(open_registry(folder / "registry"), references, Precision(bf16=False))
-    return LocalEngine(loaded, prefill_chunk_tokens=default_prefill_chunk(loaded.model) if even else None)
+    return LocalEngine(loaded, prefill_chunk_tokens=default_prefill_chunk(loaded.model) if chunked else None)
 
 
 def rows_of(models: list[str], count: int) -> list[Any]:
@@ -184,7 +184,7 @@ def gap(folder: Path, rounds: int) -> dict[str, Any]:
     texts = set()
     for _ in range(rounds):
         for label in ("at once", "in parts"):
-            engine = open_engine(folder, ["first", "second"], even=label == "in parts")
+            engine = open_engine(folder, ["first", "second"], chunked=label == "in parts")
             *figures, text = interrupted(engine)
             engine.close()
             found[label].append(figures)
