@@ -301,10 +301,12 @@ def options_of(config_class: type[Settings], prefix: str = "", *, grouped: bool 
         if (group := group_of(kind)) is not None:
             if grouped:
                 meaning = meaning or (group.__doc__ or "").split("\n")[0].rstrip(".")
-                yield Option(prefix + key, meaning, f"group of {', '.join(group.model_fields)}", "")
+                several = "list of groups" if typing.get_origin(kind) is list else "group"
+                yield Option(prefix + key, meaning, f"{several} of {', '.join(group.model_fields)}", "")
                 continue
             if group is not kind:
-                yield Option(prefix + key, meaning, "none, or its parts below", "")
+                parts = "groups of the parts below" if typing.get_origin(kind) is list else "none, or its parts below"
+                yield Option(prefix + key, meaning, parts, "")
             yield from options_of(group, f"{prefix}{key}.")
             continue
         value = info.get_default(call_default_factory=True)
