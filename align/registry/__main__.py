@@ -18,8 +18,6 @@ from align.registry.store import Registry, open_registry
 Action = Callable[[Registry, argparse.Namespace], None]
 Verb = Callable[[str, str, Action], argparse.ArgumentParser]
 
-_WHERE = "else $ALIGN_REGISTRY, else ./align_registry"
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run one registry command; return its exit code."""
@@ -31,14 +29,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
-    parser = argparse.ArgumentParser(prog="align registry", description="What is registered, and from what.")
-    parser.add_argument("--registry", metavar="DIR", help=_WHERE)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser = argparse.ArgumentParser(prog="align registry", description="Registered models, and what they are made of.")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
     # The same options after the verb; they leave what was given before it alone.
     after = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    after.add_argument("--registry", metavar="DIR", help=_WHERE)
-    after.add_argument("--debug", action="store_true", help="show tracebacks")
+    for options in (parser, after):
+        options.add_argument("--registry", metavar="DIR", help="else $ALIGN_REGISTRY, else ./align_registry")
+        options.add_argument("--debug", action="store_true", help="show tracebacks")
 
     def verb(name: str, text: str, action: Action) -> argparse.ArgumentParser:
         command = verbs.add_parser(name, help=text, description=text, parents=[after])
@@ -53,78 +50,84 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_reading_commands(verb: Verb) -> None:
     """Add the commands that change nothing."""
-    listing = verb("ls", "every version of every name", lambda r, o: commands.print_versions(r, o.name, o.json))
-    listing.add_argument("name", metavar="NAME", nargs="?", help="only this one")
-    showing = verb("show", "what one checkpoint is", lambda r, o: commands.print_checkpoint(r, o.reference, o.json))
-    tracing = verb("lineage", "what it was made from", lambda r, o: commands.print_lineage(r, o.reference, o.json))
-    for command in (showing, tracing):
+    ls = verb("ls", "every version of every name", lambda r, o: commands.print_versions(r, o.name, o.json))
+    ls.add_argument("name", metavar="NAME", nargs="?", help="only this one")
+    show = verb(
+        "show", "everything recorded about a checkpoint", lambda r, o: commands.print_checkpoint(r, o.reference, o.json)
+    )
+    lineage = verb(
+        "lineage", "the ancestors of a checkpoint", lambda r, o: commands.print_lineage(r, o.reference, o.json)
+    )
+    for command in (show, lineage):
         command.add_argument("reference", metavar="REF")
-    comparing = verb(
+    diff = verb(
         "diff", "two checkpoints side by side", lambda r, o: commands.print_differences(r, o.first, o.second, o.json)
     )
-    comparing.add_argument("first", metavar="A")
-    comparing.add_argument("second", metavar="B")
-    for command in (listing, showing, tracing, comparing):
+    diff.add_argument("first", metavar="A")
+    diff.add_argument("second", metavar="B")
+    for command in (ls, show, lineage, diff):
         command.add_argument("--json", action="store_true", help="as JSON")
-    checking = verb("verify", "read every byte again", lambda r, o: commands.verify(r, o.reference))
-    checking.add_argument("reference", metavar="REF", nargs="?", help="only this one")
+    verify = verb("verify", "compare every file with its digest", lambda r, o: commands.verify(r, o.reference))
+    verify.add_argument("reference", metavar="REF", nargs="?", help="only this one")
 
 
 def _add_maintenance_commands(verb: Verb) -> None:
     """Add the commands that keep a registry in order."""
-    naming = verb("alias", "let NAME@ALIAS stand for a version", _set_or_remove_alias)
-    naming.add_argument("name", metavar="NAME")
-    naming.add_argument("alias", metavar="ALIAS")
-    meaning = naming.add_mutually_exclusive_group(required=True)
-    meaning.add_argument("version", metavar="VERSION", nargs="?")
-    meaning.add_argument("--remove", action="store_true", help="let it mean nothing any more")
-    curing = verb(
-        "doctor", "what is wrong, and whose files are here", lambda r, o: commands.run_doctor(r, o.repair, o.json)
+    alias = verb("alias", "let NAME@ALIAS stand for a version", _set_or_remove_alias)
+    alias.add_argument("name", metavar="NAME")
+    alias.add_argument("alias", metavar="ALIAS")
+    version = alias.add_mutually_exclusive_group(required=True)
+    version.add_argument("version", metavar="VERSION", nargs="?")
+    version.add_argument("--remove", action="store_true", help="remove the alias")
+    doctor = verb(
+        "doctor", "damage, and files that are not the registry's", lambda r, o: commands.run_doctor(r, o.repair, o.json)
     )
-    curing.add_argument("--repair", action="store_true", help="move damage to quarantine/; nothing is deleted")
-    curing.add_argument("--json", action="store_true", help="as JSON")
-    sweeping = verb(
-        "gc", "what can go: leftovers, never a version", lambda r, o: commands.collect_garbage(r, o.yes, o.days)
+    doctor.add_argument("--repair", action="store_true", help="move damage to quarantine/; nothing is deleted")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    gc = verb("gc", "left-over files, never a version", lambda r, o: commands.collect_garbage(r, o.yes, o.days))
+    gc.add_argument("--yes", action="store_true", help="move them to trash/, delete what is old there; else only list")
+    gc.add_argument(
+        "--days", type=int, default=KEEP_DAYS, help="days that things stay in trash and quarantine (%(default)s)"
     )
-    sweeping.add_argument("--yes", action="store_true", help="do it: move to trash/, empty old trash; else only tell")
-    sweeping.add_argument(
-        "--days", type=int, default=KEEP_DAYS, help="how long trash and quarantine keep things (%(default)s)"
-    )
-    placing = verb("base", "remember where a base is now", lambda r, o: commands.remember_base(r, o.folder))
-    placing.add_argument("folder", metavar="DIR", help="adapters that were trained over this base find it here")
-    removing = verb("rm", "move a version to trash/", lambda r, o: commands.remove_version(r, o.reference))
-    removing.add_argument("reference", metavar="REF", help="such as my-model@v3")
+    base = verb("base", "record the present folder of a base", lambda r, o: commands.remember_base(r, o.folder))
+    base.add_argument("folder", metavar="DIR", help="adapters that were trained over this base find it here")
+    remove = verb("rm", "move a version to trash/", lambda r, o: commands.remove_version(r, o.reference))
+    remove.add_argument("reference", metavar="REF", help="such as my-model@v3")
 
 
 def _add_transfer_commands(verb: Verb) -> None:
     """Add the commands that move models in and out."""
-    packing = verb(
-        "export", "a version as one file", lambda r, o: commands.export_version(r, o.reference, o.file, o.with_base)
+    export = verb(
+        "export",
+        "write a version to one file",
+        lambda r, o: commands.export_version(r, o.reference, o.file, o.with_base),
     )
-    packing.add_argument("reference", metavar="REF")
-    packing.add_argument("file", metavar="FILE.tar")
-    packing.add_argument("--with-base", action="store_true", help="and the base under the adapter")
-    taking = verb("import", "take in what export wrote", lambda r, o: commands.import_version(r, o.file, o.name))
-    taking.add_argument("file", metavar="FILE.tar")
-    taking.add_argument("--name", metavar="NAME", help="register it under this name")
-    merging = verb("merge", "base and adapter as one model", _merge)
-    merging.add_argument("reference", metavar="REF")
-    merging.add_argument("--base", metavar="DIR", help="where the base under it is now, when it has moved")
-    merging.add_argument("--out", metavar="DIR", required=True, help="a folder that is empty or not there yet")
-    merging.add_argument(
+    export.add_argument("reference", metavar="REF")
+    export.add_argument("file", metavar="FILE.tar")
+    export.add_argument("--with-base", action="store_true", help="with the base under the adapter")
+    import_ = verb(
+        "import", "register the versions of an exported file", lambda r, o: commands.import_version(r, o.file, o.name)
+    )
+    import_.add_argument("file", metavar="FILE.tar")
+    import_.add_argument("--name", metavar="NAME", help="register it under this name")
+    merge = verb("merge", "base and adapter as one model", _merge)
+    merge.add_argument("reference", metavar="REF")
+    merge.add_argument("--base", metavar="DIR", help="the folder of the base under it, when it has moved")
+    merge.add_argument("--out", metavar="DIR", required=True, help="a folder that is empty or not there yet")
+    merge.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
         default="auto",
         help="of the weights written; auto is the base's own (sums are made in float32)",
     )
-    sending = verb(
+    push = verb(
         "push",
         "upload a version to the hub",
         lambda r, o: commands.push_version(r, o.reference, o.repository, o.public),
     )
-    sending.add_argument("reference", metavar="REF")
-    sending.add_argument("repository", metavar="ORG/NAME")
-    sending.add_argument("--public", action="store_true", help="a new repository is private otherwise")
+    push.add_argument("reference", metavar="REF")
+    push.add_argument("repository", metavar="ORG/NAME")
+    push.add_argument("--public", action="store_true", help="a new repository is private otherwise")
 
 
 def _set_or_remove_alias(registry: Registry, options: argparse.Namespace) -> None:

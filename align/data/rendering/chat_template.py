@@ -113,9 +113,9 @@ class ChatTemplate:
             whole, opened = self.write(probe), self.write(probe[:3], generate=True)
             closed = self.write(probe[:3])
         except TemplateRefusal as error:
-            raise DataError(f"chat template: a plain conversation is {error}; mend the template") from None
+            raise DataError(f"chat template: a plain conversation is {error}; correct the template") from None
         if not _holds_probe(whole):
-            raise DataError("chat template: it does not write out what user and assistant say; mend the template")
+            raise DataError("chat template: it does not write out what user and assistant say; correct the template")
         self._measure_names()
         prompt = opened[len(closed) :] if opened.startswith(closed) else ""
         if prompt:

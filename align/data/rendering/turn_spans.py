@@ -42,11 +42,6 @@ class RenderedText:
     spans: list[TurnSpan]
     separator: str | None
 
-    @property
-    def plain(self) -> str:
-        """The text without separators."""
-        return self.text.replace(self.separator, "") if self.separator else self.text
-
 
 def locate_turns(
     template: ChatTemplate,
@@ -57,14 +52,14 @@ def locate_turns(
     settings: Mapping[str, Any] | None = None,
 ) -> RenderedText:
     """Write a conversation and find its assistant turns; with `generate` the open turn at the end is one too."""
-    return _Search.start(template, messages, tools, generate, settings).rendered()
+    return _Search(template, messages, tools, generate, settings).rendered()
 
 
 def locate_continuation(
     template: ChatTemplate, messages: Messages, tools: Any, settings: Mapping[str, Any] | None = None
 ) -> RenderedText:
     """Write a conversation up to the last word of its last assistant turn, which is to be continued."""
-    search = _Search.start(template, messages, tools, False, settings)
+    search = _Search(template, messages, tools, False, settings)
     rendered = search.rendered()
     rendered.spans[-1].end = None
     end = search.content_range(len(messages) - 1)[1]
@@ -80,25 +75,16 @@ class _Search:
     tools: Any
     generate: bool
     settings: Mapping[str, Any] | None
-    separator: str | None
+    separator: str | None = field(init=False)
     text: str = field(init=False)
 
-    @classmethod
-    def start(
-        cls,
-        template: ChatTemplate,
-        messages: Messages,
-        tools: Any,
-        generate: bool,
-        settings: Mapping[str, Any] | None,
-    ) -> _Search:
+    def __post_init__(self) -> None:
         """Write the conversation, its control strings split."""
-        (safe, safe_tools), separator = split_controls([messages, tools], template.controls)
-        search = cls(template, safe, safe_tools, generate, settings, separator)
-        search.text = search._write(safe, generate=generate)
-        if separator and f"\\u{ord(separator):04x}" in search.text.lower():
+        safe, self.separator = split_controls([self.messages, self.tools], self.template.controls)
+        self.messages, self.tools = safe
+        self.text = self._write(self.messages, generate=self.generate)
+        if self.separator and f"\\u{ord(self.separator):04x}" in self.text.lower():
             raise TemplateRefusal("the chat template escapes text in a way that hides control strings")
-        return search
 
     def _write(self, messages: Messages, *, generate: bool = False) -> str:
         return self.template.write(messages, self.tools, generate=generate, settings=self.settings)
