@@ -1,4 +1,4 @@
-"""Log-likelihood of given text: continuations of prompts, demonstrations, documents, labels."""
+"""Log-likelihoods of given text by any adapter, and KL divergence between adapters on given completions."""
 
 from __future__ import annotations
 
@@ -114,3 +114,27 @@ def held_out_nats(
         nats[index] -= results.logprob
         tokens[index] += results.tokens
     return nats, tokens
+
+
+def completion_kls(
+    loaded: LoadedBase, model: str, references: Sequence[str], rows: list[dict[str, Any]]
+) -> list[list[float]]:
+    """Return KL(model || reference) summed along each row's completion in nats, for each reference.
+
+    The full KL of the two next-token distributions is taken at every completion token of rendered demonstrations. On
+    completions that `model` sampled at temperature 1 its expectation is the sequence KL, with less variance than
+    log-ratios of the sampled tokens; on greedy completions it is the KL along the most likely path.
+    """
+    import torch
+
+    divergences = [[0.0] * len(rows) for _ in references]
+    marked = [(row["input_ids"], row["completion_mask"]) for row in rows]
+    with torch.no_grad():
+        for batch in batch_by_length(loaded, marked):
+            ours = next_logprobs(loaded, model, batch)
+            for reference, values in zip(references, divergences, strict=True):
+                theirs = next_logprobs(loaded, reference, batch)
+                sums = sums_by_row(batch, (ours.exp() * (ours - theirs)).sum(-1))
+                for index, value in zip(batch.indices, sums, strict=True):
+                    values[index] = value
+    return divergences

@@ -13,7 +13,8 @@ import numpy as np
 from align.data.rendering.template_notices import generation_notice
 from align.errors import AlignError, DataError, IntegrityError, UsageError, shorten
 from align.evaluation.completions import UNFINISHED, Completions, behaviour_metrics, generate_completions, texts_of
-from align.evaluation.metric import Metric, mean_metric, ratio_metric
+from align.evaluation.likelihood import Pair, completion_kls, continuation_logprobs, held_out_nats, marked_tokens
+from align.evaluation.metric import Metric, classification_metrics, mean_metric, ratio, ratio_metric
 from align.evaluation.overlap import CORPUS
 from align.evaluation.request import EvaluationData, EvaluationRequest
 from align.registry.checkpoint import adapter_config
@@ -21,7 +22,6 @@ from align.schema import Record
 from align.tuners import tuner_type
 
 if TYPE_CHECKING:
-    from align.evaluation.likelihood import Pair
     from align.models.adapters import LoadedBase
     from align.registry import Checkpoint, Registry
 
@@ -219,8 +219,6 @@ def apply_scorer(name: str, score: Any, records: Sequence[Record], texts: Sequen
 
 def _score_options(scorer: Any, loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
     """Return the metrics of a scorer that compares the likelihoods of options."""
-    from align.evaluation.likelihood import continuation_logprobs
-
     options = [scorer.options(record) for record in records]
     pairs: list[Pair] = [
         (record.prompt, text) for record, texts in zip(records, options, strict=True) for text in texts
@@ -233,8 +231,6 @@ def _score_options(scorer: Any, loaded: LoadedBase, adapter: str, records: Seque
 def _classify_labels(
     labels: tuple[str, ...], loaded: LoadedBase, adapter: str, records: Sequence[Record]
 ) -> list[Metric]:
-    from align.evaluation.classification import classification_metrics
-    from align.evaluation.likelihood import continuation_logprobs
 
     pairs: list[Pair] = [(record.prompt, label) for record in records for label in labels]
     logprobs = np.array([one.logprob for one in continuation_logprobs(loaded, adapter, pairs)])
@@ -246,8 +242,6 @@ def _classify_labels(
 
 def _perplexity_metric(loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
     """Return held-out perplexity of demonstrations, chosen answers or documents: exp of nats per token."""
-    from align.evaluation.likelihood import held_out_nats
-
     given = [
         dataclasses.replace(record, completion=record.chosen) if record.chosen and not record.completion else record
         for record in records
@@ -261,8 +255,6 @@ def _perplexity_metric(loaded: LoadedBase, adapter: str, records: Sequence[Recor
 
 def perplexity_of(sums: np.ndarray) -> np.ndarray:
     """Return the exponential of nats per token, of sums (..., 2)."""
-    from align.evaluation.metric import ratio
-
     return np.exp(ratio(sums))
 
 
@@ -270,8 +262,6 @@ def _divergence_metrics(
     run: ModelRun, loaded: LoadedBase, records: Sequence[Record], parent: Checkpoint | None
 ) -> list[Metric]:
     """Return KL per token to the parent and to the base, along the model's own completions."""
-    from align.evaluation.divergence import completion_kls
-    from align.evaluation.likelihood import marked_tokens
     from align.models.adapters import BASE
 
     adapter = loaded.adapters[run.reference]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from align.evaluation.html_markup import Html, join, tag
 from align.evaluation.model_runs import ModelRun
 from align.evaluation.overlap import reference_text
-from align.evaluation.samples import find_regressions, find_worst
+from align.evaluation.results import find_regressions, find_worst
 from align.evaluation.terminal_tables import decimals, metric_title
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from align.errors import MachineError, UsageError
 from align.evaluation.completion_scores import add_scores, judge_all
 from align.evaluation.model_runs import ModelRun, evaluate_models, resolve_models
 from align.evaluation.request import EvaluationData, EvaluationRequest, prepare_data
-from align.evaluation.results import Result, evaluation_record, summarise_runs
+from align.evaluation.results import Result, evaluation_record, sample_rows, summarise_runs
 from align.registry import evaluations
 
 if TYPE_CHECKING:
@@ -123,8 +123,6 @@ def _check_reward_model(registry: Registry, request: EvaluationRequest) -> None:
 
 
 def _samples(evaluation: Evaluation) -> Iterator[str]:
-    from align.evaluation.samples import sample_rows
-
     for row in sample_rows(evaluation.runs, evaluation.data):
         yield json.dumps(row, ensure_ascii=False) + "\n"
 

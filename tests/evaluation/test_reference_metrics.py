@@ -15,9 +15,8 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from align.errors import MachineError
 from align.evaluation import overlap
-from align.evaluation.classification import classification_metrics
 from align.evaluation.completions import is_refusal, repetition_rate
-from align.evaluation.metric import estimate_metric
+from align.evaluation.metric import classification_metrics, estimate_metric
 from align.evaluation.overlap import bleu, chrf, rouge
 from align.evaluation.scorers import scorer_named
 from align.schema import Record, assistant

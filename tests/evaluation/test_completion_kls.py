@@ -1,8 +1,7 @@
 import pytest
 
-from align.config import LoraSettings
-from align.evaluation.divergence import completion_kls
-from align.models.adapters import BASE, LoadedBase, add_lora
+from align.evaluation.likelihood import completion_kls
+from align.models.adapters import BASE, LoadedBase
 from align.models.loading import Precision, load_base
 from align.models.tokenizers import load_tokenizer
 
@@ -11,10 +10,12 @@ from align.models.tokenizers import load_tokenizer
 def loaded(tiny_base, registry):
     """The tiny base with one adapter that really changes it."""
     import torch
+    from peft import LoraConfig, get_peft_model
 
     checkpoint = registry.resolve(str(tiny_base))
-    found = LoadedBase(load_base(checkpoint, Precision()), load_tokenizer(checkpoint), checkpoint)
-    add_lora(found, "moved", LoraSettings(r=4))
+    lora = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(load_base(checkpoint, Precision()), lora, adapter_name="moved")
+    found = LoadedBase(model, load_tokenizer(checkpoint), checkpoint)
     torch.manual_seed(0)
     for key, value in found.model.named_parameters():
         if "lora_B" in key:
