@@ -49,7 +49,7 @@ def new_config(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM") -
 
 
 def _arguments(settings: AdapterSettings) -> dict[str, Any]:
-    """Our settings of a new adapter under PEFT's names."""
+    """Return our settings of a new adapter under PEFT's names."""
     if not isinstance(settings, LoraSettings):
         nested = {key: _nested_class(key)(**value) for key, value in settings.items() if key in _NESTED and value}
         if nested_key := _NESTED_BY_START.get(str(settings.get("init_lora_weights"))):

@@ -27,7 +27,7 @@ _HEAD = ".score."
 
 
 def read_adapter(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The tensors of a saved adapter without its score head, under their names in the file.
+    """Return the tensors of a saved adapter without its score head, under their names in the file.
 
     Raises IntegrityError, with both digests when it is registered, unless the file is what was committed.
     """
@@ -56,7 +56,7 @@ def insert_saved(
     task: str | None = "CAUSAL_LM",
     score: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """`model` with a saved adapter in it under `name`: a PeftModel that computes what plain PEFT computes.
+    """Return `model` with a saved adapter in it under `name`: a PeftModel that computes what plain PEFT computes.
 
     `score` gives the weight of the score head, from the state of the fresh adapter, where there is one. Raises
     IntegrityError when the adapter cannot be used so, is not whole, or does not fit the model.
@@ -152,7 +152,7 @@ def _copied_modules(config: PeftConfig) -> list[str]:
 
 
 def fresh_state(model: Any, name: str) -> dict[str, Any]:
-    """The tensors of an adapter of a model under their names in a file."""
+    """Return the tensors of an adapter of a model under their names in a file."""
     from peft import get_peft_model_state_dict
 
     with warnings.catch_warnings():
@@ -173,7 +173,7 @@ def load_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpo
 
 
 def check_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
-    """What `load_state` raises, without loading; the model may be shapes without storage."""
+    """Raise what `load_state` does, without loading; the model may be shapes without storage."""
     fresh = fresh_state(model, name)
     expected = {key: tuple(tensor.shape) for key, tensor in fresh.items()}
     found = {key: tuple(tensor.shape) for key, tensor in state.items()}
@@ -218,7 +218,7 @@ def _refuse_other_base_layers(state: dict[str, Any], fresh: dict[str, Any], chec
 
 
 def _is_live(state: dict[str, Any], fresh: dict[str, Any]) -> bool:
-    """Whether an adapter does something: an update that is not zero, or (DoRA) magnitudes that are not the base's.
+    """Return whether an adapter changes the base: by an update that is not zero, or by DoRA's magnitudes.
 
     What is no update of two matrices (a bias, a trained token, a copy of a module) does something by itself.
     """

@@ -87,7 +87,7 @@ def start_policy(
 
 
 def _start_full(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> LoadedBase:
-    """A model of which every weight trains, held in fp32: steps of 1e-5 would vanish in bfloat16."""
+    """Load a model of which every weight trains, in fp32: steps of 1e-5 would vanish in bfloat16."""
     precision.refuse_full_training()
     loaded = _load_base_of(registry, checkpoint, Precision(bf16=False), write)
     if checkpoint.is_adapter:
@@ -112,7 +112,7 @@ def _without_router_loss(model: Any) -> None:
 
 
 def _tell_left_out(loaded: LoadedBase, checkpoint: Checkpoint, settings: AdapterSettings) -> None:
-    """Print a line on linear modules that a new adapter on `all-linear` is not set on."""
+    """Print which linear modules a new adapter on `all-linear` is not set on."""
     if checkpoint.is_adapter or asked_targets(settings) != ALL_LINEAR:
         return
     if (chosen := all_linear(loaded.model)) == ALL_LINEAR:
@@ -128,7 +128,7 @@ def _tell_left_out(loaded: LoadedBase, checkpoint: Checkpoint, settings: Adapter
 
 
 def load_models(registry: Registry, references: list[str], precision: Precision) -> LoadedBase:
-    """One frozen base with every referenced adapter attached, ready to generate.
+    """Load one frozen base with every referenced adapter attached, ready to generate.
 
     Raises IntegrityError when the references do not share a base, or were trained with different chat templates.
     """
@@ -192,7 +192,7 @@ def _load_base_of(
 
 
 def tokenizer_home(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """The checkpoint that holds the tokenizer: the adapter's own folder when it has one, else the base."""
+    """Return the checkpoint that holds the tokenizer: the adapter when it has one of its own, else the base."""
     own = Path(checkpoint.location) / "tokenizer_config.json"
     return checkpoint if own.is_file() or not checkpoint.is_adapter else base
 
@@ -254,7 +254,7 @@ def check_digests(checkpoint: Checkpoint, base: Checkpoint, registry: Registry |
 
 
 def digests_of_base(base: Checkpoint, registry: Registry | None = None) -> dict[str, str]:
-    """Content digests of a base's config, tokenizer and weights; a hub id is looked up in the local cache.
+    """Return digests of a base's config, tokenizer and weights; a hub id is looked up in the local cache.
 
     With a `registry` they are remembered between processes, so that a large base is hashed once.
     """

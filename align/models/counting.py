@@ -22,17 +22,17 @@ _POSITIONS = ("max_position_embeddings", "n_positions")
 
 
 def context_length(base: Checkpoint) -> int | None:
-    """How many positions a base holds, or None when its config does not say."""
+    """Return the number of positions a base holds, or None when its config does not say."""
     return _size(base, *_POSITIONS)
 
 
 def vocabulary_size(base: Checkpoint) -> int | None:
-    """How many tokens a base has embeddings for, or None when its config does not say."""
+    """Return the number of tokens a base has embeddings for, or None when its config does not say."""
     return _size(base, "vocab_size")
 
 
 def _size(base: Checkpoint, *names: str) -> int | None:
-    """A size from a base's config: from its file when it is written there, since transformers takes a second to ask."""
+    """Return a size from a base's config; its file is read first, because importing transformers takes seconds."""
     from align.registry.fingerprints import read_json
 
     written = read_json(Path(base.location) / "config.json")
@@ -44,7 +44,7 @@ def _size(base: Checkpoint, *names: str) -> int | None:
 
 
 def text_config(base: Checkpoint) -> Any:
-    """The part of a base's config that is about text."""
+    """Return the part of a base's config that is about text."""
     quiet_libraries()
     with explained(base):
         from transformers import AutoConfig
@@ -55,7 +55,7 @@ def text_config(base: Checkpoint) -> Any:
 
 
 def stored_modules(base: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """The paths of the modules with a weight in a base's folder, and the shapes of these; only headers are read.
+    """Return the paths of the modules with a weight in a base's folder, and its shape; only headers are read.
 
     Empty for a base that is not on this machine.
     """
@@ -64,7 +64,7 @@ def stored_modules(base: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def stored_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the tensors in a base's folder; empty for a base that is not on this machine."""
+    """Return the names and shapes of the tensors in a base's folder; empty for one that is not on this machine."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, tuple[int, ...]] = {}
@@ -112,7 +112,7 @@ def is_countable(tuner: str) -> bool:
 
 
 def shape_of(base: Checkpoint) -> Any:
-    """A base as modules and shapes on torch's meta device: nothing is read but its config."""
+    """Return a base as modules and shapes on torch's meta device: nothing is read but its config."""
     quiet_libraries()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -43,7 +43,7 @@ def start_reward(
 
 
 def load_scorer(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> LoadedBase:
-    """A saved reward model, frozen, as `model(input_ids, attention_mask).logits` of one score a row.
+    """Load a saved reward model, frozen, as `model(input_ids, attention_mask).logits` of one score a row.
 
     It may be an adapter over a base or a whole sequence classifier. Raises IntegrityError unless it has one trained
     score head, and an adapter its base and that base's tokens.
@@ -61,7 +61,7 @@ def load_scorer(registry: Registry, checkpoint: Checkpoint, precision: Precision
 
 
 def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> LoadedBase:
-    """The checkpoint's base with a new score head in place of its language head, and no adapter yet."""
+    """Load the checkpoint's base with a new score head in place of its language head, and no adapter yet."""
     from align.models.score_layer import use_score_layer
 
     if checkpoint.kind == "reward":
@@ -77,7 +77,7 @@ def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision)
 
 
 def _attach(loaded: LoadedBase, checkpoint: Checkpoint, *, trainable: bool) -> None:
-    """Set a saved adapter on the base, with its own score head when it is a reward model."""
+    """Attach a saved adapter to the base, with its own score head when it is a reward model."""
     use: AdapterUse = "train" if trainable else "serve"
     head = load_score_head(checkpoint).weight if checkpoint.kind == "reward" else None
     loaded.model = insert_saved(
@@ -118,7 +118,7 @@ def check_score_head(checkpoint: Checkpoint) -> None:
 
 
 def load_score_head(checkpoint: Checkpoint) -> torch.nn.Linear:
-    """The frozen score head saved with a reward adapter: a Linear(hidden, 1) without bias, fp32."""
+    """Load the frozen score head saved with a reward adapter: a Linear(hidden, 1) without bias, fp32."""
     import torch
     from safetensors.torch import load_file
 

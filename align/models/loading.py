@@ -30,19 +30,19 @@ _CHATTY = (
 
 @dataclass(frozen=True)
 class Precision:
-    """How a frozen base is held: `quantization` none, nf4 or int8; `bf16` None lets the device decide."""
+    """Types of a frozen base's weights: `quantization` none, nf4 or int8; `bf16` None lets the device decide."""
 
     quantization: Literal["none", "nf4", "int8"] = "none"
     bf16: bool | None = None
 
     @classmethod
     def of(cls, config: StageConfig) -> Precision:
-        """The precision a stage's configuration asks for."""
+        """Return the precision a stage's configuration asks for."""
         return cls(config.quantization, config.bf16)
 
     @property
     def uses_bf16(self) -> bool:
-        """Whether arithmetic is bfloat16: as asked, else where the accelerator supports it."""
+        """Return whether arithmetic is bfloat16: as asked, else where the accelerator supports it."""
         if self.bf16 is not None:
             return self.bf16
         import torch
@@ -183,7 +183,7 @@ def explained(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """The reason a library gave, in a line."""
+    """Return the reason a library gave, in a line."""
     if "trust_remote_code" in str(error):
         return "it wants code of its own to be run, which is never done here"
     first = next(filter(None, str(error).splitlines()), "")
@@ -214,7 +214,7 @@ def _quiet_load_report() -> Iterator[None]:
 
 
 def device_here() -> str:
-    """Where a base is held: the accelerator of this process, else the CPU."""
+    """Return the device of a base: the accelerator of this process, else the CPU."""
     import torch
 
     # Of several processes each has set a device of its own.

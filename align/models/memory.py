@@ -1,4 +1,4 @@
-"""How much memory a training step needs at its peak, by part, before a weight is loaded.
+"""The peak memory of a training step, by part, before a weight is loaded.
 
 Activations are not a formula: the model is run once on tensors without storage and what autograd keeps is counted.
 """
@@ -59,17 +59,17 @@ class TrainingPass:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns that are computed."""
+        """Return the rows and columns that are computed."""
         return (1, round(self.rows * self.tokens * self.filled)) if self.head == "packed" else (self.rows, self.tokens)
 
     @property
     def positions(self) -> int:
-        """Tokens that are computed, padding included."""
+        """Return the number of tokens that are computed, padding included."""
         return self.shape[0] * self.shape[1]
 
 
 def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, work: TrainingPass) -> dict[str, int]:
-    """Bytes at the peak of a training step, by part, and their `total` beside the bare process.
+    """Return the bytes at the peak of a training step, by part, and their `total` beside the bare process.
 
     Parts: weights, adapters, gradients, optimizer, activations, logits, allocator. Gradients grow while activations
     are freed, so the total counts the larger of the two moments, not both.
@@ -117,7 +117,7 @@ def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict
 
 
 def _activations(model: Any, config: StageConfig, work: TrainingPass) -> int:
-    """Bytes that the forward pass keeps for the backward pass, at most."""
+    """Return the bytes that the forward pass keeps for the backward pass, at most."""
     kept = _kept_by_autograd(model, config, work)
     if not config.gradient_checkpointing:
         return kept
@@ -168,7 +168,7 @@ def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> in
 
 
 def _whole_attention() -> str:
-    """The name of an attention without a mask: without storage, transformers builds one that real rows do not need."""
+    """Register an attention without a mask, which transformers would build without storage, and return its name."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface
@@ -179,7 +179,7 @@ def _whole_attention() -> str:
 
 
 def _imagine(tensor: Any, dtype: Any) -> Any:
-    """A tensor like this one, without storage but on a real device, so that the kernels of that device are asked."""
+    """Return a tensor like this one, without storage but on a real device, whose kernels are then asked."""
     import torch
 
     chosen = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
@@ -193,7 +193,7 @@ def _usual_activations(model: Any, work: TrainingPass) -> int:
 
 
 def _logits(model: Any, precision: Precision, work: TrainingPass) -> int:
-    """Bytes above the hidden states at the worst moment of a step."""
+    """Return the bytes above the hidden states at the worst moment of a step."""
     import torch
 
     if work.head == "score":

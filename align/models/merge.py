@@ -91,7 +91,7 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
 
 
 def chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Checkpoint]]:
-    """The base at the bottom of an adapter, and the adapters to lay on it, the lowest first.
+    """Return the base at the bottom of an adapter, and the adapters over it, the lowest first.
 
     Raises IntegrityError for adapters that are each other's base.
     """
@@ -106,7 +106,7 @@ def chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoint, list[
 
 
 def _with_head(base: Checkpoint, checkpoint: Checkpoint) -> Any:
-    """The base in float32 with the head its adapter needs: the language head, or the score head saved beside it."""
+    """Load the base in float32 with the head its adapter needs: the language head, or the saved score head."""
     if checkpoint.kind != "reward":
         return load_base(base, Precision(bf16=False))
     model = load_base(base, Precision(bf16=False), head="score")

@@ -58,7 +58,7 @@ class FastPath:
     """a frozen head forms its gradient in the forward pass; off for ablations only"""
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
-        """What the model's own forward returns, computed packed where that is possible."""
+        """Return what the model's own forward returns, computed packed where that is possible."""
         # PEFT names every argument, also those nobody gave.
         inputs = {key: value for key, value in inputs.items() if value is not None}
         if args or not self.active or not self._takes(inputs):
@@ -70,7 +70,7 @@ class FastPath:
         return self._packed(inputs)
 
     def _takes(self, inputs: dict[str, Any]) -> bool:
-        """Whether this is a call for scores of given tokens, with nothing in it that packing would lose."""
+        """Return whether this call asks for scores of given tokens, with nothing in it that packing would lose."""
         asked = inputs.get("fused_lm_head", False) if self._has_head else inputs.get("labels") is None
         known = {"input_ids", "attention_mask", "labels", "fused_lm_head", *_IGNORABLE}
         known |= _OF_PACKING if _SEQUENCE_STARTS in inputs else set()
@@ -101,7 +101,7 @@ class FastPath:
         return prompt_keys(sequences) if self._has_head else pair_keys(sequences)
 
     def _backbone(self, packed: PackedBatch) -> Tensor:
-        """Hidden states (T, H) of the packed row."""
+        """Return the hidden states (T, H) of the packed row."""
         return self.model.base_model(**backbone_inputs(packed)).last_hidden_state[0]
 
     def _token_scores(self, hidden: Tensor, packed: PackedBatch, labels: Any) -> Any:
@@ -152,7 +152,7 @@ class FastPath:
             )
 
     def _computes_exactly(self) -> bool:
-        """Whether all arithmetic is in single precision: no smaller weights, no autocast, nothing in 8 bits."""
+        """Return whether all arithmetic is in single precision: no smaller weights, no autocast, nothing in 8 bits."""
         import torch
 
         exact = torch.float32, torch.uint8  # nf4 weights lie packed in bytes and are multiplied in single precision
@@ -161,7 +161,7 @@ class FastPath:
 
 
 def _shortest(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The pair of rows (one of each half of the batch) with the fewest tokens; a packed batch is one row and stays."""
+    """Return the pair of rows (one of each half of the batch) with the fewest tokens; a packed batch stays."""
     mask = inputs.get("attention_mask")
     if mask is None or len(mask) < 2 or len(mask) % 2:
         return inputs
@@ -208,7 +208,7 @@ def reads_packed_rows(model: Any, longest: int) -> bool:
 
 
 def backbone_inputs(packed: PackedBatch) -> dict[str, Any]:
-    """The arguments with which a backbone computes the hidden states (1, T, H) of a packed row."""
+    """Return the arguments with which a backbone computes the hidden states (1, T, H) of a packed row."""
     # A mask of four dimensions is passed on as it is, so none is built; our attention reads `packed` in its place.
     no_mask = packed.ids.new_zeros((1, 1, 1, 1))
     return {
@@ -218,7 +218,7 @@ def backbone_inputs(packed: PackedBatch) -> dict[str, Any]:
 
 
 def plain_head(model: Any) -> nn.Linear | None:
-    """The frozen language head of a model whose logits are its product and nothing more, else None."""
+    """Return the frozen language head of a model whose logits are its product and nothing more, else None."""
     from torch import nn
 
     head = model.get_output_embeddings()
@@ -242,7 +242,7 @@ def _use_packed_attention(model: Any) -> None:
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention of a packed row, (1, heads, T, d) each: a continuation sees its prefix and itself; else plain SDPA."""
+    """Return the attention of a packed row, (1, heads, T, d): a continuation sees its prefix and itself; else SDPA."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     packed: PackedBatch | None = options.pop("packed", None)

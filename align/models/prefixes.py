@@ -70,7 +70,7 @@ class PackedBatch:
 
 
 def attention_segments(trees: tuple[PrefixTree, ...], device: Any) -> tuple[AttentionSegment, ...]:
-    """The calls in which the attention of some trees is computed: few where they are small, exact where they are large.
+    """Return the calls in which the attention of some trees is computed: few for small ones, exact for large ones.
 
     Small trees, and small continuations of a large one, share a call under a mask; a large sequence has one of its own.
     """
@@ -102,7 +102,7 @@ def _join(spans: list[Any], begin: int, end: int, prefix: tuple[int, int] | None
 
 
 class _AttentionMask:
-    """Who may see whom in a packed row."""
+    """The attention mask of a packed row, built for a span at a time."""
 
     def __init__(self, trees: tuple[PrefixTree, ...], device: Any) -> None:
         import torch
@@ -122,7 +122,7 @@ class _AttentionMask:
         self._place = torch.arange(len(tree_of), device=device)
 
     def mask(self, begin: int, end: int, prefix: tuple[int, int] | None) -> Tensor:
-        """Whether each token from `begin` to `end` sees each key, first those of the prefix: (tokens, keys)."""
+        """Return whether each token from `begin` to `end` sees each key, first those of the prefix: (tokens, keys)."""
         import torch
 
         asks = self._place[begin:end]
@@ -136,7 +136,7 @@ class _AttentionMask:
 def token_rows(
     input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, starts: Tensor | None
 ) -> list[TokenRow]:
-    """The sequences of a batch: rows without their padding, or the segments of a packed row that begin at `starts`."""
+    """Return the sequences of a batch: rows without padding, or the parts of a packed row that begin at `starts`."""
     ids = input_ids.tolist()
     targets = labels.tolist() if labels is not None else [[IGNORED] * len(row) for row in ids]
     if starts is not None:
@@ -161,7 +161,7 @@ def pack(sequences: list[TokenRow], keys: list[Hashable], device: Any) -> Packed
 
 
 def prompt_keys(sequences: list[TokenRow]) -> list[Hashable]:
-    """A key for each sequence by what stands before its first trained token."""
+    """Return a key for each sequence by what stands before its first trained token."""
     keys: list[Hashable] = []
     for index, sequence in enumerate(sequences):
         trained = next((place for place, label in enumerate(sequence.labels) if label != IGNORED), 0)
@@ -170,13 +170,13 @@ def prompt_keys(sequences: list[TokenRow]) -> list[Hashable]:
 
 
 def pair_keys(sequences: list[TokenRow]) -> list[Hashable]:
-    """A key for each sequence of a batch whose second half answers the prompts of the first."""
+    """Return a key for each sequence of a batch whose second half answers the prompts of the first."""
     half = len(sequences) // 2
     return [index % half for index in range(len(sequences))] if len(sequences) % 2 == 0 else list(range(len(sequences)))
 
 
 def _shared_length(rows: list[list[int]]) -> int:
-    """How many tokens all rows begin with; the first and last in order differ where any two do."""
+    """Return the number of tokens all rows begin with; the first and last in order differ where any two do."""
     first, last = min(rows), max(rows)
     return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
@@ -217,7 +217,7 @@ class _RowBuilder:
         self.positions += range(position, position + len(tokens))
 
     def packed(self, device: Any) -> PackedBatch:
-        """The finished row."""
+        """Return the finished row."""
         import torch
 
         sources, targets, rows, columns = (

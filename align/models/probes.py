@@ -1,4 +1,4 @@
-"""What a model answers to a few fixed tokens: the measure of every proof that two models are the same."""
+"""Logits of a few fixed tokens, by which two models are proved to be the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXACT, ROUNDED = 1e-3, 2e-2
 
 
 def probe_ids(model: Any) -> Tensor:
-    """The first ids, as many over the whole vocabulary, and those an adapter has trained one by one, (1, n)."""
+    """Return the first ids, as many over the whole vocabulary, and those an adapter has trained, (1, n)."""
     import torch
 
     count = model.config.get_text_config().vocab_size
@@ -32,7 +32,7 @@ def probe_ids(model: Any) -> Tensor:
 
 
 def probe_logits(model: Any, ids: Tensor | None = None, *, bare: bool = False) -> Tensor:
-    """The logits of the probe as float32 on the CPU; with `bare` those of the base under a model's adapters."""
+    """Return the logits of the probe as float32 on the CPU; with `bare` those of the base under the adapters."""
     import torch
 
     ids = probe_ids(model) if ids is None else ids
@@ -46,7 +46,7 @@ def probe_logits(model: Any, ids: Tensor | None = None, *, bare: bool = False) -
 
 
 def differ(found: Tensor, expected: Tensor, dtype: Any) -> bool:
-    """Whether two answers to the probe differ by more than rounding; what is no number differs from everything."""
+    """Return whether two logits of the probe differ by more than rounding; NaN differs from everything."""
     import torch
 
     rounding = EXACT if dtype == torch.float32 else ROUNDED

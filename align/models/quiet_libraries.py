@@ -1,4 +1,4 @@
-"""What the Hugging Face libraries may do on their own: no telemetry, no chatter."""
+"""Telemetry, advice and harmless warnings of the Hugging Face libraries, switched off."""
 
 from __future__ import annotations
 

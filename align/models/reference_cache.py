@@ -45,12 +45,12 @@ class AnswerTokens:
 
     @property
     def digest(self) -> bytes:
-        """Digest of what the model reads and what of it is scored."""
+        """Return the digest of what the model reads and what of it is scored."""
         return hashlib.blake2b(self.start.to_bytes(4, "little") + self.ids.tobytes(), digest_size=_DIGEST).digest()
 
 
 def reference_key(base: dict[str, str], adapter: Checkpoint | None, precision: dict[str, Any]) -> str:
-    """What a reference is: the digests of its base and of its adapter's files (None: the bare base), and how it counts.
+    """Return the key of a reference: of its base, its adapter's files (None: the bare base) and its arithmetic.
 
     Versions of the libraries are part of it: one of them may mend how a model is computed.
     """
@@ -76,7 +76,7 @@ class ReferenceCache:
         _keep_newest(folder)
 
     def read(self) -> dict[bytes, float]:
-        """Every whole record: digest of an answer to the sum of its log-probabilities, in nats."""
+        """Return every whole record: digest of an answer to the sum of its log-probabilities, in nats."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
@@ -112,7 +112,7 @@ class ReferenceCache:
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file still has its name."""
+    """Return whether an open file still has its name."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -149,7 +149,7 @@ def _keep_newest(folder: Path) -> None:
 
 
 def batches(answers: Sequence[AnswerTokens], capacity: int) -> list[list[int]]:
-    """Places in `answers`, as batches of at most `capacity` tokens once padded: long with long, equal prompts together.
+    """Return indices of `answers` in batches of at most `capacity` padded tokens, equal prompts together.
 
     The longest come first, so that a batch that does not fit into memory fails at once.
     """
@@ -170,7 +170,7 @@ def batches(answers: Sequence[AnswerTokens], capacity: int) -> list[list[int]]:
 
 
 def score_answers(model: Any, answers: Sequence[AnswerTokens]) -> list[float]:
-    """The sum of log-probabilities of each answer in nats, under the adapters that are active; one padded batch.
+    """Return the sum of log-probabilities of each answer in nats, under the active adapters; one padded batch.
 
     The model is one a TRL trainer was built around: it takes labels and gives their log-probabilities.
     """

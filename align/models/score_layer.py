@@ -13,7 +13,7 @@ class ScoreLayer(nn.Linear):
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The scores (..., 1) of hidden states (..., H)."""
+        """Return the scores (..., 1) of hidden states (..., H)."""
         with torch.autocast(hidden.device.type, enabled=False):
             return nn.functional.linear(hidden.float(), self.weight.float())
 

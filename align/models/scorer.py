@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def score_sequences(loaded: LoadedBase, sequences: Sequence[Sequence[int]], size: int) -> np.ndarray:
-    """The score of each sequence, (N,) in fp64, read at its last token; `size` sequences a pass, without gradient."""
+    """Return the score of each sequence, (N,) in fp64, at its last token; `size` sequences a pass, no gradient."""
     import torch
 
     model = loaded.model
@@ -34,7 +34,7 @@ def score_sequences(loaded: LoadedBase, sequences: Sequence[Sequence[int]], size
 
 
 def _padded(sequences: list[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, each (B, T), padded on the right."""
+    """Return ids and attention mask, each (B, T), padded on the right."""
     import torch
 
     width = max(map(len, sequences))

@@ -111,7 +111,7 @@ def build_base(preset: str | Preset, tokenizer: PreTrainedTokenizerBase, max_len
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name, or a UsageError with the nearest ones."""
+    """Return the preset of that name; UsageError with the nearest ones when there is none."""
     if name not in PRESETS:
         raise UsageError(f"model scratch:{name}; there is no such preset;{nearest(name, PRESETS)}")
     return PRESETS[name]

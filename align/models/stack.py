@@ -65,7 +65,7 @@ def frozen_partner(model: Any) -> str | None:
 
 
 def _set_adapter(model: Any, name: str, inference_mode: bool = False) -> None:
-    """PEFT's `set_adapter`, except that the fresh adapter never stands alone."""
+    """Set the active adapter as PEFT does, except that the fresh adapter never stands alone."""
     type(model).set_adapter(model, name, inference_mode)
     frozen: str = model.frozen_partner
     if name == FRESH:
@@ -131,14 +131,14 @@ def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _matrices(layer: Any, name: str) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r) of one adapter of a layer; those of a convolution have more dimensions behind."""
+    """Return A (r, in) and B (out, r) of one adapter of a layer; those of a convolution have more dimensions."""
     if name in layer.lora_embedding_A:
         return layer.lora_embedding_A[name], layer.lora_embedding_B[name]
     return layer.lora_A[name].weight, layer.lora_B[name].weight
 
 
 def _targets(model: Any, names: tuple[str, ...]) -> list[str]:
-    """Module names that cover what the adapters are set on; full paths where one of them names no plain set."""
+    """Return module names that cover what the adapters are set on; full paths where one is given by a pattern."""
     sets = [model.peft_config[name].target_modules for name in names]
     if not any(isinstance(found, str) for found in sets):
         return sorted(set().union(*sets))

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a model before its weights are loaded."""
+"""Checks of the models a run starts from, before their weights are loaded."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check_models(config: StageConfig, registry: Registry, starts: dict[str, Chec
 
 
 def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint, base: Checkpoint) -> None:
-    """What files alone tell, without a library that takes seconds to import."""
+    """Check one start by its files alone, without a library that takes seconds to import."""
     check_digests(checkpoint, base, registry)
     _check_committed(base, registry)
     _check_positions(config, base)
@@ -105,7 +105,7 @@ def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
 
 
 def _check_committed(base: Checkpoint, registry: Registry) -> None:
-    """A registered base is as it was committed; its weights are hashed once and remembered."""
+    """Check that a registered base is as it was committed; its weights are hashed once and remembered."""
     recorded = ((base.manifest or {}).get("base") or {}).get("digests")
     if recorded and registry.base_digests(base.location) != recorded:
         base.check(hashes=True)
@@ -134,7 +134,7 @@ def _check_tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> Any:
 
 
 def _over_one_base(starts: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
-    """Without a reward model that is no adapter: it shares nothing with the policy and is checked for itself."""
+    """Return the starts without a reward model that is no adapter: that one is checked for itself."""
     judge = starts.get("reward_model")
     if judge is None or judge.is_adapter:
         return starts
@@ -144,7 +144,7 @@ def _over_one_base(starts: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
 
 @contextmanager
 def _or_as_text(judge: Checkpoint) -> Iterator[None]:
-    """Say with a refusal how a reward model that cannot share the policy's base can be used all the same."""
+    """Add to a refusal how a reward model that cannot share the policy's base can be used all the same."""
     try:
         yield
     except IntegrityError as error:
@@ -153,7 +153,7 @@ def _or_as_text(judge: Checkpoint) -> Iterator[None]:
 
 
 def _check_same_text(reward_model: Checkpoint, theirs: Any, ours: Any) -> None:
-    """A reward model reads the policy's tokens as they are, so both must mean the same by them."""
+    """Check that a reward model and the policy, whose tokens it reads as they are, have one vocabulary."""
     from align.registry.fingerprints import digest_json
 
     check_template(reward_model, ours, "the policy")

@@ -77,7 +77,7 @@ def listed_stops(base: Checkpoint) -> list[Any]:
 
 
 def _listed(base: Checkpoint) -> tuple[str, list[Any], str | None]:
-    """The file that says where texts end, what it lists, and what was wrong with a file."""
+    """Return the file that says where texts end, what it lists, and what was wrong with a file."""
     problem = None
     for name in _FILES:
         try:
@@ -93,7 +93,7 @@ def _listed(base: Checkpoint) -> tuple[str, list[Any], str | None]:
 
 
 def _read(base: Checkpoint, name: str) -> dict[str, Any]:
-    """A JSON object beside the weights; empty when there is none. Raises OSError or ValueError for anything else."""
+    """Read a JSON object beside the weights, empty when there is none; OSError or ValueError for anything else."""
     path = Path(base.location) / name
     if base.is_hub:
         from transformers.utils import cached_file
@@ -111,7 +111,7 @@ def _read(base: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def _is_leftover(loaded: LoadedBase, token: int) -> bool:
-    """Whether a lone id is what the model's config class fills in, and stands for ordinary text in this vocabulary."""
+    """Return whether a lone id is the default of the model's config class and an ordinary token here."""
     tokenizer, config = loaded.tokenizer, type(loaded.model.config.get_text_config())
     added = tokenizer.added_tokens_decoder
     return token not in added and getattr(config(), "eos_token_id", None) == token

@@ -102,7 +102,7 @@ def _is_finite(torch: Any, value: Any) -> bool:
 
 
 def _belongs(model: Any, key: str) -> bool:
-    """Whether a tensor is one that a layer of the model should have had: its module is there, or the list of layers."""
+    """Return whether a tensor belongs to a layer of the model: its module is there, or the list of layers."""
     names = key.split(".")[:-1]
     module, depth, in_layers = model, 0, False
     for name in names:
@@ -115,7 +115,7 @@ def _belongs(model: Any, key: str) -> bool:
 
 
 def _listed(what: str, names: Iterable[str]) -> list[str]:
-    """A part of a message: what is wrong with how many tensors, and the first names; none when there are none."""
+    """Return a part of a message: the number of tensors, what is wrong with them and the first names; or none."""
     found = sorted(names)
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return [f"{len(found)} {what}: {', '.join(found[:_NAMED])}{more}"] if found else []

@@ -92,7 +92,7 @@ def _refuse_missing(missing: list[str], linear: Iterable[str], settings: Adapter
 
 
 def linear_names(model: Any) -> Iterator[str]:
-    """The last part of the path of every linear module except the heads and the routers of experts."""
+    """Yield the last part of the path of every linear module except the heads and the routers of experts."""
     heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}
     routers = tuple(f"{path}." for path, module in model.named_modules() if _is_router(module))
     adapters = adapter_modules(model)
@@ -113,13 +113,13 @@ def adapter_modules(model: Any) -> set[int]:
 
 
 def is_linear(module: Any) -> bool:
-    """Whether a module multiplies with a matrix: torch's Linear, a quantized one, or the Conv1D of GPT-2."""
+    """Return whether a module multiplies with a matrix: torch's Linear, a quantized one, or GPT-2's Conv1D."""
     name = type(module).__name__
     return "Linear" in name or name == "Conv1D"
 
 
 def has_fused_experts(model: Any) -> bool:
-    """Whether a model holds the weights of its experts as parameters of three dimensions.
+    """Return whether a model holds the weights of its experts as parameters of three dimensions.
 
     Convolutions, gates and time mixing of hybrid models have such parameters too; experts say so in their class.
     """
@@ -127,7 +127,7 @@ def has_fused_experts(model: Any) -> bool:
 
 
 def converts_experts(model: Any) -> bool:
-    """Whether PEFT takes names of linear modules of this model for its fused experts."""
+    """Return whether PEFT takes names of linear modules of this model for its fused experts."""
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
@@ -141,12 +141,12 @@ def _has_stacked_weight(module: Any) -> bool:
 
 
 def _is_router(module: Any) -> bool:
-    """Whether a module chooses experts: by its class, which transformers names Router or Gating."""
+    """Return whether a module chooses experts: its class is named Router or Gating."""
     return any(word in type(module).__name__ for word in ("Router", "Gating"))
 
 
 def is_transposed(model: Any) -> bool:
-    """Whether its layers hold (inputs, outputs), as GPT-2's do; PEFT wants to know."""
+    """Return whether a model's layers hold (inputs, outputs), as GPT-2's do."""
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 

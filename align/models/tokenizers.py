@@ -28,7 +28,7 @@ _ZERO_BYTE = ("<0x00>", "\u0100")
 
 
 def load_tokenizer(checkpoint: Checkpoint, say: Callable[[str], None] | None = None) -> Any:
-    """The checkpoint's tokenizer, never without a pad token and a chat template; choices made are told to `say`.
+    """Load the checkpoint's tokenizer, with a pad token and a chat template in any case; `say` prints what was chosen.
 
     Raises IntegrityError when there is no tokenizer, or no EOS token to stop on.
     """
@@ -51,7 +51,7 @@ def load_tokenizer(checkpoint: Checkpoint, say: Callable[[str], None] | None = N
 
 
 def special_tokens(tokenizer: Any) -> dict[str, Any]:
-    """What a model stops and pads with, and under `chosen` what was decided here because its tokenizer did not say."""
+    """Return the EOS and pad token, and under `chosen` what was chosen here because the tokenizer did not say."""
     chosen = dict(_CHOICES.get(tokenizer, {}))
     return {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token, "chosen": chosen}
 
@@ -132,7 +132,7 @@ def _read(location: str, revision: str | None) -> Any:
 
 
 def _spare_special_token(tokenizer: Any) -> str:
-    """A special token that never ends a turn, so that padding is never taken for a stop; EOS when there is none."""
+    """Return a special token that never ends a turn, so that padding is no stop; EOS when there is none."""
     vocabulary = tokenizer.get_vocab()
     for candidate in (*_SPARE, tokenizer.unk_token):
         if candidate in vocabulary and candidate != tokenizer.eos_token:

@@ -13,7 +13,7 @@ _TILE = 2**24
 
 
 class TokenScores(NamedTuple):
-    """What is known of n trained tokens, each (n,): only `log_probs` carries a gradient."""
+    """Scores of n trained tokens, each (n,): only `log_probs` carries a gradient."""
 
     log_probs: Tensor
     entropy: Tensor
@@ -22,7 +22,7 @@ class TokenScores(NamedTuple):
 
 
 def rows_of_a_tile(vocabulary: int) -> int:
-    """How many tokens are scored against the whole vocabulary at once."""
+    """Return the number of tokens that are scored against the whole vocabulary at once."""
     return max(32, min(512, _TILE // vocabulary))
 
 
@@ -52,7 +52,7 @@ def _score_frozen(head: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[Ten
 
 
 def _score_trainable(head: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same where the head learns too: its logits are computed again in the backward pass."""
+    """Score where the head learns too: its logits are computed again in the backward pass."""
     from torch.utils.checkpoint import checkpoint
 
     return checkpoint(_score_tile, head, hidden, targets, use_reentrant=False)
@@ -68,7 +68,7 @@ def _score_tile(head: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[Tenso
 
 @cache
 def _frozen_tile() -> Any:
-    """The autograd function of a frozen head, made when torch is there."""
+    """Return the autograd function of a frozen head, made when torch is there."""
     import torch
     from torch import nn
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def fold(model: Any, adapter: Checkpoint) -> tuple[Any, Tensor, Tensor]:
-    """The plain model that a PeftModel with one adapter computes; also the probe's ids and the unmerged logits of it.
+    """Return the plain model that a PeftModel with one adapter computes, the probe's ids and its unmerged logits.
 
     Embeddings and head that share a weight get one each, since an adapter may change one of them; they share it again
     when both come out the same. Raises UsageError when PEFT cannot merge this kind, IntegrityError when the merged
@@ -53,7 +53,7 @@ def fold(model: Any, adapter: Checkpoint) -> tuple[Any, Tensor, Tensor]:
 
 
 def _shared(model: Any) -> Iterator[tuple[Any, str]]:
-    """Every place but the first of a parameter that several modules hold."""
+    """Yield every module but the first that holds a shared parameter, with the parameter's name."""
     holders: dict[int, Any] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

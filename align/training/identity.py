@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 _FREE = {"logging_steps", "save_steps", "report_to", "dataset_num_proc", "gold"}
 """settings that change what is reported and not what is trained"""
-_FIXED = ("stage", "name", "model", "lora.r", "lora.target_modules", "lora.use_dora", "adapter")
+_FIXED = ("stage", "name", "model", "lora.r", "lora.target_modules", "lora.use_dora", "peft", "adapter")
 """settings that decide the shape of the saved tensors, so that no continuation can change them"""
 
 
