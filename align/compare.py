@@ -222,11 +222,11 @@ def make_setup(
 ) -> Setup:
     """Return the compared models and their base as every vote records them; a registry caches the base's digests."""
     from align.arena.battles import Contestant, Setup
-    from align.models.adapters import digests_of_base, tokenizer_home
+    from align.models.adapters import digests_of_base, tokenizer_checkpoint
     from align.models.tokenizers import fold_like, load_tokenizer
     from align.registry.fingerprints import template_digest
 
-    tokenizer = load_tokenizer(tokenizer_home(checkpoints[0], base))
+    tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoints[0], base))
     for checkpoint in checkpoints:
         fold_like(checkpoint, tokenizer)
     template = template_digest(tokenizer.chat_template)

@@ -45,7 +45,7 @@ class _Prompts:
 def ppo(config: PpoConfig, run: Run) -> Trained:
     """Train a policy on the scores of its own completions."""
     from align.models.loading import Precision
-    from align.models.stop_tokens import stop_ids
+    from align.models.stop_tokens import find_stop_ids
     from align.rewards.learned import resolve_reward_model
     from align.rl.experience import check_packed_rows
     from align.rl.ppo_models import load_ppo_models
@@ -70,7 +70,7 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     # 3. Optimise: sample, score, compare with the reference, update; a step is one rollout.
     total = count_rollouts(len(rows), config.rows_per_step, config.num_train_epochs, config.max_steps)
     state = _start(config, models, PromptStream(len(rows), config.seed), total)
-    stops = stop_ids(models.loaded, run.print_line)
+    stops = find_stop_ids(models.loaded, run.print_line)
     numbers = _optimise(config, run, state, _Prompts(rows, data.records, rewards, gold, stops), total)
 
     # 4. Hand back the policy's adapter; reference, reward model and value model are not kept.

@@ -22,7 +22,7 @@ from align.engine.running_rows import RowState, RunningRow, start_row
 from align.engine.stream import Stream, collect_texts
 from align.engine.token_rules import activate_rules
 from align.errors import IntegrityError, UsageError, nearest
-from align.models.stop_tokens import stop_tokens
+from align.models.stop_tokens import find_stop_tokens
 from align.schema import Messages
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class LocalEngine:
         self._closing = threading.Event()
         self._facts: dict[str, ModelFacts] = {}
         self._row_seconds: deque[float] = deque([1.0], maxlen=32)
-        self._stops = stop_tokens(loaded)
+        self._stops = find_stop_tokens(loaded)
         self._vocabulary = int(loaded.model.config.get_text_config().vocab_size)
         self._compiler = Compiler(loaded.tokenizer, self._vocabulary, self._stops.ids)
         self._reward = None if reward is None else RewardScorer(loaded, reward)

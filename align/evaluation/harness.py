@@ -98,7 +98,7 @@ def _model_arguments(
     registry: Registry, checkpoint: Checkpoint, benchmarks: Benchmarks, precision: Precision | None
 ) -> dict[str, Any]:
     """Return the harness's `model_args` of a checkpoint, after its files are verified."""
-    from align.models.adapters import check_digests, refuse_reward, tokenizer_home
+    from align.models.adapters import check_digests, refuse_reward, tokenizer_checkpoint
 
     refuse_reward(checkpoint)
     checkpoint.check(hashes=True)
@@ -110,7 +110,7 @@ def _model_arguments(
     if checkpoint.is_adapter:
         arguments["peft"] = checkpoint.location
     if benchmarks.chat_template:
-        arguments["tokenizer"] = tokenizer_home(checkpoint, base).location
+        arguments["tokenizer"] = tokenizer_checkpoint(checkpoint, base).location
     if precision is not None and precision.quantization != "none":
         raise UsageError(
             f"--quantization {precision.quantization}: not with --harness; it measures the weights as saved"
@@ -144,7 +144,7 @@ def _find_tasks(benchmarks: Benchmarks) -> tuple[Any, list[str]]:
 def _run_tasks(manager: Any, tasks: list[str], benchmarks: Benchmarks, arguments: dict[str, Any]) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
-    from align.models.loading import device_here
+    from align.models.loading import current_device
 
     try:
         loaded = manager.load(tasks)["tasks"]
@@ -165,7 +165,7 @@ def _run_tasks(manager: Any, tasks: list[str], benchmarks: Benchmarks, arguments
             tasks=tasks,
             num_fewshot=benchmarks.num_fewshot,
             batch_size=benchmarks.batch_size,
-            device=device_here(),
+            device=current_device(),
             limit=benchmarks.limit,
             apply_chat_template=benchmarks.chat_template,
             task_manager=manager,

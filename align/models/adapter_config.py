@@ -133,7 +133,7 @@ def saved_config(model: Any, checkpoint: Checkpoint, task: str | None = "CAUSAL_
     return config
 
 
-def insert(model: Any, config: PeftConfig, name: str) -> Any:
+def insert_adapter(model: Any, config: PeftConfig, name: str) -> Any:
     """Return `model` with a new adapter of that name in it: a PeftModel, the same one if it is one already."""
     from peft import PeftModel, get_peft_model
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, shorten
-from align.models.adapter_config import insert, saved_config
-from align.models.adapter_kinds import check_kind, check_ranks, trained_tokens
+from align.models.adapter_config import insert_adapter, saved_config
+from align.models.adapter_kinds import check_ranks, check_usable, read_trained_tokens
 from align.models.lora_starts import is_converted, plain_config, plain_state
 from align.models.probes import probe_logits
 from align.tuners import LORA
@@ -61,7 +61,7 @@ def insert_saved(
     `score` gives the weight of the score head, from the state of the fresh adapter, where there is one. Raises
     IntegrityError when the adapter cannot be used so, is not whole, or does not fit the model.
     """
-    check_kind(checkpoint, use)
+    check_usable(checkpoint, use)
     config = saved_config(model, checkpoint, task, trainable=use == "train")
     state = read_adapter(checkpoint)
     check_ranks(checkpoint, state)
@@ -78,7 +78,7 @@ def insert_saved(
     if is_converted(written):
         state = plain_state(model, name, written, state, checkpoint)
     if score is not None:
-        fresh = fresh_state(model, name)
+        fresh = adapter_state(model, name)
         (key,) = (key for key in fresh if key.endswith("score.weight"))
         state[key] = score(fresh[key])
     load_state(model, state, name, checkpoint)
@@ -92,7 +92,7 @@ def _inserted(model: Any, config: PeftConfig, name: str, checkpoint: Checkpoint)
         with warnings.catch_warnings():
             # On tied embeddings that an adapter sets apart: they are served as PEFT serves them, and merged apart.
             warnings.filterwarnings("ignore", message=".*(tied|tie_word_embeddings|lora_bias)")
-            return insert(model, config, name)
+            return insert_adapter(model, config, name)
     except (ValueError, TypeError, NotImplementedError, KeyError, AttributeError, re.error) as error:
         raise IntegrityError(
             f"{checkpoint.reference}: PEFT cannot set it on its base ({shorten(str(error), 160)}); it was made for "
@@ -123,7 +123,7 @@ def _refuse_dead(model: Any, name: str, checkpoint: Checkpoint) -> None:
 def _refuse_beside_trained_tokens(model: Any, config: PeftConfig, checkpoint: Checkpoint) -> None:
     """Raise IntegrityError where an adapter with trained tokens would stand beside another; PEFT 0.21 mixes them up."""
     others = getattr(model, "peft_config", {}).values()
-    if others and any(trained_tokens(each) for each in (config, *others)):
+    if others and any(read_trained_tokens(each) for each in (config, *others)):
         raise IntegrityError(
             f"{checkpoint.reference}: an adapter with trained tokens (trainable_token_indices) cannot stand beside "
             "other adapters; use it with its base alone, or merge it with align registry merge"
@@ -151,13 +151,15 @@ def _copied_modules(config: PeftConfig) -> list[str]:
     return list(getattr(config, "modules_to_save", None) or ())
 
 
-def fresh_state(model: Any, name: str) -> dict[str, Any]:
+def adapter_state(model: Any, name: str) -> dict[str, Any]:
     """Return the tensors of an adapter of a model under their names in a file."""
     from peft import get_peft_model_state_dict
 
     with warnings.catch_warnings():
         # That it saves embeddings which an adapter is set on: so it does in the file.
         warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+        # On matrices without rows: AdaLoRA gives some layers rank 0.
+        warnings.filterwarnings("ignore", message=r"(?s).*have invalid shape")
         return dict(get_peft_model_state_dict(model, adapter_name=name))
 
 
@@ -174,7 +176,7 @@ def load_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpo
 
 def check_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
     """Raise what `load_state` does, without loading; the model may be shapes without storage."""
-    fresh = fresh_state(model, name)
+    fresh = adapter_state(model, name)
     expected = {key: tuple(tensor.shape) for key, tensor in fresh.items()}
     found = {key: tuple(tensor.shape) for key, tensor in state.items()}
     wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))

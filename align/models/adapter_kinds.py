@@ -52,14 +52,14 @@ _WHOLE = "merge it (align registry merge) and go on from the whole model"
 _CONVERT = "convert it where it was trained: save_pretrained(DIR, path_initial_model_for_weight_conversion=START)"
 
 
-def settings_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def read_adapter_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the settings in an adapter's config file."""
     return read_json(Path(checkpoint.location) / "adapter_config.json", required=True)
 
 
-def check_kind(checkpoint: Checkpoint, use: AdapterUse) -> None:
+def check_usable(checkpoint: Checkpoint, use: AdapterUse) -> None:
     """Raise IntegrityError, with the reason and a way out, when an adapter cannot be used so with right numbers."""
-    settings, name = settings_of(checkpoint), checkpoint.reference
+    settings, name = read_adapter_settings(checkpoint), checkpoint.reference
     tuner = tuner_type(settings)
     if tuner == LORA:
         _check_lora(settings, name)
@@ -95,7 +95,7 @@ def _check_lora(settings: dict[str, Any], name: str) -> None:
         )
 
 
-def check_new(settings: dict[str, Any], quantization: str) -> None:
+def check_new_settings(settings: dict[str, Any], quantization: str) -> None:
     """Raise UsageError for settings under `peft` with which a new adapter could not be trained or used afterwards."""
     if tuner_type(settings) == LORA:
         if unknown := sorted(key for key, value in settings.items() if value and key not in _UNDERSTOOD):
@@ -151,7 +151,7 @@ def _check_numbers(found: dict[str, Any], name: str) -> None:
 
 def check_ranks(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Raise IntegrityError when a config announces a higher rank than any tensor has; PEFT would allocate it first."""
-    found = settings_of(checkpoint)
+    found = read_adapter_settings(checkpoint)
     if tuner_type(found) != LORA:
         return
     announced = max([found.get("r", 8), *(found.get("rank_pattern") or {}).values()])
@@ -164,7 +164,7 @@ def check_ranks(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         )
 
 
-def trained_tokens(config: Any) -> list[int]:
+def read_trained_tokens(config: Any) -> list[int]:
     """Return the ids of the tokens whose embeddings an adapter has trained one by one."""
     found = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     groups = found.values() if isinstance(found, dict) else [found]

@@ -13,19 +13,19 @@ from align.errors import IntegrityError, UsageError
 from align.models.adapter_config import (
     adapter_parameters,
     explain_settings,
-    insert,
+    insert_adapter,
     new_config,
     set_trainable,
 )
-from align.models.adapter_files import WEIGHTS, fresh_state, insert_saved
-from align.models.adapter_kinds import settings_of
+from align.models.adapter_files import WEIGHTS, adapter_state, insert_saved
+from align.models.adapter_kinds import read_adapter_settings
 from align.models.loading import Precision, load_base
 from align.models.lora_starts import plain_start, start_from_weights, start_of
-from align.models.probes import differ, probe_ids, probe_logits, prove_base_unmoved
+from align.models.probes import logits_differ, probe_ids, probe_logits, prove_base_unmoved
 from align.models.stack import FRESH, FROZEN, WHOLE, concatenate, frozen_partner, set_beside_frozen
 from align.models.target_modules import ALL_LINEAR, all_linear, asked_targets, has_fused_experts, linear_names
 from align.models.tokenizers import check_template, fold_like, load_tokenizer
-from align.models.weight_merge import fold
+from align.models.weight_merge import merge_adapter
 from align.tuners import tuner_type
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _start_full(registry: Registry, checkpoint: Checkpoint, precision: Precision
     loaded = _load_base_of(registry, checkpoint, Precision(bf16=False), write)
     if checkpoint.is_adapter:
         attach_adapter(loaded, checkpoint, "default")
-        loaded.model, *_ = fold(loaded.model, checkpoint)
+        loaded.model, *_ = merge_adapter(loaded.model, checkpoint)
         loaded.adapters.clear()
         write(f"{checkpoint.reference}: its adapter is merged into the weights, and all of them are trained")
     loaded.model.requires_grad_(True)
@@ -160,7 +160,7 @@ def load_models(registry: Registry, references: list[str], precision: Precision)
 
 def _refuse_several_tuners(checkpoints: list[Checkpoint]) -> None:
     """Raise UsageError where adapters of two tuners should stand on one base, which PEFT cannot hold."""
-    tuners = {c.reference: tuner_type(settings_of(c)) for c in checkpoints if c.is_adapter}
+    tuners = {c.reference: tuner_type(read_adapter_settings(c)) for c in checkpoints if c.is_adapter}
     if len(set(tuners.values())) > 1:
         listed = ", ".join(f"{reference} is {tuner}" for reference, tuner in tuners.items())
         raise UsageError(f"several models on one base: {listed}; PEFT holds one tuner a base; take those of one tuner")
@@ -180,7 +180,7 @@ def _load_base_of(
 ) -> LoadedBase:
     base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
     model = load_base(base, precision)
-    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base), say)
+    tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoint, base), say)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise IntegrityError(
@@ -191,7 +191,7 @@ def _load_base_of(
     return LoadedBase(model, tokenizer, base, registry=registry)
 
 
-def tokenizer_home(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
+def tokenizer_checkpoint(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     """Return the checkpoint that holds the tokenizer: the adapter when it has one of its own, else the base."""
     own = Path(checkpoint.location) / "tokenizer_config.json"
     return checkpoint if own.is_file() or not checkpoint.is_adapter else base
@@ -212,11 +212,11 @@ def add_adapter(loaded: LoadedBase, settings: AdapterSettings, task: str = "CAUS
     ids = probe_ids(loaded.model)
     before = None if is_plain else probe_logits(loaded.model, ids)
     with explain_settings(settings):
-        loaded.model = insert(loaded.model, plain_start(config), FRESH)
+        loaded.model = insert_adapter(loaded.model, plain_start(config), FRESH)
     start_from_weights(loaded, config)
     if before is not None and task == "CAUSAL_LM":
         after = probe_logits(loaded.model, ids)
-        loaded.starts_as_base = not differ(after, before, loaded.model.dtype)
+        loaded.starts_as_base = not logits_differ(after, before, loaded.model.dtype)
         if not loaded.starts_as_base:
             change = float((after - before).abs().max())
             write(f"peft: the new adapter changes the base before it is trained, its logits by up to {change:.1e}")
@@ -312,12 +312,12 @@ def copy_adapter(model: Any, source: str, target: str, *, trainable: bool = Fals
 def _copy_state(model: Any, source: str, target: str) -> None:
     from peft import set_peft_model_state_dict
 
-    set_peft_model_state_dict(model, fresh_state(model, source), adapter_name=target)
+    set_peft_model_state_dict(model, adapter_state(model, source), adapter_name=target)
 
 
 def prove_frozen_copy(model: Any, policy: str, reference: str) -> None:
     """Raise IntegrityError unless adapter `reference` is frozen and equals `policy` bit for bit."""
-    ours, theirs = fresh_state(model, policy), fresh_state(model, reference)
+    ours, theirs = adapter_state(model, policy), adapter_state(model, reference)
     differing = [key for key in ours if key not in theirs or not bool((ours[key] == theirs[key]).all())]
     moving = [value for value in adapter_parameters(model, reference) if value.requires_grad]
     if differing or moving:
@@ -363,7 +363,9 @@ def gather_weights(model: Any, adapter: str | None) -> dict[str, Any]:
 
     Under DDP every rank holds them all; sharded training gathers here what each rank holds.
     """
-    weights: dict[str, Any] = model.state_dict() if adapter is None else fresh_state(model, _saved_name(model, adapter))
+    weights: dict[str, Any] = (
+        model.state_dict() if adapter is None else adapter_state(model, _saved_name(model, adapter))
+    )
     return weights
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError
-from align.models.adapter_config import explain_settings, insert, new_config, saved_config, set_trainable
-from align.models.adapter_kinds import settings_of
-from align.models.loading import explained
+from align.models.adapter_config import explain_settings, insert_adapter, new_config, saved_config, set_trainable
+from align.models.adapter_kinds import read_adapter_settings
+from align.models.loading import explain_load_errors
 from align.models.lora_starts import plain_start
 from align.models.quiet_libraries import quiet_libraries
 from align.tuners import find_obstacle, tuner_type
@@ -40,13 +40,13 @@ def _size(base: Checkpoint, *names: str) -> int | None:
     for name in names:
         if isinstance(written.get(name), int):
             return int(written[name])
-    return getattr(text_config(base), names[0], None)
+    return getattr(load_text_config(base), names[0], None)
 
 
-def text_config(base: Checkpoint) -> Any:
+def load_text_config(base: Checkpoint) -> Any:
     """Return the part of a base's config that is about text."""
     quiet_libraries()
-    with explained(base):
+    with explain_load_errors(base):
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(
@@ -54,16 +54,16 @@ def text_config(base: Checkpoint) -> Any:
         ).get_text_config()
 
 
-def stored_modules(base: Checkpoint) -> dict[str, tuple[int, ...]]:
+def read_module_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Return the paths of the modules with a weight in a base's folder, and its shape; only headers are read.
 
     Empty for a base that is not on this machine.
     """
-    stored = stored_shapes(base)
+    stored = read_tensor_shapes(base)
     return {key.removesuffix(".weight"): shape for key, shape in stored.items() if key.endswith(".weight")}
 
 
-def stored_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
+def read_tensor_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of the tensors in a base's folder; empty for one that is not on this machine."""
     from safetensors import SafetensorError, safe_open
 
@@ -79,12 +79,12 @@ def stored_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 def count_trainable(parent: Checkpoint, base: Checkpoint, config: StageConfig) -> tuple[int, int]:
     """Trainable and total parameters of a run from `parent`: its own adapter's, a new LoRA's, or all."""
-    parameters = list(as_trained(shape_of(base), parent, config).parameters())
+    parameters = list(build_trained_shapes(build_shapes(base), parent, config).parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return trainable, sum(parameter.numel() for parameter in parameters)
 
 
-def as_trained(model: Any, parent: Checkpoint, config: StageConfig) -> Any:
+def build_trained_shapes(model: Any, parent: Checkpoint, config: StageConfig) -> Any:
     """Return the shapes of a base with what a run from `parent` adds to it: its own adapter, a new one, or both.
 
     Tuners that are built from the base's values are left out: there are none yet.
@@ -98,10 +98,10 @@ def as_trained(model: Any, parent: Checkpoint, config: StageConfig) -> Any:
             wanted = new_config(model, config.new_adapter)
             if is_countable(wanted.peft_type.value):
                 with explain_settings(config.new_adapter):
-                    model = insert(model, plain_start(wanted), "default")
-        if parent.is_adapter and is_countable(tuner_type(settings_of(parent))):
+                    model = insert_adapter(model, plain_start(wanted), "default")
+        if parent.is_adapter and is_countable(tuner_type(read_adapter_settings(parent))):
             name = "frozen" if config.fresh_adapter else "default"
-            model = insert(model, saved_config(model, parent, trainable=not config.fresh_adapter), name)
+            model = insert_adapter(model, saved_config(model, parent, trainable=not config.fresh_adapter), name)
             set_trainable(model, name, not config.fresh_adapter)
     return model
 
@@ -111,13 +111,13 @@ def is_countable(tuner: str) -> bool:
     return find_obstacle(tuner, "count") is None
 
 
-def shape_of(base: Checkpoint) -> Any:
+def build_shapes(base: Checkpoint) -> Any:
     """Return a base as modules and shapes on torch's meta device: nothing is read but its config."""
     quiet_libraries()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with torch.device("meta"), explained(base):
+    with torch.device("meta"), explain_load_errors(base):
         return AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False)
         )

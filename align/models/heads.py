@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from align.config import write
 from align.errors import IntegrityError
 from align.models.adapter_files import WEIGHTS, insert_saved
-from align.models.adapters import LoadedBase, add_adapter, check_digests, tokenizer_home
-from align.models.counting import stored_modules
+from align.models.adapters import LoadedBase, add_adapter, check_digests, tokenizer_checkpoint
+from align.models.counting import read_module_shapes
 from align.models.loading import Precision, load_base
-from align.models.tokenizers import check_template, check_vocabulary, load_tokenizer, own_pad_token
+from align.models.tokenizers import check_template, check_vocabulary, choose_pad_token, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +70,8 @@ def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision)
     check_digests(checkpoint, base, registry)
     model = load_base(base, precision, head="score")
     use_score_layer(model)
-    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base), write)
-    own_pad_token(tokenizer, checkpoint.reference, write)
+    tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoint, base), write)
+    choose_pad_token(tokenizer, checkpoint.reference, write)
     model.config.pad_token_id = tokenizer.pad_token_id
     return LoadedBase(model, tokenizer, base, registry=registry)
 
@@ -100,7 +100,7 @@ def check_score_head(checkpoint: Checkpoint) -> None:
     path = Path(checkpoint.location) / WEIGHTS
     shapes = []
     if not checkpoint.is_adapter:
-        shapes = [shape for module, shape in stored_modules(checkpoint).items() if module == "score"]
+        shapes = [shape for module, shape in read_module_shapes(checkpoint).items() if module == "score"]
     else:
         try:
             with safe_open(path, "np") as file:

@@ -85,16 +85,16 @@ def load_base(
     quiet_libraries()
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from align.models.counting import stored_shapes
+    from align.models.counting import read_tensor_shapes
     from align.models.stored_weights import check_announced, check_finite, check_loaded
 
     loader = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
     options = _weight_options(precision)
     if head == "score":
         options["num_labels"] = 1
-    if stored := stored_shapes(checkpoint):
+    if stored := read_tensor_shapes(checkpoint):
         check_announced(checkpoint, stored)
-    with _quiet_load_report(), explained(checkpoint):
+    with _quiet_load_report(), explain_load_errors(checkpoint):
         # Misshapen tensors are named by `check_loaded`; transformers would only say that there are some.
         model, report = loader.from_pretrained(
             checkpoint.location,
@@ -111,7 +111,7 @@ def load_base(
     if precision.quantization != "none":
         _let_go_of_files(model)
     model.requires_grad_(False)
-    return model.to(device or device_here()) if precision.quantization == "none" else model
+    return model.to(device or current_device()) if precision.quantization == "none" else model
 
 
 def _weight_options(precision: Precision) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _weight_options(precision: Precision) -> dict[str, Any]:
     options: dict[str, Any] = {"dtype": dtype}
     if precision.quantization != "none":
         options["quantization_config"] = _quantization_config(precision.quantization, dtype)
-        options["device_map"] = {"": device_here()}
+        options["device_map"] = {"": current_device()}
     return options
 
 
@@ -161,7 +161,7 @@ def _let_go_of_files(model: Any) -> None:
 
 
 @contextmanager
-def explained(checkpoint: Checkpoint) -> Iterator[None]:
+def explain_load_errors(checkpoint: Checkpoint) -> Iterator[None]:
     """Turn what the libraries raise about an unreadable model into an IntegrityError that names it."""
     from safetensors import SafetensorError
 
@@ -213,7 +213,7 @@ def _quiet_load_report() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def device_here() -> str:
+def current_device() -> str:
     """Return the device of a base: the accelerator of this process, else the CPU."""
     import torch
 

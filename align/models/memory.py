@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.models.counting import as_trained, shape_of
+from align.models.counting import build_shapes, build_trained_shapes
 from align.models.loading import Precision, checkpoint_activations
 from align.models.packed import FAMILIES
 from align.models.target_modules import adapter_modules, has_fused_experts, is_linear
-from align.models.trained_head import rows_of_a_tile
+from align.models.trained_head import tile_rows
 
 if TYPE_CHECKING:
     from align.config import StageConfig
@@ -77,8 +77,8 @@ def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, w
     import torch
 
     precision = Precision.of(config) if config.new_adapter is not None else Precision(bf16=False)
-    model = shape_of(base).to(torch.bfloat16 if precision.uses_bf16 else torch.float32)
-    model = as_trained(model, parent, config)
+    model = build_shapes(base).to(torch.bfloat16 if precision.uses_bf16 else torch.float32)
+    model = build_trained_shapes(model, parent, config)
     if work.head == "packed" and model.config.model_type not in FAMILIES:
         work = replace(work, head="fused")
     sizes = _parameter_bytes(model, precision, adapted=config.new_adapter is not None)
@@ -204,7 +204,7 @@ def _logits(model: Any, precision: Precision, work: TrainingPass) -> int:
     if work.head == "full":
         return learned + _FULL_LOGITS * work.positions * vocabulary * _FULL_PRECISION
     if work.head == "packed":
-        tile = min(rows_of_a_tile(vocabulary), work.positions) * vocabulary * _FULL_PRECISION
+        tile = min(tile_rows(vocabulary), work.positions) * vocabulary * _FULL_PRECISION
         return 2 * learned + _PACKED_TILES["learned" if learned else "frozen"] * tile
     tile = min(work.positions, _TILE_TOKENS) * min(vocabulary, _TILE_VOCABULARY)
     product = tile * (_HALF_PRECISION if precision.uses_bf16 else _FULL_PRECISION)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
 from align.models.adapter_files import insert_saved
-from align.models.adapters import check_digests, digests_of_base, tokenizer_home
+from align.models.adapters import check_digests, digests_of_base, tokenizer_checkpoint
 from align.models.heads import load_score_head
-from align.models.loading import HeadKind, Precision, explained, load_base, save_base
-from align.models.probes import differ, probe_logits
+from align.models.loading import HeadKind, Precision, explain_load_errors, load_base, save_base
+from align.models.probes import logits_differ, probe_logits
 from align.models.tokenizers import load_tokenizer
-from align.models.weight_merge import fold
+from align.models.weight_merge import merge_adapter
 from align.registry import durable
 from align.registry.checkpoint import read_folder
 
@@ -61,15 +61,15 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
         )
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UsageError(f"merge --out {out}: is there and not an empty folder; choose another")
-    base, adapters = chain(registry, checkpoint)
+    base, adapters = resolve_chain(registry, checkpoint)
     model = _with_head(base, checkpoint)
-    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base))
+    tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoint, base))
     model.config.pad_token_id = tokenizer.pad_token_id
     for below, adapter in zip([base, *adapters], adapters, strict=False):
         if not below.is_adapter:
             check_digests(adapter, below, registry)
         # Without a task PEFT wraps any model, with a language head or a score head alike.
-        model, ids, apart = fold(insert_saved(model, adapter, "default", "merge", None).eval(), adapter)
+        model, ids, apart = merge_adapter(insert_saved(model, adapter, "default", "merge", None).eval(), adapter)
     model.to(_stored_dtype(base) if dtype == "auto" else getattr(torch, dtype))
     rounded = probe_logits(model, ids)
     difference = float((rounded - apart).abs().max())
@@ -90,7 +90,7 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
     )
 
 
-def chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Checkpoint]]:
+def resolve_chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Checkpoint]]:
     """Return the base at the bottom of an adapter, and the adapters over it, the lowest first.
 
     Raises IntegrityError for adapters that are each other's base.
@@ -118,7 +118,7 @@ def _stored_dtype(base: Checkpoint) -> torch.dtype:
     import torch
     from transformers import AutoConfig
 
-    with explained(base):
+    with explain_load_errors(base):
         found = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False).dtype
     return found if isinstance(found, torch.dtype) else torch.float32
 
@@ -137,7 +137,7 @@ def _prove_written(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype, ids
     head: HeadKind = "score" if checkpoint.kind == "reward" else "causal"
     model = load_base(written, Precision(bf16=False), head).to(dtype)
     found = probe_logits(model, ids)
-    if differ(found, expected, dtype):
+    if logits_differ(found, expected, dtype):
         raise IntegrityError(
             f"merge {checkpoint.reference}: read back from its files, the merged model's logits differ by "
             f"{float((found - expected).abs().max()):.1e}; nothing was kept, serve it as an adapter"

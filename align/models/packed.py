@@ -198,7 +198,7 @@ def use_fast_path(model: Any, say: Callable[[str], None], temperature: float = 1
     return path
 
 
-def reads_packed_rows(model: Any, longest: int) -> bool:
+def accepts_packed_rows(model: Any, longest: int) -> bool:
     """Let the backbone of a model take `backbone_inputs`; False where it cannot with sequences of so many tokens."""
     window = getattr(model.config, "sliding_window", None)
     if model.config.model_type not in FAMILIES or (window is not None and longest > window):

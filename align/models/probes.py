@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError
-from align.models.adapter_kinds import trained_tokens
+from align.models.adapter_kinds import read_trained_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ def probe_ids(model: Any) -> Tensor:
 
     count = model.config.get_text_config().vocab_size
     spread = range(0, count, max(1, count // _TOKENS))
-    trained = [token for config in getattr(model, "peft_config", {}).values() for token in trained_tokens(config)]
+    trained = [token for config in getattr(model, "peft_config", {}).values() for token in read_trained_tokens(config)]
     ids = [*range(1, _TOKENS + 1), *list(spread)[:_TOKENS], *trained[:_MOST_TRAINED]]
     return torch.tensor([[token % count for token in ids]], device=model.device)
 
@@ -45,7 +45,7 @@ def probe_logits(model: Any, ids: Tensor | None = None, *, bare: bool = False) -
     return logits
 
 
-def differ(found: Tensor, expected: Tensor, dtype: Any) -> bool:
+def logits_differ(found: Tensor, expected: Tensor, dtype: Any) -> bool:
     """Return whether two logits of the probe differ by more than rounding; NaN differs from everything."""
     import torch
 
@@ -56,7 +56,7 @@ def differ(found: Tensor, expected: Tensor, dtype: Any) -> bool:
 def prove_base_unmoved(model: Any, before: Tensor, ids: Tensor, checkpoint: Checkpoint) -> None:
     """Raise IntegrityError when the base answers otherwise since an adapter was attached than it did before."""
     found = probe_logits(model, ids, bare=True)
-    if differ(found, before, model.dtype):
+    if logits_differ(found, before, model.dtype):
         raise IntegrityError(
             f"{checkpoint.reference}: attaching it moved the base it shares with the other models (its logits changed "
             f"by {float((found - before).abs().max()):.1e}); serve it by itself, or merge it with "

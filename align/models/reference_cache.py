@@ -148,7 +148,7 @@ def _keep_newest(folder: Path) -> None:
             path.with_suffix(".lock").unlink()
 
 
-def batches(answers: Sequence[AnswerTokens], capacity: int) -> list[list[int]]:
+def make_batches(answers: Sequence[AnswerTokens], capacity: int) -> list[list[int]]:
     """Return indices of `answers` in batches of at most `capacity` padded tokens, equal prompts together.
 
     The longest come first, so that a batch that does not fit into memory fails at once.

@@ -6,11 +6,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
-from align.models.adapter_config import check_peft_names, insert, saved_config
+from align.models.adapter_config import check_peft_names, insert_adapter, saved_config
 from align.models.adapter_files import check_state, read_adapter
-from align.models.adapter_kinds import check_kind, check_new, check_ranks, settings_of
-from align.models.adapters import check_digests, tokenizer_home
-from align.models.counting import as_trained, context_length, is_countable, shape_of, stored_modules, vocabulary_size
+from align.models.adapter_kinds import check_new_settings, check_ranks, check_usable, read_adapter_settings
+from align.models.adapters import check_digests, tokenizer_checkpoint
+from align.models.counting import (
+    build_shapes,
+    build_trained_shapes,
+    context_length,
+    is_countable,
+    read_module_shapes,
+    vocabulary_size,
+)
 from align.models.heads import check_score_head
 from align.models.loading import Precision
 from align.models.stack import check_stackable
@@ -34,7 +41,7 @@ def check_files(config: StageConfig, registry: Registry, starts: dict[str, Check
     if config.new_adapter is None:
         Precision.of(config).refuse_full_training()
     elif isinstance(config.new_adapter, dict):
-        check_new(config.new_adapter, config.quantization)
+        check_new_settings(config.new_adapter, config.quantization)
     if config.fresh_adapter:
         check_stackable(starts["model"], config.new_adapter)
     starts = _over_one_base(starts)
@@ -66,9 +73,9 @@ def check_models(config: StageConfig, registry: Registry, starts: dict[str, Chec
             check_adapter(checkpoint, bases[setting])
         settings = _settings_of_new(config, checkpoint)
         if isinstance(settings, dict):
-            as_trained(shape_of(bases[setting]), checkpoint, config)
+            build_trained_shapes(build_shapes(bases[setting]), checkpoint, config)
         elif settings and settings.target_modules != ALL_LINEAR:
-            check_targets(shape_of(bases[setting]), settings)
+            check_targets(build_shapes(bases[setting]), settings)
 
 
 def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint, base: Checkpoint) -> None:
@@ -79,10 +86,12 @@ def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint
     if checkpoint.is_adapter:
         checkpoint.check(hashes=True)
         for ability in config.tuner_abilities:
-            require(tuner_type(settings_of(checkpoint)), ability, checkpoint.reference, "use an adapter of LoRA")
-        check_kind(checkpoint, "train")
+            require(
+                tuner_type(read_adapter_settings(checkpoint)), ability, checkpoint.reference, "use an adapter of LoRA"
+            )
+        check_usable(checkpoint, "train")
     if settings := _settings_of_new(config, checkpoint):
-        check_stored_targets(stored_modules(base), settings)
+        check_stored_targets(read_module_shapes(base), settings)
 
 
 def _settings_of_new(config: StageConfig, start: Checkpoint) -> AdapterSettings | None:
@@ -96,11 +105,11 @@ def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
 
     state = read_adapter(checkpoint)
     check_ranks(checkpoint, state)
-    if not is_countable(tuner_type(settings_of(checkpoint))):
+    if not is_countable(tuner_type(read_adapter_settings(checkpoint))):
         return
-    model = shape_of(base)
+    model = build_shapes(base)
     with torch.device("meta"):
-        model = insert(model, saved_config(model, checkpoint, trainable=True), "default")
+        model = insert_adapter(model, saved_config(model, checkpoint, trainable=True), "default")
     check_state(model, state, "default", checkpoint)
 
 
@@ -121,7 +130,7 @@ def _check_positions(config: StageConfig, base: Checkpoint) -> None:
 
 
 def _check_tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> Any:
-    tokenizer = load_tokenizer(tokenizer_home(checkpoint, base))
+    tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoint, base))
     if checkpoint.is_adapter:
         check_template(checkpoint, tokenizer, "its own tokenizer")
     rows = vocabulary_size(base)

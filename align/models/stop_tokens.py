@@ -30,7 +30,7 @@ class StopTokens:
     notes: list[str] = field(default_factory=list)
 
 
-def stop_tokens(loaded: LoadedBase) -> StopTokens:
+def find_stop_tokens(loaded: LoadedBase) -> StopTokens:
     """Return the union of the stop tokens of tokenizer, chat template and the base's generation_config.json.
 
     Ids that are no whole numbers or that the tokenizer lacks are left out, with a note.
@@ -62,16 +62,16 @@ def stop_tokens(loaded: LoadedBase) -> StopTokens:
     return StopTokens([*known, *added], notes)
 
 
-def stop_ids(loaded: LoadedBase, say: Callable[[str], None] | None = None) -> list[int]:
-    """Return the ids of `stop_tokens`; its notes are told to `say`."""
-    found = stop_tokens(loaded)
+def find_stop_ids(loaded: LoadedBase, say: Callable[[str], None] | None = None) -> list[int]:
+    """Return the ids of `find_stop_tokens`; its notes are told to `say`."""
+    found = find_stop_tokens(loaded)
     if say is not None:
         for note in found.notes:
             say(note)
     return found.ids
 
 
-def listed_stops(base: Checkpoint) -> list[Any]:
+def read_listed_stops(base: Checkpoint) -> list[Any]:
     """Return what the files beside a base list as the end of a text, as it stands there."""
     return _listed(base)[1]
 

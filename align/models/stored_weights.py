@@ -29,15 +29,15 @@ def check_announced(base: Checkpoint, stored: dict[str, tuple[int, ...]]) -> Non
 
     Such a model would be built, and filled with random numbers, before anybody could say what is missing.
     """
-    from align.models.counting import shape_of, text_config
+    from align.models.counting import build_shapes, load_text_config
 
-    layers = getattr(text_config(base), "num_hidden_layers", 0)
+    layers = getattr(load_text_config(base), "num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > len(stored):
         raise IntegrityError(
             f"{base.reference}: its config announces {layers} layers, its weights are {len(stored)} tensors; "
             "restore config.json or the weights"
         )
-    announced = sum(parameter.numel() for parameter in shape_of(base).parameters())
+    announced = sum(parameter.numel() for parameter in build_shapes(base).parameters())
     found = sum(_size(shape) for shape in stored.values())
     if announced > max(_MOST_EMPTY * found, _ALWAYS_ALLOWED + found):
         raise IntegrityError(

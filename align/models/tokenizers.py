@@ -50,7 +50,7 @@ def load_tokenizer(checkpoint: Checkpoint, say: Callable[[str], None] | None = N
     return tokenizer
 
 
-def special_tokens(tokenizer: Any) -> dict[str, Any]:
+def describe_special_tokens(tokenizer: Any) -> dict[str, Any]:
     """Return the EOS and pad token, and under `chosen` what was chosen here because the tokenizer did not say."""
     chosen = dict(_CHOICES.get(tokenizer, {}))
     return {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token, "chosen": chosen}
@@ -99,7 +99,7 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, base: Checkpoint) -
         )
 
 
-def own_pad_token(tokenizer: Any, reference: str, say: Callable[[str], None] | None = None) -> None:
+def choose_pad_token(tokenizer: Any, reference: str, say: Callable[[str], None] | None = None) -> None:
     """Give a tokenizer that pads with EOS another pad token, one that never ends a text.
 
     transformers scores a text at its last token that is not padding: padded with EOS that would be the token before the

@@ -21,7 +21,7 @@ class TokenScores(NamedTuple):
     is_top1: Tensor
 
 
-def rows_of_a_tile(vocabulary: int) -> int:
+def tile_rows(vocabulary: int) -> int:
     """Return the number of tokens that are scored against the whole vocabulary at once."""
     return max(32, min(512, _TILE // vocabulary))
 
@@ -38,7 +38,7 @@ def score_tokens(head: nn.Linear, hidden: Tensor, targets: Tensor, *, frozen: bo
     offset = head.bias.float().mean() if head.bias is not None else 0.0
     with torch.no_grad():
         mean_logits = hidden.float() @ mean + offset
-    rows = rows_of_a_tile(head.weight.shape[0])
+    rows = tile_rows(head.weight.shape[0])
     tiles = [
         _score_frozen(head, some, wanted) if frozen else _score_trainable(head, some, wanted)
         for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)

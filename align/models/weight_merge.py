@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, UsageError
-from align.models.probes import differ, probe_ids, probe_logits
+from align.models.probes import logits_differ, probe_ids, probe_logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from align.registry import Checkpoint
 
 
-def fold(model: Any, adapter: Checkpoint) -> tuple[Any, Tensor, Tensor]:
+def merge_adapter(model: Any, adapter: Checkpoint) -> tuple[Any, Tensor, Tensor]:
     """Return the plain model that a PeftModel with one adapter computes, the probe's ids and its unmerged logits.
 
     Embeddings and head that share a weight get one each, since an adapter may change one of them; they share it again
@@ -44,7 +44,7 @@ def fold(model: Any, adapter: Checkpoint) -> tuple[Any, Tensor, Tensor]:
     if was_tied:
         _tie_again(whole)
     merged = probe_logits(whole, ids)
-    if differ(merged, together, whole.dtype):
+    if logits_differ(merged, together, whole.dtype):
         raise IntegrityError(
             f"merge {adapter.reference}: merged, its logits differ by {float((merged - together).abs().max()):.1e} "
             "from those of base and adapter together; nothing was written, serve it as an adapter"

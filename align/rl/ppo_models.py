@@ -12,7 +12,7 @@ from align.models.adapters import LoadedBase, attach_adapter, copy_adapter, prov
 from align.models.dropout import switch_off_dropout
 from align.models.heads import load_score_head
 from align.models.loading import Precision, checkpoint_activations
-from align.models.packed import plain_head, reads_packed_rows
+from align.models.packed import accepts_packed_rows, plain_head
 from align.models.tokenizers import check_template
 from align.models.trained_head import score_tokens
 from align.rl.maths import entropy, token_logprobs
@@ -132,7 +132,7 @@ def load_ppo_models(
     loaded.model.eval()
     value = VALUE if config.value == "adapter" else POLICY
     value_head = _value_head(loaded.model, score_head if value == VALUE else None)
-    packed = plain_head(causal) is not None and reads_packed_rows(causal, config.max_length)
+    packed = plain_head(causal) is not None and accepts_packed_rows(causal, config.max_length)
     return PpoModels(loaded, reference, score_head, value_head, value, precision, packed)
 
 

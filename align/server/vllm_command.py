@@ -74,10 +74,10 @@ def _quantized(quantization: str) -> list[str]:
 
 def _tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> list[str]:
     """Return the options of tokenizer and template, where they are not the base's own."""
-    from align.models.adapters import tokenizer_home
+    from align.models.adapters import tokenizer_checkpoint
     from align.models.tokenizers import PLAIN_TEMPLATE
 
-    home = Path(tokenizer_home(checkpoint, base).location)
+    home = Path(tokenizer_checkpoint(checkpoint, base).location)
     if not home.is_dir():
         return []  # a hub model brings both
     words = ["--tokenizer", str(home)] if home != Path(base.location) else []

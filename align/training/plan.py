@@ -14,8 +14,8 @@ from align.config import StageConfig, write
 from align.data.rendering.fold_system import fold_when_asked
 from align.data.rendering.template_notices import notice_lines
 from align.data.token_cache import TokenisedDataset
-from align.models.adapters import tokenizer_home
-from align.models.counting import count_trainable, text_config
+from align.models.adapters import tokenizer_checkpoint
+from align.models.counting import count_trainable, load_text_config
 from align.models.memory import LossHead, TrainingPass, estimate_memory
 from align.models.start_checks import check_models
 from align.models.tokenizers import load_tokenizer
@@ -74,9 +74,9 @@ def _outline(stage: Stage, config: StageConfig, registry: Registry, parent: Chec
     base = registry.resolve_base(parent) if parent.is_adapter else parent
     trainable, total = count_trainable(parent, base, config)
     if stage.head == "score":
-        width = text_config(base).hidden_size
+        width = load_text_config(base).hidden_size
         trainable, total = trainable + width, total + width
-    tokenizer = load_tokenizer(tokenizer_home(parent, base), write)
+    tokenizer = load_tokenizer(tokenizer_checkpoint(parent, base), write)
     return Outline(f"{parent.reference} (base {base.reference})", tokenizer, trainable, total)
 
 

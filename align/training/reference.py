@@ -11,7 +11,7 @@ from align.config import TrainerStageConfig
 from align.models.adapters import digests_of_base
 from align.models.loading import Precision
 from align.models.packed import use_fast_path
-from align.models.reference_cache import AnswerTokens, ReferenceCache, batches, reference_key, score_answers
+from align.models.reference_cache import AnswerTokens, ReferenceCache, make_batches, reference_key, score_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -120,7 +120,7 @@ def _compute_logps(
     new: list[tuple[bytes, float]] = []
     reference = "ref" if "ref" in trainer.model.peft_config else None  # without it TRL asks the base itself
     with use_adapter(trainer.model, reference), trainer.accelerator.autocast():
-        for positions in batches(answers, capacity):
+        for positions in make_batches(answers, capacity):
             batch = [answers[position] for position in positions]
             new += zip((answer.digest for answer in batch), score_answers(trainer.model, batch), strict=True)
             if time.monotonic() - saved > _SAVE_EVERY_S:

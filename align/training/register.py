@@ -11,7 +11,7 @@ from align.config import StageConfig, dump_yaml
 from align.errors import warn_instead
 from align.models.adapters import digests_of_base, gather_weights, save_adapter
 from align.models.loading import save_base
-from align.models.tokenizers import special_tokens
+from align.models.tokenizers import describe_special_tokens
 from align.registry import default_root
 from align.registry.fingerprints import base_digests, template_digest
 from align.training.curves import draw_curves
@@ -66,7 +66,7 @@ def _commit(stage: Stage, config: StageConfig, run: Run, trained: Trained, weigh
                 "parents": parents,
                 "base": base,
                 "template_digest": template_digest(trained.tokenizer.chat_template),
-                "tokenizer": special_tokens(trained.tokenizer),
+                "tokenizer": describe_special_tokens(trained.tokenizer),
                 "data": run.data.manifest_entries(),
                 "metrics": trained.metrics,
                 "config": config.model_dump(mode="json"),

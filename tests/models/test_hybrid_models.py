@@ -13,7 +13,7 @@ from zoo import ARCHITECTURES, EXPERTS, HYBRIDS, build_zoo_model
 from align import sft
 from align.config import LoraSettings
 from align.errors import UsageError
-from align.models.adapter_config import insert, new_config
+from align.models.adapter_config import insert_adapter, new_config
 from align.models.target_modules import has_fused_experts
 from align.registry import open_registry
 from align.training.command import main
@@ -46,7 +46,7 @@ def test_all_linear_on_a_hybrid_model_is_pefts(architecture):
     linear = {path for path, module in model.named_modules() if type(module) is torch.nn.Linear and module is not head}
 
     assert not has_fused_experts(model)
-    found = adapted(insert(model, new_config(model, LoraSettings(r=2)), "default"))
+    found = adapted(insert_adapter(model, new_config(model, LoraSettings(r=2)), "default"))
 
     if architecture in OUT_OF_REACH:
         assert found == {path for path in linear if not path.endswith("out_proj")}
@@ -62,7 +62,7 @@ def test_all_linear_leaves_experts_and_routers_of_a_mixture_alone(architecture):
     model = shapes_of(architecture)
 
     assert has_fused_experts(model)
-    found = adapted(insert(model, new_config(model, LoraSettings(r=2)), "default"))
+    found = adapted(insert_adapter(model, new_config(model, LoraSettings(r=2)), "default"))
 
     assert any("attn" in path or "attention" in path for path in found)
     assert not [path for path in found if ".experts" in path or "router" in path or path.endswith(".gate")]
@@ -72,7 +72,7 @@ def test_all_linear_leaves_experts_and_routers_of_a_mixture_alone(architecture):
 def test_dense_layers_of_a_mixture_are_adapted_where_peft_does_not_take_them_for_experts(architecture):
     model = shapes_of(architecture)
 
-    found = adapted(insert(model, new_config(model, LoraSettings(r=2)), "default"))
+    found = adapted(insert_adapter(model, new_config(model, LoraSettings(r=2)), "default"))
 
     assert any("feed_forward." in path or "mlp." in path for path in found)
 

@@ -10,7 +10,7 @@ import numpy
 import pytest
 
 from align.models import reference_cache
-from align.models.reference_cache import AnswerTokens, ReferenceCache, batches
+from align.models.reference_cache import AnswerTokens, ReferenceCache, make_batches
 
 ROWS = [(bytes([place]) * 16, float(place) / 3) for place in range(1, 41)]
 
@@ -148,7 +148,7 @@ def test_batches_hold_every_answer_once_within_their_room_and_keep_a_prompt_toge
         for _ in range(2):
             answers.append(answer(*[prompt] * 5, *rng.integers(0, 9, rng.integers(1, 40)), start=5))
 
-    made = batches(answers, 200)
+    made = make_batches(answers, 200)
 
     assert sorted(place for batch in made for place in batch) == list(range(60))
     widths = [max(len(answers[place].ids) for place in batch) for batch in made]

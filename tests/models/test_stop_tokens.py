@@ -14,7 +14,7 @@ from align.engine.protocol import GenerationRequest, Row, RowDone, Sampling
 from align.errors import IntegrityError
 from align.models.adapters import load_models, save_adapter, start_policy
 from align.models.loading import Precision
-from align.models.stop_tokens import stop_tokens
+from align.models.stop_tokens import find_stop_tokens
 from align.schema import user
 
 FP32 = Precision(bf16=False)
@@ -57,7 +57,7 @@ def written(registry, reference) -> list[int]:
 
 
 def found(registry, base: Path):
-    return stop_tokens(load_models(registry, [str(base)], FP32))
+    return find_stop_tokens(load_models(registry, [str(base)], FP32))
 
 
 def test_a_listed_token_ends_the_answer_where_the_template_closes_no_turn(registry, base):

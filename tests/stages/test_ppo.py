@@ -169,7 +169,7 @@ def test_so_they_are_in_every_way_to_compute_them(registry, sft, tiny_base, sett
     if way == "nf4":
         pytest.importorskip("bitsandbytes", reason="quantization needs align[qlora]")
     if way == "padded":
-        monkeypatch.setattr("align.rl.ppo_models.reads_packed_rows", lambda *_: False)
+        monkeypatch.setattr("align.rl.ppo_models.accepts_packed_rows", lambda *_: False)
     if way == "full-logits":
         monkeypatch.setattr("align.rl.ppo_models.plain_head", lambda _: None)
 
@@ -186,7 +186,7 @@ def test_so_they_are_in_every_way_to_compute_them(registry, sft, tiny_base, sett
 def test_packed_padded_and_full_logits_train_alike(registry, sft, settings, monkeypatch):
     settings |= {"model": "sft", "learning_rate": 1e-3}
     run_stage(STAGE, build(PpoConfig, settings | {"name": "packed"}), registry)
-    monkeypatch.setattr("align.rl.ppo_models.reads_packed_rows", lambda *_: False)
+    monkeypatch.setattr("align.rl.ppo_models.accepts_packed_rows", lambda *_: False)
     run_stage(STAGE, build(PpoConfig, settings | {"name": "padded"}), registry)
     monkeypatch.setattr("align.rl.ppo_models.plain_head", lambda _: None)
     run_stage(STAGE, build(PpoConfig, settings | {"name": "full"}), registry)
