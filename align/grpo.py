@@ -47,7 +47,7 @@ class GrpoConfig(VllmStageConfig):
     learning_rate: float = Field(1e-5, gt=0, le=1)
     """peak learning rate"""
     rewards: list[RewardSettings] = Field(min_length=1)
-    """rewards whose weighted sum scores a completion: [{name, weight, args}]"""
+    """rewards whose weighted sum scores a completion: [{name, file, weight, args}]"""
     num_generations: int = Field(8, ge=2)
     """completions sampled for a prompt: the group"""
     temperature: float = Field(1.0, gt=0)

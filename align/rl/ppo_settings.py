@@ -74,9 +74,9 @@ class PpoConfig(StageConfig):
     reward_model: str | None = None
     """a reward model: an adapter over the same base, or a whole classifier, which scores text"""
     rewards: list[RewardSettings] = Field(default=[])
-    """rewards added to its score, or the only ones: [{name, weight, args}]"""
+    """rewards added to its score, or the only ones: [{name, file, weight, args}]"""
     gold: list[RewardSettings] = Field(default=[])
-    """rewards that are logged as gold_mean beside the score and never trained on: [{name, args}]"""
+    """rewards that are logged as gold_mean beside the score and never trained on: [{name, file, args}]"""
     rollout_batch_size: int = Field(default=64, ge=1)
     """completions sampled in a step, by all ranks together"""
     sampling: SamplingSettings = SamplingSettings()
