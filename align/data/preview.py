@@ -47,8 +47,8 @@ def mark_colour(ids: list[int], mask: list[int], tokenizer: Any) -> Text:
     marked = Text()
     for trained, run in _runs(ids, mask):
         shades = _TRAINED_SHADES if trained else _PLAIN_SHADES
-        for place, text in enumerate(_token_texts(tokenizer, run)):
-            marked.append(text, style=shades[place % 2])
+        for position, text in enumerate(_token_texts(tokenizer, run)):
+            marked.append(text, style=shades[position % 2])
     return marked
 
 

@@ -110,16 +110,16 @@ def _split(text: str, marks: Iterable[tuple[str, str]]) -> SplitText:
 
 
 def _remove_later_reasoning(answer: str, begin: str, end: str) -> str:
-    kept, place = "", 0
+    kept, position = "", 0
     for opening in re.finditer(rf"(?m)^[ \t]*{re.escape(begin)}", answer):
-        if opening.start() >= place:
+        if opening.start() >= position:
             closing = answer.find(end, opening.end())
             if closing < 0:
                 break
-            kept += answer[place : opening.start()]
-            place = closing + len(end)
-            place += len(answer[place:]) - len(answer[place:].lstrip())
-    return kept + answer[place:]
+            kept += answer[position : opening.start()]
+            position = closing + len(end)
+            position += len(answer[position:]) - len(answer[position:].lstrip())
+    return kept + answer[position:]
 
 
 def _decode_keeping(tokenizer: Any, ids: Sequence[int], kept: frozenset[int]) -> str:

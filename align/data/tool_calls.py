@@ -83,15 +83,15 @@ class ToolFormat:
         """Return the text of an answer without its calls, and the calls; what cannot be read stays text."""
         opening = re.compile(_loose_pattern(self.before)) if self.marker else re.compile(r"\A\s*(?=[\[{])")
         calls: list[ToolCall] = []
-        content, place = "", 0
-        while (start := opening.search(text, place)) is not None:
+        content, position = "", 0
+        while (start := opening.search(text, position)) is not None:
             turn = self._read_turn(text, start.end(), tools)
             if turn is None:
                 break
-            content += text[place : start.start()]
+            content += text[position : start.start()]
             calls += turn[0]
-            place = turn[1]
-        return (content + text[place:]).strip() if calls else text, calls
+            position = turn[1]
+        return (content + text[position:]).strip() if calls else text, calls
 
     def without_special(self, text: str) -> str:
         """Return a text without control tokens."""
@@ -99,24 +99,24 @@ class ToolFormat:
             text = text.replace(token, "")
         return text
 
-    def _read_turn(self, text: str, place: int, tools: Sequence[dict[str, Any]]) -> _Calls | None:
+    def _read_turn(self, text: str, position: int, tools: Sequence[dict[str, Any]]) -> _Calls | None:
         """Return the calls that begin here, up to and with what ends them."""
         calls: list[ToolCall] = []
-        while (read := self._read_call(text, place, tools)) is not None:
+        while (read := self._read_call(text, position, tools)) is not None:
             calls += read[0]
-            place = read[1]
-            if self.between is None or (end := _match_loosely(self.between, text, place)) is None:
+            position = read[1]
+            if self.between is None or (end := _match_loosely(self.between, text, position)) is None:
                 break
-            place = end
+            position = end
         if not calls:
             return None
-        end = _match_loosely(self.after, text, place)
-        return calls, place if end is None else end
+        end = _match_loosely(self.after, text, position)
+        return calls, position if end is None else end
 
-    def _read_call(self, text: str, place: int, tools: Sequence[dict[str, Any]]) -> _Calls | None:
+    def _read_call(self, text: str, position: int, tools: Sequence[dict[str, Any]]) -> _Calls | None:
         if self.form == "json":
-            return self._read_json(text, place)
-        name = _NAMES.match(text, place)
+            return self._read_json(text, position)
+        name = _NAMES.match(text, position)
         if name is None:
             return None
         if self.form == "name and keys":
@@ -127,8 +127,8 @@ class ToolFormat:
             return None
         return [ToolCall(name.group(), value[0])], value[1]
 
-    def _read_json(self, text: str, place: int) -> _Calls | None:
-        value = _decode_json(text, place)
+    def _read_json(self, text: str, position: int) -> _Calls | None:
+        value = _decode_json(text, position)
         if value is None:
             return None
         calls = []
@@ -142,33 +142,33 @@ class ToolFormat:
 
     def _read_keys(self, text: str, name: re.Match[str], types: dict[str, Any]) -> _Calls | None:
         arguments: dict[str, Any] = {}
-        place, opening = name.end(), self.middle
+        position, opening = name.end(), self.middle
         while key := re.compile(_loose_pattern(opening) + r"([\w.\-]+?)" + _loose_pattern(self.key_value)).match(
-            text, place
+            text, position
         ):
             read = self._read_value(text, key.end())
             if read is None:
                 return None
-            value, place, is_quoted = read
+            value, position, is_quoted = read
             arguments[key.group(1)] = value if is_quoted else _convert_value(value, types.get(key.group(1)))
             opening = self.between_keys
         if not arguments and self.empty:
-            end = _match_loosely(self.empty.removesuffix(self.after), text, place)
-            place = place if end is None else end
-        return [ToolCall(name.group(), arguments)], place
+            end = _match_loosely(self.empty.removesuffix(self.after), text, position)
+            position = position if end is None else end
+        return [ToolCall(name.group(), arguments)], position
 
-    def _read_value(self, text: str, place: int) -> tuple[str, int, bool] | None:
+    def _read_value(self, text: str, position: int) -> tuple[str, int, bool] | None:
         """Return a value as text, where it ends, and whether it stood in quotes of its own."""
         left, right = self.quote
-        if left and text.startswith(left, place):
-            end = text.find(right, place + len(left))
-            return None if end < 0 else (text[place + len(left) : end], end + len(right), True)
-        if left and (value := _decode_json(text, place)) is not None:
+        if left and text.startswith(left, position):
+            end = text.find(right, position + len(left))
+            return None if end < 0 else (text[position + len(left) : end], end + len(right), True)
+        if left and (value := _decode_json(text, position)) is not None:
             return json.dumps(value[0]), value[1], False
         ends = "|".join(_loose_pattern(part) for part in (self.between_keys, self.after, self.between) if part)
-        match = re.compile(ends).search(text, place)
+        match = re.compile(ends).search(text, position)
         end = len(text) if match is None else match.start()
-        return text[place:end], end, False
+        return text[position:end], end, False
 
 
 def measure_tool_format(template: ChatTemplate) -> ToolFormat | None:
@@ -233,13 +233,13 @@ def _trim_turn(template: ChatTemplate, text: str) -> str:
     """Return the text of a turn without empty reasoning before it and the stop token after it."""
     last = max(0, *(text.rfind(value) for value in (*_VALUES, "7", "true")))
     stops = [template.tokenizer.decode([token]) for token in template.stop_ids]
-    ends = [place for stop in stops if (place := text.find(stop, last)) >= 0]
+    ends = [position for stop in stops if (position := text.find(stop, last)) >= 0]
     return _EMPTY_REASONING.sub("", text[: min(ends, default=len(text))])
 
 
 def _json_format(text: str) -> ToolFormat | None:
-    for place in _json_starts(text[: text.index(_NAME)]):
-        decoded = _decode_json(text, place)
+    for position in _json_starts(text[: text.index(_NAME)]):
+        decoded = _decode_json(text, position)
         if decoded is None or decoded[1] < text.index(_NAME):
             continue
         value, end = decoded
@@ -250,7 +250,7 @@ def _json_format(text: str) -> ToolFormat | None:
         arguments = [key for key, item in call.items() if item == _ARGUMENTS]
         if names and arguments:
             return ToolFormat(
-                "json", text[:place], text[end:], name_key=names[0], arguments_key=arguments[0],
+                "json", text[:position], text[end:], name_key=names[0], arguments_key=arguments[0],
                 listed=isinstance(value, list),
             )  # fmt: skip
     return None
@@ -258,10 +258,10 @@ def _json_format(text: str) -> ToolFormat | None:
 
 def _named_format(text: str) -> ToolFormat | None:
     begin = text.index(_NAME)
-    for place in _json_starts(text[begin:]):
-        value = _decode_json(text, begin + place)
+    for position in _json_starts(text[begin:]):
+        value = _decode_json(text, begin + position)
         if value is not None and value[0] == _ARGUMENTS:
-            middle = text[begin + len(_NAME) : begin + place]
+            middle = text[begin + len(_NAME) : begin + position]
             return ToolFormat("name and json", text[:begin], text[value[1] :], middle=middle)
     return None
 
@@ -307,8 +307,8 @@ def _loose_pattern(text: str) -> str:
     return pattern.replace(_NAME, _NAMES.pattern)
 
 
-def _match_loosely(expected: str, text: str, place: int) -> int | None:
-    match = re.compile(_loose_pattern(expected)).match(text, place)
+def _match_loosely(expected: str, text: str, position: int) -> int | None:
+    match = re.compile(_loose_pattern(expected)).match(text, position)
     return None if match is None else match.end()
 
 
@@ -316,11 +316,11 @@ def _json_starts(text: str) -> Iterator[int]:
     return (match.start() for match in _JSON_START.finditer(text))
 
 
-def _decode_json(text: str, place: int) -> tuple[Any, int] | None:
-    """Return the JSON value at a place, and where it ends."""
-    place += len(text[place:]) - len(text[place:].lstrip())
+def _decode_json(text: str, position: int) -> tuple[Any, int] | None:
+    """Return the JSON value at a position, and where it ends."""
+    position += len(text[position:]) - len(text[position:].lstrip())
     try:
-        return json.JSONDecoder().raw_decode(text, place)
+        return json.JSONDecoder().raw_decode(text, position)
     except (ValueError, RecursionError):
         return None
 

@@ -47,12 +47,12 @@ def _argument_rules(format_: ToolFormat, index: int, schema: dict[str, Any]) -> 
     """Yield rules of arguments one by one in the order of the schema; those not required may be left out."""
     properties = schema.get("properties") or {}
     required = set(schema.get("required") or ())
-    for place, (key, wanted) in enumerate(properties.items()):
+    for position, (key, wanted) in enumerate(properties.items()):
         separator = _literal(format_, format_.key_value)
-        value = f"{_quote(key)} {separator} {_value(format_, wanted)} rest_{index}_{place + 1}"
+        value = f"{_quote(key)} {separator} {_value(format_, wanted)} rest_{index}_{position + 1}"
         for state, before in (("none", format_.middle), ("rest", format_.between_keys)):
-            skipped = "" if key in required else f" | {state}_{index}_{place + 1}"
-            yield f"{state}_{index}_{place}: {_literal(format_, before)} {value}{skipped}"
+            skipped = "" if key in required else f" | {state}_{index}_{position + 1}"
+            yield f"{state}_{index}_{position}: {_literal(format_, before)} {value}{skipped}"
     yield f"none_{index}_{len(properties)}: {_literal(format_, format_.empty)}"
     yield f"rest_{index}_{len(properties)}: {_literal(format_, format_.after)}"
 

@@ -295,7 +295,7 @@ def import_version(registry: Registry, file: str, name: str | None = None) -> No
     for version in imported:
         reference = version.checkpoint.reference
         renamed = "" if reference == version.was else f" as {reference}"
-        if version.known:
+        if version.present:
             write(f"{version.was}: is here already{renamed}, nothing to do")
         else:
             write(f"{version.was}: imported{renamed}  {version.checkpoint.digest}")

@@ -33,7 +33,7 @@ class ImportedVersion:
 
     was: str
     checkpoint: Checkpoint
-    known: bool
+    present: bool
 
 
 def import_file(registry: Registry, path: Path, name: str | None = None) -> list[ImportedVersion]:
@@ -183,11 +183,11 @@ def _commit(
 ) -> ImportedVersion:
     """Commit an unpacked version unless it is here; `moved` collects those whose reference changed."""
     was, digest = f"{manifest['name']}@v{manifest['version']}", digest_file(staging.path / MANIFEST)
-    present = _find_same(registry, name, manifest)
-    checkpoint = present or staging.adopt(manifest, digest, _update_links(manifest, moved))
+    same = _find_same(registry, name, manifest)
+    checkpoint = same or staging.adopt(manifest, digest, _update_links(manifest, moved))
     if checkpoint.digest != digest or checkpoint.reference != was:
         moved[was] = checkpoint
-    return ImportedVersion(was, checkpoint, known=present is not None)
+    return ImportedVersion(was, checkpoint, present=same is not None)
 
 
 def _find_same(registry: Registry, name: str, manifest: dict[str, Any]) -> Checkpoint | None:

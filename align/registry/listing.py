@@ -22,8 +22,8 @@ _LEAST_IMPORTANT = ("size", "base", "kind", "stage", "from", "age", "aliases", "
 
 def list_versions(registry: Registry, name: str | None = None) -> list[dict[str, Any]]:
     """Return every whole version as JSON values, by name and version number; of one name when it is given."""
-    names = [each for each in registry.names() if name in (None, each)]
-    return [row for each in names for row in _list_name(registry, each)]
+    names = [other for other in registry.names() if name in (None, other)]
+    return [row for other in names for row in _list_name(registry, other)]
 
 
 def format_versions(rows: list[dict[str, Any]], width: int) -> str:

@@ -45,7 +45,7 @@ def parcel(origin, tmp_path) -> Path:
 
 
 def _references(taken):
-    return [(each.was, each.checkpoint.reference, each.known) for each in taken]
+    return [(each.was, each.checkpoint.reference, each.present) for each in taken]
 
 
 def test_a_version_and_its_base_arrive_with_their_numbers_and_digests(origin, parcel, registry):

@@ -129,7 +129,7 @@ def _render_record(template: ChatTemplate, record: Record, sides: tuple[str, ...
     for side, text, pieces in zip(sides, rendered, encode_rendered(template.tokenizer, rendered), strict=True):
         start = next(span.start for span in text.spans if span.turn == len(prompt))
         prompt_ids, answer_ids = _divide(text, pieces, start)
-        last = max(place for place, token in enumerate(answer_ids) if token in template.stop_ids)
+        last = max(position for position, token in enumerate(answer_ids) if token in template.stop_ids)
         prompts.append(prompt_ids)
         row[f"{side}_ids"] = answer_ids[: last + 1]
     if any(ids != prompts[0] for ids in prompts):
@@ -138,11 +138,11 @@ def _render_record(template: ChatTemplate, record: Record, sides: tuple[str, ...
 
 
 def _divide(rendered: RenderedText, pieces: list[list[int]], start: int) -> tuple[list[int], list[int]]:
-    """Return the ids before and after a place in the text at which a turn starts."""
+    """Return the ids before and after a position in the text at which a turn starts."""
     before: list[int] = []
     after: list[int] = []
-    place = 0
+    position = 0
     for text, ids in zip(split_at_turns(rendered), pieces, strict=True):
-        (before if place < start else after).extend(ids)
-        place += len(text)
+        (before if position < start else after).extend(ids)
+        position += len(text)
     return before, after

@@ -142,15 +142,15 @@ def _trained_turns(template: ChatTemplate, conversation: Conversation) -> tuple[
     spans = {span.start: span for span in conversation.rendered.spans}
     ids: list[int] = []
     turns: list[_TrainedTurn] = []
-    place = 0
+    position = 0
     for text, piece in zip(split_at_turns(conversation.rendered), conversation.pieces, strict=True):
-        span = spans.get(place)
+        span = spans.get(position)
         if span is not None and span.turn in conversation.trained:
             stop = next((index for index, token in enumerate(piece) if token in template.stop_ids), None)
             without_stop = 0 if span.end is None else len(piece)
             turns.append(_TrainedTurn(span.turn, len(ids), without_stop if stop is None else stop + 1, span.prompted))
         ids += piece
-        place += len(text)
+        position += len(text)
     return ids, turns
 
 

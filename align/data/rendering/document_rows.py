@@ -69,7 +69,7 @@ def _chat_documents(records: Sequence[Record], tokenizer: Any, collector: RowCol
     documents: list[list[int]] = [[] for _ in records]
     for index, pieces in zip(rendered, encode_rendered(tokenizer, list(rendered.values())), strict=True):
         ids = [token for piece in pieces for token in piece]
-        last = max(place for place, token in enumerate(ids) if token in template.stop_ids)
+        last = max(position for position, token in enumerate(ids) if token in template.stop_ids)
         closed = ids[: last + 1]
         documents[index] = closed if closed[-1] == tokenizer.eos_token_id else [*closed, tokenizer.eos_token_id]
     return documents

@@ -25,9 +25,9 @@ def split_at_turns(rendered: RenderedText) -> list[str]:
 
 def encode_rendered(tokenizer: Any, rendered: Sequence[RenderedText]) -> list[list[list[int]]]:
     """Return the ids of each piece of each rendered conversation, cut at its turns."""
-    pieces = [split_at_turns(each) for each in rendered]
+    pieces = [split_at_turns(conversation) for conversation in rendered]
     texts = [text for one in pieces for text in one]
-    separators = [each.separator for each, one in zip(rendered, pieces, strict=True) for _ in one]
+    separators = [conversation.separator for conversation, one in zip(rendered, pieces, strict=True) for _ in one]
     opens = [number == 0 for one in pieces for number, _ in enumerate(one)]
     encoded = iter(encode_texts(tokenizer, texts, separators, opens))
     return [[next(encoded) for _ in one] for one in pieces]

@@ -117,21 +117,21 @@ def find_lost_in_context(messages: Messages, rendered: RenderedText, trained: Co
     ends = dict(zip(starts, [*list(starts.values())[1:], len(text)], strict=True))
     bounds = iter(sorted(starts))
     coming = next(bounds, len(messages))
-    place, end = 0, starts.get(coming, len(text))
+    position, end = 0, starts.get(coming, len(text))
     for number, turn in enumerate(messages):
         if number == coming:
-            place, end = starts[number], ends[number]
+            position, end = starts[number], ends[number]
             coming = next(bounds, len(messages))
         words = turn["content"].strip()
         if turn["role"] == "assistant":
-            if number not in trained and (lost := find_lost_in_turn(turn, search(place, end))):
+            if number not in trained and (lost := find_lost_in_turn(turn, search(position, end))):
                 yield lost
         else:
-            since, until = (0, len(text)) if turn["role"] == "system" else (place, end)
+            since, until = (0, len(text)) if turn["role"] == "system" else (position, end)
             if text.find(words, since, until) < 0 and not _holds_content(search(since, until), turn["content"]):
                 yield RESULTS if turn["role"] == "tool" else TEXT
-        found = text.find(words, place, end)
-        place = found + len(words) if found >= 0 else place
+        found = text.find(words, position, end)
+        position = found + len(words) if found >= 0 else position
 
 
 def check_context(

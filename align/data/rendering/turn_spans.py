@@ -179,8 +179,8 @@ class _Search:
         if not content:
             raise TemplateRefusal(_REWRITTEN)
         marks = unused_characters(content + self.text, 2)
-        for place in _mark_places(content):
-            copy = self._write_marked({turn: place}, marks)
+        for inner in _inner_ranges(content):
+            copy = self._write_marked({turn: inner}, marks)
             if marks[0] in copy and marks[1] in copy and _without(copy, marks) == self.text:
                 return copy.index(marks[0]), copy.index(marks[1]) - 1
         raise TemplateRefusal(_REWRITTEN)
@@ -193,35 +193,35 @@ class _Search:
         no marked copy changes nothing but the marks.
         """
         contents = {index: turn["content"] for index, turn in enumerate(self.messages) if turn["role"] == "assistant"}
-        places = {index: list(_mark_places(content)) for index, content in contents.items() if content.strip()}
-        if len(places) < 2:
+        ranges_by_turn = {index: list(_inner_ranges(content)) for index, content in contents.items() if content.strip()}
+        if len(ranges_by_turn) < 2:
             return {}
         marks = unused_characters("".join(contents.values()) + self.text, 2)
-        for attempt in range(max(map(len, places.values()))):
-            chosen = {turn: ranges[min(attempt, len(ranges) - 1)] for turn, ranges in places.items()}
+        for attempt in range(max(map(len, ranges_by_turn.values()))):
+            chosen = {turn: ranges[min(attempt, len(ranges) - 1)] for turn, ranges in ranges_by_turn.items()}
             try:
                 copy = self._write_marked(chosen, marks)
             except TemplateRefusal:
                 return {}
             found = [match.start() for match in re.finditer(f"[{''.join(marks)}]", copy)]
-            in_order = "".join(copy[place] for place in found) == "".join(marks) * len(places)
+            in_order = "".join(copy[position] for position in found) == "".join(marks) * len(ranges_by_turn)
             if in_order and _without(copy, marks) == self.text:
-                bare = [place - number for number, place in enumerate(found)]
-                return dict(zip(places, zip(bare[::2], bare[1::2], strict=True), strict=True))
+                bare = [position - number for number, position in enumerate(found)]
+                return dict(zip(ranges_by_turn, zip(bare[::2], bare[1::2], strict=True), strict=True))
         return {}
 
-    def _write_marked(self, places: dict[int, Range], marks: list[str]) -> str:
+    def _write_marked(self, ranges_by_turn: dict[int, Range], marks: list[str]) -> str:
         """Write a copy in which the content of some turns has marks around the given ranges."""
         marked = list(self.messages)
-        for turn, (start, end) in places.items():
+        for turn, (start, end) in ranges_by_turn.items():
             content = self.messages[turn]["content"]
             changed = content[:start] + marks[0] + content[start:end] + marks[1] + content[end:]
             marked[turn] = {**self.messages[turn], "content": changed}
         return self._write(marked, generate=self.generate)
 
 
-def _mark_places(content: str) -> Iterator[Range]:
-    """Yield where marks may stand: around all of it, without outer space, or behind a thought a template may drop."""
+def _inner_ranges(content: str) -> Iterator[Range]:
+    """Yield ranges for the two marks: all of it, without outer space, or behind reasoning a template may drop."""
     yield 0, len(content)
     end = len(content.rstrip())
     yield len(content) - len(content.lstrip()), end
