@@ -21,13 +21,13 @@ from align.engine.protocol import (
     EngineBusy,
     Event,
     GenerationRequest,
-    Handle,
     Row,
     RowDelta,
     RowDone,
     RowFailure,
     Sampling,
 )
+from align.engine.stream import Stream
 from align.schema import Message, Messages, assistant, user
 
 FRAME_SECONDS = 0.05
@@ -109,7 +109,7 @@ class Battle:
     nonce: str = ""
     """a vote must repeat it: valid for these answers only, and once"""
     choice: str | None = None
-    handle: Handle | None = None
+    handle: Stream | None = None
     scoring: Future[None] | None = None
     review: dict[str, Any] | None = None
     """item of a review queue; such a battle takes no further prompt"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from align.engine.protocol import Engine, GenerationRequest, Handle, Row, RowFailure, Sampling, ShiftedToken
+from align.engine.protocol import Engine, GenerationRequest, Row, RowFailure, Sampling, ShiftedToken
 from align.engine.stream import Stream
 from align.schema import Messages
 
@@ -31,12 +31,12 @@ class LazyEngine:
                 self._engine = self._load()
             return self._engine
 
-    def submit(self, request: GenerationRequest) -> Handle:
+    def submit(self, request: GenerationRequest) -> Stream:
         """Queue a request; before the engine is loaded it waits in a thread of its own."""
         if self._engine is not None:
             return self._engine.submit(request)
         rows = range(len(request.rows))
-        handles: list[Handle] = []
+        handles: list[Stream] = []
 
         def cancel() -> None:
             for handle in handles:

@@ -23,7 +23,8 @@ from align.arena.vote_details import NO_DETAILS, VoteDetails
 from align.arena.votes import VoteStore, read_votes
 from align.data.containers import read_path
 from align.data.containers.data_files import ReadOptions
-from align.engine.protocol import Engine, EngineBusy, GenerationRequest, Handle, Row, RowDone, RowFailure, Sampling
+from align.engine.protocol import Engine, EngineBusy, GenerationRequest, Row, RowDone, RowFailure, Sampling
+from align.engine.stream import Stream
 from align.errors import AlignError, DataError, IntegrityError, UsageError
 from align.registry.durable import write_durably
 from align.schema import Messages, assistant
@@ -301,7 +302,7 @@ class ReviewQueue:
         return battle
 
 
-def _submit(engine: Engine, request: GenerationRequest) -> Handle:
+def _submit(engine: Engine, request: GenerationRequest) -> Stream:
     while True:
         try:
             return engine.submit(request)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from align.engine.token_rules import NO_RULES, TokenRules
 from align.errors import MachineError, UsageError
 from align.schema import Messages
+
+if TYPE_CHECKING:
+    from align.engine.stream import Stream
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Fault = Literal["too_long", "prompt", "engine"]
@@ -228,22 +231,6 @@ class ShiftedToken:
     base_top: tuple[tuple[str, float], ...]
 
 
-class Handle(Protocol):
-    """A submitted request: its events, read once, and the means to stop it."""
-
-    def __iter__(self) -> Iterator[Event]:
-        """Yield events until every row has ended; blocks between them."""
-        ...
-
-    def events(self) -> AsyncIterator[Event]:
-        """Yield events for asyncio; closing the iterator early cancels what still runs."""
-        ...
-
-    def cancel(self, row: int | None = None) -> None:
-        """Stop one row, or all; a stopped row ends with `RowDone(reason="cancelled")`."""
-        ...
-
-
 class Engine(Protocol):
     """Something that generates text with one or more named models."""
 
@@ -257,7 +244,7 @@ class Engine(Protocol):
         """The number of rows that are queued and do not run yet."""
         ...
 
-    def submit(self, request: GenerationRequest) -> Handle:
+    def submit(self, request: GenerationRequest) -> Stream:
         """Queue a request; never blocks, never raises for a bad row (that row ends with a RowFailure).
 
         Raises EngineBusy when the queue is full.

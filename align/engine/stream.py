@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 from align.engine.protocol import Event, RowDone, RowFailure
 from align.errors import IntegrityError
 
 
 class Stream:
-    """The `Handle` of one request: the engine puts events, one reader takes them until every row has ended."""
+    """The events of one request: the engine puts them, one reader takes them until every row has ended."""
 
     def __init__(self, rows: int, on_cancel: Callable[[], None] | None = None) -> None:
         self._on_cancel = on_cancel
@@ -34,7 +34,7 @@ class Stream:
             self.cancel()
 
     def cancel(self, row: int | None = None) -> None:
-        """Ask for one row, or all, to stop."""
+        """Stop one row, or all; a stopped row ends with `RowDone(reason="cancelled")`."""
         for index, flag in enumerate(self._cancelled):
             if row in (None, index):
                 flag.set()
@@ -50,7 +50,7 @@ class Stream:
         while self._open:
             yield self._take(self._events.get())
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Yield events for asyncio; closing early cancels the rows still running."""
         ready = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -16,13 +16,13 @@ from align.engine.protocol import (
     EngineBusy,
     Event,
     GenerationRequest,
-    Handle,
     Row,
     RowDelta,
     RowDone,
     RowFailure,
     RowPrompt,
 )
+from align.engine.stream import Stream
 from align.server.api_errors import ApiError, draining, internal_error, not_ready
 from align.server.limits import ServerLimits
 from align.server.metrics import Metrics
@@ -58,7 +58,7 @@ class Service:
         """Return whether a request would be taken."""
         return self.engine is not None and not self.draining
 
-    def submit(self, rows: tuple[Row, ...]) -> Handle:
+    def submit(self, rows: tuple[Row, ...]) -> Stream:
         """Submit rows to the engine; raises ApiError when it is loading, shutting down or full."""
         if self.draining:
             raise draining()
@@ -77,11 +77,11 @@ class Service:
         deadline = asyncio.get_running_loop().time() + self.limits.max_seconds
         # `submit` compiles a grammar, which may take a second.
         compiles = any(row.rules.constraint is not None for row in rows)
-        handle = await asyncio.to_thread(self.submit, rows) if compiles else self.submit(rows)
-        watch = asyncio.create_task(_cancel_when_gone(handle, receive))
+        stream = await asyncio.to_thread(self.submit, rows) if compiles else self.submit(rows)
+        watch = asyncio.create_task(_cancel_when_gone(stream, receive))
         meter = RequestMeter(self.metrics, served.name, len(rows))
         try:
-            async with aclosing(handle.events()) as events:  # type: ignore[type-var]
+            async with aclosing(stream.events()) as events:
                 while (event := await self._next(events, deadline)) is not None:
                     meter.record(event)
                     if isinstance(event, RowFailure):
@@ -89,7 +89,7 @@ class Service:
                     yield event
         finally:
             watch.cancel()
-            handle.cancel()
+            stream.cancel()
             meter.end()
 
     async def _next(self, events: AsyncIterator[Event], deadline: float) -> Event | None:
@@ -119,10 +119,10 @@ class Service:
         return internal_error()
 
 
-async def _cancel_when_gone(handle: Handle, receive: Receive) -> None:
+async def _cancel_when_gone(stream: Stream, receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    handle.cancel()
+    stream.cancel()
 
 
 class RequestMeter:

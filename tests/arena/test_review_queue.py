@@ -264,7 +264,7 @@ def test_a_torn_answer_is_written_anew(tmp_path, queue):
 
 WRITING = """
 import pathlib, sys, time
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_review_queue import make_engine, make_review, open_queue
 from align.schema import user
 
@@ -284,7 +284,7 @@ def test_killed_while_writing_no_counted_answer_is_lost_and_the_rest_is_written_
     here = str(request.path.parent)
     counts = []
     for _ in range(2):
-        command = [sys.executable, "-c", WRITING, str(tmp_path), here]
+        command = [sys.executable, "-c", WRITING, str(tmp_path), here, str(request.path.parents[1])]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         with process:
             start = int(process.stdout.readline())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -93,8 +94,11 @@ def test_a_full_disk_leaves_no_half_line_and_the_vote_can_be_given_again(tmp_pat
     assert [row["id"] for row in lines(store)] == ["1", "2"]
 
 
+TESTS = Path(__file__).parents[1]
+
 VOTING = """
 import asyncio, pathlib, random, sys
+sys.path.insert(0, sys.argv[2])
 from align.arena.battles import Arena, Contestant, Setup
 from align.arena.votes import VoteStore
 from fake_engine import FakeEngine
@@ -121,7 +125,9 @@ while True:
 
 @pytest.mark.parametrize("acknowledged", [1, 25])
 def test_killed_while_voting_no_acknowledged_vote_is_lost(tmp_path, acknowledged):
-    process = subprocess.Popen([sys.executable, "-c", VOTING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", VOTING, str(tmp_path), str(TESTS)], stdout=subprocess.PIPE, text=True
+    )
     with process:
         told = [process.stdout.readline().strip() for _ in range(acknowledged)]
         process.send_signal(signal.SIGKILL)
