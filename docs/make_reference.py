@@ -56,6 +56,7 @@ def _stage(stage: Any) -> str:
 
 def _dataset_settings() -> Iterator[str]:
     """Yield a table for each kind of dataset, of the settings that no kind before it has."""
+    yield "Each table lists the settings that the tables above it do not.\n"
     listed: set[str] = set()
     for kind in DATASET_KINDS:
         options = [option for option in options_of(kind) if option.key not in listed]
