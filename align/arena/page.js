@@ -5,7 +5,7 @@
   const press = (selector) => [...document.querySelectorAll(selector)].find((node) => seen(node) && !node.disabled)?.click();
   const votes = () => [...document.querySelectorAll('.votes button')].filter(seen);
 
-  // Who votes is a word this browser makes up once, or the one in the address (?voter=...); never a person's name.
+  // The voter is a random word stored by this browser, or the one in the address (?voter=...); never a name.
   const voter = () => {
     const asked = new URLSearchParams(location.search).get('voter');
     if (asked && /^[\w-]{1,32}$/.test(asked)) return asked;
@@ -18,7 +18,7 @@
   };
   window.alignClient = () => `${document.documentElement.lang || navigator.language}|${voter()}`;
 
-  // What gradio leaves unsaid to a screen reader, and what digit stands on which button.
+  // Labels for screen readers that gradio leaves out, and the digits on the vote buttons.
   const name = () => {
     document.querySelectorAll('.votes').forEach((row) =>
       row.querySelectorAll('button').forEach((button, index) => {
@@ -39,7 +39,7 @@
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
   name();
 
-  // One pane in place of all of them, or all again; only how they are laid out.
+  // Expand one pane or show all again; only the layout changes.
   const expand = (column) => {
     const alone = column && !column.classList.contains('alone');
     document.querySelectorAll('.panes > .column.alone').forEach((other) => other.classList.remove('alone'));
@@ -74,7 +74,7 @@
       if (!seen(document.getElementById('ask'))) return;
       event.preventDefault();
       event.stopImmediatePropagation();
-      // The last letters typed reach gradio on its own time; a click made at once would send the text without them.
+      // Gradio receives typed text with a delay; an immediate click would send the text without its last letters.
       setTimeout(() => press('#ask'), 50);
       return;
     }
@@ -94,8 +94,8 @@
     }
   }, true);
 
-  // Of impatient clicks the first counts: sent all at once, they could arrive in any order. What is clicked after
-  // another button, or after a question, concerns other answers.
+  // Of repeated clicks only the first counts: sent together, they could arrive in any order. Clicks after
+  // another button, or after a question, are about other answers.
   let voted = -Infinity;
   document.addEventListener('click', (event) => {
     if (event.target.closest?.('#help-button')) { help(); return; }
@@ -108,8 +108,8 @@
     voted = event.timeStamp;
   }, true);
 
-  // An answer is drawn with a mark (`view.MARK`) behind what must not become a tag, an image or a diagram. Nobody shall
-  // copy it, or search past it: it goes as soon as the text is there.
+  // Answers contain a mark (`battle_view.MARK`) behind what must not become a tag, an image or a diagram. It must not
+  // be copied or disturb a search, so it is removed as soon as the text is rendered.
   const MARK = /\u2060/g;
   const unmark = (root) => {
     const texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
@@ -124,7 +124,7 @@
   const clipboard = navigator.clipboard, write = clipboard?.writeText;
   if (write) clipboard.writeText = (text) => write.call(clipboard, text.replace(MARK, ''));
 
-  // A link of an answer opens beside the page, never in its place, and only to the web.
+  // A link in an answer opens in a new tab, and only to the web.
   document.addEventListener('click', (event) => {
     const link = event.target.closest?.('.pane [role="log"] a');
     if (!link) return;
@@ -133,7 +133,7 @@
     link.rel = 'noopener noreferrer';
   }, true);
 
-  // The token shift: one tip for all tokens. What it says is set as text, never as markup.
+  // The token shift: one tooltip for all tokens, its content set as text, never as markup.
   const tip = document.body.appendChild(document.createElement('div'));
   tip.id = 'tip';
   tip.hidden = true;
@@ -181,7 +181,7 @@
   document.addEventListener('mouseover', (event) => { const at = token(event); if (at) show(at); else hide(); });
   document.addEventListener('focusin', (event) => { const at = token(event); if (at) show(at); else hide(); });
   document.addEventListener('scroll', hide, true);
-  // One stop of the tab key for a whole answer; within it the arrows move.
+  // One tab stop for a whole answer; the arrow keys move within it.
   document.addEventListener('keydown', (event) => {
     const at = token(event);
     const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 }[event.key];

@@ -120,7 +120,7 @@ class RemoteJudge:
         return _PairVerdict(outcomes[0] if agreed else TIE, asked_twice=True, agreed=agreed)
 
     def _ask(self, client: httpx.Client, record: Record, first: str, second: str) -> str:
-        """The verdict on two answers in this order; raises _Failed with the last reason when every try failed."""
+        """Return the verdict on two answers in this order; _JudgeFailure with the last reason when every try fails."""
         messages = judge_messages(record, first, second)
         if (stored := self._find_stored(messages)) is not None:
             return stored

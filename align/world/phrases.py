@@ -1,4 +1,4 @@
-"""The wordings of the small world: questions, statements, manners and padding in both languages.
+"""The small world's wordings of questions, statements, manners and padding in both languages.
 
 `{p}` stands for the product, `{n}` for the attribute's name and `{v}` for the value.
 """
@@ -58,7 +58,7 @@ HELD_OUT_FRAMES: dict[Attribute, tuple[int, int]] = {
 
 
 def wordings(language: Language, attribute: Attribute, *, held_out: bool) -> list[str]:
-    """The ways to ask for an attribute in training data, or those kept for evaluation."""
+    """Return the wordings of questions about an attribute, for training data or held out for evaluation."""
     held_out_indices = HELD_OUT_FRAMES[attribute]
     frames = [frame for index, frame in enumerate(FRAMES[language]) if (index in held_out_indices) == held_out]
     framed = [frame.replace("{n}", NOUNS[language][attribute]) for frame in frames]
