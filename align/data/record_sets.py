@@ -18,7 +18,6 @@ import orjson
 
 from align.errors import DataError
 from align.schema import Messages, Record
-from align.statistics import sign_test
 
 _TEMPLATE_VARIABLE = re.compile(r"\{\{\s*[A-Za-z_][\w.]{0,40}\s*\}\}")
 # UTF-8 read as Latin-1 or Windows-1252, and the two best known accidents of GBK.
@@ -251,6 +250,7 @@ class Findings:
                 yield sentence.format(count=count, first=first, share=share, prompts=self.prompts, names=names)
 
     def _biases(self) -> Iterator[str]:
+        from align.statistics import sign_test
 
         unequal = self.chosen_longer + self.rejected_longer
         for word, count in (("longer", self.chosen_longer), ("shorter", self.rejected_longer)):
