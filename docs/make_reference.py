@@ -27,7 +27,7 @@ _OPENING = """# Reference
 
 Every command and every option, written from the code. Settings go into a YAML file
 or onto the command line as `key=value` or `--key value`; the switches `--registry DIR`, `--dry-run`, `--resume`,
-`--allow-change KEY`, `--print_config` and `--debug` are the same for every stage.
+`--allow-change KEY`, `--print-config` and `--debug` are the same for every stage.
 """
 
 
@@ -65,12 +65,15 @@ def _dataset_settings() -> Iterator[str]:
 
 
 def _table(options: Iterator[Option]) -> str:
-    rows = [f"| `{each.key}` | {' | '.join(map(_cell, (each.kind, each.default, each.meaning)))} |" for each in options]
-    return "\n".join(["| setting | type | | |", "|---|---|---|---|", *rows, ""])
+    rows = [
+        f"| `{option.key}` | {_cell(option.kind)} | {_cell(option.default)} | {_cell(option.meaning)} |"
+        for option in options
+    ]
+    return "\n".join(["| setting | type | | meaning |", "|---|---|---|---|", *rows, ""])
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
+    return text.replace("|", r" \| ")
 
 
 def _door(name: str, module: Any) -> str:
