@@ -55,7 +55,7 @@ MAY_KNOW = {
 }
 
 # Rooms whose modules still import each other in a ring; a room that has none any more is taken out.
-ROOMS_WITH_RINGS = {"models", "rl"}
+ROOMS_WITH_RINGS = {"models"}
 
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "gradio", "pyarrow", "matplotlib"}
 WEIGHT_CALLS = {"from_pretrained", "load_file", "safe_open"}
