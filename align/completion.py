@@ -102,7 +102,11 @@ def _words_of_a_stage(before: list[str], current: str) -> Iterator[str]:
     }
     start, equals, _ = current.partition("=")
     last = before[-1]
-    if equals:
+    if last in ("--registry", "--config"):
+        return  # the shell completes paths
+    if last == "--allow-change":
+        yield from kinds
+    elif equals:
         yield from (f"{start}={value}" for value in _values_of(kinds, start))
     elif last.startswith("--") and "=" not in last and last not in _SWITCHES:
         yield from _values_of(kinds, last)

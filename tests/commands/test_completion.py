@@ -25,6 +25,8 @@ from align.registry import open_registry
         ("registry merge --dtype bf", {"bfloat16"}),
         ("evaluate --judge_t", {"--judge_timeout"}),
         ("completion z", {"zsh"}),
+        ("sft --registry ", set()),
+        ("sft --resume --allow-change learn", {"learning_rate"}),
         ("nonsense ", set()),
     ],
 )
