@@ -98,12 +98,12 @@ def explain_settings(settings: AdapterSettings) -> Iterator[None]:
 def check_peft_names(settings: dict[str, Any]) -> None:
     """Raise UsageError for a key under `peft` that PEFT's configuration of that tuner does not have."""
     config_class = _config_class(tuner_type(settings))
-    known = [field.name for field in fields(config_class) if field.init and field.name not in _OWNED]
+    names = [field.name for field in fields(config_class) if field.init and field.name not in _OWNED]
     for key in settings:
         if key in _OWNED:
             raise UsageError(f"peft.{key}: this is set by align itself, a run depends on it; remove it")
-        if key not in known:
-            raise UsageError(f"peft.{key}: no such setting of {config_class.__name__};{nearest(key, known)}")
+        if key not in names:
+            raise UsageError(f"peft.{key}: no such setting of {config_class.__name__};{nearest(key, names)}")
 
 
 def saved_config(model: Any, checkpoint: Checkpoint, task: str | None = "CAUSAL_LM", *, trainable: bool) -> PeftConfig:

@@ -102,7 +102,8 @@ def _inserted(model: Any, config: PeftConfig, name: str, checkpoint: Checkpoint)
 
 def _refuse_other_tuner(model: Any, config: PeftConfig, checkpoint: Checkpoint) -> None:
     """Raise IntegrityError where adapters of two tuners would stand on one base, which PEFT cannot hold."""
-    others = {str(each.peft_type.value) for each in getattr(model, "peft_config", {}).values()} - {config.peft_type}
+    beside = getattr(model, "peft_config", {}).values()
+    others = {str(other.peft_type.value) for other in beside} - {config.peft_type}
     if others:
         raise IntegrityError(
             f"{checkpoint.reference}: an adapter of the tuner {config.peft_type.value} beside one of "
@@ -135,14 +136,14 @@ def _refuse_overlap(model: Any, config: PeftConfig, state: dict[str, Any], check
     others = getattr(model, "peft_config", {}).values()
     copied = {name.rpartition(".")[2] for each in others for name in _copied_modules(each)} - {"score"}
     updated = {key.partition(".lora_")[0] for key in state if ".lora_" in key}
-    found = {part for path in updated for part in path.split(".")} & copied
+    shared = {part for path in updated for part in path.split(".")} & copied
     if others:
         own = {name.rpartition(".")[2] for name in _copied_modules(config)}
         paths = (path for path, module in model.named_modules() if hasattr(module, "lora_A"))
-        found |= {part for path in paths for part in path.split(".")} & own
-    if found:
+        shared |= {part for path in paths for part in path.split(".")} & own
+    if shared:
         raise IntegrityError(
-            f"{checkpoint.reference}: it and an adapter beside it meet in {', '.join(sorted(found))}, of which one "
+            f"{checkpoint.reference}: it and an adapter beside it meet in {', '.join(sorted(shared))}, of which one "
             "holds a trained copy (modules_to_save); load one of them at a time, or merge it"
         )
 
@@ -178,31 +179,31 @@ def check_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkp
     """Raise what `load_state` does, without loading; the model may be shapes without storage."""
     fresh = adapter_state(model, name)
     expected = {key: tuple(tensor.shape) for key, tensor in fresh.items()}
-    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    stored = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    wrong = sorted(key for key in expected.keys() | stored.keys() if expected.get(key) != stored.get(key))
     if wrong:
         key = wrong[0]
-        _refuse_own_embeddings(wrong, expected, found, checkpoint)
+        _refuse_own_embeddings(wrong, expected, stored, checkpoint)
         raise IntegrityError(
             f"{checkpoint.reference}: {len(wrong)} of {len(expected)} adapter tensors do not fit its base, first {key} "
-            f"(expected {expected.get(key)}, found {found.get(key)}); the file is incomplete or of another model"
+            f"(expected {expected.get(key)}, found {stored.get(key)}); the file is incomplete or of another model"
         )
     _refuse_other_base_layers(state, fresh, checkpoint)
     if model.peft_config[name].peft_type == LORA and not _is_live(state, fresh):
         raise IntegrityError(f"{checkpoint.reference}: every lora_B is zero, so it changes nothing; train it again")
 
 
-def _refuse_own_embeddings(wrong: list[str], expected: Any, found: Any, checkpoint: Checkpoint) -> None:
+def _refuse_own_embeddings(wrong: list[str], expected: Any, stored: Any, checkpoint: Checkpoint) -> None:
     """Raise IntegrityError, with the true reason, for an adapter that brings an embedding or a head of its own."""
     for key in wrong:
         module = key.removesuffix(".weight").rpartition(".")[2]
         if (
-            key in found
+            key in stored
             and key not in expected
             and module in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
         ):
             raise IntegrityError(
-                f"{checkpoint.reference}: it holds a {module} of its own with {found[key][0]} rows (tokens were added "
+                f"{checkpoint.reference}: it holds a {module} of its own with {stored[key][0]} rows (tokens were added "
                 "to the base it was trained on), and its config does not name it in modules_to_save; use the base with "
                 "those tokens, or merge it where it was trained"
             )

@@ -120,29 +120,29 @@ def check_new_settings(settings: dict[str, Any], quantization: str) -> None:
         raise UsageError("peft.bias: trained biases replace those of the base, which other models share; remove it")
 
 
-def _check_trainable(found: dict[str, Any], name: str, is_reward: bool) -> None:
+def _check_trainable(settings: dict[str, Any], name: str, is_reward: bool) -> None:
     """Raise IntegrityError for an adapter that is more than the low-rank updates that training goes on with."""
-    beside = [] if is_reward else found.get("modules_to_save") or []
+    beside = [] if is_reward else settings.get("modules_to_save") or []
+    start = settings.get("init_lora_weights")
     reasons = {
-        f"its start ({found.get('init_lora_weights')}) took a part out of the base": found.get("init_lora_weights")
-        in CONVERTED,
+        f"its start ({start}) took a part out of the base": start in CONVERTED,
         f"it holds trained copies of {', '.join(map(str, beside))}": beside,
-        "it holds trained token embeddings": found.get("trainable_token_indices"),
-        "its embeddings and head are tied": found.get("ensure_weight_tying"),
+        "it holds trained token embeddings": settings.get("trainable_token_indices"),
+        "its embeddings and head are tied": settings.get("ensure_weight_tying"),
     }
     if why := next((reason for reason, holds in reasons.items() if holds), None):
         raise IntegrityError(f"{name}: it can be served and merged, but not trained on, because {why}; {_WHOLE}")
 
 
-def _check_numbers(found: dict[str, Any], name: str) -> None:
+def _check_numbers(settings: dict[str, Any], name: str) -> None:
     """Raise IntegrityError unless ranks are whole numbers above 0 and scales are finite."""
     import math
 
-    patterns = {key: found.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
+    patterns = {key: settings.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
     if not all(isinstance(pattern, dict) for pattern in patterns.values()):
         raise IntegrityError(f"{name}: its rank_pattern or alpha_pattern is no table; copy adapter_config.json again")
-    ranks = [found.get("r", 8), *patterns["rank_pattern"].values()]
-    scales = [found.get("lora_alpha", 8), *patterns["alpha_pattern"].values()]
+    ranks = [settings.get("r", 8), *patterns["rank_pattern"].values()]
+    scales = [settings.get("lora_alpha", 8), *patterns["alpha_pattern"].values()]
     if wrong := [rank for rank in ranks if type(rank) is not int or rank < 1]:
         raise IntegrityError(f"{name}: its rank is {shorten(wrong[0])}; copy adapter_config.json again")
     if wrong := [value for value in scales if not isinstance(value, int | float) or not math.isfinite(value)]:
@@ -151,13 +151,13 @@ def _check_numbers(found: dict[str, Any], name: str) -> None:
 
 def check_ranks(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Raise IntegrityError when a config announces a higher rank than any tensor has; PEFT would allocate it first."""
-    found = read_adapter_settings(checkpoint)
-    if tuner_type(found) != LORA:
+    settings = read_adapter_settings(checkpoint)
+    if tuner_type(settings) != LORA:
         return
-    announced = max([found.get("r", 8), *(found.get("rank_pattern") or {}).values()])
+    announced = max([settings.get("r", 8), *(settings.get("rank_pattern") or {}).values()])
     factors = [tensor.shape for key, tensor in state.items() if "lora_A" in key or "lora_embedding_A" in key]
     highest = max((shape[0] for shape in factors if len(shape)), default=0)
-    if announced > highest and not (found.get("target_parameters") and highest):
+    if announced > highest and not (settings.get("target_parameters") and highest):
         raise IntegrityError(
             f"{checkpoint.reference}: its config announces rank {announced}, its tensors have {highest} at most; "
             "adapter_config.json and weights are not of one adapter"
@@ -166,6 +166,6 @@ def check_ranks(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
 
 def read_trained_tokens(config: Any) -> list[int]:
     """Return the ids of the tokens whose embeddings an adapter has trained one by one."""
-    found = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
-    groups = found.values() if isinstance(found, dict) else [found]
+    tokens = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
+    groups = tokens.values() if isinstance(tokens, dict) else [tokens]
     return sorted({int(token) for group in groups for token in group})

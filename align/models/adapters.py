@@ -24,7 +24,7 @@ from align.models.lora_starts import plain_start, start_from_weights, start_of
 from align.models.probes import logits_differ, probe_ids, probe_logits, prove_base_unmoved
 from align.models.stack import FRESH, FROZEN, WHOLE, concatenate, frozen_partner, set_beside_frozen
 from align.models.target_modules import ALL_LINEAR, all_linear, asked_targets, has_fused_experts, linear_names
-from align.models.tokenizers import check_template, fold_like, load_tokenizer
+from align.models.tokenizers import check_template, check_tokenizer_size, fold_like, load_tokenizer
 from align.models.weight_merge import merge_adapter
 from align.tuners import tuner_type
 
@@ -176,17 +176,12 @@ def refuse_reward(checkpoint: Checkpoint) -> None:
 
 
 def _load_base_of(
-    registry: Registry, checkpoint: Checkpoint, precision: Precision, say: Callable[[str], None] | None = None
+    registry: Registry, checkpoint: Checkpoint, precision: Precision, print_line: Callable[[str], None] | None = None
 ) -> LoadedBase:
     base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
     model = load_base(base, precision)
-    tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoint, base), say)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise IntegrityError(
-            f"{checkpoint.reference}: its tokenizer has {len(tokenizer)} tokens, the base {base.reference} only "
-            f"{rows} embeddings; use the tokenizer the base was made with"
-        )
+    tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoint, base), print_line)
+    check_tokenizer_size(tokenizer, model.get_input_embeddings().weight.shape[0], checkpoint, base)
     model.config.pad_token_id = tokenizer.pad_token_id
     return LoadedBase(model, tokenizer, base, registry=registry)
 
@@ -243,13 +238,13 @@ def check_digests(checkpoint: Checkpoint, base: Checkpoint, registry: Registry |
     recorded = ((checkpoint.manifest or {}).get("base") or {}).get("digests")
     if recorded is None or not checkpoint.is_adapter:
         return
-    found = digests_of_base(base, registry)
+    digests = digests_of_base(base, registry)
     for part, digest in recorded.items():
-        if found.get(part) != digest:
+        if digests.get(part) != digest:
             base.check(hashes=True)
             raise IntegrityError(
                 f"{checkpoint.reference}: trained over a base whose {part} is {digest}, but {base.reference} "
-                f"has {found.get(part)}; restore that base, say where it is (--base DIR), or train the adapter again"
+                f"has {digests.get(part)}; restore that base, say where it is (--base DIR), or train the adapter again"
             )
 
 
@@ -351,11 +346,11 @@ def unrounded(model: Any) -> Iterator[None]:
     """
     quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     trained = ((key, value) for key, value in model.named_parameters() if value.requires_grad)
-    kept = {key: value.detach().clone() for key, value in trained} if quantized else {}
+    originals = {key: value.detach().clone() for key, value in trained} if quantized else {}
     yield
     for key, value in model.named_parameters():
-        if key in kept:
-            value.data = kept[key].to(value.device)
+        if key in originals:
+            value.data = originals[key].to(value.device)
 
 
 def gather_weights(model: Any, adapter: str | None) -> dict[str, Any]:

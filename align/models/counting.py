@@ -67,14 +67,14 @@ def read_tensor_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of the tensors in a base's folder; empty for one that is not on this machine."""
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(Path(base.location).glob("*.safetensors")) if Path(base.location).is_dir() else []:
         try:
             with safe_open(path, "np") as file:
-                found |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise IntegrityError(f"{path}: weights cannot be read ({error}); copy or train the model again") from None
-    return found
+    return shapes
 
 
 def count_trainable(parent: Checkpoint, base: Checkpoint, config: StageConfig) -> tuple[int, int]:
@@ -95,10 +95,10 @@ def build_trained_shapes(model: Any, parent: Checkpoint, config: StageConfig) ->
         return model
     with torch.device("meta"):
         if config.fresh_adapter or not parent.is_adapter:
-            wanted = new_config(model, config.new_adapter)
-            if is_countable(wanted.peft_type.value):
+            adapter = new_config(model, config.new_adapter)
+            if is_countable(adapter.peft_type.value):
                 with explain_settings(config.new_adapter):
-                    model = insert_adapter(model, plain_start(wanted), "default")
+                    model = insert_adapter(model, plain_start(adapter), "default")
         if parent.is_adapter and is_countable(tuner_type(read_adapter_settings(parent))):
             name = "frozen" if config.fresh_adapter else "default"
             model = insert_adapter(model, saved_config(model, parent, trainable=not config.fresh_adapter), name)

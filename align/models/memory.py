@@ -111,22 +111,22 @@ def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict
     sizes = {"weights": 0.0, "adapters": 0.0}
     for parameter in model.parameters():
         part = "adapters" if adapted and parameter.requires_grad else "weights"
-        each = _BYTES[precision.quantization] if id(parameter) in quantized else parameter.element_size()
-        sizes[part] += parameter.numel() * each
+        width = _BYTES[precision.quantization] if id(parameter) in quantized else parameter.element_size()
+        sizes[part] += parameter.numel() * width
     return {part: int(size) for part, size in sizes.items()}
 
 
 def _activations(model: Any, config: StageConfig, work: TrainingPass) -> int:
     """Return the bytes that the forward pass keeps for the backward pass, at most."""
-    kept = _kept_by_autograd(model, config, work)
+    saved = _kept_by_autograd(model, config, work)
     if not config.gradient_checkpointing:
-        return kept
+        return saved
     causal = getattr(model, "get_base_model", lambda: model)()
     checkpoint_activations(causal)
     causal.enable_input_require_grads()
     # While one layer is computed again, it keeps what it would have kept.
     layers = model.config.get_text_config().num_hidden_layers
-    return _kept_by_autograd(model, config, work) + kept // layers
+    return _kept_by_autograd(model, config, work) + saved // layers
 
 
 def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> int:
@@ -144,7 +144,7 @@ def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> in
         scale, halved = 2, torch.bfloat16
     else:
         halved = None
-    kept: dict[int, Any] = {}
+    saved: dict[int, Any] = {}
     with FakeTensorMode():
         imagined = {name: _imagine(tensor, halved) for name, tensor in tensors.items()}
         own = {tensor.untyped_storage()._cdata for tensor in imagined.values()}
@@ -152,7 +152,7 @@ def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> in
         def keep(tensor: Any) -> Any:
             storage = tensor.untyped_storage()
             if storage._cdata not in own:
-                kept[storage._cdata] = storage
+                saved[storage._cdata] = storage
             return tensor
 
         ids = torch.zeros(work.shape, dtype=torch.long)
@@ -164,7 +164,7 @@ def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> in
                 torch.func.functional_call(body.train(), imagined, kwargs=inputs)
         except RuntimeError:
             return _usual_activations(model, work)
-        return scale * sum(storage.nbytes() for storage in kept.values())
+        return scale * sum(storage.nbytes() for storage in saved.values())
 
 
 def _whole_attention() -> str:

@@ -119,8 +119,8 @@ def _stored_dtype(base: Checkpoint) -> torch.dtype:
     from transformers import AutoConfig
 
     with explain_load_errors(base):
-        found = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False).dtype
-    return found if isinstance(found, torch.dtype) else torch.float32
+        dtype = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _warnings(adapters: list[Checkpoint]) -> list[str]:
@@ -136,11 +136,11 @@ def _prove_written(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype, ids
     written = read_folder(folder)
     head: HeadKind = "score" if checkpoint.kind == "reward" else "causal"
     model = load_base(written, Precision(bf16=False), head).to(dtype)
-    found = probe_logits(model, ids)
-    if logits_differ(found, expected, dtype):
+    reread = probe_logits(model, ids)
+    if logits_differ(reread, expected, dtype):
         raise IntegrityError(
             f"merge {checkpoint.reference}: read back from its files, the merged model's logits differ by "
-            f"{float((found - expected).abs().max()):.1e}; nothing was kept, serve it as an adapter"
+            f"{float((reread - expected).abs().max()):.1e}; nothing was kept, serve it as an adapter"
         )
 
 

@@ -47,7 +47,7 @@ class FastPath:
 
     model: Any
     stock: Callable[..., Any]
-    say: Callable[[str], None]
+    print_line: Callable[[str], None]
     temperature: float = 1.0
     """what the logits are divided by"""
     proved: bool = False
@@ -71,10 +71,10 @@ class FastPath:
 
     def _takes(self, inputs: dict[str, Any]) -> bool:
         """Return whether this call asks for scores of given tokens, with nothing in it that packing would lose."""
-        asked = inputs.get("fused_lm_head", False) if self._has_head else inputs.get("labels") is None
-        known = {"input_ids", "attention_mask", "labels", "fused_lm_head", *_IGNORABLE}
-        known |= _OF_PACKING if _SEQUENCE_STARTS in inputs else set()
-        return bool(asked) and inputs.keys() <= known and self._fits_window(inputs["input_ids"])
+        wants_scores = inputs.get("fused_lm_head", False) if self._has_head else inputs.get("labels") is None
+        taken = {"input_ids", "attention_mask", "labels", "fused_lm_head", *_IGNORABLE}
+        taken |= _OF_PACKING if _SEQUENCE_STARTS in inputs else set()
+        return bool(wants_scores) and inputs.keys() <= taken and self._fits_window(inputs["input_ids"])
 
     @property
     def _has_head(self) -> bool:
@@ -112,10 +112,10 @@ class FastPath:
         # The head has no bias where this is not 1, so the states may be divided in place of the logits.
         states = hidden[packed.sources] if self.temperature == 1 else hidden[packed.sources] / self.temperature
         scores = score_tokens(head, states, packed.targets, frozen=frozen)
-        wanted = labels[:, 1:]
+        targets = labels[:, 1:]
 
         def spread(values: Tensor) -> Tensor:
-            return values.new_zeros(wanted.shape).index_put((packed.rows, packed.columns), values)
+            return values.new_zeros(targets.shape).index_put((packed.rows, packed.columns), values)
 
         return FusedCausalLMOutput(
             loss=-scores.log_probs.sum() / max(len(packed.targets), 1),
@@ -123,7 +123,7 @@ class FastPath:
             entropy=spread(scores.entropy),
             mean_logits=spread(scores.mean_logits),
             is_top1=spread(scores.is_top1),
-            label_mask=wanted != -100,
+            label_mask=targets != -100,
         )
 
     def _prove(self, inputs: dict[str, Any]) -> None:
@@ -139,15 +139,17 @@ class FastPath:
         self.proved = True
         if lost := [key for key in stock if ours.get(key) is None]:
             self.active = False
-            self.say(f"fast path: it does not give {', '.join(lost)}, which is asked for; the stock path is used")
+            self.print_line(
+                f"fast path: it does not give {', '.join(lost)}, which is asked for; the stock path is used"
+            )
             return
         field = "log_probs" if self._has_head else "logits"
-        expected, found = getattr(stock, field).float(), getattr(ours, field).float()
-        difference = float(((expected - found).abs() / (1 + expected.abs())).max())
+        expected, computed = getattr(stock, field).float(), getattr(ours, field).float()
+        difference = float(((expected - computed).abs() / (1 + expected.abs())).max())
         bound = _CLOSE["float32" if self._computes_exactly() else "other"]
         if difference > bound:
             self.active = False
-            self.say(
+            self.print_line(
                 f"fast path: the first batch differs from the stock path by {difference:.1e}; the stock path is used"
             )
 
@@ -171,7 +173,7 @@ def _shortest(inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs | {key: value[[row, row + half]] for key, value in batched.items()}
 
 
-def use_fast_path(model: Any, say: Callable[[str], None], temperature: float = 1.0) -> FastPath | None:
+def use_fast_path(model: Any, print_line: Callable[[str], None], temperature: float = 1.0) -> FastPath | None:
     """Let a model (bare or under PEFT) compute packed batches; None, and a printed reason, where it cannot.
 
     A model that does already is left as it is. Call it after a TRL trainer was built around the model, so that what
@@ -182,17 +184,19 @@ def use_fast_path(model: Any, say: Callable[[str], None], temperature: float = 1
         return vars(base)[_PATH]
     kind = base.config.model_type
     if kind not in FAMILIES or not _logits_are_plain(base):
-        say(f"fast path: not for {kind} models; the stock path is used")
+        print_line(f"fast path: not for {kind} models; the stock path is used")
         return None
     head = base.get_output_embeddings()
     if head is not None and "forward" in vars(head):
-        say("fast path: not with a head that computes in its own way (cast_lm_head_to_fp32); the stock path is used")
+        print_line(
+            "fast path: not with a head that computes in its own way (cast_lm_head_to_fp32); the stock path is used"
+        )
         return None
     if temperature != 1 and head.bias is not None:
-        say(f"fast path: not with temperature={temperature:g} over a head with a bias; the stock path is used")
+        print_line(f"fast path: not with temperature={temperature:g} over a head with a bias; the stock path is used")
         return None
     _use_packed_attention(base)
-    path = FastPath(base, base.forward, say, temperature)
+    path = FastPath(base, base.forward, print_line, temperature)
     base.forward = types.MethodType(lambda _self, *args, **inputs: path.forward(*args, **inputs), base)
     object.__setattr__(base, _PATH, path)
     return path
@@ -261,11 +265,11 @@ def packed_attention(
         keys, values = key[:, :, own], value[:, :, own]
         if segment.prefix is not None:
             prefix = slice(*segment.prefix)
-            keys, values = (torch.cat([each[:, :, prefix], each[:, :, own]], 2) for each in (key, value))
-        asked = query[:, :, own]
+            keys, values = (torch.cat([states[:, :, prefix], states[:, :, own]], 2) for states in (key, value))
+        queries = query[:, :, own]
         answers.append(
             scaled_dot_product_attention(
-                asked, keys, values, attn_mask=segment.mask, is_causal=segment.mask is None, **fixed
+                queries, keys, values, attn_mask=segment.mask, is_causal=segment.mask is None, **fixed
             )
         )
     return torch.cat(answers, 2).transpose(1, 2).contiguous(), None

@@ -141,12 +141,12 @@ def token_rows(
     targets = labels.tolist() if labels is not None else [[IGNORED] * len(row) for row in ids]
     if starts is not None:
         return [TokenRow(ids[0][a:b], targets[0][a:b], 0, a) for a, b in pairwise(starts.tolist())]
-    found = []
-    for row, (tokens, wanted) in enumerate(zip(ids, targets, strict=True)):
-        kept = attention_mask[row].tolist() if attention_mask is not None else [1] * len(tokens)
-        begin, count = kept.index(1), sum(kept)
-        found.append(TokenRow(tokens[begin : begin + count], wanted[begin : begin + count], row, begin))
-    return found
+    rows = []
+    for row, (tokens, row_labels) in enumerate(zip(ids, targets, strict=True)):
+        real = attention_mask[row].tolist() if attention_mask is not None else [1] * len(tokens)
+        begin, count = real.index(1), sum(real)
+        rows.append(TokenRow(tokens[begin : begin + count], row_labels[begin : begin + count], row, begin))
+    return rows
 
 
 def pack(sequences: list[TokenRow], keys: list[Hashable], device: Any) -> PackedBatch:
@@ -164,7 +164,7 @@ def prompt_keys(sequences: list[TokenRow]) -> list[Hashable]:
     """Return a key for each sequence by what stands before its first trained token."""
     keys: list[Hashable] = []
     for index, sequence in enumerate(sequences):
-        trained = next((place for place, label in enumerate(sequence.labels) if label != IGNORED), 0)
+        trained = next((position for position, label in enumerate(sequence.labels) if label != IGNORED), 0)
         keys.append(tuple(sequence.tokens[:trained]) if trained else index)
     return keys
 
@@ -178,7 +178,7 @@ def pair_keys(sequences: list[TokenRow]) -> list[Hashable]:
 def _shared_length(rows: list[list[int]]) -> int:
     """Return the number of tokens all rows begin with; the first and last in order differ where any two do."""
     first, last = min(rows), max(rows)
-    return next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return next((position for position, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 class _RowBuilder:
@@ -201,14 +201,15 @@ class _RowBuilder:
             begin = len(self.ids)
             self._extend(sequence.tokens[shared:], shared)
             ends.append(len(self.ids))
-            places = [
-                start + place if place < shared else begin + place - shared for place in range(len(sequence.tokens))
+            positions = [
+                start + position if position < shared else begin + position - shared
+                for position in range(len(sequence.tokens))
             ]
-            self.last[index] = places[-1]
+            self.last[index] = positions[-1]
             self.trained += [
-                (places[place - 1], label, sequence.row, sequence.column + place - 1)
-                for place, label in enumerate(sequence.labels)
-                if label != IGNORED and place > 0
+                (positions[position - 1], label, sequence.row, sequence.column + position - 1)
+                for position, label in enumerate(sequence.labels)
+                if label != IGNORED and position > 0
             ]
         self.trees.append(PrefixTree(start, start + shared, tuple(ends)))
 
@@ -224,7 +225,9 @@ class _RowBuilder:
             torch.tensor(self.trained, dtype=torch.long, device=device).reshape(-1, 4).unbind(1)
         )
         last = [self.last[index] for index in range(len(self.last))]
-        ids, positions, places = (torch.tensor(each, device=device) for each in (self.ids, self.positions, last))
+        ids, positions, last_positions = (
+            torch.tensor(values, device=device) for values in (self.ids, self.positions, last)
+        )
         trees = tuple(self.trees)
         segments = attention_segments(trees, device)
-        return PackedBatch(ids[None], positions[None], trees, segments, sources, targets, rows, columns, places)
+        return PackedBatch(ids[None], positions[None], trees, segments, sources, targets, rows, columns, last_positions)

@@ -45,20 +45,20 @@ def probe_logits(model: Any, ids: Tensor | None = None, *, bare: bool = False) -
     return logits
 
 
-def logits_differ(found: Tensor, expected: Tensor, dtype: Any) -> bool:
+def logits_differ(logits: Tensor, expected: Tensor, dtype: Any) -> bool:
     """Return whether two logits of the probe differ by more than rounding; NaN differs from everything."""
     import torch
 
     rounding = EXACT if dtype == torch.float32 else ROUNDED
-    return not bool((found - expected).abs().max() <= rounding * expected.abs().max())
+    return not bool((logits - expected).abs().max() <= rounding * expected.abs().max())
 
 
 def prove_base_unmoved(model: Any, before: Tensor, ids: Tensor, checkpoint: Checkpoint) -> None:
     """Raise IntegrityError when the base answers otherwise since an adapter was attached than it did before."""
-    found = probe_logits(model, ids, bare=True)
-    if logits_differ(found, before, model.dtype):
+    after = probe_logits(model, ids, bare=True)
+    if logits_differ(after, before, model.dtype):
         raise IntegrityError(
             f"{checkpoint.reference}: attaching it moved the base it shares with the other models (its logits changed "
-            f"by {float((found - before).abs().max()):.1e}); serve it by itself, or merge it with "
+            f"by {float((after - before).abs().max()):.1e}); serve it by itself, or merge it with "
             "align registry merge"
         )

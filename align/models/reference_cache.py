@@ -85,14 +85,14 @@ class ReferenceCache:
             os.utime(self.path)
         return dict(_whole(data))
 
-    def add(self, found: Iterable[tuple[bytes, float]]) -> None:
+    def add(self, records: Iterable[tuple[bytes, float]]) -> None:
         """Append records durably; a file with damage in it is written anew with what is whole."""
-        new = b"".join(_record(digest, value) for digest, value in found)
+        new = b"".join(_record(digest, value) for digest, value in records)
         with self._locked():
             data = self.path.read_bytes() if self.path.is_file() else b""
-            kept = list(_whole(data))
-            if len(kept) * _RECORD != len(data):
-                write_durably(self.path, b"".join(_record(*record) for record in kept) + new)
+            whole = list(_whole(data))
+            if len(whole) * _RECORD != len(data):
+                write_durably(self.path, b"".join(_record(*record) for record in whole) + new)
                 return
             with self.path.open("ab") as file:
                 file.write(new)
@@ -157,16 +157,16 @@ def make_batches(answers: Sequence[AnswerTokens], capacity: int) -> list[list[in
     longest: dict[bytes, int] = {}
     for prompt, answer in zip(prompts, answers, strict=True):
         longest[prompt] = max(longest.get(prompt, 0), len(answer.ids))
-    order = sorted(range(len(answers)), key=lambda place: (-longest[prompts[place]], prompts[place]))
-    made: list[list[int]] = []
+    order = sorted(range(len(answers)), key=lambda index: (-longest[prompts[index]], prompts[index]))
+    grouped: list[list[int]] = []
     width = 0
-    for place in order:
-        width = max(width, len(answers[place].ids))
-        if not made or width * (len(made[-1]) + 1) > capacity:
-            made.append([])
-            width = len(answers[place].ids)
-        made[-1].append(place)
-    return made
+    for index in order:
+        width = max(width, len(answers[index].ids))
+        if not grouped or width * (len(grouped[-1]) + 1) > capacity:
+            grouped.append([])
+            width = len(answers[index].ids)
+        grouped[-1].append(index)
+    return grouped
 
 
 def score_answers(model: Any, answers: Sequence[AnswerTokens]) -> list[float]:

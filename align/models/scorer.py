@@ -18,17 +18,17 @@ def score_sequences(loaded: LoadedBase, sequences: Sequence[Sequence[int]], size
     import torch
 
     model = loaded.model
-    order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]), reverse=True)
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]), reverse=True)
     scores = np.empty(len(sequences))
     training = model.training
     model.eval()
     with torch.no_grad():
         for start in range(0, len(order), size):
-            places = order[start : start + size]
-            ids, mask = _padded([sequences[place] for place in places], loaded.tokenizer.pad_token_id)
+            batch = order[start : start + size]
+            ids, mask = _padded([sequences[index] for index in batch], loaded.tokenizer.pad_token_id)
             device = model.device
             logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-            scores[places] = logits.squeeze(-1).double().cpu().numpy()
+            scores[batch] = logits.squeeze(-1).double().cpu().numpy()
     model.train(training)
     return scores
 

@@ -39,9 +39,13 @@ def check_stackable(checkpoint: Checkpoint, settings: AdapterSettings | None) ->
     fresh = dict(settings) if settings is not None else {}
     for side in (stored, {"peft_type": LORA, **fresh}):
         require(tuner_type(side), "stack", "adapter=stack", "use adapter=continue, or LoRA for both")
-    found = [key for key in NO_PRODUCT if stored.get(key) or fresh.get(key)]
-    if found:
-        why = "DoRA normalises base and update together" if "use_dora" in found else f"{found[0]} is no sum of products"
+    not_products = [key for key in NO_PRODUCT if stored.get(key) or fresh.get(key)]
+    if not_products:
+        why = (
+            "DoRA normalises base and update together"
+            if "use_dora" in not_products
+            else f"{not_products[0]} is no product"
+        )
         raise UsageError(
             f"adapter=stack: {checkpoint.reference} with a new adapter beside it cannot be one adapter ({why}); "
             "use adapter=continue, or plain LoRA for both"

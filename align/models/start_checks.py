@@ -22,7 +22,7 @@ from align.models.heads import check_score_head
 from align.models.loading import Precision
 from align.models.stack import check_stackable
 from align.models.target_modules import ALL_LINEAR, check_stored_targets, check_targets
-from align.models.tokenizers import check_template, load_tokenizer
+from align.models.tokenizers import check_template, check_tokenizer_size, load_tokenizer
 from align.tuners import require, tuner_type
 
 if TYPE_CHECKING:
@@ -133,12 +133,7 @@ def _check_tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> Any:
     tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoint, base))
     if checkpoint.is_adapter:
         check_template(checkpoint, tokenizer, "its own tokenizer")
-    rows = vocabulary_size(base)
-    if rows is not None and len(tokenizer) > rows:
-        raise IntegrityError(
-            f"{checkpoint.reference}: its tokenizer has {len(tokenizer)} tokens, the base {base.reference} only "
-            f"{rows} embeddings; use the tokenizer the base was made with"
-        )
+    check_tokenizer_size(tokenizer, vocabulary_size(base), checkpoint, base)
     return tokenizer
 
 

@@ -37,18 +37,18 @@ def find_stop_tokens(loaded: LoadedBase) -> StopTokens:
     """
     from align.data.rendering.conversation_rows import stop_token_ids
 
-    known = stop_token_ids(loaded.tokenizer)
+    stops = stop_token_ids(loaded.tokenizer)
     file, listed, problem = _listed(loaded.base)
     reference = loaded.base.reference
     notes = [f"{reference}: {problem}"] if problem else []
     size = len(loaded.tokenizer)
-    valid = [each for each in listed if isinstance(each, int) and not isinstance(each, bool) and 0 <= each < size]
-    if wrong := [each for each in listed if each not in valid]:
+    valid = [token for token in listed if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < size]
+    if wrong := [token for token in listed if token not in valid]:
         names = ", ".join(map(repr, wrong))
         notes.append(
             f"{reference}: {file} names {names} as the end of a text, which is no token here; it ends no answer"
         )
-    added = [each for each in dict.fromkeys(valid) if each not in known]
+    added = [token for token in dict.fromkeys(valid) if token not in stops]
     if len(valid) == len(added) == 1 and _is_leftover(loaded, added[0]):
         notes.append(
             f"{reference}: {file} ends texts with token {added[0]} {_text(loaded, added[0])}, the default of this "
@@ -56,19 +56,19 @@ def find_stop_tokens(loaded: LoadedBase) -> StopTokens:
         )
         added = []
     if added:
-        texts = ", ".join(f"{_text(loaded, each)} ({each})" for each in added[:_MOST_TOLD])
+        texts = ", ".join(f"{_text(loaded, token)} ({token})" for token in added[:_MOST_TOLD])
         texts += f" and {len(added) - _MOST_TOLD} more" if len(added) > _MOST_TOLD else ""
         notes.append(f"{reference}: answers also end at {texts}, as its {file} says")
-    return StopTokens([*known, *added], notes)
+    return StopTokens([*stops, *added], notes)
 
 
-def find_stop_ids(loaded: LoadedBase, say: Callable[[str], None] | None = None) -> list[int]:
-    """Return the ids of `find_stop_tokens`; its notes are told to `say`."""
-    found = find_stop_tokens(loaded)
-    if say is not None:
-        for note in found.notes:
-            say(note)
-    return found.ids
+def find_stop_ids(loaded: LoadedBase, print_line: Callable[[str], None] | None = None) -> list[int]:
+    """Return the ids of `find_stop_tokens`; its notes are printed by `print_line`."""
+    stops = find_stop_tokens(loaded)
+    if print_line is not None:
+        for note in stops.notes:
+            print_line(note)
+    return stops.ids
 
 
 def read_listed_stops(base: Checkpoint) -> list[Any]:
@@ -98,10 +98,10 @@ def _read(base: Checkpoint, name: str) -> dict[str, Any]:
     if base.is_hub:
         from transformers.utils import cached_file
 
-        found = cached_file(base.location, name, revision=base.revision, _raise_exceptions_for_missing_entries=False)
-        if found is None:
+        cached = cached_file(base.location, name, revision=base.revision, _raise_exceptions_for_missing_entries=False)
+        if cached is None:
             return {}
-        path = Path(found)
+        path = Path(cached)
     if not path.is_file():
         return {}
     written = json.loads(path.read_text(encoding="utf-8"))

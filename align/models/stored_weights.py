@@ -38,10 +38,10 @@ def check_announced(base: Checkpoint, stored: dict[str, tuple[int, ...]]) -> Non
             "restore config.json or the weights"
         )
     announced = sum(parameter.numel() for parameter in build_shapes(base).parameters())
-    found = sum(_size(shape) for shape in stored.values())
-    if announced > max(_MOST_EMPTY * found, _ALWAYS_ALLOWED + found):
+    in_files = sum(_size(shape) for shape in stored.values())
+    if announced > max(_MOST_EMPTY * in_files, _ALWAYS_ALLOWED + in_files):
         raise IntegrityError(
-            f"{base.reference}: its config announces {announced:,} numbers, its weights hold {found:,}; restore "
+            f"{base.reference}: its config announces {announced:,} numbers, its weights hold {in_files:,}; restore "
             "config.json or the weights"
         )
 
@@ -116,9 +116,9 @@ def _belongs(model: Any, key: str) -> bool:
 
 def _listed(what: str, names: Iterable[str]) -> list[str]:
     """Return a part of a message: the number of tensors, what is wrong with them and the first names; or none."""
-    found = sorted(names)
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return [f"{len(found)} {what}: {', '.join(found[:_NAMED])}{more}"] if found else []
+    listed = sorted(names)
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return [f"{len(listed)} {what}: {', '.join(listed[:_NAMED])}{more}"] if listed else []
 
 
 def _shape(shape: Any) -> str:

@@ -82,9 +82,9 @@ def check_stored_targets(stored: dict[str, tuple[int, ...]], settings: AdapterSe
 def _refuse_missing(missing: list[str], linear: Iterable[str], settings: AdapterSettings) -> None:
     if missing:
         group = "lora" if isinstance(settings, LoraSettings) else "peft"
-        known = sorted(set(linear))
-        hint = nearest(missing[0], known)
-        listed = f" Its linear modules: {', '.join(known)}." if "known:" not in hint else ""
+        linear_modules = sorted(set(linear))
+        hint = nearest(missing[0], linear_modules)
+        listed = f" Its linear modules: {', '.join(linear_modules)}." if "known:" not in hint else ""
         raise UsageError(
             f"{group}.target_modules: {', '.join(missing)} asked; the model has no such module;{hint}{listed} "
             f"Or write {ALL_LINEAR}"

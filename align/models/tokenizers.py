@@ -27,8 +27,8 @@ _ZERO_BYTE = ("<0x00>", "\u0100")
 """as sentencepiece and byte-level tokenizers write it"""
 
 
-def load_tokenizer(checkpoint: Checkpoint, say: Callable[[str], None] | None = None) -> Any:
-    """Load the checkpoint's tokenizer, with a pad token and a chat template in any case; `say` prints what was chosen.
+def load_tokenizer(checkpoint: Checkpoint, print_line: Callable[[str], None] | None = None) -> Any:
+    """Load the checkpoint's tokenizer, with a pad token and a chat template in any case; choices are printed.
 
     Raises IntegrityError when there is no tokenizer, or no EOS token to stop on.
     """
@@ -42,11 +42,13 @@ def load_tokenizer(checkpoint: Checkpoint, say: Callable[[str], None] | None = N
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _spare_special_token(tokenizer)
         chosen["pad_token"] = tokenizer.pad_token
-        _tell(say, f"{checkpoint.reference}: no pad token; {tokenizer.pad_token!r} is used")
+        _tell(print_line, f"{checkpoint.reference}: no pad token; {tokenizer.pad_token!r} is used")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
         chosen["chat_template"] = "turns as 'Role: text', each ended by EOS"
-        _tell(say, f"{checkpoint.reference}: no chat template; turns are written as 'Role: text' and end with EOS")
+        _tell(
+            print_line, f"{checkpoint.reference}: no chat template; turns are written as 'Role: text' and end with EOS"
+        )
     return tokenizer
 
 
@@ -83,6 +85,15 @@ def check_template(checkpoint: Checkpoint, tokenizer: Any, whose: str) -> None:
         )
 
 
+def check_tokenizer_size(tokenizer: Any, rows: int | None, checkpoint: Checkpoint, base: Checkpoint) -> None:
+    """Raise IntegrityError when a tokenizer has more tokens than its base has embeddings (None: not known)."""
+    if rows is not None and len(tokenizer) > rows:
+        raise IntegrityError(
+            f"{checkpoint.reference}: its tokenizer has {len(tokenizer)} tokens, the base {base.reference} only "
+            f"{rows} embeddings; use the tokenizer the base was made with"
+        )
+
+
 def check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, base: Checkpoint) -> None:
     """Raise IntegrityError, with both digests, when an adapter's tokenizer gives other ids than its base's own.
 
@@ -91,7 +102,7 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, base: Checkpoint) -
     from align.registry.fingerprints import digest_json
 
     ours, theirs = tokenizer.get_vocab(), load_tokenizer(base).get_vocab()
-    if any(ours.get(token) != place for token, place in theirs.items()):
+    if any(ours.get(token) != index for token, index in theirs.items()):
         raise IntegrityError(
             f"{checkpoint.reference}: its tokenizer has the vocabulary {digest_json(ours)}, that of its base "
             f"{base.reference} is {digest_json(theirs)}; it would read other words than it was trained on; put back "
@@ -99,7 +110,7 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, base: Checkpoint) -
         )
 
 
-def choose_pad_token(tokenizer: Any, reference: str, say: Callable[[str], None] | None = None) -> None:
+def choose_pad_token(tokenizer: Any, reference: str, print_line: Callable[[str], None] | None = None) -> None:
     """Give a tokenizer that pads with EOS another pad token, one that never ends a text.
 
     transformers scores a text at its last token that is not padding: padded with EOS that would be the token before the
@@ -113,7 +124,10 @@ def choose_pad_token(tokenizer: Any, reference: str, say: Callable[[str], None] 
     never_last = (name for names in (spare, ordinary) for name in names if name != tokenizer.eos_token)
     tokenizer.pad_token = next(never_last)
     _CHOICES.setdefault(tokenizer, {})["pad_token"] = tokenizer.pad_token
-    _tell(say, f"{reference}: its pad token is its EOS token, which is scored; {tokenizer.pad_token!r} pads instead")
+    _tell(
+        print_line,
+        f"{reference}: its pad token is its EOS token, which is scored; {tokenizer.pad_token!r} pads instead",
+    )
 
 
 def _read(location: str, revision: str | None) -> Any:
@@ -145,6 +159,6 @@ def _listing(location: str) -> str:
     return ", ".join(names[:8]) or "nothing"
 
 
-def _tell(say: Callable[[str], None] | None, line: str) -> None:
-    if say is not None:
-        say(line)
+def _tell(print_line: Callable[[str], None] | None, line: str) -> None:
+    if print_line is not None:
+        print_line(line)

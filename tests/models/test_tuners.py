@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from zoo import build_zoo_model
 
 from align import dpo, generate, grpo, kto, ppo, pretrain, reward, sft
@@ -19,7 +20,7 @@ from align.models.loading import Precision
 from align.registry import open_registry
 from align.registry.__main__ import main as registry_main
 from align.training.command import main
-from align.tuners import find_obstacle, trainable_tuners
+from align.tuners import TUNERS, find_obstacle, trainable_tuners
 
 FP32 = Precision(bf16=False)
 IDS = torch.tensor([[5, 9, 30, 7, 80, 41]])
@@ -93,6 +94,10 @@ def run(stage, root, model, data, name, settings, *words):
     asked = [f"peft={json.dumps(settings)}"] if settings else []
     words = [f"model={model}", f"data={data}", f"name={name}", "bf16=false", "max_length=128", *asked, *fast, *words]
     return main(stage, ["--registry", str(root), *words])
+
+
+def test_the_table_names_every_tuner_of_peft():
+    assert {tuner.value for tuner in PEFT_TYPE_TO_CONFIG_MAPPING} == set(TUNERS)
 
 
 @pytest.mark.parametrize("case", TABLE)
