@@ -10,7 +10,7 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from align.data.formats.column_names import CONVERSATIONS
@@ -34,12 +34,14 @@ _TOKEN = re.compile(
     r"""\s*(?:
     (?P<string>'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*")
     |(?P<number>[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)
-    |(?P<word>dtype=\w+|array\(|True|False|None|nan)
-    |(?P<sign>[\[\]{}(),:])
+    |(?P<dtype>dtype=\w+)
+    |(?P<open>array\(|[\[{(])
+    |(?P<word>True|False|None|nan)
+    |(?P<close>[\]})])
+    |(?P<sign>[,:])
     )""",
     re.VERBOSE | re.DOTALL,
 )
-_WORDS = {"True": True, "False": False, "None": None, "nan": None}
 _DECISION = "cells hold the text of a list or object; they were read as what it says"
 
 
@@ -100,89 +102,64 @@ def parse_value(text: str) -> Any:
     if len(text) > LONGEST_CELL:
         return None
     try:
-        return _LiteralParser(text).parse()
+        return _parse_literal(text)
     except (ValueError, SyntaxError):
         return None
 
 
-class _LiteralParser:
-    """A parser of Python lists, objects, texts and numbers, also as numpy prints them (without commas); bounded.
+def _parse_literal(text: str) -> Any:
+    """Return the value of a Python literal of lists, objects, texts and numbers, also as numpy prints it.
 
-    `ast.literal_eval` reads neither numpy's spelling nor text of any depth without risk to the interpreter.
+    It is rewritten token by token as JSON: `ast.literal_eval` reads neither lists without commas nor `array(...)`.
     """
-
-    def __init__(self, text: str) -> None:
-        self._tokens = self._split(text.strip())
-        self._next = next(self._tokens, ("end", ""))
-
-    @staticmethod
-    def _split(text: str) -> Iterator[tuple[str, str]]:
-        position = 0
-        while position < len(text):
-            token = _TOKEN.match(text, position)
-            if token is None:
-                raise ValueError(f"no value at character {position}")
-            yield token.lastgroup or "", token[token.lastgroup or 0]
-            position = token.end()
-
-    def parse(self) -> Any:
-        """Return the value; ValueError when something follows it."""
-        value = self._value(0)
-        if self._next[0] != "end":
-            raise ValueError("more follows the value")
-        return value
-
-    def _take(self) -> tuple[str, str]:
-        token, self._next = self._next, next(self._tokens, ("end", ""))
-        return token
-
-    def _take_sign(self, sign: str) -> bool:
-        matches = self._next == ("sign", sign)
-        if matches:
-            self._take()
-        return matches
-
-    def _value(self, depth: int) -> Any:
-        if depth > _MAX_DEPTH:
+    json_text: list[str] = []
+    brackets: list[str] = []  # those that are open
+    previous = ""  # value, a comma, or what a value must follow
+    for kind, token in _split_tokens(text.strip()):
+        if (token == "," and (previous != "value" or not brackets)) or (
+            kind == "dtype" and brackets[-1:] != ["array("]
+        ):
+            raise ValueError(f"{token} is no value")
+        if kind in ("open", "string", "number", "word") and previous in ("value", ","):
+            json_text.append(",")
+        if kind == "open":
+            brackets.append(token)
+            json_text.append({"(": "[", "array(": ""}.get(token, token))
+        elif kind == "close":
+            opened = brackets.pop() if brackets else ""
+            if token != {"[": "]", "{": "}"}.get(opened, ")"):
+                raise ValueError(f"{token} closes nothing")
+            json_text.append({"{": "}", "array(": ""}.get(opened, "]"))
+        elif token != "," and kind != "dtype":
+            json_text.append(_JSON_OF[kind](token))
+        previous = token if kind in ("open", "sign") else "value"
+        if len(brackets) > _MAX_DEPTH:
             raise ValueError("nested too deeply")
-        kind, text = self._take()
-        if kind == "string":
-            return ast.literal_eval(text)  # one text in quotes, and nothing else
-        if kind == "number":
-            return float(text) if set(text) & set(".eE") else int(text)
-        if kind == "word" and text in _WORDS:
-            return _WORDS[text]
-        if text == "array(":
-            return self._array(depth)
-        if text in ("[", "("):
-            return self._items("]" if text == "[" else ")", depth)
-        if text == "{":
-            return self._object(depth)
-        raise ValueError(f"{text!r} is no value")
+    if brackets:
+        raise ValueError(f"{brackets[-1]} is not closed")
+    return json.loads("".join(json_text), object_pairs_hook=_unique_keys)
 
-    def _items(self, end: str, depth: int) -> list[Any]:
-        items = []
-        while not self._take_sign(end):
-            items.append(self._value(depth + 1))
-            self._take_sign(",")
-        return items
 
-    def _object(self, depth: int) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        while not self._take_sign("}"):
-            key = self._value(depth + 1)
-            if not isinstance(key, str) or key in values or not self._take_sign(":"):
-                raise ValueError("no key of an object")
-            values[key] = self._value(depth + 1)
-            self._take_sign(",")
-        return values
+def _split_tokens(text: str) -> Iterator[tuple[str, str]]:
+    position = 0
+    while position < len(text):
+        token = _TOKEN.match(text, position)
+        if token is None:
+            raise ValueError(f"no value at character {position}")
+        yield token.lastgroup or "", token[token.lastgroup or 0]
+        position = token.end()
 
-    def _array(self, depth: int) -> Any:
-        value = self._value(depth + 1)
-        if self._take_sign(","):
-            kind, text = self._take()
-            if kind != "word" or not text.startswith("dtype="):
-                raise ValueError("no array")
-        if not self._take_sign(")"):
-            raise ValueError("no array")
-        return value
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key is written twice")
+    return values
+
+
+_JSON_OF: dict[str, Callable[[str], str]] = {
+    "string": lambda token: json.dumps(ast.literal_eval(token)),  # one text in quotes, and nothing else
+    "number": lambda token: repr(float(token) if set(token) & set(".eE") else int(token)),
+    "word": {"True": "true", "False": "false", "None": "null", "nan": "null"}.__getitem__,
+    "sign": str,
+}
