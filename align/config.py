@@ -118,7 +118,7 @@ class StageConfig(Settings):
     @classmethod
     def _adapter_or_not(cls, value: Any) -> Any:
         if value in (None, "none") and not cls.full_training:
-            raise ValueError("this stage trains adapters only; train every weight with align.sft or align.pretrain")
+            raise ValueError("this stage trains adapters only; train every weight with align sft or align pretrain")
         return None if value == "none" else value
 
     @field_validator("max_steps")
@@ -150,7 +150,7 @@ class StageConfig(Settings):
 
     @property
     def row_length(self) -> int:
-        """Tokens of the longest row the model has to hold."""
+        """Tokens of the longest row that the model reads."""
         return int(getattr(self, self.row_setting))
 
     @property
@@ -160,7 +160,7 @@ class StageConfig(Settings):
 
     @property
     def written_length(self) -> int:
-        """Tokens that training itself adds to a row of data, at most."""
+        """Tokens of the longest completion that training samples after a row of data."""
         return self.row_length - self.token_length
 
     @property
@@ -170,12 +170,12 @@ class StageConfig(Settings):
 
     @property
     def fragments_heap(self) -> bool:
-        """Whether what a pass frees stays in the C library's heap."""
+        """True when memory that a pass frees stays in the C library's heap."""
         return True
 
     @property
     def fresh_adapter(self) -> bool:
-        """Whether a new adapter is trained beside the start's own, which stays as it is."""
+        """True when a new adapter is trained beside the start's own, which stays as it is."""
         return False
 
     @property

@@ -57,7 +57,7 @@ class DpoConfig(PeftStageConfig):
 
     @property
     def fresh_adapter(self) -> bool:
-        """Whether a new adapter is trained beside the start's own."""
+        """True when a new adapter is trained beside the start's own."""
         return self.adapter == "stack"
 
     @property

@@ -12,7 +12,7 @@ from align.tuners import Ability, require, tuner_type
 
 
 class PeftStageConfig(EvaluatedStageConfig):
-    """What the stages take that train an adapter of any tuner PEFT has."""
+    """Settings of the stages that train an adapter of any of PEFT's tuners."""
 
     tuner_abilities: ClassVar[tuple[Ability, ...]] = ()
 

@@ -23,7 +23,7 @@ LOG = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Continuation:
-    """Whether a run resumes, and the settings in which it may then differ from the one that was saved."""
+    """The request to resume a run, and the settings in which it may differ from the one that was saved."""
 
     resume: bool = False
     allow_change: tuple[str, ...] = ()

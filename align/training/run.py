@@ -47,7 +47,7 @@ class Run:
 
     @property
     def stopping(self) -> bool:
-        """Whether the run was asked to stop."""
+        """True when the run was asked to stop."""
         return self.stopped_by is not None
 
     def stop(self, signal_number: int) -> None:
@@ -61,7 +61,7 @@ class Run:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What identifies the run before it has read its data."""
+        """Stage, settings, versions and resolved references: what identifies the run before it has read its data."""
         identity = describe_run(self.stage, self.config, self.registry, self.ranks.world_size)
         plain: dict[str, Any] = json.loads(json.dumps(identity))
         return plain
