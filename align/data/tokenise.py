@@ -55,7 +55,7 @@ Columns = Literal["rendered", "labels", "joined"]
 
 @dataclass(frozen=True, slots=True)
 class TokenPlan:
-    """How records become rows: the view, the length (of a block, for text) and what is done about longer rows."""
+    """Settings of tokenising: the view, the length (of a block, for text) and what is done with longer rows."""
 
     view: View
     max_length: int
