@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,6 +181,20 @@ def sizes(module: str, source: str, tree: ast.AST) -> Iterator[str]:
                 yield f"{module}:{node.lineno} {node.name}: {length} lines, {most} at most; split it"
 
 
+def names(sources: Sources) -> Iterator[str]:
+    """Classes and files that share their name with one of another module."""
+    homes: dict[str, list[str]] = defaultdict(list)
+    for module, source in sorted(sources.items()):
+        if not any(other.startswith(module + ".") for other in sources):  # a package has no name of a file
+            homes[f"file {module.rpartition('.')[2]}.py"].append(module)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                homes[f"class {node.name}"].append(module)
+    for name, modules in homes.items():
+        if len(modules) > 1 and name != "file __main__.py":
+            yield f"{name} is in {', '.join(modules)}; call each after what it holds"
+
+
 def heavy_at_start(sources: Sources) -> Iterator[str]:
     """Heavy libraries that are imported before a command has read its first argument.
 
@@ -263,7 +278,7 @@ def violations(sources: Sources) -> list[str]:
         found += arrows(module, tree, sources)
         found += habits(module, tree)
         found += sizes(module, source, tree)
-    return [*found, *gradio_leaks(sources), *heavy_at_start(sources)]
+    return [*found, *gradio_leaks(sources), *names(sources), *heavy_at_start(sources)]
 
 
 def read_sources() -> Sources:
@@ -344,6 +359,11 @@ BAD = [
     ({"align.models.x": "def long():\n" + "    x = 1\n" * 60}, "long: 61 lines"),
     ({"align.models.x": "def f():\n    print(1)"}, "calls print"),
     ({"align.models.x": "try:\n    x = 1\nexcept:\n    pass"}, "bare except"),
+    (
+        {"align.rl.a": "class Rollout: pass", "align.engine.b": "class Rollout: pass"},
+        "class Rollout is in align.engine.b",
+    ),
+    ({"align.rl.cache": "", "align.engine.cache": ""}, "file cache.py is in align.engine.cache, align.rl.cache"),
 ]
 
 GOOD = {
