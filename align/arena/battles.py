@@ -121,7 +121,7 @@ class Battle:
 
     @property
     def votable(self) -> bool:
-        """Whether every pane has an answer, finished or not, and there is no vote yet."""
+        """True when every pane has an answer, finished or not, and there is no vote yet."""
         if self.phase == "streaming":
             return all(pane.error is None and pane.answer.strip() for pane in self.panes)
         return self.phase == "answered"

@@ -154,7 +154,7 @@ class ReviewQueue:
 
     @property
     def is_written(self) -> bool:
-        """Whether every answer is written."""
+        """True when every answer is written."""
         return not self._missing()
 
     def generate(

@@ -64,12 +64,12 @@ class ModelCompletion:
 
     @property
     def has_reasoning(self) -> bool:
-        """Whether some answer has reasoning."""
+        """True when some answer has reasoning."""
         return any(split_reasoning(turn["content"]).reasoning is not None for turn in self.turns[::2])
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether some answer ended inside its reasoning."""
+        """True when some answer ended inside its reasoning."""
         return any(is_unfinished(turn["content"]) for turn in self.turns[::2])
 
 

@@ -61,12 +61,12 @@ class JudgedComparison:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the judge failed on every pair it was asked about; equal completions are ties without asking."""
+        """True when the judge failed on every pair it was asked about; equal completions are ties without asking."""
         return self.win_rate is None or (self.consistency is None and self.has_failures)
 
     @property
     def has_failures(self) -> bool:
-        """Whether the judge failed on some pair that has completions."""
+        """True when the judge failed on some pair that has completions."""
         return bool(set(self.failed) - {NO_COMPLETION})
 
     def as_dict(self) -> dict[str, Any]:

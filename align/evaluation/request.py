@@ -89,7 +89,7 @@ class EvaluationData:
 
     @property
     def needs_completions(self) -> bool:
-        """Whether completions are needed: there are prompts, and not only likelihoods are compared."""
+        """True when completions are needed: there are prompts, and not only likelihoods are compared."""
         reads = bool(self.completion_scorers or self.corpus or self.rewards) or not (
             self.likelihood_scorers or self.labels
         )

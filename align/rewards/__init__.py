@@ -14,8 +14,8 @@ The file's digest is recorded in the configuration. Every module of this folder 
 built-in reward is one function in one file here. A reward that is faster for many completions at once takes lists,
 `@reward(batched=True) def name(records, completions, **args)`, and returns as many numbers.
 
-A completion comes with the model's reasoning, between <think> and </think>, for a reward may be about its form. One
-that reads the answer alone says `@reward(answer_only=True)`; it is given an empty text where reasoning never ended.
+A completion comes with the model's reasoning, between <think> and </think>, since a reward may be about its form. With
+`@reward(answer_only=True)` it is the answer alone: an empty text where reasoning never ended.
 
 The annotation of an argument is its check, made when the settings are read: `target: Annotated[int, Field(gt=0)]`
 refuses 0 and "ten" before any weights are loaded.

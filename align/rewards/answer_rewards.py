@@ -15,7 +15,7 @@ from align.world import judge
 
 # A sign belongs to the number unless something stands before it ("7-3" ends in 3, not in -3). Letters glued to its
 # front make it no number ("mp3"); ASCII letters only, for Chinese is written without spaces. Commas group by three. The
-# exponent is short, for nobody answers 1e999999999 but a sampled completion may say it.
+# exponent has two digits at most: a sampled completion may hold 1e999999999, which would fill the memory.
 _NUMBER = re.compile(
     r"(?:(?<![0-9A-Za-z_)\]])(?P<sign>[-−+]))?(?:[$€£¥]\s?(?P<sign_inside>[-−])?)?(?<![0-9A-Za-z_])"
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+(?:\.\d+)?|\.\d+)(?P<decimals>(?<=,\d{3})\.\d+)?"

@@ -24,9 +24,9 @@ Positive = Annotated[int, Field(gt=0)]
 def learned(context: RewardContext, model: str, batch_size: Positive = 16) -> LoadedReward:
     """The score of a reward model with a base of its own: an adapter over another one, or a whole classifier.
 
-    Every completion is read as a whole answer, stop token included, under the reward model's own tokenizer and chat
-    template. Of a conversation too long for it the oldest turns are cut, and an answer that is too long by itself is
-    read as far as it fits. A reward model over the policy's own base costs less as `reward_model`.
+    Every completion is scored as a whole answer, stop token included, with the reward model's own tokenizer and chat
+    template. A conversation too long for it loses its oldest turns; an answer too long by itself is cut at the end.
+    A reward model over the policy's own base costs less as `reward_model`.
     """
     from align.data.rendering.fit_length import LengthLimit
     from align.models.counting import context_length
@@ -51,7 +51,7 @@ def learned(context: RewardContext, model: str, batch_size: Positive = 16) -> Lo
 
 
 _ANY_LENGTH = 1 << 30
-"""tokens, for a model whose config does not say how many positions it holds"""
+"""tokens, for a model whose config sets no number of positions"""
 
 
 def resolve_reward_model(registry: Registry, reference: str | None) -> tuple[Checkpoint | None, list[RewardSettings]]:

@@ -58,7 +58,7 @@ def _import_file(name: str, file: str, setting: str) -> tuple[ModuleType, dict[s
             exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"{setting}: {name}: file {_place(error, path, file)}: {type(error).__name__}: {shorten(str(error))}; "
+            f"{setting}: {name}: file {_error_line(error, path, file)}: {type(error).__name__}: {shorten(str(error))}; "
             "correct the file; --debug shows the traceback"
         ) from error
     finally:
@@ -67,7 +67,7 @@ def _import_file(name: str, file: str, setting: str) -> tuple[ModuleType, dict[s
     return module, rewards
 
 
-def _place(error: BaseException, path: Path, file: str) -> str:
+def _error_line(error: BaseException, path: Path, file: str) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{file}:{error.lineno}"
     return find_line(error, file) or file

@@ -85,7 +85,7 @@ class _WeightedReward:
         values = self._call(records, completions, first)
         if not _is_list(values) or len(values) != len(completions):
             raise DataError(
-                f"{self.title}: returned {_described(values)} for {len(completions)} completions, the first "
+                f"{self.title}: returned {_describe(values)} for {len(completions)} completions, the first "
                 f"{_quote(*first)}; expected one number a completion; correct the reward"
             )
         return [self._number(*row) for row in zip(values, records, completions, strict=True)]
@@ -109,7 +109,7 @@ class _WeightedReward:
         number = _as_number(value)
         if number is None or not math.isfinite(number):
             raise DataError(
-                f"{self.title}: returned {_described(value)} for the completion {_quote(record, completion)}; "
+                f"{self.title}: returned {_describe(value)} for the completion {_quote(record, completion)}; "
                 "expected one finite number; correct the reward"
             )
         return number
@@ -188,7 +188,7 @@ def _as_number(value: Any) -> float | None:
         return None
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     if getattr(value, "ndim", 0) or isinstance(value, list | tuple):
         return f"{len(value)} values, {shorten(value)},"
     return shorten(value)

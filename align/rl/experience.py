@@ -99,7 +99,7 @@ def check_packed_rows(models: PpoModels, ids: Sequence[int], print_line: Callabl
     if not models.packed:
         kind = models.model.config.model_type
         print_line(
-            f"rows are padded: this {kind} model reads no packed ones, by its family, its head or its attention window"
+            f"rows are padded: this {kind} model takes no packed ones, by its family, its head or its attention window"
         )
         return
     middle = len(ids) // 2
@@ -129,8 +129,8 @@ def compute_logprobs(
 ) -> RolloutLogprobs:
     """Return log-probs of policy and reference, entropies and values, one forward pass for each of the batches.
 
-    With `reuse_sampler_logprobs` those of the policy are the ones that sampling gave, and the policy is read again
-    only for its values.
+    With `reuse_sampler_logprobs` the policy's are those of sampling, and its forward pass runs only for values, if its
+    adapter has the value head.
     """
     values = None
     if reuse_sampler_logprobs and models.value != POLICY:

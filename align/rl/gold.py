@@ -8,14 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.rewards import RewardContext
 from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record
-
-if TYPE_CHECKING:
-    pass
 
 _KEYS = ("kl", "score_mean", "gold_mean")
 

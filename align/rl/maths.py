@@ -1,7 +1,7 @@
 """PPO on plain tensors: KL estimators, per-token rewards, advantages and the clipped losses.
 
 Shapes: B completions, T tokens of the longest one. A mask is 1 on the tokens of a completion (its stop token
-included) and 0 on padding; no number under a 0 ever reaches a result. Losses return `(loss, metrics)`.
+included) and 0 on padding; masked positions never affect a result, whatever they hold. Losses return `(loss, metrics)`.
 
 Papers: Schulman et al. 2015 (arXiv:1506.02438, GAE), Schulman et al. 2017 (arXiv:1707.06347, PPO), Ziegler et al. 2019
 (arXiv:1909.08593, KL-penalised reward and adaptive coefficient), Schulman 2020 (joschu.net/blog/kl-approx.html, k1 to
@@ -53,7 +53,7 @@ class Advantages(NamedTuple):
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the sum over the tokens the mask keeps; values under a 0 may be anything, even not a number."""
+    """Return the sum over the tokens the mask keeps; masked values may be anything, even NaN."""
     return values.masked_fill(mask == 0, 0.0).sum()
 
 
@@ -195,8 +195,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """Return 1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one."""
-    spread = masked_var(returns, mask)
-    return 1 - masked_var(returns - values, mask) / spread.clamp(min=1e-8)
+    return 1 - masked_var(returns - values, mask) / masked_var(returns, mask).clamp(min=1e-8)
 
 
 def next_kl_coef(kl_coef: float, kl: float, target: float, share: float) -> float:

@@ -126,7 +126,7 @@ def _decode(
 
 
 def _uniform(seed: tuple[int, ...], count: int) -> Tensor:
-    """Return the `count` numbers in [0, 1) that sample one row's tokens."""
+    """Return `count` uniform numbers in [0, 1): one for each token of a row."""
     import numpy
     import torch
 

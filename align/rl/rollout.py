@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PromptStream:
-    """An endless stream of prompt indices, reshuffled every epoch; `cursor` alone says where it stands."""
+    """An endless stream of prompt indices, reshuffled every epoch; `cursor` is its whole state."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed, self.cursor = count, seed, 0

@@ -63,14 +63,14 @@ class Shards:
         # Written by this very program a moment ago; tensors of the other ranks go to this rank's device.
         return [torch.load(io.BytesIO(part), map_location=self.device, weights_only=False) for part in gathered]
 
-    def largest(self, tensor: Tensor) -> None:
+    def all_reduce_max(self, tensor: Tensor) -> None:
         """Replace a tensor by its maximum over the ranks."""
         if self.count > 1:
             from torch import distributed
 
             distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their sums over the ranks, in one exchange."""
         if self.count == 1:
             return

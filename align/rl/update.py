@@ -86,8 +86,8 @@ def _accumulate_gradients(
             total[key] = total.get(key, 0) + value * share
     sums = torch.stack(list(total.values()))
     trained = [*models.policy_parameters(), *models.value_parameters()]
-    shards.add([sums, *(parameter.grad for parameter in trained if parameter.grad is not None)])
-    shards.largest(ratio_error)
+    shards.all_reduce_sum([sums, *(parameter.grad for parameter in trained if parameter.grad is not None)])
+    shards.all_reduce_max(ratio_error)
     numbers = dict(zip(total, sums.tolist(), strict=True)) | {"ratio_error": float(ratio_error)}
     if not math.isfinite(numbers["loss"]):
         raise DivergedError(

@@ -30,7 +30,7 @@ class VllmSettings(Settings):
     """share of the GPU memory for vLLM with mode=colocate"""
 
     @model_validator(mode="after")
-    def _check_place(self) -> Self:
+    def _check_address(self) -> Self:
         url = self.server_base_url
         if self.mode == "server" and url is None:
             raise UsageError("vllm.mode=server: give vllm.server_base_url=http://HOST:PORT, where vllm serve listens")
@@ -52,7 +52,7 @@ class VllmStageConfig(TrainerStageConfig):
         if self.vllm is not None and "generation_kwargs" in self.trainer:
             raise UsageError("trainer.generation_kwargs: with vllm it holds the stop tokens; remove it")
         if self.vllm is not None and self.quantization == "int8":
-            raise UsageError("vllm with quantization=int8: vLLM holds no such base; give nf4 or none")
+            raise UsageError("vllm with quantization=int8: vLLM loads no int8 base; give nf4 or none")
         return self
 
 

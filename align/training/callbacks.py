@@ -94,7 +94,7 @@ class EarlyStopping:
 
     @property
     def is_over(self) -> bool:
-        """Whether training should end."""
+        """True when training should end."""
         return self.limit is not None and self.misses >= self.limit
 
     def add(self, step: int, loss: float, numbers: dict[str, float]) -> bool:

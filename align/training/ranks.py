@@ -33,7 +33,7 @@ class Ranks:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """True in the process that writes and prints."""
         return self.rank == 0
 
     def from_rank_zero(self, make: Callable[[], T]) -> T:

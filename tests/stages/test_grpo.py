@@ -301,7 +301,7 @@ def test_a_unit_is_what_lies_between_two_rollout_boundaries(batch, accumulation,
         ({"vllm": {"server_base_url": "http://here:8000"}}, "found vllm.mode=colocate; set vllm.mode=serv"),
         ({"vllm": {"mode": "server", "server_base_url": "here:8000"}}, "expected http://HOST:PORT"),
         ({"vllm": {"mode": "remote"}}, "vllm.mode"),
-        ({"vllm": {}, "quantization": "int8"}, "vLLM holds no such base; give nf4 or none"),
+        ({"vllm": {}, "quantization": "int8"}, "vLLM loads no int8 base; give nf4 or none"),
         ({"vllm": {}, "trainer": {"generation_kwargs": {"seed": 1}}}, "trainer.generation_kwargs: with vllm"),
     ],
 )
