@@ -55,9 +55,6 @@ MAY_KNOW = {
     "door": {*PACKAGES, "floor", "stage", "door"},
 }
 
-# Rooms whose modules still import each other in a ring; a room that has none any more is taken out.
-ROOMS_WITH_RINGS = {"models"}
-
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "gradio", "pyarrow", "matplotlib"}
 WEIGHT_CALLS = {"from_pretrained", "load_file", "safe_open"}
 FORBIDDEN_FILES = {"utils", "common", "helpers", "base", "manager", "core", "misc"}
@@ -299,7 +296,7 @@ def test_rooms_arrows_sizes_and_habits_hold():
 
 
 def test_no_module_imports_one_of_its_room_that_imports_it():
-    found = [ring for ring in rings(read_sources()) if ring.partition(":")[0] not in ROOMS_WITH_RINGS]
+    found = list(rings(read_sources()))
 
     assert not found, "\n".join(found)
 

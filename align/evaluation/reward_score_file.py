@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _max_length(option: int | None, reward_model: Checkpoint, registry: Registry) -> int:
     """The longest row in tokens: the option, else as in the reward model's training, within its base's positions."""
-    from align.models.counting import context_length
+    from align.models.base_files import context_length
 
     base = registry.resolve_base(reward_model)
     positions = context_length(base)

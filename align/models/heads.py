@@ -9,7 +9,7 @@ from align.config import write
 from align.errors import IntegrityError
 from align.models.adapter_files import WEIGHTS, insert_saved
 from align.models.adapters import LoadedBase, add_adapter, check_digests, tokenizer_checkpoint
-from align.models.counting import read_module_shapes
+from align.models.base_files import read_module_shapes
 from align.models.loading import Precision, load_base
 from align.models.tokenizers import check_template, check_vocabulary, choose_pad_token, load_tokenizer
 

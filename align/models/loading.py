@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.errors import AlignError, IntegrityError, MachineError, UsageError
+from align.errors import MachineError, UsageError
+from align.models.base_files import explain_load_errors, read_tensor_shapes
 from align.models.quiet_libraries import quiet_libraries
+from align.models.stored_weights import check_announced, check_finite, check_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,9 +87,6 @@ def load_base(
     quiet_libraries()
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from align.models.counting import read_tensor_shapes
-    from align.models.stored_weights import check_announced, check_finite, check_loaded
-
     loader = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
     options = _weight_options(precision)
     if head == "score":
@@ -158,42 +157,6 @@ def _let_go_of_files(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.clone()
-
-
-@contextmanager
-def explain_load_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turn what the libraries raise about an unreadable model into an IntegrityError that names it."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        files = ", ".join(sorted(p.name for p in Path(checkpoint.location).glob("*.safetensors")))
-        raise IntegrityError(
-            f"{checkpoint.location}: weights cannot be read ({error}); found {files}; copy or train the model again"
-        ) from None
-    except (AlignError, MemoryError):
-        raise
-    except Exception as error:  # whatever a config that is not what it seems makes the libraries raise
-        if type(error).__name__ == "OutOfMemoryError":
-            raise
-        raise IntegrityError(
-            f"{checkpoint.reference}: no model could be loaded ({_why(error)}); {_remedy(checkpoint)}"
-        ) from error
-
-
-def _why(error: Exception) -> str:
-    """Return the reason a library gave, in a line."""
-    if "trust_remote_code" in str(error):
-        return "it wants code of its own to be run, which is never done here"
-    first = next(filter(None, str(error).splitlines()), "")
-    return first if isinstance(error, OSError | ValueError) and first else f"{type(error).__name__}: {first}"
-
-
-def _remedy(checkpoint: Checkpoint) -> str:
-    if not Path(checkpoint.location).is_dir():
-        return "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"
-    return "give a registry reference, a folder with config.json and *.safetensors, or a hub id"
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.models.counting import build_shapes, build_trained_shapes
+from align.models.base_files import build_shapes
+from align.models.counting import build_trained_shapes
 from align.models.loading import Precision, checkpoint_activations
 from align.models.packed import FAMILIES
 from align.models.target_modules import adapter_modules, has_fused_experts, is_linear

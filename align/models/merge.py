@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from align.errors import IntegrityError, UsageError
 from align.models.adapter_files import insert_saved
 from align.models.adapters import check_digests, digests_of_base, tokenizer_checkpoint
+from align.models.base_files import explain_load_errors
 from align.models.heads import load_score_head
-from align.models.loading import HeadKind, Precision, explain_load_errors, load_base, save_base
+from align.models.loading import HeadKind, Precision, load_base, save_base
 from align.models.probes import logits_differ, probe_logits
 from align.models.tokenizers import load_tokenizer
 from align.models.weight_merge import merge_adapter

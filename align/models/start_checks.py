@@ -10,14 +10,8 @@ from align.models.adapter_config import check_peft_names, insert_adapter, saved_
 from align.models.adapter_files import check_state, read_adapter
 from align.models.adapter_kinds import check_new_settings, check_ranks, check_usable, read_adapter_settings
 from align.models.adapters import check_digests, tokenizer_checkpoint
-from align.models.counting import (
-    build_shapes,
-    build_trained_shapes,
-    context_length,
-    is_countable,
-    read_module_shapes,
-    vocabulary_size,
-)
+from align.models.base_files import build_shapes, context_length, read_module_shapes, vocabulary_size
+from align.models.counting import build_trained_shapes, is_countable
 from align.models.heads import check_score_head
 from align.models.loading import Precision
 from align.models.stack import check_stackable

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError
+from align.models.base_files import build_shapes, load_text_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,8 +30,6 @@ def check_announced(base: Checkpoint, stored: dict[str, tuple[int, ...]]) -> Non
 
     Such a model would be built, and filled with random numbers, before anybody could say what is missing.
     """
-    from align.models.counting import build_shapes, load_text_config
-
     layers = getattr(load_text_config(base), "num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > len(stored):
         raise IntegrityError(

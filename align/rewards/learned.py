@@ -29,7 +29,7 @@ def learned(context: RewardContext, model: str, batch_size: Positive = 16) -> Lo
     A reward model over the policy's own base costs less as `reward_model`.
     """
     from align.data.rendering.fit_length import LengthLimit
-    from align.models.counting import context_length
+    from align.models.base_files import context_length
     from align.models.heads import load_scorer
     from align.models.scorer import score_sequences
 

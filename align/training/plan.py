@@ -15,7 +15,8 @@ from align.data.rendering.fold_system import fold_when_asked
 from align.data.rendering.template_notices import notice_lines
 from align.data.token_cache import TokenisedDataset
 from align.models.adapters import tokenizer_checkpoint
-from align.models.counting import count_trainable, load_text_config
+from align.models.base_files import load_text_config
+from align.models.counting import count_trainable
 from align.models.memory import LossHead, TrainingPass, estimate_memory
 from align.models.start_checks import check_models
 from align.models.tokenizers import load_tokenizer
