@@ -173,13 +173,14 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _export_lines(options: argparse.Namespace) -> Iterable[str]:
-    from align.arena.battle_file import battle_file, rows_of
+    from align.arena.battle_file import render_battle_file, select_battle_rows
     from align.arena.vote_exchange import FORMATS
     from align.arena.votes import read_votes
 
     source, vote_filter = _source(options), _vote_filter(options)
     if options.format == "html":
-        return [battle_file(rows_of(read_votes(source, vote_filter=vote_filter), options.battle), options.language)]
+        rows = select_battle_rows(read_votes(source, vote_filter=vote_filter), options.battle)
+        return [render_battle_file(rows, options.language)]
     return FORMATS[options.format](source, vote_filter)
 
 

@@ -158,7 +158,7 @@ def _connect_panel(handlers: PanelHandlers, bind: EventBinder, outputs: list[Any
     panel = handlers.panel
     for choice, button in panel.votes.items():
         inputs = [panel.state, panel.nonce, panel.tags, panel.reason]
-        bind([button.click], handlers.voter(choice), inputs, outputs)
+        bind([button.click], handlers.vote_handler(choice), inputs, outputs)
     bind([panel.shift_button.click], handlers.shift, [panel.state, panel.boxed], panel.outputs)
     bind([panel.difference_button.click], handlers.difference, [panel.state, panel.boxed], panel.outputs)
 

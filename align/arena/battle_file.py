@@ -38,27 +38,27 @@ class _Side:
     score: float | None
 
 
-def rows_of(rows: Sequence[VoteRow], battle: str) -> list[VoteRow]:
+def select_battle_rows(rows: Sequence[VoteRow], battle: str) -> list[VoteRow]:
     """Return the votes of one comparison by (the beginning of) its id, the id of a vote, or `last`.
 
     Raises UsageError when there is none, or more than one.
     """
     if battle == "last":
-        battle = _battle_of(rows[-1]) if rows else battle
-    found = {
-        _battle_of(row): None for row in rows if str(row.get("id")).startswith(battle) or _battle_of(row) == battle
+        battle = _battle_id(rows[-1]) if rows else battle
+    battles = {
+        _battle_id(row): None for row in rows if str(row.get("id")).startswith(battle) or _battle_id(row) == battle
     }
-    if len(found) != 1:
-        details = f"{len(found)} comparisons begin with it; give more of the id" if found else "no vote has this id"
+    if len(battles) != 1:
+        details = f"{len(battles)} comparisons begin with it; give more of the id" if battles else "no vote has this id"
         raise UsageError(f"--battle {battle}: {details} (`--format csv` lists them; `last` is the last)")
-    return [row for row in rows if _battle_of(row) in found]
+    return [row for row in rows if _battle_id(row) in battles]
 
 
-def _battle_of(row: VoteRow) -> str:
+def _battle_id(row: VoteRow) -> str:
     return str(row.get("battle") or row.get("id"))
 
 
-def battle_file(rows: Sequence[VoteRow], language: str) -> str:
+def render_battle_file(rows: Sequence[VoteRow], language: str) -> str:
     """Return the HTML of one comparison from its votes: one for two answers, more for more."""
     words, row = PAGE_TEXTS[language], rows[0]
     sides = _read_sides(rows)
@@ -136,7 +136,9 @@ def _difference(sides: dict[int, _Side], words: Words) -> list[str]:
 
 def _facts_html(row: VoteRow, words: Words) -> Iterable[str]:
     sampling = row.get("sampling") or {}
-    drawn = [f"{words[key]} {sampling[key]:g}" for key in _SAMPLING if isinstance(sampling.get(key), int | float)]
+    sampling_texts = [
+        f"{words[key]} {sampling[key]:g}" for key in _SAMPLING if isinstance(sampling.get(key), int | float)
+    ]
     tags = [words[f"tag_{tag}"] if tag in TAGS else tag for tag in row.get("tags") or []]
     names = {"blind": words["file_blind"], "named": words["file_named"]}
     facts = {
@@ -145,7 +147,7 @@ def _facts_html(row: VoteRow, words: Words) -> Iterable[str]:
         words["tags"]: ", ".join(tags),
         words["reason"]: row.get("reason"),
         words["seed"]: row.get("seed"),
-        words["file_sampling"]: " · ".join(drawn),
+        words["file_sampling"]: " · ".join(sampling_texts),
         words["file_base"]: (row.get("base") or {}).get("reference"),
         words["file_early"]: words["saved_early"] if row.get("truncated") else "",
         "ID": row.get("battle") or row.get("id"),

@@ -59,20 +59,16 @@ def status(battle: Battle, setup: Setup, language: str) -> str:
         choice = words[vote_key(battle.choice or "", len(battle.panes))]
         saved = words["saved"] if len(battle.turns) == 1 else words["saved_talk"]
         early = f" {words['saved_early']}" if battle.turns[-1].truncated else ""
-        return _line(saved.format(choice=choice) + early, "saved", _seed(battle, words)) + _facts(battle, words)
+        return status_line(saved.format(choice=choice) + early, "saved", _seed(battle, words)) + _facts(battle, words)
     text = {"streaming": words["waiting"], "answered": words["ready"], "failed": words["incomplete"]}
     if battle.phase != "answered" or setup.blind:
         # A blind seed would let whoever can name a model, as on a server's API, generate the same answers again.
-        return _line(text.get(battle.phase, words["start"]), battle.phase)
-    return _line(text["answered"], "answered", _seed(battle, words)) + _facts(battle, words)
+        return status_line(text.get(battle.phase, words["start"]), battle.phase)
+    return status_line(text["answered"], "answered", _seed(battle, words)) + _facts(battle, words)
 
 
-def status_line(text: str, kind: str = "refused") -> str:
-    """Return any other text as the line below the panes."""
-    return _line(text, kind)
-
-
-def _line(text: str, kind: str, more: str = "") -> str:
+def status_line(text: str, kind: str = "refused", more: str = "") -> str:
+    """Return a text as the line below the panes, with `more` HTML at its end."""
     return f'<p class="line {kind}">{escape(text)}{more}</p>'
 
 

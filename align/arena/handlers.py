@@ -48,14 +48,16 @@ UpdateSurroundings = Callable[[Battle, Visitor], Changes]
 class PanelHandlers:
     """Handlers of finished answers: votes, token shift and word differences."""
 
-    def __init__(self, votes: VoteSink, engine: Engine, panel: BattlePanel, surroundings: UpdateSurroundings) -> None:
+    def __init__(
+        self, votes: VoteSink, engine: Engine, panel: BattlePanel, update_surroundings: UpdateSurroundings
+    ) -> None:
         self.setup = votes.setup
         self.panel = panel
         self._votes = votes
         self._engine = engine
-        self._surroundings = surroundings
+        self._update_surroundings = update_surroundings
 
-    def voter(self, choice: str) -> Callable[..., Changes]:
+    def vote_handler(self, choice: str) -> Callable[..., Changes]:
         """Return the handler of one vote button."""
 
         def vote(client: str, battle: Battle | None, nonce: str, tags: list[str] | None, reason: str | None) -> Changes:
@@ -149,7 +151,7 @@ class PanelHandlers:
     def update_buttons(self, battle: Battle, visitor: Visitor) -> Changes:
         """Enable the buttons that a battle allows now."""
         votes = {button: gr.update(interactive=battle.votable) for button in self.panel.votes.values()}
-        return {**self._surroundings(battle, visitor), **votes}
+        return {**self._update_surroundings(battle, visitor), **votes}
 
     def unchanged(self) -> Changes:
         """Return no change; gradio takes no empty answer."""

@@ -43,7 +43,7 @@ class LazyEngine:
                 for row in filter(stream.is_cancelled, rows):
                     handle.cancel(row)
 
-        def pass_on() -> None:
+        def forward_events() -> None:
             try:
                 handles.append(self.loaded().submit(request))
             except Exception as error:  # the reader must not wait for an engine that never comes
@@ -55,7 +55,7 @@ class LazyEngine:
                 stream.put(event)
 
         stream = Stream(len(request.rows), on_cancel=cancel)
-        threading.Thread(target=pass_on, name="align-lazy-engine", daemon=True).start()
+        threading.Thread(target=forward_events, name="align-lazy-engine", daemon=True).start()
         return stream
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:

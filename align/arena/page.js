@@ -27,11 +27,11 @@
       }));
     const answer = document.documentElement.lang.startsWith('zh') ? '回答' : 'Answer';
     document.querySelectorAll('.pane').forEach((pane) => {
-      const told = `${answer} ${pane.querySelector('[data-testid="block-label"]')?.innerText.trim()}`;
+      const label = `${answer} ${pane.querySelector('[data-testid="block-label"]')?.innerText.trim()}`;
       const log = pane.querySelector('[role="log"]');
-      if (log && log.getAttribute('aria-label') !== told) log.setAttribute('aria-label', told);
+      if (log && log.getAttribute('aria-label') !== label) log.setAttribute('aria-label', label);
       const button = pane.closest('.column').querySelector('.expand');
-      button?.setAttribute('aria-label', `${button.innerText}: ${told}`);
+      button?.setAttribute('aria-label', `${button.innerText}: ${label}`);
       button?.setAttribute('aria-pressed', pane.closest('.column').classList.contains('alone'));
     });
     document.querySelectorAll('.status').forEach((line) => line.setAttribute('aria-live', 'polite'));
@@ -62,9 +62,9 @@
     const done = document.createElement('button');
     done.textContent = 'OK';
     done.addEventListener('click', () => dialog.close());
-    const told = document.querySelector('#help .md');
-    dialog.setAttribute('aria-label', told.querySelector('h3').textContent);
-    dialog.replaceChildren(...[...told.children].map((node) => node.cloneNode(true)), done);
+    const help = document.querySelector('#help .md');
+    dialog.setAttribute('aria-label', help.querySelector('h3').textContent);
+    dialog.replaceChildren(...[...help.children].map((node) => node.cloneNode(true)), done);
     dialog.showModal();
   };
 
@@ -165,19 +165,19 @@
     return box;
   };
   const show = (token) => {
-    const told = JSON.parse(token.dataset.told);
+    const logprobs = JSON.parse(token.dataset.logprobs);
     const names = token.closest('.tokens').dataset;
     const sides = part('sides');
-    sides.append(side(names.model, told.p, told.top), side(names.base, told.b, told.base));
-    const shift = told.p - told.b;
-    tip.replaceChildren(part('said', `${visible(token.textContent)}   ${shift >= 0 ? '+' : '−'}${Math.abs(shift).toFixed(2)} nat`), sides);
+    sides.append(side(names.model, logprobs.p, logprobs.top), side(names.base, logprobs.b, logprobs.base));
+    const shift = logprobs.p - logprobs.b;
+    tip.replaceChildren(part('token', `${visible(token.textContent)}   ${shift >= 0 ? '+' : '−'}${Math.abs(shift).toFixed(2)} nat`), sides);
     tip.hidden = false;
     const at = token.getClientRects()[0], box = tip.getBoundingClientRect();
     tip.style.left = Math.max(8, Math.min(at.left, innerWidth - box.width - 8)) + 'px';
     tip.style.top = (at.bottom + box.height + 12 > innerHeight ? Math.max(8, at.top - box.height - 6) : at.bottom + 6) + 'px';
     token.setAttribute('aria-describedby', 'tip');
   };
-  const token = (event) => event.target.closest?.('.tok[data-told]');
+  const token = (event) => event.target.closest?.('.tok[data-logprobs]');
   document.addEventListener('mouseover', (event) => { const at = token(event); if (at) show(at); else hide(); });
   document.addEventListener('focusin', (event) => { const at = token(event); if (at) show(at); else hide(); });
   document.addEventListener('scroll', hide, true);

@@ -115,7 +115,7 @@ class Leaderboard:
     matrix: dict[str, dict[str, PairRecord]]
     """by row and column, seen from the row's model"""
     position_bias: LogOddsEstimate | None
-    """log-odds that the first answer is preferred between equal models; None where the votes cannot tell"""
+    """log-odds that the first answer is preferred between equal models; None where the votes do not determine it"""
     agreement: Agreement | None
     """of the reward model, which prefers what it scores higher, with the voters"""
     warnings: list[LeaderboardWarning] = field(default_factory=list)
@@ -144,9 +144,9 @@ class _Votes:
 
 
 def leaderboard(rows: Sequence[dict[str, Any]], ties: Ties = "half") -> Leaderboard:
-    """Return the leaderboard of rows of votes; a model against itself is passed over."""
-    every = [row for row in rows if row["models"]["a"] != row["models"]["b"]]
-    rows = [row for row in every if not is_repeat(row)]
+    """Return the leaderboard of rows of votes; a model against itself is left out."""
+    comparisons = [row for row in rows if row["models"]["a"] != row["models"]["b"]]
+    rows = [row for row in comparisons if not is_repeat(row)]
     names = list(dict.fromkeys(row["models"][side] for row in rows for side in "ab"))
     votes = _to_arrays(names, [row for row in rows if row["choice"] != "bad"])
     groups = _connected_groups(votes)
@@ -157,11 +157,11 @@ def leaderboard(rows: Sequence[dict[str, Any]], ties: Ties = "half") -> Leaderbo
         replace(_rate(name, row, strength, group), bad=bad[name])
         for (name, row), strength, group in zip(matrix.items(), strengths, groups, strict=True)
     ]
-    standings.sort(key=lambda one: (one.group, one.strength is None, -(one.strength or 0), -one.votes))
+    standings.sort(key=lambda rating: (rating.group, rating.strength is None, -(rating.strength or 0), -rating.votes))
     warnings = [*_vote_warnings(rows), *fit_warnings, *_rating_warnings(standings)]
     prompts = len({json.dumps(row.get("prompt"), sort_keys=True) for row in rows})
     agreement = _reward_model_agreement(rows)
-    return Leaderboard(standings, matrix, bias, agreement, warnings, len(rows), prompts, _self_agreement(every))
+    return Leaderboard(standings, matrix, bias, agreement, warnings, len(rows), prompts, _self_agreement(comparisons))
 
 
 def is_repeat(row: dict[str, Any]) -> bool:
@@ -272,7 +272,7 @@ def _fit(design: Array, votes: _Votes, ties: Ties) -> ChoiceFit:
 
 
 def _unbounded_models(votes: _Votes) -> list[int]:
-    """Return the models whose likeliest strength is infinite; where a few are cut off from many, the few.
+    """Return the models whose likeliest strength is infinite: of two parts without wins both ways, the smaller.
 
     Ford's (1957) condition: strengths are finite when from every model there is a chain of wins to every other.
     """

@@ -260,8 +260,8 @@ class ReviewQueue:
             (prompt, model_index) for prompt, model_index in everything if self._answer(prompt, model_index) is None
         ]
 
-    def _store_answer(self, store: VoteStore, missing_rows: tuple[int, int], done: RowDone, engine: Engine) -> None:
-        prompt, model_index = missing_rows
+    def _store_answer(self, store: VoteStore, answer_index: tuple[int, int], done: RowDone, engine: Engine) -> None:
+        prompt, model_index = answer_index
         model = self.setup.contestants[model_index].reference
         score = None
         if self.setup.reward is not None:

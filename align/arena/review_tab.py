@@ -34,8 +34,8 @@ def lay_out_review_tab(queue: ReviewQueue, words: Any) -> ReviewTab:
             progress = gr.HTML("", elem_id="review-progress", elem_classes="flat", padding=False, scale=8)
             panel.difference_button.render()
             panel.shift_button.render()
-            following = gr.Button(words("next"), elem_id="review-next", elem_classes="next", variant="primary")
-    return ReviewTab(tab, panel, progress, following)
+            next_button = gr.Button(words("next"), elem_id="review-next", elem_classes="next", variant="primary")
+    return ReviewTab(tab, panel, progress, next_button)
 
 
 def update_progress(queue: ReviewQueue, tab: ReviewTab, _battle: Battle | None, visitor: Visitor) -> Changes:
@@ -69,9 +69,9 @@ class ReviewHandlers:
         visitor = visitor_of(client)
         if battle is not None and battle.phase != "voted":
             self._queue.skip(battle)
-        following = self._queue.next(visitor.voter)
-        if following is not None:
-            return {**self._panel.hide_boxes(), **self._panel.show(following, visitor)}
+        next_battle = self._queue.next(visitor.voter)
+        if next_battle is not None:
+            return {**self._panel.hide_boxes(), **self._panel.show(next_battle, visitor)}
         written, wanted = self._queue.written
         text = visitor.words["queue_waiting" if written < wanted else "queue_done"]
         return {

@@ -70,7 +70,7 @@ def _token_html(token: ShiftedToken, first: bool) -> str:
     kind = f"tok {shade(token.logprob - token.base_logprob)}".strip()
     data = escape(json.dumps(summary, ensure_ascii=False, separators=(",", ":")))
     text = escape(token.text or _PARTIAL_CHARACTER)
-    return f'<span class="{kind}" tabindex="{0 if first else -1}" data-told="{data}">{text}</span>'
+    return f'<span class="{kind}" tabindex="{0 if first else -1}" data-logprobs="{data}">{text}</span>'
 
 
 def legend(words: dict[str, str]) -> str:

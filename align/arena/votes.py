@@ -34,7 +34,7 @@ def read_votes(source: Path, notes: list[str] | None = None, vote_filter: VoteFi
         return []
     lines = read_path(source, source.name, notes if notes is not None else [], ReadOptions(appended=True))
     rows = [_row(raw) for raw in VoteFilterPass(source.name, vote_filter, lambda reason: None).select(lines)]
-    return sorted(rows, key=lambda row: cast.timestamp() if (cast := time_of_vote(row)) else 0.0)
+    return sorted(rows, key=lambda row: time_cast.timestamp() if (time_cast := time_of_vote(row)) else 0.0)
 
 
 def _row(raw: RawRow) -> VoteRow:

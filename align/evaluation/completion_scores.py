@@ -26,8 +26,12 @@ Judgements = dict[str, list[JudgedComparison]]
 
 def add_scores(registry: Registry, runs: Sequence[ModelRun], request: EvaluationRequest, data: EvaluationData) -> None:
     """Add to each run the reward functions' values (`reward` is their sum) and the reward model's score."""
+    from align.models.loading import Precision
+    from align.rewards import RewardContext
+
+    context = RewardContext(registry, request.precision or Precision(), lambda line: None)
     for name, rewards in _reward_sums(request, data):
-        _open_rewards(rewards, registry, request)
+        rewards.load(context)
         for run in runs:
             run.add(_reward_metrics(name, rewards, data.records, texts_with_reasoning(run.completions)))
 
@@ -38,13 +42,6 @@ def _reward_sums(request: EvaluationRequest, data: EvaluationData) -> list[tuple
         learned = RewardSettings(name="learned", args={"model": request.reward_model})
         sums.append(("reward_model", WeightedRewards([learned], "--reward_model")))
     return sums
-
-
-def _open_rewards(rewards: WeightedRewards, registry: Registry, request: EvaluationRequest) -> None:
-    from align.models.loading import Precision
-    from align.rewards import RewardContext
-
-    rewards.load(RewardContext(registry, request.precision or Precision(), lambda line: None))
 
 
 def _reward_metrics(name: str, rewards: WeightedRewards, records: Sequence[Record], texts: Texts) -> list[Metric]:

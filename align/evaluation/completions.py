@@ -186,8 +186,8 @@ class _Conversations:
         model, index = owner
         previous, prompt = self.completions[model][index], self.records[index].prompt
         if previous is not None:
-            order = _follow_ups(self.records[index])[len(previous.turns) // 2]
-            prompt = [*prompt, *answers_of(previous.turns), user(order)]
+            question = _follow_ups(self.records[index])[len(previous.turns) // 2]
+            prompt = [*prompt, *answers_of(previous.turns), user(question)]
         return Row(model, prompt, self.seed * len(self.records) + index)
 
     def add_answer(self, owner: _RowOwner, answer: GeneratedAnswer) -> None:
@@ -195,8 +195,8 @@ class _Conversations:
         model, index = owner
         previous = self.completions[model][index]
         tokens, ended = (0, True) if previous is None else (previous.tokens, previous.ended)
-        order = [] if previous is None else [*previous.turns, self.row(owner).messages[-1]]
-        turns = [*order, assistant(answer.text)]
+        earlier = [] if previous is None else [*previous.turns, self.row(owner).messages[-1]]
+        turns = [*earlier, assistant(answer.text)]
         self.completions[model][index] = ModelCompletion(turns, tokens + answer.tokens, ended and answer.ended)
 
     def mark_failed(self, owner: _RowOwner) -> None:

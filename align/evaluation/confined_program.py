@@ -53,16 +53,16 @@ _NEW_USER, _NEW_NETWORK, _NEW_IPC = 0x10000000, 0x40000000, 0x08000000
 def main() -> None:
     """Read the job, restrict the process, run the program and report."""
     job = json.load(sys.stdin)
-    answer = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    output = os.dup(1)
+    null_device = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
+        os.dup2(null_device, stream)
     limit(job["memory"], job["seconds"])
     locks = ["limits", *lock_linux(), "audit"]
     sys.addaudithook(_refuse)
     reason = _run_program(job["program"])
     verdict = {"secret": job["secret"] if reason is None else "", "reason": reason or "", "locks": locks}
-    os.write(answer, json.dumps(verdict).encode())
+    os.write(output, json.dumps(verdict).encode())
     os._exit(0)
 
 
@@ -121,10 +121,10 @@ def _landlock(kernel: Any) -> bool:
 
 def _filter_calls(kernel: Any) -> bool:
     """Install a seccomp filter: calls of the table fail with EPERM, calls of another architecture kill the process."""
-    architecture_ = _ARCHITECTURES.get(platform.machine())
-    if architecture_ is None:
+    machine = _ARCHITECTURES.get(platform.machine())
+    if machine is None:
         return False
-    column, architecture = architecture_
+    column, architecture = machine
     load, equal, greater, return_ = 0x20, 0x15, 0x35, 0x06
     refuse, allow, kill = 0x00050001, 0x7FFF0000, 0x80000000
     steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), (return_, 0, 0, kill), (load, 0, 0, 0)]

@@ -127,16 +127,14 @@ def _find_tasks(benchmarks: Benchmarks) -> tuple[Any, list[str]]:
     """
     from lm_eval.tasks import TaskManager
 
-    known: set[str] = set()
     for defaults in (False, True) if benchmarks.include_path else (True,):
         manager = TaskManager(include_path=benchmarks.include_path, include_defaults=defaults)
-        known = set(manager.all_tasks)
         matched = [manager.match_tasks([task]) for task in benchmarks.tasks]
         if all(matched):
             return manager, list(dict.fromkeys(name for names in matched for name in names))
     unknown = next(task for task, names in zip(benchmarks.tasks, matched, strict=True) if not names)
     raise UsageError(
-        f"--harness {unknown}: lm-eval has no task of that name;{nearest(unknown, sorted(known))} "
+        f"--harness {unknown}: lm-eval has no task of that name;{nearest(unknown, sorted(set(manager.all_tasks)))} "
         "`lm-eval ls tasks` lists all; --include_path DIR adds your own"
     )
 
@@ -202,20 +200,20 @@ def _silence_harness() -> Iterator[None]:
 
 def read_results(results: dict[str, Any]) -> dict[str, MetricEstimate]:
     """Return every number of the harness's results, with the interval of its standard error."""
-    results_by_model = {}
+    numbers = {}
     for task, values in results["results"].items():
         count = (results.get("n-samples") or {}).get(task, {}).get("effective") or values.get("sample_len") or 0
         for key, value in values.items():
-            metric, _, way = key.partition(",")
-            if not isinstance(value, int | float) or not way or metric.endswith("_stderr"):
+            metric, _, filter_name = key.partition(",")
+            if not isinstance(value, int | float) or not filter_name or metric.endswith("_stderr"):
                 continue
-            error = values.get(f"{metric}_stderr,{way}")
+            error = values.get(f"{metric}_stderr,{filter_name}")
             margin = _Z * error if isinstance(error, int | float) else math.nan
             up = (results.get("higher_is_better") or {}).get(task, {}).get(metric, True)
-            name = f"{task} {metric}" + ("" if way == "none" else f" {way}")
+            name = f"{task} {metric}" + ("" if filter_name == "none" else f" {filter_name}")
             better: Better = None if up is None else "higher" if up else "lower"
-            results_by_model[name] = MetricEstimate(float(value), value - margin, value + margin, int(count), better)
-    return results_by_model
+            numbers[name] = MetricEstimate(float(value), value - margin, value + margin, int(count), better)
+    return numbers
 
 
 def _settings(benchmarks: Benchmarks, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class JudgedComparison:
     """the win rate by column and value"""
 
     @property
-    def is_silent(self) -> bool:
+    def has_no_verdict(self) -> bool:
         """True when the judge failed on every pair it was asked about; equal completions are ties without asking."""
         return self.win_rate is None or (self.consistency is None and self.has_failures)
 

@@ -42,9 +42,9 @@ class Metric:
         """The metric over all records."""
         return float(self.of(self.parts.sum(axis=0)))
 
-    def shares_records_with(self, their_parts: Metric) -> bool:
+    def shares_records_with(self, other: Metric) -> bool:
         """Return whether both apply to some record."""
-        return bool((np.isfinite(self.rows) & np.isfinite(their_parts.rows)).any())
+        return bool((np.isfinite(self.rows) & np.isfinite(other.rows)).any())
 
     def select(self, indices: np.ndarray) -> Metric:
         """Return the metric on some of the records."""
@@ -111,17 +111,17 @@ def ratio_metric(
     return Metric(name, parts, ratio(parts), ratio, better)
 
 
-def estimate_metric(measure: Metric, resamples: Resamples) -> MetricEstimate:
+def estimate_metric(metric: Metric, resamples: Resamples) -> MetricEstimate:
     """Return the metric with its bootstrap interval, or Wilson's for a share of 0 or 1.
 
     Resamples of all-correct records are all correct, though the next record may well be wrong.
     """
-    present = measure.rows[np.isfinite(measure.rows)]
-    if measure.of is ratio and len(present) > 1 and (np.all(present == 0) or np.all(present == 1)):
+    present = metric.rows[np.isfinite(metric.rows)]
+    if metric.of is ratio and len(present) > 1 and (np.all(present == 0) or np.all(present == 1)):
         _, low, high = wilson_interval(float(present.mean()), len(present))
     else:
-        low, high = expanded_interval(measure.of(resamples.sums(measure.parts)), measure.count)
-    return MetricEstimate(measure.value, *_snap_to_value(measure.value, low, high), measure.count, measure.better)
+        low, high = expanded_interval(metric.of(resamples.sums(metric.parts)), metric.count)
+    return MetricEstimate(metric.value, *_snap_to_value(metric.value, low, high), metric.count, metric.better)
 
 
 def _snap_to_value(value: float, low: float, high: float) -> tuple[float, float]:

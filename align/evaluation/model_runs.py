@@ -97,7 +97,7 @@ class _Group:
 
 def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict[str, Checkpoint]]:
     groups: list[_Group] = []
-    for request, checkpoint in checkpoints.items():
+    for reference, checkpoint in checkpoints.items():
         base = registry.resolve_base(checkpoint).location
         template = (checkpoint.manifest or {}).get("template_digest")
         tuner = tuner_type(adapter_config(Path(checkpoint.location))) if checkpoint.is_adapter else None
@@ -105,7 +105,7 @@ def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict
         if group is None:
             groups.append(group := _Group(base, template, tuner, {}))
         group.template, group.tuner = group.template or template, group.tuner or tuner
-        group.members[request] = checkpoint
+        group.members[reference] = checkpoint
     return [group.members for group in groups]
 
 
@@ -123,7 +123,9 @@ def _evaluate_group(
     )
     for parent in parents.values():
         _attach_parent(loaded, parent)
-    if not data.needs_completions and (note := generation_notice(loaded.tokenizer)):  # else the engine says it
+    if not data.needs_completions and (
+        note := generation_notice(loaded.tokenizer)
+    ):  # else it is among the engine's notes
         data.notes.append(f"{loaded.base.reference}: {note}")
     runs = [ModelRun(requested, checkpoint, [None] * len(data.records)) for requested, checkpoint in group.items()]
     if data.needs_completions:
@@ -231,7 +233,6 @@ def _score_options(scorer: Any, loaded: LoadedBase, adapter: str, records: Seque
 def _classify_labels(
     labels: tuple[str, ...], loaded: LoadedBase, adapter: str, records: Sequence[Record]
 ) -> list[Metric]:
-
     pairs: list[Pair] = [(record.prompt, label) for record in records for label in labels]
     logprobs = np.array([one.logprob for one in continuation_logprobs(loaded, adapter, pairs)])
     best = logprobs.reshape(len(records), len(labels)).argmax(axis=1)

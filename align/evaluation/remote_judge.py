@@ -44,7 +44,7 @@ _MAX_PAUSE_S = 30.0
 _MAX_UNREACHABLE_PAIRS = 6
 """in a row; after them the judge is not tried again"""
 _UNREACHABLE = "judge unreachable"
-_SLOW = "judge timed out"
+_TIMED_OUT = "judge timed out"
 _NO_VERDICT = "no verdict in its answer"
 
 
@@ -89,7 +89,7 @@ class RemoteJudge:
         self._unreachable = self._retries = self._reused = 0
         with open_client(self.url, self.key, self.timeout) as client, ThreadPoolExecutor(self.workers) as pool:
             pairs = zip(records, ours, theirs, strict=True)
-            verdicts = list(pool.map(lambda pair: self._pair(client, *pair), pairs))
+            verdicts = list(pool.map(lambda pair: self._judge_pair(client, *pair), pairs))
         if self.store and self._reused:
             sys.stderr.write(
                 f"{self._reused} verdicts of judge {self.model} are reused from an interrupted evaluation; "
@@ -103,7 +103,7 @@ class RemoteJudge:
             asked_twice=sum(verdict.asked_twice for verdict in verdicts),
         )
 
-    def _pair(self, client: httpx.Client, record: Record, ours: str | None, theirs: str | None) -> _PairVerdict:
+    def _judge_pair(self, client: httpx.Client, record: Record, ours: str | None, theirs: str | None) -> _PairVerdict:
         if ours is None or theirs is None:
             return _PairVerdict(float("nan"), NO_COMPLETION)
         if ours == theirs:
@@ -152,7 +152,7 @@ class RemoteJudge:
         try:
             response = client.post("chat/completions", json=body)
         except httpx.TimeoutException:
-            raise _JudgeFailure(_SLOW, 0) from None
+            raise _JudgeFailure(_TIMED_OUT, 0) from None
         except httpx.TransportError:
             raise _JudgeFailure(_UNREACHABLE, 0) from None
         self._unreachable = 0
@@ -184,10 +184,10 @@ def judge_messages(record: Record, first: str, second: str) -> list[dict[str, st
     """Return the messages for the judge."""
     turns = "\n".join(f"{turn['role']}: {turn['content']}" for turn in record.prompt)
     reference = reference_text(record)
-    stored = f"<reference>\n{reference}\n</reference>\n" if reference else ""
+    reference_block = f"<reference>\n{reference}\n</reference>\n" if reference else ""
     first, second = (answer or "(no answer)" for answer in (first, second))
     content = (
-        f"<conversation>\n{turns}\n</conversation>\n{stored}<answer_A>\n{first}\n</answer_A>\n"
+        f"<conversation>\n{turns}\n</conversation>\n{reference_block}<answer_A>\n{first}\n</answer_A>\n"
         f"<answer_B>\n{second}\n</answer_B>\nWhich answer is better? End with [[A]], [[B]] or [[tie]]."
     )
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": content}]
@@ -199,7 +199,7 @@ def read_verdict(text: str) -> str | None:
     A last line with several verdicts, which repeats the question, is none, and reasoning does not count.
     """
     lines = strip_reasoning(text).splitlines()
-    by_line = [{verdicts.lower() for verdicts in _VERDICT.findall(line)} for line in lines]
+    by_line = [{verdict.lower() for verdict in _VERDICT.findall(line)} for line in lines]
     last = next((verdicts for verdicts in reversed(by_line) if verdicts), None)
     return {"a": "A", "b": "B", "tie": "tie"}[last.pop()] if last and len(last) == 1 else None
 
@@ -231,7 +231,7 @@ def _only_model(url: str, key: str | None, timeout: float) -> str:
         try:
             response = client.get("models")
             response.raise_for_status()
-            names = [str(verdict["id"]) for verdict in response.json()["data"]]
+            names = [str(model["id"]) for model in response.json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise MachineError(
                 f"--judge {url}: it does not list its models ({type(error).__name__}); start it, or name one "

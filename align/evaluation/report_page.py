@@ -164,12 +164,12 @@ def _cells(result: Result, name: str) -> Iterator[Html]:
 
 
 def _best(result: Result, name: str) -> ModelResult | None:
-    having = [model for model in result.models if name in model.overall.estimates]
-    if len(having) < 2 or having[0].overall.estimates[name].better is None:
+    models = [model for model in result.models if name in model.overall.estimates]
+    if len(models) < 2 or models[0].overall.estimates[name].better is None:
         return None
-    sign = -1 if having[0].overall.estimates[name].better == "lower" else 1
-    values = [sign * model.overall.estimates[name].value for model in having]
-    return having[values.index(max(values))] if values.count(max(values)) == 1 else None
+    sign = -1 if models[0].overall.estimates[name].better == "lower" else 1
+    values = [sign * model.overall.estimates[name].value for model in models]
+    return models[values.index(max(values))] if values.count(max(values)) == 1 else None
 
 
 def _arrow(compared: Comparison | None) -> Html | None:

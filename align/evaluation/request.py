@@ -79,7 +79,6 @@ class EvaluationData:
     description: dict[str, Any]
     """name, digest and rows of the data"""
     completion_scorers: tuple[Scorer, ...] = ()
-    """scorers of completions"""
     likelihood_scorers: tuple[Scorer, ...] = ()
     """scorers that compare the likelihoods of options"""
     corpus: tuple[str, ...] = ()
@@ -184,9 +183,9 @@ def _labels(request: EvaluationRequest, records: Sequence[Record], metric_names:
         return ()
     if unanswered := next((record for record in records if record.answer is None), None):
         raise DataError(f"--classify: {unanswered.where} has no answer, which is its class; name its column in a YAML")
-    record_set = sorted({record.answer or "" for record in records})
-    labels = request.labels or shared or tuple(record_set)
-    if unknown := next((answer for answer in record_set if answer not in labels), None):
+    answers = sorted({record.answer or "" for record in records})
+    labels = request.labels or shared or tuple(answers)
+    if unknown := next((answer for answer in answers if answer not in labels), None):
         raise DataError(f"--labels: the data has the class {unknown!r}; the labels are {', '.join(labels)}; add it")
     if not 2 <= len(labels) <= _MAX_LABELS:
         raise UsageError(f"--classify: {len(labels)} classes found; it takes 2 to {_MAX_LABELS}")

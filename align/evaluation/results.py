@@ -86,11 +86,15 @@ def summarise_runs(
     judged: dict[str, list[JudgedComparison]] | None = None,
 ) -> Result:
     """Return intervals, comparisons and slices of some runs."""
-    models = [_model(run, runs[0], data.slices, (judged or {}).get(run.reference, []), request.seed) for run in runs]
+    models = [
+        _summarise_run(run, runs[0], data.slices, (judged or {}).get(run.reference, []), request.seed) for run in runs
+    ]
     return Result(data.description, request.settings_dict(), models, data.notes)
 
 
-def _model(run: ModelRun, first: ModelRun, parts: Slices, judged: list[JudgedComparison], seed: int) -> ModelResult:
+def _summarise_run(
+    run: ModelRun, first: ModelRun, parts: Slices, judged: list[JudgedComparison], seed: int
+) -> ModelResult:
     theirs = first.metrics if run is not first else {}
     whole = Resamples(len(run.completions), seed)
     sliced = {

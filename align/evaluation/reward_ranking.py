@@ -37,7 +37,7 @@ class Reliability(NamedTuple):
 
 
 def describe_pairs(pairs: ScoredPairs) -> dict[str, float]:
-    """Return the numbers of a held-out report; one that has no cases (no chosen answer is shorter, say) is left out."""
+    """Return the numbers of a held-out report, without those that apply to no pair."""
     margins = pairs.margins
     share = accuracy(margins)
     gaps = (pairs.chosen_lengths - pairs.rejected_lengths).astype(float)
@@ -72,11 +72,11 @@ def reliability(margins: ndarray, bins: int = BINS) -> Reliability:
     """
     predicted = _sigmoid(np.concatenate([margins, -margins]))
     was_chosen = np.arange(2 * len(margins)) < len(margins)
-    places = np.minimum((predicted * bins).astype(int), bins - 1)
-    counts = np.bincount(places, minlength=bins)
-    held = counts > 0
-    means = [np.bincount(places, weights, bins)[held] / counts[held] for weights in (predicted, was_chosen)]
-    return Reliability(means[0], means[1], counts[held])
+    bin_indices = np.minimum((predicted * bins).astype(int), bins - 1)
+    counts = np.bincount(bin_indices, minlength=bins)
+    filled = counts > 0
+    means = [np.bincount(bin_indices, weights, bins)[filled] / counts[filled] for weights in (predicted, was_chosen)]
+    return Reliability(means[0], means[1], counts[filled])
 
 
 def calibration_error(curve: Reliability) -> float:

@@ -108,7 +108,7 @@ def require_verdicts(result: Result) -> None:
     """Raise MachineError when a judge failed on every pair of some model."""
     for model in result.models:
         for comparison in model.judged:
-            if comparison.is_silent:
+            if comparison.has_no_verdict:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in comparison.failed.items())
                 raise MachineError(
                     f"judge {comparison.judge}: gave no verdict ({reasons}); start it or use another, then rerun"

@@ -20,7 +20,7 @@ Slices = dict[str, dict[str, np.ndarray]]
 def slices_of(records: Sequence[Record], languages: Sequence[str] = (), by: Sequence[str] = ()) -> Slices:
     """Return slices by language and by each column of `meta` with few values, or by the columns asked for.
 
-    `languages` are those the dataset says it is written in. Raises UsageError for a column that no record has.
+    `languages` are those of the dataset's settings. Raises UsageError for a column that no record has.
     """
     columns = {"language": [record_language(record, languages) for record in records]}
     keys = sorted({key for record in records for key in record.meta} - {"language"})

@@ -43,7 +43,7 @@ def test_what_an_early_vote_shows_comes_after_the_last_drawing_of_the_answers_it
         drawing = controls.ask("en|visitor", battle, False, "go on", "", *SETTINGS)
         while not battle.votable:
             await anext(drawing)
-        vote = judging.voter("a")
+        vote = judging.vote_handler("a")
         voting = asyncio.create_task(asyncio.to_thread(vote, "en|visitor", battle, battle.nonce, None, None))
         while battle.phase == "streaming":
             last = await anext(drawing)

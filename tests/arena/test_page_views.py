@@ -70,7 +70,7 @@ def test_tokens_are_escaped_and_carry_their_alternatives_as_data():
     assert "<b>&lt;" not in box
     assert "<script" not in box
     assert 'class="tok m3"' in box
-    assert json.loads(unescape(re.search(r'data-told="([^"]*)"', box)[1])) == {
+    assert json.loads(unescape(re.search(r'data-logprobs="([^"]*)"', box)[1])) == {
         "p": -0.1,
         "b": -3.1,
         "top": [["<b>", -0.1]],

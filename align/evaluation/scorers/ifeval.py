@@ -2,7 +2,7 @@
 
 Prompt-level accuracy asks for all of them, instruction-level accuracy counts each. The loose kind takes a response for
 following an instruction if it does so, too, without its first line, without its last line, without its asterisks
-or without several of these, for models like to begin with "Sure, here it is:".
+or without several of these, since models often begin with "Sure, here it is:".
 """
 
 from __future__ import annotations
@@ -56,5 +56,5 @@ def loose_variants(response: str) -> list[str]:
     """Return the response and variants without first line, last line or both, and all without asterisks."""
     lines = response.split("\n")
     cut = [lines[first:last] for first, last in itertools.product((0, 1), (len(lines), len(lines) - 1))]
-    texts = [response, *("\n".join(kept).strip() for kept in cut[1:])]
+    texts = [response, *("\n".join(part).strip() for part in cut[1:])]
     return [*texts, *(text.replace("*", "") for text in texts)]

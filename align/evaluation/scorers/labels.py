@@ -16,7 +16,7 @@ from align.schema import Record
 
 def _labels(record: Record) -> list[str]:
     labels = record.meta["labels"]
-    if not isinstance(labels, list) or len(labels) < 2 or _right(record) not in labels:
+    if not isinstance(labels, list) or len(labels) < 2 or _right_label(record) not in labels:
         raise DataError(
             f"scorer label_choice: the answer {record.answer!r} of {record.where} is none of its labels {labels!r}; "
             "read the data with format: labels or format: choice"
@@ -24,7 +24,7 @@ def _labels(record: Record) -> list[str]:
     return labels
 
 
-def _right(record: Record) -> str:
+def _right_label(record: Record) -> str:
     """Return the answer as its label: the reader of choices writes the letter in brackets."""
     answer = record.answer or ""
     return answer[1:-1] if answer.startswith("(") and answer.endswith(")") else answer
@@ -33,7 +33,7 @@ def _right(record: Record) -> str:
 @scorer(needs=("answer", "meta.labels"), options=_labels)
 def label_choice(record: Record, likelihoods: Sequence[Likelihood]) -> dict[str, float]:
     """Return whether the right label is the most likely, and its share of the labels' probability."""
-    right = _right(record)
+    right = _right_label(record)
     scored = [(one.logprob, label == right) for label, one in zip(_labels(record), likelihoods, strict=True)]
     best = next(value for value, good in scored if good)
     return {
