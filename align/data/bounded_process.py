@@ -21,7 +21,7 @@ _POLL_S = 0.1
 
 
 class ProcessEnded(Exception):
-    """The process ended without an answer; the text says why, as the end of a sentence."""
+    """The process ended without an answer; its text is the reason, as the end of a sentence."""
 
 
 class BoundedProcess:
@@ -142,7 +142,7 @@ def _set_bounds(seconds: int, memory: int | None) -> None:
 
 
 def _address_space() -> int | None:
-    """Return the bytes of addresses this process has taken; None where the system does not say, and cannot bound it."""
+    """Return the bytes of addresses this process has taken; None where the system does not report and bound them."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

@@ -16,7 +16,7 @@ from align.data.vote_filter import VoteFilter
 from align.errors import UsageError, nearest
 from align.schema import View
 
-PARTS = sorted({part for known in FORMATS.values() for part in known.columns})
+PARTS = sorted({part for row_format in FORMATS.values() for part in row_format.columns})
 """Every part that a column can play in some format."""
 HUB = "hf://"
 _TAG_KEYS = ("role", "content", "system", "user", "assistant", "tool", "tool_call")
@@ -86,7 +86,7 @@ class _SourceDataset(_AnyDataset):
     source: str = Field(min_length=1)
     """a file or folder (looked up from the YAML's folder, then from here), hf://owner/name, hf://owner/name/file or registry://"""
     format: str = "auto"
-    """how rows are laid out; auto looks at the first rows and says what it decided"""
+    """how rows are laid out; auto decides by the first rows and notes the decision"""
     columns: dict[str, str | list[str]] = Field(default_factory=dict)
     """which column plays which part, where it is not called as usual"""
     tags: dict[str, str] = Field(default_factory=dict)
@@ -94,7 +94,7 @@ class _SourceDataset(_AnyDataset):
     label_map: dict[str, bool | Literal["a", "b", "tie"]] = Field(default_factory=dict)
     """which verdict of a pair means a, b or tie; or which label of an answer means true (good) or false"""
     labels: dict[str, str] = Field(default_factory=dict)
-    """format labels: what each class is called in an answer, by what its column says"""
+    """format labels: what each class is called in an answer, by the value of its column"""
     question: str = ""
     """format labels: what is asked about the text, written before it"""
     ties: Literal["drop", "both", "half"] = "drop"
@@ -142,11 +142,11 @@ class _SourceDataset(_AnyDataset):
 
     def row_layout(self, format_name: str, view: View | None) -> RowLayout:
         """Return the layout of the rows, once their format is known."""
-        known = FORMATS[format_name]
+        row_format = FORMATS[format_name]
         return RowLayout(
-            known.columns,
+            row_format.columns,
             self.columns,
-            _merge_tags(self.tags, known.tags),
+            _merge_tags(self.tags, row_format.tags),
             view,
             self.label_map,
             self.ties,

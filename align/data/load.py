@@ -125,8 +125,8 @@ def load_records(
     """Read one or several datasets and return their records in a view.
 
     A spec is a name of the catalogue, a file, a folder or `hf://owner/name`, each with options such as `:limit=500`.
-    `roots` says where sources like `registry://votes/` lie. Raises DataError that lists the bad rows, unless
-    `on_bad_row` is "skip", which leaves them out and counts them by reason in `dropped`.
+    `roots` are the folders of sources such as `registry://votes/`, by scheme. Raises DataError that lists the bad
+    rows, unless `on_bad_row` is "skip", which leaves them out and counts them by reason in `dropped`.
     """
     records: list[Record] = []
     dropped: Counter[str] = Counter()
@@ -182,17 +182,17 @@ def _read_records(scan: Scan, dataset: Dataset, config: SourceDataset, options: 
     if first is None:
         return
     rows, format_name = choose_format(config, dataset.name, itertools.chain([first], rows), scan.notes)
-    known = FORMATS[format_name]
+    row_format = FORMATS[format_name]
     rows = _select_votes(rows, scan, config, format_name)
-    if known.join is not None:
-        rows = known.join(rows, scan.name, config.columns)
+    if row_format.join is not None:
+        rows = row_format.join(rows, scan.name, config.columns)
 
     def refuse(row: BadRow) -> None:
         scan.bad.add(row)
         if options.on_bad is not None:
             options.on_bad(row)
 
-    reader = RowReader(known, config.row_layout(format_name, options.view), refuse, scan.skip)
+    reader = RowReader(row_format, config.row_layout(format_name, options.view), refuse, scan.skip)
     with contextlib.closing(_read_rows(rows, reader, scan)) as records:
         wanted = _on_side(records, config) if config.part else records
         yield from itertools.islice(wanted, config.limit if config.seed is None else None)

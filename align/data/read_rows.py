@@ -20,7 +20,7 @@ from align.schema import Record, View
 def choose_format(
     config: SourceDataset, name: str, rows: Iterator[RawRow], notes: list[str]
 ) -> tuple[Iterator[RawRow], str]:
-    """Return all rows again and their format, as the settings say or the first rows show."""
+    """Return all rows again and their format, from the settings or else the first rows."""
     if config.format != "auto":
         return rows, config.format
     head = list(itertools.islice(rows, SAMPLE_ROWS))
@@ -46,9 +46,9 @@ class RowReader:
     """A reader of one dataset's rows, all of one kind; refused and skipped rows are handed to the caller."""
 
     def __init__(
-        self, known: Format, layout: RowLayout, on_bad: Callable[[BadRow], None], on_skip: Callable[[str], None]
+        self, row_format: Format, layout: RowLayout, on_bad: Callable[[BadRow], None], on_skip: Callable[[str], None]
     ) -> None:
-        self._format, self._layout, self._on_bad, self._on_skip = known, layout, on_bad, on_skip
+        self._format, self._layout, self._on_bad, self._on_skip = row_format, layout, on_bad, on_skip
         self._kind: View | None = None
         self._unused: dict[str, None] = {}  # an ordered set
 
@@ -95,21 +95,23 @@ class RowReader:
     def notes(self) -> Iterator[str]:
         """Yield the decisions that were taken about the rows that were read."""
         if self._unused:
-            kept = ", ".join(map(str, itertools.islice(self._unused, SHOWN)))
-            kept += f" and {len(self._unused) - SHOWN} more" if len(self._unused) > SHOWN else ""
-            yield f"columns kept as meta: {kept}{_misspelt_parts(self._unused, self._layout)}"
+            listed = ", ".join(map(str, itertools.islice(self._unused, SHOWN)))
+            listed += f" and {len(self._unused) - SHOWN} more" if len(self._unused) > SHOWN else ""
+            yield f"columns kept as meta: {listed}{_misspelt_parts(self._unused, self._layout)}"
         yield from (f"{count} {decision}" for decision, count in self._layout.decisions.items())
 
 
 def read_row(row: dict[str, Any], format_name: str, layout: RowLayout) -> list[Record]:
     """Return the records of one raw row, checked; RowError or RowSkipped, be it for one of several examples in it."""
-    known = FORMATS[format_name]
+    row_format = FORMATS[format_name]
     return [
-        record for part in _split(unpack_row(row), known, layout) for record in _read_plain_row(part, known, layout)
+        record
+        for part in _split(unpack_row(row), row_format, layout)
+        for record in _read_plain_row(part, row_format, layout)
     ]
 
 
-def _row_of(raw: RawRow, known: Format) -> Row:
+def _row_of(raw: RawRow, row_format: Format) -> Row:
     """Return the row as columns: a bare string is a text, and a bare list the turns of a conversation."""
     row = raw.value
     if isinstance(row, dict):
@@ -118,19 +120,19 @@ def _row_of(raw: RawRow, known: Format) -> Row:
         raise row
     if isinstance(row, str):
         return {"text": row}
-    if isinstance(row, list) and "messages" in known.columns:
+    if isinstance(row, list) and "messages" in row_format.columns:
         return {"messages": row}
     raise RowError("not a row", "row", f"is {kind_of(row)}, not an object", "write {column: value}")
 
 
-def _split(row: Row, known: Format, layout: RowLayout) -> Iterable[PlainRow]:
-    return (row,) if known.split is None else known.split(row, layout)
+def _split(row: Row, row_format: Format, layout: RowLayout) -> Iterable[PlainRow]:
+    return (row,) if row_format.split is None else row_format.split(row, layout)
 
 
-def _read_plain_row(row: PlainRow, known: Format, layout: RowLayout) -> list[Record]:
+def _read_plain_row(row: PlainRow, row_format: Format, layout: RowLayout) -> list[Record]:
     if isinstance(row, RowSkipped):
         raise row
-    records = known.read(row, layout)
+    records = row_format.read(row, layout)
     roles = layout.roles(row)
     for record in records:
         if roles.extras:

@@ -51,7 +51,7 @@ class _Marks(NamedTuple):
     pairs: tuple[tuple[str, str], ...]
     header: str
     """the text before an answer without reasoning, such as the name of a channel"""
-    kept: frozenset[int]
+    special_ids: frozenset[int]
     """ids of special tokens that are marks, which decoding would leave out"""
 
 
@@ -83,7 +83,7 @@ def mark_reasoning(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]
     marks = _find_marks(tokenizer, template if isinstance(template, str) else "")
     tail = str(tokenizer.decode(prompt_ids[-_TAIL_TOKENS:], skip_special_tokens=False)).rstrip()
     opened = next((begin for begin, _ in marks.pairs if tail.endswith(begin)), "")
-    text = _decode_keeping(tokenizer, ids, marks.kept) if marks.kept else plain
+    text = _decode_keeping(tokenizer, ids, marks.special_ids) if marks.special_ids else plain
     if marks.header and text.lstrip().startswith(marks.header):
         return text.lstrip()[len(marks.header) :]
     split = _split(opened + text, marks.pairs)
@@ -110,16 +110,16 @@ def _split(text: str, marks: Iterable[tuple[str, str]]) -> SplitText:
 
 
 def _remove_later_reasoning(answer: str, begin: str, end: str) -> str:
-    kept, position = "", 0
+    rest, position = "", 0
     for opening in re.finditer(rf"(?m)^[ \t]*{re.escape(begin)}", answer):
         if opening.start() >= position:
             closing = answer.find(end, opening.end())
             if closing < 0:
                 break
-            kept += answer[position : opening.start()]
+            rest += answer[position : opening.start()]
             position = closing + len(end)
             position += len(answer[position:]) - len(answer[position:].lstrip())
-    return kept + answer[position:]
+    return rest + answer[position:]
 
 
 def _decode_keeping(tokenizer: Any, ids: Sequence[int], kept: frozenset[int]) -> str:

@@ -129,7 +129,7 @@ def _canonical_json(content: dict[str, Any], record: Record) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-# What a record can be counted under, with the sentence about all of them, in the order they are told.
+# What a record can be counted under, with the sentence about all of them, in the order of the report.
 _SENTENCES = {
     "repeated": "{count} rows repeat an earlier row exactly (first {first})",
     "same_id": "{count} rows have the id of an earlier, other row (first {first})",

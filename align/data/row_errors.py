@@ -79,8 +79,8 @@ class BadRows:
         for row in other.shown:
             self.add(row, other._alike[_without_indices(row.error)])
         for reason, count in other.reasons.items():
-            kept = sum(alike for (name, *_), alike in other._alike.items() if name == reason)
-            self.reasons[reason] += count - kept
+            counted = sum(alike for (name, *_), alike in other._alike.items() if name == reason)
+            self.reasons[reason] += count - counted
 
     def lines(self) -> list[str]:
         """Return one line for each different error, with how many more rows have it, then the count of the others."""

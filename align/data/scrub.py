@@ -32,12 +32,12 @@ def passes_iban(number: str) -> bool:
     return 15 <= len(plain) <= 34 and int("".join(str(int(char, 36)) for char in plain[4:] + plain[:4])) % 97 == 1
 
 
-def _accept_all(_found: str) -> bool:
+def _accept_all(_text: str) -> bool:
     return True
 
 
-def _has_telephone_length(found: str) -> bool:
-    return 7 <= sum(char.isdigit() for char in found) <= 15
+def _has_telephone_length(text: str) -> bool:
+    return 7 <= sum(char.isdigit() for char in text) <= 15
 
 
 _KINDS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
@@ -118,10 +118,10 @@ class Scrubber:
         return text
 
     def _replace(self, kind: str, is_valid: Callable[[str], bool], match: re.Match[str]) -> str:
-        found = match.group()
-        if not is_valid(found):
-            return found
+        text = match.group()
+        if not is_valid(text):
+            return text
         count = self.counts[kind]
         count.count += 1
-        count.example = count.example or shorten(found, 40)
+        count.example = count.example or shorten(text, 40)
         return f"<{kind}>"

@@ -28,7 +28,7 @@ _SCRIPTS = {
     "Thai": re.compile("[\u0e00-\u0e7f]+"),
 }
 _SCRIPT_CHARACTERS = 1000
-"""Characters of a turn that are read to tell its script."""
+"""Characters of a turn whose scripts are counted."""
 _UNLIMITED = 1 << 30
 
 

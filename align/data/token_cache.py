@@ -88,7 +88,7 @@ def publish_dataset(made: Path, folder: Path, counts: RenderCounts) -> Tokenised
     try:
         made.rename(folder)
     except OSError as error:
-        # Another process was faster, with the same rows; systems tell so by two error numbers.
+        # Another process was faster, with the same rows; systems report that by one of two error numbers.
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
     return dataset

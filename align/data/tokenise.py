@@ -193,7 +193,7 @@ def _count_workers(records: int, processes: int | None) -> int:
         return processes
     if records < MIN_PARALLEL_RECORDS or sys.platform != "linux":
         return 1
-    # The cores that this process may use; some systems only tell how many there are.
+    # The cores that this process may use; some systems report the number of all cores only.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MAX_WORKERS)
 

@@ -78,7 +78,7 @@ def _parse_time(name: str, text: str) -> datetime | None:
 
 
 def time_of_vote(row: Row) -> datetime | None:
-    """Return when a vote was cast; None when it does not say."""
+    """Return the time at which a vote was cast; None without a valid one."""
     try:
         return _in_utc(datetime.fromisoformat(row.get("time")))  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_target(path: Path, *, force: bool) -> str:
-    """Return the suffix that says how to write; UsageError for another one, or for a file that is there already."""
+    """Return the suffix, which decides how rows are written; UsageError for another one or an existing file."""
     suffix = next((ending for ending in reversed(SUFFIXES) if path.name.endswith(ending)), None)
     if suffix is None:
         problem = "a folder; name a file in it" if path.is_dir() else "is no kind of file that can be written; name it"

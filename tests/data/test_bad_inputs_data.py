@@ -207,7 +207,9 @@ FILES = {
         view="demonstration",
     ),
     "3 no column is known": File(
-        "a.jsonl", b'{"utterance": "q", "intent": "a"}\n', "cannot be told from the columns utterance, intent; write"
+        "a.jsonl",
+        b'{"utterance": "q", "intent": "a"}\n',
+        "cannot be recognised from the columns utterance, intent; write",
     ),
     "4 a slip hides a column": File(
         "a.jsonl",
@@ -220,7 +222,7 @@ FILES = {
     "31 GB18030": File(
         "a.jsonl",
         LINES + GB,
-        "a.jsonl:4:33: not UTF-8 (byte 0xbe); say which encoding it has, such as data=a.jsonl:e",
+        "a.jsonl:4:33: not UTF-8 (byte 0xbe); name its encoding, such as data=a.jsonl:e",
         recipe="",
     ),
     "31 GB18030 in a table": File(
@@ -232,7 +234,7 @@ FILES = {
         "a.jsonl", LINES + b'{"x": "\xff\xff"}', "a.jsonl:4:8: not gb18030 (byte 0xff)", "encoding: gb18030\n"
     ),
     "31 UTF-16": File(
-        "a.jsonl", LINES.decode().encode("utf-16"), "is UTF-16, not UTF-8; say data=a.jsonl:encoding=utf-16"
+        "a.jsonl", LINES.decode().encode("utf-16"), "is UTF-16, not UTF-8; give data=a.jsonl:encoding=utf-16"
     ),
     "31 no encoding": File(
         "a.jsonl", LINES, "encoding: 'utf-9' is not known; write one", "encoding: utf-9\n", UsageError

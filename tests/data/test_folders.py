@@ -73,7 +73,7 @@ def test_another_split_is_read_when_it_is_asked_for(tmp_path, options, taken):
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (["test.jsonl"], "", "holds only test; say which"),
+        (["test.jsonl"], "", "holds only test; name one"),
         (["train.jsonl", "test.jsonl"], ":split=trian", "no split 'trian'; it has test, train; did you mean train"),
         (["train_sft-00000-of-00001.jsonl", "train_gen-00000-of-00001.jsonl"], "", "several splits to train on"),
     ],
@@ -156,4 +156,4 @@ def test_a_readme_without_a_readable_head_leaves_the_names_to_tell(tmp_path):
     found = load_records(str(tmp_path))
 
     assert [record.text for record in found.records] == ["train.jsonl"]
-    assert any("the names of the files tell the splits" in note for note in found.notes)
+    assert any("the splits are taken from the names of the files" in note for note in found.notes)

@@ -391,7 +391,7 @@ def test_data_without_a_usable_row_tells_the_reasons(write):
 
 
 def test_columns_that_tell_no_format_are_named(write):
-    with pytest.raises(DataError, match="cannot be told from the columns flags, utterance"):
+    with pytest.raises(DataError, match="cannot be recognised from the columns flags, utterance"):
         load_records(write({"flags": "B", "utterance": "hi"}))
 
 

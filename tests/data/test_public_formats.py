@@ -383,7 +383,7 @@ def test_rows_are_found_in_an_object(load, case, name):
 def test_a_split_that_was_left_out_is_named(load):
     notes = load(json.dumps(OBJECTS["the usual split"][0]), name="a.json").notes
 
-    assert any("the splits test were left out; say `rows_at: test`" in note for note in notes)
+    assert any("the splits test were left out; write `rows_at: test`" in note for note in notes)
 
 
 def test_an_object_without_rows_and_a_wrong_path_are_refused(load):
@@ -438,7 +438,9 @@ def test_yaml_that_repeats_itself_by_aliases_is_refused(load):
 def test_a_minority_of_known_rows_decides_nothing(load):
     rows = [{"messages": [ASK, ANSWER]}] + [{"x": 1}] * 3
 
-    with pytest.raises(DataError, match="the format cannot be told from the columns messages; write a dataset YAML"):
+    with pytest.raises(
+        DataError, match="the format cannot be recognised from the columns messages; write a dataset YAML"
+    ):
         load(rows)
 
 

@@ -1,7 +1,7 @@
 """Parquet and Arrow files, and the folders that `datasets.save_to_disk` writes, batch by batch.
 
-Arrow gives every struct of a column the union of all their fields and fills it with nulls. Such a null says nothing
-that the row's author wrote, so it is left out; nulls of whole columns and items of lists stay.
+Arrow gives every struct of a column the union of all their fields and fills it with nulls. Such a null was
+not written by the row's author, so it is left out; nulls of whole columns and items of lists stay.
 """
 
 from __future__ import annotations

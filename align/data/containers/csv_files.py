@@ -58,7 +58,7 @@ def _read_rows(file: DataFile, separator: str, quoting: str) -> Iterator[RawRow]
             cells = next(table, None)
         except csv.Error as error:
             raise DataError(
-                f"{file.name}:{start}: no readable table ({error}); close the quotes, or say `quoting: none`"
+                f"{file.name}:{start}: no readable table ({error}); close the quotes, or write `quoting: none`"
             ) from None
         if cells is None:
             return

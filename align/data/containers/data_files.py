@@ -26,7 +26,7 @@ MAX_GROWTH = 200
 LONGEST_LINE = 256 << 20
 """A line longer than this is no row that could be trained on; it is refused before it fills the memory."""
 PACKED = (".gz", ".zst", ".zip")
-"""Endings of packed files; which packing it is, the first bytes tell."""
+"""Endings of packed files; the first bytes decide which packing it is."""
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -124,7 +124,7 @@ class DataFile:
     def refuse_byte(self, encoding: str, line: int, column: int, byte: int) -> NoReturn:
         """Raise the error about a byte that the encoding does not have."""
         raise DataError(
-            f"{self.name}:{line}:{column}: not {encoding} (byte 0x{byte:02x}); say which encoding it has, such as "
+            f"{self.name}:{line}:{column}: not {encoding} (byte 0x{byte:02x}); name its encoding, such as "
             f"data={self.path.name}:encoding=gb18030 (or `encoding: gb18030` in a dataset YAML), or convert the file, "
             "for example with `iconv -f GB18030 -t UTF-8`"
         )
@@ -176,7 +176,7 @@ def _open_unpacked(file: DataFile) -> Iterator[IO[bytes]]:
         raw.seek(0)
         packing = next((packing for packing in _PACKINGS if start.startswith(packing.magic)), None)
         if packing and not set(PACKED) & set(_suffixes(file.path)):
-            file.note(f"is packed ({packing.name}) although its name does not say so; it was unpacked")
+            file.note(f"is packed ({packing.name}) although its name has no such ending; it was unpacked")
         yield packing.unpack(raw, file) if packing else raw
 
 
@@ -242,7 +242,7 @@ def _read_blocks(stream: IO[bytes], file: DataFile) -> Iterator[bytes]:
 def _without_bom(blocks: Iterator[bytes], file: DataFile) -> Iterator[bytes]:
     first = next(blocks, b"")
     if first.startswith(_UTF16):
-        raise DataError(f"{file.name}: is UTF-16, not UTF-8; say data={file.path.name}:encoding=utf-16")
+        raise DataError(f"{file.name}: is UTF-16, not UTF-8; give data={file.path.name}:encoding=utf-16")
     yield first.removeprefix(codecs.BOM_UTF8)
     yield from blocks
 
@@ -257,8 +257,8 @@ def _recode(blocks: Iterator[bytes], file: DataFile) -> Iterator[bytes]:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
             good = error.object[: error.start]
-            place = error.start - good.rfind(b"\n") if b"\n" in good else column + error.start + 1
-            file.refuse_byte(encoding, line + good.count(b"\n"), place, error.object[error.start])
+            error_column = error.start - good.rfind(b"\n") if b"\n" in good else column + error.start + 1
+            file.refuse_byte(encoding, line + good.count(b"\n"), error_column, error.object[error.start])
         whole = rest + block
         rest = bytes(decoder.getstate()[0])  # a character that the block's end cuts in two
         done = whole[: len(whole) - len(rest)]

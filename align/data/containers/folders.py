@@ -1,7 +1,7 @@
-"""The files of a folder that are read: those of one split, `train` unless another is wanted for.
+"""The files of a folder that are read: those of one split, `train` unless another is asked for.
 
-README.md lists the splits (as on the Hugging Face hub), or else the names of files and folders tell them. Rows of
-another split are never read unasked, and a note says what is left out.
+README.md lists the splits (as on the Hugging Face hub), or else they are read from the names of files and
+folders. Rows of another split are read only when asked for; a note lists what is left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ENDINGS = re.compile(r"(?<=[a-z]{3})(set|sets|data|split|file)$")
 
 @dataclass(frozen=True, slots=True)
 class SplitRequest:
-    """The part of a folder that is wanted for, and the folder's name in messages."""
+    """The part of a folder that is asked for, and the folder's name in messages."""
 
     name: str
     split: str | None = None
@@ -83,8 +83,8 @@ def _find_split(splits: Mapping[str, list[Path]], request: SplitRequest) -> str:
     alike = [name for name in splits if kind_of_split(name) == kind_of_split(wanted) is not None]
     if len(alike) == 1:
         return alike[0]
-    known = ", ".join(splits) or "none"
-    raise DataError(f"{request.name}: no split {wanted!r}; it has {known};{nearest(wanted, splits)}")
+    names = ", ".join(splits) or "none"
+    raise DataError(f"{request.name}: no split {wanted!r}; it has {names};{nearest(wanted, splits)}")
 
 
 def _default_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], request: SplitRequest) -> str | None:
@@ -99,13 +99,13 @@ def _default_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], r
         return name
     problem = "only" if not training else "several splits to train on:"
     raise DataError(
-        f"{request.name}: holds {problem} {', '.join(splits)}; say which, such as "
+        f"{request.name}: holds {problem} {', '.join(splits)}; name one, such as "
         f"data={request.name}:split={next(iter(splits))} (:split={ALL} takes everything)"
     )
 
 
 def kind_of_split(name: str) -> str | None:
-    """Return train, validation or test for the name of a split, a file or a folder; None when it says none of them.
+    """Return train, validation or test for the name of a split, a file or a folder; None when it names none of them.
 
     A name of several, such as `train_and_test`, is that of a held-out one.
     """
@@ -177,7 +177,7 @@ def _read_configs(folder: Path, request: SplitRequest, notes: list[str]) -> list
     try:
         description = load_yaml(header.group(1), f"{request.name}/{_README}") if header else None
     except UsageError as error:
-        notes.append(f"{error}; the names of the files tell the splits")
+        notes.append(f"{error}; the splits are taken from the names of the files")
         return []
     configs = description.get("configs") if isinstance(description, dict) else None
     return [
@@ -201,7 +201,7 @@ def _choose_config(configs: list[dict[str, Any]], request: SplitRequest) -> dict
     if len(marked) == 1:
         return marked[0]
     raise DataError(
-        f"{request.name}: has the subsets {', '.join(names)}; say which, such as data={request.name}:subset={names[0]}"
+        f"{request.name}: has the subsets {', '.join(names)}; name one, such as data={request.name}:subset={names[0]}"
     )
 
 

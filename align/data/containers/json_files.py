@@ -57,7 +57,7 @@ def rows_of_object(whole: dict[str, Any], file: DataFile) -> Iterator[RawRow]:
         yield from _number_rows(file, _values_at(file.options.rows_at, whole, file))
     elif (key := find_rows_key(whole)) is not None:
         others = [other for other in whole if other != key and isinstance(whole[other], list)]
-        beside = f" (beside {', '.join(others[:5])}; say `rows_at:` in a dataset YAML for another)" if others else ""
+        beside = f" (beside {', '.join(others[:5])}; write `rows_at:` in a dataset YAML for another)" if others else ""
         file.note(f"the rows are the list under {key!r}, numbered in place of lines{beside}")
         yield from _number_rows(file, whole[key])
     elif recognise(whole):
@@ -107,7 +107,7 @@ def _number_rows(file: DataFile, values: Iterable[Any]) -> Iterator[RawRow]:
 
 
 class StrictParser:
-    """A JSON parser that notices keys written twice: such an object is read as the RowError that says so."""
+    """A JSON parser that notices keys written twice: such an object is read as a RowError."""
 
     def __init__(self) -> None:
         decoder = json.JSONDecoder(object_pairs_hook=self._object)
@@ -330,4 +330,6 @@ def _object_rows(file: DataFile) -> Iterator[RawRow]:
             raise DataError(f"{file.name} {error.field}: {error.problem}; {error.remedy}")
         yield from rows_of_object(values, file)
     elif splits := [key for key in values if key in ("valid", "validation", "dev", "test")]:
-        file.note(f"the splits {', '.join(splits)} were left out; say `rows_at: {splits[0]}` in a dataset YAML for one")
+        file.note(
+            f"the splits {', '.join(splits)} were left out; write `rows_at: {splits[0]}` in a dataset YAML for one"
+        )

@@ -1,4 +1,4 @@
-"""The table of formats: a new format is one entry here, with its reader and, where it can be told, its recogniser.
+"""The table of formats: a new format is one entry here, with its reader and, where rows show it, its recogniser.
 
 A reader makes records of one raw row. Its columns name, for every part it asks a `RowLayout` for, the spellings it
 knows by itself. The order is that in which `recognise` asks.
@@ -39,7 +39,7 @@ Join = Callable[[Iterator[RawRow], str, Mapping[str, str | list[str]]], Iterator
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A public format: its reader, the columns it knows by itself, and how it is told."""
+    """A public format: its reader, the columns it knows by itself, and how it is recognised."""
 
     read: Callable[[Row, RowLayout], list[Record]]
     columns: Synonyms
@@ -155,8 +155,8 @@ FORMATS: dict[str, Format] = {
 
 def recognise(row: Row) -> tuple[str, str] | None:
     """Return the format of one row and the reason, or None."""
-    for name, known in FORMATS.items():
-        if known.recognise is not None and (reason := known.recognise(row)):
+    for name, row_format in FORMATS.items():
+        if row_format.recognise is not None and (reason := row_format.recognise(row)):
             return name, reason
     return None
 
@@ -164,7 +164,7 @@ def recognise(row: Row) -> tuple[str, str] | None:
 def detect_format(
     rows: list[Row], name: str, columns: Mapping[str, str | list[str]] | None = None, source: str = ""
 ) -> tuple[str, str]:
-    """Return format and reason by the majority of some rows; `columns` says which of them play which part.
+    """Return format and reason by the majority of some rows; `columns` are the columns of parts that were named.
 
     Raises DataError when fewer than half of them are recognised, or when a column is nearly called like one that
     would have decided otherwise.
@@ -177,19 +177,19 @@ def detect_format(
     if not verdicts or verdicts.total() * 2 < len(renamed):
         hint = f"did you mean {misspelt[1]} by {misspelt[0]}? Or " if misspelt else ""
         raise DataError(
-            f"{name}: the format cannot be told from the columns {listed}; {hint}{remedy}, "
+            f"{name}: the format cannot be recognised from the columns {listed}; {hint}{remedy}, "
             f"{draft_yaml(rows, source or name)}"
         )
     if misspelt:
         raise DataError(
             f"{name}: the column {misspelt[0]!r} is nearly called {misspelt[1]!r}, which would decide the format; "
-            f"rename it, or say what it is: {remedy}"
+            f"rename it, or name its part: {remedy}"
         )
     return verdicts.most_common(1)[0][0]
 
 
 def _name_by_part(row: Row, columns: Mapping[str, str | list[str]]) -> Row:
-    """Return a row in which the columns that were said to play a part are called by it."""
+    """Return a row in which every column that was named for a part is called by the part."""
     parts = {column: part for part, column in columns.items() if isinstance(column, str) and column in row}
     renamed = {part: row[column] for column, part in parts.items()}
     return renamed | {key: value for key, value in row.items() if key not in parts and key not in renamed}

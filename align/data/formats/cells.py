@@ -42,7 +42,7 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
-_DECISION = "cells hold the text of a list or object; they were read as what it says"
+_DECISION = "cells hold the text of a list or object; they were read as that value"
 
 
 def unpack_row(row: dict[str, Any], decisions: Counter[str] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A first draft of a dataset's YAML for rows whose format cannot be told: which column may play which part."""
+"""A first draft of a dataset's YAML for rows whose format is not recognised: which column may play which part."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def draft_yaml(rows: list[Row], name: str) -> str:
     lines = f"  source: {name}\n  format: {format_name}\n  columns:\n{listed}" + (f"  tags:\n{tagged}" if tags else "")
     plain = not tags and all(re.fullmatch(r"[^,:=\s]+", column) for column in columns.values())
     spec = ",".join(f"{part}={column}" for part, column in columns.items())
-    short = f"or say data={name}:format={format_name},{spec}" if plain else "then data=THAT.yaml"
+    short = f"or data={name}:format={format_name},{spec}" if plain else "then data=THAT.yaml"
     return f"a YAML to begin with (check what plays which part):\n{lines}  # {short}"
 
 

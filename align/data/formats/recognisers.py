@@ -1,6 +1,6 @@
 """Recognisers: one for each format, from a raw row to the reason why it has that format, or None.
 
-The table of formats asks them in its order, so a recogniser may take for granted that those before it said no.
+The table of formats asks them in its order, so a recogniser may assume that none before it matched.
 """
 
 from __future__ import annotations

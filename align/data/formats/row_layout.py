@@ -115,7 +115,7 @@ class RowLayout:
             named = self.columns.get(part)
             wanted = named if isinstance(named, str) else (self.synonyms.get(part) or (part,))[0]
             hint = nearest(wanted, row)
-            remedy = f"rename it or say `columns: {{{part}: ...}}`{';' if hint else ''}{hint}"
+            remedy = f"rename it or write `columns: {{{part}: ...}}`{';' if hint else ''}{hint}"
             raise RowError("missing column", wanted, f"no such column (columns: {', '.join(row) or 'none'})", remedy)
         return column, row[column]
 
@@ -163,7 +163,7 @@ def whole_number_text(value: Any) -> str:
 
 
 def read_label(value: Any, column: str, label_map: Mapping[str, str | bool] | None = None) -> bool:
-    """Return a label as files write it: true, false, yes, no, 1 or 0 (also as 1.0 and 0.0); or as a label map says."""
+    """Return a label as files write it: true, false, yes, no, 1 or 0 (also as 1.0 and 0.0); or by a label map."""
     meanings = label_map or _LABELS
     word = str(value).strip()
     spellings = (str(value), word, word.lower(), whole_number_text(value))

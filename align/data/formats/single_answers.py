@@ -133,9 +133,9 @@ def _class_name(column: str, value: object, layout: RowLayout) -> str:
     whole = whole_number_text(value)
     if not layout.labels and whole not in ("", "nan", "none", "-1"):
         return str(value).strip() if isinstance(value, str) else whole
-    known = next((spelling for spelling in (str(value), whole) if spelling in layout.labels), None)
-    if known is not None:
-        return layout.labels[known]
+    label = next((spelling for spelling in (str(value), whole) if spelling in layout.labels), None)
+    if label is not None:
+        return layout.labels[label]
     if value in (None, "") or whole == "-1":  # GLUE keeps the labels of its test rows to itself and writes -1
         raise RowSkipped("no label")
     remedy = f"known: {', '.join(layout.labels)}; add it to labels"

@@ -80,14 +80,14 @@ def read_turns(value: Any, field: str, tags: Tags) -> Messages:
         raise RowError("no messages", field, "is an empty list", "remove the row")
     tags = _dialogue_tags(value, tags)
     turns = [_read_turn(turn, f"{field}[{index}]", tags) for index, turn in enumerate(value)]
-    # An empty system turn says nothing; files with a system column often hold one in every row.
+    # Files with a system column often hold an empty system turn in every row.
     return [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
 
 
 def _dialogue_tags(value: list[Any], tags: Tags) -> Tags:
     """Return the tags of a conversation in which `sys` (or a speaker `system`) is the assistant, as in MultiWOZ.
 
-    It is, where it speaks after the user and nobody else is an assistant; `sys` is a system turn everywhere else.
+    It is, where it follows the user and no other turn is an assistant's; `sys` is a system turn everywhere else.
     """
     roles = {"usr": "user"} | dict(tags.roles)
     spelled = [str(turn.get(tags.role)) for turn in value if isinstance(turn, dict)]

@@ -112,8 +112,8 @@ def _fit_record(
     if not limit.truncates_prompts:
         return None
     prompt = short.row["prompt_ids"]
-    kept = truncate_left(prompt, len(prompt), len(prompt) - over, template.tokenizer.bos_token_id)
-    return short._replace(row=short.row | {"prompt_ids": kept}) if kept else None
+    shortened = truncate_left(prompt, len(prompt), len(prompt) - over, template.tokenizer.bos_token_id)
+    return short._replace(row=short.row | {"prompt_ids": shortened}) if shortened else None
 
 
 def _render_record(template: ChatTemplate, record: Record, sides: tuple[str, ...], prompt: Messages) -> _FittedRow:

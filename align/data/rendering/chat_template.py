@@ -1,4 +1,4 @@
-"""A tokenizer's chat template: writing conversations with it, and what two probe conversations tell about it.
+"""A tokenizer's chat template: writing conversations with it, and what two probe conversations show of it.
 
 Templates differ in the names and types they read (reasoning, tool calls, content parts) and in what ends a turn. All
 of it is measured once a template, by writing short conversations of made-up words.
@@ -26,7 +26,7 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 class TemplateRefusal(Exception):
-    """The chat template does not take this conversation; the text says why."""
+    """The chat template does not take this conversation; its text is the reason."""
 
 
 @dataclass(slots=True)

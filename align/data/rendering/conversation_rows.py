@@ -101,16 +101,16 @@ def demonstration_rows(records: Sequence[Record], tokenizer: Any, limit: LengthL
         if not any(mask):
             collector.dropped[NOTHING_TRAINED] += 1
             continue
-        kept: list[int] | None = ids
+        fitted: list[int] | None = ids
         if len(ids) > limit.max_length:
-            kept = truncate_left(ids, mask.index(1), limit.max_length, tokenizer.bos_token_id)
-        if kept is None:
+            fitted = truncate_left(ids, mask.index(1), limit.max_length, tokenizer.bos_token_id)
+        if fitted is None:
             collector.dropped[TOO_LONG] += 1
             continue
-        mask = mask[len(mask) - len(kept) :]
-        row = {"input_ids": kept, "completion_mask": mask}
-        collector.add(row, len(kept), sum(mask), conversation.shortened or kept is not ids)
-        collector.stops += not stops.isdisjoint(itertools.compress(kept, mask))
+        mask = mask[len(mask) - len(fitted) :]
+        row = {"input_ids": fitted, "completion_mask": mask}
+        collector.add(row, len(fitted), sum(mask), conversation.shortened or fitted is not ids)
+        collector.stops += not stops.isdisjoint(itertools.compress(fitted, mask))
         unprompted = not all(turn.prompted for turn in whole)
         collector.count_notices(
             {HISTORY: conversation.loses_reasoning, UNTRAINED: lost is not None, UNPROMPTED: unprompted}

@@ -38,8 +38,8 @@ def encode_texts(
 ) -> list[list[int]]:
     """Return the token ids of each text, without added special tokens.
 
-    Each text is encoded in parts at its separator, which itself disappears. `opens` says which texts start a document;
-    the others continue one, which matters to tokenizers that put a space before everything they are given.
+    Each text is encoded in parts at its separator, which itself disappears. `opens` marks the texts that start a
+    document; the others continue one, which matters to tokenizers that put a space before everything they are given.
     """
     parts: list[str] = []
     owners: list[int] = []

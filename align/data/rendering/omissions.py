@@ -130,8 +130,8 @@ def find_lost_in_context(messages: Messages, rendered: RenderedText, trained: Co
             since, until = (0, len(text)) if turn["role"] == "system" else (position, end)
             if text.find(words, since, until) < 0 and not _holds_content(search(since, until), turn["content"]):
                 yield RESULTS if turn["role"] == "tool" else TEXT
-        found = text.find(words, position, end)
-        position = found + len(words) if found >= 0 else position
+        start = text.find(words, position, end)
+        position = start + len(words) if start >= 0 else position
 
 
 def check_context(
@@ -145,7 +145,7 @@ def check_context(
     if tools and not _has_tools(template, messages, tools, rendered.text):
         lost.add(TOOLS)
     if lost - REASONING_REASONS:
-        lost |= set(find_lost_in_context(messages, rendered))  # lost calls tell more than lost results
+        lost |= set(find_lost_in_context(messages, rendered))  # lost calls explain more than lost results
         raise TemplateRefusal(next(reason for reason in (CALLS, TOOLS, RESULTS, TEXT) if reason in lost))
     return bool(lost)
 

@@ -1,6 +1,6 @@
 """Finding the assistant turns in the text that a chat template writes.
 
-Templates carry no marks of what the assistant says, so turns are located from outside: by the generation prompt, which
+Templates do not mark the assistant's turns, so these are located from outside: by the generation prompt, which
 stands before every assistant turn of an ordinary template, or by writing prefixes and marked copies of the conversation
 where a template is not ordinary. A turn that cannot be located is an error, never a guess.
 """
@@ -25,7 +25,7 @@ Range = tuple[int, int]
 
 @dataclass(slots=True)
 class TurnSpan:
-    """An assistant turn in a rendered text: its start and, where a stop token does not tell, its end."""
+    """An assistant turn in a rendered text: its start and, where no stop token marks it, its end."""
 
     turn: int
     start: int
@@ -157,12 +157,12 @@ class _Search:
 
     def _prefixes(self, count: int) -> Iterator[str]:
         """Yield the first turns as the template writes them alone, then without reasoning, which it may drop there."""
-        kept = self.messages[:count]
-        for messages in (kept, [cast("Message", {**turn, "reasoning_content": ""}) for turn in kept]):
+        turns = self.messages[:count]
+        for messages in (turns, [cast("Message", {**turn, "reasoning_content": ""}) for turn in turns]):
             yield self._write(messages) if messages else ""
 
     def _find_end(self, turn: int) -> int | None:
-        """Return where a turn ends, unless the first stop token after its start tells."""
+        """Return where a turn ends; None where the first stop token after its start marks it."""
         if turn == len(self.messages) - 1:
             return None
         if "tool_calls" in self.messages[turn]:
@@ -203,10 +203,10 @@ class _Search:
                 copy = self._write_marked(chosen, marks)
             except TemplateRefusal:
                 return {}
-            found = [match.start() for match in re.finditer(f"[{''.join(marks)}]", copy)]
-            in_order = "".join(copy[position] for position in found) == "".join(marks) * len(ranges_by_turn)
+            positions = [match.start() for match in re.finditer(f"[{''.join(marks)}]", copy)]
+            in_order = "".join(copy[position] for position in positions) == "".join(marks) * len(ranges_by_turn)
             if in_order and _without(copy, marks) == self.text:
-                bare = [position - number for number, position in enumerate(found)]
+                bare = [position - number for number, position in enumerate(positions)]
                 return dict(zip(ranges_by_turn, zip(bare[::2], bare[1::2], strict=True), strict=True))
         return {}
 
