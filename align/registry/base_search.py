@@ -32,7 +32,7 @@ def find_base(checkpoint: Checkpoint, registry: Registry, origin: Registry | Non
     if registry.base is not None:
         return _resolve_given_base(checkpoint, digests, registry, registry.base)
     reasons = []
-    for place, reference, source in _candidates(checkpoint, digests, registry, origin):
+    for location, reference, source in _candidates(checkpoint, digests, registry, origin):
         try:
             base = source.resolve(reference)
             # By its path, because a name of another registry means something else here.
@@ -42,14 +42,12 @@ def find_base(checkpoint: Checkpoint, registry: Registry, origin: Registry | Non
             reason = str(error).removeprefix(f"{reference}: ")
         if not reason:
             return base
-        reasons.append(f"\n  {place}: {reason}")
+        reasons.append(f"\n  {location}: {reason}")
     if not reasons:
-        raise IntegrityError(
-            f"{checkpoint.reference}: says nowhere which base it was trained on; say it with --base DIR"
-        )
+        raise IntegrityError(f"{checkpoint.reference}: does not record its base; give it with --base DIR")
     raise IntegrityError(
-        f"{checkpoint.reference}: its base was not found; restore it in one of these places, or say where it is now: "
-        "--base DIR on the command, for good align registry base DIR" + "".join(reasons)
+        f"{checkpoint.reference}: its base was not found; restore it in one of these places, or give its folder: "
+        "--base DIR for this command, align registry base DIR for all" + "".join(reasons)
     )
 
 
@@ -68,7 +66,7 @@ def _resolve_given_base(checkpoint: Checkpoint, digests: dict[str, str], registr
 def _candidates(
     checkpoint: Checkpoint, digests: dict[str, str], registry: Registry, origin: Registry | None
 ) -> Iterator[tuple[str, str, Registry]]:
-    """Yield (place for messages, reference, registry that resolves it) in the order of search."""
+    """Yield (location for messages, reference, registry that resolves it) in the order of search."""
     registries = [source for source in (origin, registry) if source]
     claimed = adapter_config(Path(checkpoint.location)).get("base_model_name_or_path")
     names = (checkpoint.base.get("reference"), checkpoint.base.get("location"), claimed)

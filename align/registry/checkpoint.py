@@ -43,7 +43,7 @@ class Checkpoint:
 
     @property
     def is_adapter(self) -> bool:
-        """Return whether it holds an adapter, not a whole model; a hub repository must be downloaded to tell."""
+        """Return whether it holds an adapter, not a whole model; a hub repository must be downloaded first."""
         return not self.is_hub and (Path(self.location) / "adapter_config.json").is_file()
 
     @property
@@ -80,14 +80,15 @@ class Checkpoint:
 
 
 def read_version(folder: Path, name: str, version: int) -> Checkpoint:
-    """Load the registered version in a folder; IntegrityError when it is torn, or another version than its place."""
+    """Load the registered version in a folder; IntegrityError when it is torn, or in another version's folder."""
     reference = f"{name}@v{version}"
     if folder.is_symlink():
         raise IntegrityError(f"{reference}: its folder is a link; versions are real folders, copy it")
     checkpoint = _from_manifest(folder, reference)
     if checkpoint.name != name or checkpoint.version != version:
         raise IntegrityError(
-            f"{reference}: its manifest says {checkpoint.name}@v{checkpoint.version}; put the folder back where it was"
+            f"{reference}: its manifest is that of {checkpoint.name}@v{checkpoint.version}; "
+            "put the folder back where it was"
         )
     return checkpoint
 
@@ -134,7 +135,7 @@ def _find_malformed(manifest: dict[str, Any]) -> str | None:
         if manifest.get(key) is not None and not isinstance(manifest[key], kind):
             return f"has {key} of another type"
     if manifest["kind"] not in get_args(Kind):
-        return f"names the kind {shorten(manifest['kind'])}, which there is not"
+        return f"names the unknown kind {shorten(manifest['kind'])}"
     parents = manifest.get("parents") or []
     if not all(isinstance(link, dict) and isinstance(link.get("reference"), str) for link in parents):
         return "has a parent without reference"

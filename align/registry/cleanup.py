@@ -127,7 +127,7 @@ def _reasons_to_stay(registry: Registry, checkpoint: Checkpoint) -> list[str]:
     reasons = []
     if aliases:
         named = _name_some(aliases)
-        reasons.append(f"{named} would mean nothing, move it or take it away with alias NAME ALIAS --remove")
+        reasons.append(f"{named} would name no version, move it or remove it with alias NAME ALIAS --remove")
     if children:
         were = "was" if len(children) == 1 else "were"
         reasons.append(f"{_name_some(children)} {were} made from it, remove that first")

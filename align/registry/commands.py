@@ -46,7 +46,7 @@ def print_versions(registry: Registry, name: str | None = None, as_json: bool = 
         names = disk_layout.named_folders(registry.models) if name is None else [name]
         hidden = sum(len(disk_layout.version_numbers(registry.home(name))) for name in names) - len(rows)
         if hidden > 0:
-            sys.stderr.write(f"{hidden} more cannot be read; align registry doctor says why\n")
+            sys.stderr.write(f"{hidden} more cannot be read; align registry doctor lists the reasons\n")
     else:
         write(
             f"Nothing is registered in {registry.root} yet.\n"
@@ -135,7 +135,7 @@ def remove_alias(registry: Registry, name: str, alias: str) -> None:
     """Remove an alias and print the version it had."""
     before = registry.aliases(name).get(alias)
     registry.remove_alias(name, alias)
-    write(f"{name}@{alias} means nothing now" + (f" (was v{before})" if before is not None else ""))
+    write(f"{name}@{alias} is removed" + (f" (was v{before})" if before is not None else ""))
 
 
 def remember_base(registry: Registry, folder: str) -> None:

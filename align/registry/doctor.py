@@ -106,7 +106,7 @@ def _examine_unreadable(registry: Registry, reference: str, folder: Path, error:
         if has_newer_format(durable.read_seal(folder, MANIFEST)):
             return Finding("newer", folder, what, "it is left alone")
     except IntegrityError:
-        pass  # torn, as `error` says already
+        pass  # torn, as in `error`
     affects = _find_affected(registry, reference, reference)
     what = what.removeprefix(f"{folder}/")
     return Finding("torn", folder, what, "--repair quarantines it, its number stays used", affects)

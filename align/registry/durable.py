@@ -1,4 +1,4 @@
-"""Durable file operations: acknowledged writes survive a power cut, and a torn folder is told from a whole one.
+"""Durable file operations: acknowledged writes survive a power cut, and a torn folder is recognised.
 
 A *sealed* folder holds a JSON file, written last, that lists every other file with its size and SHA-256. Registered
 versions and training checkpoints are sealed folders; the fields of a seal belong to whoever writes it.

@@ -81,8 +81,8 @@ def _config_digest(folder: Path) -> str:
 
 def _without_volatile(value: Any) -> Any:
     if isinstance(value, dict):
-        kept = (key for key in value if key not in _VOLATILE_CONFIG and not key.startswith("_"))
-        return {key: _without_volatile(value[key]) for key in kept}
+        keys = (key for key in value if key not in _VOLATILE_CONFIG and not key.startswith("_"))
+        return {key: _without_volatile(value[key]) for key in keys}
     return value
 
 

@@ -15,7 +15,7 @@ Resolve = Callable[[str], Checkpoint]
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A checkpoint in a lineage; `note` says what is wrong with the link that led to it, if anything."""
+    """A checkpoint in a lineage; `note` is the problem of the link that led to it, if any."""
 
     reference: str
     kind: str

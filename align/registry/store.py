@@ -323,7 +323,7 @@ class Registry:
         if not disk_layout.version_numbers(self.home(name)):
             raise IntegrityError(f"{name}: every version of it was removed; use another name or train it again")
         if newest is None or newest.version is None:
-            raise IntegrityError(f"{name}: none of its versions can be read; align registry verify says why")
+            raise IntegrityError(f"{name}: none of its versions can be read; align registry verify lists the reasons")
         return newest.version
 
     def _read_folder(self, folder: Path) -> Checkpoint:

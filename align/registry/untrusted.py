@@ -43,7 +43,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def check_untrusted(folder: Path, reference: str) -> None:
     """Raise IntegrityError when a folder from outside holds a model this program does not load.
 
-    A folder without any weights passes: whoever needs them says so, and a tokenizer may be all that is wanted.
+    A folder without any weights passes: their user reports that, and a tokenizer may be all that is wanted.
     """
     _check_files(folder, reference)
     if (folder / "adapter_config.json").is_file():

@@ -70,4 +70,4 @@ def not_ready() -> ApiError:
 
 def internal_error() -> ApiError:
     """Return 500: a bug or a broken machine, whose details are for the log only."""
-    return ApiError(500, "the server failed at this; its log says where", code="internal_error")
+    return ApiError(500, "the server failed at this; see its log", code="internal_error")

@@ -85,9 +85,9 @@ async def _refuse_invalid(request: Request, error: Exception) -> Response:
     if first["type"] == "json_invalid":
         return _response(ApiError(400, "the body is no JSON; send an object", code="invalid_json"))
     if "json" not in request.headers.get("content-type", ""):
-        about = "the body is not said to be JSON; send the header Content-Type: application/json"
+        about = "the Content-Type is not JSON; send the header Content-Type: application/json"
         return _response(ApiError(400, about, code="invalid_json"))
-    # The first part says that it was in the body.
+    # The first part is "body".
     param = ".".join(map(str, first["loc"][1:])) or None
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     return _response(ApiError(400, f"{param or 'the body'}: {first['msg']}", param=param, code=code))

@@ -39,7 +39,7 @@ class RequestRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     status: int | None = None
-    """where it ended otherwise than the status line had said"""
+    """where it ended otherwise than with the status sent"""
 
 
 def request_record(scope: Scope) -> RequestRecord:
@@ -99,7 +99,7 @@ class RequestLog:
 
 
 def _known_path(path: str) -> str:
-    return next((known for known in _PATHS if path == known or path.startswith(known + "/")), "other")
+    return next((prefix for prefix in _PATHS if path == prefix or path.startswith(prefix + "/")), "other")
 
 
 def _method(scope: Scope) -> str:

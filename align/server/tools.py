@@ -79,8 +79,8 @@ class ToolFields(ApiObject):
         name = self.named
         chosen = [function for function in functions if function["name"] == name]
         if not chosen:
-            known = nearest(str(name), [function["name"] for function in functions])
-            raise bad_field("tool_choice", f"{name!r} is none of the tools;{known}")
+            hint = nearest(str(name), [function["name"] for function in functions])
+            raise bad_field("tool_choice", f"{name!r} is none of the tools;{hint}")
         return chosen
 
     @property

@@ -44,14 +44,14 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 _ADVICE = {
     "bad_words": "ban single tokens with logit_bias",
     "chat_template": "the model's own template is used; its variables are set with chat_template_kwargs",
-    **dict.fromkeys(["n_predict", "max_new_tokens", "max_length"], "say max_tokens"),
-    **dict.fromkeys(["repeat_penalty", "penalty_repeat"], "say repetition_penalty"),
-    "stop_sequences": "say stop",
-    "eos_token_id": "say stop_token_ids",
-    "num_return_sequences": "say n",
-    "functions": "say tools",
-    "function_call": "say tool_choice",
-    "regex": "say guided_regex",
+    **dict.fromkeys(["n_predict", "max_new_tokens", "max_length"], "use max_tokens"),
+    **dict.fromkeys(["repeat_penalty", "penalty_repeat"], "use repetition_penalty"),
+    "stop_sequences": "use stop",
+    "eos_token_id": "use stop_token_ids",
+    "num_return_sequences": "use n",
+    "functions": "use tools",
+    "function_call": "use tool_choice",
+    "regex": "use guided_regex",
     "enable_thinking": "put it into chat_template_kwargs",
     **dict.fromkeys(
         ["thinking", "thinking_budget", "think", "reasoning"],
@@ -59,10 +59,10 @@ _ADVICE = {
     ),
     **dict.fromkeys(["options", "parameters"], "send what is in it as fields of their own"),
     "extra_body": "it is the client's word; send what is in it as fields of their own",
-    "inputs": "say prompt, or messages",
+    "inputs": "use prompt, or messages",
     "truncate_prompt_tokens": "send a shorter prompt",
     **dict.fromkeys(["lora_request", "lora_path", "lora", "adapter_id"], "name the adapter in model; see /v1/models"),
-    "use_beam_search": "say temperature=0 for the likeliest tokens one by one",
+    "use_beam_search": "use temperature=0 for the likeliest tokens one by one",
 }
 """what to do instead of a field, whether other servers have it or not"""
 

@@ -199,7 +199,7 @@ CASES = {
     "70-not-writable": Bad(_no_folder_there, 6, "the registry cannot be written to"),
     "71-newer-registry": Bad(_newer, 4, r"registry format 7, this program knows 1; update align"),
     "71-newer-manifest": Bad(_newer_manifest, 4, r"manifest has format 7, this program reads 1; update align"),
-    "72-rm-with-alias": Bad(lambda case: ["rm", "m@v1"], 4, r"m@best would mean nothing.*" + MADE_FROM),
+    "72-rm-with-alias": Bad(lambda case: ["rm", "m@v1"], 4, r"m@best would name no version.*" + MADE_FROM),
     "72-rm-of-a-base": Bad(lambda case: ["rm", "base@v1"], 4, r"m@v1, m@v2 were made from it"),
     "72-rm-without-version": Bad(lambda case: ["rm", "m"], 2, r"write m@v2"),
 }

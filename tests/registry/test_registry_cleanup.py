@@ -203,7 +203,7 @@ def test_the_undo_that_rm_prints_brings_the_version_back(filled, run):
 
 
 def test_rm_refuses_what_something_stands_on_and_names_it(filled):
-    with pytest.raises(IntegrityError, match=r"m@v1: it is in use; m@best would mean nothing.*m@v2, n@v1 were made"):
+    with pytest.raises(IntegrityError, match=r"m@v1: it is in use; m@best would name no version.*m@v2, n@v1 were made"):
         cleanup.remove_version(filled, "m@v1")
     with pytest.raises(IntegrityError, match=r"base@v1: it is in use; m@v1, m@v2, n@v1 were made from it"):
         cleanup.remove_version(filled, "base@v1")

@@ -141,7 +141,7 @@ def test_alias_says_where_it_pointed_before(run, filled, commit):
 def test_an_alias_can_be_taken_away(run, filled):
     run("alias", "m", "best", "1")
 
-    assert run("alias", "m", "best", "--remove")[:2] == (0, "m@best means nothing now (was v1)\n")
+    assert run("alias", "m", "best", "--remove")[:2] == (0, "m@best is removed (was v1)\n")
 
     assert filled.aliases("m") == {}
     assert [path.read_text()[:5] for path in filled.root.glob("trash/*/best")] == ["v0001"]
@@ -156,7 +156,7 @@ def test_ls_says_that_something_cannot_be_read(run, filled):
 
     code, out, error = run("ls")
 
-    assert (code, error) == (0, "1 more cannot be read; align registry doctor says why\n")
+    assert (code, error) == (0, "1 more cannot be read; align registry doctor lists the reasons\n")
     assert "m@v1" not in out
 
 

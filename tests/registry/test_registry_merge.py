@@ -289,7 +289,7 @@ def test_a_base_that_moved_is_named_on_the_command_or_remembered_for_good(regist
     merged = ["merge", "m", *root, "--out"]
 
     assert main([*merged, str(tmp_path / "a")]) == 4
-    assert "--base DIR on the command, for good align registry base DIR" in capsys.readouterr().err
+    assert "--base DIR for this command, align registry base DIR for all" in capsys.readouterr().err
     assert main([*merged, str(tmp_path / "a"), "--base", str(now)]) == 0
     assert generate.main(["m", "hello", "--max-new-tokens", "2", "--base", str(now), *root]) == 0
     assert main(["base", str(now), *root]) == 0
