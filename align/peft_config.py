@@ -36,4 +36,6 @@ class PeftStageConfig(EvaluatedStageConfig):
             raise UsageError("peft.peft_type: missing; name the tuner, such as peft='{peft_type: OFT}'")
         for ability in ("train", *self.tuner_abilities):
             require(tuner_type(self.peft), ability, "peft")
+        if self.quantization != "none":
+            require(tuner_type(self.peft), self.quantization, "peft", "use LoRA, or quantization=none")
         return self

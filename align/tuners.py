@@ -12,7 +12,7 @@ from align.errors import UsageError, nearest
 
 LORA = "LORA"
 
-Ability = Literal["train", "mix", "stack", "share", "merge", "continue", "copy", "score", "count"]
+Ability = Literal["train", "mix", "stack", "share", "merge", "continue", "copy", "score", "count", "nf4", "int8"]
 
 _TASKS: Mapping[Ability, str] = {
     "train": "train an adapter",
@@ -24,6 +24,8 @@ _TASKS: Mapping[Ability, str] = {
     "copy": "be a frozen copy, the reference of DPO and KTO",
     "score": "carry a score head",
     "count": "be counted before weights are loaded",
+    "nf4": "be set on a base in nf4",
+    "int8": "be set on a base in int8",
 }
 
 _OTHER: Mapping[Ability, str] = {
@@ -33,6 +35,12 @@ _OTHER: Mapping[Ability, str] = {
 }
 _MIXED: Mapping[Ability, str] = {ability: reason for ability, reason in _OTHER.items() if ability != "mix"}
 _NEEDS_VALUES: Mapping[Ability, str] = {"count": "PEFT reads the base's weights to build it"}
+_NOT_NF4: Mapping[Ability, str] = {"nf4": "PEFT computes with the base's weights as if they were not quantized"}
+_NOT_QUANTIZED: Mapping[Ability, str] = {**_NOT_NF4, "int8": _NOT_NF4["nf4"]}
+_NOT_MOVED: Mapping[Ability, str] = {
+    "nf4": "its tensors stay as they are when it is trained there",
+    "int8": "its tensors stay as they are when it is trained there",
+}
 _PROMPT: Mapping[Ability, str] = {
     "train": "it puts trained vectors in front of each row, which the generation engine and packed rows do not have"
 }
@@ -44,40 +52,41 @@ TUNERS: Mapping[str, Mapping[Ability, str]] = {
         "copy": "PEFT holds one trainable AdaLoRA adapter a model",
         "continue": "its ranks were given out for the steps it was trained for",
     },
-    "ADAMSS": {**_OTHER, **_NEEDS_VALUES},
+    "ADAMSS": {**_OTHER, **_NEEDS_VALUES, **_NOT_QUANTIZED},
     "BEFT": _OTHER,
     "BOFT": {**_OTHER, **_NEEDS_VALUES},
     "C3A": _OTHER,
-    "DEFT": _OTHER,
-    "DELORA": _OTHER,
+    "DEFT": {**_OTHER, **_NOT_NF4},
+    "DELORA": {**_OTHER, **_NOT_QUANTIZED},
     "FOURIERFT": _OTHER,
-    "FROD": {**_OTHER, **_NEEDS_VALUES},
-    "GLORA": _MIXED,
+    "FROD": {**_OTHER, **_NEEDS_VALUES, **_NOT_QUANTIZED},
+    "GLORA": {**_MIXED, **_NOT_QUANTIZED},
     "GRALORA": _OTHER,
     "HIRA": _OTHER,
-    "HRA": _OTHER,
+    "HRA": {**_OTHER, **_NOT_NF4},
     "IA3": _OTHER,
     "LILY": {**_OTHER, "merge": "its layers share parts that PEFT does not merge"},
     "LN_TUNING": _OTHER,
-    "LOHA": _OTHER,
-    "LOKR": _OTHER,
+    "LOHA": {**_OTHER, **_NOT_NF4},
+    "LOKR": {**_OTHER, **_NOT_NF4},
     "MISS": _OTHER,
     "OFT": _OTHER,
-    "OSF": _OTHER,
-    "PEANUT": _OTHER,
-    "PSOFT": _OTHER,
+    "OSF": {**_OTHER, **_NOT_QUANTIZED},
+    "PEANUT": {**_OTHER, **_NOT_NF4},
+    "PSOFT": {**_OTHER, **_NOT_QUANTIZED},
     "PVERA": _OTHER,
     "RANDLORA": _OTHER,
     "ROAD": _MIXED,
     "SHIRA": {**_OTHER, **_NEEDS_VALUES},
-    "SUPERTUNING": _OTHER,
-    "TINYLORA": _OTHER,
+    "SUPERTUNING": {**_OTHER, **_NOT_QUANTIZED},
+    "TINYLORA": {**_OTHER, **_NOT_QUANTIZED},
     "TRAINABLE_TOKENS": {
         **_OTHER,
         "copy": "PEFT holds one set of trained tokens a model",
         "score": "PEFT saves no head beside trained tokens",
+        **_NOT_MOVED,
     },
-    "UNILORA": {**_OTHER, **_NEEDS_VALUES},
+    "UNILORA": {**_OTHER, **_NEEDS_VALUES, **_NOT_MOVED},
     "VBLORA": _OTHER,
     "VERA": _OTHER,
     "WAVEFT": _OTHER,

@@ -92,7 +92,7 @@ def explain_settings(settings: AdapterSettings) -> Iterator[None]:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         reason = next(filter(None, str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"{group}: {reason}; change {group}.target_modules or what does not go with it") from None
+        raise UsageError(f"{group}: {reason}; correct the settings under {group}") from None
 
 
 def check_peft_names(settings: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from align.models.adapter_config import insert_adapter, saved_config
 from align.models.adapter_kinds import check_ranks, check_usable, read_trained_tokens
 from align.models.lora_starts import is_converted, plain_config, plain_state
 from align.models.probes import probe_logits
-from align.tuners import LORA
+from align.tuners import LORA, Ability, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +65,7 @@ def insert_saved(
     config = saved_config(model, checkpoint, task, trainable=use == "train")
     state = read_adapter(checkpoint)
     check_ranks(checkpoint, state)
+    _refuse_quantized(model, config, checkpoint)
     _refuse_other_tuner(model, config, checkpoint)
     _refuse_beside_trained_tokens(model, config, checkpoint)
     _refuse_overlap(model, config, state, checkpoint)
@@ -98,6 +99,14 @@ def _inserted(model: Any, config: PeftConfig, name: str, checkpoint: Checkpoint)
             f"{checkpoint.reference}: PEFT cannot set it on its base ({shorten(str(error), 160)}); it was made for "
             "another model, or its adapter_config.json is damaged"
         ) from error
+
+
+def _refuse_quantized(model: Any, config: PeftConfig, checkpoint: Checkpoint) -> None:
+    """Raise UsageError where PEFT cannot compute with an adapter of this tuner over a quantized base."""
+    formats: dict[str, Ability] = {"is_loaded_in_4bit": "nf4", "is_loaded_in_8bit": "int8"}
+    for attribute, quantization in formats.items():
+        if getattr(model, attribute, False):
+            require(config.peft_type.value, quantization, checkpoint.reference, "use quantization=none")
 
 
 def _refuse_other_tuner(model: Any, config: PeftConfig, checkpoint: Checkpoint) -> None:

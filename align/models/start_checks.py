@@ -36,6 +36,11 @@ def check_files(config: StageConfig, registry: Registry, starts: dict[str, Check
         Precision.of(config).refuse_full_training()
     elif isinstance(config.new_adapter, dict):
         check_new_settings(config.new_adapter, config.quantization)
+        if starts["model"].is_adapter and not config.fresh_adapter:
+            raise UsageError(
+                f"peft: {starts['model'].reference} is an adapter, which is trained further with its own settings; "
+                "remove peft, or start from its base"
+            )
     if config.fresh_adapter:
         check_stackable(starts["model"], config.new_adapter)
     starts = _over_one_base(starts)
@@ -79,10 +84,11 @@ def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint
     _check_positions(config, base)
     if checkpoint.is_adapter:
         checkpoint.check(hashes=True)
+        tuner = tuner_type(read_adapter_settings(checkpoint))
         for ability in config.tuner_abilities:
-            require(
-                tuner_type(read_adapter_settings(checkpoint)), ability, checkpoint.reference, "use an adapter of LoRA"
-            )
+            require(tuner, ability, checkpoint.reference, "use an adapter of LoRA")
+        if config.quantization != "none":
+            require(tuner, config.quantization, checkpoint.reference, "use quantization=none")
         check_usable(checkpoint, "train")
     if settings := _settings_of_new(config, checkpoint):
         check_stored_targets(read_module_shapes(base), settings)

@@ -221,7 +221,25 @@ def test_loftq_makes_up_for_the_rounding_of_its_base(tmp_path, tiny_base, demons
     assert run(dpo.STAGE, tmp_path, tiny_base, preferences, "dpo", settings, *nf4) == 0, capsys.readouterr().err
 
 
-ADAPTERS = {"OFT": {"peft_type": "OFT"}, "LORA": {}}
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("case", [param for param in TABLE if CASES[param.id]["peft_type"] != "LORA"])
+def test_a_tuner_trains_over_a_quantized_base_or_is_refused(
+    case, quantization, tmp_path, tiny_base, demonstrations, seen, capsys
+):
+    tiny_base = build_zoo_model("llama", tmp_path / "untied") if case == "TRAINABLE_TOKENS" else tiny_base
+    words = [f"quantization={quantization}"]
+
+    code = run(sft.STAGE, tmp_path, tiny_base, demonstrations, "policy", CASES[case], *words)
+
+    if find_obstacle(case, quantization):
+        assert code == 2
+        assert f"{case} cannot be set on a base in {quantization}" in capsys.readouterr().err
+        return
+    assert code == 0, capsys.readouterr().err
+    assert_only_the_adapter_moved(seen)
+
+
+ADAPTERS = {"OFT": {"peft_type": "OFT"}, "LORA": {}, "LOKR": {"peft_type": "LOKR"}}
 
 RL = ["rewards=[{name: length, args: {target: 5}}]", "max_length=512"]
 REFUSED = {
@@ -263,6 +281,9 @@ REFUSED = {
     ),
     "stack": (dpo, ["model=OFT", "adapter=stack"], "OFT cannot be trained on top of a frozen adapter"),
     "stack-new": (dpo, ["model=LORA", "adapter=stack", "peft={peft_type: OFT}"], "OFT cannot be trained on top"),
+    "continued": (dpo, ["model=LORA", "peft={peft_type: OFT}"], "peft: lora@v1 is an adapter, which is trained"),
+    "quantized": (sft, ["peft={peft_type: LOKR}", "quantization=nf4"], "LOKR cannot be set on a base in nf4"),
+    "quantized-start": (sft, ["model=LOKR", "quantization=nf4"], "lokr@v1: LOKR cannot be set on a base in nf4"),
 }
 
 
@@ -278,13 +299,21 @@ def adapters(tmp_path_factory, tiny_base, demonstrations):
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_a_tuner_cannot_do_is_refused_before_weights_are_loaded(case, adapters, tiny_base, preferences, capsys):
     stage, words, message = REFUSED[case]
-    words = [word.replace("model=OFT", "model=oft").replace("model=LORA", "model=lora") for word in words]
+    words = [re.sub("^model=.*", lambda match: match[0].lower(), word) for word in words]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("align.models.loading.load_base", lambda *_, **__: pytest.fail("weights were loaded"))
         assert run(stage.STAGE, adapters, tiny_base, preferences, "no", {}, *words) == 2
 
     assert re.search(message, capsys.readouterr().err), message
+
+
+def test_generating_over_a_quantized_base_is_refused_where_peft_cannot_compute_it(adapters, capsys):
+    words = ["lokr", "eggs?", "--registry", str(adapters), "--max-new-tokens", "4", "--quantization", "nf4"]
+
+    assert generate.main(words) == 2
+
+    assert "lokr@v1: LOKR cannot be set on a base in nf4" in capsys.readouterr().err
 
 
 def test_adapters_of_two_tuners_are_not_put_on_one_base_but_evaluated_one_after_the_other(adapters, demonstrations):
