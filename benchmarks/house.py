@@ -104,6 +104,41 @@ def count_options(root: Path, stage: str) -> tuple[int, int]:
     return own, all_of_them
 
 
+_TRACE = """
+import ast, inspect, json, sys, tempfile
+from pathlib import Path
+from align.data import load_records
+path = Path(tempfile.mkdtemp()) / "rows.jsonl"
+path.write_text(json.dumps({"prompt": "two and two?", "completion": "four"}) + chr(10))
+load_records(str(path), view="demonstration")
+called = set()
+sys.setprofile(lambda frame, event, _: called.add(frame.f_code) if event == "call" else None)
+load_records(str(path), view="demonstration")
+sys.setprofile(None)
+data = str(Path(sys.modules["align.data"].__file__).parent)
+ours = {code for code in called if code.co_filename.startswith(data)}
+starts = {(code.co_filename, code.co_firstlineno) for code in ours}
+switches = 0
+for name in {code.co_filename for code in ours}:
+    for node in ast.walk(ast.parse(Path(name).read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = min([node.lineno, *(mark.lineno for mark in node.decorator_list)])
+            if (name, first) in starts:
+                switches += sum(isinstance(part, (ast.If, ast.IfExp, ast.Match)) for part in ast.walk(node))
+print(len({code.co_filename for code in ours}), switches)
+"""
+
+
+def trace_row(root: Path) -> tuple[int, int]:
+    """Return through how many files of `align/data` a JSONL row passes to its record, and their branches.
+
+    Counted are the if, conditional expressions and match statements of the functions that were called.
+    """
+    done = subprocess.run([sys.executable, "-c", _TRACE], cwd=root, capture_output=True, text=True, check=True)
+    files, switches = map(int, done.stdout.split())
+    return files, switches
+
+
 def measure(root: Path) -> Iterator[tuple[str, str]]:
     """Yield (what, figure) for a checkout."""
     modules = read_modules(root)
@@ -121,6 +156,7 @@ def measure(root: Path) -> Iterator[tuple[str, str]]:
         f"{len(doubled_classes(modules))} / {len(doubled_files(modules))}",
     )
     yield "docstrings beginning with What, Whether, How", f"{len(questions(modules))} of {len(texts)}"
+    yield "files / branches from data=FILE to a Record", " / ".join(map(str, trace_row(root)))
     yield "words of the README", f"{len((root / 'README.md').read_text(encoding='utf-8').split()):,}"
     yield "modules / lines of align/", f"{len(files)} / {sum(files):,}"
 
