@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,15 +188,15 @@ def draw_gold_against_kl(registry: Registry) -> str:
     return draw_table(title, ["KL, nats a completion", "reward model", "gold score"], lines)
 
 
-def print_next_steps(registry: Registry, default: bool, write_line: Callable[[str], None] = write) -> None:
+def print_next_steps(registry: Registry, default: bool) -> None:
     """Print the next commands to try."""
     where = "" if default else f" --registry {registry.root}"
-    write_line("next:")
-    write_line(f"  align compare world-sft world-dpo world-ppo --blind{where}")
-    write_line(f'  align generate world-dpo "How much is the price of the kettle?"{where}')
-    write_line(f"  align serve world-sft world-dpo world-ppo{where}")
-    write_line(f"  align registry ls{where}")
-    write_line(f"  {registry.root / 'world' / 'report.html'} in a browser")
+    write("next:")
+    write(f"  align compare world-sft world-dpo world-ppo --blind{where}")
+    write(f'  align generate world-dpo "How much is the price of the kettle?"{where}')
+    write(f"  align serve world-sft world-dpo world-ppo{where}")
+    write(f"  align registry ls{where}")
+    write(f"  {registry.root / 'world' / 'report.html'} in a browser")
 
 
 def main(argv: list[str] | None = None) -> int:

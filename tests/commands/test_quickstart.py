@@ -3,7 +3,6 @@ import re
 
 import pytest
 
-from align.config import write
 from align.quickstart import main, plan_steps, print_next_steps
 from align.registry import open_registry
 
@@ -75,7 +74,7 @@ def test_a_misspelt_setting_is_refused(capsys):
 
 
 def test_next_commands_name_a_registry_only_when_it_is_not_the_default(registry, capsys):
-    print_next_steps(registry, default=True, say=write)
+    print_next_steps(registry, default=True)
     assert "--registry" not in capsys.readouterr().out
 
     print_next_steps(registry, default=False)
