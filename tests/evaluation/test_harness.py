@@ -94,13 +94,13 @@ COMPARE = """
 import json, sys
 import lm_eval
 from lm_eval.tasks import TaskManager
-from align.evaluation.harness import Benchmarks, keep, run_harness
+from align.evaluation.harness import Benchmarks, record_harness_scores, run_harness
 from align.registry import evaluations, open_registry
 
 registry, tasks, base = open_registry(sys.argv[1]), sys.argv[2], sys.argv[3]
 names = ("tiny_choice", "tiny_rolling")
 ours = run_harness(registry, ["tiny", base], Benchmarks(names, tasks))
-keep(registry, ours)
+record_harness_scores(registry, ours)
 theirs = []
 for arguments in (f"pretrained={base},peft={ours[0].checkpoint.location}", f"pretrained={base}"):
     manager = TaskManager(include_path=tasks, include_defaults=False)

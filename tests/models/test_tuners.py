@@ -34,7 +34,7 @@ SETTINGS = {
     "PSOFT": {"r": 8},
     "ROAD": {"group_size": 8},
     "SHIRA": {"r": 2},
-    "TRAINABLE_TOKENS": {"token_indices": [5, 9, 30]},
+    "TRAINABLE_TOKENS": {"token_indices": list(range(300))},
     "VBLORA": {"vector_length": 8, "num_vectors": 16, "topk": 2, "r": 2},
     "WAVEFT": {"n_frequency": 32},
 }

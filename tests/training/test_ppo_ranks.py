@@ -72,7 +72,7 @@ def test_killed_twice_and_resumed_equals_a_run_that_nobody_touched(warm, ppo_cou
     at_log = warm.run("ppo", ppo_course.words(killed, **words), signal=signal.SIGKILL, at_step=2)
     in_update = warm.run(
         "ppo", ppo_course.words(killed, "--resume", **words),
-        signal=signal.SIGKILL, at_call="align.rl.shards.Shards.add", count=6,
+        signal=signal.SIGKILL, at_call="align.rl.shards.Shards.all_reduce_sum", count=6,
     )  # fmt: skip
     ended = warm.run("ppo", ppo_course.words(killed, "--resume", **words))
 
