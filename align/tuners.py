@@ -82,9 +82,7 @@ TUNERS: Mapping[str, Mapping[Ability, str]] = {
     "TINYLORA": {**_OTHER, **_NOT_QUANTIZED},
     "TRAINABLE_TOKENS": {
         **_OTHER,
-        "copy": "PEFT holds one set of trained tokens a model",
-        "score": "PEFT saves no head beside trained tokens",
-        **_NOT_MOVED,
+        "train": "its tensors stay as they are under TRL's trainers",
     },
     "UNILORA": {**_OTHER, **_NEEDS_VALUES, **_NOT_MOVED},
     "VBLORA": _OTHER,
