@@ -82,7 +82,8 @@ TUNERS: Mapping[str, Mapping[Ability, str]] = {
     "TINYLORA": {**_OTHER, **_NOT_QUANTIZED},
     "TRAINABLE_TOKENS": {
         **_OTHER,
-        "train": "its tensors stay as they are under TRL's trainers",
+        "copy": "PEFT holds one set of trained tokens a model",
+        "score": "PEFT saves no head beside trained tokens",
     },
     "UNILORA": {**_OTHER, **_NEEDS_VALUES, **_NOT_MOVED},
     "VBLORA": _OTHER,

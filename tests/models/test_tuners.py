@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from zoo import build_zoo_model
 
 from align import dpo, generate, grpo, kto, ppo, pretrain, reward, sft
 from align.errors import UsageError
@@ -22,7 +23,7 @@ from align.training.command import main
 from align.tuners import TUNERS, find_obstacle, trainable_tuners
 
 FP32 = Precision(bf16=False)
-IDS = torch.tensor([[5, 9, 30, 7, 80, 41]])
+IDS = torch.tensor([[5, 9, 71, 7, 80, 41]])
 
 SETTINGS = {
     "ADALORA": {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 1, "total_step": 3},
@@ -33,6 +34,7 @@ SETTINGS = {
     "PSOFT": {"r": 8},
     "ROAD": {"group_size": 8},
     "SHIRA": {"r": 2},
+    "TRAINABLE_TOKENS": {"token_indices": [5, 71]},
     "VBLORA": {"vector_length": 8, "num_vectors": 16, "topk": 2, "r": 2},
     "WAVEFT": {"n_frequency": 32},
 }
@@ -108,6 +110,8 @@ def test_the_table_names_every_tuner_of_peft():
 @pytest.mark.parametrize("case", TABLE)
 def test_what_is_trained_is_what_is_loaded_again(case, tmp_path, tiny_base, demonstrations, seen, capsys):
     settings = CASES[case]
+    # TRL has no place for an adapter on a head that is tied to the embeddings.
+    tiny_base = build_zoo_model("llama", tmp_path / "untied") if case == "TRAINABLE_TOKENS" else tiny_base
 
     assert run(sft.STAGE, tmp_path, tiny_base, demonstrations, "policy", settings) == 0, capsys.readouterr().err
 
@@ -181,7 +185,6 @@ def test_dpo_continues_an_adapter_against_a_frozen_copy_of_it(
 @pytest.mark.parametrize("case", _table("score", {"OFT", "pissa"}))
 def test_a_reward_model_scores_as_it_did_when_it_was_trained(case, tmp_path, tiny_base, preferences, seen, capsys):
     settings = CASES[case]
-
     if settings.get("init_lora_weights") == "lora_ga":
         assert run(reward.STAGE, tmp_path, tiny_base, preferences, "judge", settings) == 2
         assert "LoRA-GA" in capsys.readouterr().err
@@ -223,6 +226,7 @@ def test_loftq_makes_up_for_the_rounding_of_its_base(tmp_path, tiny_base, demons
 def test_a_tuner_trains_over_a_quantized_base_or_is_refused(
     case, quantization, tmp_path, tiny_base, demonstrations, seen, capsys
 ):
+    tiny_base = build_zoo_model("llama", tmp_path / "untied") if case == "TRAINABLE_TOKENS" else tiny_base
     words = [f"quantization={quantization}"]
 
     code = run(sft.STAGE, tmp_path, tiny_base, demonstrations, "policy", CASES[case], *words)
@@ -266,11 +270,7 @@ REFUSED = {
     "unrounded": (sft, ["peft={peft_type: LORA, init_lora_weights: loftq}"], "give quantization=nf4"),
     "no-module": (sft, ["peft={peft_type: OFT, target_modules: [q_prj]}"], "peft.target_modules: q_prj asked"),
     "no-copy": (dpo, ["peft={peft_type: ADALORA, total_step: 3}"], "ADALORA cannot be a frozen copy"),
-    "no-head": (
-        reward,
-        ["peft={peft_type: TRAINABLE_TOKENS, token_indices: [5]}"],
-        "its tensors stay as they are",
-    ),
+    "no-head": (reward, ["peft={peft_type: TRAINABLE_TOKENS, token_indices: [5]}"], "cannot carry a score head"),
     "ppo": (ppo, ["peft={peft_type: OFT}", "rewards=[{name: length}]"], "peft: this stage holds several adapters"),
     "grpo": (grpo, ["peft={peft_type: OFT}", "rewards=[{name: length}]"], "peft: this stage holds several adapters"),
     "ppo-start": (ppo, ["model=OFT", *RL], "OFT cannot train beside other adapters"),
