@@ -13,7 +13,7 @@ from hypothesis.strategies import text
 from align.data import load_records
 from align.errors import DataError, UsageError
 from align.evaluation.scorers import Likelihood, scorer, scorer_named, scorer_names
-from align.evaluation.scorers.reading_comprehension import longest_common_run
+from align.evaluation.scorers.matches import longest_common_run
 from align.schema import Record, user
 
 NONSENSE = {
@@ -46,7 +46,7 @@ def test_a_name_is_registered_once():
     def gsm8k(record, completion):
         return {}
 
-    with pytest.raises(UsageError, match=r"gsm8k: already registered by align\.evaluation\.scorers\.gsm8k"):
+    with pytest.raises(UsageError, match=r"gsm8k: already registered by align\.evaluation\.scorers\.final_answers"):
         scorer(gsm8k)
 
 

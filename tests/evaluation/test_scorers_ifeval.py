@@ -9,10 +9,9 @@ import pytest
 
 from align.data import load_records
 from align.errors import DataError
-from align.evaluation.instructions import CHECKS, count_sentences, follows
 from align.evaluation.languages import detect_language
 from align.evaluation.scorers import scorer_named
-from align.evaluation.scorers.ifeval import loose_variants
+from align.evaluation.scorers.ifeval import CHECKS, count_sentences, follows, loose_variants
 from align.schema import Record, user
 
 AT_LEAST, LESS = {"relation": "at least"}, {"relation": "less than"}

@@ -1,4 +1,4 @@
-"""Scorers: functions that turn a record and a completion into named numbers, one published metric per file.
+"""Scorers: functions that turn a record and a completion into named numbers, those alike in one file.
 
 `@scorer def name(record, completion) -> dict[str, float]` registers a function by its name; tables show the mean of
 each number over the records, so right or wrong is 1.0 or 0.0. `@scorer(options=...)` registers one that compares
@@ -8,6 +8,7 @@ on first use. A dataset's YAML names a scorer (`scorer: gsm8k`), never code.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -52,18 +53,13 @@ class Scorer:
 
     def check(self, records: Sequence[Record]) -> None:
         """Raise DataError for the first record without a required field."""
-        for record in records:
-            missing = next((field for field in self.needs if _lacks(record, field)), None)
-            if missing:
+        for record, name in itertools.product(records, self.needs):
+            key = name.removeprefix("meta.")
+            if (getattr(record, name) if key == name else record.meta.get(key)) is None:
                 raise DataError(
-                    f"scorer {self.name}: needs {missing}; {record.where} has none; "
+                    f"scorer {self.name}: needs {name}; {record.where} has none; "
                     "name its column in the dataset's YAML, or take another scorer"
                 )
-
-
-def _lacks(record: Record, field: str) -> bool:
-    owner, _, key = field.partition(".")
-    return record.meta.get(key) is None if owner == "meta" else getattr(record, field) is None
 
 
 _REGISTERED: NamedFunctions[Scorer] = NamedFunctions("scorer", __name__)

@@ -1,8 +1,9 @@
-"""BIG-Bench Hard: a completion's final answer against the target (Suzgun et al. 2022, section 3).
+"""Final answers at the end of a completion: GSM8K's number and BIG-Bench Hard's answer of the target's kind.
 
-The paper asks for "So the answer is X." and compares X. Here X stands first behind the last "answer is", or else last
-in the last line, and is the kind of thing the target is: an option such as (B), yes or no, True or False, a number, a
-text.
+GSM8K (Cobbe et al. 2021, section 4.2): a problem is solved when its last number is the reference's. BIG-Bench Hard
+(Suzgun et al. 2022, section 3) asks for "So the answer is X." and compares X. Here X stands first behind the last
+"answer is", or else last in the last line, and is the kind of thing the target is: an option such as (B), yes or no,
+True or False, a number, a text.
 """
 
 from __future__ import annotations
@@ -10,15 +11,33 @@ from __future__ import annotations
 import re
 
 from align.evaluation.scorers import scorer
+from align.rewards.answer_rewards import last_number
 from align.schema import Record
 
+# As the paper's own script finds it, a currency sign allowed: the first mark with a number right behind it.
+_OFFICIAL = re.compile(r"####\s*(?P<number>[-−]?[$€£¥]?[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+))", re.ASCII)
+# Else the first number on the line of the first mark that has one.
+_MARKED = re.compile(r"####[^\d\n]*?(?P<number>[-−]? ?[$€£¥]? ?(?:\d[\d,]*(?:\.\d+)?|\.\d+))", re.ASCII)
 _MAX_CHARACTERS = 10_000
-"""characters of a completion's end in which its answer is looked for"""
+"""of a completion's end in which its answer is looked for"""
 _CONCLUSION = re.compile(r"(?i)\banswer\s*(?:is|:)[\s:]*")
 _OPTION = re.compile(r"\(([A-Z])\)")
 _BARE_OPTION = re.compile(r"(?<![\w'])(?:[B-HJ-Z]|[AI](?!\s+[a-z]))(?![\w'])")  # A and I may be words
 _NUMBER = re.compile(r"[-−]?\d+(?:\.\d+)?", re.ASCII)
 _JUDGEMENTS = ({"true", "false"}, {"yes", "no"}, {"valid", "invalid"})
+
+
+@scorer(needs=("answer",))
+def gsm8k(record: Record, completion: str) -> dict[str, float]:
+    """Return 1 when the number after the first `####`, or else the last, equals the reference."""
+    marked, end = "####" in completion, completion[-_MAX_CHARACTERS:]
+    if marked:
+        begins = completion.index("####")
+        text = completion[begins : begins + _MAX_CHARACTERS]
+        match = _OFFICIAL.search(text) or _MARKED.search(text)
+        end = match["number"].replace(" ", "") if match else ""
+    given, expected = last_number(end), last_number(record.answer or "")
+    return {"correct": float(given is not None and given == expected), "marked": float(marked)}
 
 
 @scorer(needs=("answer",))
