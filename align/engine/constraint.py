@@ -10,23 +10,17 @@ import json
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 from align.data.bounded_process import AVAILABLE, BoundedProcess, ProcessEnded
 from align.errors import UsageError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Kind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
-
 UNCOMPILED = "it cannot be compiled"
 """the beginning of the message about such a constraint"""
 
-_TRIAL_TIMEOUT_S = 5
-_TRIAL_MEMORY_BYTES = 1 << 30
 _TRIAL_STACK_BYTES = 1 << 20
+_trial = BoundedProcess("align.engine.constraint:try_out", seconds=5, memory=1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +30,7 @@ class Constraint:
     Grammars are in Lark's notation or in GBNF.
     """
 
-    kind: Kind
+    kind: Literal["json_schema", "regex", "choice", "grammar", "lark"]
     text: str
 
 
@@ -58,26 +52,20 @@ def _problem(constraint: Constraint) -> str:
     if not AVAILABLE:
         return try_out(request).decode()
     try:
-        return _trial().ask(request).decode()
+        return _trial.ask(request).decode()
     except ProcessEnded as ended:
         return f"compiling it {ended}"
-
-
-@cache
-def _trial() -> BoundedProcess:
-    return BoundedProcess("align.engine.constraint:try_out", _TRIAL_TIMEOUT_S, _TRIAL_MEMORY_BYTES)
 
 
 def try_out(request: bytes) -> bytes:
     """Compile a constraint and return the error, empty if none; runs in the process of `_trial`."""
     from llguidance import LLMatcher
 
-    kind, text = json.loads(request)
     errors = []
 
     def compile_it() -> None:
         try:
-            errors.append(LLMatcher.validate_grammar(_grammar(Constraint(kind, text))))
+            errors.append(LLMatcher.validate_grammar(_grammar(Constraint(*json.loads(request)))))
         except UsageError as error:
             errors.append(str(error))
 
@@ -98,56 +86,23 @@ class Compiler:
     """Compiles constraints for one tokenizer, whose vocabulary is prepared at the first constraint."""
 
     def __init__(self, tokenizer: Any, vocabulary: int, stop_ids: Collection[int]) -> None:
-        self._tokenizer = tokenizer
-        self._vocabulary = vocabulary
-        self._stop_ids = list(stop_ids)
-        self._compiled: Any = None
+        self._options = {"hf_tokenizer": tokenizer, "n_vocab": vocabulary, "eos_token": list(stop_ids) or None}
+        self._vocabulary_tree: Any = None
         self._lock = threading.Lock()
 
-    def matcher(self, constraint: Constraint) -> Matcher:
-        """Return a matcher at the start of a text; raises UsageError when the constraint cannot be compiled."""
+    def matcher(self, constraint: Constraint) -> Any:
+        """Return llguidance's matcher at the start of a text; raises UsageError for what cannot be compiled."""
         check_constraint(constraint)
         from llguidance import LLMatcher
-
-        matcher = LLMatcher(self._vocabulary_tree(), _grammar(constraint), log_level=0)
-        if matcher.is_error():
-            raise UsageError(f"{UNCOMPILED} ({_first_line(matcher.get_error())}); change it")
-        return Matcher(matcher)
-
-    def _vocabulary_tree(self) -> Any:
         from llguidance.hf import from_tokenizer
 
         with self._lock:
-            if self._compiled is None:
-                self._compiled = from_tokenizer(
-                    self._tokenizer, n_vocab=self._vocabulary, eos_token=self._stop_ids or None
-                )
-        return self._compiled
-
-
-class Matcher:
-    """The state of one text in its constraint."""
-
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
-
-    @property
-    def complete(self) -> bool:
-        """Return whether no further token is allowed."""
-        return bool(self._matcher.is_stopped())
-
-    def took(self, token: int) -> None:
-        """Record the token sampled."""
-        self._matcher.consume_token(token)
-
-    def allowed(self, size: int) -> Tensor:
-        """Return which tokens are allowed next, (size,) booleans."""
-        import numpy
-        import torch
-
-        words = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
-        bits = numpy.unpackbits(words, bitorder="little")[:size].astype(bool)
-        return torch.from_numpy(numpy.pad(bits, (0, size - len(bits))))
+            if self._vocabulary_tree is None:
+                self._vocabulary_tree = from_tokenizer(**self._options)
+        matcher = LLMatcher(self._vocabulary_tree, _grammar(constraint), log_level=0)
+        if matcher.is_error():
+            raise UsageError(f"{UNCOMPILED} ({_first_line(matcher.get_error())}); change it")
+        return matcher
 
 
 def _grammar(constraint: Constraint) -> str:

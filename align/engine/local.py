@@ -19,8 +19,8 @@ from align.engine.constraint import Compiler
 from align.engine.prompt_queue import PromptQueue, prompt_characters
 from align.engine.protocol import EngineBusy, GenerationRequest, Row, Sampling, ShiftedToken
 from align.engine.running_rows import RowState, RunningRow, start_row
+from align.engine.sampling import activate_rules
 from align.engine.stream import Stream, collect_texts
-from align.engine.token_rules import activate_rules
 from align.errors import IntegrityError, UsageError, nearest
 from align.models.stop_tokens import find_stop_tokens
 from align.schema import Messages

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from align.engine.token_rules import NO_RULES, TokenRules
+from align.engine.constraint import Constraint
 from align.errors import MachineError, UsageError
 from align.schema import Messages
 
@@ -68,6 +68,43 @@ class Sampling:
                 raise UsageError(f"{name}={getattr(self, name)}: out of range; {advice}")
         if isinstance(self.stop, str) or not all(self.stop):
             raise UsageError(f"stop={self.stop!r}: not a list of texts; give each stop string, none of them empty")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """Rules beyond sampling, with the meaning they have in the OpenAI API and vLLM; everything is off by default."""
+
+    min_tokens: int = 0
+    """no stop token before this many tokens, and no stop string within them"""
+    ignore_eos: bool = False
+    """only `stop_token_ids`, stop strings and the length end the text"""
+    stop_token_ids: tuple[int, ...] = ()
+    """end the text, as the model's own stop tokens do"""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """the only tokens allowed, besides the stop tokens"""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)"""
+    include_stop: bool = False
+    """the stop string or stop token that ended the text is part of it"""
+    show_special_tokens: bool = False
+    constraint: Constraint | None = None
+    """the form of the whole text"""
+
+    def __post_init__(self) -> None:
+        if self.min_tokens < 0:
+            raise UsageError(f"min_tokens={self.min_tokens}: out of range; give 0 or more")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise UsageError("allowed_token_ids=[]: nothing could be written; give token ids, or leave it out")
+        for token, bias in self.logit_bias:
+            if not -100 <= bias <= 100:
+                raise UsageError(f"logit_bias: {bias:g} for token {token}; give -100 to 100")
+
+    def stops(self, own: Collection[int]) -> frozenset[int]:
+        """Return the tokens that end a text, given the model's own stop tokens."""
+        return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(own))
+
+
+NO_RULES = TokenRules()
 
 
 @dataclass(frozen=True, slots=True)

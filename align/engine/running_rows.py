@@ -7,11 +7,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.data.reasoning import mark_reasoning
-from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowFailure, RowPrompt, Sampling
-from align.engine.sampling import RowSampler
+from align.engine.protocol import (
+    NO_RULES,
+    Fault,
+    FinishReason,
+    Row,
+    RowDelta,
+    RowDone,
+    RowFailure,
+    RowPrompt,
+    Sampling,
+)
+from align.engine.sampling import ActiveRules, RowSampler
 from align.engine.text_buffer import TextBuffer, TextChunk
 from align.engine.token_logprobs import PromptScores, locate_prompt, make_token, prompt_text
-from align.engine.token_rules import NO_RULES, ActiveRules
 from align.errors import AlignError, DataError
 
 if TYPE_CHECKING:

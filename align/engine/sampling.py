@@ -8,11 +8,13 @@ guarantee none of this.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from align.engine.protocol import Sampling
-from align.engine.token_rules import ActiveRules
+from align.engine.constraint import Compiler
+from align.engine.protocol import Sampling, TokenRules
+from align.errors import UsageError
 from align.models.decoding import filter_min_p, filter_top_k, filter_top_p, gumbel_noise
 
 if TYPE_CHECKING:
@@ -22,13 +24,80 @@ _LOWEST_TEMPERATURE = 1e-5
 """below it a division could overflow, and sampling is greedy in effect"""
 
 
+@dataclass
+class ActiveRules:
+    """The rules of a running row; its logits go through `apply` before anything else."""
+
+    rules: TokenRules
+    stops: frozenset[int]
+    matcher: Any = None
+    """llguidance's, of the constraint"""
+    _bias: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def complete(self) -> bool:
+        """Return whether the constraint allows no further token."""
+        return self.matcher is not None and bool(self.matcher.is_stopped())
+
+    def apply(self, logits: Tensor, count: int) -> Tensor:
+        """Return logits (V,) of the token after `count` others, minus infinity for tokens that are not allowed."""
+        import numpy
+        import torch
+
+        rules = self.rules
+        if rules.logit_bias or rules.allowed_token_ids is not None:
+            logits = logits + self._added(logits)
+        if self.matcher is not None:
+            words = numpy.frombuffer(self.matcher.compute_bitmask(), dtype=numpy.uint8)
+            allowed = numpy.unpackbits(words, bitorder="little")[: len(logits)].astype(bool)
+            allowed = numpy.pad(allowed, (0, len(logits) - len(allowed)))
+            logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
+        if count < rules.min_tokens:
+            stops = torch.tensor(sorted(self.stops), device=logits.device, dtype=torch.long)
+            others = logits.index_fill(0, stops, float("-inf"))
+            # Only stop tokens are allowed where a grammar is complete, which ends the text.
+            logits = others if bool(torch.isfinite(others).any()) else logits
+        return logits
+
+    def _added(self, logits: Tensor) -> Tensor:
+        """Return the bias of each logit, minus infinity for tokens that are not allowed."""
+        import torch
+
+        if self._bias is None:
+            self._bias = torch.zeros_like(logits)
+            for token, bias in self.rules.logit_bias:
+                self._bias[token] += bias
+            if self.rules.allowed_token_ids is not None:
+                allowed = torch.tensor([*self.rules.allowed_token_ids, *self.stops], device=logits.device)
+                barred = torch.ones_like(logits, dtype=torch.bool).index_fill(0, allowed, False)
+                self._bias.masked_fill_(barred, float("-inf"))
+        return self._bias
+
+
+def activate_rules(rules: TokenRules, own_stops: Collection[int], vocabulary: int, compiler: Compiler) -> ActiveRules:
+    """Return the rules of a row ready to be applied.
+
+    Raises UsageError for ids that are no tokens and for a grammar that cannot be compiled.
+    """
+    ids_by_field: dict[str, Sequence[int]] = {
+        "stop_token_ids": rules.stop_token_ids,
+        "allowed_token_ids": rules.allowed_token_ids or (),
+        "logit_bias": [token for token, _ in rules.logit_bias],
+    }
+    for name, ids in ids_by_field.items():
+        if (unknown := next((token for token in ids if not 0 <= token < vocabulary), None)) is not None:
+            raise UsageError(f"{name}: {unknown} is no token; the model has 0 to {vocabulary - 1}")
+    matcher = None if rules.constraint is None else compiler.matcher(rules.constraint)
+    return ActiveRules(rules, rules.stops(own_stops), matcher)
+
+
 class RowSampler:
     """The rules, penalties and filters of one row's logits, and the key of its noise."""
 
     def __init__(
         self, sampling: Sampling, seed: int, prompt_ids: Sequence[int], rules: ActiveRules | None = None
     ) -> None:
-        self._rules = rules if rules is not None and rules.changes_logits else None
+        self._rules = rules
         self._sampling = sampling
         self._seed = seed
         self._prompt_ids = list(prompt_ids)
@@ -63,8 +132,8 @@ class RowSampler:
     def took(self, token: int) -> None:
         """Record the token sampled."""
         self._completion_ids.append(token)
-        if self._rules is not None:
-            self._rules.took(token)
+        if self._rules is not None and self._rules.matcher is not None:
+            self._rules.matcher.consume_token(token)
 
     def _penalise(self, logits: Tensor) -> Tensor:
         import torch
@@ -72,8 +141,7 @@ class RowSampler:
         sampling, penalised = self._sampling, logits.clone()
         if sampling.repetition_penalty != 1:
             seen = torch.tensor([*{*self._prompt_ids, *self._completion_ids}], device=logits.device)
-            scores = logits[seen]
-            penalty = sampling.repetition_penalty
+            scores, penalty = logits[seen], sampling.repetition_penalty
             penalised[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
         if self._completion_ids:
             ids = torch.tensor(self._completion_ids, device=logits.device)
@@ -87,7 +155,6 @@ def sample_tokens(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
     import torch
 
     shaped = torch.stack([row.shape(scores) for row, scores in zip(rows, logits, strict=True)])
-    sampled = [index for index, row in enumerate(rows) if not row.greedy]
-    if sampled:
+    if sampled := [index for index, row in enumerate(rows) if not row.greedy]:
         shaped[sampled] += gumbel_noise([rows[index].key for index in sampled], logits.shape[-1], logits.device)
     return shaped.argmax(dim=-1)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any, NamedTuple
 
-from align.engine.detokenizer import Detokenizer
-from align.engine.protocol import Alternative, Token
-from align.engine.token_rules import NO_RULES, TokenRules
-from align.engine.vocabulary import share_bytes, sizes_of_characters, spell_token
+from align.engine.detokenizer import Detokenizer, locate_tokens
+from align.engine.protocol import NO_RULES, Token, TokenRules
 
 
 class TextChunk(NamedTuple):
@@ -19,13 +15,6 @@ class TextChunk(NamedTuple):
 
     text: str
     tokens: tuple[Token, ...] = ()
-
-
-class _Span(NamedTuple):
-    """A token, and where its bytes begin in those of the completion."""
-
-    token: Token
-    start: int
 
 
 class TextBuffer:
@@ -40,7 +29,7 @@ class TextBuffer:
         self._min_tokens = rules.min_tokens
         self._names = rules.show_special_tokens
         self._group: list[Token] = []
-        self._spans: list[_Span] = []
+        self._spans: list[tuple[Token, int]] = []  # a token, and where its bytes begin in those of the completion
         self._decoded = self._located_bytes = self._shown_bytes = 0
         self._sizes: list[int] = []  # in bytes, of the characters that are not shown
         self.text = ""
@@ -77,11 +66,11 @@ class TextBuffer:
     def _locate(self, text: str, *, last: bool = False) -> None:
         """Give the tokens that made some text together their bytes and offsets in it."""
         if self._group and (text or last):
-            located = locate_tokens(self._group, text, self._decoded, self._tokenizer, names=self._names)
-            for token in located.tokens:
-                self._spans.append(_Span(token, self._located_bytes))
+            tokens, sizes = locate_tokens(self._group, text, self._decoded, self._tokenizer, names=self._names)
+            for token in tokens:
+                self._spans.append((token, self._located_bytes))
                 self._located_bytes += len(token.raw)
-            self._sizes += located.sizes
+            self._sizes += sizes
             self._group = []
         self._decoded += len(text)
 
@@ -102,44 +91,6 @@ class TextBuffer:
         return TextChunk(text, tuple(shown))
 
 
-class LocatedTokens(NamedTuple):
-    """Tokens with their bytes and offsets in the text they made, and the number of bytes of each of its characters."""
-
-    tokens: list[Token]
-    sizes: list[int]
-
-
-def locate_tokens(
-    tokens: Sequence[Token], text: str, before: int, tokenizer: Any, *, names: bool = False
-) -> LocatedTokens:
-    """Return tokens with their bytes and offsets in the text they made together, which begins at `before`.
-
-    With `names`, control tokens have their name in the text.
-    """
-    spellings = [spell_token(token.id, tokenizer) for token in tokens]
-    raws = share_bytes(text, [one.raw if names or one.in_answers else b"" for one in spellings])
-    sizes = sizes_of_characters(text, b"".join(raws))
-    ends = list(accumulate(sizes))
-    located, begin = [], 0
-    for token, spelling, raw in zip(tokens, spellings, raws, strict=True):
-        start = before + bisect_right(ends, begin)
-        shown = raw.decode("utf-8", "replace") if names or spelling.in_answers else token.text
-        located.append(replace(token, text=shown, raw=raw, start=start, top=_alike(token.top, spelling.raw, raw)))
-        begin += len(raw)
-    return LocatedTokens(located, sizes)
-
-
-def _alike(top: tuple[Alternative, ...], raw: bytes, kept: bytes) -> tuple[Alternative, ...]:
-    """Return alternatives without the space that the token lost at the start of the text."""
-    lost = raw.removesuffix(kept)
-    if not lost or lost.strip(b" "):
-        return top
-    return tuple(
-        one._replace(text=one.text[len(lost) :], raw=one.raw[len(lost) :]) if one.raw.startswith(lost) else one
-        for one in top
-    )
-
-
 def _cut(token: Token, size: int) -> Token:
     """Return a token with at most `size` of its bytes."""
     if size >= len(token.raw):
@@ -148,10 +99,9 @@ def _cut(token: Token, size: int) -> Token:
 
 
 class StopStrings:
-    """Passes text on up to the first stop string, however the text is cut into chunks."""
+    """Passes text on up to the first stop string, with `include` up to its end, however the text is cut into chunks."""
 
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
-        """With `include`, the stop string is passed on too."""
         self._stops = stops
         self._include = include
         self._held = ""
@@ -162,12 +112,15 @@ class StopStrings:
         if self.found:
             return ""
         self._held += text
-        matches = [(index, stop) for stop in self._stops if (index := self._held.find(stop)) >= 0]
-        self.found = bool(matches)
-        if not matches:
-            return self._release(len(self._held) - self._beginning())
-        index, stop = min(matches)
-        return self._release(index + len(stop) if self._include else index)
+        if matches := [(index, stop) for stop in self._stops if (index := self._held.find(stop)) >= 0]:
+            self.found = True
+            index, stop = min(matches)
+            return self._release(index + len(stop) if self._include else index)
+        # What may be the beginning of a stop string stays.
+        longest = min(max(map(len, self._stops), default=1) - 1, len(self._held))
+        ends = range(longest, 0, -1)
+        begun = next((size for size in ends if any(stop.startswith(self._held[-size:]) for stop in self._stops)), 0)
+        return self._release(len(self._held) - begun)
 
     def flush(self) -> str:
         """Return what is still held back at the end of the text."""
@@ -176,9 +129,3 @@ class StopStrings:
     def _release(self, length: int) -> str:
         shown, self._held = self._held[:length], self._held[length:]
         return shown
-
-    def _beginning(self) -> int:
-        """Return how many characters at the end of the text begin a stop string."""
-        longest = min(max(map(len, self._stops), default=1) - 1, len(self._held))
-        ends = range(longest, 0, -1)
-        return next((size for size in ends if any(stop.startswith(self._held[-size:]) for stop in self._stops)), 0)

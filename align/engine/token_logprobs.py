@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from align.engine.detokenizer import Detokenizer
+from align.engine.detokenizer import Detokenizer, locate_tokens, spell_token
 from align.engine.protocol import Alternative, Token
-from align.engine.text_buffer import locate_tokens
-from align.engine.vocabulary import spell_token
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +98,7 @@ def _decode_prompt(tokens: Sequence[Token], tokenizer: Any) -> tuple[str, list[T
         if count == len(tokens):
             new += detokenizer.flush()
         if new or count == len(tokens):
-            located += locate_tokens(group, new, len(text), tokenizer, names=True).tokens
+            located += locate_tokens(group, new, len(text), tokenizer, names=True)[0]
             text, group = text + new, []
     return text, located
 

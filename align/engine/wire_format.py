@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from align.engine.protocol import Alternative, ChatOptions, Fault, Row, Sampling, Token
-from align.engine.token_rules import TokenRules
+from align.engine.protocol import Alternative, ChatOptions, Fault, Row, Sampling, Token, TokenRules
 
 _DEFAULTS = Sampling()
 _OPTIONAL = ("frequency_penalty", "presence_penalty", "top_k", "min_p", "repetition_penalty")

@@ -13,8 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, FailFast, Field
 from pydantic_core import PydanticCustomError
 
-from align.engine.protocol import MOST_ALTERNATIVES, ChatOptions, Row, Sampling
-from align.engine.token_rules import TokenRules
+from align.engine.protocol import MOST_ALTERNATIVES, ChatOptions, Row, Sampling, TokenRules
 from align.server.api_errors import bad_field
 from align.server.constraint_fields import ConstraintFields
 from align.server.limits import ServerLimits

@@ -6,9 +6,9 @@ import pytest
 from byte_tokenizers import KINDS, TEXTS
 from tiny import WORDS
 
+from align.engine.detokenizer import spell_token
 from align.engine.protocol import Token
 from align.engine.token_logprobs import locate_prompt, prompt_text
-from align.engine.vocabulary import spell_token
 
 
 @cache

@@ -16,9 +16,8 @@ from serving import PATIENCE, Running, running
 from align.engine import constraint
 from align.engine.constraint import Constraint
 from align.engine.local import LocalEngine
-from align.engine.protocol import ChatOptions, Row, Sampling
+from align.engine.protocol import ChatOptions, Row, Sampling, TokenRules
 from align.engine.remote import RemoteEngine
-from align.engine.token_rules import TokenRules
 from align.registry import Registry
 from align.schema import assistant, user
 from align.server.served_models import ServedModels, describe_models, find_models

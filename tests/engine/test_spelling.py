@@ -8,10 +8,10 @@ from functools import cache
 import pytest
 from byte_tokenizers import KINDS, TEXTS
 
+from align.engine.detokenizer import spell_token
 from align.engine.protocol import Alternative, Token
 from align.engine.text_buffer import TextBuffer
 from align.engine.token_logprobs import make_alternative
-from align.engine.vocabulary import spell_token
 
 
 @cache
