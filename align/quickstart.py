@@ -99,7 +99,7 @@ def plan_steps(seed: int) -> list[Step]:
 
 def quickstart(config: QuickstartConfig, registry: Registry) -> Result:
     """Write the world, run the stages that are not registered yet, and evaluate the models."""
-    from align.registry.commands import print_lineage
+    from align.registry.listing import draw_lineage
 
     started = time.perf_counter()
     write_world(registry.root / "world", config.seed)
@@ -115,7 +115,7 @@ def quickstart(config: QuickstartConfig, registry: Registry) -> Result:
     write("\n[evaluation] every model answers the same held-out questions")
     result = evaluate_models(config.seed, registry)
     write(draw_gold_against_kl(registry))
-    print_lineage(registry, "world-ppo")
+    write(draw_lineage(registry.lineage(registry.resolve("world-ppo"))))
     write(f"\n{time.perf_counter() - started:.0f} s in all")
     return result
 

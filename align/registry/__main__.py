@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from align.command_line import parse_options
 from align.config import write
-from align.errors import guard
-from align.registry import commands, text_tables
-from align.registry.cleanup import KEEP_DAYS
+from align.errors import IntegrityError, UsageError, guard, shorten
+from align.registry import archive, cleanup, doctor, listing, model_hub
 from align.registry.references import parse_version
 from align.registry.store import Registry, open_registry
+from align.registry.text_tables import format_size, format_table
 
 Action = Callable[[Registry, argparse.Namespace], None]
-Verb = Callable[[str, str, Action], argparse.ArgumentParser]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,104 +37,162 @@ def build_parser() -> argparse.ArgumentParser:
         options.add_argument("--registry", metavar="DIR", help="else $ALIGN_REGISTRY, else ./align_registry")
         options.add_argument("--debug", action="store_true", help="show tracebacks")
 
-    def verb(name: str, text: str, action: Action) -> argparse.ArgumentParser:
-        command = verbs.add_parser(name, help=text, description=text, parents=[after])
+    def verb(title: str, text: str, action: Action, **positional: str) -> argparse.ArgumentParser:
+        command = verbs.add_parser(title, help=text, description=text, parents=[after])
         command.set_defaults(action=action)
+        for argument, metavar in positional.items():
+            command.add_argument(argument, metavar=metavar)
         return command
 
     _add_reading_commands(verb)
-    _add_maintenance_commands(verb)
-    _add_transfer_commands(verb)
+    _add_writing_commands(verb)
     return parser
 
 
-def _add_reading_commands(verb: Verb) -> None:
-    """Add the commands that change nothing."""
-    ls = verb("ls", "every version of every name", lambda r, o: commands.print_versions(r, o.name, o.json))
+def _add_reading_commands(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    ls = verb("ls", "every version of every name", listing.print_versions)
     ls.add_argument("name", metavar="NAME", nargs="?", help="only this one")
-    show = verb(
-        "show", "everything recorded about a checkpoint", lambda r, o: commands.print_checkpoint(r, o.reference, o.json)
-    )
-    lineage = verb(
-        "lineage", "the ancestors of a checkpoint", lambda r, o: commands.print_lineage(r, o.reference, o.json)
-    )
-    for command in (show, lineage):
-        command.add_argument("reference", metavar="REF")
-    diff = verb(
-        "diff", "two checkpoints side by side", lambda r, o: commands.print_differences(r, o.first, o.second, o.json)
-    )
-    diff.add_argument("first", metavar="A")
-    diff.add_argument("second", metavar="B")
+    show = verb("show", "everything recorded about a checkpoint", listing.print_checkpoint, reference="REF")
+    lineage = verb("lineage", "the ancestors of a checkpoint", listing.print_lineage, reference="REF")
+    diff = verb("diff", "two checkpoints side by side", listing.print_differences, first="A", second="B")
     for command in (ls, show, lineage, diff):
         command.add_argument("--json", action="store_true", help="as JSON")
-    verify = verb("verify", "compare every file with its digest", lambda r, o: commands.verify(r, o.reference))
+    verify = verb("verify", "compare every file with its digest", listing.verify)
     verify.add_argument("reference", metavar="REF", nargs="?", help="only this one")
 
 
-def _add_maintenance_commands(verb: Verb) -> None:
-    """Add the commands that keep a registry in order."""
-    alias = verb("alias", "let NAME@ALIAS stand for a version", _set_or_remove_alias)
-    alias.add_argument("name", metavar="NAME")
-    alias.add_argument("alias", metavar="ALIAS")
+def _add_writing_commands(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    alias = verb("alias", "let NAME@ALIAS stand for a version", _set_or_remove_alias, name="NAME", alias="ALIAS")
     version = alias.add_mutually_exclusive_group(required=True)
     version.add_argument("version", metavar="VERSION", nargs="?")
     version.add_argument("--remove", action="store_true", help="remove the alias")
-    doctor = verb(
-        "doctor", "damage, and files that are not the registry's", lambda r, o: commands.run_doctor(r, o.repair, o.json)
-    )
-    doctor.add_argument("--repair", action="store_true", help="move damage to quarantine/; nothing is deleted")
-    doctor.add_argument("--json", action="store_true", help="as JSON")
-    gc = verb("gc", "left-over files, never a version", lambda r, o: commands.collect_garbage(r, o.yes, o.days))
+    check = verb("doctor", "damage, and files that are not the registry's", _run_doctor)
+    check.add_argument("--repair", action="store_true", help="move damage to quarantine/; nothing is deleted")
+    check.add_argument("--json", action="store_true", help="as JSON")
+    gc = verb("gc", "left-over files, never a version", _collect_garbage)
     gc.add_argument("--yes", action="store_true", help="move them to trash/, delete what is old there; else only list")
-    gc.add_argument(
-        "--days", type=int, default=KEEP_DAYS, help="days that things stay in trash and quarantine (%(default)s)"
-    )
-    base = verb("base", "record the present folder of a base", lambda r, o: commands.remember_base(r, o.folder))
+    keep = "days that things stay in trash and quarantine (%(default)s)"
+    gc.add_argument("--days", type=int, default=cleanup.KEEP_DAYS, help=keep)
+    base = verb("base", "record the present folder of a base", _remember_base)
     base.add_argument("folder", metavar="DIR", help="adapters that were trained over this base find it here")
-    remove = verb("rm", "move a version to trash/", lambda r, o: commands.remove_version(r, o.reference))
+    remove = verb("rm", "move a version to trash/", _remove_version)
     remove.add_argument("reference", metavar="REF", help="such as my-model@v3")
-
-
-def _add_transfer_commands(verb: Verb) -> None:
-    """Add the commands that move models in and out."""
-    export = verb(
-        "export",
-        "write a version to one file",
-        lambda r, o: commands.export_version(r, o.reference, o.file, o.with_base),
-    )
-    export.add_argument("reference", metavar="REF")
-    export.add_argument("file", metavar="FILE.tar")
+    export = verb("export", "write a version to one file", _export, reference="REF", file="FILE.tar")
     export.add_argument("--with-base", action="store_true", help="with the base under the adapter")
-    import_ = verb(
-        "import", "register the versions of an exported file", lambda r, o: commands.import_version(r, o.file, o.name)
-    )
-    import_.add_argument("file", metavar="FILE.tar")
+    import_ = verb("import", "register the versions of an exported file", _import, file="FILE.tar")
     import_.add_argument("--name", metavar="NAME", help="register it under this name")
-    merge = verb("merge", "base and adapter as one model", _merge)
-    merge.add_argument("reference", metavar="REF")
+    merge = verb("merge", "base and adapter as one model", _merge, reference="REF")
     merge.add_argument("--base", metavar="DIR", help="the folder of the base under it, when it has moved")
     merge.add_argument("--out", metavar="DIR", required=True, help="a folder that is empty or not there yet")
-    merge.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        default="auto",
-        help="of the weights written; auto is the base's own (sums are made in float32)",
-    )
-    push = verb(
-        "push",
-        "upload a version to the hub",
-        lambda r, o: commands.push_version(r, o.reference, o.repository, o.public),
-    )
-    push.add_argument("reference", metavar="REF")
-    push.add_argument("repository", metavar="ORG/NAME")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    text = "of the weights written; auto is the base's own (sums are made in float32)"
+    merge.add_argument("--dtype", choices=dtypes, default="auto", help=text)
+    push = verb("push", "upload a version to the hub", _push, reference="REF", repository="ORG/NAME")
     push.add_argument("--public", action="store_true", help="a new repository is private otherwise")
 
 
 def _set_or_remove_alias(registry: Registry, options: argparse.Namespace) -> None:
-    if options.remove:
-        commands.remove_alias(registry, options.name, options.alias)
+    name, alias = options.name, options.alias
+    version = None if options.remove else parse_version(options.version)
+    before = registry.aliases(name).get(alias)
+    if version is None:
+        registry.remove_alias(name, alias)
+        now = "removed"
     else:
-        commands.set_alias(registry, options.name, options.alias, parse_version(options.version))
+        now = f"now {registry.set_alias(name, alias, version).reference}"
+    was = f" (was v{before})" if before not in (None, version) else ""
+    write(f"{name}@{alias} is {now}{was}")
+
+
+def _run_doctor(registry: Registry, options: argparse.Namespace) -> None:
+    """Print what is wrong, and repair it if asked; IntegrityError when something is or stays wrong."""
+    findings = doctor.examine(registry)
+    done = doctor.repair(registry, findings) if options.repair else []
+    left = doctor.examine(registry, hashes=False) if done else findings
+    wrong = sum(finding.wrong for finding in left)
+    facts = [vars(finding) | {"path": finding.path.relative_to(registry.root).as_posix()} for finding in findings]
+    if options.json:
+        write(json.dumps({"findings": facts, "done": done}, indent=1))
+    else:
+        for fact in facts:
+            affects = f"; affects {', '.join(fact['affects'])}" if fact["affects"] else ""
+            write("{trouble}: {path}: {what}; {remedy}".format(**fact) + affects)
+        for line in done:
+            write(f"repaired: {line}")
+    if wrong:
+        how = "see above what each needs" if options.repair else "align registry doctor --repair quarantines damage"
+        raise IntegrityError(
+            f"doctor {registry.root}: {wrong} {'thing is' if wrong == 1 else 'things are'} wrong; {how}"
+        )
+    if not options.json:
+        count = sum(1 for _ in registry.all_versions())
+        more = " any more; what was moved is in quarantine/" if done else ""
+        write(f"{count} version{'s' * (count != 1)}, nothing is wrong{more}")
+
+
+def _collect_garbage(registry: Registry, options: argparse.Namespace) -> None:
+    """Print what can go, and with `yes` let it go: to trash/ first, for good after `days` there."""
+    if options.days < 0:
+        raise UsageError(f"gc --days {options.days}: a number of days is 0 or more; 0 lets go of all that may go")
+    if options.yes and registry.root.is_dir():
+        registry.check_writable()
+    garbage = cleanup.find_garbage(registry, options.days)
+    if not garbage:
+        write("nothing can go; versions stay until `rm REF` moves them to trash/")
+        return
+    rows: list[tuple[str, ...]] = [("size", "goes", "what", "why")]
+    for item in garbage:
+        where = item.path.relative_to(registry.root).as_posix()
+        rows.append((format_size(item.size), "for good" if item.forever else "to trash/", where, item.why))
+    write(format_table(rows))
+    moved = format_size(sum(item.size for item in garbage if not item.forever))
+    freed = format_size(sum(item.size for item in garbage if item.forever))
+    if options.yes:
+        cleanup.collect_garbage(registry, garbage)
+        write(f"moved {moved} to trash/, freed {freed}")
+    else:
+        write(f"would move {moved} to trash/ and free {freed}; do it with: gc --yes")
+
+
+def _remember_base(registry: Registry, options: argparse.Namespace) -> None:
+    checkpoint = registry.remember_base(options.folder)
+    write(f"{checkpoint.location}: adapters in {registry.root} that were trained over this base find it here now")
+
+
+def _remove_version(registry: Registry, options: argparse.Namespace) -> None:
+    item = cleanup.remove_version(registry, options.reference)
+    write(
+        f"{item.what} is now {item.path.relative_to(registry.root)}\n"
+        f"undo: mv {item.path} {registry.root / item.what}\n"
+        f"gc deletes it for good after {cleanup.KEEP_DAYS} days"
+    )
+
+
+def _export(registry: Registry, options: argparse.Namespace) -> None:
+    path = Path(options.file)
+    for item in archive.export_version(registry, options.reference, path, options.with_base):
+        write(f"{item.name}@v{item.version}  {item.digest}")
+    write(f"{path}: {format_size(path.stat().st_size)}; take it in with: align registry import {path.name}")
+    checkpoint = registry.resolve(options.reference)
+    if checkpoint.is_adapter and not options.with_base:
+        base = checkpoint.base.get("reference")
+        write(f"its base {base} is not in the file; add it with --with-base, or have it on the other machine")
+
+
+def _import(registry: Registry, options: argparse.Namespace) -> None:
+    imported = archive.import_file(registry, Path(options.file), options.name)
+    for version in imported:
+        reference = version.checkpoint.reference
+        renamed = "" if reference == version.was else f" as {reference}"
+        if version.present:
+            write(f"{version.was}: is here already{renamed}, nothing to do")
+        else:
+            write(f"{version.was}: imported{renamed}  {version.checkpoint.digest}")
+    try:
+        registry.resolve_base(imported[-1].checkpoint)
+    except IntegrityError as error:
+        problem = str(error).partition("\n")[0].partition(";")[0]
+        write(f"note: {problem}; import its base too, or export again with --with-base")
 
 
 def _merge(registry: Registry, options: argparse.Namespace) -> None:
@@ -143,10 +201,18 @@ def _merge(registry: Registry, options: argparse.Namespace) -> None:
     merged = merge(registry, options.reference, Path(options.out), options.dtype)
     for note in merged.notes:
         write(note)
-    size = text_tables.format_size(merged.size)
+    size = format_size(merged.size)
     write(f"{merged.reference} is now a whole model in {merged.folder} ({merged.dtype}, {size})")
     if merged.writes_text:
         write(f"try it: align generate {merged.folder} 'hello'")
+
+
+def _push(registry: Registry, options: argparse.Namespace) -> None:
+    checkpoint = registry.resolve(options.reference)
+    base = checkpoint.base.get("reference")
+    if checkpoint.is_adapter and not str(base).startswith("hf://"):
+        write(f"note: its base {shorten(base)} is not on the hub, and is needed to use the adapter; merge writes both")
+    write(model_hub.push_checkpoint(checkpoint, options.repository, public=options.public))
 
 
 if __name__ == "__main__":

@@ -120,24 +120,20 @@ def seal(folder: Path, fields: dict[str, Any], filename: str, disk: Disk = DISK)
 
 def sync_and_digest(folder: Path, filename: str, disk: Disk = DISK) -> Files:
     """Make everything below `folder` durable; return size and digest of every file but the seal `filename`."""
-    files: Files = {}
-    for path in walk_files(folder):
-        name = path.relative_to(folder).as_posix()
-        if name != filename:
-            disk.sync_file(path)
-            files[name] = {"sha256": hash_file(path), "size": path.stat().st_size}
-    _sync_folders(folder, disk)
-    return files
+    sync_all(folder, disk)
+    paths = {path.relative_to(folder).as_posix(): path for path in walk_files(folder)}
+    return {name: describe_file(path) for name, path in paths.items() if name != filename}
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return what a seal holds of a file."""
+    return {"sha256": hash_file(path), "size": path.stat().st_size}
 
 
 def sync_all(folder: Path, disk: Disk = DISK) -> None:
     """Make every file and folder below `folder` durable."""
     for path in walk_files(folder):
         disk.sync_file(path)
-    _sync_folders(folder, disk)
-
-
-def _sync_folders(folder: Path, disk: Disk) -> None:
     for inner in [*(path for path in sorted(folder.rglob("*")) if path.is_dir()), folder]:
         disk.sync_folder(inner)
 

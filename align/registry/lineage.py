@@ -22,14 +22,9 @@ class Ancestor:
     stage: str
     digest: str | None
     note: str = ""
-    parents: tuple[Ancestor, ...] = ()
     evaluation: str = ""
     """the main number of its newest evaluation"""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the tree as JSON values."""
-        flat = {key: getattr(self, key) for key in ("reference", "kind", "stage", "digest", "note", "evaluation")}
-        return {**flat, "parents": [parent.as_dict() for parent in self.parents]}
+    parents: tuple[Ancestor, ...] = ()
 
 
 def trace_lineage(checkpoint: Checkpoint, resolve: Resolve) -> Ancestor:

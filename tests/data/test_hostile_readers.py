@@ -297,7 +297,7 @@ def member(name, kind, link=""):
 def test_members_of_an_archive_that_are_no_plain_files_are_refused(tmp_path, info):
     from align.errors import IntegrityError
     from align.registry import open_registry
-    from align.registry.import_archive import import_file
+    from align.registry.archive import import_file
 
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(info)

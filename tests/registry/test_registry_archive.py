@@ -18,10 +18,10 @@ import pytest
 from small_models import write_model
 
 from align.errors import IntegrityError, MachineError, UsageError
-from align.registry import Registry, cleanup, doctor, durable, import_archive, open_registry
+from align.registry import Registry, archive, cleanup, doctor, durable, open_registry
 from align.registry.__main__ import main
+from align.registry.archive import export_version
 from align.registry.durable import Disk
-from align.registry.export_archive import export_version
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_version_and_its_base_arrive_with_their_numbers_and_digests(origin, pa
     digests = {reference: origin.resolve(reference).digest for reference in ("base@v1", "m@v2")}
     shutil.rmtree(origin.root)
 
-    taken = import_archive.import_file(registry, parcel)
+    taken = archive.import_file(registry, parcel)
 
     assert _references(taken) == [("base@v1", "base@v1", False), ("m@v2", "m@v2", False)]
     assert {each.was: each.checkpoint.digest for each in taken} == digests
@@ -61,7 +61,7 @@ def test_a_version_and_its_base_arrive_with_their_numbers_and_digests(origin, pa
 
 
 def test_a_second_import_does_nothing_and_says_so(parcel, registry, capsys):
-    import_archive.import_file(registry, parcel)
+    archive.import_file(registry, parcel)
 
     assert main(["import", str(parcel), "--registry", str(registry.root)]) == 0
 
@@ -85,9 +85,9 @@ class _RacingDisk(Disk):
 
 
 def test_two_imports_at_once_make_one_version(parcel, registry):
-    late = open_registry(registry.root, _RacingDisk(lambda: import_archive.import_file(registry, parcel)))
+    late = open_registry(registry.root, _RacingDisk(lambda: archive.import_file(registry, parcel)))
 
-    taken = import_archive.import_file(late, parcel)
+    taken = archive.import_file(late, parcel)
 
     assert [each.checkpoint.reference for each in taken] == ["base@v1", "m@v2"]
     assert [version.reference for version in registry.all_versions()] == ["base@v1", "m@v2"]
@@ -102,22 +102,22 @@ def test_a_number_that_is_taken_means_the_next_and_the_base_is_found_by_its_cont
         shutil.copytree(other, staging.path, dirs_exist_ok=True)
         staging.commit({"stage": "pretrain", "kind": "base"})
 
-    taken = import_archive.import_file(registry, parcel)
+    taken = archive.import_file(registry, parcel)
 
     assert _references(taken) == [("base@v1", "base@v2", False), ("m@v2", "m@v3", False)]
     assert registry.resolve_base(registry.resolve("m@v3")).reference == "base@v2"
     assert registry.resolve("m@v3").manifest["base"]["reference"] == "base@v2"
     assert registry.verify() == []
-    assert _references(import_archive.import_file(registry, parcel))[1] == ("m@v2", "m@v3", True)
+    assert _references(archive.import_file(registry, parcel))[1] == ("m@v2", "m@v3", True)
 
 
 def test_another_name_is_a_version_of_that_name(parcel, registry):
-    taken = import_archive.import_file(registry, parcel, "theirs")
+    taken = archive.import_file(registry, parcel, "theirs")
 
     assert _references(taken)[1] == ("m@v2", "theirs@v1", False)
     assert registry.resolve("theirs").manifest["name"] == "theirs"
     with pytest.raises(UsageError, match="no valid name"):
-        import_archive.import_file(registry, parcel, "../theirs")
+        archive.import_file(registry, parcel, "../theirs")
 
 
 def test_what_was_removed_comes_back_under_its_number(origin, registry, tmp_path, commit):
@@ -125,7 +125,7 @@ def test_what_was_removed_comes_back_under_its_number(origin, registry, tmp_path
     cleanup.remove_version(origin, "m@v2")
     commit(origin, "m")
 
-    import_archive.import_file(origin, tmp_path / "m.tar")
+    archive.import_file(origin, tmp_path / "m.tar")
 
     assert [version.reference for version in origin.versions("m")] == ["m@v1", "m@v2", "m@v3"]
 
@@ -139,11 +139,11 @@ def test_a_base_from_outside_travels_as_a_version_of_its_own(registry, origin, t
     export_version(origin, "n", tmp_path / "n.tar", with_base=True)
     shutil.rmtree(outside)
 
-    taken = import_archive.import_file(registry, tmp_path / "n.tar")
+    taken = archive.import_file(registry, tmp_path / "n.tar")
 
     assert _references(taken) == [("my-base@v1", "my-base@v1", False), ("n@v1", "n@v1", False)]
     assert registry.resolve_base(registry.resolve("n")).reference == "my-base@v1"
-    assert _references(import_archive.import_file(registry, tmp_path / "n.tar"))[0] == (
+    assert _references(archive.import_file(registry, tmp_path / "n.tar"))[0] == (
         "my-base@v1",
         "my-base@v1",
         True,
@@ -278,7 +278,7 @@ def test_what_export_did_not_write_is_refused_and_leaves_nothing(registry, parce
     _rewrite(parcel, change)
 
     with pytest.raises(IntegrityError, match=message):
-        import_archive.import_file(registry, parcel)
+        archive.import_file(registry, parcel)
 
     assert registry.names() == []
     assert list((registry.root / "tmp").iterdir()) == []
@@ -313,7 +313,7 @@ def test_a_sealed_manifest_that_would_break_a_reader_is_refused(registry, commit
     _rewrite(parcel, forge)
 
     with pytest.raises(IntegrityError, match=r"m@v2: its manifest (has|names)"):
-        import_archive.import_file(registry, parcel)
+        archive.import_file(registry, parcel)
     assert registry.names() == []
 
 
@@ -325,7 +325,7 @@ def test_a_file_torn_before_or_within_any_member_is_refused(registry, parcel):
     for cut in cuts:
         parcel.write_bytes(whole[:cut])
         with pytest.raises(IntegrityError, match="copy it again"):
-            import_archive.import_file(registry, parcel)
+            archive.import_file(registry, parcel)
 
     assert len(cuts) == 24
     assert registry.names() == []
@@ -341,22 +341,22 @@ def test_a_file_that_announces_more_than_it_has_is_refused(registry, tmp_path):
         tar.addfile(member, io.BytesIO(content))
 
     with pytest.raises(IntegrityError, match="no regular file"):
-        import_archive.import_file(registry, tmp_path / "bomb.tar")
+        archive.import_file(registry, tmp_path / "bomb.tar")
 
 
 def test_a_compressed_file_and_no_file_are_told_apart(registry, parcel, tmp_path):
     (tmp_path / "m.tar.gz").write_bytes(gzip.compress(parcel.read_bytes()))
 
     with pytest.raises(IntegrityError, match="unpack it first if it is compressed"):
-        import_archive.import_file(registry, tmp_path / "m.tar.gz")
+        archive.import_file(registry, tmp_path / "m.tar.gz")
     with pytest.raises(UsageError, match="no such file"):
-        import_archive.import_file(registry, tmp_path / "none.tar")
+        archive.import_file(registry, tmp_path / "none.tar")
 
 
 def test_a_disk_without_room_is_found_out_before_anything_is_unpacked(registry, parcel, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
 
     with pytest.raises(MachineError, match="free space"):
-        import_archive.import_file(registry, parcel)
+        archive.import_file(registry, parcel)
 
     assert list((registry.root / "tmp").iterdir()) == []

@@ -11,9 +11,9 @@ import pytest
 from lossy_disk import OUTCOMES, FastDisk, Forgets, LossyDisk, PowerCut
 from small_models import write_model
 
-from align.registry import Registry, cleanup, doctor, import_archive, open_registry
+from align.registry import Registry, archive, cleanup, doctor, open_registry
+from align.registry.archive import export_version
 from align.registry.durable import hash_file, verify_seal
-from align.registry.export_archive import export_version
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,11 @@ def _import_scenario(tmp_path: Path) -> Scenario:
         found = [*image.verify()]
         if finished and {name: image.resolve(name).digest for name in image.names()} != wanted:
             found.append("the import was acknowledged and is lost")
-        import_archive.import_file(image, tmp_path / "m.tar")
+        archive.import_file(image, tmp_path / "m.tar")
         again = [version.reference for name in image.names() for version in image.versions(name)]
         return found if again == ["base@v1", "m@v1"] else [*found, f"a second import makes {again}"]
 
-    return Scenario(
-        lambda registry: None, lambda registry: import_archive.import_file(registry, tmp_path / "m.tar"), damage
-    )
+    return Scenario(lambda registry: None, lambda registry: archive.import_file(registry, tmp_path / "m.tar"), damage)
 
 
 _TORN = b"cut"

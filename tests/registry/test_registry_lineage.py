@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import pytest
@@ -31,7 +32,7 @@ def test_four_stages_are_traced_to_the_base(registry, pipeline):
 
     sft = {"support-sft@v1": [{"base@v1": []}]}
     assert _names(tree) == {"support-ppo@v1": [sft, {"support-reward@v1": [sft]}]}
-    assert tree.as_dict()["parents"][1]["stage"] == "reward"
+    assert dataclasses.asdict(tree)["parents"][1]["stage"] == "reward"
     assert registry.verify() == []
 
 
