@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from align.server.served_models import ServedModels
     from align.server.service import Service
 
-_REQUIRED = ("fastapi", "uvicorn", "prometheus_client")
-_ALL_ADDRESSES = ("0.0.0.0", "::")
+TOKEN_VARIABLE = "ALIGN_TOKEN"
 
+_REQUIRED = ("fastapi", "uvicorn", "prometheus_client")
 
 _LIMITS = {
     "max_tokens": "longest answer, in tokens (422 beyond)",
@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of this command."""
+    from align.server.limits import ServerLimits
+
     parser = argparse.ArgumentParser(
         "align serve",
         description="Serve models that share one base by name: /v1/models, /v1/chat/completions, /v1/completions.",
@@ -65,20 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--print-vllm", action="store_true", help="print the vLLM command for the same models, and end")
     parser.add_argument("--ui", action="store_true", help="show the comparison page of these models at /ui as well")
-    _add_limits(parser)
-    add_model_options(parser)
-    return parser
-
-
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    from align.server.limits import ServerLimits
-
     for name, about in _LIMITS.items():
         default = getattr(ServerLimits, name)
-        option = f"--{name.replace('_', '-')}"
         parser.add_argument(
-            option, type=type(default), default=default, metavar="N", help=f"{about}; default {default}"
-        )
+            f"--{name.replace('_', '-')}", type=type(default), default=default, metavar="N",
+            help=f"{about}; default {default}",
+        )  # fmt: skip
+    add_model_options(parser)
+    return parser
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -91,11 +87,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _print_vllm(registry: Registry, options: argparse.Namespace) -> int:
-    from align.server.vllm_command import as_shell, vllm_command
+    from align.server.vllm_command import vllm_command
 
     checkpoints, models = _find_models(registry, options.models)
     words = vllm_command(registry, checkpoints, models, options.quantization)
-    write(as_shell([*words, "--host", options.host, "--port", str(options.port)], _token_word(options)))
+    token = ""  # the shell word that gives it: the token itself is never printed
+    if options.token_file is not None:
+        token = f'VLLM_API_KEY="$(cat {shlex.quote(options.token_file)})" '
+    elif TOKEN_VARIABLE in os.environ:
+        token = f'VLLM_API_KEY="${TOKEN_VARIABLE}" '
+    write(token + shlex.join([*words, "--host", options.host, "--port", str(options.port)]))
     return 0
 
 
@@ -109,64 +110,62 @@ def _find_models(registry: Registry, references: list[str]) -> tuple[list[Checkp
     return checkpoints, describe_models(registry, checkpoints)
 
 
-def _token_word(options: argparse.Namespace) -> str | None:
-    """Return the shell word that gives the token, which itself is never printed."""
-    from align.server.bearer_token import VARIABLE
-
-    if options.token_file is not None:
-        return f'"$(cat {shlex.quote(options.token_file)})"'
-    return f'"${VARIABLE}"' if VARIABLE in os.environ else None
-
-
 def _serve(registry: Registry, options: argparse.Namespace, limits: ServerLimits) -> int:
-    _require_modules(
-        (*_REQUIRED, *(("gradio",) if options.ui else ())), "align[serve,app]" if options.ui else "align[serve]"
-    )
+    modules = (*_REQUIRED, *(("gradio",) if options.ui else ()))
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        extra = "align[serve,app]" if options.ui else "align[serve]"
+        raise MachineError(f'the server needs {", ".join(missing)}, not installed here; pip install "{extra}"')
     from align.network import open_port
-    from align.server.application import create_app
-    from align.server.bearer_token import read_token
-    from align.server.uvicorn_server import address_of
+    from align.server.application import address_of, create_app
 
     token = read_token(options.token_file)
     _require_token([options.host, *options.allow_host], token)
     checkpoints, models = _find_models(registry, options.models)
-    if options.ui:
-        _check_page(len(checkpoints), token)
+    if options.ui and token is not None:
+        raise UsageError("--ui: the page has no password and would be a way around the token; leave one of them out")
+    if options.ui and not 2 <= len(checkpoints) <= 4:
+        raise UsageError(f"--ui: {len(checkpoints)} models given; a comparison takes 2 to 4")
     load = cache(partial(_load, registry, models.references, options))
     # Everything cheap that can fail comes before the models load.
     with open_port(options.host, options.port) as listener:
         write(f"listening at {address_of(listener)}; loading {', '.join(models.references)}")
         page = _page(load(), registry, checkpoints) if options.ui else None
-        hosts = (
-            None if options.host in _ALL_ADDRESSES and not options.allow_host else [options.host, *options.allow_host]
-        )
+        every_name = options.host in ("0.0.0.0", "::") and not options.allow_host
+        hosts = None if every_name else [options.host, *options.allow_host]
         return _serve_while_loading(create_app(None, models, limits, token, page, hosts), listener, load)
 
 
-def _require_modules(modules: Sequence[str], extra: str) -> None:
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MachineError(f'the server needs {", ".join(missing)}, not installed here; pip install "{extra}"')
+def read_token(path: str | None, environment: MutableMapping[str, str] = os.environ) -> str | None:
+    """Return the token of a file, else of $ALIGN_TOKEN, else None; the variable is removed for child processes.
+
+    Raises UsageError when the file or variable holds no usable token.
+    """
+    inherited = environment.pop(TOKEN_VARIABLE, None)
+    if path is None and inherited is None:
+        return None
+    where = f"--token-file {path}" if path is not None else f"${TOKEN_VARIABLE}"
+    token = inherited or ""
+    if path is not None:
+        try:
+            with open(path, encoding="utf-8") as stream:
+                token = stream.read(4096)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise UsageError(f"{where}: cannot be read ({reason}); give a readable file with the token in it") from None
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(f"{where}: holds no token; put one word of ASCII characters there (openssl rand -hex 32)")
+    return token
 
 
 def _require_token(names: Sequence[str], token: str | None) -> None:
     """Raise UsageError for an address or name that others can reach, when there is no token."""
     from align.network import is_local
-    from align.server.bearer_token import VARIABLE
 
     public = [name for name in names if not is_local(name)]
     if public and token is None:
-        raise UsageError(
-            f"{public[0]}: others could reach it and there is no token; put one into --token-file or ${VARIABLE}, or "
-            "keep to 127.0.0.1"
-        )
-
-
-def _check_page(models: int, token: str | None) -> None:
-    if token is not None:
-        raise UsageError("--ui: the page has no password and would be a way around the token; leave one of them out")
-    if not 2 <= models <= 4:
-        raise UsageError(f"--ui: {models} models given; a comparison takes 2 to 4")
+        about = f"others could reach it and there is no token; put one into --token-file or ${TOKEN_VARIABLE}"
+        raise UsageError(f"{public[0]}: {about}, or keep to 127.0.0.1")
 
 
 def _load(registry: Registry, references: list[str], options: argparse.Namespace) -> LocalEngine:
@@ -199,10 +198,16 @@ def _page(engine: LocalEngine, registry: Registry, checkpoints: list[Checkpoint]
 
 def _serve_while_loading(app: Any, listener: socket.socket, load: Callable[[], LocalEngine]) -> int:
     """Answer probes while the models load in a thread of their own, and all requests afterwards."""
-    from align.server.uvicorn_server import serve_until_ended
+    from align.server.application import serve_until_ended
 
     service: Service = app.state.service
-    _log_to_stderr()
+    logging.Formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)sZ %(message)s", "%Y-%m-%dT%H:%M:%S"))
+    log = logging.getLogger("align.server")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
     def loaded(done: Future[LocalEngine]) -> None:
         if done.exception() is not None:
@@ -218,16 +223,6 @@ def _serve_while_loading(app: Any, listener: socket.socket, load: Callable[[], L
     loading.result().close()  # or raise the error of loading
     write("ended in order")
     return 0
-
-
-def _log_to_stderr() -> None:
-    logging.Formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)sZ %(message)s", "%Y-%m-%dT%H:%M:%S"))
-    log = logging.getLogger("align.server")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 if __name__ == "__main__":

@@ -1,9 +1,16 @@
-"""The FastAPI application: routes behind a guard, with every error in one shape."""
+"""The FastAPI application: routes behind a guard, with every error in one shape; and uvicorn, which ends gracefully.
+
+Running answers are finished, new requests get 503.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,10 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from align.engine.protocol import Engine
+from align.network import OpenConnections, limit_connections, raise_descriptor_limit
 from align.server.api_errors import ApiError
 from align.server.limits import ServerLimits
-from align.server.request_guard import RequestGuard
-from align.server.request_log import RequestLog
+from align.server.middleware import RequestGuard, RequestLog
 from align.server.routes import router
 from align.server.served_models import ServedModels
 from align.server.service import Service
@@ -29,6 +36,11 @@ _NO_TELEMETRY: Any = {
     "auto_configure": False,
     "exclude": lambda _scope: True,
 }
+
+_POLL_S = 0.05
+
+_CLOSE_TIMEOUT_S = 3
+"""how long connections may take to close once no answer is running"""
 
 
 def create_app(
@@ -44,7 +56,15 @@ def create_app(
     With a token, everything but /health and /ready requires it. `page` is mounted at /ui. `hosts` are the names in
     Host headers that are answered besides those of loopback; None is every name.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=_NO_TELEMETRY, lifespan=_lifespan_of(page))
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as started:
+            if page is not None:  # FastAPI does not start a mounted page itself
+                await started.enter_async_context(page.router.lifespan_context(page))
+            yield
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=_NO_TELEMETRY, lifespan=lifespan)
     app.state.service = service = Service(engine, models, limits)
     app.include_router(router)
     if page is not None:
@@ -55,19 +75,6 @@ def create_app(
     app.add_middleware(RequestGuard, limits=limits, token=token, hosts=hosts)
     app.add_middleware(RequestLog, service=service)  # the one added last is the outermost
     return app
-
-
-def _lifespan_of(page: FastAPI | None) -> Any:
-    """Return the lifespan that starts a mounted page, which FastAPI does not do itself."""
-    if page is None:
-        return None
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with page.router.lifespan_context(page):
-            yield
-
-    return lifespan
 
 
 def _response(refusal: ApiError) -> Response:
@@ -87,8 +94,7 @@ async def _refuse_invalid(request: Request, error: Exception) -> Response:
     if "json" not in request.headers.get("content-type", ""):
         about = "the Content-Type is not JSON; send the header Content-Type: application/json"
         return _response(ApiError(400, about, code="invalid_json"))
-    # The first part is "body".
-    param = ".".join(map(str, first["loc"][1:])) or None
+    param = ".".join(map(str, first["loc"][1:])) or None  # the first part is "body"
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     return _response(ApiError(400, f"{param or 'the body'}: {first['msg']}", param=param, code=code))
 
@@ -99,3 +105,53 @@ async def _refuse_http(_request: Request, error: Exception) -> Response:
     response = _response(ApiError(error.status_code, f"{about}; see /v1/models, /v1/chat/completions, /v1/completions"))
     response.headers.update(error.headers or {})
     return response
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the URL of a listener."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve_until_ended(app: FastAPI, listener: socket.socket, service: Service) -> None:
+    """Serve until SIGTERM, Ctrl-C or `service.draining`, and then until running answers have ended.
+
+    The port stays open meanwhile, so that new requests get 503 and not a refused connection. A second signal cancels
+    running answers.
+    """
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    limits = raise_descriptor_limit()
+    protocol = limit_connections(H11Protocol, OpenConnections(limits, service.limits.max_connections))
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+        http=protocol, ws="none", backlog=limits.backlog,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    cancel_running = threading.Event()
+
+    def end(_signal: int, _frame: Any) -> None:
+        if service.draining:
+            cancel_running.set()
+        service.draining = True
+
+    # uvicorn's own handler closes the port at once, and ends the process by the signal rather than with 0.
+    server.handle_exit = end
+
+    async def end_when_drained() -> None:
+        while not service.draining:
+            await asyncio.sleep(_POLL_S)
+        deadline = time.monotonic() + service.limits.drain_seconds
+        while service.running and time.monotonic() < deadline and not cancel_running.is_set():
+            await asyncio.sleep(_POLL_S)
+        if service.running and service.engine is not None:
+            await asyncio.to_thread(service.engine.close)  # answers that still run end with an error
+        server.should_exit = True
+
+    async def serve() -> None:
+        ending = asyncio.create_task(end_when_drained())
+        await server.serve(sockets=[listener])
+        ending.cancel()
+
+    asyncio.run(serve())

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import secrets
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from align.engine.protocol import Alternative, RowDone, RowPrompt, Token
@@ -25,33 +23,6 @@ def count_usage(done: Sequence[RowDone], answers: int = 1) -> dict[str, int]:
     prompt = sum(row.prompt_tokens for row in done if row.row % answers == 0)
     completion = sum(row.completion_tokens for row in done)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-@dataclass
-class ReplyHeader:
-    """The fields that every chunk of one reply begins with."""
-
-    kind: str
-    prefix: str
-    model: str
-    fingerprint: str | None
-    id: str = field(init=False)
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def __post_init__(self) -> None:
-        self.id = f"{self.prefix}-{secrets.token_hex(12)}"
-
-    def reply(self, choices: list[dict[str, Any]], suffix: str = "", **fields: Any) -> dict[str, Any]:
-        """Return a whole JSON object of the API."""
-        return {
-            "id": self.id,
-            "object": self.kind + suffix,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-            "choices": choices,
-            **fields,
-        }
 
 
 class ChatReply:
@@ -119,13 +90,12 @@ class CompletionReply:
             scores["prompt_logprobs"] = [_prompt_logprob(token, self.prompt_logprobs) for token in prompt.tokens]
         if not self.echo or prompt is None:
             return choice_of(done.row, text_logprobs(tokens, 0), done.reason, text=done.text, **scores)
-        both = None
-        if tokens is not None:
+        logprobs = text_logprobs(tokens, len(prompt.text))
+        if logprobs is not None:
             # Prompt tokens may have more alternatives, for `prompt_logprobs`.
             echoed = [replace(token, top=token.top[: self.logprobs or 0]) for token in prompt.tokens]
-            first, rest = _text_logprobs(echoed, 0), _text_logprobs(tokens, len(prompt.text))
-            both = {name: first[name] + rest[name] for name in rest}
-        return choice_of(done.row, both, done.reason, text=prompt.text + done.text, **scores)
+            logprobs = {name: first + logprobs[name] for name, first in (text_logprobs(echoed, 0) or {}).items()}
+        return choice_of(done.row, logprobs, done.reason, text=prompt.text + done.text, **scores)
 
 
 ReplyFormat = ChatReply | CompletionReply
@@ -142,18 +112,14 @@ def chat_logprobs(tokens: Sequence[Token] | None) -> dict[str, Any] | None:
     """Return log-probabilities as chat completions have them."""
     if tokens is None:
         return None
-    return {
-        "content": [_chat_token(token) | {"top_logprobs": list(map(_chat_token, token.top))} for token in tokens],
-        "refusal": None,
-    }
+    content = [_chat_token(token) | {"top_logprobs": list(map(_chat_token, token.top))} for token in tokens]
+    return {"content": content, "refusal": None}
 
 
 def text_logprobs(tokens: Sequence[Token] | None, before: int) -> dict[str, Any] | None:
     """Return log-probabilities as completions have them; the text of these tokens begins at `before`."""
-    return None if tokens is None else _text_logprobs(tokens, before)
-
-
-def _text_logprobs(tokens: Sequence[Token], before: int) -> dict[str, Any]:
+    if tokens is None:
+        return None
     return {
         "tokens": [name_token(token.text, token.raw) for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
@@ -166,11 +132,9 @@ def _prompt_logprob(token: Token, count: int) -> dict[str, Any] | None:
     """Return a prompt token and its alternatives by id, as vLLM has them; None for the first token."""
     if token.logprob is None:
         return None
-    ranked = [(other.id, other.text, other.logprob, rank) for rank, other in enumerate(token.top[:count], 1)]
-    ranked.append((token.id, token.text, token.logprob, token.rank))
+    ranked: list[tuple[int, Token | Alternative]] = [*enumerate(token.top[:count], 1), (token.rank, token)]
     return {
-        str(id_): {"logprob": _finite(logprob), "rank": rank, "decoded_token": text}
-        for id_, text, logprob, rank in ranked
+        str(one.id): {"logprob": _finite(one.logprob), "rank": rank, "decoded_token": one.text} for rank, one in ranked
     }
 
 

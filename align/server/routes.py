@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any
@@ -14,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from align.engine.protocol import Event, Row, RowDelta, RowDone, RowPrompt, Token
 from align.server import replies
 from align.server.api_errors import ApiError
-from align.server.metrics import CONTENT_TYPE
+from align.server.middleware import CLIENT_GONE, SCOPE_KEY, RequestRecord
 from align.server.request_bodies import ChatBody, CompletionBody, GenerationBody
-from align.server.request_log import CLIENT_GONE, RequestRecord, request_record
+from align.server.served_models import ServedModel
 from align.server.service import Service
 from align.server.tools import use_tools
 
@@ -45,7 +47,7 @@ async def ready(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Return counts and times for Prometheus."""
-    return PlainTextResponse(_service(request).metrics.text(), media_type=CONTENT_TYPE)
+    return PlainTextResponse(_service(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/v1/models")
@@ -87,14 +89,12 @@ async def _respond(request: Request, body: ChatBody | CompletionBody, format_: r
         rows, format_ = await asyncio.to_thread(use_tools, body, rows, service.engine)
     if body.constraint() is not None:
         await asyncio.to_thread(body.check_constraint)
-    header = replies.ReplyHeader(format_.kind, format_.prefix, body.model, served.digest)
-    record = request_record(request.scope)
-    record.model, record.id = served.name, header.id
-    writer = ReplyWriter(format_, header, body, record, rows)
+    writer = ReplyWriter(format_, body, served, request.scope[SCOPE_KEY], rows)
     events = service.answer(served, rows, request.receive)
-    if body.stream:
-        return await writer.stream(events, service.limits.max_seconds)
-    return await writer.whole(events)
+    if not body.stream:
+        return await writer.whole(events)
+    # An error before the first event is a plain response.
+    return EventStream(writer.chunks(await anext(events), events), service.limits.max_seconds + _TIMEOUT_EVENT_S)
 
 
 class ReplyWriter:
@@ -103,46 +103,40 @@ class ReplyWriter:
     def __init__(
         self,
         format_: replies.ReplyFormat,
-        header: replies.ReplyHeader,
         body: GenerationBody,
+        served: ServedModel,
         record: RequestRecord,
         rows: tuple[Row, ...],
     ) -> None:
-        self._format = format_
-        self._header = header
-        self._include_usage = body.include_usage
-        self._record = record
+        self._format, self._body, self._served, self._record = format_, body, served, record
         self._wants_tokens = rows[0].logprobs is not None
-        self._answers = body.n
+        self._created = int(time.time())
         self._done: list[RowDone] = []
         self._rows = len(rows)
         self._prompts: dict[int, RowPrompt] = {}
+        record.model, record.id = served.name, f"{format_.prefix}-{secrets.token_hex(12)}"
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> Response:
         """Return everything at once."""
-        tokens: dict[int, list[Token]] = {}
+        tokens: dict[int, list[Token]] = {row: [] for row in range(self._rows)}
         async with aclosing(events) as open_events:
             async for event in open_events:
-                if isinstance(event, RowDelta):
-                    tokens.setdefault(event.row, []).extend(event.tokens)
-                elif isinstance(event, RowPrompt):
-                    self._prompts[event.row] = event
-                elif isinstance(event, RowDone):
-                    self._finish(event)
-        ended = sorted(self._done, key=lambda done: done.row)
+                match event:
+                    case RowDelta():
+                        tokens[event.row] += event.tokens
+                    case RowPrompt():
+                        self._prompts[event.row] = event
+                    case RowDone():
+                        self._finish(event)
+        self._done.sort(key=lambda done: done.row)
         choices = [
-            self._format.whole(
-                done, tokens.get(done.row, []) if self._wants_tokens else None, self._prompts.get(done.row)
-            )
-            for done in ended
+            self._format.whole(done, tokens[done.row] if self._wants_tokens else None, self._prompts.get(done.row))
+            for done in self._done
         ]
-        return JSONResponse(self._header.reply(choices, usage=replies.count_usage(ended, self._answers)))
+        return JSONResponse(self._reply(choices, usage=replies.count_usage(self._done, self._body.n)))
 
-    async def stream(self, events: AsyncGenerator[Event, None], seconds: float) -> Response:
-        """Return a stream of at most `seconds`; an error before the first chunk is a plain response."""
-        return EventStream(self._chunks(await anext(events), events), seconds + _TIMEOUT_EVENT_S)
-
-    async def _chunks(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+    async def chunks(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+        """Yield the server-sent events of a stream whose first event has come."""
         async with aclosing(events) as open_events:
             for row in range(self._rows):
                 if opening := self._format.opening(row):
@@ -157,32 +151,45 @@ class ReplyWriter:
                 self._record.status = error.status
                 yield replies.server_event(error.body)
                 return
-        if self._include_usage:
-            usage = replies.count_usage(self._done, self._answers)
-            yield replies.server_event(self._header.reply([], self._format.chunk_suffix, usage=usage))
+        if self._body.include_usage:
+            usage = replies.count_usage(self._done, self._body.n)
+            yield replies.server_event(self._reply([], self._format.chunk_suffix, usage=usage))
         yield replies.DONE
 
     def _choice(self, event: Event) -> dict[str, Any] | None:
         """Return the choice of one event; None when it has none."""
-        if isinstance(event, RowDelta) and (event.text or event.tokens):
-            tokens = event.tokens if self._wants_tokens else None
-            prompt = self._prompts.get(event.row)
-            return self._format.chunk(event.row, event.text, tokens, len(prompt.text) if prompt else 0)
-        if isinstance(event, RowPrompt):
-            self._prompts[event.row] = event
-            return self._format.prompt(event, event.tokens if self._wants_tokens else None)
-        if isinstance(event, RowDone):
-            self._finish(event)
-            return self._format.ending(event.row, event.reason)
+        match event:
+            case RowDelta() if event.text or event.tokens:
+                tokens = event.tokens if self._wants_tokens else None
+                prompt = self._prompts.get(event.row)
+                return self._format.chunk(event.row, event.text, tokens, len(prompt.text) if prompt else 0)
+            case RowPrompt():
+                self._prompts[event.row] = event
+                return self._format.prompt(event, event.tokens if self._wants_tokens else None)
+            case RowDone():
+                self._finish(event)
+                return self._format.ending(event.row, event.reason)
         return None
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
-        usage = {"usage": None} if self._include_usage else {}
-        return replies.server_event(self._header.reply([choice], self._format.chunk_suffix, **usage))
+        usage = {"usage": None} if self._body.include_usage else {}
+        return replies.server_event(self._reply([choice], self._format.chunk_suffix, **usage))
+
+    def _reply(self, choices: list[dict[str, Any]], suffix: str = "", **fields: Any) -> dict[str, Any]:
+        """Return a whole JSON object of the API."""
+        return {
+            "id": self._record.id,
+            "object": self._format.kind + suffix,
+            "created": self._created,
+            "model": self._body.model,
+            "system_fingerprint": self._served.digest,
+            "choices": choices,
+            **fields,
+        }
 
     def _finish(self, done: RowDone) -> None:
         self._done.append(done)
-        self._record.prompt_tokens += done.prompt_tokens if done.row % self._answers == 0 else 0
+        self._record.prompt_tokens += done.prompt_tokens if done.row % self._body.n == 0 else 0
         self._record.completion_tokens += done.completion_tokens
         if done.reason == "cancelled":
             self._record.status = CLIENT_GONE

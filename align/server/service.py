@@ -8,7 +8,10 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from align.engine.constraint import UNCOMPILED
 from align.engine.protocol import (
@@ -25,17 +28,46 @@ from align.engine.protocol import (
 from align.engine.stream import Stream
 from align.server.api_errors import ApiError, draining, internal_error, not_ready
 from align.server.limits import ServerLimits
-from align.server.metrics import Metrics
 from align.server.served_models import ServedModel, ServedModels
 
 LOG = logging.getLogger("align.server")
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
+_FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_WHOLE_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _ENGINE_FIELDS = ("stop_token_ids", "allowed_token_ids", "logit_bias", "chat_template_kwargs")
 """fields that only the engine can check"""
 
 _CODES = {"too_long": "context_length_exceeded", "prompt": "invalid_prompt"}
+
+
+class Metrics:
+    """The metrics of one server; model names are those served, so that no client can create a series."""
+
+    def __init__(self, waiting_rows: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        count, gauge = partial(Counter, registry=self._registry), partial(Gauge, registry=self._registry)
+        times = partial(Histogram, labelnames=["model"], registry=self._registry)
+        by_model = ["model"]
+        self.requests = count("align_requests", "Requests that ended.", ["path", "model", "status"])
+        self.prompt_tokens = count("align_prompt_tokens", "Tokens read.", by_model)
+        self.completion_tokens = count("align_completion_tokens", "Tokens written.", by_model)
+        self.first_token = times(
+            "align_time_to_first_token_seconds", "From a request to its first token.", buckets=_FIRST_TOKEN_S
+        )
+        self.between_tokens = times(
+            "align_inter_token_seconds", "From a piece of text to the next.", buckets=_BETWEEN_S
+        )
+        self.seconds = times("align_request_seconds", "From a request to its end.", buckets=_WHOLE_S)
+        self.running = gauge("align_requests_running", "Rows that are being written.", by_model)
+        self.waiting = gauge("align_requests_waiting", "Rows without a first token yet.", by_model)
+        gauge("align_queue_depth", "Rows that wait for the engine.").set_function(lambda: float(waiting_rows()))
+
+    def text(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
 
 
 @dataclass
@@ -78,7 +110,13 @@ class Service:
         # `submit` compiles a grammar, which may take a second.
         compiles = any(row.rules.constraint is not None for row in rows)
         stream = await asyncio.to_thread(self.submit, rows) if compiles else self.submit(rows)
-        watch = asyncio.create_task(_cancel_when_gone(stream, receive))
+
+        async def cancel_when_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            stream.cancel()
+
+        watch = asyncio.create_task(cancel_when_gone())
         meter = RequestMeter(self.metrics, served.name, len(rows))
         try:
             async with aclosing(stream.events()) as events:
@@ -102,27 +140,21 @@ class Service:
 
     def _failed(self, error: RowFailure, row: Row) -> ApiError:
         """Return the error of a row that failed; internal errors are for the log only."""
-        if error.fault in _CODES:
-            # The reference may be a path, which clients must not see.
-            message = error.message.removeprefix(f"{row.model}: ")
-            param = "prompt" if row.is_raw_prompt else "messages"
-            if message.startswith(UNCOMPILED):
-                # The constraint of the request itself was checked before: this one was made of its tools.
-                param, message = "tools", f"tools: {message}"
-            param = next((name for name in _ENGINE_FIELDS if message.startswith(name)), param)
-            if param == "chat_template_kwargs" and "'reasoning_effort'" in message:
-                param = "reasoning_effort"
-            return ApiError(400, message, param=param, code=_CODES[error.fault])
-        if self.draining:
-            return draining()
-        LOG.error("%s", error.message)
-        return internal_error()
-
-
-async def _cancel_when_gone(stream: Stream, receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    stream.cancel()
+        if error.fault not in _CODES:
+            if self.draining:
+                return draining()
+            LOG.error("%s", error.message)
+            return internal_error()
+        # The reference may be a path, which clients must not see.
+        message = error.message.removeprefix(f"{row.model}: ")
+        param = "prompt" if row.is_raw_prompt else "messages"
+        if message.startswith(UNCOMPILED):
+            # The constraint of the request itself was checked before: this one was made of its tools.
+            param, message = "tools", f"tools: {message}"
+        param = next((name for name in _ENGINE_FIELDS if message.startswith(name)), param)
+        if param == "chat_template_kwargs" and "'reasoning_effort'" in message:
+            param = "reasoning_effort"
+        return ApiError(400, message, param=param, code=_CODES[error.fault])
 
 
 class RequestMeter:

@@ -6,10 +6,9 @@ Only files of the registry are read: neither torch nor vLLM has to be installed.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.errors import IntegrityError, UsageError
 from align.registry.references import LATEST
@@ -31,10 +30,17 @@ def vllm_command(
     Raises UsageError for models that vLLM cannot serve, IntegrityError when they do not share a base.
     """
     adapters = [checkpoint for checkpoint in checkpoints if checkpoint.is_adapter]
-    base = _shared_base(registry, checkpoints)
+    bases = [registry.resolve_base(checkpoint) for checkpoint in checkpoints]
+    base = bases[0]
+    for checkpoint, other in zip(checkpoints, bases, strict=True):
+        if other.location != base.location:
+            about = f"another base than {base.reference}; serve models that share one base"
+            raise IntegrityError(f"{checkpoint.reference}: {about}")
+    if quantization == "int8":
+        raise UsageError("--quantization int8: vLLM has nf4 only for such a base; give nf4 or none")
     words = ["vllm", "serve", base.location, *(["--revision", base.revision] if base.revision else [])]
     words += ["--served-model-name", *(_names(models, base) or [public_name(base.reference)])]
-    words += _quantized(quantization)
+    words += ["--quantization", "bitsandbytes"] if quantization == "nf4" else []
     words += _tokenizer(checkpoints[0], base)
     if adapters:
         modules = [_module(name, adapter) for adapter in adapters for name in _names(models, adapter)]
@@ -44,32 +50,10 @@ def vllm_command(
     return words
 
 
-def as_shell(words: Sequence[str], token_from: str | None) -> str:
-    """Return the command as a shell line; `token_from` is the shell word that gives the token."""
-    key = f"VLLM_API_KEY={token_from} " if token_from else ""
-    return key + shlex.join(words)
-
-
 def _names(models: ServedModels, checkpoint: Checkpoint) -> list[str]:
     """Return the ids of a model without `NAME@latest`, because each id takes memory in vLLM."""
     own = [name for name in models.names if models.find(name).reference == checkpoint.reference]
     return [name for name in own if not name.endswith(f"@{LATEST}")]
-
-
-def _shared_base(registry: Registry, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    bases = [registry.resolve_base(checkpoint) for checkpoint in checkpoints]
-    for checkpoint, base in zip(checkpoints, bases, strict=True):
-        if base.location != bases[0].location:
-            raise IntegrityError(
-                f"{checkpoint.reference}: another base than {bases[0].reference}; serve models that share one base"
-            )
-    return bases[0]
-
-
-def _quantized(quantization: str) -> list[str]:
-    if quantization == "int8":
-        raise UsageError("--quantization int8: vLLM has nf4 only for such a base; give nf4 or none")
-    return ["--quantization", "bitsandbytes"] if quantization == "nf4" else []
 
 
 def _tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> list[str]:
@@ -99,7 +83,15 @@ def _rank(adapter: Checkpoint) -> int:
     from align.registry.checkpoint import adapter_config
 
     config = adapter_config(Path(adapter.location))
-    for trait, has_it in _not_in_vllm(config).items():
+    traits = {
+        f"its tuner is {tuner_type(config)}": tuner_type(config) != LORA,
+        "it is DoRA": bool(config.get("use_dora")),
+        "it trains whole modules beside its matrices": bool(config.get("modules_to_save")),
+        "it trains biases": config.get("bias", "none") != "none" or bool(config.get("lora_bias")),
+        "it trains tokens one by one": bool(config.get("trainable_token_indices")),
+        "it took a part out of its base when it started": config.get("init_lora_weights") in ("pissa", "olora"),
+    }
+    for trait, has_it in traits.items():
         if has_it:
             raise UsageError(
                 f"{adapter.reference}: {trait}, which vLLM does not run over a shared base; merge it into a model "
@@ -110,14 +102,3 @@ def _rank(adapter: Checkpoint) -> int:
     if not fitting:
         raise UsageError(f"{adapter.reference}: rank {rank}; vLLM takes {_RANKS[-1]} at most; merge it, or train less")
     return fitting[0]
-
-
-def _not_in_vllm(config: dict[str, Any]) -> dict[str, bool]:
-    return {
-        f"its tuner is {tuner_type(config)}": tuner_type(config) != LORA,
-        "it is DoRA": bool(config.get("use_dora")),
-        "it trains whole modules beside its matrices": bool(config.get("modules_to_save")),
-        "it trains biases": config.get("bias", "none") != "none" or bool(config.get("lora_bias")),
-        "it trains tokens one by one": bool(config.get("trainable_token_indices")),
-        "it took a part out of its base when it started": config.get("init_lora_weights") in ("pissa", "olora"),
-    }

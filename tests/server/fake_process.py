@@ -9,9 +9,8 @@ import threading
 from serving import PATIENCE, poet, served
 
 from align.network import open_port
-from align.server.application import create_app
+from align.server.application import address_of, create_app, serve_until_ended
 from align.server.limits import ServerLimits
-from align.server.uvicorn_server import address_of, serve_until_ended
 
 gate = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.readline(), gate.set()), daemon=True).start()

@@ -6,9 +6,8 @@ import sys
 from serving import PATIENCE, poet, served
 
 from align.network import open_port
-from align.server.application import create_app
+from align.server.application import address_of, create_app, serve_until_ended
 from align.server.limits import ServerLimits
-from align.server.uvicorn_server import address_of, serve_until_ended
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 with open_port("127.0.0.1", 0) as listener:

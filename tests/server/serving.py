@@ -17,11 +17,10 @@ from fake_engine import FakeEngine
 
 from align.engine.protocol import Engine
 from align.network import open_port
-from align.server.application import create_app
+from align.server.application import address_of, create_app, serve_until_ended
 from align.server.limits import ServerLimits
 from align.server.served_models import ServedModel, ServedModels
 from align.server.service import Service
-from align.server.uvicorn_server import address_of, serve_until_ended
 
 KEY = "a-key-that-only-the-tests-know"
 PATIENCE = 120

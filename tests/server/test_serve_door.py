@@ -22,7 +22,7 @@ from serving import PATIENCE, until
 from align import serve
 from align.errors import UsageError
 from align.registry import Registry
-from align.server.bearer_token import read_token
+from align.serve import read_token
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
