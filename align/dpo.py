@@ -19,7 +19,7 @@ from align.tuners import Ability
 
 if TYPE_CHECKING:
     from align.models.adapters import LoadedBase
-    from align.training.first_step import Expected
+    from align.training.reference import Expected
     from align.training.run import Run
 
 LossType = Literal[
@@ -114,8 +114,8 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
     from align.models.lora_starts import start_from_data
-    from align.training.first_step import expect_first
     from align.training.loop import train
+    from align.training.reference import FirstStep
     from align.training.trl_bridge import build_trainer, trl_arguments
 
     # 1. Data: records seen as chosen and rejected answers to one prompt.
@@ -137,7 +137,7 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     trainer = build_trainer(DPOTrainer, loaded.model, loaded.tokenizer, args, data)
     _set_reference(config, run, trainer, loaded)
     if config.trainer.get("disable_dropout", True):
-        expect_first(run, trainer, first_numbers(config))
+        trainer.add_callback(FirstStep(run, first_numbers(config)))
     numbers = train(run, trainer)
     if (fall := describe_fall_of_chosen(config.beta, numbers)) is not None:
         run.print_line(fall)
@@ -174,7 +174,7 @@ def _set_reference(config: DpoConfig, run: Run, trainer: Any, loaded: LoadedBase
 
 def first_numbers(config: DpoConfig) -> dict[str, Expected]:
     """Return the numbers of step 1, when every log-ratio is 0: no rewards, and a known loss for each type."""
-    from align.training.first_step import LOGPS, Expected, Rounding, expect_no_rewards
+    from align.training.reference import LOGPS, Expected, Rounding, expect_no_rewards
 
     rounding = Rounding.of(config)
     nats, share, exact = rounding

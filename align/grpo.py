@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from align.models.adapters import LoadedBase
-    from align.training.first_step import Expected
+    from align.training.reference import Expected
     from align.training.run import Run
 
 LossType = Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
@@ -138,7 +138,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
     from align.rl.grpo_rewards import GrpoRewards
-    from align.training.first_step import expect_first
+    from align.training.reference import FirstStep
     from align.training.training_data import TokenisedSplits
     from align.training.trl_bridge import build_trainer, trl_arguments
 
@@ -173,7 +173,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     pass_token_prompts(trainer)
     if config.beta:
         _check_reference(run, loaded.model)
-        expect_first(run, trainer, first_numbers(config))
+        trainer.add_callback(FirstStep(run, first_numbers(config)))
     numbers = _train(run, trainer)
     if numbers.get("frac_reward_zero_std") == 1:
         run.print_line(
@@ -252,7 +252,7 @@ def first_numbers(config: GrpoConfig) -> dict[str, Expected]:
 
     A token's KL is half the square of the rounding difference of two log-probabilities.
     """
-    from align.training.first_step import Expected, Rounding
+    from align.training.reference import Expected, Rounding
 
     return {"kl": Expected(0.0, 1e-6 if Rounding.of(config).exact else 1e-2)}
 

@@ -19,7 +19,7 @@ from align.tuners import Ability
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from align.training.first_step import Expected
+    from align.training.reference import Expected
     from align.training.run import Run
 
 
@@ -65,9 +65,8 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     from align.models.dropout import switch_off_dropout
     from align.models.loading import Precision
     from align.models.lora_starts import start_from_data
-    from align.training.first_step import expect_first
     from align.training.loop import train
-    from align.training.reference import UNPAIRED, add_reference_logps
+    from align.training.reference import UNPAIRED, FirstStep, add_reference_logps
     from align.training.trl_bridge import build_trainer, trl_arguments
 
     # 1. Data: records seen as answers with a verdict; a pair gives two.
@@ -96,7 +95,7 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     if config.cache_reference and loaded.starts_as_base:
         add_reference_logps(run, trainer, loaded.base, UNPAIRED)
         drop_reference(loaded.model)
-    expect_first(run, trainer, first_numbers(config, *weights))
+    trainer.add_callback(FirstStep(run, first_numbers(config, *weights)))
     numbers = train(run, trainer)
 
     # 4. Hand back the policy's adapter; the reference is not kept.
@@ -143,7 +142,7 @@ def first_numbers(config: KtoConfig, good: float, bad: float) -> dict[str, Expec
     The KL is measured on answers of the same batch, so it is rounded like the log-probabilities of the good and the bad
     ones, of which a batch may have one kind only.
     """
-    from align.training.first_step import LOGPS, Expected, Rounding, expect_no_rewards
+    from align.training.reference import LOGPS, Expected, Rounding, expect_no_rewards
 
     rounding = Rounding.of(config)
     nats, share, exact = rounding

@@ -145,8 +145,8 @@ def _start(config: PpoConfig, models: PpoModels, prompts: Any, total: int) -> Pp
 def _resume(run: Run, state: PpoState, shards: Shards) -> int:
     """Return the step to go on after: 0, or that of the newest checkpoint, whose state is then restored."""
     from align.rl.rollout_log import drop_samples_after
+    from align.training.endings import refuse_small_disk
     from align.training.loop import apply_changes
-    from align.training.shortage import refuse_small_disk
 
     run.ranks.from_rank_zero(partial(refuse_small_disk, run, state.models.model))
     checkpoint = run.resume_point()

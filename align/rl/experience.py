@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from align.rl.batch_layout import BatchLayout, build_layout, micro_batches
 from align.rl.ppo_models import POLICY, REWARD, PpoModels, compute_policy, compute_scores, compute_values
-from align.rl.rollout import Rollout, join_rows
+from align.rl.rollout import BatchLayout, Rollout, build_layout, join_rows, micro_batches
 
 if TYPE_CHECKING:
     from torch import Tensor

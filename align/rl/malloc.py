@@ -6,9 +6,8 @@ import ctypes
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
 
+_GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)"""
 _LARGE_BYTES = 1 << 20
@@ -24,19 +23,13 @@ def mmap_large_allocations() -> Iterator[None]:
     back: with 100M parameters as much again as the graph. Sampling, whose keys and values grow with each token, is
     faster on the heap.
     """
-    library = _glibc()
-    if library is None:
+    if _GLIBC is None:
         yield
         return
-    library.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+    _GLIBC.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
     try:
         yield
     finally:
-        library.mallopt(_MMAP_THRESHOLD, _DEFAULT_BYTES)
+        _GLIBC.mallopt(_MMAP_THRESHOLD, _DEFAULT_BYTES)
         # Once either is set, glibc no longer adapts the other.
-        library.mallopt(_TRIM_THRESHOLD, 2 * _DEFAULT_BYTES)
-
-
-@cache
-def _glibc() -> Any:
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+        _GLIBC.mallopt(_TRIM_THRESHOLD, 2 * _DEFAULT_BYTES)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from align.registry import Checkpoint, Registry
-    from align.rl.batch_layout import BatchLayout
     from align.rl.ppo_settings import PpoConfig
+    from align.rl.rollout import BatchLayout
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward_model", "value_model"
 

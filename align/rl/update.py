@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from align.errors import DivergedError
-from align.rl.batch_layout import build_layout, micro_batches
 from align.rl.malloc import mmap_large_allocations
 from align.rl.maths import Metrics, policy_loss, value_loss
 from align.rl.ppo_models import POLICY, compute_policy, compute_values
+from align.rl.rollout import build_layout, micro_batches
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,4 +1,7 @@
-"""Checkpoints of a run: sealed after their last byte is on disk, rotated only then, verified before resuming."""
+"""Checkpoints of a run: sealed after their last byte is on disk, rotated only then, verified before resuming.
+
+Here too is the identity of a run: what a resumed one must share with the one that was saved.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,32 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from align.errors import IntegrityError
+from align.config import StageConfig
+from align.errors import IntegrityError, UsageError, nearest
+from align.models.adapters import digests_of_base
 from align.registry.durable import fsync_folder, read_seal, seal, verify_seal
-from align.training.identity import refuse_changes
+from align.registry.redaction import redact
 from align.training.ranks import Ranks
+
+if TYPE_CHECKING:
+    from align.registry import Registry
+    from align.training.stage import Stage
 
 SEAL = "align_checkpoint.json"
 KEPT_CHECKPOINTS = 2
 LOG = "metrics.jsonl"
+_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
+_FREE = {"logging_steps", "save_steps", "report_to", "dataset_num_proc", "gold"}
+"""settings that change what is reported and not what is trained"""
+_FIXED = ("stage", "name", "model", "lora.r", "lora.target_modules", "lora.use_dora", "peft", "adapter")
+"""settings that decide the shape of the saved tensors, so that no continuation can change them"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,13 @@ class Checkpoints:
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a new folder on rank 0, and seal it."""
         path = self.folder / f"checkpoint-{step}"
-        self.ranks.from_rank_zero(lambda: _fill(path, write))
+
+        def fill() -> None:
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+            write(path)
+
+        self.ranks.from_rank_zero(fill)
         self.seal(step)
         return path
 
@@ -81,7 +103,10 @@ class Checkpoints:
             return None
         for step, path in reversed(self._list()):
             if not verify_seal(path, SEAL):
-                self._compare(path)
+                saved = read_seal(path, SEAL)["fingerprint"]
+                now = json.loads(json.dumps(self._fingerprint()))
+                what = f"--resume {path}: this is not the run that was saved"
+                self.changes = refuse_changes(what, saved, now, self.continuation.allow_change)
                 return step, path
             self.torn.append(_set_aside(path))
         torn = self.torn or sorted(path.name for path in self.folder.glob("checkpoint-*.torn*"))
@@ -114,34 +139,94 @@ class Checkpoints:
 
     def drop_unsealed(self) -> None:
         """Remove the checkpoint that was being written when the run failed."""
-        if not self.ranks.is_rank_zero:
-            return
-        for _, path in self._list():
+        for _, path in self._list() if self.ranks.is_rank_zero else ():
             if not (path / SEAL).is_file():
                 shutil.rmtree(path, ignore_errors=True)
-
-    def _compare(self, path: Path) -> None:
-        saved = read_seal(path, SEAL)["fingerprint"]
-        now = json.loads(json.dumps(self._fingerprint()))
-        what = f"--resume {path}: this is not the run that was saved"
-        self.changes = refuse_changes(what, saved, now, self.continuation.allow_change)
 
     def _list(self) -> list[tuple[int, Path]]:
         matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in self.folder.glob("checkpoint-*")]
         return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def _fill(path: Path, write: Callable[[Path], None]) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    write(path)
-
-
 def _set_aside(path: Path) -> str:
     """Rename a torn checkpoint to a free name, and return it."""
-    target, count = path.with_name(path.name + ".torn"), 1
-    while target.exists():
-        count += 1
-        target = path.with_name(f"{path.name}.torn-{count}")
+    names = (f"{path.name}.torn" + (f"-{number}" if number > 1 else "") for number in count(1))
+    target = next(target for name in names if not (target := path.with_name(name)).exists())
     path.rename(target)
     return target.name
+
+
+def describe_run(stage: Stage, config: StageConfig, registry: Registry, world_size: int) -> dict[str, Any]:
+    """Return what identifies a run before it has read its data: stage, settings, versions and resolved references.
+
+    Access tokens among the settings are left out: this is written to disk, and another token is no other run.
+    """
+    starts = {}
+    for key, reference in config.references.items():
+        checkpoint = registry.resolve(reference)
+        base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
+        starts[key] = {
+            "reference": checkpoint.reference,
+            "digest": checkpoint.digest,
+            "base": digests_of_base(base, registry) if not base.is_hub else base.reference,
+        }
+    sizes = {"world_size": world_size, "versions": package_versions()}
+    return {"stage": stage.name} | identifying_settings(config) | starts | sizes
+
+
+def identifying_settings(config: StageConfig) -> dict[str, Any]:
+    """Return the settings that identify a run, as JSON values without access tokens."""
+    return redact({key: value for key, value in config.model_dump(mode="json").items() if key not in _FREE})
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages a result depends on."""
+    return {package: version(package) for package in _PACKAGES}
+
+
+def refuse_changes(what: str, before: dict[str, Any], now: dict[str, Any], allowed: Iterable[str]) -> list[str]:
+    """Return the allowed differences of two identities, one line each; raise IntegrityError for any other."""
+    old, new = _flatten(before), _flatten(now)
+    keys = [key for key in sorted(old.keys() | new.keys()) if not is_same(old.get(key), new.get(key))]
+    changed = {key: f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys}
+    refused = [key for key in changed if not _covers(allowed, key)]
+    if not refused:
+        return list(changed.values())
+    settings = ",".join(sorted({key.partition("[")[0] for key in refused}))
+    fixed = any(_covers(_FIXED, key) for key in refused)
+    raise IntegrityError(
+        f"{what} ({'; '.join(changed[key] for key in refused)}); restore those settings"
+        f"{'' if fixed else f', allow it with --allow-change {settings}'}, or start a new run without --resume"
+    )
+
+
+def is_same(before: Any, now: Any) -> bool:
+    """Return whether a setting is unchanged; an empty mapping is the same as no setting."""
+    return (before if before != {} else None) == (now if now != {} else None)
+
+
+def check_allowed(allowed: Iterable[str], identity: dict[str, Any]) -> None:
+    """Raise UsageError for a field that no identity has or that decides the shape of the saved tensors."""
+    parts = (key.split(".") for key in _flatten(identity))
+    names = {"data", *(".".join(part[:length]) for part in parts for length in range(1, len(part) + 1))}
+    for field in allowed:
+        if field not in names:
+            raise UsageError(f"--allow-change {field}: no such setting;{nearest(field, sorted(names))}")
+        if any(_covers([field], fixed) or _covers([fixed], field) for fixed in _FIXED):
+            raise UsageError(
+                f"--allow-change {field}: what was saved depends on it and cannot be loaded otherwise; "
+                "start a new run without --resume"
+            )
+
+
+def _flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return flat
+
+
+def _covers(fields: Iterable[str], key: str) -> bool:
+    """Return whether a key is one of some fields or a part of one."""
+    return any(key == field or key.startswith((field + ".", field + "[")) for field in fields)

@@ -55,15 +55,14 @@ def run_stage(
 ) -> Checkpoint:
     """Run a stage to its end and register the result; with `resume`, go on with the newest run of this name.
 
-    `allow_change` names the settings in which the resumed run may differ from the one that was saved.
-
-    Raises the AlignError that stopped it; nothing is registered unless training ended well.
+    `allow_change` names the settings in which the resumed run may differ from the one that was saved. Raises the
+    AlignError that stopped it; nothing is registered unless training ended well.
     """
     from align.models.quiet_libraries import quiet_libraries
     from align.models.start_checks import check_models
-    from align.training.folder import open_run
-    from align.training.preflight import preflight
+    from align.training.plan import preflight
     from align.training.register import register
+    from align.training.run import open_run
 
     quiet_libraries()
     started_from = preflight(stage, config, registry)
@@ -76,17 +75,12 @@ def run_stage(
             run.print_line(f"{setting}: {checkpoint.reference}")
         run.data.read()
         check_models(config, registry, started_from)
-        _seed_libraries(config.seed)
-        trained = stage.run(config, run)
-        return register(stage, config, run, trained)
+        from datasets import disable_progress_bars
+        from transformers import set_seed
+        from transformers.utils.logging import disable_progress_bar
 
-
-def _seed_libraries(seed: int) -> None:
-    """Seed every random state, and switch off the libraries' progress bars beside the run's own."""
-    from datasets import disable_progress_bars
-    from transformers import set_seed
-    from transformers.utils.logging import disable_progress_bar
-
-    set_seed(seed)
-    disable_progress_bars()
-    disable_progress_bar()
+        set_seed(config.seed)
+        # The run has its own progress bar.
+        disable_progress_bars()
+        disable_progress_bar()
+        return register(run, stage.run(config, run))

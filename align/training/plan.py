@@ -1,32 +1,44 @@
-"""The plan of a run, made without loading weights: rows, tokens, steps, trainable parameters and memory."""
+"""What is known of a run before its weights are loaded: checks of its settings, and its plan.
+
+The plan gives rows, tokens, steps, trainable parameters and memory.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig, write
+from align.data.load import require_files
 from align.data.rendering.fold_system import fold_when_asked
 from align.data.rendering.template_notices import notice_lines
 from align.data.token_cache import TokenisedDataset
-from align.models.adapters import tokenizer_checkpoint
+from align.errors import MachineError, UsageError
+from align.models.adapters import refuse_reward, tokenizer_checkpoint
 from align.models.base_files import load_text_config
 from align.models.counting import count_trainable
+from align.models.heads import check_score_head
 from align.models.memory import LossHead, TrainingPass, estimate_memory
-from align.models.start_checks import check_models
+from align.models.start_checks import check_files, check_models
 from align.models.tokenizers import load_tokenizer
-from align.training.preflight import preflight
 from align.training.ranks import Ranks
 from align.training.training_data import TrainingData
+from align.training.trl_bridge import check_passthrough
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
     from align.training.stage import Stage
+
+_BOTH = "pip install {0}, or 'align[{1}]'"
+_INSTALL = {name: _BOTH.format(name, "trackers") for name in ("wandb", "mlflow", "trackio")} | {
+    "tensorboard": _BOTH.format("tensorboard", "tensorboard"),
+    "comet_ml": "pip install comet_ml",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,29 @@ class Outline:
     tokenizer: Any
     trainable: int
     total: int
+
+
+def preflight(stage: Stage, config: StageConfig, registry: Registry) -> dict[str, Checkpoint]:
+    """Check settings against each other and the registry, and return the checkpoints that they name."""
+    check_passthrough(stage, config)
+    for tracker in config.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise MachineError(f"report_to={tracker}: the package {tracker} is not installed; {_INSTALL[tracker]}")
+    require_files([*config.data_specs, *config.eval_specs])
+    checkpoints = {key: registry.resolve(reference) for key, reference in config.references.items()}
+    start = checkpoints.get("model")
+    if start is not None and start.kind == "reward":
+        if stage.produces != "reward":
+            refuse_reward(start)
+        check_score_head(start)
+    check_files(config, registry, checkpoints)
+    if config.name in registry.names() and (newest := registry.resolve(config.name)).kind != stage.kind(config):
+        # With versions of two kinds `model=NAME` would change its meaning.
+        raise UsageError(
+            f"name={config.name}: {newest.reference} is a {newest.kind} and this makes a {stage.kind(config)}; "
+            "choose another name"
+        )
+    return checkpoints
 
 
 def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
@@ -51,21 +86,24 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     outline = stage.outline if stage.outline and not started else None
     start = outline(config, data.train) if outline else _outline(stage, config, registry, started["model"])
     notes = fold_when_asked(start.tokenizer, config.on_refused)
-    with _token_cache(registry) as cache:
-        tokens = data.tokenise_records(data.train, start.tokenizer, cache)
+    # Where there is no registry yet, a plan makes none.
+    has_registry = registry.root.is_dir()
+    with nullcontext(registry.cache_dir / "tokens") if has_registry else TemporaryDirectory() as cache:
+        tokens = data.tokenise_records(data.train, start.tokenizer, Path(cache))
         notes += notice_lines(tokens, len(tokens.rows), start.tokenizer)
-        dropped = data.train.dropped | tokens.dropped
+        reasons = data.train.dropped | tokens.dropped
+        dropped = [f"{count} dropped: {reason}" for reason, count in reasons.items()]
         lines = {
             "start": start.start,
-            "data": f"{data.train.name}: {len(data.train.records)} rows, {_describe_dropped(dropped)}",
+            "data": f"{data.train.name}: {len(data.train.records)} rows, {', '.join(dropped) or 'none dropped'}",
             "tokens": _describe_tokens(config, tokens),
-            "steps": _describe_steps(config, _count_rows(config, tokens)),
+            "steps": _describe_steps(config, tokens),
             "trainable": f"{start.trainable:,} of {start.total:,} parameters ({start.trainable / start.total:.2%})",
         }
         if started:
             lines["memory"] = _describe_memory(stage, config, registry, started["model"], tokens)
         if data.held_out is not None:
-            rows = data.tokenise_records(data.held_out, start.tokenizer, cache)
+            rows = data.tokenise_records(data.held_out, start.tokenizer, Path(cache))
             lines["held out"] = f"{data.held_out.name}: {len(rows.rows)} rows, {rows.tokens} tokens"
     for key, text in [*lines.items(), *(("note", note) for note in notes)]:
         write(f"{key:<10} {text}")
@@ -81,26 +119,11 @@ def _outline(stage: Stage, config: StageConfig, registry: Registry, parent: Chec
     return Outline(f"{parent.reference} (base {base.reference})", tokenizer, trainable, total)
 
 
-@contextmanager
-def _token_cache(registry: Registry) -> Iterator[Path]:
-    """Yield the registry's cache of tokens, or a temporary one where there is no registry yet: a plan makes none."""
-    if registry.root.is_dir():
-        yield registry.cache_dir / "tokens"
-        return
-    with TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-def _describe_dropped(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{count} dropped: {reason}" for reason, count in dropped.items()) or "none dropped"
-
-
 def _describe_tokens(config: StageConfig, tokens: TokenisedDataset) -> str:
     parts = [f"{tokens.tokens} an epoch"]
     if tokens.trained_tokens:
         parts.append(f"{tokens.trained_tokens} of them trained ({tokens.trained_tokens / tokens.tokens:.0%})")
-    padding = 0.0 if _packs(config) else padding_share(tokens, config.per_device_train_batch_size, config.seed)
-    return ", ".join([*parts, f"{padding:.0%} padding beside them"])
+    return ", ".join([*parts, f"{_padding_share(config, tokens):.0%} padding beside them"])
 
 
 def _describe_memory(
@@ -109,13 +132,14 @@ def _describe_memory(
     """Describe the peak memory of a training step by part."""
     base = registry.resolve_base(parent) if parent.is_adapter else parent
     lengths = tokens.lengths()
-    longest = config.row_length if _packs(config) else int(lengths.max()) + config.written_length
-    filled = 1.0 if _packs(config) else 1 - padding_share(tokens, config.per_device_train_batch_size, config.seed)
+    sampled = config.row_length - config.token_length  # the longest completion that training samples after a row
+    longest = config.row_length if _packs(config) else int(lengths.max()) + sampled
     head: LossHead = "packed" if stage.head == "fused" and getattr(config, "fast_path", False) else stage.head
     rows = config.per_device_train_batch_size * lengths.shape[1]
-    parts = estimate_memory(parent, base, config, TrainingPass(rows, longest, head, filled))
-    total = parts.pop("total")
-    shown = ", ".join(f"{part} {_mebibytes(size)}" for part, size in parts.items() if size >= 2**19)
+    step = TrainingPass(rows, longest, head, 1 - _padding_share(config, tokens))
+    sizes = estimate_memory(parent, base, config, step)
+    total = sizes.pop("total")
+    shown = ", ".join(f"{part} {_mebibytes(size)}" for part, size in sizes.items() if size >= 2**19)
     return f"about {_mebibytes(total)} beside the bare process: {shown}"
 
 
@@ -123,28 +147,26 @@ def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
-def _describe_steps(config: StageConfig, rows: int) -> str:
-    steps = math.ceil(math.ceil(rows / config.rows_per_step) * config.num_train_epochs)
-    return f"{steps if config.max_steps < 0 else config.max_steps} of {config.rows_per_step} rows"
-
-
-def _count_rows(config: StageConfig, tokens: TokenisedDataset) -> int:
-    if not _packs(config):
-        return len(tokens.rows)
+def _describe_steps(config: StageConfig, tokens: TokenisedDataset) -> str:
     from align.training.packing import pack_rows
 
-    return len(pack_rows(tokens.rows, config.max_length))
+    rows = len(pack_rows(tokens.rows, config.max_length) if _packs(config) else tokens.rows)
+    steps = math.ceil(math.ceil(rows / config.rows_per_step) * config.num_train_epochs)
+    return f"{steps if config.max_steps < 0 else config.max_steps} of {config.rows_per_step} rows"
 
 
 def _packs(config: StageConfig) -> bool:
     return bool(getattr(config, "packing", False))
 
 
-def padding_share(tokens: TokenisedDataset, batch_size: int, seed: int) -> float:
+def _padding_share(config: StageConfig, tokens: TokenisedDataset) -> float:
     """Return the share of padding in batches of shuffled rows, each padded to its longest row."""
     import numpy
 
-    lengths = numpy.random.default_rng(seed).permutation(tokens.lengths())
-    batches = numpy.split(lengths, range(batch_size, len(lengths), batch_size))
+    if _packs(config):
+        return 0.0
+    lengths = numpy.random.default_rng(config.seed).permutation(tokens.lengths())
+    size = config.per_device_train_batch_size
+    batches = numpy.split(lengths, range(size, len(lengths), size))
     padded = sum(int(batch.max()) * batch.size for batch in batches)
     return 1 - float(lengths.sum()) / padded

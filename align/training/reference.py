@@ -1,13 +1,23 @@
-"""The log-probabilities of the reference as columns of a trainer's rows, cached in the registry."""
+"""The reference that DPO, KTO and GRPO hold a policy to: its cached log-probabilities, and a proof at step 1.
+
+Log-probabilities become columns of a trainer's rows and are cached in the registry. The numbers of step 1 are known,
+because the policy equals its reference there.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from transformers import TrainerCallback
 
 from align.config import TrainerStageConfig
+from align.errors import IntegrityError
 from align.models.adapters import digests_of_base
 from align.models.loading import Precision
 from align.models.packed import use_fast_path
@@ -25,6 +35,9 @@ PAIRS = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"}
 UNPAIRED = {"ref_logps": "completion_ids", "ref_KL_logps": "KL_completion_ids"}
 """the same for its KTO trainer"""
 
+LOGPS = ("logps/chosen", "logps/rejected")
+"""the mean log-probabilities of completions that TRL logs; a batch without good or bad ones logs one of them"""
+
 _BATCH_RATIO = 4
 """tokens of a batch without gradients, over those of the largest training batch"""
 _SAVE_EVERY_S = 60.0
@@ -39,22 +52,22 @@ def add_reference_logps(run: Run, trainer: Any, base: Checkpoint, columns: Mappi
     if isinstance(run.config, TrainerStageConfig) and run.config.fast_path:
         use_fast_path(trainer.model, run.print_line)
     splits = [rows for rows in (trainer.train_dataset, trainer.eval_dataset) if rows is not None]
-    answers = [_select_answers(rows, columns, trainer.args.max_length) for rows in splits]
+    present = [[column for column, source in columns.items() if source in rows.column_names] for rows in splits]
+    answers = [
+        _select_answers(rows, [columns[column] for column in names], trainer.args.max_length)
+        for rows, names in zip(splits, present, strict=True)
+    ]
     logps = _load_logps(run, trainer, base, [answer for part in answers for answer in part])
     for number, rows in enumerate(splits):
         values = [logps[answer.digest] for answer in answers[number]]
-        for position, column in enumerate(_present(rows, columns)):
+        for position, column in enumerate(present[number]):
             rows = rows.add_column(column, values[position * len(rows) : (position + 1) * len(rows)])
         splits[number] = rows
     trainer.train_dataset, trainer.eval_dataset = splits[0], splits[1] if len(splits) > 1 else None
     trainer.precompute_ref_logps = True
 
 
-def _present(rows: Dataset, columns: Mapping[str, str]) -> list[str]:
-    return [column for column, source in columns.items() if source in rows.column_names]
-
-
-def _select_answers(rows: Dataset, columns: Mapping[str, str], max_length: int | None) -> list[AnswerTokens]:
+def _select_answers(rows: Dataset, sources: Sequence[str], max_length: int | None) -> list[AnswerTokens]:
     """Return the answers of each column one after the other, cut as the trainer's collator cuts them."""
     import numpy
 
@@ -62,8 +75,8 @@ def _select_answers(rows: Dataset, columns: Mapping[str, str], max_length: int |
     prompts = _split_lists(table["prompt_ids"])
     return [
         AnswerTokens(numpy.concatenate([prompt, answer])[:max_length].astype(numpy.int32), len(prompt))
-        for column in _present(rows, columns)
-        for prompt, answer in zip(prompts, _split_lists(table[columns[column]]), strict=True)
+        for source in sources
+        for prompt, answer in zip(prompts, _split_lists(table[source]), strict=True)
     ]
 
 
@@ -80,8 +93,14 @@ def _split_lists(column: Any) -> list[Any]:
 
 def _load_logps(run: Run, trainer: Any, base: Checkpoint, answers: Sequence[AnswerTokens]) -> dict[bytes, float]:
     """Return the summed log-probabilities of every answer, by its digest."""
+    # What decides, besides the weights, which numbers are computed.
+    arithmetic = {name: getattr(trainer.args, name, None) for name in ("bf16", "fp16", "tf32")} | {
+        "quantization": run.config.quantization,
+        "weights_bf16": Precision.of(run.config).uses_bf16,
+        "device": trainer.model.device.type,
+    }
     adapter = run.parent if run.parent.is_adapter else None
-    key = reference_key(digests_of_base(base, run.registry), adapter, _describe_arithmetic(run, trainer))
+    key = reference_key(digests_of_base(base, run.registry), adapter, arithmetic)
     cache = ReferenceCache(run.registry.cache_dir / "reference", key)
     wanted = {answer.digest: answer for answer in answers}
     logps, ranks = cache.read(), trainer.accelerator
@@ -94,16 +113,6 @@ def _load_logps(run: Run, trainer: Any, base: Checkpoint, answers: Sequence[Answ
     logps |= cache.read() if ranks.num_processes > 1 else {}
     # Where the ranks share no disk, each computes the rest as well.
     return logps | _compute_logps(run, trainer, cache, [answer for answer in missing if answer.digest not in logps])
-
-
-def _describe_arithmetic(run: Run, trainer: Any) -> dict[str, Any]:
-    """Return what decides, besides the weights, which numbers are computed."""
-    arguments = {name: getattr(trainer.args, name, None) for name in ("bf16", "fp16", "tf32")}
-    return arguments | {
-        "quantization": run.config.quantization,
-        "weights_bf16": Precision.of(run.config).uses_bf16,
-        "device": trainer.model.device.type,
-    }
 
 
 def _compute_logps(
@@ -132,3 +141,70 @@ def _compute_logps(
     tokens, seconds = sum(len(answer.ids) for answer in answers), time.monotonic() - started
     run.print_line(f"reference log-probabilities: {len(logps)} answers computed, {tokens} tokens in {seconds:.1f} s")
     return logps
+
+
+class Rounding(NamedTuple):
+    """The largest difference of two passes of one model on the log-probability of a completion.
+
+    Batches of other shapes are rounded otherwise. In single precision 3e-8 of a log-probability was measured, in bf16
+    4e-5 with a small model; a reference that is another model is nats away.
+    """
+
+    nats: float
+    share: float
+    """of the log-probability, added to `nats`"""
+    exact: bool
+    """whether arithmetic is single precision throughout"""
+
+    @classmethod
+    def of(cls, config: TrainerStageConfig) -> Rounding:
+        """Return the rounding of a run's arithmetic."""
+        reduced = any(config.trainer.get(key) for key in ("fp16", "tf32", "torch_compile"))
+        mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+        exact = not (Precision.of(config).uses_bf16 or config.quantization == "int8" or reduced or mixed)
+        return cls(1e-4, 1e-6, True) if exact else cls(0.25, 1e-2, False)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A number of step 1: `value`, give or take `within` and `share` of the largest of the numbers logged as `of`.
+
+    Log-probabilities are sums over tokens, so what rounding adds to them grows with their size.
+    """
+
+    value: float
+    within: float
+    share: float = 0.0
+    of: tuple[str, ...] = ()
+
+    def is_met_by(self, logged: float, numbers: Mapping[str, float]) -> bool:
+        """Return whether a logged number is as expected; one that is not finite is left to the guard."""
+        size = max((abs(numbers[key]) for key in self.of if key in numbers), default=0.0)
+        return not math.isfinite(logged) or abs(logged - self.value) <= self.within + self.share * size
+
+
+def expect_no_rewards(beta: float, rounding: Rounding) -> dict[str, Expected]:
+    """Return the rewards that DPO and KTO log when every log-ratio is 0."""
+    within, share = beta * rounding.nats, beta * rounding.share
+    return {f"rewards/{side}": Expected(0.0, within, share, (f"logps/{side}",)) for side in ("chosen", "rejected")}
+
+
+@dataclass
+class FirstStep(TrainerCallback):
+    """Raises IntegrityError when step 1 logs other numbers than expected; one that is not logged is not checked."""
+
+    run: Run
+    expected: Mapping[str, Expected]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:  # noqa: D102
+        if state.global_step != 1 or "loss" not in (logs or {}):
+            return
+        numbers = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        checked = {key: expected for key, expected in self.expected.items() if key in numbers}
+        text = ", ".join(f"{key} {numbers[key]:.6g} ({expected.value:.6g})" for key, expected in checked.items())
+        if not all(expected.is_met_by(numbers[key], numbers) for key, expected in checked.items()):
+            raise IntegrityError(
+                f"step 1, found (expected): {text}; the reference is not what the policy starts as, and training "
+                "would be held to another model; report this, or check what trainer: changes"
+            )
+        self.run.print_line(f"step 1 as expected, policy equals reference: {text}")

@@ -1,21 +1,38 @@
-"""A run of a stage: what a stage function gets besides its settings."""
+"""A run of a stage: what a stage function gets besides its settings, and its folder, locked against other processes."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig, dump_yaml
+from align.errors import IntegrityError, MachineError
 from align.registry.durable import write_durably
 from align.registry.redaction import redact_lines
-from align.training.checkpoints import Checkpoints, Continuation
-from align.training.identity import check_allowed, describe_run, refuse_changes
-from align.training.progress import print_line
-from align.training.ranks import Ranks
-from align.training.run_log import RunLog
+from align.training.checkpoints import (
+    LOG,
+    Checkpoints,
+    Continuation,
+    check_allowed,
+    describe_run,
+    identifying_settings,
+    is_same,
+    refuse_changes,
+)  # fmt: skip
+from align.training.endings import explain_shortage, handle_signals
+from align.training.ranks import Ranks, join_ranks
+from align.training.run_log import RunLog, print_line
 from align.training.training_data import TrainingData
+from align.training.trl_bridge import explain_passthrough
 
 if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
@@ -28,22 +45,16 @@ class Run:
     """A run with its folder, data, log and checkpoints; made by `open_run`."""
 
     def __init__(
-        self,
-        stage: Stage,
-        config: StageConfig,
-        registry: Registry,
-        folder: Path,
-        ranks: Ranks,
-        continuation: Continuation,
+        self, stage: Stage, config: StageConfig, registry: Registry, folder: Path, ranks: Ranks, resuming: Continuation
     ) -> None:
         self.stage, self.config, self.registry, self.folder, self.ranks = stage, config, registry, folder, ranks
         self.data = TrainingData(stage, config, registry, ranks, self.print_line)
-        self.checkpoints = Checkpoints(folder, self.fingerprint, ranks, continuation)
+        self.checkpoints = Checkpoints(folder, self.fingerprint, ranks, resuming)
         self.log = RunLog(stage.name, config, folder, self.checkpoints)
         self.stopped_by: int | None = None
         """the signal that asked the run to stop"""
         self.registered: str | None = None
-        """the reference of the version, from the moment it is in the registry"""
+        """the reference of the version once it is in the registry: the run has ended well, whatever follows"""
 
     @property
     def stopping(self) -> bool:
@@ -122,10 +133,98 @@ class Run:
             self.print_line("no checkpoint yet; starting at step 0")
         return point
 
-    def mark_registered(self, reference: str) -> None:
-        """Note that the version is in the registry: the run has ended well, whatever follows."""
-        self.registered = reference
-
     def finish(self, reference: str) -> None:
         """Write into the folder that the run is complete."""
         write_durably(self.folder / FINISHED, json.dumps({"reference": reference}).encode())
+
+
+@contextmanager
+def open_run(
+    stage: Stage, config: StageConfig, registry: Registry, *, resume: bool, allow_change: tuple[str, ...] = ()
+) -> Iterator[Run]:
+    """Open a new run folder, or with `resume` the one to go on with, and lock it against other processes.
+
+    SIGTERM and Ctrl-C set `run.stopping`; a stage then saves a checkpoint and raises PreemptedError. Without disk or
+    memory it ends with a MachineError. A run that ends before it has logged anything leaves no folder behind.
+    """
+    ranks = join_ranks()
+    runs = registry.runs_dir(config.name)
+    folder = ranks.from_rank_zero(lambda: (_find_unfinished(runs, config) if resume else None) or _make_folder(runs))
+    run = Run(stage, config, registry, folder, ranks, Continuation(resume, allow_change))
+    with ExitStack() as stack:
+        ranks.from_rank_zero(lambda: _lock(folder, stack))  # rank 0 holds it for all ranks of a run
+        with handle_signals(run), _removed_when_empty(run), explain_shortage(run), explain_passthrough(config):
+            yield run
+
+
+@contextmanager
+def _removed_when_empty(run: Run) -> Iterator[None]:
+    """Remove the folder of a run that failed before it had logged or saved anything, and close the log."""
+    try:
+        yield
+    except BaseException:
+        has_work = (run.folder / LOG).is_file() or any(run.folder.glob("checkpoint-*"))
+        if run.ranks.is_rank_zero and not has_work:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+    finally:
+        run.log.close(ended_well=run.registered is not None)
+
+
+def _make_folder(runs: Path) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        folder = runs / (stamp if attempt == 0 else f"{stamp}-{attempt:03}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise MachineError(f"{folder}: cannot be made ({error.strerror}); choose another --registry") from None
+        return folder
+    raise MachineError(f"{runs}: a thousand runs started this second; wait a second")
+
+
+def _find_unfinished(runs: Path, config: StageConfig) -> Path | None:
+    """Return the run to go on with: one that was started with these settings, else any, which is then refused.
+
+    None when there is no run yet, so that `--resume` is safe in a job that is queued again.
+    """
+    folders = sorted((path for path in runs.glob("*") if (path / STARTED).is_file()), reverse=True)
+    return _select_folder([path for path in folders if _has_settings(path, config)]) or _select_folder(folders)
+
+
+def _has_settings(folder: Path, config: StageConfig) -> bool:
+    """Return whether a run was started with these settings, apart from what its references stand for."""
+    try:
+        saved = json.loads((folder / STARTED).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    settings = identifying_settings(config).items()
+    return all(is_same(saved.get(key), value) for key, value in settings if key not in config.references)
+
+
+def _select_folder(folders: list[Path]) -> Path | None:
+    """Return, of runs newest first, the newest with a checkpoint, else the newest; a finished one ends the search."""
+    for folder in folders:
+        if (folder / FINISHED).is_file():
+            break
+        if any(folder.glob("checkpoint-*")):
+            return folder
+    return folders[0] if folders else None
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    # Opened for appending, so that a process that does not get the lock leaves the holder's name in the file.
+    file = stack.enter_context((folder / "lock").open("a+", encoding="utf-8"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise IntegrityError(
+            f"{folder}: {holder} is running in it; wait for it to end, stop it, or start a new run without --resume"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()

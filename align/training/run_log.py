@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
-from align.config import StageConfig
+from align.config import StageConfig, write
 from align.errors import DivergedError
 from align.registry.durable import write_durably
 from align.registry.redaction import redact
 from align.training.checkpoints import LOG, Checkpoints
-from align.training.progress import Progress
 from align.training.trackers import TrackedRun, Trackers
 
 _MUST_BE_FINITE = ("loss", "grad_norm", "eval_loss", "policy_loss", "value_loss")
+_SHOWN = {
+    "loss": "loss", "eval_loss": "eval_loss", "score_mean": "score", "kl": "kl", "completion_length": "length",
+    "accuracy": "accuracy", "rewards/accuracies": "rewards/accuracies", "eval_accuracy": "eval_accuracy",
+    "learning_rate": "learning_rate", "tokens_per_second/rollout": "tokens/s: rollout",
+    "tokens_per_second/scoring": "scoring", "tokens_per_second/update": "update",
+}  # fmt: skip
+"""the numbers of a step that are shown, in this order, and their labels"""
 
 
 class RunLog:
@@ -40,7 +49,7 @@ class RunLog:
             self._trackers.open(TrackedRun(name, self.path.parent, settings))
         self.begun = True
         self._progress = Progress(name, total)
-        with self._progress if self._is_writer else nullcontext():
+        with self._progress.shown() if self._is_writer else nullcontext():
             yield self._progress
         self._progress = None
 
@@ -93,3 +102,50 @@ def _is_logged_by(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] <= step)
     except json.JSONDecodeError:
         return False
+
+
+class Progress:
+    """Progress of one loop of `total` steps: a rich bar on a terminal, plain lines in a pipe."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self._bar: Any = None
+        self._task: Any = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the bar, if there is one."""
+        if not sys.stdout.isatty():
+            yield
+            return
+        from rich import progress as rich
+
+        text = rich.TextColumn
+        columns = (text("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn())
+        self._bar = rich.Progress(*columns, text("{task.fields[numbers]}"))
+        self._task = self._bar.add_task(self.title, total=self.total, numbers="")
+        with self._bar:
+            yield
+
+    def advance(self, steps: int = 1) -> None:
+        """Count finished steps."""
+        self.done += steps
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done)
+
+    def show(self, step: int, numbers: dict[str, float]) -> None:
+        """Show the numbers of a step."""
+        text = "  ".join(f"{name} {numbers[key]:.4g}" for key, name in _SHOWN.items() if key in numbers)
+        if self._bar is not None:
+            self._bar.update(self._task, numbers=text)
+        else:
+            print_line(f"{self.title} {step}/{self.total}  {text}")
+
+
+def print_line(text: str) -> None:
+    """Print a line for the user; training goes on when nobody reads it any more (`| head`)."""
+    try:
+        write(text)
+    except BrokenPipeError:
+        # As Python's documentation advises, so that later writes and the flush at exit do not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -46,7 +46,8 @@ class TrainingData:
     ) -> None:
         self._stage, self._config, self._registry, self._ranks = stage, config, registry, ranks
         self._notify = notify
-        self._entries: list[dict[str, Any]] = []
+        self.entries: list[dict[str, Any]] = []
+        """name, digest, rows and dropped rows of each dataset that was read, for the manifest"""
 
     @cached_property
     def train(self) -> RecordSet:
@@ -71,10 +72,9 @@ class TrainingData:
         """Return the rows under a tokenizer, from the registry's cache when they were tokenised before."""
         for line in fold_when_asked(tokenizer, self._config.on_refused):
             self._notify(line)
-        records = (self.train, self.held_out)
-        entries = zip(records, self._entries, strict=False)
-        sets = [self._tokenise_split(part, entry, tokenizer) for part, entry in entries if part is not None]
-        return TokenisedSplits(*sets)
+        read = [part for part in (self.train, self.held_out) if part is not None]
+        pairs = zip(read, self.entries, strict=True)
+        return TokenisedSplits(*(self._tokenise_split(part, entry, tokenizer) for part, entry in pairs))
 
     def tokenise_records(self, records: RecordSet, tokenizer: Any, cache: Path) -> TokenisedDataset:
         """Return the rows of some records; rank 0 writes them into the cache, then the other ranks read them there.
@@ -86,13 +86,9 @@ class TrainingData:
         processes = getattr(config, "dataset_num_proc", None)
         return self._ranks.rank_zero_first(lambda: tokenise(records, tokenizer, plan, cache=cache, processes=processes))
 
-    def manifest_entries(self) -> list[dict[str, Any]]:
-        """Return name, digest, rows and dropped rows of each dataset that was read."""
-        return self._entries
-
     def fingerprint(self) -> dict[str, str]:
         """Return the digest of each dataset that was read."""
-        return {f"data[{i}]": f"{entry['name']} {entry['digest']}" for i, entry in enumerate(self._entries)}
+        return {f"data[{i}]": f"{entry['name']} {entry['digest']}" for i, entry in enumerate(self.entries)}
 
     def _read(self, specs: list[str]) -> RecordSet:
         roots = {"registry": self._registry.root}
@@ -101,7 +97,7 @@ class TrainingData:
             self._notify(note)
         if not records.records:
             raise DataError(f"{records.name}: 0 rows left to train on, dropped {records.dropped}; check the file")
-        self._entries.append(records.describe())
+        self.entries.append(records.describe())
         return records
 
     def _tokenise_split(self, records: RecordSet, entry: dict[str, Any], tokenizer: Any) -> Dataset:

@@ -87,7 +87,7 @@ def test_with_leave_it_is_left_out_and_counted(root, tmp_path, capsys, monkeypat
     counted = []
     monkeypatch.setattr(
         "align.training.loop.train",
-        lambda run, trainer: counted.append((len(trainer.train_dataset), run.data.manifest_entries())) or {},
+        lambda run, trainer: counted.append((len(trainer.train_dataset), run.data.entries)) or {},
     )
     monkeypatch.setattr("align.training.register.draw_curves", lambda *_, **__: None)
 

@@ -15,7 +15,7 @@ from test_ppo_optimum import WORDS, twelve_tokens  # noqa: F401
 
 from align.config import build
 from align.dpo import STAGE, DpoConfig, dpo
-from align.training.folder import open_run
+from align.training.run import open_run
 
 BETA, PAIRS = 0.8, 9000
 PROMPTS = ["a b", "c d e", "h"]

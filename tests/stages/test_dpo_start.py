@@ -14,7 +14,7 @@ from align.errors import IntegrityError
 from align.registry import open_registry
 from align.training import reference
 from align.training.command import main
-from align.training.first_step import Expected
+from align.training.reference import Expected
 
 FIXED = ["bf16=false", "lora.r=4", "learning_rate=5e-3", "logging_steps=1", "per_device_train_batch_size=4"]
 

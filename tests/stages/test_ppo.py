@@ -22,7 +22,7 @@ from align.ppo import STAGE, PpoConfig, ppo
 from align.rewards import reward
 from align.rl.ppo_models import POLICY, REFERENCE, REWARD, VALUE
 from align.training.command import main, run_stage
-from align.training.folder import open_run
+from align.training.run import open_run
 
 FP32 = Precision(bf16=False)
 KEYS = {

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from align.config import build
 from align.ppo import STAGE, PpoConfig, ppo
 from align.rewards import reward
-from align.training.folder import open_run
+from align.training.run import open_run
 
 SPECIAL = ["<pad>", "<end>", "<user>", "<bot>"]
 WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]

@@ -22,8 +22,8 @@ from align.errors import DivergedError
 from align.registry.durable import write_durably
 from align.sft import STAGE, SftConfig
 from align.training.command import main
-from align.training.folder import open_run
-from align.training.shortage import out_of_memory
+from align.training.endings import out_of_memory
+from align.training.run import open_run
 
 one_stage = pytest.mark.parametrize("course", ["sft"], indirect=True)
 

@@ -33,7 +33,7 @@ def test_data_is_read_once_and_recorded_in_the_order_of_its_settings(
     data.read()
 
     assert data.train is data.train
-    assert [entry["name"] for entry in data.manifest_entries()] == [demonstrations.name, held_out_demonstrations.name]
+    assert [entry["name"] for entry in data.entries] == [demonstrations.name, held_out_demonstrations.name]
     assert list(data.fingerprint()) == ["data[0]", "data[1]"]
     assert sum("decided by" in line for line in printed) == 2
 
@@ -47,7 +47,7 @@ def test_what_was_dropped_is_printed_and_recorded_beside_the_rows_that_are_train
 
     splits = data.tokenise(AutoTokenizer.from_pretrained(tiny_base))
 
-    (entry,) = data.manifest_entries()
+    (entry,) = data.entries
     assert splits.held_out is None
     assert (entry["rows"], entry["trained_rows"], list(entry["dropped"].values())) == (9, 8, [1])
     assert len(splits.train) == 8
