@@ -6,9 +6,10 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from align.data.reasoning import is_unfinished, split_reasoning, strip_reasoning
 from align.engine.protocol import GenerationRequest, Row, RowDone, RowFailure, Sampling
@@ -21,8 +22,7 @@ from align.schema import Messages, Record, assistant, content_text, user
 if TYPE_CHECKING:
     from align.engine.protocol import Engine
 
-_RowOwner = tuple[str, int]
-"""a model, and the index of a record"""
+T = TypeVar("T")
 
 _PROGRESS_INTERVAL_S = 10.0
 """between two progress lines"""
@@ -107,43 +107,52 @@ def generate_completions(
     """
     order = [index for index, record in enumerate(records) if record.prompt]
     order.sort(key=lambda index: len(content_text(records[index].prompt)), reverse=True)
-    owners = [(model, index) for index in order for model in models]
-    conversations = _Conversations(records, seed, {model: [None] * len(records) for model in models})
+    conversations = {
+        (model, index): _Conversation(model, records[index], seed * len(records) + index)
+        for index in order
+        for model in models
+    }
     if stores:
-        _reuse_stored(conversations, owners, sampling, stores)
-    failed: dict[str, int] = {}
-    while owners := [owner for owner in owners if conversations.is_waiting(owner)]:
-        rows = tuple(map(conversations.row, owners))
-        for index, event in _final_events(engine, GenerationRequest(rows, sampling)):
+        _reuse_stored(conversations.values(), sampling, stores)
+    failed: Counter[str] = Counter()
+    while waiting := [one for one in conversations.values() if one.is_waiting]:
+        rows = tuple(one.row() for one in waiting)
+        events = engine.submit(GenerationRequest(rows, sampling))
+        ends = (event for event in events if isinstance(event, RowDone | RowFailure))
+        for event in with_progress(ends, len(rows), "completions"):
+            conversation, row = waiting[event.row], rows[event.row]
             if isinstance(event, RowFailure):
-                failed[event.message] = failed.get(event.message, 0) + 1
-                conversations.mark_failed(owners[index])
+                failed[event.message] += 1
+                conversation.failed = True
                 continue
             text = event.text if event.marked is None else event.marked
             answer = GeneratedAnswer(text, event.completion_tokens, event.reason == "stop")
-            conversations.add_answer(owners[index], answer)
+            conversation.add(answer)
             if stores:
-                stores[rows[index].model].add(row_key(rows[index], sampling), answer._asdict())
-    if failed and not any(any(completions) for completions in conversations.completions.values()):
+                stores[row.model].add(row_key(row, sampling), answer._asdict())
+    completions = {
+        model: [one.completion if (one := conversations.get((model, index))) else None for index in range(len(records))]
+        for model in models
+    }
+    if failed and not any(any(of_model) for of_model in completions.values()):
         raise IntegrityError(next(iter(failed)))
-    return conversations.completions, failed
+    return completions, failed
 
 
 def _reuse_stored(
-    conversations: _Conversations, owners: Sequence[_RowOwner], sampling: Sampling, stores: Mapping[str, JsonlStore]
+    conversations: Collection[_Conversation], sampling: Sampling, stores: Mapping[str, JsonlStore]
 ) -> None:
     """Reuse stored completions of an earlier evaluation, and write their number to stderr."""
     reused = 0
-    for owner in owners:
-        while conversations.is_waiting(owner):
-            row = conversations.row(owner)
-            stored = stores[row.model].find(row_key(row, sampling))
+    for conversation in conversations:
+        while conversation.is_waiting:
+            stored = stores[conversation.model].find(row_key(conversation.row(), sampling))
             if stored is None:
                 break
-            conversations.add_answer(owner, GeneratedAnswer(**stored))
+            conversation.add(GeneratedAnswer(**stored))
             reused += 1
     if reused:
-        total = sum(1 + len(_follow_ups(conversations.records[index])) for _, index in owners)
+        total = sum(1 + len(one.follow_ups) for one in conversations)
         folder = next(iter(stores.values())).path.parent
         sys.stderr.write(
             f"{reused} of {total} completions of {', '.join(stores)} are reused from an earlier evaluation; "
@@ -166,72 +175,55 @@ class GeneratedAnswer(NamedTuple):
 
 
 @dataclass
-class _Conversations:
-    """The conversations so far, by model and index of the record."""
+class _Conversation:
+    """A conversation of one model about one record, so far."""
 
-    records: Sequence[Record]
+    model: str
+    record: Record
     seed: int
-    completions: dict[str, Completions]
-    failed: set[_RowOwner] = field(default_factory=set)
+    turns: Messages = field(default_factory=list)
+    tokens: int = 0
+    ended: bool = True
+    failed: bool = False
 
-    def is_waiting(self, owner: _RowOwner) -> bool:
-        """Return whether another answer is to be generated: the first, or to a follow-up question."""
-        model, index = owner
-        previous = self.completions[model][index]
-        turn_count = 0 if previous is None else len(previous.turns)
-        return owner not in self.failed and turn_count < 2 * len(_follow_ups(self.records[index])) + 1
+    @property
+    def follow_ups(self) -> list[str]:
+        stored = self.record.meta.get("follow_ups")
+        return [text for text in stored if isinstance(text, str)] if isinstance(stored, list) else []
 
-    def row(self, owner: _RowOwner) -> Row:
+    @property
+    def is_waiting(self) -> bool:
+        """True when another answer is to be generated: the first, or to a follow-up question."""
+        return not self.failed and len(self.turns) < 2 * len(self.follow_ups) + 1
+
+    def row(self) -> Row:
         """Return the request row of the next answer."""
-        model, index = owner
-        previous, prompt = self.completions[model][index], self.records[index].prompt
-        if previous is not None:
-            question = _follow_ups(self.records[index])[len(previous.turns) // 2]
-            prompt = [*prompt, *answers_of(previous.turns), user(question)]
-        return Row(model, prompt, self.seed * len(self.records) + index)
+        question = [user(self.follow_ups[len(self.turns) // 2])] if self.turns else []
+        return Row(self.model, [*self.record.prompt, *answers_of(self.turns), *question], self.seed)
 
-    def add_answer(self, owner: _RowOwner, answer: GeneratedAnswer) -> None:
-        """Append a generated answer."""
-        model, index = owner
-        previous = self.completions[model][index]
-        tokens, ended = (0, True) if previous is None else (previous.tokens, previous.ended)
-        earlier = [] if previous is None else [*previous.turns, self.row(owner).messages[-1]]
-        turns = [*earlier, assistant(answer.text)]
-        self.completions[model][index] = ModelCompletion(turns, tokens + answer.tokens, ended and answer.ended)
+    def add(self, answer: GeneratedAnswer) -> None:
+        question = self.row().messages[-1:] if self.turns else []
+        self.turns += [*question, assistant(answer.text)]
+        self.tokens, self.ended = self.tokens + answer.tokens, self.ended and answer.ended
 
-    def mark_failed(self, owner: _RowOwner) -> None:
-        """Leave a record without a completion."""
-        model, index = owner
-        self.completions[model][index] = None
-        self.failed.add(owner)
+    @property
+    def completion(self) -> ModelCompletion | None:
+        return None if self.failed else ModelCompletion(self.turns, self.tokens, self.ended)
 
 
-def _follow_ups(record: Record) -> list[str]:
-    stored = record.meta.get("follow_ups")
-    return [text for text in stored if isinstance(text, str)] if isinstance(stored, list) else []
-
-
-def _final_events(engine: Engine, request: GenerationRequest) -> Iterator[tuple[int, RowDone | RowFailure]]:
-    """Yield the final event of each row, with progress lines on stderr."""
-    clock, done = time.monotonic(), 0
-    for event in engine.submit(request):
-        if not isinstance(event, RowDone | RowFailure):
-            continue
-        done += 1
-        yield event.row, event
+def with_progress(items: Iterable[T], total: int, kind: str) -> Iterator[T]:
+    """Yield the items, with a line on stderr every few seconds about how many of `total` are done."""
+    clock = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
         if time.monotonic() - clock > _PROGRESS_INTERVAL_S:
             clock = time.monotonic()
-            sys.stderr.write(f"{done} of {len(request.rows)} completions\n")
+            sys.stderr.write(f"{done} of {total} {kind}\n")
 
 
 def texts_of(completions: Completions) -> Texts:
     """Return the answers without reasoning."""
     return [None if one is None else one.text for one in completions]
-
-
-def texts_with_reasoning(completions: Completions) -> Texts:
-    """Return the answers with reasoning, for rewards that read it."""
-    return [None if one is None else one.text_with_reasoning for one in completions]
 
 
 def behaviour_metrics(completions: Completions) -> list[Metric]:

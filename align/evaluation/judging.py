@@ -6,14 +6,13 @@ A judge gives a verdict for each pair, or none where it failed; failures are cou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from align.evaluation.metric import MetricEstimate, estimate_metric, mean_metric
 from align.evaluation.overlap import Texts
-from align.evaluation.slices import Slices
+from align.evaluation.request import Slices
 from align.schema import Record
 from align.statistics import Resamples, sign_test
 
@@ -68,10 +67,6 @@ class JudgedComparison:
     def has_failures(self) -> bool:
         """True when the judge failed on some pair that has completions."""
         return bool(set(self.failed) - {NO_COMPLETION})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return asdict(self)
 
 
 def compare_verdicts(

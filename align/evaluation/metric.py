@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -90,10 +90,6 @@ class Comparison:
         if self.better is None:
             return "higher" if up else "lower"
         return "better" if up == (self.better == "higher") else "worse"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON values, with the verdict."""
-        return {**asdict(self), "verdict": self.verdict}
 
 
 def mean_metric(name: str, values: Sequence[float] | np.ndarray, better: Better = "higher") -> Metric:

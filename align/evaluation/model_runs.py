@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align.data.rendering.template_notices import generation_notice
+from align.engine.adapter_groups import BASE, context_window
 from align.errors import AlignError, DataError, IntegrityError, UsageError, shorten
 from align.evaluation.completions import UNFINISHED, Completions, behaviour_metrics, generate_completions, texts_of
-from align.evaluation.likelihood import Pair, completion_kls, continuation_logprobs, held_out_nats, marked_tokens
+from align.evaluation.likelihood import (
+    MarkedRow,
+    Pair,
+    completion_kls,
+    continuation_logprobs,
+    held_out_nats,
+    marked_tokens,
+)  # fmt: skip
 from align.evaluation.metric import Metric, classification_metrics, mean_metric, ratio, ratio_metric
 from align.evaluation.overlap import CORPUS
 from align.evaluation.request import EvaluationData, EvaluationRequest
+from align.evaluation.scorers import Likelihood
 from align.registry.checkpoint import adapter_config
 from align.schema import Record
 from align.tuners import tuner_type
@@ -27,8 +37,6 @@ if TYPE_CHECKING:
 
 _MAX_WINDOW_TOKENS = 4096
 """longest row whose likelihood is computed, where the model's window is larger"""
-
-
 _DESCRIPTIVE_METRICS = ("perplexity", "kl_parent", "kl_base", "tokens", "no_eos", UNFINISHED, "repetition", "refusal")
 
 
@@ -51,19 +59,16 @@ class ModelRun:
     def add(self, metrics: Sequence[Metric]) -> None:
         """Add the metrics that apply to some record; descriptive ones come last."""
         self.metrics |= {metric.name: metric for metric in metrics if metric.count}
-        quality = [name for name in self.metrics if name not in _DESCRIPTIVE_METRICS]
-        descriptive = [name for name in _DESCRIPTIVE_METRICS if name in self.metrics]
-        self.metrics = {name: self.metrics[name] for name in [*quality, *descriptive]}
+        names = [*(name for name in self.metrics if name not in _DESCRIPTIVE_METRICS), *_DESCRIPTIVE_METRICS]
+        self.metrics = {name: self.metrics[name] for name in names if name in self.metrics}
 
 
 def evaluate_models(
-    registry: Registry, references: Sequence[str], request: EvaluationRequest, data: EvaluationData
+    registry: Registry, checkpoints: dict[str, Checkpoint], request: EvaluationRequest, data: EvaluationData
 ) -> list[ModelRun]:
-    """Evaluate each model; models over one base are in memory together and share batches."""
-    checkpoints = resolve_models(registry, references)
-    runs: dict[str, ModelRun] = {}
-    for group in _groups(registry, checkpoints):
-        runs |= {run.reference: run for run in _evaluate_group(registry, group, request, data)}
+    """Evaluate models by given reference; those over one base are in memory together and share batches."""
+    groups = _groups(registry, checkpoints)
+    runs = {run.reference: run for group in groups for run in _evaluate_group(registry, group, request, data)}
     return [runs[checkpoint.reference] for checkpoint in checkpoints.values()]
 
 
@@ -81,55 +86,37 @@ def resolve_models(registry: Registry, references: Sequence[str]) -> dict[str, C
     return checkpoints
 
 
-@dataclass
-class _Group:
-    """Models that can be in memory together: of one base, one chat template and one tuner, where known."""
-
-    base: str
-    template: str | None
-    tuner: str | None
-    members: dict[str, Checkpoint]
-
-    def takes(self, base: str, template: str | None, tuner: str | None) -> bool:
-        agree = all(None in pair or pair[0] == pair[1] for pair in ((self.template, template), (self.tuner, tuner)))
-        return self.base == base and agree
-
-
 def _groups(registry: Registry, checkpoints: dict[str, Checkpoint]) -> list[dict[str, Checkpoint]]:
-    groups: list[_Group] = []
+    """Return the models that can be in memory together: of one base, one chat template and one tuner, where known."""
+    groups: list[tuple[list[str | None], dict[str, Checkpoint]]] = []
     for reference, checkpoint in checkpoints.items():
-        base = registry.resolve_base(checkpoint).location
-        template = (checkpoint.manifest or {}).get("template_digest")
         tuner = tuner_type(adapter_config(Path(checkpoint.location))) if checkpoint.is_adapter else None
-        group = next((one for one in groups if one.takes(base, template, tuner)), None)
-        if group is None:
-            groups.append(group := _Group(base, template, tuner, {}))
-        group.template, group.tuner = group.template or template, group.tuner or tuner
-        group.members[reference] = checkpoint
-    return [group.members for group in groups]
+        template = (checkpoint.manifest or {}).get("template_digest")
+        facts = [registry.resolve_base(checkpoint).location, template, tuner]
+        for known, members in groups:
+            if all(None in pair or pair[0] == pair[1] for pair in zip(known, facts, strict=True)):
+                known[:] = [one or other for one, other in zip(known, facts, strict=True)]
+                members[reference] = checkpoint
+                break
+        else:
+            groups.append((facts, {reference: checkpoint}))
+    return [members for _, members in groups]
 
 
 def _evaluate_group(
     registry: Registry, group: dict[str, Checkpoint], request: EvaluationRequest, data: EvaluationData
 ) -> list[ModelRun]:
     from align.models.adapters import load_models
-    from align.models.loading import Precision
 
-    parents = (
-        {checkpoint.reference: _parent(registry, checkpoint) for checkpoint in group.values()} if request.kl else {}
-    )
-    loaded = load_models(
-        registry, [checkpoint.reference for checkpoint in group.values()], request.precision or Precision()
-    )
+    runs = [ModelRun(requested, checkpoint, [None] * len(data.records)) for requested, checkpoint in group.items()]
+    parents = {run.reference: _parent(registry, run.checkpoint) for run in runs} if request.kl else {}
+    loaded = load_models(registry, [run.reference for run in runs], request.precision)
     for parent in parents.values():
         _attach_parent(loaded, parent)
-    if not data.needs_completions and (
-        note := generation_notice(loaded.tokenizer)
-    ):  # else it is among the engine's notes
-        data.notes.append(f"{loaded.base.reference}: {note}")
-    runs = [ModelRun(requested, checkpoint, [None] * len(data.records)) for requested, checkpoint in group.items()]
     if data.needs_completions:
         _generate(runs, loaded, request, data, registry.cache_dir / "completions")
+    elif note := generation_notice(loaded.tokenizer):  # else it is among the engine's notes
+        data.notes.append(f"{loaded.base.reference}: {note}")
     for run in runs:
         _score_model(run, loaded, data)
         if request.kl and data.needs_completions:
@@ -143,56 +130,56 @@ def _generate(
     """Generate the models' completions in shared batches, stored in a folder for a resumed evaluation."""
     from align.engine.local import LocalEngine
     from align.evaluation.jsonl_store import open_completion_store
-    from align.models.loading import Precision
 
-    precision = request.precision or Precision()
-    stores = {
-        run.reference: open_completion_store(loaded, run.checkpoint, request.sampling, precision, folder)
-        for run in runs
-    }
-    engine = LocalEngine(loaded)
-    try:
-        models = [run.reference for run in runs]
-        completions, failed = generate_completions(engine, models, data.records, request.sampling, request.seed, stores)
+    sampling, precision = request.sampling, request.precision
+    stores = {run.reference: open_completion_store(loaded, run.checkpoint, sampling, precision, folder) for run in runs}
+    with closing(LocalEngine(loaded)) as engine:
+        completions, failed = generate_completions(engine, [*stores], data.records, sampling, request.seed, stores)
         notes = engine.notes
-    finally:
-        engine.close()
-    base = f"{loaded.base.reference}: "
-    if loaded.base.reference not in models:
-        data.notes.extend(note for note in notes if note.startswith(base))
+    base = loaded.base.reference
+    if base not in stores:
+        data.notes.extend(note for note in notes if note.startswith(f"{base}: "))
     data.notes.extend(f"{count} completions failed: {message}" for message, count in failed.items())
     for run in runs:
         run.completions = completions[run.reference]
         run.notes = [note for note in notes if note.startswith(f"{run.reference}: ")]
-        run.notes += _unfinished_notes(run.reference, run.completions, request.sampling.max_new_tokens)
-
-
-def _unfinished_notes(reference: str, completions: Completions, max_new_tokens: int) -> list[str]:
-    """Return a note on completions that end inside their reasoning."""
-    written = [one for one in completions if one is not None]
-    count = sum(one.is_unfinished for one in written)
-    if not count:
-        return []
-    return [
-        f"{reference}: {count} of {len(written)} completions ({count / len(written):.0%}) end inside their reasoning "
-        f"and count as no answer; raise --max_new_tokens (now {max_new_tokens})"
-    ]
+        written = [one for one in run.completions if one is not None]
+        if count := sum(one.is_unfinished for one in written):
+            run.notes.append(
+                f"{run.reference}: {count} of {len(written)} completions ({count / len(written):.0%}) end inside their "
+                f"reasoning and count as no answer; raise --max_new_tokens (now {sampling.max_new_tokens})"
+            )
 
 
 def _score_model(run: ModelRun, loaded: LoadedBase, data: EvaluationData) -> None:
     """Add all metrics of one model, in the order of the tables."""
-    texts, records = texts_of(run.completions), data.records
+    texts, records, adapter = texts_of(run.completions), data.records, loaded.adapters[run.reference]
     for scorer in data.completion_scorers:
         run.add(apply_scorer(scorer.name, scorer, records, texts))
     for scorer in data.likelihood_scorers:
-        run.add(_score_options(scorer, loaded, loaded.adapters[run.reference], records))
+        options = [scorer.options(record) for record in records if scorer.options]
+        run.add(apply_scorer(scorer.name, scorer, records, _option_likelihoods(loaded, adapter, records, options)))
     if data.labels:
-        run.add(_classify_labels(data.labels, loaded, loaded.adapters[run.reference], records))
+        likelihoods = _option_likelihoods(loaded, adapter, records, [data.labels] * len(records))
+        best = np.array([[one.logprob for one in row] for row in likelihoods]).argmax(axis=1)
+        answers = [record.answer or "" for record in records]
+        run.add(classification_metrics(answers, [data.labels[index] for index in best], data.labels))
     for name in data.corpus:
         run.add(CORPUS[name](records, texts))
-    run.add(_perplexity_metric(loaded, loaded.adapters[run.reference], records))
+    run.add(_perplexity_metric(loaded, adapter, records))
     if data.needs_completions:
         run.add(behaviour_metrics(run.completions))
+
+
+def _option_likelihoods(
+    loaded: LoadedBase, adapter: str, records: Sequence[Record], options: Sequence[Sequence[str]]
+) -> list[list[Likelihood]]:
+    """Return the likelihood of each option of each record."""
+    pairs: list[Pair] = [
+        (record.prompt, text) for record, texts in zip(records, options, strict=True) for text in texts
+    ]
+    results = iter(continuation_logprobs(loaded, adapter, pairs))
+    return [[next(results) for _ in texts] for texts in options]
 
 
 def apply_scorer(name: str, score: Any, records: Sequence[Record], texts: Sequence[Any]) -> list[Metric]:
@@ -219,28 +206,6 @@ def apply_scorer(name: str, score: Any, records: Sequence[Record], texts: Sequen
     ]
 
 
-def _score_options(scorer: Any, loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
-    """Return the metrics of a scorer that compares the likelihoods of options."""
-    options = [scorer.options(record) for record in records]
-    pairs: list[Pair] = [
-        (record.prompt, text) for record, texts in zip(records, options, strict=True) for text in texts
-    ]
-    results = iter(continuation_logprobs(loaded, adapter, pairs))
-    likelihoods = [[next(results) for _ in texts] for texts in options]
-    return apply_scorer(scorer.name, scorer, records, likelihoods)
-
-
-def _classify_labels(
-    labels: tuple[str, ...], loaded: LoadedBase, adapter: str, records: Sequence[Record]
-) -> list[Metric]:
-    pairs: list[Pair] = [(record.prompt, label) for record in records for label in labels]
-    logprobs = np.array([one.logprob for one in continuation_logprobs(loaded, adapter, pairs)])
-    best = logprobs.reshape(len(records), len(labels)).argmax(axis=1)
-    return classification_metrics(
-        [record.answer or "" for record in records], [labels[index] for index in best], labels
-    )
-
-
 def _perplexity_metric(loaded: LoadedBase, adapter: str, records: Sequence[Record]) -> list[Metric]:
     """Return held-out perplexity of demonstrations, chosen answers or documents: exp of nats per token."""
     given = [
@@ -251,58 +216,39 @@ def _perplexity_metric(loaded: LoadedBase, adapter: str, records: Sequence[Recor
         return []
     nats, tokens = held_out_nats(loaded, adapter, given, _window(loaded))
     per_token = ratio_metric("perplexity", nats, tokens, better="lower")
-    return [dataclasses.replace(per_token, rows=np.exp(per_token.rows), of=perplexity_of)]
-
-
-def perplexity_of(sums: np.ndarray) -> np.ndarray:
-    """Return the exponential of nats per token, of sums (..., 2)."""
-    return np.exp(ratio(sums))
+    return [dataclasses.replace(per_token, rows=np.exp(per_token.rows), of=lambda sums: np.exp(ratio(sums)))]
 
 
 def _divergence_metrics(
     run: ModelRun, loaded: LoadedBase, records: Sequence[Record], parent: Checkpoint | None
 ) -> list[Metric]:
     """Return KL per token to the parent and to the base, along the model's own completions."""
-    from align.models.adapters import BASE
-
-    adapter = loaded.adapters[run.reference]
-    against = {} if parent is None else {"kl_parent": loaded.adapters.get(parent.reference)}
-    against |= {"kl_base": BASE}
-    wanted = {name: other for name, other in against.items() if other not in (None, adapter)}
-    if wanted.get("kl_parent") == BASE:
-        del wanted["kl_parent"]
-    if not wanted:
+    adapter, of_parent = loaded.adapters[run.reference], loaded.adapters.get(parent.reference) if parent else None
+    others = {} if of_parent in (None, BASE) else {"kl_parent": str(of_parent)}
+    others = {name: other for name, other in (others | {"kl_base": BASE}).items() if other != adapter}
+    if not others:
         return []
-    indices, rows = [], []
+    rows: dict[int, MarkedRow] = {}
     for index, one in enumerate(run.completions):
         if one is None:
             continue
         record = Record(prompt=records[index].prompt, completion=one.turns)
-        marked = marked_tokens(loaded, record, _window(loaded))
-        if marked is not None:
-            # Rendering adds a stop token, which a truncated completion does not have.
-            mask = list(marked[1]) if one.ended else _without_last(marked[1])
-            indices.append(index)
-            rows.append({"input_ids": marked[0], "completion_mask": mask})
-    kls = completion_kls(loaded, adapter, [str(other) for other in wanted.values()], rows)
+        if marked := marked_tokens(loaded, record, _window(loaded)):
+            ids, mask = marked[0], list(marked[1])
+            if not one.ended:  # rendering adds a stop token, which a truncated completion does not have
+                mask[max((place for place, is_marked in enumerate(mask) if is_marked), default=0)] = 0
+            rows[index] = ids, mask
     tokens = np.zeros(len(records))
-    tokens[indices] = [sum(row["completion_mask"]) for row in rows]
+    tokens[[*rows]] = [sum(mask) for _, mask in rows.values()]
     metrics = []
-    for name, values in zip(wanted, kls, strict=True):
+    for name, kls in zip(others, completion_kls(loaded, adapter, [*others.values()], [*rows.values()]), strict=True):
         nats = np.zeros(len(records))
-        nats[indices] = values
+        nats[[*rows]] = kls
         metrics.append(ratio_metric(name, nats, tokens, better=None))
     return metrics
 
 
-def _without_last(mask: Sequence[int]) -> list[int]:
-    last = max((index for index, marked in enumerate(mask) if marked), default=-1)
-    return [marked if index != last else 0 for index, marked in enumerate(mask)]
-
-
 def _window(loaded: LoadedBase) -> int:
-    from align.engine.local import context_window
-
     return min(context_window(loaded.model) or _MAX_WINDOW_TOKENS, _MAX_WINDOW_TOKENS)
 
 
@@ -311,27 +257,22 @@ def _parent(registry: Registry, checkpoint: Checkpoint) -> Checkpoint | None:
     from align.registry.lineage import parent_links
 
     for link in parent_links(checkpoint):
-        try:
+        with suppress(IntegrityError, UsageError):
             parent = registry.resolve(link["reference"])
-        except (IntegrityError, UsageError):
-            continue
-        if parent.kind != "reward":
-            return parent
+            if parent.kind != "reward":
+                return parent
     return None
 
 
 def _attach_parent(loaded: LoadedBase, parent: Checkpoint | None) -> None:
     """Load a parent's adapter beside the models, if it fits this base."""
-    from align.models.adapters import BASE, attach_adapter
+    from align.models.adapters import attach_adapter
 
     if parent is None or parent.reference in loaded.adapters:
         return
-    if not parent.is_adapter:
-        if parent.location == loaded.base.location:
-            loaded.adapters[parent.reference] = BASE
-        return
-    try:
-        attach_adapter(loaded, parent, f"parent{len(loaded.adapters)}")
-    except IntegrityError:
-        return  # a parent over another base has no KL
-    loaded.model.eval()
+    if parent.is_adapter:
+        with suppress(IntegrityError):  # a parent over another base has no KL
+            attach_adapter(loaded, parent, f"parent{len(loaded.adapters)}")
+            loaded.model.eval()
+    elif parent.location == loaded.base.location:
+        loaded.adapters[parent.reference] = BASE

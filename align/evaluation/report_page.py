@@ -1,23 +1,21 @@
 """The report: a self-contained HTML page with plots, comparisons, slices, worst examples and lineage.
 
-Its policy forbids scripts and requests, and model text is escaped by `html_markup`.
+Its policy forbids scripts and requests, and model text is escaped by `report_plots`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import __version__
 from align.evaluation import report_plots
-from align.evaluation.html_markup import Html, join, tag
 from align.evaluation.judging import JudgedComparison
 from align.evaluation.metric import Better, Comparison, MetricEstimate
-from align.evaluation.model_runs import ModelRun
 from align.evaluation.report_examples import render_examples
+from align.evaluation.report_plots import Html, join, tag
 from align.evaluation.results import ModelResult, Result
 from align.evaluation.terminal_tables import (
     decimals,
@@ -29,7 +27,9 @@ from align.evaluation.terminal_tables import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from align.evaluation.request import EvaluationData
+    import numpy as np
+
+    from align.evaluation.session import Evaluation
     from align.registry import Ancestor
 
 _COLOURS = 8
@@ -37,23 +37,14 @@ _STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
-@dataclass(frozen=True)
-class ReportInputs:
-    """The result, runs, records and lineages of a report."""
-
-    result: Result
-    runs: Sequence[ModelRun]
-    data: EvaluationData
-    lineages: Sequence[Ancestor]
-
-
-def render_report(report: ReportInputs) -> str:
+def render_report(evaluation: Evaluation, lineages: Sequence[Ancestor]) -> str:
     """Return the report as HTML."""
-    result = report.result
-    sections = [section for section in _sections(report) if section is not None]
+    result = evaluation.result
+    sections = [*_sections(evaluation, lineages)]
     links = [tag("a", title, href=f"#{anchor}") for anchor, title, _ in sections]
     bodies = [tag("section", tag("h2", title), body, id=anchor) for anchor, title, body in sections]
-    head = join(
+    head = tag(
+        "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
@@ -61,80 +52,68 @@ def render_report(report: ReportInputs) -> str:
         tag("title", f"{result.data['name']}: evaluation"),
         tag("style", Html(_STYLE)),
     )
-    page = tag("main", _header(result), tag("nav", *links), *bodies, _footer(result))
-    return f"<!doctype html>\n{tag('html', tag('head', head), tag('body', page), lang='en')}\n"
+    names = [model.reference for model in result.models]
+    summary = f"{result.data['rows']:,} records, {len(names)} model{'s' * (len(names) != 1)}: {', '.join(names)}."
+    header = tag(
+        "header",
+        tag("p", f"Evaluation · {result.created[:10]}", class_="eyebrow"),
+        tag("h1", str(result.data["name"])),
+        tag("p", summary, class_="lede"),
+    )
+    footer = tag("footer", f"Made by align {__version__} on {result.created}.")
+    body = tag("body", tag("main", header, tag("nav", *links), *bodies, footer))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _sections(report: ReportInputs) -> Iterator[tuple[str, str, Html] | None]:
-    result = report.result
+def _sections(evaluation: Evaluation, lineages: Sequence[Ancestor]) -> Iterator[tuple[str, str, Html]]:
+    """Yield anchor, title and body of each section."""
+    result = evaluation.result
+    headline = _capitalised_title(result.headline)
     if result.headline:
-        yield "result", _capitalised_title(result.headline), _headline(result)
+        yield "result", headline, _headline(result)
     yield "numbers", "All numbers", _numbers(result)
     if len(result.models) > 1 and result.models[1].overall.against:
         yield "compared", "Against the first model", _comparisons(result)
     if any(model.judged for model in result.models):
         yield "judged", "Judged in pairs", _judged_comparisons(result)
     if result.models[0].slices and result.headline:
-        yield "slices", "By language and kind", _slices(result)
-    if lengths := _lengths(report):
-        yield "lengths", "Lengths", lengths
-    if examples := render_examples(report.runs, report.data, result.headline):
+        note = _note(f"{headline} on parts of the data; the JSON file has every metric.")
+        yield "slices", "By language and kind", join(note, *_slices(result))
+    if lengths := [(run.reference, run.metrics["tokens"].rows) for run in evaluation.runs if "tokens" in run.metrics]:
+        yield "lengths", "Lengths", _lengths(lengths)
+    if examples := render_examples(evaluation.runs, evaluation.data, result.headline):
         yield "examples", "Worst examples", examples
-    yield "lineage", "Lineage", _lineage(report.lineages)
+    trees = [tag("div", tag("ul", _branch(tree), class_="tree")) for tree in lineages]
+    yield "lineage", "Lineage", tag("div", tag("div", *trees, class_="columns"), class_="card")
     yield "method", "How this was measured", _method(result)
 
 
-def _header(result: Result) -> Html:
-    names = [model.reference for model in result.models]
-    summary = f"{result.data['rows']:,} records, {len(names)} model{'s' * (len(names) != 1)}: {', '.join(names)}."
-    return tag(
-        "header",
-        tag("p", f"Evaluation · {result.created[:10]}", class_="eyebrow"),
-        tag("h1", str(result.data["name"])),
-        tag("p", summary, class_="lede"),
-    )
-
-
 def _headline(result: Result) -> Html:
-    estimates = {index: model.overall.estimates.get(result.headline) for index, model in enumerate(result.models)}
-    scale = report_plots.scale_of([estimate for estimate in estimates.values() if estimate is not None])
-    rows = [
-        _forest_row(result.models[index], index, estimate, scale, with_stage=True)
-        for index, estimate in estimates.items()
-        if estimate is not None
-    ]
-    return join(_verdicts(result), _forest(rows, scale))
-
-
-def _forest(rows: Sequence[Html], scale: report_plots.Scale) -> Html:
-    axis = tag("div", tag("div"), tag("div", report_plots.axis(scale), class_="plot"), tag("div"), class_="group")
-    return tag("div", *rows, axis, class_="card forest")
-
-
-def _verdicts(result: Result) -> Html:
-    """Return the comparisons of the headline metric as a sentence."""
     verdicts = []
     for model in result.models[1:]:
-        compared = model.overall.against.get(result.headline)
-        if compared is not None:
+        if compared := model.overall.against.get(result.headline):
             size = f"{abs(compared.difference):.{decimals(compared.difference, compared.low, compared.high)}f}"
             by = "" if compared.verdict == "no difference" else f" by {size}"
             verdicts.append(f"{model.reference}: {compared.verdict}{by}")
     first = f" Against {result.models[0].reference}: {'; '.join(verdicts)}." if verdicts else ""
-    return _note(f"Mean with its 95% interval.{first}")
+    estimates = [model.overall.estimates.get(result.headline) for model in result.models]
+    forest = _forest(result, estimates, report_plots.scale_of(estimates), with_stage=True)
+    return join(_note(f"Mean with its 95% interval.{first}"), forest)
 
 
-def _forest_row(
-    model: ModelResult, index: int, estimate: MetricEstimate, scale: report_plots.Scale, *, with_stage: bool = False
+def _forest(
+    result: Result, estimates: Sequence[MetricEstimate | None], scale: report_plots.Scale, *, with_stage: bool = False
 ) -> Html:
-    stage = tag("small", model.stage) if with_stage and model.stage else None
-    return tag(
-        "div",
-        tag("div", _colour_key(index), model.reference, stage, class_="who"),
-        tag("div", report_plots.interval(estimate, scale, index % _COLOURS), class_="plot"),
-        tag("div", _number(estimate, big=True), class_="number"),
-        class_="group",
-    )
+    """Return the models' estimates of one metric over a common axis."""
+    rows = []
+    for index, (model, estimate) in enumerate(zip(result.models, estimates, strict=True)):
+        if estimate is not None:
+            stage = tag("small", model.stage) if with_stage and model.stage else None
+            who = tag("div", _colour_key(index), model.reference, stage, class_="who")
+            plot = tag("div", report_plots.interval(estimate, scale, index % _COLOURS), class_="plot")
+            rows.append(tag("div", who, plot, tag("div", _number(estimate, big=True), class_="number"), class_="group"))
+    axis = tag("div", tag("div"), tag("div", report_plots.axis(scale), class_="plot"), tag("div"), class_="group")
+    return tag("div", *rows, axis, class_="card forest")
 
 
 def _number(estimate: MetricEstimate, mark: Html | None = None, *, big: bool = False) -> Html:
@@ -159,8 +138,12 @@ def _cells(result: Result, name: str) -> Iterator[Html]:
         estimate, compared = model.overall.estimates.get(name), model.overall.against.get(name)
         if estimate is None:
             yield tag("td", "–")
-        else:
-            yield tag("td", _number(estimate, _arrow(compared)), class_="best" if model is best else None)
+            continue
+        arrow = None
+        if compared and compared.verdict != "no difference":
+            kind = {"better": " up", "worse": " down"}.get(compared.verdict, "")
+            arrow = tag("span", "▲" if compared.difference > 0 else "▼", class_=f"mark{kind}", title=compared.verdict)
+        yield tag("td", _number(estimate, arrow), class_="best" if model is best else None)
 
 
 def _best(result: Result, name: str) -> ModelResult | None:
@@ -172,31 +155,23 @@ def _best(result: Result, name: str) -> ModelResult | None:
     return models[values.index(max(values))] if values.count(max(values)) == 1 else None
 
 
-def _arrow(compared: Comparison | None) -> Html | None:
-    if compared is None or compared.verdict == "no difference":
-        return None
-    kind = {"better": " up", "worse": " down"}.get(compared.verdict, "")
-    return tag("span", "▲" if compared.difference > 0 else "▼", class_=f"mark{kind}", title=compared.verdict)
-
-
 def _comparisons(result: Result) -> Html:
     note = (
         f"Differences from {result.models[0].reference} on the same records, each on a scale of its own. Won, tied and "
         "lost count records; the sign test is two-sided without ties. Grey bars are of metrics without a better "
         "direction: there the higher number won."
     )
-    return join(_note(note), *(_comparison(model) for model in result.models[1:]))
-
-
-def _comparison(model: ModelResult) -> Html:
-    rows = []
-    for name, compared in model.overall.against.items():
-        ends = [abs(end) for end in (compared.difference, compared.low, compared.high) if math.isfinite(end)]
-        difference = _plot_cell(report_plots.difference(compared, 1.12 * max(ends) or 1.0))
-        row = (difference, format_difference(compared), *_record_cells(compared, compared.better))
-        rows.append(_row(metric_title(name), *row))
-    titles = ("metric", "difference", "", "won / tied / lost", "", "sign test")
-    return join(tag("h3", model.reference), _table(titles, rows))
+    tables = []
+    for model in result.models[1:]:
+        rows = []
+        for name, compared in model.overall.against.items():
+            ends = [abs(end) for end in (compared.difference, compared.low, compared.high) if math.isfinite(end)]
+            difference = _plot_cell(report_plots.difference(compared, 1.12 * max(ends) or 1.0))
+            cells = (difference, format_difference(compared), *_record_cells(compared, compared.better))
+            rows.append(_row(metric_title(name), *cells))
+        titles = ("metric", "difference", "", "won / tied / lost", "", "sign test")
+        tables.append(join(tag("h3", model.reference), _table(titles, rows)))
+    return join(_note(note), *tables)
 
 
 def _record_cells(compared: Comparison | JudgedComparison, better: Better = "higher") -> tuple[str, str, str]:
@@ -228,44 +203,26 @@ def _judged_comparisons(result: Result) -> Html:
     return join(_note(note), _table(titles, rows), divided)
 
 
-def _slices(result: Result) -> Html:
-    name, blocks = result.headline, []
+def _slices(result: Result) -> Iterator[Html]:
     for column, values in result.models[0].slices.items():
-        numbers = [model.slices[column][value].estimates.get(name) for value in values for model in result.models]
-        scale = report_plots.scale_of([estimate for estimate in numbers if estimate is not None])
+        estimates = {
+            value: [model.slices[column][value].estimates.get(result.headline) for model in result.models]
+            for value in values
+        }
+        scale = report_plots.scale_of([estimate for of_value in estimates.values() for estimate in of_value])
         for value, first in values.items():
-            rows = [
-                _forest_row(model, index, estimate, scale)
-                for index, model in enumerate(result.models)
-                if (estimate := model.slices[column][value].estimates.get(name)) is not None
-            ]
-            title = tag("h3", f"{column}: {value} ", tag("span", f"{first.count} records", class_="tag"))
-            blocks.append(join(title, _forest(rows, scale)))
-    return join(_note(f"{_capitalised_title(name)} on parts of the data; the JSON file has every metric."), *blocks)
+            yield tag("h3", f"{column}: {value} ", tag("span", f"{first.count} records", class_="tag"))
+            yield _forest(result, estimates[value], scale)
 
 
-def _lengths(report: ReportInputs) -> Html | None:
-    rows = [(run.reference, run.metrics["tokens"].rows) for run in report.runs if "tokens" in run.metrics]
-    if not rows:
-        return None
-    scale = report_plots.Scale(0.0, max(1.0, *(float(values[values == values].max()) for _, values in rows)))
-    axis = report_plots.axis(scale)
-    blocks = [
-        tag(
-            "div",
-            tag("h4", _colour_key(index), reference),
-            report_plots.histogram(values, scale, index % _COLOURS),
-            axis,
-        )
-        for index, (reference, values) in enumerate(rows)
-    ]
+def _lengths(lengths: Sequence[tuple[str, np.ndarray]]) -> Html:
+    scale = report_plots.Scale(0.0, max(1.0, *(float(values[values == values].max()) for _, values in lengths)))
+    blocks = []
+    for index, (reference, values) in enumerate(lengths):
+        plot = report_plots.histogram(values, scale, index % _COLOURS)
+        blocks.append(tag("div", tag("h4", _colour_key(index), reference), plot, report_plots.axis(scale)))
     columns = tag("div", tag("div", *blocks, class_="columns"), class_="card")
     return join(_note("Tokens per completion, without the end token."), columns)
-
-
-def _lineage(lineages: Sequence[Ancestor]) -> Html:
-    trees = [tag("div", tag("ul", _branch(tree), class_="tree")) for tree in lineages]
-    return tag("div", tag("div", *trees, class_="columns"), class_="card")
 
 
 def _branch(node: Ancestor) -> Html:
@@ -291,10 +248,6 @@ def _method(result: Result) -> Html:
     notes = [note for model in result.models for note in model.notes] + result.notes
     listed = tag("ul", *(tag("li", note) for note in notes)) if notes else None
     return join(tag("div", tag("dl", *items), class_="card"), listed)
-
-
-def _footer(result: Result) -> Html:
-    return tag("footer", f"Made by align {__version__} on {result.created}.")
 
 
 def _note(*text: str) -> Html:

@@ -1,17 +1,49 @@
-"""Plots as inline SVG in percent of their box, so that they fit any width."""
+"""HTML and plots of the report: a builder that escapes all text, and inline SVG in percent of its box.
+
+Control characters are made visible; plots fit any width.
+"""
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from align.evaluation.html_markup import Html, join, tag
 from align.evaluation.metric import Better, Comparison, MetricEstimate
 
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
+_EMPTY = {"meta", "line", "circle", "rect", "polyline", "path"}
 _BINS = 24
+
+
+class Html(str):
+    """Markup that is escaped already."""
+
+    __slots__ = ()
+
+
+def escaped(text: str) -> Html:
+    """Return escaped text, control and bidirectional characters replaced."""
+    return Html(html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text), quote=True))
+
+
+def tag(name: str, /, *children: str | None, **attributes: str | float | None) -> Html:
+    """Return an element; children other than `Html` are escaped, `class_` is class and `data_x` data-x."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escaped(str(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Html(f"<{name}{written}/>" if name in _EMPTY else f"<{name}{written}>{join(*children)}</{name}>")
+
+
+def join(*children: str | None) -> Html:
+    """Return the concatenation of several children."""
+    return Html("".join(child if isinstance(child, Html) else escaped(child) for child in children if child))
 
 
 @dataclass(frozen=True)
@@ -21,24 +53,26 @@ class Scale:
     low: float
     high: float
 
+    def share(self, value: float) -> float:
+        """Return the position of a value, 0 to 1 within the axis."""
+        return (value - self.low) / (self.high - self.low)
+
     def at(self, value: float) -> str:
         """Return the position of a value in percent of the width."""
-        share = (value - self.low) / (self.high - self.low)
-        return f"{100 * min(1.0, max(0.0, share)):.2f}%"
+        return f"{100 * min(1.0, max(0.0, self.share(value))):.2f}%"
 
     def ticks(self) -> list[float]:
         """Return three to six round values."""
         raw = (self.high - self.low) / 4
         size = 10 ** math.floor(math.log10(raw))
         step = min((size * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda one: abs(one - raw))
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(index * step, 10) for index in range(first, last + 1)]
 
 
-def scale_of(estimates: Sequence[MetricEstimate]) -> Scale:
+def scale_of(estimates: Sequence[MetricEstimate | None]) -> Scale:
     """Return an axis for estimates with intervals: 0 to 1 for shares, else with a margin."""
-    values = [v for one in estimates for v in (one.value, one.low, one.high) if math.isfinite(v)]
+    values = [v for one in estimates if one for v in (one.value, one.low, one.high) if math.isfinite(v)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     if low >= 0 and high <= 1:
         return Scale(0.0, 1.0)
@@ -48,31 +82,32 @@ def scale_of(estimates: Sequence[MetricEstimate]) -> Scale:
 
 def interval(estimate: MetricEstimate, scale: Scale, colour: int) -> Html:
     """Return a dot on a line from the lower to the upper end."""
-    parts = [*_grid(scale)]
-    if math.isfinite(estimate.low):
-        ends = {"x1": scale.at(estimate.low), "x2": scale.at(estimate.high)}
-        parts.append(tag("line", **ends, y1="50%", y2="50%", class_=f"whisker c{colour}"))
-    parts.append(tag("circle", cx=scale.at(estimate.value), cy="50%", r="5.5", class_=f"dot c{colour}"))
-    return _svg(parts, "track", f"{estimate}")
-
-
-def axis(scale: Scale) -> Html:
-    """Return the tick labels of a scale."""
-    ticks = scale.ticks()
-    texts = [tag("text", f"{tick:g}", x=scale.at(tick), y="13", text_anchor=_anchor(tick, scale)) for tick in ticks]
-    return _svg(texts, "axis", "")
+    ends = (estimate.low, estimate.value, estimate.high)
+    return _svg([*_grid(scale), *_whisker(ends, scale, f"c{colour}", "5.5")], "track", f"{estimate}")
 
 
 def difference(estimate: Comparison, limit: float) -> Html:
     """Return the interval of a difference around a line at 0, on an axis from -limit to limit."""
-    scale = Scale(-limit, limit)
+    zero = tag("line", x1="50%", x2="50%", y1="8%", y2="92%", class_="zero")
     kind = {"better": "good", "worse": "bad"}.get(estimate.verdict, "even")
-    parts = [tag("line", x1="50%", x2="50%", y1="8%", y2="92%", class_="zero")]
-    if math.isfinite(estimate.low):
-        ends = {"x1": scale.at(estimate.low), "x2": scale.at(estimate.high)}
-        parts.append(tag("line", **ends, y1="50%", y2="50%", class_=f"whisker {kind}"))
-    parts.append(tag("circle", cx=scale.at(estimate.difference), cy="50%", r="5", class_=f"dot {kind}"))
-    return _svg(parts, "track", f"{estimate.difference:+.4g}")
+    ends = (estimate.low, estimate.difference, estimate.high)
+    return _svg([zero, *_whisker(ends, Scale(-limit, limit), kind, "5")], "track", f"{estimate.difference:+.4g}")
+
+
+def _whisker(ends: tuple[float, float, float], scale: Scale, kind: str, radius: str) -> Iterator[Html]:
+    low, middle, high = ends
+    if math.isfinite(low):
+        yield tag("line", x1=scale.at(low), x2=scale.at(high), y1="50%", y2="50%", class_=f"whisker {kind}")
+    yield tag("circle", cx=scale.at(middle), cy="50%", r=radius, class_=f"dot {kind}")
+
+
+def axis(scale: Scale) -> Html:
+    """Return the tick labels of a scale."""
+    texts = []
+    for tick in scale.ticks():
+        anchor = "start" if scale.share(tick) < 0.03 else "end" if scale.share(tick) > 0.97 else "middle"
+        texts.append(tag("text", f"{tick:g}", x=scale.at(tick), y="13", text_anchor=anchor))
+    return _svg(texts, "axis")
 
 
 def win_bar(wins: int, ties: int, losses: int, better: Better = "higher") -> Html:
@@ -98,18 +133,13 @@ def histogram(rows: np.ndarray, scale: Scale, colour: int) -> Html:
         for index, count in enumerate(counts.tolist())
         if count
     ]  # fmt: skip
-    return _svg([*_grid(scale), *bars], "histogram", "")
+    return _svg([*_grid(scale), *bars], "histogram")
 
 
 def _grid(scale: Scale) -> list[Html]:
     return [tag("line", x1=scale.at(t), x2=scale.at(t), y1="0", y2="100%", class_="grid") for t in scale.ticks()]
 
 
-def _anchor(tick: float, scale: Scale) -> str:
-    share = (tick - scale.low) / (scale.high - scale.low)
-    return "start" if share < 0.03 else "end" if share > 0.97 else "middle"
-
-
-def _svg(parts: Sequence[Html], kind: str, label: str) -> Html:
+def _svg(parts: Sequence[Html], kind: str, label: str = "") -> Html:
     role = {"role": "img", "aria_label": label} if label else {"aria_hidden": "true"}
     return tag("svg", join(*parts), class_=kind, **role)

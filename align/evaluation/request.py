@@ -7,29 +7,35 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from align.data import load_records
 from align.data.catalog import find_dataset
 from align.engine.protocol import Sampling
 from align.errors import DataError, UsageError, nearest, shorten
+from align.evaluation.languages import detect_language
 from align.evaluation.overlap import CORPUS, reference_text
 from align.evaluation.sandbox import available_locks
 from align.evaluation.scorers import Scorer, scorer_named, scorer_names
-from align.evaluation.slices import Slices, slices_of
+from align.models.loading import Precision
 from align.rewards.answer_rewards import last_number
 from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record
 
-if TYPE_CHECKING:
-    from align.models.loading import Precision
-
 GREEDY = Sampling(temperature=0.0)
+BY_DEVICE = Precision()
+_MAX_VALUES = 12
+"""of a column that divides a dataset, unless it is asked for"""
 _MAX_LABELS = 100
 _LABEL_CHOICE = "label_choice"
 """scorer of data whose rows have labels; where all rows share them, they are classified instead"""
 _MAX_NUMERIC_CHARACTERS = 24
 """longest answer that is taken for a number with its unit"""
+
+Slices = dict[str, dict[str, np.ndarray]]
+"""indices of records by column and value"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class EvaluationRequest:
     kl: bool = True
     by: tuple[str, ...] = ()
     allow_code: bool = False
-    precision: Precision | None = None
+    precision: Precision = BY_DEVICE
 
     def settings_dict(self) -> dict[str, Any]:
         """Return the settings that an evaluation record keeps."""
@@ -198,3 +204,39 @@ def _shared_labels(records: Sequence[Record]) -> tuple[str, ...]:
     if not isinstance(labels, list) or any(record.meta.get("labels") != labels for record in records):
         return ()
     return tuple(labels) if all(record.answer in labels for record in records) else ()
+
+
+def slices_of(records: Sequence[Record], languages: Sequence[str] = (), by: Sequence[str] = ()) -> Slices:
+    """Return slices by language and by each column of `meta` with few values, or by the columns asked for.
+
+    `languages` are those of the dataset's settings. Raises UsageError for a column that no record has.
+    """
+    keys = sorted({key for record in records for key in record.meta} - {"language"})
+    for key in by:
+        if key not in ("language", *keys):
+            raise UsageError(f"--by {key}: no record has it under meta;{nearest(key, ['language', *keys])}")
+    slices: Slices = {}
+    for column in dict.fromkeys(column for column in ["language", *(by or keys)] if not by or column in by):
+        if column == "language":
+            values = [_language_of(record, languages) for record in records]
+        else:
+            values = [_slice_value(record.meta.get(column)) for record in records]
+        kinds = sorted({value for value in values if value})
+        if 2 <= len(kinds) <= (len(records) if column in by else min(_MAX_VALUES, len(records) - 1)):
+            slices[column] = {kind: np.array([i for i, value in enumerate(values) if value == kind]) for kind in kinds}
+    return slices
+
+
+def _language_of(record: Record, languages: Sequence[str]) -> str:
+    """Return `meta.language` or `meta.lang`, else the dataset's only language, else the detected one."""
+    stated = record.meta.get("language") or record.meta.get("lang")
+    if isinstance(stated, str) and stated:
+        return stated
+    if len(languages) == 1:
+        return languages[0]
+    turns = [turn["content"] for turn in record.prompt if turn["role"] == "user"]
+    return detect_language("\n".join(turns) or record.text or "") or ""
+
+
+def _slice_value(value: object) -> str:
+    return str(value) if isinstance(value, str | int | bool) and 0 < len(str(value)) <= 40 else ""

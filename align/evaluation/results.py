@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +15,6 @@ from align.evaluation.metric import Comparison, Metric, MetricEstimate, compare_
 from align.evaluation.model_runs import ModelRun
 from align.evaluation.overlap import reference_text
 from align.evaluation.request import EvaluationData, EvaluationRequest
-from align.evaluation.slices import Slices
 from align.statistics import Resamples
 
 Metrics = dict[str, Metric]
@@ -70,11 +69,11 @@ class Result:
     @property
     def headline(self) -> str:
         """The most important metric."""
-        return self.metrics[0] if self.metrics else ""
+        return next(iter(self.metrics), "")
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; NaN is null."""
-        models = [{"reference": model.reference, **model_values(self, model)} for model in self.models]
+        models = [{"reference": model.reference, **_model_values(self, model)} for model in self.models]
         fields = {key: getattr(self, key) for key in ("created", "data", "settings", "headline")}
         return to_json_values({**fields, "models": models, "notes": self.notes})
 
@@ -83,103 +82,86 @@ def summarise_runs(
     runs: Sequence[ModelRun],
     request: EvaluationRequest,
     data: EvaluationData,
-    judged: dict[str, list[JudgedComparison]] | None = None,
+    judged: Mapping[str, list[JudgedComparison]] | None = None,
 ) -> Result:
-    """Return intervals, comparisons and slices of some runs."""
-    models = [
-        _summarise_run(run, runs[0], data.slices, (judged or {}).get(run.reference, []), request.seed) for run in runs
-    ]
+    """Return intervals, comparisons and slices of some runs; `judged` is by reference."""
+    models = []
+    for run in runs:
+        size, manifest = len(run.completions), run.checkpoint.manifest or {}
+        metrics, theirs = run.metrics, runs[0].metrics if run is not runs[0] else {}
+        slices = {
+            column: {value: _numbers(metrics, theirs, indices, request.seed) for value, indices in values.items()}
+            for column, values in data.slices.items()
+        }
+        # Some metrics do not cover every record: too long, without a reference, failed.
+        partial = {name: metric.count for name, metric in metrics.items() if metric.count < size}
+        model = ModelResult(
+            requested=run.requested,
+            reference=run.reference,
+            digest=run.checkpoint.digest,
+            stage=manifest.get("stage", ""),
+            overall=_numbers(metrics, theirs, np.arange(size), request.seed),
+            slices=slices,
+            judged=(judged or {}).get(run.reference, []),
+            notes=[
+                *run.notes,
+                *(f"{run.reference}: {name} is of {n} of {size} records" for name, n in partial.items()),
+            ],
+        )
+        models.append(model)
     return Result(data.description, request.settings_dict(), models, data.notes)
 
 
-def _summarise_run(
-    run: ModelRun, first: ModelRun, parts: Slices, judged: list[JudgedComparison], seed: int
-) -> ModelResult:
-    theirs = first.metrics if run is not first else {}
-    whole = Resamples(len(run.completions), seed)
-    sliced = {
-        column: {value: _numbers_of_slice(run.metrics, theirs, indices, seed) for value, indices in values.items()}
-        for column, values in parts.items()
-    }
-    manifest = run.checkpoint.manifest or {}
-    return ModelResult(
-        requested=run.requested,
-        reference=run.reference,
-        digest=run.checkpoint.digest,
-        stage=manifest.get("stage", ""),
-        overall=_numbers(run.metrics, theirs, whole),
-        slices=sliced,
-        judged=judged,
-        notes=[*run.notes, *_partial_notes(run)],
-    )
-
-
-def _partial_notes(run: ModelRun) -> list[str]:
-    """Return notes on metrics that do not cover every record: too long, without a reference, failed."""
-    size = len(run.completions)
-    partial = {name: metric.count for name, metric in run.metrics.items() if metric.count < size}
-    return [f"{run.reference}: {name} is of {count} of {size} records" for name, count in partial.items()]
-
-
-def _numbers_of_slice(ours: Metrics, theirs: Metrics, indices: Any, seed: int) -> Numbers:
+def _numbers(ours: Metrics, theirs: Metrics, indices: np.ndarray, seed: int) -> Numbers:
     """Return the numbers on some of the records."""
-    selected, first = ({name: one.select(indices) for name, one in of.items()} for of in (ours, theirs))
-    return _numbers({name: one for name, one in selected.items() if one.count}, first, Resamples(len(indices), seed))
-
-
-def _numbers(ours: Metrics, theirs: Metrics, resamples: Resamples) -> Numbers:
-    estimates = {name: estimate_metric(metric, resamples) for name, metric in ours.items()}
-    shared = {
-        name: metric for name, metric in ours.items() if name in theirs and metric.shares_records_with(theirs[name])
+    resamples = Resamples(len(indices), seed)
+    ours = {name: part for name, metric in ours.items() if (part := metric.select(indices)).count}
+    against = {
+        name: compare_metrics(metric, other, resamples)
+        for name, metric in ours.items()
+        if name in theirs and metric.shares_records_with(other := theirs[name].select(indices))
     }
-    against = {name: compare_metrics(metric, theirs[name], resamples) for name, metric in shared.items()}
-    return Numbers(resamples.size, estimates, against)
+    return Numbers(len(indices), {name: estimate_metric(metric, resamples) for name, metric in ours.items()}, against)
 
 
-def model_values(result: Result, model: ModelResult) -> dict[str, Any]:
-    """Return one model's results as JSON files and evaluation records hold them."""
+def _model_values(result: Result, model: ModelResult) -> dict[str, Any]:
     first = result.models[0].reference
-    return to_json_values(
-        {
-            "asked": model.requested,
-            "digest": model.digest,
-            "metrics": {name: asdict(one) for name, one in model.overall.estimates.items()},
-            "against": None if model.reference == first else first,
-            "comparison": {name: one.as_dict() for name, one in model.overall.against.items()},
-            "judged": [one.as_dict() for one in model.judged],
-            "slices": {
-                column: {value: _slice(numbers) for value, numbers in values.items()}
-                for column, values in model.slices.items()
-            },
-            "notes": model.notes,
-        }
-    )
+    return {
+        "asked": model.requested,
+        "digest": model.digest,
+        "metrics": model.overall.estimates,
+        "against": None if model.reference == first else first,
+        "comparison": model.overall.against,
+        "judged": model.judged,
+        "slices": model.slices,
+        "notes": model.notes,
+    }
 
 
 def evaluation_record(result: Result, model: ModelResult) -> dict[str, Any]:
     """Return the evaluation record of one model, as the registry stores it beside the version."""
-    headline_estimate = model.overall.estimates.get(result.headline)
-    headline = None if headline_estimate is None else {"name": result.headline, **asdict(headline_estimate)}
-    return to_json_values(
-        {"headline": headline, "data": result.data, "settings": result.settings, **model_values(result, model)}
-    )
-
-
-def _slice(numbers: Numbers) -> dict[str, Any]:
-    return {
-        "n": numbers.count,
-        "metrics": {name: asdict(one) for name, one in numbers.estimates.items()},
-        "comparison": {name: one.as_dict() for name, one in numbers.against.items()},
-    }
+    estimate = model.overall.estimates.get(result.headline)
+    headline = None if estimate is None else {"name": result.headline, **vars(estimate)}
+    about = {"headline": headline, "data": result.data, "settings": result.settings}
+    return to_json_values({**about, **_model_values(result, model)})
 
 
 def to_json_values(value: Any) -> Any:
-    """Return JSON values, None for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {str(key): to_json_values(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json_values(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Return results as JSON values, None for numbers that are not finite."""
+    match value:
+        case Numbers():
+            return to_json_values({"n": value.count, "metrics": value.estimates, "comparison": value.against})
+        case Comparison():
+            return to_json_values({**vars(value), "verdict": value.verdict})
+        case MetricEstimate() | JudgedComparison():
+            return to_json_values(vars(value))
+        case dict():
+            return {str(key): to_json_values(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [to_json_values(inner) for inner in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
 
 
 def sample_rows(runs: Sequence[ModelRun], data: EvaluationData) -> Iterator[dict[str, Any]]:
@@ -187,6 +169,7 @@ def sample_rows(runs: Sequence[ModelRun], data: EvaluationData) -> Iterator[dict
     for index, record in enumerate(data.records):
         for run in runs:
             completion = run.completions[index]
+            numbers = {name: float(metric.rows[index]) for name, metric in run.metrics.items()}
             yield {
                 "record": record.id or record.where,
                 "model": run.reference,
@@ -195,31 +178,5 @@ def sample_rows(runs: Sequence[ModelRun], data: EvaluationData) -> Iterator[dict
                 "completion": None if completion is None else completion.text_with_reasoning,
                 **({"answer": completion.text} if completion is not None and completion.has_reasoning else {}),
                 "ended": None if completion is None else completion.ended,
-                "numbers": numbers_at(run, index),
+                "numbers": {name: number for name, number in numbers.items() if math.isfinite(number)},
             }
-
-
-def numbers_at(run: ModelRun, index: int) -> dict[str, float]:
-    """Return the metrics that apply to one record, by name."""
-    values = {name: float(metric.rows[index]) for name, metric in run.metrics.items()}
-    return {name: value for name, value in to_json_values(values).items() if value is not None}
-
-
-def find_worst(run: ModelRun, metric: str, count: int) -> list[int]:
-    """Return the indices of a model's worst records, worst first; of equals the longer answer."""
-    rows = run.metrics[metric].rows * (-1 if run.metrics[metric].better == "lower" else 1)
-    answered = [index for index in np.flatnonzero(np.isfinite(rows)).tolist() if run.completions[index] is not None]
-    return sorted(answered, key=lambda index: (rows[index], -_token_count(run, index)))[:count]
-
-
-def find_regressions(run: ModelRun, first: ModelRun, metric: str, count: int) -> list[int]:
-    """Return the indices of the records on which a model lost against the first one, largest loss first."""
-    ours, theirs = run.metrics[metric], first.metrics[metric]
-    losses = (theirs.rows - ours.rows) * (-1 if ours.better == "lower" else 1)
-    indices = np.flatnonzero(np.nan_to_num(losses, nan=0.0) > 0).tolist()
-    return sorted((index for index in indices if run.completions[index]), key=lambda index: -losses[index])[:count]
-
-
-def _token_count(run: ModelRun, index: int) -> int:
-    completion = run.completions[index]
-    return 0 if completion is None else completion.tokens

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from align.errors import MachineError, UsageError
-from align.evaluation.completion_scores import add_scores, judge_all
+from align.evaluation.completions import texts_of
+from align.evaluation.judging import JudgedComparison, compare_verdicts, verdicts_from_scores
+from align.evaluation.metric import mean_metric
 from align.evaluation.model_runs import ModelRun, evaluate_models, resolve_models
 from align.evaluation.request import EvaluationData, EvaluationRequest, prepare_data
 from align.evaluation.results import Result, evaluation_record, sample_rows, summarise_runs
 from align.registry import evaluations
+from align.rewards import RewardContext
+from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 
 if TYPE_CHECKING:
     from align.evaluation.judging import Judge
@@ -66,13 +72,55 @@ def evaluate(
     `judges` decide whose completion is better, the model's or the baseline's; a judge given as text is the metric that
     decides. A reward model that scores also judges. Everything is checked before a model is loaded.
     """
+    from align.models.heads import check_score_head
+
     data = prepare_data(request, {"registry": registry.root})
-    resolve_models(registry, references)
-    _check_reward_model(registry, request)
-    runs = evaluate_models(registry, references, request, data)
-    add_scores(registry, runs, request, data)
-    all_judges = {**({request.reward_model: "reward_model"} if request.reward_model else {}), **(judges or {})}
-    return Evaluation(summarise_runs(runs, request, data, judge_all(runs, data, all_judges, request.seed)), runs, data)
+    checkpoints = resolve_models(registry, references)
+    if request.reward_model:
+        check_score_head(registry.resolve(request.reward_model))
+        judges = {request.reward_model: "reward_model", **(judges or {})}
+    runs = evaluate_models(registry, checkpoints, request, data)
+    _add_rewards(registry, runs, request, data)
+    judged = {run.reference: _judge(run, runs[0], data, judges or {}, request.seed) for run in runs[1:]}
+    return Evaluation(summarise_runs(runs, request, data, judged), runs, data)
+
+
+def _add_rewards(
+    registry: Registry, runs: Sequence[ModelRun], request: EvaluationRequest, data: EvaluationData
+) -> None:
+    """Add to each run the reward functions' values (`reward` is their sum) and the reward model's score.
+
+    The models that wrote the completions are no longer in memory.
+    """
+    sums = {} if data.rewards is None else {"reward": data.rewards}
+    if request.reward_model:
+        learned = RewardSettings(name="learned", args={"model": request.reward_model})
+        sums["reward_model"] = WeightedRewards([learned], "--reward_model")
+    for name, rewards in sums.items():
+        rewards.load(RewardContext(registry, request.precision, lambda line: None))
+        for run in runs:
+            texts = {index: one.text_with_reasoning for index, one in enumerate(run.completions) if one is not None}
+            scored = rewards.score_all([data.records[index] for index in texts], [*texts.values()])
+            columns = {name: [rewards.total(values) for values in scored]}
+            if len(rewards.names) > 1:
+                columns |= {part: [values[part] for values in scored] for part in rewards.names}
+            for column, values in columns.items():
+                rows = np.full(len(data.records), np.nan)
+                rows[[*texts]] = values
+                run.add([mean_metric(column, rows)])
+
+
+def _judge(
+    run: ModelRun, first: ModelRun, data: EvaluationData, judges: Mapping[str, Judge | str], seed: int
+) -> list[JudgedComparison]:
+    compared = []
+    for name, judge in judges.items():
+        if isinstance(judge, str):
+            verdicts = verdicts_from_scores(run.metrics[judge].rows, first.metrics[judge].rows)
+        else:
+            verdicts = judge(data.records, texts_of(run.completions), texts_of(first.completions))
+        compared.append(compare_verdicts(name, first.reference, verdicts, seed, data.slices))
+    return compared
 
 
 def save_evaluation(registry: Registry, evaluation: Evaluation, outputs: Outputs) -> list[str]:
@@ -85,9 +133,13 @@ def save_evaluation(registry: Registry, evaluation: Evaluation, outputs: Outputs
     if outputs.json:
         write_json(outputs.json, evaluation.result.as_dict())
     if outputs.samples:
-        _write_text(outputs.samples, _samples(evaluation))
+        rows = sample_rows(evaluation.runs, evaluation.data)
+        _write_text(outputs.samples, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if outputs.report:
-        _write_text(outputs.report, [_report(registry, evaluation)])
+        from align.evaluation.report_page import render_report
+
+        lineages = [registry.lineage(run.checkpoint) for run in evaluation.runs]
+        _write_text(outputs.report, [render_report(evaluation, lineages)])
     return recorded
 
 
@@ -106,29 +158,9 @@ def _write_text(path: str, pieces: Iterable[str]) -> None:
 
 def require_verdicts(result: Result) -> None:
     """Raise MachineError when a judge failed on every pair of some model."""
-    for model in result.models:
-        for comparison in model.judged:
-            if comparison.has_no_verdict:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in comparison.failed.items())
-                raise MachineError(
-                    f"judge {comparison.judge}: gave no verdict ({reasons}); start it or use another, then rerun"
-                )
-
-
-def _check_reward_model(registry: Registry, request: EvaluationRequest) -> None:
-    from align.models.heads import check_score_head
-
-    if request.reward_model:
-        check_score_head(registry.resolve(request.reward_model))
-
-
-def _samples(evaluation: Evaluation) -> Iterator[str]:
-    for row in sample_rows(evaluation.runs, evaluation.data):
-        yield json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _report(registry: Registry, evaluation: Evaluation) -> str:
-    from align.evaluation.report_page import ReportInputs, render_report
-
-    lineages = [registry.lineage(run.checkpoint) for run in evaluation.runs]
-    return render_report(ReportInputs(evaluation.result, evaluation.runs, evaluation.data, lineages))
+    for comparison in (comparison for model in result.models for comparison in model.judged):
+        if comparison.has_no_verdict:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in comparison.failed.items())
+            raise MachineError(
+                f"judge {comparison.judge}: gave no verdict ({reasons}); start it or use another, then rerun"
+            )

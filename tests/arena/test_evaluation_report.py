@@ -12,10 +12,10 @@ from align.evaluation.completions import ModelCompletion, behaviour_metrics
 from align.evaluation.judging import Verdicts, compare_verdicts
 from align.evaluation.metric import mean_metric
 from align.evaluation.model_runs import ModelRun
-from align.evaluation.report_page import ReportInputs, render_report
-from align.evaluation.request import EvaluationData, EvaluationRequest
+from align.evaluation.report_page import render_report
+from align.evaluation.request import EvaluationData, EvaluationRequest, slices_of
 from align.evaluation.results import summarise_runs
-from align.evaluation.slices import slices_of
+from align.evaluation.session import Evaluation
 from align.registry import Ancestor, Checkpoint
 from align.schema import Record, assistant, user
 
@@ -56,7 +56,7 @@ def page_file(tmp_path_factory):
     result = summarise_runs(runs, EvaluationRequest(data="data"), material, verdicts)
     trees = [Ancestor(name, "policy", "dpo", None, parents=(Ancestor("base@v1", "base", "", None),)) for name in NAMES]
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render_report(ReportInputs(result, runs, material, trees)), encoding="utf-8")
+    path.write_text(render_report(Evaluation(result, runs, material), trees), encoding="utf-8")
     return path
 
 

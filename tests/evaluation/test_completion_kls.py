@@ -25,10 +25,7 @@ def loaded(tiny_base, registry):
     return found
 
 
-ROWS = [
-    {"input_ids": [5, 6, 7, 8, 9], "completion_mask": [0, 0, 1, 1, 1]},
-    {"input_ids": [9, 8, 7], "completion_mask": [0, 1, 1]},
-]
+ROWS = [([5, 6, 7, 8, 9], [0, 0, 1, 1, 1]), ([9, 8, 7], [0, 1, 1])]
 
 
 def test_kl_of_a_model_from_itself_is_zero(loaded):
@@ -40,15 +37,15 @@ def test_kl_equals_a_slow_sum_over_one_row_at_a_time(loaded):
 
     (found,) = completion_kls(loaded, "moved", [BASE], ROWS)
 
-    for row, kl in zip(ROWS, found, strict=True):
-        ids = torch.tensor([row["input_ids"]])
+    for (tokens, mask), kl in zip(ROWS, found, strict=True):
+        ids = torch.tensor([tokens])
         with torch.no_grad():
             ours = loaded.model(input_ids=ids).logits[0].log_softmax(-1)
             with loaded.model.disable_adapter():
                 theirs = loaded.model(input_ids=ids).logits[0].log_softmax(-1)
         slow = 0.0
-        for place in range(1, len(row["input_ids"])):
-            if row["completion_mask"][place]:
+        for place in range(1, len(tokens)):
+            if mask[place]:
                 p, q = ours[place - 1], theirs[place - 1]
                 slow += float((p.exp() * (p - q)).sum())
         assert kl == pytest.approx(slow, rel=1e-4)

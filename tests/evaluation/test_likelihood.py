@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from align.data.rendering.conversation_rows import render_chat
+from align.engine.adapter_groups import adapters_active
 from align.errors import DataError
-from align.evaluation import forward
+from align.evaluation import likelihood as likelihood_module
 from align.evaluation.likelihood import continuation_logprobs
 from align.models.adapters import BASE, load_models
 from align.models.loading import Precision
@@ -24,7 +25,7 @@ def _alone(loaded, adapter, before, after):
     import torch
 
     ids = torch.tensor([before + after])
-    with torch.no_grad(), forward.use_adapter(loaded.model, adapter):
+    with torch.no_grad(), adapters_active(loaded.model, [], adapter):
         logprobs = loaded.model(input_ids=ids).logits[0].log_softmax(-1)
     return sum(float(logprobs[len(before) + place - 1, token]) for place, token in enumerate(after))
 
@@ -56,7 +57,7 @@ def test_small_batches_give_the_same(loaded, monkeypatch):
     pairs = [([user(text)], " yes") for text in TEXTS]
     whole = continuation_logprobs(loaded, "adapter0", pairs)
 
-    monkeypatch.setattr(forward, "_MAX_LOGITS", 1)
+    monkeypatch.setattr(likelihood_module, "_MAX_LOGITS", 1)
 
     assert [found.logprob for found in continuation_logprobs(loaded, "adapter0", pairs)] == pytest.approx(
         [found.logprob for found in whole], rel=1e-4
