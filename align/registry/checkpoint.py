@@ -98,21 +98,23 @@ def read_folder(folder: Path, reference: str | None = None) -> Checkpoint:
 
     Raises IntegrityError for what is not loaded from outside: pickles, torn weights, unknown adapters.
     """
-    reference = reference or str(folder)
-    if _is_manifest(folder / MANIFEST):
-        # A manifest can be forged: only versions inside a registry skip these checks.
-        check_untrusted(folder, reference)
-        return _from_manifest(folder, reference)
-    if not is_checkpoint(folder):
+    reference, path = reference or str(folder), folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes()) if path.is_file() else None
+    except ValueError:
+        raise IntegrityError(f"{path}: is torn; copy the folder again") from None
+    # Other programs use this file name, too.
+    is_version = isinstance(manifest, dict) and {"commit_id", "seal"} <= manifest.keys()
+    if not is_version and not is_checkpoint(folder):
         raise IntegrityError(f"{folder}: no model in it (no adapter_config.json or config.json); give a model's folder")
+    # A manifest can be forged: only versions inside a registry skip these checks.
     check_untrusted(folder, reference)
-    return Checkpoint(reference=reference, kind=_infer_kind(folder), location=str(folder))
-
-
-def _infer_kind(folder: Path) -> Kind:
-    if not (folder / "adapter_config.json").is_file():
-        return "base"
-    return "reward" if adapter_config(folder).get("task_type") == "SEQ_CLS" else "policy"
+    if is_version:
+        return _from_manifest(folder, reference)
+    kind: Kind = "base"
+    if (folder / "adapter_config.json").is_file():
+        kind = "reward" if adapter_config(folder).get("task_type") == "SEQ_CLS" else "policy"
+    return Checkpoint(reference, kind, location=str(folder))
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
@@ -145,17 +147,6 @@ def _find_malformed(manifest: dict[str, Any]) -> str | None:
     if not all(isinstance(entry, dict) and isinstance(entry.get("size"), int) for entry in entries):
         return "lists a file without its size"
     return None
-
-
-def _is_manifest(path: Path) -> bool:
-    """Return whether a manifest.json was written by this program; other programs use the same file name."""
-    if not path.is_file():
-        return False
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError:
-        raise IntegrityError(f"{path}: is torn; copy the folder again") from None
-    return isinstance(value, dict) and "commit_id" in value and "seal" in value
 
 
 def _from_manifest(folder: Path, reference: str) -> Checkpoint:

@@ -14,9 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from align.errors import IntegrityError, UsageError
-from align.registry import disk_layout, durable, lineage, quarantine
-from align.registry.checkpoint import Checkpoint
-from align.registry.quarantine import Destination, QuarantinedItem
+from align.registry import disk_layout, durable, lineage
+from align.registry.disk_layout import Destination, QuarantinedItem
 from align.registry.store import Registry
 
 KEEP_DAYS = 30
@@ -54,16 +53,15 @@ def collect_garbage(registry: Registry, garbage: list[Garbage]) -> None:
             durable.erase(item.path)
             registry.disk.sync_folder(item.path.parent)
         else:
-            quarantine.move_out(registry.root, "trash", item.path, f"gc: {item.why}", registry.disk)
+            disk_layout.move_out(registry.root, "trash", item.path, f"gc: {item.why}", registry.disk)
 
 
 def find_left_overs(registry: Registry) -> Iterator[Path]:
     """Yield staging folders and half-written files that no process is writing any more."""
     staged = disk_layout.entries(registry.root / "tmp")
     yield from (path for path in staged if disk_layout.is_staging(path) and disk_layout.is_abandoned(path))
-    names = disk_layout.named_folders(registry.models) + disk_layout.named_folders(registry.root / "refs")
     homes = [registry.root, registry.root / "tmp", registry.models, registry.root / "refs"]
-    homes += [folder for name in sorted(set(names)) for folder in (registry.home(name), registry.refs(name))]
+    homes += [folder for name in registry.present_names() for folder in (registry.home(name), registry.refs(name))]
     homes += [path for home in homes[3:] for path in disk_layout.entries(home) if disk_layout.is_evaluations(path)]
     yield from (path for home in homes for path in disk_layout.entries(home) if disk_layout.is_left_over(path))
 
@@ -82,24 +80,21 @@ def _registered_result(registry: Registry, run: Path) -> str | None:
         reference = str(json.loads((run / _FINISHED).read_bytes())["reference"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    whole = {version.reference for version in registry.versions(reference.partition("@")[0])}
-    return reference if reference in whole and not _is_locked(run / _LOCK) else None
-
-
-def _is_locked(lock: Path) -> bool:
+    if reference not in {version.reference for version in registry.versions(reference.partition("@")[0])}:
+        return None
     try:
-        with lock.open("rb") as file:
+        with (run / _LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
-        return False
+        return reference
     except OSError:
-        return True
-    return False
+        return None
+    return reference
 
 
 def _expired(registry: Registry, destination: Destination, days: int) -> Iterator[tuple[Path, str]]:
     before = datetime.now(UTC) - timedelta(days=days)
-    for item in quarantine.list_items(registry.root, destination):
+    for item in disk_layout.list_items(registry.root, destination):
         if item.when <= before:
             yield item.folder, f"{item.what}, put there on {item.when:%Y-%m-%d} ({item.why})"
 
@@ -116,22 +111,16 @@ def remove_version(registry: Registry, reference: str) -> QuarantinedItem:
     if "@" not in reference and "/" not in reference:
         raise UsageError(f"rm {reference}: this names a version only by being the newest; write {checkpoint.reference}")
     registry.check_writable(checkpoint.name)
-    if reasons := _reasons_to_stay(registry, checkpoint):
-        raise IntegrityError(f"rm {checkpoint.reference}: it is in use; {'; '.join(reasons)}")
-    return quarantine.move_out_version(registry.root, "trash", Path(checkpoint.location), "rm", registry.disk)
-
-
-def _reasons_to_stay(registry: Registry, checkpoint: Checkpoint) -> list[str]:
-    aliases = registry.aliases_of(checkpoint.reference)
-    children = [child.reference for child in lineage.find_descendants(checkpoint, registry.all_versions())]
     reasons = []
-    if aliases:
+    if aliases := registry.aliases_of(checkpoint.reference):
         named = _name_some(aliases)
         reasons.append(f"{named} would name no version, move it or remove it with alias NAME ALIAS --remove")
-    if children:
-        were = "was" if len(children) == 1 else "were"
-        reasons.append(f"{_name_some(children)} {were} made from it, remove that first")
-    return reasons
+    if children := lineage.find_descendants(checkpoint, registry.all_versions()):
+        named, were = _name_some([child.reference for child in children]), "was" if len(children) == 1 else "were"
+        reasons.append(f"{named} {were} made from it, remove that first")
+    if reasons:
+        raise IntegrityError(f"rm {checkpoint.reference}: it is in use; {'; '.join(reasons)}")
+    return disk_layout.move_out(registry.root, "trash", Path(checkpoint.location), "rm", registry.disk)
 
 
 def _name_some(words: list[str]) -> str:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, get_args
 
 import align
@@ -43,9 +43,7 @@ class Staging:
     def __enter__(self) -> Staging:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def commit(self, fields: dict[str, Any]) -> Checkpoint:
@@ -54,10 +52,12 @@ class Staging:
         `fields` are the manifest's: stage, kind, parents, base, data, metrics and so on. Name, version, digests, time
         and program versions are added here.
         """
-        _check_fields(fields)
+        if fields.get("kind") not in get_args(Kind) or not fields.get("stage"):
+            raise ValueError(f"a manifest needs stage and kind ({', '.join(get_args(Kind))}), got {sorted(fields)}")
+        if reserved := {"format", "name", "version", "created", "commit_id", "git", "files", "seal"} & set(fields):
+            raise ValueError(f"the registry fills {sorted(reserved)} itself")
         redact_files(self.path)
-        versions = {"versions": dict(library_versions())}
-        return self._publish({**versions, **redact(fields), **_stamp(self._home.name)})
+        return self._publish({"versions": dict(library_versions()), **redact(fields), **_stamp(self._home.name)})
 
     def adopt(self, manifest: dict[str, Any], digest: str, changes: dict[str, Any]) -> Checkpoint:
         """Commit a version of another registry: under its own number when that is free, else under the next.
@@ -72,13 +72,18 @@ class Staging:
         fields = {key: value for key, value in manifest.items() if key not in ("files", "seal")}
         fields |= {**changes, "name": self._home.name}
         checkpoint = self._publish(fields, number if is_free and is_same else None)
-        mark = disk_layout.mark_path(self._home, checkpoint.version or 0, "imported")
-        durable.write_durably(mark, disk_layout.mark_text(f"as {manifest['name']}@v{number}", digest), self._disk)
+        origin = f"as {manifest['name']}@v{number}"
+        disk_layout.write_mark(self._home, checkpoint.version or 0, "imported", origin, digest, self._disk)
         return checkpoint
 
     def _publish(self, fields: dict[str, Any], number: int | None = None) -> Checkpoint:
         """Make everything durable and rename it to `number`, or the next when that is None or was taken meanwhile."""
-        _refuse_pickles(self.path)
+        for path in durable.walk_files(self.path):
+            if path.suffix in PICKLES:
+                raise IntegrityError(
+                    f"{path.relative_to(self.path)}: pickles and optimizer state never enter the registry; "
+                    "save safetensors and JSON only"
+                )
         if self._home.is_symlink():
             raise IntegrityError(f"{self._home}: is a link; versions are kept in real folders, replace it")
         durable.make_folder(self._home, self._root, self._disk)
@@ -104,23 +109,6 @@ def _stamp(name: str) -> dict[str, Any]:
         "commit_id": uuid.uuid4().hex,
         "git": git_revision(),
     }
-
-
-def _check_fields(fields: dict[str, Any]) -> None:
-    if fields.get("kind") not in get_args(Kind) or not fields.get("stage"):
-        raise ValueError(f"a manifest needs stage and kind ({', '.join(get_args(Kind))}), got {sorted(fields)}")
-    reserved = {"format", "name", "version", "created", "commit_id", "git", "files", "seal"} & set(fields)
-    if reserved:
-        raise ValueError(f"the registry fills {sorted(reserved)} itself")
-
-
-def _refuse_pickles(folder: Path) -> None:
-    for path in durable.walk_files(folder):
-        if path.suffix in PICKLES:
-            name = path.relative_to(folder)
-            raise IntegrityError(
-                f"{name}: pickles and optimizer state never enter the registry; save safetensors and JSON only"
-            )
 
 
 @functools.cache

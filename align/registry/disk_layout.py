@@ -1,7 +1,9 @@
-"""Names and places in a registry folder; everything else there is ignored.
+"""Names and places in a registry folder; everything else there is ignored. And moving things out without losing them.
 
 FORMAT.json  bases.json  models/<name>/v0003/  models/<name>/v0003.{removed,imported,evaluations}
 refs/<name>/<alias>  tmp/  quarantine/  trash/
+
+What is moved to quarantine/ or trash/ lies there in a folder of its own, with a note of what it was.
 """
 
 from __future__ import annotations
@@ -11,16 +13,23 @@ import os
 import re
 import socket
 import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from align.errors import IntegrityError
+from align.registry import durable
+from align.registry.durable import DISK, Disk
 from align.registry.references import LATEST, NAME
 
 FORMAT = 1
 BASES_FILE = "bases.json"
 FORMAT_FILE = "FORMAT.json"
+NOTE = "moved.json"
+Destination = Literal["trash", "quarantine"]
 Mark = Literal["removed", "imported"]
 STALE_S = 7 * 24 * 3600
 """seconds after which unfinished files of another machine count as abandoned"""
@@ -81,34 +90,24 @@ def last_number(home: Path) -> int:
     return max([*version_numbers(home), *(int(match[1]) for match in marked if match)], default=0)
 
 
-def mark_path(home: Path, number: int, what: Mark) -> Path:
-    """Return the file beside a version that records its removal (the number stays used) or its import."""
-    return home / f"{version_folder(number)}.{what}"
-
-
 def read_mark(home: Path, number: int, what: Mark) -> dict[str, Any] | None:
     """Return the content of a mark: `when`, `why`, and the manifest's `digest`; None when there is none."""
     try:
-        mark = json.loads(mark_path(home, number, what).read_bytes())
+        mark = json.loads((home / f"{version_folder(number)}.{what}").read_bytes())
     except (OSError, ValueError):
         return None
     return {"when": "", "why": "", "digest": ""} | mark if isinstance(mark, dict) else None
 
 
-def mark_text(why: str, digest: str) -> bytes:
-    """Return the content of a mark that is made now."""
+def write_mark(home: Path, number: int, what: Mark, why: str, digest: str, disk: Disk = DISK) -> None:
+    """Record beside a version its removal (the number stays used) or its import."""
     mark = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "why": why, "digest": digest}
-    return json.dumps(mark).encode() + b"\n"
+    durable.write_durably(home / f"{version_folder(number)}.{what}", json.dumps(mark).encode() + b"\n", disk)
 
 
-def is_mark(path: Path) -> bool:
-    """Return whether a path in a name's folder is the mark of a version."""
-    return bool(_MARK.fullmatch(path.name)) and path.is_file()
-
-
-def evaluations_folder(version: Path) -> Path:
-    """Return the folder beside a version that holds its evaluations."""
-    return version.with_name(f"{version.name}.evaluations")
+def is_beside_version(path: Path) -> bool:
+    """Return whether a path in a name's folder is a mark, or holds the evaluations, of a version."""
+    return (_MARK.fullmatch(path.name) is not None and path.is_file()) or is_evaluations(path)
 
 
 def is_evaluations(path: Path) -> bool:
@@ -129,8 +128,13 @@ def is_staging(path: Path) -> bool:
 def is_abandoned(path: Path) -> bool:
     """Return whether a staging folder's process is dead, or is of another machine and older than a week."""
     match = _STAGING.fullmatch(path.name)
-    if match and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"])):
-        return True
+    if match and match["host"] == socket.gethostname():
+        try:
+            os.kill(int(match["pid"]), 0)
+        except ProcessLookupError:
+            return True
+        except (PermissionError, OverflowError):
+            pass  # it runs, for another user
     return _age_s(path) > STALE_S
 
 
@@ -149,11 +153,6 @@ def alias_files(folder: Path) -> list[Path]:
     return [path for path in entries(folder) if NAME.fullmatch(path.name) and path.name != LATEST]
 
 
-def alias_line(version: int, digest: str) -> str:
-    """Return the content of an alias file."""
-    return f"{version_folder(version)} {digest}\n"
-
-
 def read_alias(path: Path) -> tuple[int, str] | None:
     """Return the (version, manifest digest) an alias file holds; None when it is absent or no alias."""
     if path.is_symlink() or not path.is_file():
@@ -166,15 +165,50 @@ def _is_real_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
 def _age_s(path: Path) -> float:
     return time.time() - path.lstat().st_mtime
+
+
+@dataclass(frozen=True)
+class QuarantinedItem:
+    """A file or folder moved out: `what` is its old path below the root, `folder` holds it and its note."""
+
+    folder: Path
+    what: str
+    when: datetime
+    why: str
+
+    @property
+    def path(self) -> Path:
+        """Its present path."""
+        return self.folder / Path(self.what).name
+
+
+def move_out(root: Path, destination: Destination, path: Path, why: str, disk: Disk = DISK) -> QuarantinedItem:
+    """Move something of the registry at `root` to trash/ or quarantine/, durably; a version's number stays used."""
+    if (number := version_number(path.name)) and path.parent.parent == root / "models":
+        manifest = path / "manifest.json"
+        digest = "sha256:" + durable.hash_file(manifest) if manifest.is_file() else ""
+        # First the mark: a number that is both marked and in use is harmless, one that is neither is given again.
+        write_mark(path.parent, number, "removed", why, digest, disk)
+    what = path.relative_to(root).as_posix()
+    durable.make_folder(root / destination, root, disk)
+    folder = root / destination / f"{what.replace('/', '-')[:100]}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    item = QuarantinedItem(folder, what, datetime.now(UTC).replace(microsecond=0), why)
+    note = {"what": what, "when": item.when.isoformat(), "why": why}
+    durable.write_durably(folder / NOTE, json.dumps(note).encode() + b"\n", disk)
+    disk.sync_folder(root / destination)
+    durable.move(path, item.path, disk)
+    return item
+
+
+def list_items(root: Path, destination: Destination) -> list[QuarantinedItem]:
+    """Return the items this program has moved there, by name; folders without its note are left out."""
+    items = []
+    for folder in entries(root / destination):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            note = json.loads((folder / NOTE).read_bytes())
+            when = datetime.fromisoformat(note["when"])
+            items.append(QuarantinedItem(folder, str(note["what"]), when, str(note["why"])))
+    return items

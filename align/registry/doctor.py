@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from align.errors import IntegrityError, UsageError
-from align.registry import cleanup, disk_layout, durable, evaluations, lineage, quarantine
+from align.registry import cleanup, disk_layout, durable, evaluations, lineage
 from align.registry.checkpoint import MANIFEST, Checkpoint, has_newer_format, read_version
 from align.registry.references import is_local_name
 from align.registry.store import Registry, added_files
@@ -40,8 +40,7 @@ class Finding:
 def examine(registry: Registry, hashes: bool = True) -> list[Finding]:
     """Return everything that is wrong, then foreign files; with `hashes` every byte is read."""
     findings: list[Finding] = []
-    names = {*disk_layout.named_folders(registry.models), *disk_layout.named_folders(registry.root / "refs")}
-    for name in sorted(names):
+    for name in registry.present_names():
         for number, folder in disk_layout.version_numbers(registry.home(name)).items():
             findings += _examine_version(registry, name, number, folder, hashes)
         findings += _examine_aliases(registry, name)
@@ -76,9 +75,7 @@ def _repair_one(registry: Registry, finding: Finding) -> str:
         return f"{where}: is read-only again"
     if finding.trouble not in _REPAIRED_BY_QUARANTINE:
         return ""
-    is_version = finding.trouble in ("torn", "damaged")
-    move = quarantine.move_out_version if is_version else quarantine.move_out
-    item = move(registry.root, "quarantine", path, f"doctor: {finding.trouble}", registry.disk)
+    item = disk_layout.move_out(registry.root, "quarantine", path, f"doctor: {finding.trouble}", registry.disk)
     return f"{where}: is now {item.path.relative_to(registry.root)}"
 
 
@@ -151,13 +148,8 @@ def _foreign_files(registry: Registry) -> Iterator[Path]:
     yield from _other_entries(registry.models, set(names))
     yield from _other_entries(refs, set(with_aliases))
     for home in map(registry.home, names):
-        own = {path.name for path in disk_layout.version_numbers(home).values()}
-        own |= {
-            path.name
-            for path in disk_layout.entries(home)
-            if disk_layout.is_mark(path) or disk_layout.is_evaluations(path)
-        }
-        yield from _other_entries(home, own)
+        beside = [path for path in disk_layout.entries(home) if disk_layout.is_beside_version(path)]
+        yield from _other_entries(home, {path.name for path in [*disk_layout.version_numbers(home).values(), *beside]})
     for folder in map(registry.refs, with_aliases):
         yield from _other_entries(folder, {path.name for path in disk_layout.alias_files(folder)})
     for version in registry.all_versions():

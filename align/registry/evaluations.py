@@ -90,7 +90,7 @@ def find_damaged(home: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _folder_of(checkpoint: Checkpoint) -> Path:
-    return disk_layout.evaluations_folder(Path(checkpoint.location))
+    return Path(f"{checkpoint.location}.evaluations")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -18,21 +18,6 @@ _REGISTERED = re.compile(rf"(?P<name>{NAME.pattern})(?:@(?P<selector>.*))?")
 
 
 @dataclass(frozen=True)
-class VersionReference:
-    """A version in this registry; `selector` is `latest`, an alias, or a version such as `v3`."""
-
-    name: str
-    selector: str
-
-
-@dataclass(frozen=True)
-class FolderReference:
-    """A folder on this machine."""
-
-    path: Path
-
-
-@dataclass(frozen=True)
 class HubReference:
     """A repository on the model hub; `guessed` when the text did not say so with `hf://`."""
 
@@ -67,21 +52,30 @@ def parse_version(text: str) -> int:
     return int(match[1])
 
 
-def parse_reference(reference: str, names: Collection[str]) -> VersionReference | FolderReference | HubReference:
-    """Return what a reference means, given the registered names.
+def parse_reference(reference: str, names: Collection[str]) -> tuple[str, str] | Path | HubReference:
+    """Return what a reference means, given the registered names: (name, selector), a folder, or a hub repository.
 
-    A registered name wins over a folder of the same name. A bare name is never taken for a hub id.
+    The selector is `latest`, an alias, or a version such as `v3`. A registered name wins over a folder of the same
+    name. A bare name is never taken for a hub id.
     """
     if reference.startswith("hf://"):
-        return _parse_hub(reference)
+        repository, at, revision = reference.removeprefix("hf://").partition("@")
+        if not _HUB_ID.fullmatch(repository) or (at and not revision):
+            raise UsageError(f"{shorten(reference)}: no hub reference; write hf://org/model or hf://org/model@revision")
+        return HubReference(repository, revision or None)
     match = _REGISTERED.fullmatch(reference)
     if match and (match["name"] in names or match["selector"] is not None):
-        return _parse_version(match["name"], match["selector"], names)
+        name, selector = match["name"], match["selector"]
+        if name not in names:
+            raise _unknown_name(reference, names)
+        if selector is not None and not NAME.fullmatch(selector):
+            raise UsageError(f"{name}@{selector}: no valid version or alias; write {name}@v1 or {name}@{LATEST}")
+        return name, selector or LATEST
     path = Path(reference).expanduser()
     is_path = "/" in reference or reference.startswith(("~", "."))
     # A bare word is a folder only when a model is in it, so that a misspelt name beside some folder stays an error.
     if path.is_dir() and (is_path or (reference and is_checkpoint(path))):
-        return FolderReference(path.resolve())
+        return path.resolve()
     if is_path:
         return _parse_absent_path(reference, path)
     raise _unknown_name(reference, names)
@@ -95,21 +89,6 @@ def is_local_name(reference: str) -> bool:
 def is_checkpoint(folder: Path) -> bool:
     """Return whether a folder holds a model or an adapter."""
     return any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
-
-
-def _parse_hub(reference: str) -> HubReference:
-    repository, at, revision = reference.removeprefix("hf://").partition("@")
-    if not _HUB_ID.fullmatch(repository) or (at and not revision):
-        raise UsageError(f"{shorten(reference)}: no hub reference; write hf://org/model or hf://org/model@revision")
-    return HubReference(repository, revision or None)
-
-
-def _parse_version(name: str, selector: str | None, names: Collection[str]) -> VersionReference:
-    if name not in names:
-        raise _unknown_name(f"{name}@{selector}", names)
-    if selector is not None and not NAME.fullmatch(selector):
-        raise UsageError(f"{name}@{selector}: no valid version or alias; write {name}@v1 or {name}@{LATEST}")
-    return VersionReference(name, selector or LATEST)
 
 
 def _parse_absent_path(reference: str, path: Path) -> HubReference:

@@ -13,29 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.errors import IntegrityError, MachineError, nearest
-from align.registry import (
-    base_search,
-    disk_layout,
-    durable,
-    evaluations,
-    fingerprints,
-    lineage,
-    model_hub,
-    quarantine,
-)
+from align.registry import disk_layout, durable, evaluations, fingerprints, lineage, model_hub
 from align.registry.checkpoint import MANIFEST, Checkpoint, read_folder, read_version
 from align.registry.commit import Staging
 from align.registry.durable import DISK, Disk
 from align.registry.references import (
     LATEST,
     VERSION,
-    FolderReference,
     HubReference,
     check_alias,
     check_name,
     is_local_name,
     parse_reference,
-)
+)  # fmt: skip
 
 
 def open_registry(root: str | Path | None = None, disk: Disk = DISK, *, base: str | None = None) -> Registry:
@@ -97,6 +87,10 @@ class Registry:
         """Return the names with a readable version, sorted."""
         return [name for name in disk_layout.named_folders(self.models) if next(self._readable(name), None)]
 
+    def present_names(self) -> list[str]:
+        """Return the names with a folder of versions or aliases, in whatever state, sorted."""
+        return sorted({*disk_layout.named_folders(self.models), *disk_layout.named_folders(self.root / "refs")})
+
     def versions(self, name: str) -> list[Checkpoint]:
         """Return the whole versions of a name, oldest first; torn ones and foreign files are left out."""
         whole = [version for version in self._readable(name) if not version.problems()]
@@ -119,13 +113,18 @@ class Registry:
 
     def resolve(self, reference: str) -> Checkpoint:
         """Return the checkpoint of a reference, with the sizes of its files checked."""
-        meaning = parse_reference(reference, self._used_names())
-        if isinstance(meaning, HubReference):
-            return self._resolve_hub(meaning)
-        if isinstance(meaning, FolderReference):
-            checkpoint = self._read_folder(meaning.path)
-        else:
-            checkpoint = self._read_version(meaning.name, self._select_version(meaning.name, meaning.selector))
+        match parse_reference(reference, self._used_names()):
+            case HubReference() as repository:
+                return self._resolve_hub(repository)
+            case Path() as folder if folder.parent.parent == self.models and (
+                number := disk_layout.version_number(folder.name)
+            ):
+                # A version of this registry is the same by path as by name.
+                checkpoint = read_version(folder, folder.parent.name, number)
+            case Path() as folder:
+                checkpoint = read_folder(folder)
+            case name, selector:
+                checkpoint = self._read_version(name, self._select_version(name, selector))
         checkpoint.check()
         return checkpoint
 
@@ -133,9 +132,11 @@ class Registry:
         """Return the base an adapter was trained on; a checkpoint that is no adapter is its own base."""
         if not checkpoint.is_adapter:
             return checkpoint
-        root = base_search.registry_root_of(checkpoint)
-        origin = Registry(root, self.disk) if root and root != self.root else None
-        return base_search.find_base(checkpoint, self, origin)
+        folder = Path(checkpoint.location)
+        models = folder.parent.parent
+        is_elsewhere = disk_layout.version_number(folder.name) and models.name == "models" and models != self.models
+        origin = Registry(models.parent, self.disk) if is_elsewhere else None
+        return lineage.find_base(checkpoint, self, origin)
 
     def known_bases(self) -> list[str]:
         """Return the folders of bases given to `remember_base`, the last first."""
@@ -179,9 +180,16 @@ class Registry:
         """
         folders = [self.root / "tmp", self.models, self.root / "refs"]
         folders += [folder for folder in (self.home(name), self.refs(name)) if folder.is_dir()] if name else []
-        folder = self.root
+        folder, is_new = self.root, not self.root.is_dir()
         try:
-            self._create_folders()
+            # Several processes may do so at once.
+            for folder in folders[:3]:
+                durable.make_folder(folder, self.root, self.disk)
+            if is_new:
+                self.disk.sync_folder(self.root.parent)
+            if not (self.root / disk_layout.FORMAT_FILE).exists():
+                text = json.dumps({"align_registry": disk_layout.FORMAT}) + "\n"
+                durable.write_durably(self.root / disk_layout.FORMAT_FILE, text.encode(), self.disk)
             for folder in folders:
                 probe = folder / f".probe-{uuid.uuid4().hex}"
                 probe.write_bytes(b"\n")
@@ -202,7 +210,7 @@ class Registry:
         self.check_writable(name)
         folder = self.refs(name)
         durable.make_folder(folder, self.root, self.disk)
-        line = disk_layout.alias_line(version, checkpoint.digest or "")
+        line = f"{disk_layout.version_folder(version)} {checkpoint.digest}\n"
         durable.write_durably(folder / alias, line.encode(), self.disk)
         return checkpoint
 
@@ -213,7 +221,7 @@ class Registry:
         if name not in names or path not in disk_layout.alias_files(self.refs(name)):
             raise IntegrityError(f"{name}@{alias}: no such alias;{nearest(alias, self.aliases(name))}")
         self.check_writable(name)
-        quarantine.move_out(self.root, "trash", path, "alias --remove", self.disk)
+        disk_layout.move_out(self.root, "trash", path, "alias --remove", self.disk)
 
     def alias_problem(self, name: str, path: Path) -> str | None:
         """Return what is wrong with an alias file; None when its version is the one it was set to."""
@@ -242,8 +250,7 @@ class Registry:
         if reference is not None:
             checkpoint = self.resolve(reference)
             return [f"{checkpoint.reference}: {problem}" for problem in _find_damage(checkpoint)]
-        names = {*disk_layout.named_folders(self.models), *disk_layout.named_folders(self.root / "refs")}
-        return [problem for name in sorted(names) for problem in self._verify_name(name)]
+        return [problem for name in self.present_names() for problem in self._verify_name(name)]
 
     def _verify_name(self, name: str) -> list[str]:
         problems: list[str] = []
@@ -253,30 +260,15 @@ class Registry:
             except IntegrityError as error:
                 problems.append(str(error))
                 continue
-            damage = [*_find_damage(checkpoint), *self._find_broken_links(checkpoint)]
+            # Imported versions come without their parents.
+            links = [] if self.was_imported(checkpoint) else lineage.parent_links(checkpoint)
+            parents = (lineage.follow_link(link, self.resolve)[0] for link in links)
+            broken = (parent for parent in parents if parent.note and is_local_name(parent.reference))
+            damage = _find_damage(checkpoint) + [f"its parent {parent.reference} {parent.note}" for parent in broken]
             problems += [f"{checkpoint.reference}: {problem}" for problem in damage]
         problems += [f"{path}: {what}" for path, what in evaluations.find_damaged(self.home(name))]
         aliases = (self.alias_problem(name, path) for path in disk_layout.alias_files(self.refs(name)))
         return problems + [problem for problem in aliases if problem]
-
-    def _find_broken_links(self, checkpoint: Checkpoint) -> list[str]:
-        """Return the parents in this registry that are gone or changed; imported versions come without parents."""
-        if self.was_imported(checkpoint):
-            return []
-        parents = (lineage.follow_link(link, self.resolve)[0] for link in lineage.parent_links(checkpoint))
-        broken = (parent for parent in parents if parent.note and is_local_name(parent.reference))
-        return [f"its parent {parent.reference} {parent.note}" for parent in broken]
-
-    def _create_folders(self) -> None:
-        """Create the folders that a commit needs; several processes may do so at once."""
-        is_new = not self.root.is_dir()
-        for folder in ("tmp", "models", "refs"):
-            durable.make_folder(self.root / folder, self.root, self.disk)
-        if is_new:
-            self.disk.sync_folder(self.root.parent)
-        if not (self.root / disk_layout.FORMAT_FILE).exists():
-            text = json.dumps({"align_registry": disk_layout.FORMAT}) + "\n"
-            durable.write_durably(self.root / disk_layout.FORMAT_FILE, text.encode(), self.disk)
 
     def _used_names(self) -> list[str]:
         """Return every name with a version folder, whole or not: a damaged name is not an unknown one."""
@@ -304,7 +296,14 @@ class Registry:
 
     def _select_version(self, name: str, selector: str) -> int:
         if selector == LATEST:
-            return self._newest_version(name)
+            if not disk_layout.version_numbers(self.home(name)):
+                raise IntegrityError(f"{name}: every version of it was removed; use another name or train it again")
+            newest = next(self._readable(name), None)
+            if newest is None or newest.version is None:
+                raise IntegrityError(
+                    f"{name}: none of its versions can be read; align registry verify lists the reasons"
+                )
+            return newest.version
         # An alias never looks like a version, so `v3` can only be one.
         if match := VERSION.fullmatch(selector):
             return int(match[1])
@@ -317,21 +316,6 @@ class Registry:
         if problem := self.alias_problem(name, path):
             raise IntegrityError(f"{problem}; set the alias again or restore the version")
         return line[0]
-
-    def _newest_version(self, name: str) -> int:
-        newest = next(self._readable(name), None)
-        if not disk_layout.version_numbers(self.home(name)):
-            raise IntegrityError(f"{name}: every version of it was removed; use another name or train it again")
-        if newest is None or newest.version is None:
-            raise IntegrityError(f"{name}: none of its versions can be read; align registry verify lists the reasons")
-        return newest.version
-
-    def _read_folder(self, folder: Path) -> Checkpoint:
-        """Return the checkpoint in a folder; a version of this registry is the same by path as by name."""
-        number = disk_layout.version_number(folder.name)
-        if number and folder.parent.parent == self.models:
-            return read_version(folder, folder.parent.name, number)
-        return read_folder(folder)
 
     def _resolve_hub(self, meaning: HubReference) -> Checkpoint:
         """Return a hub repository as a checkpoint; an adapter is read from the local cache."""

@@ -16,7 +16,7 @@ import pytest
 from small_models import write_model
 
 from align.errors import IntegrityError, UsageError
-from align.registry import cleanup, disk_layout, doctor, durable, open_registry, quarantine
+from align.registry import cleanup, disk_layout, doctor, durable, open_registry
 from align.registry.__main__ import main
 
 
@@ -269,7 +269,7 @@ def test_gc_empties_old_trash_for_good_and_moves_old_quarantine_there(filled, ru
     run("rm", "n@v1")
     path = filled.root / "models" / "m" / "odd"
     path.write_text("x")
-    quarantine.move_out(filled.root, "quarantine", path, "a test", filled.disk)
+    disk_layout.move_out(filled.root, "quarantine", path, "a test", filled.disk)
     (filled.root / "trash" / "mine").mkdir()
     assert cleanup.find_garbage(filled) == []
     _age(filled.root, days=31)
@@ -330,6 +330,6 @@ def test_a_half_written_replacement_is_left_over_after_a_week(filled):
 
 def test_the_numbers_of_marks_count(registry, commit):
     commit(registry, "m")
-    disk_layout.mark_path(registry.home("m"), 7, "removed").write_bytes(disk_layout.mark_text("rm", ""))
+    disk_layout.write_mark(registry.home("m"), 7, "removed", "rm", "")
 
     assert commit(open_registry(registry.root), "m").reference == "m@v8"
