@@ -9,7 +9,7 @@ from typing import Any
 from align.data.dataset_config import SourceDataset
 from align.data.formats import FORMATS, SAMPLE_ROWS, Format, detect_format, find_misspelt
 from align.data.formats.cells import unpack_row
-from align.data.formats.nested_rows import PlainRow
+from align.data.formats.reshaping import PlainRow
 from align.data.formats.row_layout import COMMON, ColumnRoles, Row, RowLayout, read_meta, read_number, read_tools
 from align.data.formats.turns import kind_of, same_answers
 from align.data.row_errors import SHOWN, BadRow, RawRow, RowError, RowSkipped

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from align.data import load_records
-from align.data.formats import FORMATS, Format
-from align.data.formats.recognisers import has_columns
+from align.data.formats import FORMATS, Format, has_columns
 from align.data.formats.row_layout import COMMON
 from align.errors import DataError, UsageError
 from align.schema import Record, assistant, user

@@ -1,7 +1,8 @@
 """The table of formats: a new format is one entry here, with its reader and, where rows show it, its recogniser.
 
 A reader makes records of one raw row. Its columns name, for every part it asks a `RowLayout` for, the spellings it
-knows by itself. The order is that in which `recognise` asks.
+knows by itself. The order is that in which `recognise` asks, so a recogniser (from a raw row to the reason why it has
+the format, or None) may assume that none before it matched.
 """
 
 from __future__ import annotations
@@ -11,30 +12,36 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from align.data.formats import column_names, conversations, nested_rows, pairs, recognisers, single_answers
+from align.data.formats import demonstrations, pairs, reshaping
+from align.data.formats.cells import CONVERSATIONS
 from align.data.formats.draft_yaml import draft_yaml
-from align.data.formats.nested_rows import PlainRow
+from align.data.formats.reshaping import PlainRow
 from align.data.formats.row_layout import COMMON, Row, RowLayout, Synonyms
-from align.data.formats.turns import DIALOGUE_TAGS, OPENAI_TAGS, SHAREGPT_TAGS, SPEAKER_TAGS, Tags
+from align.data.formats.turns import DIALOGUE_TAGS, OPENAI_TAGS, SHAREGPT_TAGS, SPEAKER_TAGS, TURN_TEXTS, Tags
 from align.data.row_errors import RawRow
 from align.errors import DataError
 from align.schema import Record
 
 SAMPLE_ROWS = 20
 """Rows that decide the format of a dataset."""
+
+# The names that public datasets give their columns.
+_OUTPUTS = ("output", "response", "completion", "answer", "target")
+_PAIRS = (("chosen", "rejected"), ("chosen_messages", "rejected_messages"), ("chosen_response", "rejected_response"))
+_SIDES = (
+    *(("a", "b"), ("output_1", "output_2"), ("response1", "response2"), ("response_1", "response_2")),
+    *(("response_a", "response_b"), ("response_A", "response_B"), ("answer_a", "answer_b")),
+    ("conversation_a", "conversation_b"),
+)
+_VERDICTS = ("label", "preference", "winner")
+_CLASSES = ("label", "labels", "class", "category", "sentiment", "label_text", "target")
+_QUESTIONS = (("question", "answer"), ("question", "std_answer"), ("input", "target"), ("input", "answer"))
 _DECISIVE = {
-    *column_names.CONVERSATIONS[:3],
-    *column_names.PAIRS[0],
-    *column_names.PAIRS[2],
-    *column_names.OUTPUTS,
-    "instruction",
-    "prompt",
-    "question",
-    "label",
-    "rejected_response",
+    *(*CONVERSATIONS[:3], *_PAIRS[0], *_PAIRS[2], *_OUTPUTS),
+    *("instruction", "prompt", "question", "label", "rejected_response"),
 }
 
-Join = Callable[[Iterator[RawRow], str, Mapping[str, str | list[str]]], Iterator[RawRow]]
+Recogniser = Callable[[Row], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +50,158 @@ class Format:
 
     read: Callable[[Row, RowLayout], list[Record]]
     columns: Synonyms
-    recognise: Callable[[Row], str | None] | None = None
-    """the reason why a row has this format; None for a format that only `format:` chooses"""
+    recognise: Recogniser | None = None
+    """None for a format that only `format:` chooses"""
     tags: Tags = OPENAI_TAGS
     split: Callable[[Row, RowLayout], Iterator[PlainRow]] | None = None
     """plain rows of a row that holds several examples; `read` gets these"""
-    join: Join | None = None
+    join: Callable[[Iterator[RawRow], str, Mapping[str, str | list[str]]], Iterator[RawRow]] | None = None
     """rows of several rows of the file"""
 
 
-_PAIR: Synonyms = {
-    "chosen": ("chosen", "chosen_messages", "chosen_response"),
-    "rejected": ("rejected", "rejected_messages", "rejected_response"),
-}
+def has_columns(*alternatives: tuple[str, ...]) -> Recogniser:
+    """Return a recogniser of rows with all columns of one of the alternatives."""
+    sentences = {names: f"columns {', '.join(names[:-1])} and {names[-1]}" for names in alternatives}
+    return lambda row: next((text for names, text in sentences.items() if set(names) <= row.keys()), None)
+
+
+def _first(names: Iterable[str], row: Row) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+def _first_pair(names: Iterable[tuple[str, str]], row: Row) -> tuple[str, str] | None:
+    return next((pair for pair in names if set(pair) <= row.keys()), None)
+
+
+_is_choice = has_columns(("question", "choices"), ("question", "A", "B"))
+_is_strict_completion = has_columns(("prompt", "completion"))
+_is_question_and_answer = has_columns(*_QUESTIONS, ("query", "answer"))
+
+
+def _is_message(row: Row) -> str | None:
+    columns = reshaping.find_message_columns(row)
+    if columns is None or row.keys() & {"completion", "response", "chosen", *CONVERSATIONS[:2]}:
+        return None
+    return f"one message a row, with {', '.join(columns.values())}"
+
+
+def _is_solutions(row: Row) -> str | None:
+    columns = [str(key) for key, value in row.items() if isinstance(value, dict) and "is_correct" in value]
+    asked = columns and row.keys() & {"question", "prompt", "problem"}
+    return f"solutions with is_correct under {', '.join(columns[:4])}" if asked else None
+
+
+def _is_ranked(row: Row) -> str | None:
+    match row:
+        case {"prompt": {"replies": list()}}:
+            return "a tree of ranked replies under prompt"
+        case {"answers": [{"rank": _}, *_]}:
+            return "answers with a rank"
+    return None
+
+
+def _is_preferred_output(row: Row) -> str | None:
+    match row:
+        case {"input": {"messages": _}, "preferred_output": _}:
+            return "columns input with messages, preferred_output and non_preferred_output"
+    return None
+
+
+def _has_turns_with(role_key: str) -> Recogniser:
+    def is_conversation(row: Row) -> str | None:
+        column = _conversation_column(row)
+        turn = row[column][0] if column else None
+        if not isinstance(turn, dict) or _first(("from", "role", "speaker"), turn) != role_key:
+            return None
+        return f"turns with {role_key} and {_first(TURN_TEXTS, turn) or 'content'} under {column}"
+
+    return is_conversation
+
+
+def _has_turns_without_roles(row: Row) -> str | None:
+    column = _conversation_column(row)
+    turn = row[column][0] if column else None
+    if isinstance(turn, str):
+        return f"a list of turns without roles under {column}"
+    key = next((key for key in TURN_TEXTS if isinstance(turn, dict) and isinstance(turn.get(key), str)), None)
+    return f"turns of a {key} without roles under {column}" if key else None
+
+
+def _conversation_column(row: Row) -> str | None:
+    """Return the column of a conversation, unless chosen and rejected are whole ones, of which it repeats one."""
+    pair = [row.get(key) for key in _PAIRS[0]]
+    if all(isinstance(whole, list) and len(whole) > 1 for whole in pair):
+        return None
+    return next((key for key in CONVERSATIONS if isinstance(row.get(key), list) and row[key]), None)
+
+
+def _is_hh(row: Row) -> str | None:
+    pair = _first_pair(_PAIRS, row)
+    if pair and all(isinstance(row[key], str) and row[key].startswith("\n\nHuman:") for key in pair):
+        return "chosen and rejected are transcripts that start with Human:"
+    return None
+
+
+def _is_alpaca(row: Row) -> str | None:
+    if "instruction" not in row:
+        return None
+    if pair := _first_pair(_PAIRS, row):
+        return f"columns instruction, {pair[0]} and {pair[1]}"
+    if any(is_other(row) for is_other in (_is_judged, _is_squad, _is_choice, _is_strict_completion)):
+        return None
+    if output := _first(_OUTPUTS, row):
+        return f"columns instruction and {output}"
+    return "columns instruction and instances" if isinstance(row.get("instances"), list) else None
+
+
+def _is_preference(row: Row) -> str | None:
+    pair = _first_pair(_PAIRS, row)
+    prompt = "with a prompt" if row.keys() & {"prompt", "question"} else "that share their first turns"
+    return f"columns {pair[0]} and {pair[1]} {prompt}" if pair else None
+
+
+def _is_judged(row: Row) -> str | None:
+    sides, verdict = _first_pair(_SIDES, row), _first(_VERDICTS, row)
+    return f"columns {sides[0]}, {sides[1]} and {verdict}" if sides and verdict else None
+
+
+def _is_squad(row: Row) -> str | None:
+    match row:
+        case {"paragraphs": [dict() as paragraph, *_]}:
+            has_questions = "qas" in paragraph
+        case {"context": _} | {"context_text": _}:
+            has_questions = "qas" in row or {"question", "answers"} <= row.keys()
+        case _:
+            return None
+    return "a context with questions and their answers" if has_questions else None
+
+
+def _is_prompt_completion(row: Row) -> str | None:
+    prompt = _first(("prompt", "question", "input", "query"), row)
+    completion = _first(("completion", "response", "output"), row)
+    return _is_strict_completion(row) or (f"columns {prompt} and {completion}" if prompt and completion else None)
+
+
+def _is_text(row: Row) -> str | None:
+    column, label = _first(("text", "paragraphs"), row), _first(_CLASSES, row)
+    if column is None or label is None:
+        return f"a column {column}" if column else None
+    return (
+        f"a column {column}; {label} is not learned: if it is the class of the text, add :format=labels (the class is "
+        "the answer), or a YAML with format: labels and labels: {0: NAME, 1: NAME}"
+    )
+
+
+_PAIR: Synonyms = {part: tuple(names[side] for names in _PAIRS) for side, part in enumerate(_PAIRS[0])}
 _SYSTEM: Synonyms = {"system": ("system", "system_prompt"), **COMMON}
 _PROMPT: Synonyms = {"prompt": ("prompt", "question", "instruction"), **_SYSTEM}
 _LABEL: Synonyms = {"label": ("label", "kto_tag", "is_correct")}
-_CONVERSATION: Synonyms = {"messages": column_names.CONVERSATIONS, **_LABEL, **_PAIR, **_SYSTEM}
-_MESSAGE_ROWS: Synonyms = {
-    "conversation": column_names.CONVERSATION_ID,
-    "role": column_names.ROLE,
-    "content": column_names.CONTENT,
-    "order": column_names.ORDER,
-    **_CONVERSATION,
-    "messages": ("messages",),
-}
+_CONVERSATION: Synonyms = {"messages": CONVERSATIONS, **_LABEL, **_PAIR, **_SYSTEM}
+_MESSAGE_ROWS: Synonyms = {**reshaping.MESSAGE_COLUMNS, **_CONVERSATION, "messages": ("messages",)}
 _ALPACA: Synonyms = {
     "prompt": ("instruction", "prompt", "question"),
     "input": ("input", "context"),
-    "output": ("output", "response", "completion", "answer", "target"),
+    "output": _OUTPUTS,
     "history": ("history",),
     "label": ("kto_tag",),
     **_PAIR,
@@ -80,9 +210,9 @@ _ALPACA: Synonyms = {
 _JUDGED: Synonyms = {
     "prompt": ("prompt", "instruction", "question", "input"),
     "input": ("input", "context"),
-    "a": tuple(a for a, _ in column_names.SIDES),
-    "b": tuple(b for _, b in column_names.SIDES),
-    "label": column_names.VERDICTS,
+    "a": tuple(a for a, _ in _SIDES),
+    "b": tuple(b for _, b in _SIDES),
+    "label": _VERDICTS,
     **_SYSTEM,
 }
 _PLAIN: Synonyms = {
@@ -97,59 +227,52 @@ _QUESTION = ("prompt", "question", "instruction", "input", "query")
 _COMPLETION: Synonyms = {
     "completion": ("completion", "response", "output"),
     "answer": ("answer",),
-    **_PROMPT,
     "prompt": _QUESTION,
+    **_SYSTEM,
 }
 _VOTES: Synonyms = {"prompt": ("prompt",), "a": ("a",), "b": ("b",), "label": ("choice",), **COMMON}
-_USER_TURNS: Synonyms = {
-    **COMMON,
-    "messages": (*column_names.CONVERSATIONS, "prompt"),
-    "id": ("id", "question_id", "prompt_id"),
-}
-_QA: Synonyms = {"answer": ("answer", "std_answer", "target"), **_PROMPT, "prompt": (*_QUESTION, "problem")}
-_TURNS: Synonyms = {"messages": column_names.CONVERSATIONS, **_SYSTEM}
+_USER_TURNS: Synonyms = {**COMMON, "messages": (*CONVERSATIONS, "prompt"), "id": ("id", "question_id", "prompt_id")}
+_QA: Synonyms = {"answer": ("answer", "std_answer", "target"), "prompt": (*_QUESTION, "problem"), **_SYSTEM}
 
 FORMATS: dict[str, Format] = {
     "message_rows": Format(
-        conversations.read_messages,
-        _MESSAGE_ROWS,
-        recognisers.is_message,
-        tags=DIALOGUE_TAGS,
-        join=conversations.join_messages,
+        demonstrations.read_messages, _MESSAGE_ROWS, _is_message, DIALOGUE_TAGS, join=reshaping.join_messages
     ),
-    "votes": Format(pairs.read_votes, _VOTES, recognisers.is_vote),
-    "solutions": Format(single_answers.read_plain, _PLAIN, recognisers.is_solutions, split=nested_rows.split_solutions),
-    "ranked": Format(single_answers.read_plain, _PLAIN, recognisers.is_ranked, split=nested_rows.split_ranked),
+    "votes": Format(pairs.read_votes, _VOTES, has_columns(("a", "b", "choice"))),
+    "solutions": Format(demonstrations.read_plain, _PLAIN, _is_solutions, split=reshaping.split_solutions),
+    "ranked": Format(demonstrations.read_plain, _PLAIN, _is_ranked, split=reshaping.split_ranked),
     "preferred_output": Format(
-        single_answers.read_plain, _PLAIN, recognisers.is_preferred_output, split=nested_rows.join_preferred
+        demonstrations.read_plain, _PLAIN, _is_preferred_output, split=reshaping.rename_preferred
     ),
-    "sharegpt": Format(
-        conversations.read_messages, _CONVERSATION, recognisers.has_turns_with("from"), tags=SHAREGPT_TAGS
+    "sharegpt": Format(demonstrations.read_messages, _CONVERSATION, _has_turns_with("from"), SHAREGPT_TAGS),
+    "messages": Format(demonstrations.read_messages, _CONVERSATION, _has_turns_with("role")),
+    "speakers": Format(demonstrations.read_messages, _CONVERSATION, _has_turns_with("speaker"), SPEAKER_TAGS),
+    "turns": Format(
+        demonstrations.read_turns_in_order, {"messages": CONVERSATIONS, **_SYSTEM}, _has_turns_without_roles
     ),
-    "messages": Format(conversations.read_messages, _CONVERSATION, recognisers.has_turns_with("role")),
-    "speakers": Format(
-        conversations.read_messages, _CONVERSATION, recognisers.has_turns_with("speaker"), tags=SPEAKER_TAGS
+    "hh": Format(pairs.read_hh, {**_PAIR, **COMMON}, _is_hh),
+    "alpaca": Format(demonstrations.read_alpaca, _ALPACA, _is_alpaca, split=reshaping.split_instances),
+    "preference": Format(pairs.read_preference, {**_PAIR, **_PROMPT}, _is_preference),
+    "pairs": Format(pairs.read_judged, _JUDGED, _is_judged),
+    "squad": Format(demonstrations.read_plain, _PLAIN, _is_squad, split=reshaping.split_questions),
+    "choice": Format(demonstrations.read_plain, _PLAIN, _is_choice, split=reshaping.split_choice),
+    "unpaired": Format(
+        demonstrations.read_unpaired,
+        {**_COMPLETION, **_LABEL},
+        has_columns(*(("prompt", "completion", label) for label in _LABEL["label"])),
     ),
-    "turns": Format(conversations.read_conversation_without_roles, _TURNS, recognisers.has_turns_without_roles),
-    "hh": Format(pairs.read_hh, {**_PAIR, **COMMON}, recognisers.is_hh),
-    "alpaca": Format(single_answers.read_alpaca, _ALPACA, recognisers.is_alpaca, split=nested_rows.split_instances),
-    "preference": Format(pairs.read_preference, {**_PAIR, **_PROMPT}, recognisers.is_preference),
-    "pairs": Format(pairs.read_judged, _JUDGED, recognisers.is_judged),
-    "squad": Format(single_answers.read_plain, _PLAIN, recognisers.is_squad, split=nested_rows.split_questions),
-    "choice": Format(single_answers.read_plain, _PLAIN, recognisers.is_choice, split=nested_rows.split_choice),
-    "unpaired": Format(single_answers.read_unpaired, {**_COMPLETION, **_LABEL}, recognisers.is_unpaired),
-    "qa": Format(single_answers.read_qa, _QA, recognisers.is_qa),
-    "prompt_completion": Format(single_answers.read_prompt_completion, _COMPLETION, recognisers.is_prompt_completion),
+    "qa": Format(
+        demonstrations.read_qa, _QA, lambda row: None if _is_strict_completion(row) else _is_question_and_answer(row)
+    ),
+    "prompt_completion": Format(demonstrations.read_prompt_completion, _COMPLETION, _is_prompt_completion),
     "prompt": Format(
-        single_answers.read_prompt, {"answer": ("answer", "reference", "target"), **_PROMPT}, recognisers.is_prompt
+        demonstrations.read_prompt,
+        {"answer": ("answer", "reference", "target"), **_PROMPT},
+        lambda row: "a column prompt and no answer to it" if "prompt" in row else None,
     ),
-    "text": Format(
-        single_answers.read_text, {"text": ("text", "content", "paragraphs"), **COMMON}, recognisers.is_text
-    ),
-    "labels": Format(
-        single_answers.read_class, {"prompt": ("text", "sentence"), "label": column_names.CLASSES, **COMMON}
-    ),
-    "questions": Format(conversations.read_user_turns, _USER_TURNS),
+    "text": Format(demonstrations.read_text, {"text": ("text", "content", "paragraphs"), **COMMON}, _is_text),
+    "labels": Format(demonstrations.read_class, {"prompt": ("text", "sentence"), "label": _CLASSES, **COMMON}),
+    "questions": Format(demonstrations.read_user_turns, _USER_TURNS),
 }
 
 
@@ -171,10 +294,10 @@ def detect_format(
     """
     renamed = [_name_by_part(row, columns) for row in rows] if columns else rows
     verdicts = Counter(verdict for row in renamed if (verdict := recognise(row)))
-    listed = ", ".join(map(str, renamed[0])) if renamed else "none"
     remedy = "write a dataset YAML with `format:` and `columns:` (see datasets_cfg/)"
     misspelt = _misspelt_column(renamed)
     if not verdicts or verdicts.total() * 2 < len(renamed):
+        listed = ", ".join(map(str, renamed[0])) if renamed else "none"
         hint = f"did you mean {misspelt[1]} by {misspelt[0]}? Or " if misspelt else ""
         raise DataError(
             f"{name}: the format cannot be recognised from the columns {listed}; {hint}{remedy}, "

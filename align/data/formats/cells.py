@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from align.data.formats.column_names import CONVERSATIONS
 from align.data.row_errors import RowError
 from align.errors import shorten
 
+CONVERSATIONS = ("messages", "conversations", "conversation", "utterances", "dialogue", "dialog", "turns")
+"""Columns that hold a whole conversation."""
 LONGEST_CELL = 4 << 20
 """Characters of a cell that is read as a Python value; a longer one is refused."""
 _MAX_DEPTH = 60
@@ -116,9 +117,8 @@ def _parse_literal(text: str) -> Any:
     brackets: list[str] = []  # those that are open
     previous = ""  # value, a comma, or what a value must follow
     for kind, token in _split_tokens(text.strip()):
-        if (token == "," and (previous != "value" or not brackets)) or (
-            kind == "dtype" and brackets[-1:] != ["array("]
-        ):
+        misplaced = previous != "value" or not brackets
+        if (token == "," and misplaced) or (kind == "dtype" and brackets[-1:] != ["array("]):
             raise ValueError(f"{token} is no value")
         if kind in ("open", "string", "number", "word") and previous in ("value", ","):
             json_text.append(",")
@@ -143,16 +143,14 @@ def _parse_literal(text: str) -> Any:
 def _split_tokens(text: str) -> Iterator[tuple[str, str]]:
     position = 0
     while position < len(text):
-        token = _TOKEN.match(text, position)
-        if token is None:
+        if (token := _TOKEN.match(text, position)) is None:
             raise ValueError(f"no value at character {position}")
         yield token.lastgroup or "", token[token.lastgroup or 0]
         position = token.end()
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
+    if len(values := dict(pairs)) != len(pairs):
         raise ValueError("a key is written twice")
     return values
 

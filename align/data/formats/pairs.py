@@ -40,8 +40,8 @@ def pair_over(row: Row, layout: RowLayout, context: Messages) -> list[Record]:
         given = [turn for turn in context if turn["role"] != "system"]
         context, good, bad = split_pair(good, bad)
         if given and given != [turn for turn in context if turn["role"] != "system"][: len(given)]:
-            problem = "is not what chosen and rejected begin with"
-            raise RowError("prompts differ", "prompt", problem, "correct the prompt")
+            remedy = "correct the prompt"
+            raise RowError("prompts differ", "prompt", "is not what chosen and rejected begin with", remedy)
     return [Record(prompt=context, chosen=good, rejected=bad)]
 
 
@@ -58,10 +58,8 @@ def pair_with_last_answer(turns: Messages, column: str, rejected: Messages, othe
 
 def read_hh(row: Row, layout: RowLayout) -> list[Record]:
     """Read two whole transcripts in which every turn starts with a blank line and `Human:` or `Assistant:`."""
-    chosen, rejected = (
-        _read_transcript(layout.text(row, part, "empty completion"), part) for part in ("chosen", "rejected")
-    )
-    prompt, good, bad = split_pair(chosen, rejected)
+    sides = [_read_transcript(layout.text(row, part, "empty completion"), part) for part in ("chosen", "rejected")]
+    prompt, good, bad = split_pair(*sides)
     return [Record(prompt=prompt, chosen=good, rejected=bad)]
 
 
@@ -81,53 +79,42 @@ def read_judged(row: Row, layout: RowLayout) -> list[Record]:
     The answers may be whole conversations, which then must begin with the same turns.
     """
     answers = {side: layout.answer(row, side) for side in ("a", "b")}
-    if layout.column(row, "prompt"):
-        context = _read_question(row, layout)
-    elif any(turns[0]["role"] != "assistant" for turns in answers.values()):
+    whole = any(turns[0]["role"] != "assistant" for turns in answers.values())
+    if whole and not layout.column(row, "prompt"):
         context, answers["a"], answers["b"] = split_pair(answers["a"], answers["b"])
     else:
-        layout.need(row, "prompt")
+        column, value = layout.need(row, "prompt")
+        extra = layout.optional_text(row, "input") if layout.column(row, "input") != column else None
+        if extra and isinstance(value, str):
+            value = f"{value}\n{extra}" if value.strip() else extra
+        context = read_context(value, column, layout.tags)
     context = with_system(context, layout.optional_text(row, "system"))
-    return _pair_by_verdict(context, answers, _read_verdict(row, layout), layout)
-
-
-def _read_question(row: Row, layout: RowLayout) -> Messages:
-    column, value = layout.need(row, "prompt")
-    extra = layout.optional_text(row, "input") if layout.column(row, "input") != column else None
-    if extra and isinstance(value, str):
-        value = f"{value}\n{extra}" if value.strip() else extra
-    return read_context(value, column, layout.tags)
-
-
-def _read_verdict(row: Row, layout: RowLayout) -> str:
     named = layout.columns.get("label")
     columns = named if isinstance(named, list) else [layout.need(row, "label")[0]]
-    verdicts = Counter(_read_one_verdict(row.get(column), column, layout) for column in columns)
+    verdicts = Counter(_read_verdict(row.get(column), column, layout) for column in columns)
     winner, count = verdicts.most_common(1)[0]
-    return winner if count * 2 > len(columns) else "tie"
+    return _pair_by_verdict(context, answers, winner if count * 2 > len(columns) else "tie", layout)
 
 
-def _read_one_verdict(value: object, column: str, layout: RowLayout) -> str:
+def _read_verdict(value: object, column: str, layout: RowLayout) -> str:
     if isinstance(value, float) and 1 < value < 2 and not layout.label_map:  # a preference between answers 1 and 2
         return "tie" if value == 1.5 else "a" if value < 1.5 else "b"
     meanings = layout.label_map or _VERDICT_OF
     verdict = meanings.get(str(value), meanings.get(whole_number_text(value)))
     if not isinstance(verdict, str):
-        problem = f"is {shorten(value)}, which label_map does not know"
-        raise RowError("bad label", column, problem, f"known: {', '.join(meanings)}; add it to label_map")
+        remedy = f"known: {', '.join(meanings)}; add it to label_map"
+        raise RowError("bad label", column, f"is {shorten(value)}, which label_map does not know", remedy)
     return verdict
 
 
 def _pair_by_verdict(context: Messages, answers: dict[str, Messages], verdict: str, layout: RowLayout) -> list[Record]:
-    first = Record(prompt=context, chosen=answers["a"], rejected=answers["b"])
-    second = Record(prompt=context, chosen=answers["b"], rejected=answers["a"])
+    orders = (("a", "b"), ("b", "a"))
+    pairs = [Record(prompt=context, chosen=answers[good], rejected=answers[bad]) for good, bad in orders]
     if verdict != "tie":
-        return [first if verdict == "a" else second]
+        return pairs[:1] if verdict == "a" else pairs[1:]
     if layout.ties == "drop":
         raise RowSkipped("tie")
-    if layout.ties == "half":
-        return [(first, second)[_coin(context, answers["a"], answers["b"])]]
-    return [first, second]
+    return [pairs[_coin(context, answers["a"], answers["b"])]] if layout.ties == "half" else pairs
 
 
 def _coin(*turns: Messages) -> int:

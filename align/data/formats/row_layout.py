@@ -19,16 +19,8 @@ from align.schema import Messages, View
 Row = dict[str, Any]
 Synonyms = Mapping[str, tuple[str, ...]]
 
-COMMON: Synonyms = {
-    "tools": ("tools",),
-    "id": ("id",),
-    "weight": ("weight",),
-    "margin": ("margin",),
-    "score": ("score",),
-    "meta": ("meta",),
-}
+COMMON: Synonyms = {part: (part,) for part in ("tools", "id", "weight", "margin", "score", "meta")}
 """Parts that every format knows."""
-_MAX_CACHED = 1000
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 
 
@@ -72,26 +64,21 @@ class RowLayout:
         keys = tuple(row)
         roles = self._roles.get(keys)
         if roles is None:
-            if len(self._roles) >= _MAX_CACHED:  # rows whose keys are data, such as names
+            if len(self._roles) >= 1000:  # rows whose keys are data, such as names
                 self._roles.clear()
             roles = self._roles[keys] = self._assign_roles(row)
         self._last[:] = (row, roles)
         return roles
 
     def _assign_roles(self, row: Row) -> ColumnRoles:
-        parts = {*self.synonyms, *self.columns}
-        columns = {part: column for part in parts if (column := self._find_column(row, part)) is not None}
+        given = {part: (column,) for part, column in self.columns.items() if isinstance(column, str)}
+        present = {part: [name for name in names if name in row] for part, names in {**self.synonyms, **given}.items()}
+        columns = {part: names[0] for part, names in present.items() if names}
         named = {name for value in self.columns.values() for name in ([value] if isinstance(value, str) else value)}
         # A column with a part's usual name that was not taken for it counts as unused.
         used = {*columns.values(), *named}
         extras = tuple((part, columns[part]) for part in COMMON if part in columns)
         return ColumnRoles(columns, extras, tuple(key for key in row if key not in used))
-
-    def _find_column(self, row: Row, part: str) -> str | None:
-        named = self.columns.get(part)
-        if isinstance(named, str):
-            return named if named in row else None
-        return next((name for name in self.synonyms.get(part, ()) if name in row), None)
 
     def column(self, row: Row, part: str) -> str | None:
         """Return the name of the column that plays this part in this row, if any."""
@@ -136,8 +123,7 @@ class RowLayout:
 
     def optional_text(self, row: Row, part: str) -> str | None:
         """Return a text that may be absent, null or blank."""
-        value = self.get(row, part)
-        if value is None:
+        if (value := self.get(row, part)) is None:
             return None
         text = checked_text(value, self.column(row, part) or part, None)
         return text if text.strip() else None

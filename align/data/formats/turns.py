@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from align.data.formats.cells import parse_turns, parse_value
-from align.data.formats.column_names import TURN_TEXTS
 from align.data.row_errors import RowError
 from align.errors import nearest, shorten
 from align.schema import Message, Messages, assistant, user
 
+TURN_TEXTS = ("content", "message", "text", "value", "utterance")
+"""Keys of a turn's text."""
 CALL = "tool_call"
 """The pseudo-role of a turn whose text is the JSON of a tool call."""
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 _TRAIN_KEYS = ("train", "loss", "weight", "loss_weight", "loss_scale")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_REASONING_PARTS = ("reasoning", "thinking")
+_KINDS = {
+    **{"NoneType": "null", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"},
+    **{"dict": "an object", "list": "a list"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,7 @@ OPENAI_TAGS = Tags(
     "role",
     "content",
     _roles(
-        system="system developer",
-        user="user human prompter",
-        assistant="assistant gpt model bot",
-        tool="tool function",
+        system="system developer", user="user human prompter", assistant="assistant gpt model bot", tool="tool function"
     ),
 )
 SHAREGPT_TAGS = Tags(
@@ -69,13 +70,9 @@ def read_turns(value: Any, field: str, tags: Tags) -> Messages:
     """Return messages from a list of turns (or the JSON text of one, as tables hold it)."""
     if type(value) is list and (plain := _plain_turns(value, tags)):
         return plain
-    if isinstance(value, str):
-        value = _parse_list(value, field)
     if value is None:
         raise RowError("null field", field, "is null", "fill it in or remove the row")
-    if not isinstance(value, list):
-        problem = f"is {kind_of(value)}, not a list of messages"
-        raise RowError("not messages", field, problem, "write a list of messages")
+    value = _list_of_turns(value, field, "messages")
     if not value:
         raise RowError("no messages", field, "is an empty list", "remove the row")
     tags = _dialogue_tags(value, tags)
@@ -114,32 +111,20 @@ def _plain_turns(value: list[Any], tags: Tags) -> Messages | None:
             return None
         try:
             role, content = roles[turn[role_key]], turn[content_key]
-        except (KeyError, TypeError):
-            return None
-        if type(content) is not str or not is_sound(content) or role == CALL:
+            if type(content) is not str or not content or content.isspace() or "\0" in content or role == CALL:
+                return None
+            if not content.isascii():
+                content.encode()  # finds lone surrogates faster than a search for them
+        except (KeyError, TypeError, UnicodeEncodeError):
             return None
         turns.append({"role": role, "content": content})
     return cast("Messages", turns)
 
 
-def is_sound(text: str) -> bool:
-    """Return whether a text is neither blank nor holds a zero byte or a lone surrogate."""
-    if not text or text.isspace() or "\0" in text:
-        return False
-    try:
-        return text.isascii() or bool(text.encode())  # encoding finds lone surrogates faster than a search for them
-    except UnicodeEncodeError:
-        return False
-
-
 def read_turns_without_roles(value: Any, field: str) -> Messages:
     """Return messages from a list of turns without roles, which user and assistant take in turn."""
-    if isinstance(value, str):
-        value = _parse_list(value, field)
-    if not isinstance(value, list):
-        raise RowError("not messages", field, f"is {kind_of(value)}, not a list of turns", "write a list of turns")
     turns: Messages = []
-    for index, turn in enumerate(value):
+    for index, turn in enumerate(_list_of_turns(value, field, "turns")):
         where = f"{field}[{index}]"
         if isinstance(turn, dict):
             key = next((key for key in TURN_TEXTS if key in turn), None)
@@ -147,10 +132,15 @@ def read_turns_without_roles(value: Any, field: str) -> Messages:
                 problem = f"has none of {', '.join(TURN_TEXTS)} (keys: {', '.join(map(str, turn)) or 'none'})"
                 raise RowError("message without content", where, problem, "name the turns' text one of these")
             turn = turn[key]
-        is_user = index % 2 == 0
-        text = checked_text(turn, where, "empty prompt" if is_user else "empty completion")
-        turns.append(user(text) if is_user else assistant(text))
+        say, empty = (assistant, "empty completion") if index % 2 else (user, "empty prompt")
+        turns.append(say(checked_text(turn, where, empty)))
     return turns
+
+
+def _list_of_turns(value: Any, field: str, what: str) -> list[Any]:
+    if isinstance(value, str):
+        value = _parse_list(value, field)
+    return require_type(value, list, field, "not messages", f"not a list of {what}", f"write a list of {what}")
 
 
 def read_context(value: Any, field: str, tags: Tags) -> Messages:
@@ -189,14 +179,13 @@ def checked_text(value: Any, field: str, empty: str | None) -> str:
     """Return a string that can be trained on; blank is refused under the reason `empty`, unless that is None."""
     if value is None:
         raise RowError("null field", field, "is null", "fill it in or remove the row")
-    if not isinstance(value, str):
-        raise RowError("not text", field, f"is {kind_of(value)}, not text", "write it as a string")
-    if empty is not None and not value.strip():
+    text: str = require_type(value, str, field, "not text", "not text", "write it as a string")
+    if empty is not None and not text.strip():
         raise RowError(empty, field, "is empty", "fill it in or remove the row")
-    if character := _NOT_TEXT.search(value):
+    if character := _NOT_TEXT.search(text):
         problem = f"holds U+{ord(character.group()):04X}, which is no text"
         raise RowError("not text", field, problem, "remove that character")
-    return value
+    return text
 
 
 def split_turns(turns: Messages, field: str, *, as_prompt: bool) -> tuple[Messages, Messages | None]:
@@ -247,39 +236,36 @@ def same_answers(first: Messages, second: Messages) -> bool:
 def _read_turn(turn: Any, field: str, tags: Tags) -> Message:
     if isinstance(turn, list) and len(turn) == 2 and isinstance(turn[0], str):
         turn = {tags.role: turn[0], tags.content: turn[1]}
-    if not isinstance(turn, dict):
-        raise RowError("not a message", field, f"is {kind_of(turn)}, not a message", "write {role, content}")
+    require_type(turn, dict, field, "not a message", "not a message", "write {role, content}")
     if turn.get(tags.role) is None:
         problem = f"has no {tags.role!r} (keys: {', '.join(map(str, turn)) or 'none'})"
         raise RowError("message without role", field, problem, "add it, or name the key under tags")
     spelled = str(turn[tags.role])
     role = tags.roles.get(spelled) or tags.roles.get(spelled.lower())
     if role is None:
-        problem = f"has the unknown role {shorten(turn[tags.role])}"
-        hint = nearest(spelled, tags.roles)
-        raise RowError("unknown role", field, problem, f"use a known role or map it under tags;{hint}")
-    if role == CALL:
-        value = turn.get(tags.content)
-        calls = _parse_list(value, field) if isinstance(value, str) else value
-        calls = [_plain_call(call, field) for call in (calls if isinstance(calls, list) else [calls])]
-        return {"role": "assistant", "content": "", "tool_calls": calls}
-    return _build_turn(role, turn, field, tags)
+        remedy = f"use a known role or map it under tags;{nearest(spelled, tags.roles)}"
+        raise RowError("unknown role", field, f"has the unknown role {shorten(turn[tags.role])}", remedy)
+    if role != CALL:
+        return _build_turn(role, turn, field, tags)
+    value = turn.get(tags.content)
+    calls = _parse_list(value, field) if isinstance(value, str) else value
+    calls = [_plain_call(call, field) for call in (calls if isinstance(calls, list) else [calls])]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
 
 
 def _build_turn(role: str, turn: dict[str, Any], field: str, tags: Tags) -> Message:
     calls = turn.get("tool_calls") or None
     key = _content_key(turn, tags)
     raw = turn.get(key)
-    if raw is None and calls:
-        raw = ""
-    if raw is None:
+    if raw is None and not calls:
         problem = f"has no {tags.content!r}" if tags.content not in turn else f"has {tags.content!r} null"
         raise RowError("message without content", field, problem, "add it or remove the row")
-    empty = {"user": "empty prompt", "assistant": None if calls else "empty completion"}.get(role)
     parts = raw if isinstance(raw, list) else []
     if parts:
         raw = "".join(_part_text(part, field) for part in parts if not _is_reasoning(part))
-    message: dict[str, Any] = {"role": role, "content": checked_text(raw, f"{field}.{key}", empty)}
+    empty = {"user": "empty prompt", "assistant": None if calls else "empty completion"}.get(role)
+    content = checked_text("" if raw is None else raw, f"{field}.{key}", empty)
+    message: dict[str, Any] = {"role": role, "content": content}
     if calls:
         message["tool_calls"] = [_plain_call(call, field) for call in calls]
     message |= {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key)}
@@ -290,8 +276,14 @@ def _build_turn(role: str, turn: dict[str, Any], field: str, tags: Tags) -> Mess
     return cast("Message", message)
 
 
+def _content_key(turn: dict[str, Any], tags: Tags) -> str:
+    """Return the key of a turn's text: the one its format has, or else the only other usual one."""
+    others = [key for key in TURN_TEXTS if isinstance(turn.get(key), (str, list))]
+    return others[0] if tags.content not in turn and len(others) == 1 else tags.content
+
+
 def _is_reasoning(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") in _REASONING_PARTS
+    return isinstance(part, dict) and part.get("type") in ("reasoning", "thinking")
 
 
 def _read_reasoning(turn: dict[str, Any], parts: list[Any], field: str) -> str:
@@ -303,14 +295,6 @@ def _read_reasoning(turn: dict[str, Any], parts: list[Any], field: str) -> str:
         problem = f"has two different reasonings, under {' and '.join(texts.values())}"
         raise RowError("two reasonings", field, problem, "keep one of them")
     return next(iter(texts), "")
-
-
-def _content_key(turn: dict[str, Any], tags: Tags) -> str:
-    """Return the key of a turn's text: the one its format has, or else the only other usual one."""
-    if tags.content in turn:
-        return tags.content
-    others = [key for key in TURN_TEXTS if isinstance(turn.get(key), (str, list))]
-    return others[0] if len(others) == 1 else tags.content
 
 
 def _part_text(part: Any, field: str) -> str:
@@ -338,15 +322,20 @@ def _plain_call(call: Any, field: str) -> dict[str, Any]:
 
 
 def _parse_list(text: str, field: str) -> Any:
-    value = parse_value(text)
-    if value is None:
-        problem = f"is the text {shorten(text, 40)}, not a list of messages"
-        raise RowError("not messages", field, problem, "write a list of messages")
-    return value
+    if (value := parse_value(text)) is not None:
+        return value
+    problem = f"is the text {shorten(text, 40)}, not a list of messages"
+    raise RowError("not messages", field, problem, "write a list of messages")
+
+
+def require_type(value: Any, kind: type, field: str, reason: str, problem: str, remedy: str) -> Any:
+    """Return a value of a type; RowError, with what the value is before `problem`, for one of another."""
+    if isinstance(value, kind):
+        return value
+    raise RowError(reason, field, f"is {kind_of(value)}, {problem}", remedy)
 
 
 def kind_of(value: Any) -> str:
     """Return what a value is, in words for a message."""
-    names = {"NoneType": "null", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
     kind = type(value).__name__
-    return (names | {"dict": "an object", "list": "a list"}).get(kind, kind)
+    return _KINDS.get(kind, kind)

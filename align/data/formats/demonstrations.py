@@ -1,31 +1,77 @@
-"""Readers of rows with one answer or none: prompt and completion, labelled answers, questions, classes, raw text."""
+"""Readers of rows with one answer or none: conversations, prompt and completion, labels, classes, raw text."""
 
 from __future__ import annotations
 
 import re
 
-from align.data.formats.pairs import pair_over, read_preference
+from align.data.formats.pairs import pair_over, pair_with_last_answer, read_preference
 from align.data.formats.row_layout import Row, RowLayout, read_label, whole_number_text
-from align.data.formats.turns import checked_text, split_turns, with_system
+from align.data.formats.turns import (
+    checked_text,
+    kind_of,
+    read_answer,
+    read_turns,
+    read_turns_without_roles,
+    split_turns,
+    with_system,
+)
 from align.data.row_errors import RowError, RowSkipped
 from align.errors import shorten
 from align.schema import Messages, Record, assistant, user
 
-_FINAL_ANSWER = "####"
 _NUMBER_WITH_COMMAS = re.compile(r"[-+]?\$?\d{1,3}(,\d{3})+(\.\d+)?")
+
+
+def read_messages(row: Row, layout: RowLayout) -> list[Record]:
+    """Read a conversation with roles: a demonstration, a labelled one, or the prompt of a pair."""
+    column, value = layout.need(row, "messages")
+    turns = read_turns(value, column, layout.tags)
+    columns = layout.roles(row).columns
+    if "system" in columns:
+        turns = with_system(turns, layout.optional_text(row, "system"))
+    if "chosen" in columns:
+        return pair_over(row, layout, turns)
+    if rejected := columns.get("rejected"):
+        return pair_with_last_answer(turns, column, layout.answer(row, "rejected"), rejected)
+    prompt, completion = split_turns(turns, column, as_prompt=layout.view == "prompt")
+    if completion is None and layout.view not in (None, "prompt"):
+        raise RowError("no assistant turn", column, "has no assistant turn", "add an answer or remove the row")
+    return [Record(prompt=prompt, completion=completion, label=layout.label(row) if completion else None)]
+
+
+def read_turns_in_order(row: Row, layout: RowLayout) -> list[Record]:
+    """Read turns that user and assistant take in turn; a last user turn without an answer is left out."""
+    column, value = layout.need(row, "messages")
+    turns = read_turns_without_roles(value, column)
+    if len(turns) < 2 and not (turns and layout.view in (None, "prompt")):
+        raise RowError("no assistant turn", column, f"has {len(turns)} turns", "a conversation needs two")
+    if len(turns) > 1 and len(turns) % 2 and layout.view != "prompt":
+        layout.decisions["conversations without roles end with a line that nobody answers; it was left out"] += 1
+        turns = turns[:-1]
+    prompt, completion = split_turns(with_system(turns, layout.optional_text(row, "system")), column, as_prompt=True)
+    return [Record(prompt=prompt, completion=completion)]
+
+
+def read_user_turns(row: Row, layout: RowLayout) -> list[Record]:
+    """Read the user turns of a conversation (MT-bench): the first is the prompt, `meta.follow_ups` are the others."""
+    column, value = layout.need(row, "messages")
+    if not isinstance(value, list) or not value:
+        raise RowError("no questions", column, f"is {kind_of(value)}, not a list of texts", "write [question, ...]")
+    first, *others = (checked_text(text, f"{column}[{index}]", "empty prompt") for index, text in enumerate(value))
+    return [Record(prompt=[user(first)], meta={"follow_ups": others} if others else {})]
 
 
 def read_prompt_completion(row: Row, layout: RowLayout) -> list[Record]:
     """Read TRL's prompt-completion, as text or messages."""
     context = with_system(layout.context(row, "prompt"), layout.optional_text(row, "system"))
-    answer = layout.answer(row, "completion")
-    column = layout.column(row, "completion") or "completion"
-    if answer[0]["role"] != "assistant":
-        problem = f"starts with a {answer[0]['role']} turn"
-        raise RowError("no assistant turn", column, problem, "start it with the assistant's answer")
-    if answer[-1]["role"] != "assistant":
-        problem = f"ends with a {answer[-1]['role']} turn"
-        raise RowError("last turn is not the assistant's", column, problem, "end it with the assistant's answer")
+    column, value = layout.need(row, "completion")
+    answer = read_answer(value, column, layout.tags)
+    if (first := answer[0]["role"]) != "assistant":
+        remedy = "start it with the assistant's answer"
+        raise RowError("no assistant turn", column, f"starts with a {first} turn", remedy)
+    if (last := answer[-1]["role"]) != "assistant":
+        remedy = "end it with the assistant's answer"
+        raise RowError("last turn is not the assistant's", column, f"ends with a {last} turn", remedy)
     return [Record(prompt=context, completion=answer, answer=layout.reference(row))]
 
 
@@ -44,7 +90,7 @@ def read_prompt(row: Row, layout: RowLayout) -> list[Record]:
 
 
 def read_plain(row: Row, layout: RowLayout) -> list[Record]:
-    """Read a row that `nested_rows` makes: a pair, an answer with or without a label, or a prompt."""
+    """Read a row that `reshaping` makes: a pair, an answer with or without a label, or a prompt."""
     if layout.column(row, "chosen"):
         [record] = read_preference(row, layout)
     elif layout.column(row, "completion"):
@@ -80,10 +126,8 @@ def _read_history(row: Row, layout: RowLayout) -> Messages:
         where = f"history[{index}]"
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise RowError("bad history", where, f"is {shorten(pair, 40)}", "write [question, answer]")
-        turns += [
-            user(checked_text(pair[0], where, "empty prompt")),
-            assistant(checked_text(pair[1], where, "empty completion")),
-        ]
+        turns.append(user(checked_text(pair[0], where, "empty prompt")))
+        turns.append(assistant(checked_text(pair[1], where, "empty completion")))
     return turns
 
 
@@ -92,7 +136,7 @@ def read_qa(row: Row, layout: RowLayout) -> list[Record]:
     question = layout.text(row, "prompt", "empty prompt")
     answer = layout.text(row, "answer", "empty completion")
     context = with_system([user(question)], layout.optional_text(row, "system"))
-    reference = answer.rsplit(_FINAL_ANSWER, 1)[-1].strip()
+    reference = answer.rsplit("####", 1)[-1].strip()
     if _NUMBER_WITH_COMMAS.fullmatch(reference):
         reference = reference.replace(",", "")
     return [Record(prompt=context, completion=[assistant(answer)], answer=reference)]
@@ -117,25 +161,19 @@ def read_class(row: Row, layout: RowLayout) -> list[Record]:
     texts = [checked_text(row[column], column, "empty prompt") for column in columns]
     if len(texts) > 1:
         texts = [f"{column}: {text}" for column, text in zip(columns, texts, strict=True)]
-    prompt = "\n".join(texts)
+    prompt = "\n".join([f"{layout.question}\n", *texts] if layout.question else texts)
     label = _class_name(*layout.need(row, "label"), layout)
-    return [
-        Record(
-            prompt=[user(f"{layout.question}\n\n{prompt}" if layout.question else prompt)],
-            completion=[assistant(label)],
-            answer=label,
-            meta={"labels": list(dict.fromkeys(layout.labels.values()))} if layout.labels else {},
-        )
-    ]
+    labels = {"labels": list(dict.fromkeys(layout.labels.values()))} if layout.labels else {}
+    return [Record(prompt=[user(prompt)], completion=[assistant(label)], answer=label, meta=labels)]
 
 
 def _class_name(column: str, value: object, layout: RowLayout) -> str:
     whole = whole_number_text(value)
     if not layout.labels and whole not in ("", "nan", "none", "-1"):
         return str(value).strip() if isinstance(value, str) else whole
-    label = next((spelling for spelling in (str(value), whole) if spelling in layout.labels), None)
+    label = next((layout.labels[spelling] for spelling in (str(value), whole) if spelling in layout.labels), None)
     if label is not None:
-        return layout.labels[label]
+        return label
     if value in (None, "") or whole == "-1":  # GLUE keeps the labels of its test rows to itself and writes -1
         raise RowSkipped("no label")
     remedy = f"known: {', '.join(layout.labels)}; add it to labels"
