@@ -29,7 +29,7 @@ _DATA = "a name of the catalogue, a file, a folder or hf://owner/name, with opti
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = parse_options(build_parser(), argv)
-    return guard(lambda: _COMMANDS[options.command](options), debug=options.debug)
+    return guard(lambda: options.action(options), debug=options.debug)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,26 +37,32 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="align data", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="the datasets of the catalogue")
+
+    def verb(name: str, action: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text)
+        command.set_defaults(action=action)
+        return command
+
+    listing = verb("list", _list, "the datasets of the catalogue")
     listing.add_argument("--json", action="store_true", help="as JSON")
-    check = commands.add_parser("check", help="read data and list every row that cannot be used")
+    check = verb("check", _check, "read data and list every row that cannot be used")
     check.add_argument("data", nargs="+", help=_DATA)
     check.add_argument("--report", type=Path, help="write every bad row to this JSON-lines file")
     check.add_argument("--against", metavar="DATA", help="refuse rows that this other data has too (a leak)")
-    preview = commands.add_parser("preview", help="the exact tokens of some rows, the trained ones marked")
+    preview = verb("preview", _preview, "the exact tokens of some rows, the trained ones marked")
     preview.add_argument("--rows", type=int, default=3, help="how many rows (3)")
     preview.add_argument("--plain", action="store_true", help="mark trained tokens [[like this]] in place of colour")
-    stats = commands.add_parser("stats", help="counts, lengths, languages and what leans to one side")
+    stats = verb("stats", _stats, "counts, lengths, languages and what leans to one side")
     stats.add_argument("--json", action="store_true", help="as JSON")
-    split = commands.add_parser("split", help="write train.jsonl and eval.jsonl, by the content of the prompts")
+    split = verb("split", _split, "write train.jsonl and eval.jsonl, by the content of the prompts")
     split.add_argument("--out", type=Path, required=True, help="the folder to write to")
     split.add_argument("--eval", type=float, required=True, metavar="SHARE", help="the held-out share, such as 0.05")
     split.add_argument("--by", choices=("prompt", "first_turn"), default="prompt", help="what keeps rows together")
     split.add_argument("--seed", type=int, default=0, help="another number splits otherwise (0)")
-    convert = commands.add_parser("convert", help="write data in another shape")
+    convert = verb("convert", _convert, "write data in another shape")
     convert.add_argument("--out", type=Path, required=True, help="a .jsonl, .jsonl.gz or .parquet file")
     convert.add_argument("--to", default="trl", help="trl (the default), messages, sharegpt, alpaca or openai")
-    scrub = commands.add_parser("scrub", help="find e-mail addresses, telephone and card numbers, IBANs and secrets")
+    scrub = verb("scrub", _scrub, "find e-mail addresses, telephone and card numbers, IBANs and secrets")
     scrub.add_argument("--out", type=Path, help="write a copy with placeholders to this file; without it only report")
     for command in (preview, stats, split, convert, scrub):
         command.add_argument("data", help=_DATA)
@@ -79,12 +85,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> None:
-    rows, errors = [], []
+    rows, errors = list[dict[str, str]](), list[AlignError]()
     for name, path in catalogue().items():
         try:
-            rows.append(_list_row(name, path))
+            config = read_entry(name, path).config
         except AlignError as error:
             errors.append(error)
+            continue
+        if isinstance(config, MixtureDataset):
+            format_name, source = "mix", "+".join(member.name for member in config.mix)
+        else:
+            format_name, source = config.format, config.source
+        language = config.language if isinstance(config.language, str) else ",".join(config.language)
+        row = {"name": name, "format": format_name, "language": language, "license": config.license}
+        rows.append(row | {"source": source, "description": config.description})
     if options.json:
         write(json.dumps(rows, ensure_ascii=False, indent=2))
     else:
@@ -96,17 +110,6 @@ def _list(options: argparse.Namespace) -> None:
         raise errors[0]
 
 
-def _list_row(name: str, path: Path) -> dict[str, str]:
-    config = read_entry(name, path).config
-    if isinstance(config, MixtureDataset):
-        format_name, source = "mix", "+".join(member.name for member in config.mix)
-    else:
-        format_name, source = config.format, config.source
-    language = config.language if isinstance(config.language, str) else ",".join(config.language)
-    row = {"name": name, "format": format_name, "language": language, "license": config.license}
-    return row | {"source": source, "description": config.description}
-
-
 def _check(options: argparse.Namespace) -> int:
     leak = LeakCheck()
     if options.against:
@@ -115,7 +118,10 @@ def _check(options: argparse.Namespace) -> int:
     is_sound = True
     with _write_report(options.report) as on_bad:
         for spec in options.data:
-            _check_scorer(spec)
+            if scorer := find_dataset(spec).scorer:
+                from align.evaluation.scorers import scorer_named
+
+                scorer_named(scorer, f"{spec}: scorer")
             scan = _scan(spec, options, on_bad_row="collect", on_bad=on_bad)
             findings, kinds = Findings(), Counter[str]()
             for record in scan.records():
@@ -126,14 +132,6 @@ def _check(options: argparse.Namespace) -> int:
             is_sound &= bool(scan.kept) and not scan.bad.reasons
     leak.refuse(options.against or "", " and ".join(options.data))
     return 0 if is_sound else DataError.exit_code
-
-
-def _check_scorer(spec: str) -> None:
-    """Raise UsageError when a dataset names a scorer that does not exist."""
-    if name := find_dataset(spec).scorer:
-        from align.evaluation.scorers import scorer_named
-
-        scorer_named(name, f"{spec}: scorer")
 
 
 @contextmanager
@@ -236,9 +234,9 @@ def _convert(options: argparse.Namespace) -> None:
 
     suffix = check_target(options.out, force=options.force)
     scan = _scan(options.data, options)
-    counts = convert_records(scan, options.out, suffix, options.to)
-    write(f"{options.out}: {counts.written} rows of {scan.rows}, as {options.to}")
-    _write_counts(scan.drop_counts() | dict(counts.left_out))
+    written, left_out = convert_records(scan, options.out, suffix, options.to)
+    write(f"{options.out}: {written} rows of {scan.rows}, as {options.to}")
+    _write_counts(scan.drop_counts() | dict(left_out))
 
 
 def _scrub(options: argparse.Namespace) -> None:
@@ -249,8 +247,8 @@ def _scrub(options: argparse.Namespace) -> None:
     scan = _scan(options.data, options)
     clean = ([scrubber.scrub_record(record) for record in batch] for batch in scan)
     if options.out:
-        counts = convert_records(clean, options.out, check_target(options.out, force=options.force), "trl")
-        write(f"{options.out}: {counts.written} rows, {scrubber.touched} of them changed")
+        written, _ = convert_records(clean, options.out, check_target(options.out, force=options.force), "trl")
+        write(f"{options.out}: {written} rows, {scrubber.touched} of them changed")
     else:
         for _ in clean:
             pass
@@ -287,16 +285,6 @@ def _roots(spec: str, options: argparse.Namespace) -> dict[str, Path]:
 
     return {"registry": open_registry(options.registry).root}
 
-
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    "list": _list,
-    "check": _check,
-    "preview": _preview,
-    "stats": _stats,
-    "split": _split,
-    "convert": _convert,
-    "scrub": _scrub,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

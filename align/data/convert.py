@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +22,40 @@ from align.schema import Message, Messages, Record
 Row = dict[str, Any]
 
 _PARTS = ("prompt", "completion", "chosen", "rejected", "label", "answer", "text", "tools")
-_EXTRAS = ("weight", "margin", "score")
 _SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 
-@dataclass
-class ConversionCounts:
-    """The number of written records, and of those the shape could not hold, by reason."""
+def convert_records(batches: Iterable[list[Record]], path: Path, suffix: str, shape: str) -> tuple[int, Counter[str]]:
+    """Write records to a file in a shape; nothing is left behind when reading fails or no record could be written.
 
-    written: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-
-
-def convert_records(batches: Iterable[list[Record]], path: Path, suffix: str, shape: str) -> ConversionCounts:
-    """Write records to a file in a shape; nothing is left behind when reading fails or no record could be written."""
+    Return the number of written records, and of those the shape could not hold, by reason.
+    """
     if shape not in SHAPES:
         raise UsageError(f"--to {shape}: unknown;{nearest(shape, SHAPES)}")
     if shape == "openai" and suffix == ".parquet":
         raise UsageError(f"{path}: openai takes JSON-lines; write to .jsonl, or give another --to")
-    counts = ConversionCounts()
-    counts.written = write_rows(_shape_rows(batches, shape, path, counts.left_out), path, suffix)
-    return counts
+    left_out = Counter[str]()
 
-
-def _shape_rows(batches: Iterable[list[Record]], shape: str, path: Path, left_out: Counter[str]) -> Iterator[Row]:
-    to_row = SHAPES[shape]
-    is_empty = True
-    for batch in batches:
-        for record in batch:
+    def shape_rows() -> Iterator[Row]:
+        is_empty = True
+        for record in chain.from_iterable(batches):
             try:
-                row = to_row(record)
+                row = SHAPES[shape](record)
             except RowSkipped as skip:
                 left_out[skip.reason] += 1
                 continue
             is_empty = False
             yield row
-    if is_empty:
-        reasons = ", ".join(f"{reason}: {times}" for reason, times in left_out.items())
-        raise DataError(f"{path}: no row can be written as {shape} ({reasons}); give another --to or --view")
+        if is_empty:
+            reasons = ", ".join(f"{reason}: {times}" for reason, times in left_out.items())
+            raise DataError(f"{path}: no row can be written as {shape} ({reasons}); give another --to or --view")
+
+    return write_rows(shape_rows(), path, suffix), left_out
 
 
 def to_trl(record: Record) -> Row:
     """Return a row of TRL's columns: `prompt` with `completion`, `chosen` and `rejected` or `label`; or `text`."""
-    row: Row = {"id": record.id} if record.id is not None else {}
-    row |= {part: value for part in _PARTS if (value := getattr(record, part)) is not None}
+    row = _present(record, "id", *_PARTS)
     if record.text is not None:
         del row["prompt"]
     return row | _extras(record)
@@ -89,8 +79,7 @@ def to_sharegpt(record: Record) -> Row:
     for part in ("chosen", "rejected"):
         if turns := getattr(record, part):
             row[part] = _sharegpt_turn(_single_turn(turns, part))
-    if record.label is not None:
-        row["label"] = record.label
+    row |= _present(record, "label")
     if record.tools:
         row["tools"] = json.dumps([tool.get("function", tool) for tool in record.tools], ensure_ascii=False)
     return row | _answer_and_extras(record)
@@ -129,7 +118,7 @@ def to_openai(record: Record) -> Row:
         pair = {"preferred_output": record.chosen, "non_preferred_output": record.rejected}
         sides = {side: _openai_turns(turns) for side, turns in pair.items()}
         return {"input": {"messages": _openai_turns(_all_turns(record))} | tools} | sides
-    answer = {"answer": record.answer} if record.answer is not None and record.completion is None else {}
+    answer = _present(record, "answer") if record.completion is None else {}
     return {"messages": _openai_turns(_all_turns(record))} | tools | answer
 
 
@@ -142,14 +131,16 @@ SHAPES: dict[str, Callable[[Record], Row]] = {
 }
 
 
+def _present(record: Record, *names: str) -> Row:
+    return {name: value for name in names if (value := getattr(record, name)) is not None}
+
+
 def _extras(record: Record) -> Row:
-    extras = {name: value for name in _EXTRAS if (value := getattr(record, name)) is not None}
-    return extras | ({"meta": record.meta} if record.meta else {})
+    return _present(record, "weight", "margin", "score") | ({"meta": record.meta} if record.meta else {})
 
 
 def _answer_and_extras(record: Record) -> Row:
-    answer = {"answer": record.answer} if record.answer is not None else {}
-    return answer | ({"id": record.id} if record.id is not None else {}) | _extras(record)
+    return _present(record, "answer", "id") | _extras(record)
 
 
 def _all_turns(record: Record) -> Messages:

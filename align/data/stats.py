@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from align.data.record_sets import Findings, characters
 from align.data.rendering.render_view import render_view
-from align.data.rendering.rendered_rows import RenderedRows
 from align.data.views import natural_view
-from align.schema import Record
+from align.schema import Record, View
 
 _SCRIPTS = {
     "Latin": re.compile("[A-Za-zÀ-ɏ]+"),
@@ -32,32 +32,15 @@ _SCRIPT_CHARACTERS = 1000
 _UNLIMITED = 1 << 30
 
 
-class LengthHistogram:
-    """The distribution of a count over rows, at eight bytes a row."""
-
-    def __init__(self) -> None:
-        self._values = array("q")
-
-    def add(self, value: int) -> None:
-        """Add a value."""
-        self._values.append(value)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def over(self, limit: int) -> int:
-        """Return how many values are larger than a limit."""
-        return sum(value > limit for value in self._values)
-
-    def summary(self) -> dict[str, float]:
-        """Return total, mean, percentiles (nearest rank) and extremes."""
-        ordered = sorted(self._values)
-        if not ordered:
-            return {}
-        ranks = {f"p{share}": ordered[max(0, -(-share * len(ordered) // 100) - 1)] for share in (50, 90, 99)}
-        total = sum(ordered)
-        ends = {"min": ordered[0], "max": ordered[-1]}
-        return {"total": total, "mean": round(total / len(ordered), 1), **ranks, **ends}
+def summarise_lengths(lengths: Sequence[int]) -> dict[str, float]:
+    """Return total, mean, percentiles (nearest rank) and extremes."""
+    ordered = sorted(lengths)
+    if not ordered:
+        return {}
+    ranks = {f"p{share}": ordered[max(0, -(-share * len(ordered) // 100) - 1)] for share in (50, 90, 99)}
+    total = sum(ordered)
+    ends = {"min": ordered[0], "max": ordered[-1]}
+    return {"total": total, "mean": round(total / len(ordered), 1), **ranks, **ends}
 
 
 @dataclass
@@ -72,7 +55,8 @@ class Stats:
     scripts: Counter[str] = field(default_factory=Counter)
     systems: int = 0
     with_tools: int = 0
-    lengths: dict[str, LengthHistogram] = field(default_factory=dict)
+    lengths: defaultdict[str, array[int]] = field(default_factory=lambda: defaultdict(partial(array, "q")))
+    """the values of a count over rows, at eight bytes a row"""
     too_long: int = 0
     untrainable: Counter[str] = field(default_factory=Counter)
 
@@ -88,23 +72,19 @@ class Stats:
         self.kinds[natural_view(record)] += 1
         turns = [*record.prompt, *(record.completion or record.chosen or [])]
         if record.text is not None:
-            self._add_length("text characters", len(record.text))
+            self.lengths["text characters"].append(len(record.text))
             self._count_scripts(record.text)
             return
-        self._add_length("turns", len(turns))
-        self._add_length("prompt characters", characters(record.prompt))
-        parts = {"answer": record.completion, "chosen": record.chosen, "rejected": record.rejected}
-        for part, answer in parts.items():
+        self.lengths["turns"].append(len(turns))
+        parts = {"prompt": record.prompt, "answer": record.completion}
+        for part, answer in (parts | {"chosen": record.chosen, "rejected": record.rejected}).items():
             if answer is not None:
-                self._add_length(f"{part} characters", characters(answer))
+                self.lengths[f"{part} characters"].append(characters(answer))
         self.systems += any(turn["role"] == "system" for turn in turns)
         self.with_tools += bool(record.tools)
         for turn in [*turns, *((record.rejected or []) if record.chosen else [])]:
             self.roles[turn["role"]] += 1
             self._count_scripts(turn["content"])
-
-    def _add_length(self, name: str, value: int) -> None:
-        self.lengths.setdefault(name, LengthHistogram()).add(value)
 
     def _count_scripts(self, text: str) -> None:
         text = text[:_SCRIPT_CHARACTERS]
@@ -114,10 +94,16 @@ class Stats:
                 self.scripts[script] += count
 
     def _add_tokens(self, batch: list[Record]) -> None:
-        for counts in _token_counts(batch, self.tokenizer, self.untrainable):
-            self.too_long += max(counts.values()) > self.max_length
-            for name, count in counts.items():
-                self._add_length(name, count)
+        """Count the tokens of every row as a stage would render it, nothing cut, and the refused rows."""
+        kind = natural_view(batch[0])
+        view: View = "demonstration" if kind == "unpaired" else kind
+        for part in [[record] for record in batch] if view == "text" else [batch]:
+            rendered = render_view(view, part, self.tokenizer, _UNLIMITED)
+            self.untrainable.update(rendered.dropped)
+            for counts in map(_token_counts, rendered.rows):
+                self.too_long += max(counts.values()) > self.max_length
+                for name, count in counts.items():
+                    self.lengths[name].append(count)
 
     def summary(self) -> dict[str, Any]:
         """Return all numbers, for `--json`."""
@@ -132,7 +118,7 @@ class Stats:
             "with_tools": self.with_tools,
             "scripts": {script: round(count / letters, 4) for script, count in self.scripts.most_common()},
             "repeated": findings.counts["repeated"],
-            **{name.replace(" ", "_"): lengths.summary() for name, lengths in self.lengths.items()},
+            **{name.replace(" ", "_"): summarise_lengths(lengths) for name, lengths in self.lengths.items()},
         }
         if findings.chosen_longer or findings.rejected_longer:
             numbers |= {"chosen_longer": findings.chosen_longer, "rejected_longer": findings.rejected_longer}
@@ -170,7 +156,7 @@ class Stats:
         columns = ("mean", "p50", "p90", "p99", "max", "total")
         yield f"  {'':<20}" + "".join(f"{column:>12}" for column in columns)
         for name, lengths in self.lengths.items():
-            numbers = lengths.summary()
+            numbers = summarise_lengths(lengths)
             yield f"  {name:<20}" + "".join(f"{numbers[column]:>12,}" for column in columns)
 
 
@@ -182,28 +168,10 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counter.most_common()) or "0"
 
 
-def _token_counts(batch: list[Record], tokenizer: Any, dropped: Counter[str]) -> Iterator[dict[str, int]]:
-    """Yield the tokens of every row as a stage would render it, nothing cut; `dropped` counts refused rows."""
-
-    def usable(rendered: RenderedRows) -> list[dict[str, Any]]:
-        dropped.update(rendered.dropped)
-        return rendered.rows
-
-    kind = natural_view(batch[0])
-    if kind == "text":
-        for record in batch:
-            yield from (
-                {"tokens": len(row["input_ids"])}
-                for row in usable(render_view("text", [record], tokenizer, _UNLIMITED))
-            )
-    elif kind == "prompt":
-        for row in usable(render_view("prompt", batch, tokenizer, _UNLIMITED)):
-            yield {"prompt tokens": len(row["prompt_ids"])}
-    elif kind == "preference":
-        for row in usable(render_view("preference", batch, tokenizer, _UNLIMITED)):
-            prompt = len(row["prompt_ids"])
-            sides = {f"{side} tokens": prompt + len(row[f"{side}_ids"]) for side in ("chosen", "rejected")}
-            yield {"prompt tokens": prompt} | sides
-    else:
-        for row in usable(render_view("demonstration", batch, tokenizer, _UNLIMITED)):
-            yield {"tokens": len(row["input_ids"]), "trained tokens": sum(row["completion_mask"])}
+def _token_counts(row: dict[str, Any]) -> dict[str, int]:
+    if "input_ids" in row:
+        trained = {"trained tokens": sum(row["completion_mask"])} if "completion_mask" in row else {}
+        return {"tokens": len(row["input_ids"])} | trained
+    prompt = len(row["prompt_ids"])
+    answers = {side: row[f"{side}_ids"] for side in ("chosen", "rejected") if f"{side}_ids" in row}
+    return {"prompt tokens": prompt} | {f"{side} tokens": prompt + len(ids) for side, ids in answers.items()}

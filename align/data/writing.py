@@ -96,11 +96,15 @@ def _write_parquet(rows: Iterable[Row], path: Path) -> int:
     import pyarrow
     import pyarrow.parquet
 
-    columns: dict[str, set[str]] = {}
+    columns, count = dict[str, set[str]](), 0
     lines = path.with_name(path.name + ".rows")
     try:
         with lines.open("wb") as file:
-            count = _write_lines(_collect_kinds(rows, columns), file)
+            for row in rows:
+                for name, value in row.items():
+                    columns.setdefault(name, set()).update(_kinds(value))
+                file.write(dump_row(row))
+                count += 1
         schema = pyarrow.schema([(name, _arrow_type(kinds)) for name, kinds in columns.items()])
         with lines.open("rb") as file, pyarrow.parquet.ParquetWriter(path, schema) as writer:
             while batch := [json.loads(line) for line in itertools.islice(file, _BATCH)]:
@@ -109,13 +113,6 @@ def _write_parquet(rows: Iterable[Row], path: Path) -> int:
     finally:
         lines.unlink(missing_ok=True)
     return count
-
-
-def _collect_kinds(rows: Iterable[Row], columns: dict[str, set[str]]) -> Iterator[Row]:
-    for row in rows:
-        for name, value in row.items():
-            columns.setdefault(name, set()).update(_kinds(value))
-        yield row
 
 
 def _kinds(value: Any) -> set[str]:
@@ -160,16 +157,14 @@ def _to_cell(value: Any, kinds: set[str]) -> Any:
     kind = _column_kind(kinds)
     if kind == "json":
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return [_turn_cell(turn) for turn in value] if kind == "turns" else value
+    return [turn | _calls_cell(turn) for turn in value] if kind == "turns" else value
 
 
-def _turn_cell(turn: Row) -> Row:
-    """Return a turn with the arguments of its tool calls as JSON text."""
-    if not turn.get("tool_calls"):
-        return turn
-    calls = []
-    for call in turn["tool_calls"]:
-        arguments = call["function"]["arguments"]
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        calls.append(call | {"function": call["function"] | {"arguments": text}})
-    return turn | {"tool_calls": calls}
+def _calls_cell(turn: Row) -> Row:
+    """Return the tool calls of a turn with their arguments as JSON text."""
+    calls = [(call, call["function"], call["function"]["arguments"]) for call in turn.get("tool_calls") or []]
+    cells = [
+        call | {"function": function | {"arguments": given if isinstance(given, str) else json.dumps(given)}}
+        for call, function, given in calls
+    ]
+    return {"tool_calls": cells} if cells else {}

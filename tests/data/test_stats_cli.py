@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from align.data.__main__ import main
-from align.data.stats import LengthHistogram
+from align.data.stats import summarise_lengths
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -103,17 +103,15 @@ def test_every_kind_has_its_tokens(tmp_path, tiny_base, capsys, row, columns):
 
 
 def test_percentiles_are_nearest_ranks():
-    spread = LengthHistogram()
-    for value in range(1, 101):
-        spread.add(value)
+    spread = summarise_lengths(range(1, 101))
 
-    assert {key: spread.summary()[key] for key in ("p50", "p90", "p99", "mean")} == {
+    assert {key: spread[key] for key in ("p50", "p90", "p99", "mean")} == {
         "p50": 50,
         "p90": 90,
         "p99": 99,
         "mean": 50.5,
     }
-    assert LengthHistogram().summary() == {}
+    assert summarise_lengths([]) == {}
 
 
 def test_bad_rows_are_errors_unless_they_are_to_be_counted(tmp_path, capsys):
