@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from collections import Counter
+import itertools
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +21,8 @@ from align.data.rendering.fit_length import LengthLimit
 from align.data.views import natural_view
 from align.data.writing import check_target, write_rows
 from align.errors import DataError, UsageError, guard
-from align.evaluation.reward_ranking import ScoredPairs, accuracy
+from align.evaluation.completions import with_progress
+from align.evaluation.reward_report import accuracy
 from align.schema import Record
 from align.statistics import auc, correlation
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from align.registry import Checkpoint, Registry
 
 _DEFAULT_MAX_LENGTH = 1024
-_PROGRESS_EVERY_S = 10.0
 
 
 def main(argv: list[str]) -> int:
@@ -86,10 +85,9 @@ def _run(options: argparse.Namespace) -> None:
     total = check_answers(open_data())
     loaded = load_scorer(registry, reward_model, Precision(options.quantization))
     data, scored = open_data(), FileScores()
-    rows = _with_progress(score_records(loaded, data, limit, options.batch_size, scored), total)
+    rows = with_progress(score_records(loaded, data, limit, options.batch_size, scored), total, "rows")
     if suffix is None:
-        for _ in rows:
-            pass
+        deque(rows, maxlen=0)
     else:
         write_rows(rows, options.out, suffix)
     counts = data.drop_counts() | dict(scored.dropped)
@@ -119,14 +117,13 @@ def _max_length(option: int | None, reward_model: Checkpoint, registry: Registry
 def check_answers(batches: Iterable[list[Record]]) -> int:
     """Count the records; DataError at one that holds no answer, and whatever reading them raises."""
     total = 0
-    for batch in batches:
-        for record in batch:
-            if natural_view(record) not in ("demonstration", "unpaired", "preference"):
-                raise DataError(
-                    f"{record.where}: a {natural_view(record)} row holds no answer that could be scored; give "
-                    "demonstrations, labelled answers or preference pairs"
-                )
-        total += len(batch)
+    for record in itertools.chain.from_iterable(batches):
+        total += 1
+        if natural_view(record) not in ("demonstration", "unpaired", "preference"):
+            raise DataError(
+                f"{record.where}: a {natural_view(record)} row holds no answer that could be scored; give "
+                "demonstrations, labelled answers or preference pairs"
+            )
     return total
 
 
@@ -143,22 +140,15 @@ class FileScores:
     """labels by index of the score"""
     dropped: Counter[str] = field(default_factory=Counter)
 
-    def as_pairs(self) -> ScoredPairs:
-        """Return the preference pairs."""
-        scores, lengths, chosen = np.array(self.scores), np.array(self.lengths), np.array(self.pairs, dtype=int)
-        return ScoredPairs(scores[chosen], scores[chosen + 1], lengths[chosen], lengths[chosen + 1])
-
     def summary(self) -> Iterator[str]:
         """Yield lines about the scores: distribution, how well they rank, correlation with length."""
-        scores = np.array(self.scores)
-        if not len(scores):
-            return
+        scores, chosen = np.array(self.scores), np.array(self.pairs, dtype=int)
         yield (
             f"{'score':<12}mean {scores.mean():.3f}, spread {scores.std():.3f}, "
             f"from {scores.min():.3f} to {scores.max():.3f}"
         )
         if self.pairs:
-            margins = self.as_pairs().margins
+            margins = scores[chosen] - scores[chosen + 1]
             yield f"{'accuracy':<12}{accuracy(margins)} of {len(margins)} pairs; mean margin {margins.mean():.3f}"
         labels = np.array(list(self.labels.values()))
         if (area := auc(scores[list(self.labels)], labels)) is not None:
@@ -166,12 +156,17 @@ class FileScores:
         if (with_length := correlation(scores, np.array(self.lengths))) is not None:
             yield f"{'length':<12}correlation of score and answer length {with_length:.2f}"
 
-
-class _TokenisedAnswer(NamedTuple):
-    ids: list[int]
-    """the prompt and the answer"""
-    length: int
-    """tokens of the answer"""
+    def add(self, record: Record, scores: list[float], lengths: list[int]) -> dict[str, float]:
+        """Count the scores of a record's answers; returns them as columns."""
+        index = len(self.scores)
+        self.scores += scores
+        self.lengths += lengths
+        if record.label is not None:
+            self.labels[index] = record.label
+        if len(scores) == 1:
+            return {"score": scores[0]}
+        self.pairs.append(index)
+        return {"score_chosen": scores[0], "score_rejected": scores[1], "margin": scores[0] - scores[1]}
 
 
 def score_records(
@@ -186,49 +181,20 @@ def score_records(
 
     for batch in batches:
         tokenised = [(record, _tokenise(record, loaded.tokenizer, limit, scored)) for record in batch]
-        sequences = [answer.ids for _, answers in tokenised for answer in answers]
+        sequences = [ids for _, answers in tokenised for ids, _ in answers]
         scores = iter(score_sequences(loaded, sequences, size).tolist())
         for record, answers in tokenised:
             if answers:
-                yield _with_scores(record, answers, [next(scores) for _ in answers], scored)
+                added = scored.add(record, [next(scores) for _ in answers], [length for _, length in answers])
+                row = to_trl(record)
+                replaced = {key: row[key] for key in added if key in row}
+                yield row | ({"meta": row.get("meta", {}) | replaced} if replaced else {}) | added
 
 
-def _tokenise(record: Record, tokenizer: Any, limit: LengthLimit, scored: FileScores) -> list[_TokenisedAnswer]:
-    """The answers of a record, the chosen one first; none when it does not fit."""
-    render = preference_rows if record.chosen is not None else unpaired_rows
-    rendered = render([record], tokenizer, limit)
+def _tokenise(record: Record, tokenizer: Any, limit: LengthLimit, scored: FileScores) -> list[tuple[list[int], int]]:
+    """The answers of a record, the chosen one first: tokens with the prompt and number without; none if too long."""
+    is_pair = record.chosen is not None
+    rendered = (preference_rows if is_pair else unpaired_rows)([record], tokenizer, limit)
     scored.dropped.update(rendered.dropped)
-    columns = ("chosen_ids", "rejected_ids") if record.chosen is not None else ("completion_ids",)
-    return [
-        _TokenisedAnswer(row["prompt_ids"] + row[column], len(row[column]))
-        for row in rendered.rows
-        for column in columns
-    ]
-
-
-def _with_scores(
-    record: Record, answers: list[_TokenisedAnswer], scores: list[float], scored: FileScores
-) -> dict[str, Any]:
-    index = len(scored.scores)
-    scored.scores += scores
-    scored.lengths += [answer.length for answer in answers]
-    if len(answers) == 2:
-        scored.pairs.append(index)
-        added = {"score_chosen": scores[0], "score_rejected": scores[1], "margin": scores[0] - scores[1]}
-    else:
-        added = {"score": scores[0]}
-    if record.label is not None:
-        scored.labels[index] = record.label
-    row = to_trl(record)
-    replaced = {key: row[key] for key in added if key in row}
-    return row | ({"meta": row.get("meta", {}) | replaced} if replaced else {}) | added
-
-
-def _with_progress(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows; write their count to standard error every few seconds."""
-    clock = time.monotonic()
-    for count, row in enumerate(rows, start=1):
-        yield row
-        if time.monotonic() - clock > _PROGRESS_EVERY_S:
-            clock = time.monotonic()
-            sys.stderr.write(f"{count} of {total} rows\n")
+    columns = ("chosen_ids", "rejected_ids") if is_pair else ("completion_ids",)
+    return [(row["prompt_ids"] + row[column], len(row[column])) for row in rendered.rows for column in columns]

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from align.evaluation.reward_ranking import (
+from align.evaluation.reward_report import (
     ScoredPairs,
     accuracy,
     brier,
     calibration_error,
     describe_pairs,
+    draw_functions,
     reliability,
 )
-from align.evaluation.reward_report import draw_functions
 
 LN3 = math.log(3)  # sigmoid(ln 3) = 3/4
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from align.evaluation.reward_ranking import ScoredPairs, describe_pairs
-from align.evaluation.reward_report import held_out_messages
+from align.evaluation.reward_report import ScoredPairs, describe_pairs, held_out_messages
 
 
 def told(count: int) -> str:
