@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -84,7 +85,13 @@ def _examine_version(registry: Registry, name: str, number: int, folder: Path, h
     try:
         checkpoint = read_version(folder, name, number)
     except IntegrityError as error:
-        yield _examine_unreadable(registry, reference, folder, error)
+        what = str(error).removeprefix(f"{reference}: ")
+        if _is_newer(folder):
+            yield Finding("newer", folder, what, "it is left alone")
+        else:
+            remedy = "--repair quarantines it, its number stays used"
+            affects = _find_affected(registry, reference, reference)
+            yield Finding("torn", folder, what.removeprefix(f"{folder}/"), remedy, affects)
         return
     if problems := checkpoint.problems(hashes):
         what = "; ".join(problem.removeprefix(f"{folder}/") for problem in problems)
@@ -96,17 +103,10 @@ def _examine_version(registry: Registry, name: str, number: int, folder: Path, h
     yield from _examine_origins(registry, checkpoint)
 
 
-def _examine_unreadable(registry: Registry, reference: str, folder: Path, error: IntegrityError) -> Finding:
-    """Return the finding on a version that cannot be read: torn, or of a later program."""
-    what = str(error).removeprefix(f"{reference}: ")
-    try:
-        if has_newer_format(durable.read_seal(folder, MANIFEST)):
-            return Finding("newer", folder, what, "it is left alone")
-    except IntegrityError:
-        pass  # torn, as in `error`
-    affects = _find_affected(registry, reference, reference)
-    what = what.removeprefix(f"{folder}/")
-    return Finding("torn", folder, what, "--repair quarantines it, its number stays used", affects)
+def _is_newer(folder: Path) -> bool:
+    with suppress(IntegrityError):  # torn
+        return has_newer_format(durable.read_seal(folder, MANIFEST))
+    return False
 
 
 def _find_affected(registry: Registry, reference: str, version: Checkpoint | str) -> tuple[str, ...]:
@@ -140,22 +140,21 @@ def _examine_aliases(registry: Registry, name: str) -> Iterator[Finding]:
 
 def _foreign_files(registry: Registry) -> Iterator[Path]:
     """Yield what lies in the registry and was not put there by it."""
-    root, refs = registry.root, registry.root / "refs"
+    root, refs, entries = registry.root, registry.root / "refs", disk_layout.entries
     names, with_aliases = disk_layout.named_folders(registry.models), disk_layout.named_folders(refs)
-    yield from _other_entries(root, _ROOT_ENTRIES)
-    staged = {path.name for path in disk_layout.entries(root / "tmp") if disk_layout.is_staging(path)}
-    yield from _other_entries(root / "tmp", staged | {"digests.json"})
-    yield from _other_entries(registry.models, set(names))
-    yield from _other_entries(refs, set(with_aliases))
+    staged = {path.name for path in entries(root / "tmp") if disk_layout.is_staging(path)}
+    own = {
+        root: _ROOT_ENTRIES,
+        root / "tmp": staged | {"digests.json"},
+        registry.models: {*names},
+        refs: {*with_aliases},
+    }
     for home in map(registry.home, names):
-        beside = [path for path in disk_layout.entries(home) if disk_layout.is_beside_version(path)]
-        yield from _other_entries(home, {path.name for path in [*disk_layout.version_numbers(home).values(), *beside]})
+        beside = [path for path in entries(home) if disk_layout.is_beside_version(path)]
+        own[home] = {path.name for path in [*disk_layout.version_numbers(home).values(), *beside]}
     for folder in map(registry.refs, with_aliases):
-        yield from _other_entries(folder, {path.name for path in disk_layout.alias_files(folder)})
+        own[folder] = {path.name for path in disk_layout.alias_files(folder)}
+    for folder, known in own.items():
+        yield from (path for path in entries(folder) if path.name not in known and not disk_layout.is_temporary(path))
     for version in registry.all_versions():
         yield from added_files(version)
-
-
-def _other_entries(folder: Path, own: set[str]) -> Iterator[Path]:
-    entries = disk_layout.entries(folder)
-    return (path for path in entries if path.name not in own and not disk_layout.is_temporary(path))

@@ -18,26 +18,15 @@ from align.registry.durable import hash_file
 
 # Without effect on what the model computes. Keys that start with _ are left out as well.
 _VOLATILE_CONFIG = {
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-}
+    "transformers_version", "torch_dtype", "dtype", "use_cache", "output_attentions", "output_hidden_states"
+}  # fmt: skip
 # State of the last call, not of the tokenizer.
 _VOLATILE_TOKENIZER = {"padding", "truncation"}
 # Settings that decide token ids besides tokenizer.json; the pad token never reaches a trained position.
 _TOKENIZER_SETTINGS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "add_bos_token",
-    "add_eos_token",
-    "add_prefix_space",
-    "do_lower_case",
+    "bos_token", "eos_token", "unk_token", "add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case",
     "legacy",
-)
+)  # fmt: skip
 _SLOW_TOKENIZER_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 _CHUNK_BYTES = 1 << 22
 _MAX_HEADER_BYTES = 100_000_000
@@ -65,18 +54,14 @@ def base_digests(location: str | Path, cache: Path | None = None) -> dict[str, s
     folder = Path(location)
     if not folder.is_dir():
         raise IntegrityError(f"{location}: no folder to take digests of; download the model first")
-    digests = {"config": _config_digest(folder), "tokenizer": tokenizer_digest(folder)}
-    digests["weights"] = _weights_digest(folder, cache)
+    config = digest_json(_without_volatile(read_json(folder / "config.json", required=True)))
+    digests = {"config": config, "tokenizer": tokenizer_digest(folder), "weights": _weights_digest(folder, cache)}
     return {key: digest for key, digest in digests.items() if digest}
 
 
 def template_digest(template: str | dict[str, str] | None) -> str | None:
     """Return the digest of a chat template, or of several named ones; None without any."""
     return digest_json(template) if template else None
-
-
-def _config_digest(folder: Path) -> str:
-    return digest_json(_without_volatile(read_json(folder / "config.json", required=True)))
 
 
 def _without_volatile(value: Any) -> Any:
@@ -93,23 +78,25 @@ def tokenizer_digest(folder: Path) -> str | None:
         rules = read_json(folder / "tokenizer.json")
         content["tokenizer"] = {key: value for key, value in rules.items() if key not in _VOLATILE_TOKENIZER}
     else:
-        present = [name for name in _SLOW_TOKENIZER_FILES if (folder / name).is_file()]
-        content.update((name, digest_file(folder / name)) for name in present)
+        files = (folder / name for name in _SLOW_TOKENIZER_FILES)
+        content |= {path.name: digest_file(path) for path in files if path.is_file()}
     if not content:
         return None
     settings = read_json(folder / "tokenizer_config.json")
-    content["settings"] = {key: _token_text(settings[key]) for key in _TOKENIZER_SETTINGS if key in settings}
+    present = {key: settings[key] for key in _TOKENIZER_SETTINGS if key in settings}
+    # A special token is saved as its text, or with its flags.
+    texts = {key: value.get("content", value) for key, value in present.items() if isinstance(value, dict)}
+    content["settings"] = present | texts
     return digest_json(content)
-
-
-def _token_text(value: Any) -> Any:
-    """Return a special token's text, saved as text or with its flags."""
-    return value["content"] if isinstance(value, dict) and "content" in value else value
 
 
 def _weights_digest(folder: Path, cache: Path | None) -> str:
     shards = _weight_files(folder)
-    key = digest_json([_file_identity(path) for path in shards])
+    try:
+        present = [(os.path.realpath(path), path.stat()) for path in shards]
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{error.filename}: a shard of the weights is absent; download the model again") from None
+    key = digest_json([[path, status.st_size, status.st_mtime_ns, status.st_ino] for path, status in present])
     if key not in _weight_digests and cache is not None:
         _weight_digests.update(_read_cache(cache))
     if key not in _weight_digests:
@@ -126,44 +113,28 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    weights = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter"))
-    if not weights:
-        raise IntegrityError(
-            f"{folder}: no safetensors weights in it; save the model as safetensors (pickles are refused)"
-        )
-    return weights
-
-
-def _file_identity(path: Path) -> list[Any]:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise IntegrityError(f"{path}: a shard of the weights is absent; download the model again") from None
-    return [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino]
+    if weights := sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter")):
+        return weights
+    raise IntegrityError(f"{folder}: no safetensors weights in it; save the model as safetensors (pickles are refused)")
 
 
 def check_safetensors(path: Path) -> None:
     """Raise IntegrityError when a safetensors file has another size than its header says; reads the header only."""
     with path.open("rb") as stream:
         header, start = _header(stream, path)
+    end = 0
     try:
-        end = start + _end_of_tensors(header)
+        for first, last in sorted(tuple(entry["data_offsets"]) for entry in header.values()):
+            if first != end or last < first:
+                raise ValueError("tensors overlap, or leave a gap")
+            end = last
+        end += start
     except (KeyError, TypeError, ValueError):
         raise IntegrityError(f"{path}: not a whole safetensors file; download or save it again") from None
     if (size := path.stat().st_size) != end:
         raise IntegrityError(
             f"{path}: weights cannot be read; {size} bytes, its header announces {end}; download or save it again"
         )
-
-
-def _end_of_tensors(header: dict[str, Any]) -> int:
-    """Return the bytes that the tensors of a header fill; ValueError when they overlap or leave gaps."""
-    end = 0
-    for first, last in sorted(tuple(entry["data_offsets"]) for entry in header.values()):
-        if first != end or last < first:
-            raise ValueError("tensors overlap, or leave a gap")
-        end = last
-    return end
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, list[Any]]]:
@@ -173,7 +144,14 @@ def _tensors(path: Path) -> Iterator[tuple[str, list[Any]]]:
         for name, entry in header.items():
             first, last = entry["data_offsets"]
             stream.seek(start + first)
-            yield name, [entry["dtype"], entry["shape"], _hash_bytes(stream, last - first, path)]
+            digest, left = hashlib.sha256(), last - first
+            while left > 0:
+                chunk = stream.read(min(left, _CHUNK_BYTES))
+                if not chunk:
+                    raise IntegrityError(f"{path}: ends before its last tensor; download or save it again")
+                digest.update(chunk)
+                left -= len(chunk)
+            yield name, [entry["dtype"], entry["shape"], digest.hexdigest()]
 
 
 def _header(stream: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
@@ -187,17 +165,6 @@ def _header(stream: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
         raise IntegrityError(f"{path}: not a whole safetensors file; download or save it again")
     header.pop("__metadata__", None)
     return header, 8 + length
-
-
-def _hash_bytes(stream: BinaryIO, count: int, path: Path) -> str:
-    digest = hashlib.sha256()
-    while count > 0:
-        chunk = stream.read(min(count, _CHUNK_BYTES))
-        if not chunk:
-            raise IntegrityError(f"{path}: ends before its last tensor; download or save it again")
-        digest.update(chunk)
-        count -= len(chunk)
-    return digest.hexdigest()
 
 
 def read_json(path: Path, required: bool = False) -> dict[str, Any]:

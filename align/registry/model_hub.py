@@ -14,29 +14,22 @@ if TYPE_CHECKING:
 
 def cached_snapshot(repository: str, revision: str | None) -> Path | None:
     """Return the folder of a hub repository in the local cache; None when it was never downloaded. Uses no network."""
-    home = _cache() / f"models--{repository.replace('/', '--')}"
+    # huggingface_hub's folders in its order; importing it would make `show` slow.
+    hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    folder = Path(hub or f"{home}/hub").expanduser() / f"models--{repository.replace('/', '--')}"
     wanted = revision or "main"
-    ref = home / "refs" / wanted
+    ref = folder / "refs" / wanted
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else wanted
-    snapshot = home / "snapshots" / commit
+    snapshot = folder / "snapshots" / commit
     return snapshot if snapshot.is_dir() and ".." not in Path(wanted).parts else None
 
 
 def cached_adapter(repository: str, revision: str | None) -> Path | None:
     """Return the cached folder of a hub repository that holds an adapter and no model of its own."""
     snapshot = cached_snapshot(repository, revision)
-    if snapshot is None or not (snapshot / "adapter_config.json").is_file() or (snapshot / "config.json").is_file():
-        return None
-    return snapshot
-
-
-def _cache() -> Path:
-    # huggingface_hub's folders in its order; importing it would make `show` slow.
-    if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(folder).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
-    return Path(home).expanduser() / "hub"
+    is_adapter = snapshot and (snapshot / "adapter_config.json").is_file() and not (snapshot / "config.json").is_file()
+    return snapshot if is_adapter else None
 
 
 def push_checkpoint(checkpoint: Checkpoint, repository: str, *, public: bool = False) -> str:

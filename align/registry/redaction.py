@@ -40,7 +40,10 @@ def redact(value: Any) -> Any:
     if isinstance(value, str):
         return _redact_text(value)
     if isinstance(value, dict):
-        return {key: HIDDEN if _is_secret(key, inner) else redact(inner) for key, inner in value.items()}
+        secret = {
+            key for key, inner in value.items() if inner and isinstance(inner, str) and _SECRET_KEY.fullmatch(str(key))
+        }
+        return {key: HIDDEN if key in secret else redact(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [redact(inner) for inner in value]
     return value
@@ -57,10 +60,6 @@ def redact_files(folder: Path) -> None:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
         if (clean := redact_lines(text)) != text:
             path.write_text(clean, encoding="utf-8", errors="surrogateescape")
-
-
-def _is_secret(key: Any, value: Any) -> bool:
-    return isinstance(value, str) and bool(value) and bool(_SECRET_KEY.fullmatch(str(key)))
 
 
 def _redact_text(text: str) -> str:

@@ -45,31 +45,16 @@ class Registry:
     """Named, numbered, immutable checkpoints below one folder."""
 
     def __init__(self, root: Path, disk: Disk = DISK, base: str | None = None) -> None:
-        self.root = root
-        self.disk = disk
-        self.base = base
+        self.root, self.disk, self.base = root, disk, base
+        self.models = root / "models"
+        self.votes_dir = root / "votes"
+        """where the comparison page keeps its votes"""
+        self.reviews_dir = root / "reviews"
+        """answers generated for voting later"""
+        self.cache_dir = root / "cache"
+        """what can be computed again; deleting it costs time only"""
         self._announced: set[str] = set()
         disk_layout.check_format(root)
-
-    @property
-    def models(self) -> Path:
-        """The folder of all names."""
-        return self.root / "models"
-
-    @property
-    def votes_dir(self) -> Path:
-        """The folder of the comparison page's votes."""
-        return self.root / "votes"
-
-    @property
-    def reviews_dir(self) -> Path:
-        """The folder of answers generated for voting later."""
-        return self.root / "reviews"
-
-    @property
-    def cache_dir(self) -> Path:
-        """The folder of what can be computed again; deleting it costs time only."""
-        return self.root / "cache"
 
     def home(self, name: str) -> Path:
         """Return the folder of the versions of a name."""

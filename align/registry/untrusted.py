@@ -25,14 +25,8 @@ _VOCABULARY_NAMES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", 
 """names of texts that may hold a vocabulary"""
 
 _BUILT_IN_IMPLEMENTATIONS = {
-    "eager",
-    "sdpa",
-    "flex_attention",
-    "flash_attention_2",
-    "flash_attention_3",
-    "grouped_mm",
-    "batched_mm",
-}
+    "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "grouped_mm", "batched_mm"
+}  # fmt: skip
 """implementations that come with torch or are packages of this machine; any other name is a repository of the hub"""
 
 _MAX_DEPTH = 4
