@@ -35,23 +35,13 @@ class ModelFacts:
     """the rows it can share a batch with: `MIXED`, or its own name"""
     logit_difference: float
     """largest difference of a logit from the base's on a fixed text; 0 for the base itself"""
-    is_dora: bool = False
-    tuner: str = LORA
-    beside_copies: bool = False
-    """whether a model here has `modules_to_save`, which PEFT cannot run beside others in a batch"""
+    runs_alone_reason: str = ""
+    """the message about its rows where they run alone"""
 
     @property
     def runs_alone(self) -> bool:
         """Return whether its rows cannot share a batch with other models', and run one model after the other."""
         return self.adapter_group != MIXED
-
-    @property
-    def runs_alone_reason(self) -> str:
-        """The message about rows that run alone."""
-        whose = "DoRA" if self.is_dora else "this architecture's" if self.tuner == LORA else self.tuner
-        if self.beside_copies:
-            return "rows run one model after the other beside an adapter with trained modules (modules_to_save)"
-        return f"{whose} rows run one model after the other"
 
 
 def adapter_configs(model: Any) -> dict[str, Any]:
@@ -78,31 +68,26 @@ def adapters_active(model: Any, adapters: Sequence[str], adapter_group: str) -> 
     if not adapter_configs(model):
         yield
     elif adapter_group == MIXED:
-        with _without_leftover_hooks(model), model._enable_peft_forward_hooks(adapter_names=list(adapters)):
-            yield
+        # PEFT 0.21 leaves hooks when a mixed batch raises, which would send later rows through its adapters.
+        before = {module: set(module._forward_pre_hooks) for module in model.modules()}
+        try:
+            with model._enable_peft_forward_hooks(adapter_names=list(adapters)):
+                yield
+        finally:
+            for module, hooks in before.items():
+                for key in set(module._forward_pre_hooks) - hooks:
+                    del module._forward_pre_hooks[key]
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
     elif adapter_group == BASE:
         with model.disable_adapter():
             yield
     else:
-        before = model.active_adapter
+        active = model.active_adapter
         model.set_adapter(adapter_group, inference_mode=True)
         try:
             yield
         finally:
-            model.set_adapter(before, inference_mode=True)
-
-
-@contextmanager
-def _without_leftover_hooks(model: Any) -> Iterator[None]:
-    """Remove the hooks PEFT 0.21 leaves when a mixed batch raises: they send later rows through its adapters."""
-    before = {module: set(module._forward_pre_hooks) for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, hooks in before.items():
-            for key in set(module._forward_pre_hooks) - hooks:
-                del module._forward_pre_hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
+            model.set_adapter(active, inference_mode=True)
 
 
 def probe_models(loaded: LoadedBase) -> list[ModelFacts]:
@@ -119,25 +104,20 @@ def probe_models(loaded: LoadedBase) -> list[ModelFacts]:
     model.eval()
     configs = adapter_configs(model)
     names = [BASE, *(name for name in configs if name in loaded.adapters.values())]
-    unknown = set(loaded.adapters.values()) - set(names)
-    if unknown:
+    if unknown := set(loaded.adapters.values()) - set(names):
         raise ValueError(f"{', '.join(sorted(unknown))}: adapters that are not on the model")
     ids = probe_ids(model)
-    copies = any(getattr(config, "modules_to_save", None) for config in configs.values())
     with torch.inference_mode():
         alone = {name: _logits(model, ids, [name], name)[0] for name in names}
         mixed = _mixed_logits(model, ids, [name for name in names if not _runs_alone(configs.get(name))])
     same = {name for name in mixed if _agree(mixed[name], alone[name], alone[BASE], model.dtype)}
-    adapter_groups = {name: MIXED if name in same else name for name in names}
     return [
         ModelFacts(
             reference=reference,
             adapter=name,
-            adapter_group=adapter_groups[name],
+            adapter_group=MIXED if name in same else name,
             logit_difference=float((alone[name] - alone[BASE]).abs().max()),
-            is_dora=bool(getattr(configs.get(name), "use_dora", False)),
-            tuner=configs[name].peft_type.value if name in configs else LORA,
-            beside_copies=copies,
+            runs_alone_reason="" if name in same else _why_alone(configs, name),
         )
         for reference, name in loaded.adapters.items()
     ]
@@ -147,6 +127,15 @@ def _runs_alone(config: Any) -> bool:
     if config is not None and find_obstacle(config.peft_type.value, "mix"):
         return True
     return any(getattr(config, name, None) for name in ("use_dora", "alora_invocation_tokens", "arrow_config"))
+
+
+def _why_alone(configs: dict[str, Any], name: str) -> str:
+    if any(getattr(config, "modules_to_save", None) for config in configs.values()):
+        return "rows run one model after the other beside an adapter with trained modules (modules_to_save)"
+    tuner = configs[name].peft_type.value if name in configs else LORA
+    is_dora = getattr(configs.get(name), "use_dora", False)
+    whose = "DoRA" if is_dora else "this architecture's" if tuner == LORA else tuner
+    return f"{whose} rows run one model after the other"
 
 
 def _mixed_logits(model: Any, ids: Tensor, names: list[str]) -> dict[str, Tensor]:

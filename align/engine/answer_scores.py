@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from align.engine.adapter_groups import BASE, MIXED, ModelFacts, adapters_active, context_window, unwrap_peft
 from align.engine.detokenizer import Detokenizer
@@ -21,15 +21,8 @@ _ALTERNATIVES = 5
 _REWARD = "__reward__"
 
 
-class EncodedAnswer(NamedTuple):
-    """A conversation in tokens: what comes before the answer, and the answer with its end token."""
-
-    prompt_ids: list[int]
-    answer_ids: list[int]
-
-
-def encode_answer(messages: Messages, loaded: LoadedBase) -> EncodedAnswer:
-    """Return the tokens of a conversation that ends with an answer, as training renders them.
+def encode_answer(messages: Messages, loaded: LoadedBase) -> tuple[list[int], list[int]]:
+    """Return the tokens before the answer that ends a conversation, and of the answer, as training renders them.
 
     Raises UsageError when it does not, does not fit the chat template, or is longer than the model takes.
     """
@@ -44,26 +37,30 @@ def encode_answer(messages: Messages, loaded: LoadedBase) -> EncodedAnswer:
     if not rendered.rows:
         reason = next(iter(rendered.dropped))
         raise UsageError(f"the conversation cannot be read: {reason}; the model takes {window} tokens")
-    (row,) = rendered.rows
-    return EncodedAnswer(row["prompt_ids"], row["completion_ids"])
+    return rendered.rows[0]["prompt_ids"], rendered.rows[0]["completion_ids"]
 
 
-def compute_token_shift(loaded: LoadedBase, fact: ModelFacts, answer: EncodedAnswer) -> list[ShiftedToken]:
+def compute_token_shift(
+    loaded: LoadedBase, fact: ModelFacts, prompt_ids: list[int], answer_ids: list[int]
+) -> list[ShiftedToken]:
     """Compare each token of an answer under a model and its base, from one pass where they can share a batch."""
     import torch
 
     model, tokenizer = loaded.model, loaded.tokenizer
-    ids = torch.tensor([[*answer.prompt_ids, *answer.answer_ids]], device=model.device)
-    size = len(answer.answer_ids)
+    ids = torch.tensor([[*prompt_ids, *answer_ids]], device=model.device)
+    size = len(answer_ids)
     with torch.inference_mode():
         if fact.adapter_group == MIXED:
             ours, base = _answer_logits(model, ids.repeat(2, 1), size, [fact.adapter, BASE], MIXED)
         else:
             (ours,), (base,) = (_answer_logits(model, ids, size, [name], name) for name in (fact.adapter, BASE))
-    texts = _token_texts(answer.answer_ids, tokenizer)
+    # A character of several tokens is in the text of the last one; control tokens have their name.
+    detokenizer, special = Detokenizer(tokenizer), set(tokenizer.all_special_ids)
+    texts = [tokenizer.decode([token]) if token in special else detokenizer.push(token) for token in answer_ids]
+    texts[-1] = detokenizer.flush() + texts[-1]
     shifted = []
-    for index, (token, text) in enumerate(zip(answer.answer_ids, texts, strict=True)):
-        ours_here, base_here = (logits[index].float().log_softmax(dim=-1) for logits in (ours, base))
+    for token, text, *logits in zip(answer_ids, texts, ours, base, strict=True):
+        ours_here, base_here = (one.float().log_softmax(dim=-1) for one in logits)
         tops = (
             tuple((other.text, other.logprob) for other in top_alternatives(logprobs, _ALTERNATIVES, tokenizer))
             for logprobs in (ours_here, base_here)
@@ -80,15 +77,6 @@ def _answer_logits(model: Any, ids: Tensor, size: int, adapters: list[str], adap
     with adapters_active(model, adapters, adapter_group):
         logits: Tensor = unwrapped(input_ids=ids, **keep).logits
     return logits[:, -size - 1 : -1]
-
-
-def _token_texts(ids: list[int], tokenizer: Any) -> list[str]:
-    """Return each token's text: a character of several tokens is the last one's, control tokens have their name."""
-    detokenizer = Detokenizer(tokenizer)
-    special = set(tokenizer.all_special_ids)
-    texts = [tokenizer.decode([token]) if token in special else detokenizer.push(token) for token in ids]
-    held_back = detokenizer.flush()
-    return [*texts[:-1], held_back + texts[-1]]
 
 
 class RewardScorer:
@@ -108,12 +96,12 @@ class RewardScorer:
         del loaded.adapters[checkpoint.reference]
         self._loaded = loaded
 
-    def score(self, answer: EncodedAnswer) -> float:
+    def score(self, prompt_ids: list[int], answer_ids: list[int]) -> float:
         """Return the score of a conversation, read at the end token of its answer."""
         import torch
 
         model = self._loaded.model
-        ids = torch.tensor([[*answer.prompt_ids, *answer.answer_ids]], device=model.device)
         with torch.inference_mode(), adapters_active(model, [_REWARD], _REWARD):
-            hidden = unwrap_peft(model).base_model(input_ids=ids).last_hidden_state[:, -1]
-            return float(self._head(hidden.to(self._head.weight.dtype)))
+            ids = torch.tensor([[*prompt_ids, *answer_ids]], device=model.device)
+            outputs = unwrap_peft(model).base_model(input_ids=ids)
+            return float(self._head(outputs.last_hidden_state[:, -1].to(self._head.weight.dtype)))

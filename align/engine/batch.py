@@ -123,8 +123,8 @@ class DecodingBatch:
         else:
             with torch.inference_mode():
                 self._cached.append(prefill.cached)
-        self.rows = [*self.rows, *prefill.rows]
-        self._last_tokens = [*self._last_tokens, *prefill.tokens]
+        self.rows += prefill.rows
+        self._last_tokens += prefill.tokens
         self.prefill = None
 
     def step(self) -> None:
@@ -161,34 +161,32 @@ class DecodingBatch:
             if is_finite:
                 row.take(token, row_logits)
             else:
-                row.state.fail(
-                    f"{row.state.row.model}: its logits are not finite; the weights or the precision are broken"
-                )
+                about = "its logits are not finite; the weights or the precision are broken"
+                row.state.fail(f"{row.state.row.model}: {about}")
         return tokens
 
     def evict_finished(self) -> list[RunningRow]:
         """Drop the rows that have ended and the columns only they needed; return the rows dropped."""
+        import torch
+
         if self.prefill is not None and all(row.state.ended for row in self.prefill.rows):
             self.prefill = None
         ended = [row for row in self.rows if row.state.ended]
-        if ended:
-            self.restore_model()
-            self._keep_rows([index for index, row in enumerate(self.rows) if not row.state.ended])
-        return ended
-
-    def _keep_rows(self, kept: list[int]) -> None:
-        import torch
-
+        if not ended:
+            return []
+        self.restore_model()
+        kept = [index for index, row in enumerate(self.rows) if not row.state.ended]
         self.rows = [self.rows[index] for index in kept]
         self._last_tokens = [self._last_tokens[index] for index in kept]
-        if not kept or self._cached is None:
+        if not kept:
             self._cached = None
-            return
-        with torch.inference_mode():
-            self._cached.select(torch.tensor(kept, device=self._model.device))
-            columns = max(row.columns for row in self.rows)
-            if columns < self._cached.columns and self._cached.can_resize:
-                self._cached.resize(columns)
+        if self._cached is not None:
+            with torch.inference_mode():
+                self._cached.select(torch.tensor(kept, device=self._model.device))
+                columns = max(row.columns for row in self.rows)
+                if columns < self._cached.columns and self._cached.can_resize:
+                    self._cached.resize(columns)
+        return ended
 
 
 def _score_prompts(rows: Sequence[RunningRow], ids: Tensor, logits: Tensor, begin: int) -> None:

@@ -18,7 +18,7 @@ from align.engine.batch import DecodingBatch, Prefill
 from align.engine.constraint import Compiler
 from align.engine.prompt_queue import PromptQueue, prompt_characters
 from align.engine.protocol import EngineBusy, GenerationRequest, Row, Sampling, ShiftedToken
-from align.engine.running_rows import RowState, RunningRow, start_row
+from align.engine.running_rows import RowState, RunningRow, describe_error, start_row
 from align.engine.sampling import activate_rules
 from align.engine.stream import Stream, collect_texts
 from align.errors import IntegrityError, UsageError, nearest
@@ -58,7 +58,7 @@ class LocalEngine:
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._max_rows, self._max_tokens, self._max_waiting = max_rows, max_tokens, max_waiting_rows
         self._waiting: deque[RowState] = deque()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._facts: dict[str, ModelFacts] = {}
@@ -77,7 +77,9 @@ class LocalEngine:
         """Render and encode prompts in a separate process from now on, so that they delay no other row."""
         if AVAILABLE and self._prompts is None:
             loaded = self._loaded
-            self._prompts = PromptQueue(loaded.tokenizer, context_window(loaded.model), self._queue_encoded)
+            self._prompts = PromptQueue(
+                loaded.tokenizer, context_window(loaded.model), lambda state: self._queue(self._waiting, [state])
+            )
 
     @property
     def models(self) -> list[str]:
@@ -120,14 +122,7 @@ class LocalEngine:
         stream = Stream(len(request.rows), on_cancel=self._drop_cancelled)
         states = [RowState(stream, index, row, request.sampling_of(row)) for index, row in enumerate(request.rows)]
         accepted = [state for state in states if self._resolve(state)]
-        with self._changed:
-            closed = self._closing.is_set()
-            if not closed:
-                self._refuse_overflow(len(accepted))
-                (self._waiting if self._prompts is None else self._prompts).extend(accepted)
-                self._changed.notify_all()
-        if closed:
-            _fail_all(accepted, CLOSED)
+        self._queue(self._waiting if self._prompts is None else self._prompts, accepted, is_new=True)
         return stream
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
@@ -146,17 +141,16 @@ class LocalEngine:
         if fact is None:
             raise UsageError(f"{model}: not one of the loaded models;{nearest(model, self.models)}")
         loaded = self._loaded
-        return self._call_in_thread(lambda: compute_token_shift(loaded, fact, encode_answer(messages, loaded)))
+        return self._call_in_thread(lambda: compute_token_shift(loaded, fact, *encode_answer(messages, loaded)))
 
     def reward_score(self, messages: Messages) -> float | None:
         """Return the reward model's score of a conversation; None without a reward model.
 
         Raises UsageError as `token_shift` does.
         """
-        scorer = self._reward
-        if scorer is None:
+        if (scorer := self._reward) is None:
             return None
-        return self._call_in_thread(lambda: scorer.score(encode_answer(messages, self._loaded)))
+        return self._call_in_thread(lambda: scorer.score(*encode_answer(messages, self._loaded)))
 
     def close(self) -> None:
         """End the thread; rows that still run or wait end with a RowFailure."""
@@ -181,24 +175,21 @@ class LocalEngine:
             return False
         return True
 
-    def _queue_encoded(self, state: RowState) -> None:
-        """Queue a row whose prompt was encoded in the prompt process."""
+    def _queue(self, queue: deque[RowState] | PromptQueue, rows: list[RowState], *, is_new: bool = False) -> None:
+        """Queue rows, or fail them when the engine was closed; raises EngineBusy when more new ones wait than may."""
         with self._changed:
             closed = self._closing.is_set()
             if not closed:
-                self._waiting.append(state)
+                waiting = self.waiting
+                if is_new and self._max_waiting is not None and waiting + len(rows) > self._max_waiting:
+                    mean = sum(self._row_seconds) / len(self._row_seconds)
+                    seconds = min(max(mean * waiting / self._max_rows, 1.0), 60.0)
+                    about = f"{waiting} answers are waiting, {self._max_waiting} may"
+                    raise EngineBusy(f"{about}; try again in {seconds:.0f} seconds", seconds)
+                queue.extend(rows)
                 self._changed.notify_all()
         if closed:
-            state.fail(CLOSED)
-
-    def _refuse_overflow(self, more: int) -> None:
-        waiting = self.waiting
-        if self._max_waiting is not None and waiting + more > self._max_waiting:
-            mean = sum(self._row_seconds) / len(self._row_seconds)
-            seconds = min(max(mean * waiting / self._max_rows, 1.0), 60.0)
-            raise EngineBusy(
-                f"{waiting} answers are waiting, {self._max_waiting} may; try again in {seconds:.0f} seconds", seconds
-            )
+            _fail_all(rows, CLOSED)
 
     def _drop_cancelled(self) -> None:
         """End cancelled rows that still wait, without waiting for the rows before them."""
@@ -215,20 +206,10 @@ class LocalEngine:
     def _call_in_thread(self, function: Callable[[], _T]) -> _T:
         """Run a function in the engine's thread, between two steps."""
         result: Future[_T] = Future()
-
-        def call() -> None:
-            if self._closing.is_set():
-                result.set_exception(IntegrityError(CLOSED))
-                return
-            try:
-                result.set_result(function())
-            except Exception as error:  # raised again in the caller's thread
-                result.set_exception(error)
-
         with self._changed:
             if self._closing.is_set():
                 raise IntegrityError(CLOSED)
-            self._calls.append(call)
+            self._calls.append((result, function))
             self._changed.notify_all()
         return result.result()
 
@@ -243,26 +224,28 @@ class LocalEngine:
         while self._await_work(batch):
             batch = self._run_once(batch)
         batch.restore_model()
-        _fail_all([row.state for row in batch.all_rows], CLOSED)
         with self._changed:
-            waiting = list(self._waiting)
+            left = [row.state for row in batch.all_rows] + list(self._waiting)
             self._waiting.clear()
-        _fail_all(waiting, CLOSED)
-        for call in self._calls:
-            call()
+        _fail_all(left, CLOSED)
+        for result, _ in self._calls:
+            result.set_exception(IntegrityError(CLOSED))
 
     def _await_work(self, batch: DecodingBatch) -> bool:
         """Wait until there is something to do; False when the engine is being closed."""
         with self._changed:
-            while not (batch.all_rows or self._waiting or self._calls or self._closing.is_set()):
-                self._changed.wait()
+            self._changed.wait_for(lambda: batch.all_rows or self._waiting or self._calls or self._closing.is_set())
         return not self._closing.is_set()
 
     def _run_once(self, batch: DecodingBatch) -> DecodingBatch:
         """Make one waiting call, prefill a chunk of rows that join, decode one token of every row; the next batch."""
         if self._calls:
             batch.restore_model()
-            self._calls.popleft()()
+            result, function = self._calls.popleft()
+            try:
+                result.set_result(function())
+            except Exception as error:  # raised again in the caller's thread
+                result.set_exception(error)
         try:
             for row in batch.all_rows:
                 if row.state.cancelled and not row.state.ended:
@@ -306,8 +289,7 @@ class LocalEngine:
             if state.cancelled:
                 state.cancel()
                 continue
-            row = start_row(state, self._loaded.tokenizer, window)
-            if row is None:
+            if (row := start_row(state, self._loaded.tokenizer, window)) is None:
                 continue
             others = [*batch.rows, *joining]
             if others and (len(others) + 1) * max(one.most_columns for one in [*others, row]) > self._max_tokens:
@@ -341,5 +323,4 @@ def _fail_all(rows: Iterable[RowState], message: str) -> None:
 
 
 def _failure_message(error: BaseException) -> str:
-    what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    return f"the engine failed ({what}); try again, or with fewer tokens"
+    return f"the engine failed ({describe_error(error)}); try again, or with fewer tokens"

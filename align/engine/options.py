@@ -12,19 +12,15 @@ _DEFAULTS = Sampling()
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where models are and how they are loaded."""
-    parser.add_argument(
-        "--registry", metavar="DIR", help="where models live (else $ALIGN_REGISTRY, else ./align_registry)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--registry", metavar="DIR", help="where models live (else $ALIGN_REGISTRY, else ./align_registry)")
+    add(
         "--base", metavar="DIR", help="where the base of the adapters is now, when it has moved; its content is checked"
     )
-    parser.add_argument("--quantization", choices=["none", "nf4", "int8"], default="none", help="of the base model")
-    parser.add_argument(
-        "--bf16",
-        action=argparse.BooleanOptionalAction,
-        help="compute in bfloat16 (else where the accelerator does)",
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add("--quantization", choices=["none", "nf4", "int8"], default="none", help="of the base model")
+    on_or_off = argparse.BooleanOptionalAction
+    add("--bf16", action=on_or_off, help="compute in bfloat16 (else where the accelerator does)")
+    add("--debug", action="store_true", help="show tracebacks")
 
 
 _SAMPLING = {
@@ -41,15 +37,12 @@ _SAMPLING = {
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `Sampling`, and the seed."""
+    add = parser.add_argument
     for name, meaning in _SAMPLING.items():
         default = getattr(_DEFAULTS, name)
-        parser.add_argument(
-            f"--{name}", type=type(default), default=default, metavar="N", help=f"{meaning} (default {default})"
-        )
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="an answer ends before this; may be given again"
-    )
-    parser.add_argument("--seed", type=int, default=None, metavar="N", help="same seed, same text; random without it")
+        add(f"--{name}", type=type(default), default=default, metavar="N", help=f"{meaning} (default {default})")
+    add("--stop", action="append", default=[], metavar="TEXT", help="an answer ends before this; may be given again")
+    add("--seed", type=int, default=None, metavar="N", help="same seed, same text; random without it")
 
 
 def sampling_from(options: argparse.Namespace) -> Sampling:

@@ -18,7 +18,7 @@ from typing import Any
 from align.data.bounded_process import BoundedProcess, ProcessEnded, without_torch
 from align.data.rendering import template_process
 from align.engine.protocol import Row
-from align.engine.running_rows import RowState, encode_or_message, fail_too_long
+from align.engine.running_rows import RowState, encode_or_message
 
 TIMEOUT_S = 10
 """the longest CPU time of one prompt"""
@@ -30,7 +30,7 @@ _LARGE_CHARACTERS = 1 << 14
 _START_S = 2.0
 """how long an abandoned prompt may go on: starting another process takes as long"""
 
-_OK, _FAILED, _TOO_LONG = b"+", b"-", b">"
+_OK, _FAILED = b"+", b"-"
 
 
 class PromptQueue:
@@ -59,9 +59,8 @@ class PromptQueue:
         """Queue rows."""
         with self._changed:
             for state in rows:
-                heapq.heappush(
-                    self._rows, (prompt_characters(state.row) > _LARGE_CHARACTERS, next(self._numbers), state)
-                )
+                is_large = prompt_characters(state.row) > _LARGE_CHARACTERS
+                heapq.heappush(self._rows, (is_large, next(self._numbers), state))
             self._changed.notify_all()
 
     def take_cancelled(self) -> list[RowState]:
@@ -87,24 +86,24 @@ class PromptQueue:
         return left
 
     def _work(self) -> None:
-        self._warm_up()
+        with suppress(ProcessEnded):  # then the first prompt fails with the reason
+            self._process.ask(pickle.dumps(None), lambda: self._closing)  # so that the process has started
         while (state := self._next()) is not None:
             reply = self._ask(state)
             with self._changed:
                 if self._current is not state or (reply is None and self._closing):
                     continue  # cancelled, or left for `close` to return
                 self._current = None
-            self._take(state, reply)
-
-    def _warm_up(self) -> None:
-        """Start the process before the first prompt comes."""
-        with suppress(ProcessEnded):  # then the first prompt fails with the reason
-            self._process.ask(pickle.dumps(None), lambda: self._closing)
+            if reply is None:
+                state.cancel()
+            elif reply[:1] == _FAILED:
+                state.fail(reply[1:].decode("utf-8", "surrogatepass"), "prompt")
+            elif state.take_prompt(array("I", reply[1:]).tolist(), self._window):
+                self._ready(state)
 
     def _next(self) -> RowState | None:
         with self._changed:
-            while not (self._rows or self._closing):
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._rows or self._closing)
             if self._closing:
                 return None
             self._current = heapq.heappop(self._rows)[-1]
@@ -118,23 +117,11 @@ class PromptQueue:
             return self._closing or (state.cancelled and time.monotonic() - started > _START_S)
 
         try:
-            return self._process.ask(pickle.dumps((state.row, self._window)), unwanted)
+            return self._process.ask(pickle.dumps(state.row), unwanted)
         except ProcessEnded as error:
             if unwanted():
                 return None
             return _FAILED + f"{state.row.model}: encoding this prompt {error}; shorten it".encode()
-
-    def _take(self, state: RowState, reply: bytes | None) -> None:
-        """Pass a row on with its tokens, or end it with the error."""
-        if reply is None:
-            state.cancel()
-        elif reply[:1] == _OK:
-            state.prompt_ids = array("I", reply[1:]).tolist()
-            self._ready(state)
-        elif reply[:1] == _TOO_LONG:
-            fail_too_long(state, int(reply[1:]), self._window)
-        else:
-            state.fail(reply[1:].decode("utf-8", "surrogatepass"), "prompt")
 
 
 def prompt_characters(row: Row) -> int:
@@ -152,17 +139,12 @@ def answer_request(request: bytes) -> bytes:
     if not _STATE:
         _STATE["tokenizer"] = pickle.loads(request)
         return _OK
-    if (payload := pickle.loads(request)) is None:
+    if (row := pickle.loads(request)) is None:
         return _OK
-    row, window = payload
     try:
         ids = encode_or_message(row, _STATE["tokenizer"])
     except MemoryError:
-        return (
-            _FAILED + f"{row.model}: encoding this prompt took more than {_MEMORY_BYTES >> 30} GiB; shorten it".encode()
-        )
+        ids = f"{row.model}: encoding this prompt took more than {_MEMORY_BYTES >> 30} GiB; shorten it"
     if isinstance(ids, str):
         return _FAILED + ids.encode("utf-8", "surrogatepass")
-    if window is not None and len(ids) >= window + row.prompt_only:
-        return _TOO_LONG + str(len(ids)).encode()
     return _OK + array("I", ids).tobytes()

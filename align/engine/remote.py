@@ -28,13 +28,12 @@ from align.engine.protocol import (
     ShiftedToken,
 )
 from align.engine.stream import Stream, collect_texts
-from align.engine.wire_format import StreamEvent, error_text, fault_of, read_line, request_of, retry_seconds
+from align.engine.wire_format import error_text, fault_of, read_line, request_of, retry_seconds
 from align.errors import MachineError, UsageError, nearest
 from align.schema import Messages
 
 _CONNECT_TIMEOUT_S = 10.0
-_TOO_MANY_REQUESTS = 429
-_REASONS: dict[str, FinishReason] = {"length": "length", "cancelled": "cancelled"}
+_REASONS: dict[str | None, FinishReason] = {"length": "length", "cancelled": "cancelled"}
 _CLOSED = "the engine was closed while this was being written; start it again"
 
 
@@ -72,7 +71,9 @@ class RemoteEngine:
 
     def submit(self, request: GenerationRequest) -> Stream:
         """Request every row; raises EngineBusy while the server takes no more."""
-        self._server.refuse_while_busy()
+        seconds = self._server.busy_until - time.monotonic()
+        if seconds > 0:
+            raise EngineBusy(f"{self._server.url} is busy; try again in {seconds:.0f} seconds", seconds)
         rows: list[_RemoteRow] = []
 
         def stop_cancelled() -> None:
@@ -94,9 +95,8 @@ class RemoteEngine:
 
     def token_shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
         """Raise UsageError: the API has no log-probabilities under the base."""
-        raise UsageError(
-            f"{model}: {self._server.url} does not tell how its base would write; load the model on this machine"
-        )
+        about = "does not tell how its base would write; load the model on this machine"
+        raise UsageError(f"{model}: {self._server.url} {about}")
 
     def reward_score(self, messages: Messages) -> float | None:
         """Return None: the API has no reward models."""
@@ -104,11 +104,10 @@ class RemoteEngine:
 
     def close(self) -> None:
         """Cancel what still runs and end the thread; those rows end with a RowFailure."""
-        if self._closing.is_set():
-            return
-        self._closing.set()
-        self._on_loop(self._ending.set)
-        self._thread.join()
+        if not self._closing.is_set():
+            self._closing.set()
+            self._on_loop(self._ending.set)
+            self._thread.join()
 
     def _problem(self, row: Row) -> str | None:
         """Return why a row cannot be requested; None when it can."""
@@ -121,33 +120,34 @@ class RemoteEngine:
         return None
 
     def _run(self) -> None:
+        async def serve_until_closed() -> None:
+            await self._ending.wait()
+            tasks = [row.task for row in self._rows if row.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._server.client is not None:
+                await self._server.client.aclose()
+
         # A runner also ends what httpx leaves behind of streams that are not read to their last byte.
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve_until_closed())
+            runner.run(serve_until_closed())
 
     def _on_loop(self, function: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed, and every row has ended
             self._loop.call_soon_threadsafe(function)
 
     def _start(self, rows: list[_RemoteRow]) -> None:
+        def end(row: _RemoteRow) -> None:
+            # A task that is cancelled before its first step never runs: the last event is sent from here.
+            self._rows.discard(row)
+            row.end(_CLOSED if self._closing.is_set() else None)
+
         for row in rows:
             self._rows.add(row)
             row.task = self._loop.create_task(row.run(self._slots))
-            row.task.add_done_callback(lambda _, row=row: self._end(row))  # type: ignore[misc]
+            row.task.add_done_callback(lambda _, row=row: end(row))  # type: ignore[misc]
             row.stop_if_cancelled()
-
-    def _end(self, row: _RemoteRow) -> None:
-        # A task that is cancelled before its first step never runs: the last event is sent from here.
-        self._rows.discard(row)
-        row.end(_CLOSED if self._closing.is_set() else None)
-
-    async def _serve_until_closed(self) -> None:
-        await self._ending.wait()
-        tasks = [row.task for row in self._rows if row.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._server.close()
 
 
 class _ErrorResponse(Exception):
@@ -169,15 +169,18 @@ class _StreamBroken(Exception):
 
 
 class _Server:
-    """The address, the key and the connections."""
+    """The address (up to `/v1`, which is added to one without a path), the key and the connections."""
 
     def __init__(self, base_url: str, api_key: str | None, timeout: float, patience: float) -> None:
-        self.url = _api_address(base_url)
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise UsageError(f"{base_url}: not an address; give one like http://127.0.0.1:8000/v1")
+        self.url = base_url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
         self.patience = patience
+        self.busy_until = 0.0  # on the monotonic clock
+        self.client: httpx.AsyncClient | None = None
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT_S), pool=None)
-        self._client: httpx.AsyncClient | None = None
-        self._busy_until = 0.0
 
     def models(self) -> list[str]:
         """Return the models the server offers; raises MachineError where it does not answer with a list."""
@@ -196,24 +199,14 @@ class _Server:
     @asynccontextmanager
     async def post(self, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[str]]:
         """Post a request and yield the lines of the response; raises _ErrorResponse for an error."""
-        if self._client is None:
+        if self.client is None:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-            self._client = httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
-        async with self._client.stream("POST", f"{self.url}{path}", json=body) as response:
+            self.client = httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
+        async with self.client.stream("POST", f"{self.url}{path}", json=body) as response:
             if response.is_error:
                 await response.aread()
                 raise _ErrorResponse(response)
             yield response.aiter_lines()
-
-    def mark_busy(self, seconds: float) -> None:
-        """Remember that the server takes no requests for some seconds."""
-        self._busy_until = time.monotonic() + seconds
-
-    def refuse_while_busy(self) -> None:
-        """Raise EngineBusy while the server takes no requests."""
-        seconds = self._busy_until - time.monotonic()
-        if seconds > 0:
-            raise EngineBusy(f"{self.url} is busy; try again in {seconds:.0f} seconds", seconds)
 
     def explain(self, error: Exception) -> str:
         """Return the message of a failed request, with what to do."""
@@ -235,11 +228,6 @@ class _Server:
             case _:
                 what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                 return f"{self.url} broke off or answered in another language ({what}); try again"
-
-    async def close(self) -> None:
-        """Close the connections."""
-        if self._client is not None:
-            await self._client.aclose()
 
 
 class _RemoteRow:
@@ -283,9 +271,9 @@ class _RemoteRow:
                 await self._request()
                 return
             except _ErrorResponse as error:
-                if error.status != _TOO_MANY_REQUESTS or time.monotonic() + error.retry_after > give_up:
+                if error.status != 429 or time.monotonic() + error.retry_after > give_up:
                     raise
-                self._server.mark_busy(error.retry_after)
+                self._server.busy_until = time.monotonic() + error.retry_after
                 await asyncio.sleep(error.retry_after)
 
     async def _request(self) -> None:
@@ -294,40 +282,28 @@ class _RemoteRow:
                 event = read_line(line)
                 if event.last:
                     break
-                self._take(event)
+                if event.error is not None:
+                    raise _StreamBroken(f"ended the answer with an error ({event.error})")
+                self._reason = event.reason or self._reason
+                self._usage = event.usage or self._usage
+                if event.text or event.tokens:
+                    self.first_token = self.first_token or time.perf_counter()
+                    self._text += event.text
+                    self._chunks += 1
+                    # The API adds the token itself where it is none of the alternatives.
+                    most = self._row.logprobs or 0
+                    tokens = tuple(replace(token, top=token.top[:most]) for token in event.tokens)
+                    self._stream.put(RowDelta(self._index, event.text, tokens))
         if self._reason is None:
             raise _StreamBroken("broke off before the answer ended")
-
-    def _take(self, event: StreamEvent) -> None:
-        if event.error is not None:
-            raise _StreamBroken(f"ended the answer with an error ({event.error})")
-        self._reason = event.reason or self._reason
-        self._usage = event.usage or self._usage
-        if event.text or event.tokens:
-            self.first_token = self.first_token or time.perf_counter()
-            self._text += event.text
-            self._chunks += 1
-            # The API adds the token itself where it is none of the alternatives.
-            most = self._row.logprobs or 0
-            tokens = tuple(replace(token, top=token.top[:most]) for token in event.tokens)
-            self._stream.put(RowDelta(self._index, event.text, tokens))
 
     def _done(self, reason: str | None) -> RowDone:
         return RowDone(
             row=self._index,
             text=self._text,
-            reason=_REASONS.get(reason or "", "stop"),
+            reason=_REASONS.get(reason, "stop"),
             prompt_tokens=self._usage.get("prompt_tokens", 0),
             completion_tokens=self._usage.get("completion_tokens", self._chunks),
             first_token_seconds=self.first_token - self._started if self.first_token else 0.0,
             seconds=time.perf_counter() - self._started,
         )
-
-
-def _api_address(base_url: str) -> str:
-    """Return the address of the API without a slash at its end; without a path, `/v1` is added."""
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UsageError(f"{base_url}: not an address; give one like http://127.0.0.1:8000/v1")
-    url = base_url.rstrip("/")
-    return url if parts.path.strip("/") else f"{url}/v1"

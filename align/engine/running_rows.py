@@ -17,6 +17,7 @@ from align.engine.protocol import (
     RowFailure,
     RowPrompt,
     Sampling,
+    Token,
 )
 from align.engine.sampling import ActiveRules, RowSampler
 from align.engine.text_buffer import TextBuffer, TextChunk
@@ -58,6 +59,15 @@ class RowState:
         if not self.ended:
             self.end(RowFailure(self.index, message, fault))
 
+    def take_prompt(self, ids: list[int], window: int | None) -> bool:
+        """Set the prompt's tokens; a row that they leave no room for a completion ends with an error."""
+        self.prompt_ids = ids
+        if window is None or len(ids) < window + self.row.prompt_only:
+            return True
+        about = f"the conversation has {len(ids)} tokens, the model takes {window}; shorten it or start a new one"
+        self.fail(f"{self.row.model}: {about}", "too_long")
+        return False
+
     def end(self, event: RowDone | RowFailure) -> None:
         """Send the last event."""
         self.ended = True
@@ -72,7 +82,8 @@ class RunningRow:
         self.prompt_ids = state.prompt_ids
         self.started = time.perf_counter()
         self.sampler = RowSampler(state.sampling, state.row.seed, state.prompt_ids, state.rules)
-        self.scores = None if state.row.prompt_logprobs is None else PromptScores(state.row.prompt_logprobs)
+        scored = state.row.prompt_logprobs
+        self.scores = None if scored is None else PromptScores(scored, self.prompt_ids[0], tokenizer)
         self._limit = limit
         self._tokenizer = tokenizer
         # A text that is continued keeps the space before its first new word.
@@ -95,13 +106,14 @@ class RunningRow:
 
     def send_prompt(self) -> None:
         """Send the prompt to the reader, for rows with `echo` or `prompt_logprobs`."""
-        row, index = self.state.row, self.state.index
-        if self.scores is not None:
-            tokens = self.scores.tokens(self.prompt_ids, self._tokenizer)
-            text, tokens = locate_prompt(tokens, row.text, self._tokenizer)
-            self.state.stream.put(RowPrompt(index, text, tuple(tokens)))
-        elif row.echo:
-            self.state.stream.put(RowPrompt(index, prompt_text(row.text, self.prompt_ids, self._tokenizer)))
+        row = self.state.row
+        if self.state.ended or not (row.echo or self.scores is not None):
+            return
+        if self.scores is None:
+            text, tokens = prompt_text(row.text, self.prompt_ids, self._tokenizer), list[Token]()
+        else:
+            text, tokens = locate_prompt(self.scores.tokens, row.text, self._tokenizer)
+        self.state.stream.put(RowPrompt(self.state.index, text, tuple(tokens)))
 
     def take(self, token: int, logits: Tensor) -> None:
         """Add a token sampled from logits (V,), and send the text that is now certain."""
@@ -153,21 +165,10 @@ def start_row(state: RowState, tokenizer: Any, window: int | None) -> RunningRow
     if isinstance(ids, str):
         state.fail(ids, "prompt")
         return None
-    state.prompt_ids = ids
-    longest = state.sampling.max_new_tokens
-    limit = longest if window is None else min(longest, window - len(ids))
-    if state.row.prompt_only and limit >= 0:
-        limit = 0
-    elif limit < 1:
-        fail_too_long(state, len(ids), window)
+    if not state.take_prompt(ids, window):
         return None
-    return RunningRow(state, limit, tokenizer)
-
-
-def fail_too_long(state: RowState, size: int, window: int | None) -> None:
-    """End a row whose prompt leaves no room for a completion."""
-    about = f"the conversation has {size} tokens, the model takes {window}; shorten it or start a new one"
-    state.fail(f"{state.row.model}: {about}", "too_long")
+    longest = 0 if state.row.prompt_only else state.sampling.max_new_tokens
+    return RunningRow(state, longest if window is None else min(longest, window - len(ids)), tokenizer)
 
 
 def encode_or_message(row: Row, tokenizer: Any) -> list[int] | str:
@@ -179,35 +180,34 @@ def encode_or_message(row: Row, tokenizer: Any) -> list[int] | str:
     except MemoryError:
         raise
     except Exception as error:  # whatever a tokenizer raises, the other rows go on
-        what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        return f"{row.model}: the conversation does not render ({what}); change its turns"
+        return f"{row.model}: the conversation does not render ({describe_error(error)}); change its turns"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an unforeseen error in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def _encode_prompt(row: Row, tokenizer: Any) -> list[int]:
     """Return the ids of a row's conversation or raw prompt; raises DataError where it gives none."""
     from align.data.rendering.conversation_rows import render_chat
 
-    if row.ids is not None:
-        return _check_ids(row, len(tokenizer))
-    if row.text is None:
+    if not row.is_raw_prompt:
         chat = row.chat
         return render_chat(
             row.messages, tokenizer, list(chat.tools) or None,
             template_kwargs=chat.template_kwargs, continue_final=chat.continue_final,
         )  # fmt: skip
-    # A text that was rendered elsewhere begins with its own BOS.
-    has_bos = tokenizer.bos_token is not None and row.text.startswith(tokenizer.bos_token)
-    ids = list(tokenizer.encode(row.text, add_special_tokens=not has_bos))
+    if row.text is None:
+        ids, size = list(row.ids or ()), len(tokenizer)
+        if outside := [token for token in ids if not 0 <= token < size]:
+            about = f"token {outside[0]} is none of its {size}; encode the prompt with its own tokenizer"
+            raise DataError(f"{row.model}: {about}")
+    else:
+        # A text that was rendered elsewhere begins with its own BOS.
+        has_bos = tokenizer.bos_token is not None and row.text.startswith(tokenizer.bos_token)
+        ids = list(tokenizer.encode(row.text, add_special_tokens=not has_bos))
     if not ids:
-        raise DataError(f"{row.model}: the prompt has no tokens; give a text to continue")
-    return ids
-
-
-def _check_ids(row: Row, size: int) -> list[int]:
-    ids = list(row.ids or ())
-    if not ids:
-        raise DataError(f"{row.model}: the prompt has no tokens; give some to continue")
-    outside = next((token for token in ids if not 0 <= token < size), None)
-    if outside is not None:
-        raise DataError(f"{row.model}: token {outside} is none of its {size}; encode the prompt with its own tokenizer")
+        what = "some" if row.text is None else "a text"
+        raise DataError(f"{row.model}: the prompt has no tokens; give {what} to continue")
     return ids

@@ -24,14 +24,12 @@ class Stream:
     def put(self, event: Event) -> None:
         """Send an event to the reader; called from the engine's thread."""
         self._events.put(event)
-        wake = self._wake
-        if wake is None:
-            return
-        try:
-            wake()
-        except RuntimeError:  # the reader's event loop was closed
-            self._wake = None
-            self.cancel()
+        if (wake := self._wake) is not None:
+            try:
+                wake()
+            except RuntimeError:  # the reader's event loop was closed
+                self._wake = None
+                self.cancel()
 
     def cancel(self, row: int | None = None) -> None:
         """Stop one row, or all; a stopped row ends with `RowDone(reason="cancelled")`."""
@@ -78,12 +76,12 @@ class Stream:
 def collect_texts(stream: Stream, rows: int) -> list[str]:
     """Wait for every row and return the texts in order; raises IntegrityError for the first row that failed."""
     texts = [""] * rows
-    failed: RowFailure | None = None
+    failures = []
     for event in stream:
         if isinstance(event, RowDone):
             texts[event.row] = event.text
         elif isinstance(event, RowFailure):
-            failed = failed or event
-    if failed is not None:
-        raise IntegrityError(failed.message)
+            failures.append(event.message)
+    if failures:
+        raise IntegrityError(failures[0])
     return texts

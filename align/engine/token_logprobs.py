@@ -37,11 +37,11 @@ def make_alternative(token: int, logprob: float, tokenizer: Any) -> Alternative:
 
 
 class PromptScores:
-    """The log-probabilities of one prompt's tokens, collected chunk by chunk."""
+    """The tokens of one prompt with their log-probabilities, collected chunk by chunk; the first has none."""
 
-    def __init__(self, alternatives: int) -> None:
-        self._alternatives = alternatives
-        self._scores: list[tuple[float, int, list[tuple[int, float]]]] = []
+    def __init__(self, alternatives: int, first: int, tokenizer: Any) -> None:
+        self._alternatives, self._tokenizer = alternatives, tokenizer
+        self.tokens = [Token(first, spell_token(first, tokenizer).text, None, ())]
 
     def read(self, logits: Tensor, following: Tensor) -> None:
         """Add logits (N, V) at some positions, given the tokens (N,) that follow them."""
@@ -49,18 +49,12 @@ class PromptScores:
         total = logits.logsumexp(dim=-1, keepdim=True)
         chosen = logits.gather(-1, following[:, None])
         ranks = (logits > chosen).sum(dim=-1) + 1
-        values, ids = logits.topk(min(self._alternatives, logits.shape[-1]), dim=-1)
-        tops = zip(ids.tolist(), (values - total).tolist(), strict=True)
-        for logprob, rank, pairs in zip((chosen - total)[:, 0].tolist(), ranks.tolist(), tops, strict=True):
-            self._scores.append((logprob, rank, list(zip(*pairs, strict=True))))
-
-    def tokens(self, ids: list[int], tokenizer: Any) -> list[Token]:
-        """Return the tokens of the prompt; the first has no log-probability."""
-        tokens = [Token(ids[0], spell_token(ids[0], tokenizer).text, None, ())]
-        for token, (logprob, rank, top) in zip(ids[1:], self._scores, strict=True):
-            alternatives = tuple(make_alternative(other, value, tokenizer) for other, value in top)
-            tokens.append(Token(token, spell_token(token, tokenizer).text, logprob, alternatives, rank=rank))
-        return tokens
+        likeliest = logits.topk(min(self._alternatives, logits.shape[-1]), dim=-1)
+        columns = (following, (chosen - total)[:, 0], ranks, likeliest.indices, likeliest.values - total)
+        for token, logprob, rank, ids, values in zip(*(column.tolist() for column in columns), strict=True):
+            pairs = zip(ids, values, strict=True)
+            alternatives = tuple(make_alternative(other, value, self._tokenizer) for other, value in pairs)
+            self.tokens.append(Token(token, spell_token(token, self._tokenizer).text, logprob, alternatives, rank=rank))
 
 
 def prompt_text(text: str | None, ids: Sequence[int], tokenizer: Any) -> str:

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from align.engine.protocol import Alternative, ChatOptions, Fault, Row, Sampling, Token, TokenRules
+from align.engine.constraint import Constraint
+from align.engine.protocol import Alternative, Fault, Row, Sampling, Token
 
 _DEFAULTS = Sampling()
 _OPTIONAL = ("frequency_penalty", "presence_penalty", "top_k", "min_p", "repetition_penalty")
@@ -22,6 +23,7 @@ _UNKNOWN_ID = -1
 
 def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
     """Return the path below the server's address and the JSON body that request a row, streamed."""
+    rules, chat = row.rules, row.chat
     body: dict[str, Any] = {
         "model": row.model,
         "seed": row.seed,
@@ -34,47 +36,40 @@ def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
     for name in _OPTIONAL:
         if getattr(sampling, name) != getattr(_DEFAULTS, name):
             body[name] = getattr(sampling, name)
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
-    body |= _rule_fields(row.rules)
-    if row.is_raw_prompt:
-        logprobs = {} if row.logprobs is None else {"logprobs": row.logprobs}
-        return "/completions", body | logprobs | {"prompt": row.text if row.ids is None else list(row.ids)}
-    logprobs = {} if row.logprobs is None else {"logprobs": True, "top_logprobs": row.logprobs}
-    return "/chat/completions", body | logprobs | _chat_fields(row.chat) | {"messages": row.messages}
-
-
-def _rule_fields(rules: TokenRules) -> dict[str, Any]:
-    """Return the request fields of a row's rules, by the names of vLLM and this project's server."""
     optional: dict[str, Any] = {
+        "stop": list(sampling.stop),
         "min_tokens": rules.min_tokens,
         "ignore_eos": rules.ignore_eos,
         "stop_token_ids": list(rules.stop_token_ids),
         "logit_bias": {str(token): bias for token, bias in rules.logit_bias},
         "include_stop_str_in_output": rules.include_stop,
+        "allowed_token_ids": list(rules.allowed_token_ids or ()),
+        "structured_outputs": _structured_outputs(rules.constraint),
     }
-    fields = {name: value for name, value in optional.items() if value}
-    if rules.allowed_token_ids is not None:
-        fields["allowed_token_ids"] = list(rules.allowed_token_ids)
     if rules.show_special_tokens:
-        fields["skip_special_tokens"] = False
-    if (constraint := rules.constraint) is not None:
-        as_json = constraint.kind in ("json_schema", "choice")
-        kind = "json" if constraint.kind == "json_schema" else constraint.kind
-        fields["structured_outputs"] = {kind: json.loads(constraint.text) if as_json else constraint.text}
-    return fields
+        body["skip_special_tokens"] = False
+    if row.is_raw_prompt:
+        path = "/completions"
+        body["prompt"] = row.text if row.ids is None else list(row.ids)
+        logprobs = {"logprobs": row.logprobs}
+    else:
+        path = "/chat/completions"
+        body["messages"] = row.messages
+        logprobs = {"logprobs": True, "top_logprobs": row.logprobs}
+        optional |= {"tools": list(chat.tools), "chat_template_kwargs": dict(chat.template_kwargs)}
+        if chat.continue_final:
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+    body |= {name: value for name, value in optional.items() if value}
+    return path, body if row.logprobs is None else body | logprobs
 
 
-def _chat_fields(chat: ChatOptions) -> dict[str, Any]:
-    """Return the request fields of a row's chat options."""
-    fields: dict[str, Any] = {}
-    if chat.tools:
-        fields["tools"] = list(chat.tools)
-    if chat.template_kwargs:
-        fields["chat_template_kwargs"] = dict(chat.template_kwargs)
-    if chat.continue_final:
-        fields |= {"continue_final_message": True, "add_generation_prompt": False}
-    return fields
+def _structured_outputs(constraint: Constraint | None) -> dict[str, Any]:
+    """Return vLLM's field of a constraint."""
+    if constraint is None:
+        return {}
+    as_json = constraint.kind in ("json_schema", "choice")
+    kind = "json" if constraint.kind == "json_schema" else constraint.kind
+    return {kind: json.loads(constraint.text) if as_json else constraint.text}
 
 
 @dataclass
@@ -185,14 +180,11 @@ def retry_seconds(header: str | None, now: datetime | None = None) -> float | No
     """
     try:
         seconds = float(header or "nan")
+        return seconds if math.isfinite(seconds) and seconds >= 0 else None
     except ValueError:
-        return _seconds_until(header or "", now)
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
-def _seconds_until(date: str, now: datetime | None) -> float | None:
+        pass  # a date, then
     try:
-        then = parsedate_to_datetime(date)
+        then = parsedate_to_datetime(header or "")
         # A date with an unknown time zone (-0000) comes without one; HTTP dates are in GMT.
         then = then if then.tzinfo is not None else then.replace(tzinfo=UTC)
         return max(0.0, (then - (now or datetime.now(UTC))).total_seconds())
