@@ -38,62 +38,51 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, metavar="N", help="only so many records, spread over the data")
     parser.add_argument("--on_bad_row", choices=("error", "skip"), default="error", help="refuse, or count (error)")
     _add_metric_options(parser)
-    _add_judge_options(parser)
-    _add_benchmark_options(parser)
-    _add_output_options(parser)
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0, greedy")
-    sampling.add_argument("--top_p", type=float, default=1.0, metavar="P", help="nucleus; 1 is all")
-    sampling.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="longest answer (256)")
-    sampling.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same numbers (0)")
+
+    benchmarks = parser.add_argument_group("public benchmarks, in place of --data").add_argument
+    benchmarks("--harness", metavar="TASK[,TASK]", help="tasks of lm-evaluation-harness, such as arc_easy,mmlu")
+    benchmarks("--include_path", metavar="DIR", help="a folder with task files of your own")
+    benchmarks("--num_fewshot", type=int, metavar="N", help="examples in the prompt")
+    benchmarks("--chat_template", action="store_true", help="ask in the model's chat template")
+    benchmarks("--batch_size", default="1", metavar="N", help="of the harness; N or auto (1)")
+
+    outputs = parser.add_argument_group("outputs").add_argument
+    outputs("--json", metavar="FILE", help="all numbers")
+    outputs("--samples", metavar="FILE.jsonl", help="every completion with its numbers")
+    outputs("--report", metavar="FILE.html", help="one page with plots and the worst examples")
+    outputs("--no_record", action="store_true", help="keep no numbers beside the versions")
+
+    sampling = parser.add_argument_group("sampling").add_argument
+    sampling("--temperature", type=float, default=0.0, metavar="T", help="default 0, greedy")
+    sampling("--top_p", type=float, default=1.0, metavar="P", help="nucleus; 1 is all")
+    sampling("--max_new_tokens", type=int, default=256, metavar="N", help="longest answer (256)")
+    sampling("--seed", type=int, default=0, metavar="N", help="same seed, same numbers (0)")
     add_model_options(parser)
     return parser
 
 
 def _add_metric_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("metrics")
-    group.add_argument(
+    metrics = parser.add_argument_group("metrics").add_argument
+    metrics(
         "--scorer", action="append", default=[], metavar="NAME[,NAME]",
         help="scorers, bleu, chrf or rouge; by default the data's own, or what its answers allow",
     )  # fmt: skip
-    group.add_argument(
-        "--rewards", metavar="YAML", help="reward functions: '[{name: keyword, args: {words: [thanks]}}]'"
-    )
-    group.add_argument("--reward_model", metavar="REF", help="score answers by a reward model, too")
-    group.add_argument("--classify", action="store_true", help="choose among the answers that occur by likelihood")
-    group.add_argument("--labels", metavar="A,B,...", help="choose among these by likelihood")
-    group.add_argument("--by", action="append", default=[], metavar="KEY", help="slices: language or a key of meta")
-    group.add_argument("--no_kl", action="store_true", help="leave out the KL to parent and base")
-    group.add_argument(
-        "--allow-code-execution", action="store_true", help="let scorers run what models wrote, in a sandboxed process"
-    )
+    metrics("--rewards", metavar="YAML", help="reward functions: '[{name: keyword, args: {words: [thanks]}}]'")
+    metrics("--reward_model", metavar="REF", help="score answers by a reward model, too")
+    metrics("--classify", action="store_true", help="choose among the answers that occur by likelihood")
+    metrics("--labels", metavar="A,B,...", help="choose among these by likelihood")
+    metrics("--by", action="append", default=[], metavar="KEY", help="slices: language or a key of meta")
+    metrics("--no_kl", action="store_true", help="leave out the KL to parent and base")
+    run_code = "let scorers run what models wrote, in a sandboxed process"
+    metrics("--allow-code-execution", action="store_true", help=run_code)
 
-
-def _add_judge_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("judges of pairs against the first model")
-    group.add_argument(
+    judges = parser.add_argument_group("judges of pairs against the first model").add_argument
+    judges(
         "--judge", action="append", default=[], metavar="WHO",
         help="reward_model, rewards, or the URL of an OpenAI-compatible server such as http://localhost:8000/v1",
     )  # fmt: skip
-    group.add_argument("--judge_model", metavar="NAME", help="the model to ask there")
-    group.add_argument("--judge_timeout", type=float, default=60.0, metavar="S", help="seconds for a verdict (60)")
-
-
-def _add_benchmark_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("public benchmarks, in place of --data")
-    group.add_argument("--harness", metavar="TASK[,TASK]", help="tasks of lm-evaluation-harness, such as arc_easy,mmlu")
-    group.add_argument("--include_path", metavar="DIR", help="a folder with task files of your own")
-    group.add_argument("--num_fewshot", type=int, metavar="N", help="examples in the prompt")
-    group.add_argument("--chat_template", action="store_true", help="ask in the model's chat template")
-    group.add_argument("--batch_size", default="1", metavar="N", help="of the harness; N or auto (1)")
-
-
-def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("outputs")
-    group.add_argument("--json", metavar="FILE", help="all numbers")
-    group.add_argument("--samples", metavar="FILE.jsonl", help="every completion with its numbers")
-    group.add_argument("--report", metavar="FILE.html", help="one page with plots and the worst examples")
-    group.add_argument("--no_record", action="store_true", help="keep no numbers beside the versions")
+    judges("--judge_model", metavar="NAME", help="the model to ask there")
+    judges("--judge_timeout", type=float, default=60.0, metavar="S", help="seconds for a verdict (60)")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -109,16 +98,11 @@ def _run(options: argparse.Namespace) -> int:
     outputs.check()
     registry = open_registry(options.registry, base=options.base)
     if outputs.record and registry.root.is_dir():
-        _check_writable(registry)
+        try:
+            registry.check_writable()  # now rather than after the evaluation
+        except MachineError as error:
+            raise MachineError(f"{error}; --no_record evaluates without recording") from None
     return run_benchmarks(registry, options) if options.harness else evaluate(registry, options, outputs)
-
-
-def _check_writable(registry: Registry) -> None:
-    """Raise MachineError before the evaluation rather than after it, naming the option that does without."""
-    try:
-        registry.check_writable()
-    except MachineError as error:
-        raise MachineError(f"{error}; --no_record evaluates without recording") from None
 
 
 def run_benchmarks(registry: Registry, options: argparse.Namespace) -> int:
@@ -129,14 +113,8 @@ def run_benchmarks(registry: Registry, options: argparse.Namespace) -> int:
     for switch in ("samples", "report", "judge", "scorer", "rewards", "reward_model"):
         if getattr(options, switch):
             raise UsageError(f"--{switch}: not with --harness, which has tasks and metrics of its own; leave one out")
-    benchmarks = Benchmarks(
-        tasks=tuple(_split_words([options.harness])),
-        include_path=options.include_path,
-        limit=options.limit,
-        num_fewshot=options.num_fewshot,
-        chat_template=options.chat_template,
-        batch_size=options.batch_size,
-    )
+    copied = ("include_path", "limit", "num_fewshot", "chat_template", "batch_size")
+    benchmarks = Benchmarks(tuple(_split_words([options.harness])), **{name: getattr(options, name) for name in copied})
     scores = run_harness(registry, options.models, benchmarks, precision_from(options))
     write(draw_scores(scores))
     if options.json:
@@ -167,7 +145,7 @@ def read_request(options: argparse.Namespace) -> EvaluationRequest:
         scorers=tuple(_split_words(options.scorer)),
         rewards=tuple(build(RewardSettings, one) for one in rewards),
         reward_model=options.reward_model,
-        labels=tuple(_split_words([options.labels] if options.labels else [])),
+        labels=tuple(_split_words([options.labels or ""])),
         classify=options.classify,
         kl=not options.no_kl,
         by=tuple(_split_words(options.by)),
@@ -212,7 +190,7 @@ def read_judges(options: argparse.Namespace, store: JsonlStore | None = None) ->
         raise UsageError(f"--judge_timeout {options.judge_timeout:g}: give seconds, more than 0")
     judges: dict[str, Judge | str] = {}
     for who in options.judge:
-        if who == "reward_model":
+        if who == "reward_model":  # it judges wherever it scores
             if not options.reward_model:
                 raise UsageError("--judge reward_model: which one; give --reward_model REF")
         elif who == "rewards":

@@ -16,11 +16,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import DataError, IntegrityError, MachineError, UsageError, nearest
 from align.evaluation.metric import Better, MetricEstimate
+from align.evaluation.request import BY_DEVICE
 from align.evaluation.results import to_json_values
 from align.evaluation.terminal_tables import draw_table, format_estimate
 from align.registry import evaluations
@@ -70,10 +72,11 @@ class HarnessScores:
     numbers: dict[str, MetricEstimate]
     """by task and metric, such as `arc_easy acc_norm`; without an interval where the harness has no standard error"""
     settings: dict[str, Any]
+    """as an evaluation record keeps them"""
 
 
 def run_harness(
-    registry: Registry, references: Sequence[str], benchmarks: Benchmarks, precision: Precision | None = None
+    registry: Registry, references: Sequence[str], benchmarks: Benchmarks, precision: Precision = BY_DEVICE
 ) -> list[HarnessScores]:
     """Return the scores of every model on the tasks.
 
@@ -83,19 +86,16 @@ def run_harness(
     benchmarks.check()
     checkpoints = [registry.resolve(reference) for reference in references]
     arguments = [_model_arguments(registry, checkpoint, benchmarks, precision) for checkpoint in checkpoints]
+    options = {key: value for key, value in asdict(benchmarks).items() if key != "include_path"}
+    settings = [{"harness": version("lm-eval"), **options, "dtype": one.get("dtype", "auto")} for one in arguments]
     with _silence_harness():
         manager, tasks = _find_tasks(benchmarks)
-        results_by_model = [_run_tasks(manager, tasks, benchmarks, one) for one in arguments]
-    return [
-        HarnessScores(requested, checkpoint, read_results(results), _settings(benchmarks, one))
-        for requested, checkpoint, one, results in zip(
-            references, checkpoints, arguments, results_by_model, strict=True
-        )
-    ]
+        numbers = [read_results(_run_tasks(manager, tasks, benchmarks, one)) for one in arguments]
+    return list(map(HarnessScores, references, checkpoints, numbers, settings))
 
 
 def _model_arguments(
-    registry: Registry, checkpoint: Checkpoint, benchmarks: Benchmarks, precision: Precision | None
+    registry: Registry, checkpoint: Checkpoint, benchmarks: Benchmarks, precision: Precision
 ) -> dict[str, Any]:
     """Return the harness's `model_args` of a checkpoint, after its files are verified."""
     from align.models.adapters import check_digests, refuse_reward, tokenizer_checkpoint
@@ -104,20 +104,18 @@ def _model_arguments(
     checkpoint.check(hashes=True)
     base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
     check_digests(checkpoint, base, registry)
-    arguments: dict[str, Any] = {"pretrained": base.location}
-    if base.revision:
-        arguments["revision"] = base.revision
-    if checkpoint.is_adapter:
-        arguments["peft"] = checkpoint.location
-    if benchmarks.chat_template:
-        arguments["tokenizer"] = tokenizer_checkpoint(checkpoint, base).location
-    if precision is not None and precision.quantization != "none":
+    if precision.quantization != "none":
         raise UsageError(
             f"--quantization {precision.quantization}: not with --harness; it measures the weights as saved"
         )
-    if precision is not None and precision.bf16 is not None:
-        arguments["dtype"] = "bfloat16" if precision.bf16 else "float32"
-    return arguments
+    arguments = {
+        "pretrained": base.location,
+        "revision": base.revision,
+        "peft": checkpoint.location if checkpoint.is_adapter else None,
+        "tokenizer": tokenizer_checkpoint(checkpoint, base).location if benchmarks.chat_template else None,
+        "dtype": {True: "bfloat16", False: "float32", None: None}[precision.bf16],
+    }
+    return {name: value for name, value in arguments.items() if value}
 
 
 def _find_tasks(benchmarks: Benchmarks) -> tuple[Any, list[str]]:
@@ -216,14 +214,6 @@ def read_results(results: dict[str, Any]) -> dict[str, MetricEstimate]:
     return numbers
 
 
-def _settings(benchmarks: Benchmarks, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that an evaluation record keeps."""
-    from importlib.metadata import version
-
-    options = {key: value for key, value in asdict(benchmarks).items() if key != "include_path"}
-    return {"harness": version("lm-eval"), **options, "dtype": arguments.get("dtype", "auto")}
-
-
 def draw_scores(scores: Sequence[HarnessScores]) -> str:
     """Return a table with a line per number and a column per model."""
     head = ["task and metric", *(one.checkpoint.reference for one in scores)]
@@ -234,13 +224,17 @@ def draw_scores(scores: Sequence[HarnessScores]) -> str:
 
 def harness_record(scores: HarnessScores) -> dict[str, Any]:
     """Return the evaluation record of one model."""
-    tasks = ",".join(scores.settings["tasks"])
-    first = next(iter(scores.numbers), None)
-    headline = None if first is None else {"name": first, **asdict(scores.numbers[first])}
-    metrics = {name: asdict(number) for name, number in scores.numbers.items()}
-    about = {"asked": scores.requested, "digest": scores.checkpoint.digest, "metrics": metrics}
-    data = {"name": f"lm-eval {tasks}", "rows": max((number.n for number in scores.numbers.values()), default=0)}
-    return to_json_values({"headline": headline, "data": data, "settings": scores.settings, **about})
+    rows = max((number.n for number in scores.numbers.values()), default=0)
+    return to_json_values(
+        {
+            "headline": next(({"name": name, **vars(number)} for name, number in scores.numbers.items()), None),
+            "data": {"name": f"lm-eval {','.join(scores.settings['tasks'])}", "rows": rows},
+            "settings": scores.settings,
+            "asked": scores.requested,
+            "digest": scores.checkpoint.digest,
+            "metrics": scores.numbers,
+        }
+    )
 
 
 def record_harness_scores(registry: Registry, scores: Sequence[HarnessScores]) -> list[str]:

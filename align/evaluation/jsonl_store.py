@@ -7,13 +7,12 @@ costs time.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +44,14 @@ class JsonlStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows = dict(_intact_rows(path))
+        self._rows: dict[str, dict[str, Any]] = {}
         self._synced = 0.0
         self._refused = False
+        with suppress(OSError):  # missing or not readable
+            for line in path.read_bytes().splitlines():
+                with suppress(ValueError, KeyError, TypeError):  # damaged
+                    stored = json.loads(line)
+                    self._rows[stored["key"]] = dict(stored["row"])
 
     def find(self, key: str) -> dict[str, Any] | None:
         """Return the row that a key had when the file was opened."""
@@ -58,7 +62,14 @@ class JsonlStore:
         if self._refused:
             return
         try:
-            self._append(b"\n" + json.dumps({"key": key, "row": row}).encode() + b"\n")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                # One write per line keeps the lines of several processes apart.
+                file.write(b"\n" + json.dumps({"key": key, "row": row}).encode() + b"\n")
+                if time.monotonic() - self._synced > _SYNC_SECONDS:
+                    os.fsync(file.fileno())
+                    fsync_folder(self.path.parent)
+                    self._synced = time.monotonic()
         except OSError as error:
             self._refused = True
             sys.stderr.write(
@@ -68,32 +79,8 @@ class JsonlStore:
 
     def forget(self) -> None:
         """Delete the file; its evaluation is complete."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self.path.unlink()
-
-    def _append(self, line: bytes) -> None:
-        # One write per line keeps the lines of several processes apart.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab", buffering=0) as file:
-            file.write(line)
-            if time.monotonic() - self._synced > _SYNC_SECONDS:
-                os.fsync(file.fileno())
-                fsync_folder(self.path.parent)
-                self._synced = time.monotonic()
-
-
-def _intact_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the intact rows of a file by key."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:  # missing or not readable
-        return
-    for line in lines:
-        try:
-            stored = json.loads(line)
-            yield stored["key"], dict(stored["row"])
-        except (ValueError, KeyError, TypeError):
-            continue
 
 
 def open_completion_store(
@@ -105,12 +92,12 @@ def open_completion_store(
     from align.models.stop_tokens import read_listed_stops
     from align.registry.fingerprints import template_digest, tokenizer_digest
 
-    _delete_old_files(folder)
-    arithmetic = {
-        "quantization": precision.quantization,
-        "bf16": precision.uses_bf16,
-        "device": loaded.model.device.type,
-    }
+    for path in folder.glob("*.jsonl"):
+        with suppress(OSError):  # another process may be doing the same
+            if time.time() - path.stat().st_mtime > _MAX_AGE_DAYS * 24 * 3600:
+                path.unlink()
+    device = loaded.model.device.type
+    arithmetic = {"quantization": precision.quantization, "bf16": precision.uses_bf16, "device": device}
     adapter = checkpoint if checkpoint.is_adapter else None
     facts = {
         "align": __version__,
@@ -123,10 +110,3 @@ def open_completion_store(
         "format": _FORMAT,
     }
     return JsonlStore(folder / f"{digest_of(facts)}.jsonl")
-
-
-def _delete_old_files(folder: Path) -> None:
-    for path in folder.glob("*.jsonl"):
-        with contextlib.suppress(OSError):  # another process may be doing the same
-            if time.time() - path.stat().st_mtime > _MAX_AGE_DAYS * 24 * 3600:
-                path.unlink()

@@ -74,8 +74,7 @@ def compare_verdicts(
 ) -> JudgedComparison:
     """Return win rate with interval, over all records and each slice, and the sign test."""
     rows = verdicts.rows
-    decided = rows[np.isfinite(rows)]
-    wins, ties, losses = (int((decided == value).sum()) for value in (WIN, TIE, LOSS))
+    wins, ties, losses = (int((rows == value).sum()) for value in (WIN, TIE, LOSS))
     slices = {
         column: {value: rate for value, indices in values.items() if (rate := _win_rate(rows[indices], seed))}
         for column, values in (groups or {}).items()
@@ -89,14 +88,13 @@ def compare_verdicts(
 
 def _win_rate(rows: np.ndarray, seed: int) -> MetricEstimate | None:
     """Return the mean verdict; None without any."""
-    return (
-        estimate_metric(mean_metric("win_rate", rows), Resamples(len(rows), seed)) if np.isfinite(rows).any() else None
-    )
+    if not np.isfinite(rows).any():
+        return None
+    return estimate_metric(mean_metric("win_rate", rows), Resamples(len(rows), seed))
 
 
 def verdicts_from_scores(ours: np.ndarray, theirs: np.ndarray) -> Verdicts:
     """Return verdicts by scores: the completion with the higher one wins."""
-    differences = ours - theirs
-    rows = np.where(np.isnan(differences), np.nan, np.where(differences > 0, WIN, np.where(differences < 0, LOSS, TIE)))
-    missing = int(np.isnan(differences).sum())
+    rows = (np.sign(ours - theirs) + 1) / 2  # LOSS, TIE or WIN; NaN without a score
+    missing = int(np.isnan(rows).sum())
     return Verdicts(rows, {NO_COMPLETION: missing} if missing else {})

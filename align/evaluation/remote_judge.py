@@ -115,31 +115,34 @@ class RemoteJudge:
             second = self._ask(client, record, theirs, ours)
         except _JudgeFailure as failure:
             return _PairVerdict(float("nan"), str(failure))
-        outcomes = ({"A": WIN, "B": LOSS}.get(first, TIE), {"A": LOSS, "B": WIN}.get(second, TIE))
-        agreed = outcomes[0] == outcomes[1]
-        return _PairVerdict(outcomes[0] if agreed else TIE, asked_twice=True, agreed=agreed)
+        values = {"A": WIN, "B": LOSS, "tie": TIE}
+        agreed = values[first] == 1 - values[second]
+        return _PairVerdict(values[first] if agreed else TIE, asked_twice=True, agreed=agreed)
 
     def _ask(self, client: httpx.Client, record: Record, first: str, second: str) -> str:
         """Return the verdict on two answers in this order; _JudgeFailure with the last reason when every try fails."""
-        messages = judge_messages(record, first, second)
-        if (stored := self._find_stored(messages)) is not None:
-            return stored
-        reason = ""
-        for attempt in range(self.tries):
-            if attempt:
+        messages, attempt = judge_messages(record, first, second), 0
+        key = digest_of([self.url, self.model, messages])
+        if self.store and (stored := self.store.find(key)) is not None:
+            with self._lock:
+                self._reused += 1
+            return str(stored["verdict"])
+        while True:
+            try:
+                verdict = self._try(client, messages, attempt)
+            except _JudgeFailure as failure:
+                attempt += 1
+                if failure.wait is None or attempt >= self.tries:
+                    with self._lock:
+                        self._unreachable = self._unreachable + 1 if str(failure) == _UNREACHABLE else 0
+                    raise
+                time.sleep(self._pause(failure.wait, attempt - 1))
                 with self._lock:
                     self._retries += 1
-            try:
-                return self._try(client, messages, attempt)
-            except _JudgeFailure as failure:
-                reason = str(failure)
-                if failure.wait is None:
-                    break
-                if attempt + 1 < self.tries:
-                    time.sleep(self._pause(failure.wait, attempt))
-        with self._lock:
-            self._unreachable = self._unreachable + 1 if reason == _UNREACHABLE else 0
-        raise _JudgeFailure(reason)
+            else:
+                if self.store:
+                    self.store.add(key, {"verdict": verdict})
+                return verdict
 
     def _pause(self, min_seconds: float, attempt: int) -> float:
         """Return the seconds to wait: exponential backoff with jitter, at least what the server asks for."""
@@ -159,36 +162,34 @@ class RemoteJudge:
         if response.status_code in _RETRY_STATUSES or response.status_code >= 500:
             raise _JudgeFailure(f"HTTP {response.status_code}", retry_seconds(response.headers.get("Retry-After")) or 0)
         if response.status_code >= 400:
-            raise _JudgeFailure(f"HTTP {response.status_code}{_error_message(response)}")
-        verdict = read_verdict(_content(response))
+            message = _read_json(response, "error", "message")
+            told = "" if message is None else f" ({shorten(message)})"
+            raise _JudgeFailure(f"HTTP {response.status_code}{told}")
+        content = _read_json(response, "choices", 0, "message", "content")
+        verdict = read_verdict(content) if isinstance(content, str) else None
         if verdict is None:
             raise _JudgeFailure(_NO_VERDICT, 0)
-        if self.store:
-            self.store.add(self._key(messages), {"verdict": verdict})
         return verdict
 
-    def _find_stored(self, messages: list[dict[str, str]]) -> str | None:
-        """Return the stored verdict of an interrupted evaluation, if there is one."""
-        stored_row = self.store.find(self._key(messages)) if self.store else None
-        if stored_row is None:
-            return None
-        with self._lock:
-            self._reused += 1
-        return str(stored_row["verdict"])
 
-    def _key(self, messages: list[dict[str, str]]) -> str:
-        return digest_of([self.url, self.model, messages])
+def _read_json(response: httpx.Response, *path: str | int) -> Any:
+    """Return what stands at a path in a response; None if it is not of OpenAI's format."""
+    try:
+        value = response.json()
+        for key in path:
+            value = value[key]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return None
+    return value
 
 
 def judge_messages(record: Record, first: str, second: str) -> list[dict[str, str]]:
     """Return the messages for the judge."""
     turns = "\n".join(f"{turn['role']}: {turn['content']}" for turn in record.prompt)
-    reference = reference_text(record)
-    reference_block = f"<reference>\n{reference}\n</reference>\n" if reference else ""
-    first, second = (answer or "(no answer)" for answer in (first, second))
+    reference = f"<reference>\n{text}\n</reference>\n" if (text := reference_text(record)) else ""
     content = (
-        f"<conversation>\n{turns}\n</conversation>\n{reference_block}<answer_A>\n{first}\n</answer_A>\n"
-        f"<answer_B>\n{second}\n</answer_B>\nWhich answer is better? End with [[A]], [[B]] or [[tie]]."
+        f"<conversation>\n{turns}\n</conversation>\n{reference}<answer_A>\n{first or '(no answer)'}\n</answer_A>\n"
+        f"<answer_B>\n{second or '(no answer)'}\n</answer_B>\nWhich answer is better? End with [[A]], [[B]] or [[tie]]."
     )
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": content}]
 
@@ -229,8 +230,7 @@ def _only_model(url: str, key: str | None, timeout: float) -> str:
 
     with open_client(url, key, timeout) as client:
         try:
-            response = client.get("models")
-            response.raise_for_status()
+            response = client.get("models").raise_for_status()
             names = [str(model["id"]) for model in response.json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise MachineError(
@@ -240,21 +240,3 @@ def _only_model(url: str, key: str | None, timeout: float) -> str:
     if len({name.partition("@")[0] for name in names}) != 1:  # NAME, NAME@latest and NAME@v1 are one model here
         raise UsageError(f"--judge {url}: it has {len(names)} models ({', '.join(names[:8])}); give --judge_model")
     return names[0]
-
-
-def _content(response: httpx.Response) -> str:
-    """Return the judge's answer; empty if it is not of OpenAI's format."""
-    try:
-        content: Any = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        return ""
-    return content if isinstance(content, str) else ""
-
-
-def _error_message(response: httpx.Response) -> str:
-    """Return the server's error message in brackets; empty if it is not of OpenAI's format."""
-    try:
-        message: Any = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return f" ({shorten(message)})"

@@ -63,13 +63,11 @@ class EvaluationRequest:
 
     def settings_dict(self) -> dict[str, Any]:
         """Return the settings that an evaluation record keeps."""
-        sampling = {key: getattr(self.sampling, key) for key in ("temperature", "top_p", "max_new_tokens")}
-        rewards = [reward.model_dump(mode="json") for reward in self.rewards]
         return {
             "seed": self.seed,
             "limit": self.limit,
-            "sampling": sampling,
-            "rewards": rewards,
+            "sampling": {key: getattr(self.sampling, key) for key in ("temperature", "top_p", "max_new_tokens")},
+            "rewards": [reward.model_dump(mode="json") for reward in self.rewards],
             "reward_model": self.reward_model,
             "scorers": list(self.scorers),
             "labels": list(self.labels),
@@ -95,16 +93,18 @@ class EvaluationData:
     @property
     def needs_completions(self) -> bool:
         """True when completions are needed: there are prompts, and not only likelihoods are compared."""
-        reads = bool(self.completion_scorers or self.corpus or self.rewards) or not (
-            self.likelihood_scorers or self.labels
-        )
-        return reads and any(record.prompt for record in self.records)
+        reads = bool(self.completion_scorers or self.corpus or self.rewards)
+        compares = bool(self.likelihood_scorers or self.labels)
+        return (reads or not compares) and any(record.prompt for record in self.records)
 
 
 def prepare_data(request: EvaluationRequest, roots: Mapping[str, Path] | None = None) -> EvaluationData:
     """Load the records and select the metrics; raises DataError or UsageError for what cannot be measured."""
     record_set = load_records(request.data, on_bad_row=request.on_bad_row, roots=roots)
-    records = _spread_limit(record_set.records, request)
+    records = record_set.records
+    if request.limit is not None and request.limit < len(records):
+        # Spread over the whole, so that data sorted by language or subject stays mixed.
+        records = [records[math.floor(index * len(records) / request.limit)] for index in range(request.limit)]
     dataset = find_dataset(request.data)
     language = dataset.config.language
     languages = (language,) if isinstance(language, str) else tuple(language)
@@ -146,13 +146,6 @@ def prepare_data(request: EvaluationRequest, roots: Mapping[str, Path] | None = 
     )
 
 
-def _spread_limit(records: list[Record], request: EvaluationRequest) -> list[Record]:
-    """Return `limit` records spread over the whole, so that data sorted by language or subject stays mixed."""
-    if request.limit is None or request.limit >= len(records):
-        return records
-    return [records[math.floor(index * len(records) / request.limit)] for index in range(request.limit)]
-
-
 def _find_scorer(name: str) -> Scorer:
     if name not in scorer_names():
         suggestion = nearest(name, [*CORPUS, *scorer_names()])
@@ -165,12 +158,8 @@ def _default_scorers(records: Sequence[Record], notes: list[str]) -> list[str]:
     answers = [record.answer for record in records if record.answer is not None]
     if len(answers) == len(records):
         numeric = sum(len(answer) <= _MAX_NUMERIC_CHARACTERS and last_number(answer) is not None for answer in answers)
-        return [
-            "exact_match",
-            "normalised_match",
-            "token_f1",
-            *(["numeric_match"] if 2 * numeric > len(answers) else []),
-        ]
+        by_number = ["numeric_match"] if 2 * numeric > len(answers) else []
+        return ["exact_match", "normalised_match", "token_f1", *by_number]
     if any(reference_text(record) is not None for record in records if record.prompt):
         installed = [name for name, module in _PACKAGES.items() if importlib.util.find_spec(module)]
         for name in sorted(set(_PACKAGES) - set(installed)):
@@ -216,7 +205,7 @@ def slices_of(records: Sequence[Record], languages: Sequence[str] = (), by: Sequ
         if key not in ("language", *keys):
             raise UsageError(f"--by {key}: no record has it under meta;{nearest(key, ['language', *keys])}")
     slices: Slices = {}
-    for column in dict.fromkeys(column for column in ["language", *(by or keys)] if not by or column in by):
+    for column in sorted(dict.fromkeys(by or ["language", *keys]), key=lambda column: column != "language"):
         if column == "language":
             values = [_language_of(record, languages) for record in records]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 
 from align.evaluation.judging import JudgedComparison
@@ -40,9 +41,8 @@ def format_estimate(estimate: MetricEstimate | None) -> str:
     if estimate is None:
         return "-"
     digits = decimals(estimate.value)
-    if estimate.low != estimate.low:
-        return f"{estimate.value:.{digits}f}"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    interval = f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]" if estimate.low == estimate.low else ""
+    return f"{estimate.value:.{digits}f}{interval}"
 
 
 def format_difference(compared: Comparison | None) -> str:
@@ -71,56 +71,42 @@ def format_verdicts(judged: JudgedComparison, missing: str = "-") -> tuple[str, 
 
 def draw_result(result: Result) -> str:
     """Return all tables."""
-    return "\n".join([_overall(result), *_comparisons(result), *_judged(result), *_slices(result)])
+    return "\n".join(_tables(result))
 
 
-def _overall(result: Result) -> str:
-    rows = result.data["rows"]
+def _tables(result: Result) -> Iterator[str]:
+    models, first, rows = result.models, result.models[0], result.data["rows"]
     title = f"{result.data['name']}: {rows} record{'s' * (rows != 1)}, mean [95% interval]"
     lines = [
-        [metric_title(name), *(format_estimate(model.overall.estimates.get(name)) for model in result.models)]
+        [metric_title(name), *(format_estimate(model.overall.estimates.get(name)) for model in models)]
         for name in result.metrics
     ]
-    return draw_table(title, ["metric", *(model.reference for model in result.models)], lines)
+    yield draw_table(title, ["metric", *(model.reference for model in models)], lines)
 
-
-def _comparisons(result: Result) -> Iterator[str]:
     header = ["metric", "difference", "", "won / tied / lost", "sign test"]
-    for model in result.models[1:]:
+    for model in models[1:]:
         lines = [
             [metric_title(name), format_difference(one), one.verdict, format_record(one), format_p(one.p)]
             for name, one in model.overall.against.items()
         ]
-        yield draw_table(f"{model.reference} against {result.models[0].reference}, on the same records", header, lines)
+        yield draw_table(f"{model.reference} against {first.reference}, on the same records", header, lines)
 
-
-def _judged(result: Result) -> Iterator[str]:
-    lines = [
-        [
-            model.reference,
-            one.judge,
-            format_estimate(one.win_rate),
-            format_record(one),
-            format_p(one.p),
-            *format_verdicts(one),
-        ]
-        for model in result.models
-        for one in model.judged
-    ]
+    lines = []
+    for model in models:
+        for one in model.judged:
+            record, verdicts = (format_record(one), format_p(one.p)), format_verdicts(one)
+            lines.append([model.reference, one.judge, format_estimate(one.win_rate), *record, *verdicts])
     if lines:
         header = ["model", "judge", "win rate", "won / tied / lost", "sign test", "both ways", "no verdict"]
-        yield draw_table(f"Judged against {result.models[0].reference} (ties count half)", header, lines)
+        yield draw_table(f"Judged against {first.reference} (ties count half)", header, lines)
 
-
-def _slices(result: Result) -> Iterator[str]:
     shown = result.metrics[:_MAX_SLICE_METRICS]
-    for column, values in result.models[0].slices.items():
+    for column, values in first.slices.items():
         lines = []
-        for value, numbers in values.items():
-            for index, model in enumerate(result.models):
-                estimates = model.slices[column][value].estimates
-                label = f"{value} ({numbers.count})" if index == 0 else ""
-                lines.append([label, model.reference, *(format_estimate(estimates.get(name)) for name in shown)])
+        for value, model in itertools.product(values, models):
+            numbers = model.slices[column][value]
+            label = f"{value} ({numbers.count})" if model is first else ""
+            lines.append([label, model.reference, *(format_estimate(numbers.estimates.get(name)) for name in shown)])
         yield draw_table(f"by {column}", [column, "model", *map(metric_title, shown)], lines)
 
 
