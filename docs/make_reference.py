@@ -16,7 +16,7 @@ from typing import Any
 
 from align.__main__ import COMMANDS
 from align.command_line import Option, options_of
-from align.data.dataset_config import DATASET_KINDS
+from align.data.catalog import DATASET_KINDS
 from align.rewards import find_reward, reward_names
 
 DOCS = Path(__file__).parent

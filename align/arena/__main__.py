@@ -75,10 +75,9 @@ def _source(options: argparse.Namespace) -> Path:
 
 
 def _vote_filter(options: argparse.Namespace) -> VoteFilter:
-    from align.data.dataset_config import VoteDataset
+    from align.data.vote_filter import VoteFilter
 
-    values = {key: getattr(options, key) for key in ("mode", "since", "until", "voter", "models")}
-    return VoteDataset(source="votes", format="votes", **values).vote_filter
+    return VoteFilter(**{key: getattr(options, key) for key in VoteFilter.model_fields})
 
 
 def _stats(options: argparse.Namespace) -> None:

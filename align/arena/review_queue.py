@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from align.arena.battles import ActionRefused, Battle, Contestant, Pane, Setup, Turn, cast
 from align.arena.vote_details import NO_DETAILS, VoteDetails
 from align.arena.votes import VoteStore, read_votes
-from align.data.containers import read_path
 from align.data.containers.data_files import ReadOptions
+from align.data.sources import read_path
 from align.engine.protocol import Engine, EngineBusy, GenerationRequest, Row, RowDone, RowFailure, Sampling
 from align.engine.stream import Stream
 from align.errors import AlignError, DataError, IntegrityError, UsageError

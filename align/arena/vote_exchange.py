@@ -13,12 +13,12 @@ from typing import Any
 
 from align.arena.votes import SIDES, VoteRow, VoteStore, checked_vote, read_votes
 from align.data import load_records
-from align.data.containers import read_path
+from align.data.catalog import VoteDataset
 from align.data.containers.data_files import ReadOptions
 from align.data.convert import to_trl
-from align.data.dataset_config import VoteDataset
-from align.data.read_rows import read_row
+from align.data.load import read_row
 from align.data.row_errors import BadRow, BadRows, RawRow, RowError, RowSkipped
+from align.data.sources import read_path
 from align.data.vote_filter import VoteFilter, time_of_vote, vote_identity
 from align.errors import DataError
 
@@ -36,7 +36,7 @@ def export_jsonl(source: Path, vote_filter: VoteFilter) -> Iterable[str]:
 
 def export_pairs(source: Path, vote_filter: VoteFilter) -> Iterable[str]:
     """Yield the preference pairs in TRL's columns; what is no pair to train on is left out and counted on stderr."""
-    spec = f"{source}:format=votes{f',{vote_filter}' if vote_filter.settings else ''}"
+    spec = f"{source}:format=votes{f',{vote_filter}' if vote_filter.vote_settings else ''}"
     data = load_records(spec, view="preference")
     for reason, count in data.dropped.items():
         sys.stderr.write(f"left out {count}: {reason}\n")

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from align.data.containers import read_path
 from align.data.containers.data_files import ReadOptions
 from align.data.row_errors import RawRow, RowError
-from align.data.vote_filter import VoteFilter, VoteFilterPass, time_of_vote
+from align.data.sources import read_path
+from align.data.vote_filter import VoteFilter, select_votes, time_of_vote
 from align.errors import DataError, MachineError, shorten
 from align.registry.durable import fsync_folder
 
@@ -33,7 +33,7 @@ def read_votes(source: Path, notes: list[str] | None = None, vote_filter: VoteFi
     if not source.exists() or (source.is_dir() and not any(source.iterdir())):
         return []
     lines = read_path(source, source.name, notes if notes is not None else [], ReadOptions(appended=True))
-    rows = [_row(raw) for raw in VoteFilterPass(source.name, vote_filter, lambda reason: None).select(lines)]
+    rows = [_row(raw) for raw in select_votes(lines, source.name, vote_filter)]
     return sorted(rows, key=lambda row: time_cast.timestamp() if (time_cast := time_of_vote(row)) else 0.0)
 
 

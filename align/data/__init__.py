@@ -2,22 +2,21 @@
 
 The way of a row, from `data=NAME` to a `Record` of a `RecordSet` (`load.py` holds the steps together):
 
-    catalog        a spec (NAME, a file, a folder, hf://owner/name, each with :options) -> dataset -> open source
-       |           dataset_config: the settings of a file, a hub, a votes or a mixture dataset
+    catalog        a spec (NAME, a file, a folder, hf://owner/name, each with :options) -> dataset and its settings
+       |
        v
-    containers/    bytes -> raw rows: json_files, csv_files, arrow_files, text_files; folders chooses a split
-       |           (hub_rows: the same from the hub)
+    sources        dataset -> open file, folder or hub dataset -> raw rows
+       |           containers/: json_files, csv_files, arrow_files, text_files; folders chooses a split
        v
-    read_rows      raw row -> records, checked one by one; row_errors: what is refused, and how it is shown
+    load           raw row -> records, checked one by one -> the kind of record that a stage asks for
        |           formats/: the table of formats, one reader each; row_layout: which column plays which part
-       v
-    views          the kind of record that a stage asks for
+       |           row_errors: what is refused, and how it is shown; vote_filter: which votes are wanted
        |           mixtures: how many rows each of several datasets gives
        v
     record_sets    the digest of the whole; repeats, contradictions, bias, leaks
 
-A new format is a reader and one entry in `formats/__init__.py`; a new kind of file one entry in
-`containers/__init__.py`. `rendering/` turns records into tokens and masks.
+A new format is a reader and one entry in `formats/__init__.py`; a new kind of file one entry in `sources.py`.
+`rendering/` turns records into tokens and masks.
 """
 
 from align.data.load import load_records

@@ -13,12 +13,10 @@ from typing import Any
 
 from align.command_line import parse_options
 from align.config import write
-from align.data.catalog import catalogue, find_dataset, read_entry, source_datasets
-from align.data.dataset_config import MixtureDataset
+from align.data.catalog import MixtureDataset, catalogue, find_dataset, read_entry, source_datasets
 from align.data.load import Scan, load_records, open_scan
-from align.data.record_sets import Findings, LeakCheck
+from align.data.record_sets import Findings, LeakCheck, natural_view
 from align.data.row_errors import BadRow
-from align.data.views import natural_view
 from align.data.writing import check_target, dump_row, replacing
 from align.errors import AlignError, DataError, guard
 from align.schema import VIEWS

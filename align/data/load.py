@@ -1,6 +1,7 @@
 """Reading a dataset or a mixture: batch by batch (`open_scan`), or all of it in memory (`load_records`).
 
-open_source -> choose_format -> select_votes, join rows -> RowReader -> part -> sample or limit -> view -> digest
+open_source -> choose_format -> rows joined or votes chosen -> records, checked one by one -> part -> sample or limit
+-> view -> digest
 """
 
 from __future__ import annotations
@@ -15,16 +16,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from align.data.catalog import Dataset, check_source, find_dataset, member_spec, open_source, source_datasets
-from align.data.dataset_config import MixtureDataset, SourceDataset, VoteDataset
-from align.data.formats import FORMATS
-from align.data.mixtures import interleave, share_rows
-from align.data.read_rows import RowReader, choose_format
-from align.data.record_sets import Digest, RecordSet, digest_records, find_problems
-from align.data.row_errors import BadRow, BadRows, RawRow, RowSkipped
+from align.data.catalog import (
+    Dataset,
+    MixtureDataset,
+    SourceDataset,
+    VoteDataset,
+    find_dataset,
+    member_spec,
+    source_datasets,
+)
+from align.data.formats import FORMATS, SAMPLE_ROWS, Format, detect_format, find_misspelt
+from align.data.formats.cells import unpack_row
+from align.data.formats.reshaping import PlainRow
+from align.data.formats.row_layout import COMMON, Row, RowLayout, read_meta, read_number, read_tools
+from align.data.formats.turns import kind_of, same_answers
+from align.data.mixtures import interleave, require_one_kind, share_rows
+from align.data.record_sets import Digest, RecordSet, convert, digest_records, find_problems, natural_view, with_article
+from align.data.row_errors import SHOWN, BadRow, BadRows, RawRow, RowError, RowSkipped
+from align.data.sources import open_source
 from align.data.split import is_held_out
-from align.data.views import convert, natural_view
-from align.data.vote_filter import VoteFilter, VoteFilterPass
+from align.data.vote_filter import VoteFilter, select_votes
 from align.errors import DataError, UsageError, nearest
 from align.schema import VIEWS, Record, View
 
@@ -33,43 +44,61 @@ BATCH = 1000
 LARGEST_BATCH = 4 << 20
 """Bytes of content after which a batch ends early, so that long records do not add up."""
 
-OnBadRow = Literal["error", "skip", "collect"]
 
-
-@dataclass(frozen=True)
-class ScanOptions:
-    """The view that is asked for, and what happens to rows that cannot be used."""
-
-    view: View | None = None
-    roots: Mapping[str, Path] = field(default_factory=dict)
-    """folders that sources such as `registry://votes/` begin at, by scheme"""
-    on_bad_row: OnBadRow = "error"
-    on_bad: Callable[[BadRow], None] | None = None
-    """called with every bad row"""
-
-
+@dataclass
 class Scan:
     """One reading of a dataset: iterate it once and get batches of at most `BATCH` records.
 
-    While it runs and afterwards it carries the account: `rows` (raw rows read), `kept` (records given), `bad` (refused
-    rows, by reason), `skipped` (rows left out by choice, by reason) and `notes` (decisions). At the end it carries
-    `digest`, and `members` of a mixture: name, digest and rows of each, and how many rows it has (`of`).
+    While it runs and afterwards it carries the account; at the end also `digest` and `members`.
     """
 
-    def __init__(self, name: str, batches: Callable[[Scan], Iterator[list[Record]]]) -> None:
-        self.name = name
-        self.rows = 0
-        self.kept = 0
-        self.bad = BadRows()
-        self.skipped: Counter[str] = Counter()
-        self.notes: list[str] = []
-        self.digest = ""
-        self.members: list[dict[str, Any]] = []
-        self._batches = batches
+    dataset: Dataset
+    view: View | None = None
+    roots: Mapping[str, Path] = field(default_factory=dict)
+    """folders that sources such as `registry://votes/` begin at, by scheme"""
+    on_bad_row: Literal["error", "skip", "collect"] = "error"
+    on_bad: Callable[[BadRow], None] | None = None
+    """called with every bad row"""
+    rows: int = 0
+    """raw rows read"""
+    kept: int = 0
+    """records given"""
+    bad: BadRows = field(default_factory=BadRows)
+    skipped: Counter[str] = field(default_factory=Counter)
+    """rows left out by choice, by reason"""
+    notes: list[str] = field(default_factory=list)
+    """decisions"""
+    digest: str = ""
+    members: list[dict[str, Any]] = field(default_factory=list)
+    """of a mixture: name, digest and rows of each dataset, and how many rows it has (`of`)"""
+
+    @property
+    def name(self) -> str:
+        """Return the dataset's name."""
+        return self.dataset.name
 
     def __iter__(self) -> Iterator[list[Record]]:
         """Yield the batches; DataError at the end when bad rows are errors or nothing was left."""
-        return self._batches(self)
+        config = self.dataset.config
+        records = _mix(self, config) if isinstance(config, MixtureDataset) else _read(self, config)
+        digest = Digest()
+        batch: list[Record] = []
+        size = 0
+        for record in records:
+            size += digest.add(record)
+            batch.append(record)
+            if len(batch) == BATCH or size >= LARGEST_BATCH:
+                self.kept += len(batch)
+                yield batch
+                batch, size = [], 0
+        if batch:
+            self.kept += len(batch)
+            yield batch
+        self.digest = digest.value
+        if self.on_bad_row == "error" and self.bad.reasons:
+            raise DataError(self.bad.message(self.name, self.rows))
+        if self.on_bad_row != "collect" and not self.kept:
+            raise DataError(self._nothing_left())
 
     def records(self) -> Iterator[Record]:
         """Yield the records one by one."""
@@ -79,16 +108,23 @@ class Scan:
         """Count a row that is left out by choice."""
         self.skipped[reason] += 1
 
+    def refuse(self, raw: RawRow, error: RowError) -> None:
+        """Count a bad row."""
+        row = BadRow(f"{raw.source}:{raw.line}", error, raw.value)
+        self.bad.add(row)
+        if self.on_bad is not None:
+            self.on_bad(row)
+
     def drop_counts(self) -> dict[str, int]:
         """Return how many rows each reason left out: the refused ones first, then those left out by choice."""
         return dict(self.bad.reasons.most_common()) | dict(self.skipped)
 
-    def add_account(self, part: Scan) -> None:
-        """Add what a scan of a member counted and noted."""
-        self.rows += part.rows
-        self.bad.update(part.bad)
-        self.skipped.update(part.skipped)
-        self.notes += part.notes
+    def _nothing_left(self) -> str:
+        if not self.rows:
+            return f"{self.name}: 0 rows; the file is empty; give data"
+        table = ", ".join(f"{reason}: {count}" for reason, count in self.drop_counts().items())
+        first = f"\n  {self.bad.shown[0]}" if self.bad.shown else ""
+        return f"{self.name}: 0 of {self.rows} rows can be used ({table}); correct the data or give other data{first}"
 
 
 def open_scan(
@@ -96,7 +132,7 @@ def open_scan(
     *,
     view: View | None = None,
     roots: Mapping[str, Path] | None = None,
-    on_bad_row: OnBadRow = "error",
+    on_bad_row: Literal["error", "skip", "collect"] = "error",
     on_bad: Callable[[BadRow], None] | None = None,
 ) -> Scan:
     """Return a pass over a dataset or a mixture in a view.
@@ -109,10 +145,8 @@ def open_scan(
     if view is not None and view not in VIEWS:
         raise UsageError(f"view {view!r} is not known;{nearest(view, VIEWS)}")
     dataset = find_dataset(spec)
-    options = ScanOptions(view, roots or {}, on_bad_row, on_bad)
-    if isinstance(dataset.config, MixtureDataset):
-        list(source_datasets(dataset))  # unknown members and circles are refused before anything is read
-    return _scan_dataset(dataset, options)
+    list(source_datasets(dataset))  # unknown members and circles are refused before anything is read
+    return Scan(dataset, view, roots or {}, on_bad_row, on_bad)
 
 
 def load_records(
@@ -128,16 +162,13 @@ def load_records(
     `roots` are the folders of sources such as `registry://votes/`, by scheme. Raises DataError that lists the bad
     rows, unless `on_bad_row` is "skip", which leaves them out and counts them by reason in `dropped`.
     """
-    records: list[Record] = []
+    specs = [spec] if isinstance(spec, str) else spec
+    scans = [open_scan(one, view=view, roots=roots, on_bad_row=on_bad_row) for one in specs]
+    records = [record for scan in scans for record in scan.records()]
     dropped: Counter[str] = Counter()
     notes: list[str] = []
     members: list[dict[str, Any]] = []
-    scans = [
-        open_scan(one, view=view, roots=roots, on_bad_row=on_bad_row)
-        for one in ([spec] if isinstance(spec, str) else spec)
-    ]
     for scan in scans:
-        records += scan.records()
         dropped.update(scan.drop_counts())
         notes += scan.notes
         members += scan.members or [{"name": scan.name, "digest": scan.digest, "rows": scan.kept}]
@@ -146,97 +177,100 @@ def load_records(
     return RecordSet(records, name, digest, len(records), dict(dropped), [*notes, *find_problems(records)], members)
 
 
-def require_files(specs: list[str]) -> None:
-    """Raise DataError when data is named that is not there, without reading any of it."""
-    for spec in specs:
-        for dataset in source_datasets(find_dataset(spec)):
-            check_source(dataset)
+def read_row(row: dict[str, Any], format_name: str, layout: RowLayout) -> list[Record]:
+    """Return the records of one raw row, checked; RowError or RowSkipped, be it for one of several examples in it."""
+    row_format = FORMATS[format_name]
+    parts = _split(unpack_row(row), row_format, layout)
+    return [record for part in parts for record in _read_part(part, row_format, layout)]
 
 
-def _scan_dataset(dataset: Dataset, options: ScanOptions) -> Scan:
-    config = dataset.config
-    if isinstance(config, MixtureDataset):
-        return Scan(dataset.name, lambda scan: _mix_batches(scan, dataset, config, options))
-    return Scan(dataset.name, lambda scan: _source_batches(scan, dataset, config, options))
+def _mix(scan: Scan, config: MixtureDataset) -> Iterator[Record]:
+    """Yield the mixed rows, once every member was read: how many rows there are is known only then."""
+    datasets = {member.name: find_dataset(member_spec(member, scan.dataset.folder)) for member in config.mix}
+    asked = (scan.view, scan.roots, scan.on_bad_row, scan.on_bad)
+    parts = {name: Scan(dataset, *asked) for name, dataset in datasets.items()}
+    sets: dict[str, list[Record]] = {}
+    for name, part in parts.items():
+        sets[name] = list(part.records())
+        scan.rows += part.rows
+        scan.bad.update(part.bad)
+        scan.skipped.update(part.skipped)
+        scan.notes += part.notes
+    require_one_kind(scan.name, sets)
+    if not all(sets.values()):
+        return
+    counts = share_rows(config, {name: len(records) for name, records in sets.items()}, scan.name)
+    listed = ", ".join(f"{count} of {name} ({len(sets[name])})" for name, count in counts.items())
+    scan.notes.append(f"{scan.name}: mixes {listed}")
+    scan.members = [
+        {"name": name, "digest": part.digest, "rows": counts[name], "of": len(sets[name])}
+        for name, part in parts.items()
+    ]
+    yield from interleave(list(sets.values()), list(counts.values()), config.seed)
 
 
-def _source_batches(
-    scan: Scan, dataset: Dataset, config: SourceDataset, options: ScanOptions
-) -> Iterator[list[Record]]:
-    records = _read_records(scan, dataset, config, options)
-    if config.seed is not None:
-        records = _sample(records, config.seed, config.limit)
-    if options.view is not None:
-        records = _in_view(records, options.view, scan)
-    yield from _in_batches(records, scan)
-    if options.on_bad_row == "error" and scan.bad.reasons:
-        raise DataError(scan.bad.message(scan.name, scan.rows))
-    if options.on_bad_row != "collect" and not scan.kept:
-        raise DataError(_nothing_left(scan))
-
-
-def _read_records(scan: Scan, dataset: Dataset, config: SourceDataset, options: ScanOptions) -> Iterator[Record]:
-    """Yield the records of a dataset in the order of its rows, up to its limit unless a sample is wanted."""
-    rows = open_source(dataset, options.roots, scan.notes)
+def _read(scan: Scan, config: SourceDataset) -> Iterator[Record]:
+    """Yield the records of a dataset in its view: in the order of its rows, or a sample of them."""
+    rows = open_source(scan.dataset, scan.roots, scan.notes)
     first = next(rows, None)
     if first is None:
         return
-    rows, format_name = choose_format(config, dataset.name, itertools.chain([first], rows), scan.notes)
+    rows, format_name = _choose_format(config, scan, itertools.chain([first], rows))
     row_format = FORMATS[format_name]
-    rows = _select_votes(rows, scan, config, format_name)
     if row_format.join is not None:
         rows = row_format.join(rows, scan.name, config.columns)
+    rows = _counted(rows, scan)
+    wanted = config if isinstance(config, VoteDataset) else None
+    if format_name == "votes":
+        rows = select_votes(rows, scan.name, wanted or VoteFilter(), scan.skip)
+    elif wanted and wanted.vote_settings:
+        problem = f"which only votes have; these rows are {format_name}"
+        raise UsageError(f"{scan.name}: asked for {', '.join(wanted.vote_settings)}, {problem}; take it out")
+    layout = config.row_layout(format_name, scan.view)
+    with contextlib.closing(_RowReader(row_format, layout, scan).read(rows)) as records:
+        chosen = _choose_records(records, config)
+        yield from chosen if scan.view is None else _in_view(chosen, scan.view, scan)
 
-    def refuse(row: BadRow) -> None:
-        scan.bad.add(row)
-        if options.on_bad is not None:
-            options.on_bad(row)
 
-    reader = RowReader(row_format, config.row_layout(format_name, options.view), refuse, scan.skip)
-    with contextlib.closing(_read_rows(rows, reader, scan)) as records:
-        wanted = _on_side(records, config) if config.part else records
-        yield from itertools.islice(wanted, config.limit if config.seed is None else None)
+def _choose_format(config: SourceDataset, scan: Scan, rows: Iterator[RawRow]) -> tuple[Iterator[RawRow], str]:
+    """Return all rows again and their format, from the settings or else the first rows."""
+    if config.format != "auto":
+        return rows, config.format
+    head = list(itertools.islice(rows, SAMPLE_ROWS))
+    samples = []
+    for raw in head:
+        row = {"messages": raw.value} if isinstance(raw.value, list) else raw.value
+        if isinstance(row, dict):
+            with contextlib.suppress(RowError):  # raised again, with its place, when the row is read
+                row = unpack_row(row)
+            samples.append(row)
+    rows = itertools.chain(head, rows)
+    if not samples:
+        return rows, "text"
+    format_name, reason = detect_format(samples, scan.name, config.columns, config.source)
+    scan.notes.append(f"{scan.name}: format {format_name}, decided by {reason}")
+    return rows, format_name
 
 
-def _select_votes(rows: Iterator[RawRow], scan: Scan, config: SourceDataset, format_name: str) -> Iterator[RawRow]:
-    """Return the votes that are wanted, each once; rows of another format as they are."""
-    wanted = config.vote_filter if isinstance(config, VoteDataset) else None
-    if format_name != "votes":
-        if wanted and wanted.settings:
-            settings = ", ".join(wanted.settings)
-            problem = f"which only votes have; these rows are {format_name}"
-            raise UsageError(f"{scan.name}: asked for {settings}, {problem}; take it out")
-        return rows
-
-    def leave_out(reason: str) -> None:
+def _counted(rows: Iterable[RawRow], scan: Scan) -> Iterator[RawRow]:
+    for raw in rows:
         scan.rows += 1
-        scan.skip(reason)
-
-    return VoteFilterPass(scan.name, wanted or VoteFilter(), leave_out).select(rows)
+        yield raw
 
 
-def _read_rows(rows: Iterator[RawRow], reader: RowReader, scan: Scan) -> Generator[Record, None, None]:
-    try:
-        for raw in rows:
-            scan.rows += 1
-            yield from reader.read(raw)
-    finally:
-        scan.notes += [f"{scan.name}: {note}" for note in reader.notes()]
-
-
-def _on_side(records: Iterable[Record], config: SourceDataset) -> Iterator[Record]:
-    return (record for record in records if is_held_out(record, config.test_share) == (config.part == "test"))
-
-
-def _sample(records: Iterator[Record], seed: int, limit: int | None) -> Iterator[Record]:
-    """Return the records in a random order, or `limit` of them: those with the smallest random numbers."""
-    draw = random.Random(seed).random
+def _choose_records(records: Iterator[Record], config: SourceDataset) -> Iterator[Record]:
+    """Return the records of the wanted part: up to the limit, or those with the smallest random numbers, in order."""
+    if config.part:
+        records = (one for one in records if is_held_out(one, config.test_share) == (config.part == "test"))
+    if config.seed is None:
+        return itertools.islice(records, config.limit)
+    draw = random.Random(config.seed).random
     numbered = ((draw(), number, record) for number, record in enumerate(records))
-    ordered = sorted(numbered) if limit is None else heapq.nsmallest(limit, numbered)
+    ordered = sorted(numbered) if config.limit is None else heapq.nsmallest(config.limit, numbered)
     return (record for _, _, record in ordered)
 
 
-def _in_view(records: Iterator[Record], view: View, scan: Scan) -> Iterator[Record]:
+def _in_view(records: Iterable[Record], view: View, scan: Scan) -> Iterator[Record]:
     for record in records:
         try:
             yield from convert(record, view, scan.name)
@@ -244,57 +278,122 @@ def _in_view(records: Iterator[Record], view: View, scan: Scan) -> Iterator[Reco
             scan.skip(skip.reason)
 
 
-def _in_batches(records: Iterable[Record], scan: Scan) -> Iterator[list[Record]]:
-    digest = Digest()
-    batch: list[Record] = []
-    size = 0
+class _RowReader:
+    """A reader of one dataset's rows, all of one kind; the scan counts those that are refused and skipped."""
+
+    def __init__(self, row_format: Format, layout: RowLayout, scan: Scan) -> None:
+        self._format, self._layout, self._scan = row_format, layout, scan
+        self._kind: View | None = None
+        self._unused: dict[str, None] = {}  # an ordered set
+
+    def read(self, rows: Iterable[RawRow]) -> Generator[Record, None, None]:
+        """Yield the records of the rows; at the end, or when closed, note the decisions that were taken about them."""
+        try:
+            for raw in rows:
+                yield from self._read_row(raw)
+        finally:
+            self._scan.notes += [f"{self._scan.name}: {note}" for note in self._notes()]
+
+    def _read_row(self, raw: RawRow) -> list[Record]:
+        """Return the records of a row; one of several examples in it that is bad spoils no other."""
+        records: list[Record] = []
+        try:
+            row = unpack_row(_row_of(raw, self._format), self._layout.decisions)
+            for part in _split(row, self._format, self._layout):
+                try:
+                    read = _read_part(part, self._format, self._layout)
+                    for record in read:
+                        record.source, record.line = raw.source, raw.line
+                        self._require_kind(natural_view(record))
+                        self._unused.update(dict.fromkeys(record.meta))
+                    records += read
+                except RowSkipped as skip:
+                    self._scan.skip(skip.reason)
+                except RowError as error:
+                    self._scan.refuse(raw, error)
+        except RowError as error:  # the row as a whole
+            self._scan.refuse(raw, error)
+            return []
+        return records
+
+    def _require_kind(self, kind: View) -> None:
+        self._kind = self._kind or kind
+        if kind == self._kind:
+            return
+        if kind == "prompt" and self._kind == "demonstration":
+            raise RowError("no assistant turn", "row", "has no assistant turn", "add an answer or remove the row")
+        problem = f"is {with_article(kind)} row among {self._kind} rows"
+        raise RowError("mixed rows", "row", problem, "keep one kind in a dataset")
+
+    def _notes(self) -> Iterator[str]:
+        if self._unused:
+            listed = ", ".join(map(str, itertools.islice(self._unused, SHOWN)))
+            listed += f" and {len(self._unused) - SHOWN} more" if len(self._unused) > SHOWN else ""
+            synonyms = self._layout.synonyms.items()
+            names = {name for part, spellings in synonyms if part not in COMMON for name in spellings}
+            hints = [(column, near) for column in self._unused if (near := find_misspelt(str(column), names))]
+            yield "".join(
+                [f"columns kept as meta: {listed}", *(f"; did you mean {near} by {column}?" for column, near in hints)]
+            )
+        yield from (f"{count} {decision}" for decision, count in self._layout.decisions.items())
+
+
+def _row_of(raw: RawRow, row_format: Format) -> Row:
+    """Return the row as columns: a bare string is a text, and a bare list the turns of a conversation."""
+    match raw.value:
+        case dict() as row:
+            return row
+        case RowError() as error:
+            raise error
+        case str() as text:
+            return {"text": text}
+        case list() as turns if "messages" in row_format.columns:
+            return {"messages": turns}
+        case other:
+            raise RowError("not a row", "row", f"is {kind_of(other)}, not an object", "write {column: value}")
+
+
+def _split(row: Row, row_format: Format, layout: RowLayout) -> Iterable[PlainRow]:
+    return (row,) if row_format.split is None else row_format.split(row, layout)
+
+
+def _read_part(row: PlainRow, row_format: Format, layout: RowLayout) -> list[Record]:
+    if isinstance(row, RowSkipped):
+        raise row
+    records = row_format.read(row, layout)
+    roles = layout.roles(row)
     for record in records:
-        size += digest.add(record)
-        batch.append(record)
-        if len(batch) == BATCH or size >= LARGEST_BATCH:
-            scan.kept += len(batch)
-            yield batch
-            batch, size = [], 0
-    if batch:
-        scan.kept += len(batch)
-        yield batch
-    scan.digest = digest.value
+        for part, column in roles.extras:
+            _add_extra(record, part, row[column], column)
+        if roles.unused:
+            record.meta = record.meta | {key: row[key] for key in roles.unused}
+        _check_record(record)
+    return records
 
 
-def _nothing_left(scan: Scan) -> str:
-    if not scan.rows:
-        return f"{scan.name}: 0 rows; the file is empty; give data"
-    table = ", ".join(f"{reason}: {count}" for reason, count in scan.drop_counts().items())
-    first = f"\n  {scan.bad.shown[0]}" if scan.bad.shown else ""
-    return f"{scan.name}: 0 of {scan.rows} rows can be used ({table}); correct the data or give other data{first}"
+def _add_extra(record: Record, part: str, value: Any, column: str) -> None:
+    if part == "id":
+        record.id = None if value is None or value == "" else str(value)
+    elif part == "tools":
+        record.tools = read_tools(value, column)
+    elif part == "meta":
+        record.meta = read_meta(value, column)
+    elif (number := read_number(value, column)) is not None:
+        setattr(record, part, number)
 
 
-def _mix_batches(scan: Scan, dataset: Dataset, config: MixtureDataset, options: ScanOptions) -> Iterator[list[Record]]:
-    """Yield the mixed rows, once every member was read: how many rows there are is known only then."""
-    names = [member.name for member in config.mix]
-    parts = [_scan_dataset(find_dataset(member_spec(member, dataset.folder)), options) for member in config.mix]
-    sets: list[list[Record]] = []
-    for part in parts:
-        sets.append(list(part.records()))
-        scan.add_account(part)
-    _require_one_kind(dataset.name, names, sets)
-    if not all(sets):
+def _check_record(record: Record) -> None:
+    """Raise RowError for what no format may produce: a prompt without a question, equal or unmaskable answers."""
+    if record.text is not None:
         return
-    try:
-        counts = share_rows(config, dict(zip(names, map(len, sets), strict=True)))
-    except DataError as error:
-        raise DataError(f"{dataset.name}: {error}") from None
-    listed = [f"{count} of {name} ({len(rows)})" for (name, count), rows in zip(counts.items(), sets, strict=True)]
-    scan.notes.append(f"{dataset.name}: mixes {', '.join(listed)}")
-    scan.members = [
-        {"name": name, "digest": part.digest, "rows": counts[name], "of": len(rows)}
-        for name, part, rows in zip(names, parts, sets, strict=True)
-    ]
-    yield from _in_batches(interleave(sets, list(counts.values()), config.seed), scan)
-
-
-def _require_one_kind(dataset: str, names: list[str], sets: list[list[Record]]) -> None:
-    kinds = {name: natural_view(records[0]) for name, records in zip(names, sets, strict=True) if records}
-    if len(set(kinds.values())) > 1:
-        listed = ", ".join(f"{name} gives {kind}" for name, kind in kinds.items())
-        raise DataError(f"{dataset}: its members differ in kind ({listed}); ask for a view that all can give")
+    if not any(turn["role"] == "user" for turn in reversed(record.prompt)):  # the last turn nearly always is
+        raise RowError("empty prompt", "prompt", "has no user turn", "add the question or remove the row")
+    if record.chosen is None or record.rejected is None:
+        return
+    for part, turns in (("chosen", record.chosen), ("rejected", record.rejected)):
+        others = {turn["role"] for turn in turns} - {"assistant"}
+        if others or not turns:
+            problem = f"goes on with a {', '.join(sorted(others))} turn"
+            raise RowError("answers part early", part, problem, "chosen and rejected may differ in one answer only")
+    if same_answers(record.chosen, record.rejected):
+        raise RowError("chosen equals rejected", "chosen", "equals rejected", "nothing can be learned; remove the row")

@@ -14,12 +14,21 @@ import random
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from align.data.dataset_config import MixtureDataset
+from align.data.catalog import MixtureDataset
+from align.data.record_sets import natural_view
 from align.errors import DataError
 from align.schema import Record
 
 
-def share_rows(config: MixtureDataset, sizes: Mapping[str, int]) -> dict[str, int]:
+def require_one_kind(mixture: str, sets: Mapping[str, list[Record]]) -> None:
+    """Raise DataError when the records of the members, which are given by name, are of different kinds."""
+    kinds = {name: natural_view(records[0]) for name, records in sets.items() if records}
+    if len(set(kinds.values())) > 1:
+        listed = ", ".join(f"{name} gives {kind}" for name, kind in kinds.items())
+        raise DataError(f"{mixture}: its members differ in kind ({listed}); ask for a view that all can give")
+
+
+def share_rows(config: MixtureDataset, sizes: Mapping[str, int], mixture: str = "") -> dict[str, int]:
     """Return how many rows each member gives; `sizes` are the rows each has, by name.
 
     Raises DataError when `rows:` asks for more than a member has and none may repeat.
@@ -32,15 +41,14 @@ def share_rows(config: MixtureDataset, sizes: Mapping[str, int]) -> dict[str, in
     if config.rows is not None and config.rows > total and not repeat:
         short = min(ends, key=ends.__getitem__)
         raise DataError(
-            f"rows: {config.rows} rows need {math.ceil(config.rows * shares[short])} of {short}, which has "
+            f"{mixture}: rows: {config.rows} rows need {math.ceil(config.rows * shares[short])} of {short}, which has "
             f"{sizes[short]}; ask for {total} at most, or let rows repeat with stopping: all_exhausted"
         )
     total = config.rows or total
     total = min(total, config.limit or total)
     counts = {name: math.floor(total * share) for name, share in shares.items()}
     # The rows that rounding down left over go to the members that lost most by it.
-    left = total - sum(counts.values())
-    for name in sorted(shares, key=lambda name: counts[name] - total * shares[name])[:left]:
+    for name in sorted(shares, key=lambda name: counts[name] - total * shares[name])[: total - sum(counts.values())]:
         counts[name] += 1
     return counts
 

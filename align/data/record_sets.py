@@ -1,6 +1,6 @@
-"""A set of records as a whole: its digest, and checks for repeats, contradictions, bias, and leaks between sets.
+"""Records once they are read: the views they give; of a set of them the digest, repeats, contradictions, bias, leaks.
 
-Nothing here reads files or stops a row. `Findings` gives sentences for the user; a leak is an error.
+Nothing here reads files. `Findings` gives sentences for the user; a leak is an error.
 """
 
 from __future__ import annotations
@@ -11,20 +11,30 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import orjson
 
+from align.data.row_errors import RowSkipped
 from align.errors import DataError
-from align.schema import Messages, Record
+from align.schema import Messages, Record, View
+
+_NEEDS = {
+    "text": "text, or a conversation",
+    "demonstration": "completion or chosen",
+    "preference": "chosen and rejected",
+    "unpaired": "completion with label, or chosen and rejected",
+    "prompt": "prompt",
+}
+"""The parts that a view needs."""
 
 _TEMPLATE_VARIABLE = re.compile(r"\{\{\s*[A-Za-z_][\w.]{0,40}\s*\}\}")
 # UTF-8 read as Latin-1 or Windows-1252, and the two best known accidents of GBK.
 _MOJIBAKE = re.compile("[ÃÂ][\x80-\xbf]|â€[\x80-\xbf™œ“”˜¦]|ï»¿|锟斤拷|烫烫烫")
 _MOJIBAKE_STARTS = ("Ã", "Â", "â€", "ï»¿", "锟", "烫")
 """Searched before the pattern: a plain search is several times faster, and nearly no text has any of these."""
-_REPLACEMENT = "\ufffd"
 
 LONGER_SHARE = 0.7
 """From this share on, answers of one length class winning is worth a warning."""
@@ -52,6 +62,51 @@ class RecordSet:
         """Return the entry of a manifest."""
         entry = {"name": self.name, "digest": self.digest, "rows": self.rows, "dropped": self.dropped}
         return entry | ({"members": self.members} if len(self.members) > 1 else {})
+
+
+def natural_view(record: Record) -> View:
+    """Return the view a record was made for."""
+    if record.text is not None:
+        return "text"
+    if record.chosen is not None:
+        return "preference"
+    if record.completion is None:
+        return "prompt"
+    return "demonstration" if record.label is None else "unpaired"
+
+
+def convert(record: Record, view: View, name: str) -> list[Record]:
+    """Return the records a record gives in a view; DataError when it has not what the view needs.
+
+    Raises RowSkipped for a completion that is labelled bad and is asked for as a demonstration.
+    """
+    natural = natural_view(record)
+    if natural == view or (natural, view) == ("demonstration", "text"):  # rendering writes it out by the chat template
+        return [record]
+    given = replace(record, completion=None, chosen=None, rejected=None, label=None, margin=None)
+    match natural, view:
+        case "preference" | "unpaired" | "demonstration", "prompt":
+            pass
+        case "unpaired", "demonstration":
+            if not record.label:
+                raise RowSkipped("labelled bad")
+            given.completion = record.completion
+        case "preference", "demonstration":
+            given.completion = record.chosen
+        case "preference", "unpaired":
+            given.completion, given.label = record.chosen, True
+            return [given, replace(given, completion=record.rejected, label=False)]
+        case _:
+            raise DataError(
+                f"{name}: asked for the view {view}, which needs {_NEEDS[view]}; {record.where} is "
+                f"{with_article(natural)} row; give data of that kind, or name the columns in a dataset YAML"
+            )
+    return [given]
+
+
+def with_article(view: View) -> str:
+    """Return the view with its article, for messages."""
+    return f"an {view}" if view == "unpaired" else f"a {view}"
 
 
 class Digest:
@@ -154,8 +209,6 @@ class Findings:
     """The counts of what is noticed about a set; a record costs a few numbers and no text."""
 
     rows: int = 0
-    prompts: int = 0
-    """different prompts"""
     counts: Counter[str] = field(default_factory=Counter)
     """records by the sentence they are counted under"""
     chosen_longer: int = 0
@@ -169,74 +222,69 @@ class Findings:
     _prompts: set[object] = field(default_factory=set)
     _verdicts: dict[int, Location] = field(default_factory=dict)
 
+    @property
+    def prompts(self) -> int:
+        """Return the number of different prompts."""
+        return len(self._prompts)
+
     def add(self, record: Record) -> None:
         """Take one more record into account."""
         self.rows += 1
-        self._add_identity(record)
+        content = _content_key(record, ordered=True)
+        self._add_identity(record, content)
         self._add_text(record)
         if record.weight not in (None, 1):
             self._count("weighed", record)
         if record.chosen is not None and record.rejected is not None:
-            self._add_pair(record, record.chosen, record.rejected)
+            longer = characters(record.chosen) - characters(record.rejected)
+            self.chosen_longer += longer > 0
+            self.rejected_longer += longer < 0
+            if _normalised(record.chosen) == _normalised(record.rejected):
+                self._count("near_equal", record)
+            prompt, (chosen, rejected), *_ = content
+            verdict, opposite = hash((prompt, chosen, rejected)), hash((prompt, rejected, chosen))
         elif record.label is not None:
-            self._add_label(record, record.label)
+            self.good += record.label
+            self.bad += not record.label
+            verdict, opposite = hash((content, record.label)), hash((content, not record.label))
+        else:
+            return
+        location = (record.source, record.line)
+        if self._verdicts.get(opposite, location) != location:  # a tie kept in both orders may contradict itself
+            self._count("contradictions", record)
+        self._verdicts.setdefault(verdict, location)
 
     def _count(self, name: str, record: Record) -> None:
         self.counts[name] += 1
         self._first.setdefault(name, record.where)
 
-    def _add_identity(self, record: Record) -> None:
-        content = _content_key(record, ordered=True)
+    def _add_identity(self, record: Record, content: tuple[Any, ...]) -> None:
         key = hash((content, record.label))
         if key in self._contents:
             self._count("repeated", record)
         self._contents.add(key)
-        if record.id is not None:
-            # Both records that one row makes (of a tie, or of a pair seen as two labels) rightly have its id.
-            location = (record.source, record.line)
-            if self._ids.setdefault(hash(record.id), location) != location:
-                self._count("same_id", record)
-        prompt = content[0]
-        if prompt not in self._prompts:
-            self._prompts.add(prompt)
-            self.prompts += 1
-        elif record.chosen is not None:
+        # Both records that one row makes (of a tie, or of a pair seen as two labels) rightly have its id.
+        location = (record.source, record.line)
+        if record.id is not None and self._ids.setdefault(hash(record.id), location) != location:
+            self._count("same_id", record)
+        if record.chosen is not None and content[0] in self._prompts:
             self._count("shared_prompt", record)
+        self._prompts.add(content[0])
 
     def _add_text(self, record: Record) -> None:
         problems = set()
-        for text in _texts_of(record):
+        turns = chain(record.prompt, record.completion or (), record.chosen or (), record.rejected or ())
+        for text in chain((record.text or "",), (turn["content"] for turn in turns)):
             if "{{" in text and (names := _TEMPLATE_VARIABLE.findall(text)):
                 self._variables.update(dict.fromkeys(names, 1))
                 problems.add("variables")
             if not text.isascii():
-                if _REPLACEMENT in text:
+                if "\ufffd" in text:
                     problems.add("replaced")
                 if any(start in text for start in _MOJIBAKE_STARTS) and _MOJIBAKE.search(text):
                     problems.add("mojibake")
         for problem in problems:
             self._count(problem, record)
-
-    def _add_pair(self, record: Record, chosen: Messages, rejected: Messages) -> None:
-        longer = characters(chosen) - characters(rejected)
-        self.chosen_longer += longer > 0
-        self.rejected_longer += longer < 0
-        if _normalised(chosen) == _normalised(rejected):
-            self._count("near_equal", record)
-        prompt, good, bad = _prompt_key(record), _turns_key(chosen), _turns_key(rejected)
-        self._add_verdict(record, hash((prompt, good, bad)), hash((prompt, bad, good)))
-
-    def _add_label(self, record: Record, label: bool) -> None:
-        self.good += label
-        self.bad += not label
-        content = _content_key(record, ordered=True)
-        self._add_verdict(record, hash((content, label)), hash((content, not label)))
-
-    def _add_verdict(self, record: Record, verdict: int, opposite: int) -> None:
-        location = (record.source, record.line)
-        if self._verdicts.get(opposite, location) != location:  # a tie kept in both orders may contradict itself
-            self._count("contradictions", record)
-        self._verdicts.setdefault(verdict, location)
 
     def sentences(self) -> list[str]:
         """Return what is worth telling, in sentences; none about a sound set."""
@@ -280,22 +328,22 @@ def refuse_leak(train: RecordSet, held_out: RecordSet) -> None:
 
     Rows are the same when prompt and answers are; which of two answers was chosen does not matter.
     """
-    leak = LeakCheck(train.records)
+    leak = LeakCheck()
+    for record in train.records:
+        leak.add(record)
     for record in held_out.records:
         leak.look_up(record)
     leak.refuse(train.name, held_out.name)
 
 
+@dataclass
 class LeakCheck:
     """A check of which held-out records are in a training set."""
 
-    def __init__(self, train: Iterable[Record] = ()) -> None:
-        self._train: dict[int, Location] = {}
-        self._rows = 0
-        self._shared = 0
-        self._listed: list[str] = []
-        for record in train:
-            self.add(record)
+    _train: dict[int, Location] = field(default_factory=dict)
+    _rows: int = 0
+    _shared: int = 0
+    _listed: list[str] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
         """Add a training record."""
@@ -304,35 +352,20 @@ class LeakCheck:
     def look_up(self, record: Record) -> None:
         """Look up a held-out record."""
         self._rows += 1
-        location = self._train.get(hash(_content_key(record, ordered=False)))
-        if location is not None:
+        if (location := self._train.get(hash(_content_key(record, ordered=False)))) is not None:
             self._shared += 1
-            if len(self._listed) < _LISTED_LEAKS:
-                self._listed.append(f"{record.where} is {Record(source=location[0], line=location[1]).where}")
+            source, line = location
+            if self._shared <= _LISTED_LEAKS:
+                self._listed.append(f"{record.where} is {Record(source=source, line=line).where}")
 
     def refuse(self, train: str, held_out: str) -> None:
         """Raise DataError if any record was shared."""
-        if not self._shared:
-            return
-        listed = ", ".join([*self._listed, *(["..."] if self._shared > len(self._listed) else [])])
-        raise DataError(
-            f"{held_out}: {self._shared} of its {self._rows} rows are in {train} too ({listed}), "
-            "so evaluation would measure memory; take them out, or split anew with `align data split`"
-        )
-
-
-def _prompt_key(record: Record) -> int:
-    """Return a number that stands for a prompt (or a text) within this process."""
-    return hash(record.text) if record.text is not None else _turns_key(record.prompt)
-
-
-def _texts_of(record: Record) -> Iterator[str]:
-    """Yield every text of a record: contents of all its turns, or its raw text."""
-    if record.text is not None:
-        yield record.text
-    for turns in (record.prompt, record.completion, record.chosen, record.rejected):
-        for turn in turns or ():
-            yield turn["content"]
+        if self._shared:
+            listed = ", ".join([*self._listed, *(["..."] if self._shared > _LISTED_LEAKS else [])])
+            raise DataError(
+                f"{held_out}: {self._shared} of its {self._rows} rows are in {train} too ({listed}), "
+                "so evaluation would measure memory; take them out, or split anew with `align data split`"
+            )
 
 
 def characters(turns: Messages) -> int:
@@ -340,14 +373,19 @@ def characters(turns: Messages) -> int:
     return sum(len(turn["content"]) for turn in turns)
 
 
-def _content_key(record: Record, *, ordered: bool) -> tuple[object, ...]:
-    """Return a key of a record's content; unless `ordered`, a pair has the key of its reverse."""
-    if record.chosen is None or record.rejected is None:
-        answer: object = None if record.completion is None else _turns_key(record.completion)
-    else:
+def _content_key(record: Record, *, ordered: bool) -> tuple[Any, ...]:
+    """Return a key of a record's content, its prompt or text first; unless `ordered`, a pair has that of its reverse.
+
+    The numbers in it stand for their texts within this process.
+    """
+    answer: object = None
+    if record.chosen is not None and record.rejected is not None:
         pair = (_turns_key(record.chosen), _turns_key(record.rejected))
         answer = pair if ordered else frozenset(pair)
-    return _prompt_key(record), answer, record.answer if ordered else None, str(record.tools) if record.tools else None
+    elif record.completion is not None:
+        answer = _turns_key(record.completion)
+    prompt = _turns_key(record.prompt) if record.text is None else hash(record.text)
+    return prompt, answer, record.answer if ordered else None, str(record.tools) if record.tools else None
 
 
 def _turns_key(turns: Messages) -> int:

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from align.data.record_sets import Findings, characters
+from align.data.record_sets import Findings, characters, natural_view
 from align.data.rendering.render_view import render_view
-from align.data.views import natural_view
 from align.schema import Record, View
 
 _SCRIPTS = {

@@ -5,50 +5,60 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, date, datetime
+from typing import Any, Literal
 
+from pydantic import Field, field_validator
+
+from align.config import Settings
 from align.data.row_errors import RawRow
 from align.errors import DataError, UsageError, shorten
 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class VoteFilter:
+class VoteFilter(Settings):
     """Which votes are wanted; an empty setting takes all."""
 
-    mode: str = ""
+    mode: Literal["blind", "named"] | None = None
+    """of votes: only those cast with the names hidden, or shown"""
     since: str = ""
+    """of votes: only those cast at this day or time (UTC) or later"""
     until: str = ""
-    voter: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    _bounds: tuple[datetime | None, datetime | None] = field(init=False, default=(None, None), repr=False)
+    """of votes: only those cast before this day or time (UTC)"""
+    voter: list[str] = Field(default_factory=list)
+    """of votes: only those of these voters"""
+    models: list[str] = Field(default_factory=list)
+    """of votes: only those with this model, or between two of these; a name without @ is all its versions"""
 
-    def __post_init__(self) -> None:
-        bounds = tuple(_parse_time(name, getattr(self, name)) for name in ("since", "until"))
-        object.__setattr__(self, "_bounds", bounds)
+    @field_validator("since", "until", mode="before")
+    @classmethod
+    def _text_of_time(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, date) else value
+
+    @field_validator("voter", "models", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @property
-    def settings(self) -> dict[str, str]:
-        """Return the settings that are not empty, as they are written."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
-        return {key: value if isinstance(value, str) else ",".join(value) for key, value in values.items() if value}
+    def vote_settings(self) -> dict[str, str]:
+        """Return the settings of the filter that are not empty, as they are written."""
+        values = {name: getattr(self, name) for name in VoteFilter.model_fields}
+        return {key: ",".join(value) if isinstance(value, list) else value for key, value in values.items() if value}
 
     def __str__(self) -> str:
-        return ",".join(f"{key}={value}" for key, value in self.settings.items())
+        return ",".join(f"{key}={value}" for key, value in self.vote_settings.items())
 
-    def takes(self, row: Row) -> bool:
-        """Return whether a vote passes every setting."""
+    def takes(self, row: Row, since: datetime | None, until: datetime | None) -> bool:
+        """Return whether a vote passes every setting; the times are those of `since` and `until`."""
         if self.mode and row.get("mode") != self.mode:
             return False
         if self.voter and str(row.get("voter") or "") not in self.voter:
             return False
         if self.models and not self._takes_models(row.get("models")):
             return False
-        since, until = self._bounds
         if since is None and until is None:
             return True
         cast = time_of_vote(row)
@@ -67,25 +77,18 @@ def _is_reference(model: Any, wanted: str) -> bool:
 
 
 def _parse_time(name: str, text: str) -> datetime | None:
-    if not text:
-        return None
-    try:
-        return _in_utc(datetime.fromisoformat(text))
-    except ValueError:
-        raise UsageError(
-            f"{name}={text}: is no date or time; write one such as 2026-11-01 or 2026-11-01T09:30"
-        ) from None
+    time = time_of_vote({"time": text})
+    if text and time is None:
+        raise UsageError(f"{name}={text}: is no date or time; write one such as 2026-11-01 or 2026-11-01T09:30")
+    return time
 
 
 def time_of_vote(row: Row) -> datetime | None:
     """Return the time at which a vote was cast; None without a valid one."""
     try:
-        return _in_utc(datetime.fromisoformat(row.get("time")))  # type: ignore[arg-type]
+        time = datetime.fromisoformat(row.get("time"))  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
-
-
-def _in_utc(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
@@ -95,59 +98,43 @@ def vote_identity(row: Row) -> bytes:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
 
 
-class VoteFilterPass:
-    """One pass of a filter over votes: yields the wanted ones, each id once, and counts the others."""
+def select_votes(
+    rows: Iterable[RawRow], name: str, wanted: VoteFilter, leave_out: Callable[[str], None] = lambda reason: None
+) -> Iterator[RawRow]:
+    """Yield the wanted votes, each once, though files were imported and copied; `leave_out` is told why of the others.
 
-    def __init__(self, name: str, wanted: VoteFilter, leave_out: Callable[[str], None]) -> None:
-        self._name, self._wanted, self._leave_out = name, wanted, leave_out
-        self._seen: set[bytes] = set()
-        self._values: dict[str, Counter[str]] = {key: Counter() for key in ("mode", "voter", "models")}
-        self._times: list[datetime] = []
-
-    def select(self, rows: Iterator[RawRow]) -> Iterator[RawRow]:
-        """Yield the wanted rows; DataError at the end when there is a filter and no vote passed it."""
-        passed = total = 0
-        for raw in rows:
-            if not isinstance(raw.value, dict):
-                yield raw
-                continue
-            total += 1
-            if self._is_repeated(raw.value):
-                self._leave_out("vote: seen before")
-            elif not self._wanted.takes(raw.value):
-                self._count_values(raw.value)
-                self._leave_out(f"vote: not {self._wanted}")
-            else:
-                passed += 1
-                yield raw
-        if total and not passed and self._wanted.settings:
-            raise DataError(
-                f"{self._name}: none of {total} votes is {self._wanted}; there are {self._describe_values()}; "
-                "ask for some of those"
-            )
-
-    def _is_repeated(self, row: Row) -> bool:
-        """Return whether this very vote was seen before, as in files that were imported and copied."""
-        if not row.get("id"):
-            return False
-        identity = vote_identity(row)
-        is_repeated = identity in self._seen
-        self._seen.add(identity)
-        return is_repeated
-
-    def _count_values(self, row: Row) -> None:
-        models = row.get("models")
-        self._values["mode"][str(row.get("mode") or "none")] += 1
-        self._values["voter"][str(row.get("voter") or "none")] += 1
-        self._values["models"].update(map(str, models.values()) if isinstance(models, dict) else ["none"])
-        if (cast := time_of_vote(row)) is not None:
-            self._times.append(cast)
-
-    def _describe_values(self) -> str:
-        parts = []
-        if self._times:
-            parts.append(f"times from {min(self._times):%Y-%m-%d %H:%M} to {max(self._times):%Y-%m-%d %H:%M}")
-        for key, counts in self._values.items():
+    Raises DataError at the end when there is a filter and no vote passed it.
+    """
+    since, until = _parse_time("since", wanted.since), _parse_time("until", wanted.until)
+    seen: set[bytes] = set()
+    others = {"mode": Counter[str](), "voter": Counter[str](), "models": Counter[str]()}
+    times: list[datetime] = []
+    passed = total = 0
+    for raw in rows:
+        row = raw.value
+        if not isinstance(row, dict):
+            yield raw
+            continue
+        total += 1
+        identity = vote_identity(row) if row.get("id") else b""
+        if identity in seen:
+            leave_out("vote: seen before")
+        elif wanted.takes(row, since, until):
+            passed += 1
+            yield raw
+        else:
+            leave_out(f"vote: not {wanted}")
+            models = row.get("models")
+            others["mode"][str(row.get("mode") or "none")] += 1
+            others["voter"][str(row.get("voter") or "none")] += 1
+            others["models"].update(map(str, models.values()) if isinstance(models, dict) else ["none"])
+            times += [cast] if (cast := time_of_vote(row)) else []
+        if identity:
+            seen.add(identity)
+    if total and not passed and wanted.vote_settings:
+        there = [f"times from {min(times):%Y-%m-%d %H:%M} to {max(times):%Y-%m-%d %H:%M}"] if times else []
+        for key, counts in others.items():
             listed = ", ".join(f"{shorten(value)[1:-1]} {count}" for value, count in counts.most_common(8))
-            parts.append(f"{key} {listed}{', ...' if len(counts) > 8 else ''}")
-        return "; ".join(parts)
+            there.append(f"{key} {listed}{', ...' if len(counts) > 8 else ''}")
+        problem = f"none of {total} votes is {wanted}; there are {'; '.join(there)}"
+        raise DataError(f"{name}: {problem}; ask for some of those")

@@ -16,9 +16,9 @@ from align.command_line import parse_options
 from align.config import write
 from align.data.convert import to_trl
 from align.data.load import open_scan
+from align.data.record_sets import natural_view
 from align.data.rendering.answer_rows import preference_rows, unpaired_rows
 from align.data.rendering.fit_length import LengthLimit
-from align.data.views import natural_view
 from align.data.writing import check_target, write_rows
 from align.errors import DataError, UsageError, guard
 from align.evaluation.completions import with_progress

@@ -5,9 +5,17 @@ import json
 import pytest
 
 from align.data import load_records
-from align.data.catalog import catalogue, find_dataset, source_datasets
-from align.data.dataset_config import FileDataset, HubDataset, MixtureDataset, VoteDataset, build_dataset
-from align.data.read_rows import read_row
+from align.data.catalog import (
+    FileDataset,
+    HubDataset,
+    MixtureDataset,
+    VoteDataset,
+    build_dataset,
+    catalogue,
+    find_dataset,
+    source_datasets,
+)
+from align.data.load import read_row
 from align.errors import DataError, UsageError
 from align.schema import assistant, user
 from align.strict_yaml import read_yaml

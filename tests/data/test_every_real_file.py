@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from align.data import load_records
-from align.data.views import natural_view
+from align.data.record_sets import natural_view
 from align.errors import DataError
 
 FOLDERS = ("sft", "pref", "unpaired", "text", "verifiable", "customer_service")

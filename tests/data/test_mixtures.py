@@ -5,8 +5,7 @@ import json
 import pytest
 
 from align.data import load_records
-from align.data.catalog import find_dataset, source_datasets
-from align.data.dataset_config import MixtureDataset, MixtureMember
+from align.data.catalog import MixtureDataset, MixtureMember, find_dataset, source_datasets
 from align.data.mixtures import interleave, share_rows
 from align.errors import DataError, UsageError
 from align.schema import Record

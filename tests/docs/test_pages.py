@@ -14,7 +14,7 @@ from align.__main__ import COMMANDS, STAGES, TOOLS
 from align.command_line import options_by_key, options_of, parse_options, read_command_line
 from align.completion import module_of
 from align.config import build
-from align.data.dataset_config import SETTINGS
+from align.data.catalog import SETTINGS
 from align.strict_yaml import load_yaml
 
 SHOWN = [(page, command) for page in PAGES for command in commands(page, optional=True)]

@@ -10,12 +10,12 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import accumulate
+from itertools import accumulate, chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.containers.data_files import DataFile
-from align.data.containers.folders import ALL, SplitRequest, choose_split
+from align.data.containers.folders import ALL, choose_split
 from align.data.row_errors import RawRow, RowError
 from align.errors import DataError, shorten
 
@@ -37,8 +37,8 @@ def read_parquet(file: DataFile) -> Iterator[RawRow]:
     import pyarrow.parquet
 
     with file.unchanged(), _explain_errors(file.name, "Parquet"):
-        stream = pyarrow.parquet.ParquetFile(file.path)
-        yield from _number_rows(file.name, stream.iter_batches(batch_size=_BATCH))
+        batches = pyarrow.parquet.ParquetFile(file.path).iter_batches(batch_size=_BATCH)
+        yield from _number_rows(file.name, batches)
 
 
 def read_arrow(file: DataFile) -> Iterator[RawRow]:
@@ -52,31 +52,29 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / _STATE).is_file() or (folder / _DICT).is_file()
 
 
-def read_saved(folder: Path, request: SplitRequest, notes: list[str]) -> Iterator[RawRow]:
+def read_saved(folder: DataFile) -> Iterator[RawRow]:
     """Yield the rows of a folder that `save_to_disk` wrote; of a DatasetDict those of one split."""
-    if (folder / _STATE).is_file():
-        if request.split not in (None, ALL):
-            raise DataError(f"{request.name}: one dataset without splits; take :split={request.split} out")
-        yield from _read_saved_split(folder, request.name)
+    if (folder.path / _STATE).is_file():
+        if folder.options.split not in (None, ALL):
+            raise DataError(f"{folder.name}: one dataset without splits; take :split={folder.options.split} out")
+        yield from _read_saved_split(folder.path, folder.name)
         return
-    names = _read_description(folder / _DICT, request.name).get("splits")
-    splits = {split: [folder / split] for split in names or ()} if _are_file_names(names) else {}
+    names = _read_description(folder.path / _DICT, folder.name).get("splits")
+    splits = {split: [folder.path / split] for split in names or ()} if _are_file_names(names) else {}
     if not splits:
-        raise DataError(f"{request.name}: its {_DICT} lists no splits; save the dataset again")
-    for part in choose_split(splits, (), request, notes):
-        yield from _read_saved_split(part, f"{request.name.rstrip('/')}/{part.name}")
+        raise DataError(f"{folder.name}: its {_DICT} lists no splits; save the dataset again")
+    for part in choose_split(splits, (), folder):
+        yield from _read_saved_split(part, f"{folder.name.rstrip('/')}/{part.name}")
 
 
 def _read_saved_split(folder: Path, name: str) -> Iterator[RawRow]:
     state = _read_description(folder / _STATE, name)
     with _explain_errors(name, "Arrow"):
-        shards = [folder / shard for shard in _listed_files(state, "_data_files", name)]
-        indices = [
-            part for key in ("_indices_files", "_indices_data_files") for part in _listed_files(state, key, name)
-        ]
-        batches: Iterator[pyarrow.RecordBatch] = (batch for shard in shards for batch in _arrow_batches(shard))
-        if indices:
-            batches = _pick_rows(list(batches), [folder / part for part in indices], name)
+        keys = ("_data_files", "_indices_files", "_indices_data_files")
+        shards, *parts = ([folder / file for file in _listed_files(state, key, name)] for key in keys)
+        batches: Iterator[pyarrow.RecordBatch] = chain.from_iterable(map(_arrow_batches, shards))
+        if indices := [*chain(*parts)]:
+            batches = _pick_rows(list(batches), indices, name)
         yield from _number_rows(name, batches)
 
 
@@ -89,9 +87,8 @@ def _read_description(path: Path, name: str) -> dict[str, Any]:
         with path.open("rb") as stream:
             description = json.loads(stream.read(_MAX_DESCRIPTION_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{name}: its {path.name} cannot be read ({shorten(str(error))}); save the dataset again"
-        ) from None
+        problem = f"cannot be read ({shorten(str(error))})"
+        raise DataError(f"{name}: its {path.name} {problem}; save the dataset again") from None
     return description if isinstance(description, dict) else {}
 
 
@@ -140,18 +137,17 @@ def _arrow_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
 
 def _pick_rows(batches: list[pyarrow.RecordBatch], files: list[Path], name: str) -> Iterator[pyarrow.RecordBatch]:
     """Yield a batch for each row that the indices of a shuffled or filtered dataset name, in their order."""
-    ends = list(accumulate(batch.num_rows for batch in batches))
-    for file in files:
-        for part in _arrow_batches(file):
-            for row in part.column(0).to_pylist():
-                if not isinstance(row, int) or not 0 <= row < (ends[-1] if ends else 0):
-                    raise DataError(f"{name}: its indices name row {row} of {ends[-1] if ends else 0}; save it again")
-                index = bisect_right(ends, row)
-                yield batches[index].slice(row - (ends[index - 1] if index else 0), 1)
+    starts = [0, *accumulate(batch.num_rows for batch in batches)]
+    for part in chain.from_iterable(map(_arrow_batches, files)):
+        for row in part.column(0).to_pylist():
+            if not isinstance(row, int) or not 0 <= row < starts[-1]:
+                raise DataError(f"{name}: its indices name row {row} of {starts[-1]}; save it again")
+            index = bisect_right(starts, row) - 1
+            yield batches[index].slice(row - starts[index], 1)
 
 
 def _number_rows(name: str, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[RawRow]:
-    number = 0
+    numbers = count(1)
     repair: Repair | None = None
     schema = None
     for batch in batches:
@@ -159,8 +155,7 @@ def _number_rows(name: str, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[
             schema, repair = batch.schema, repair_of_columns(batch.schema)
         for start in range(0, batch.num_rows, _BATCH):
             for row in batch.slice(start, _BATCH).to_pylist():
-                number += 1
-                yield RawRow(name, number, repair(row) if repair else row)
+                yield RawRow(name, next(numbers), repair(row) if repair else row)
 
 
 def repair_of_columns(schema: pyarrow.Schema, *, json_text: bool = True) -> Repair | None:

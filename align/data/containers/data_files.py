@@ -35,7 +35,7 @@ class ReadOptions:
     """The settings of a dataset for reading its files."""
 
     encoding: str = "auto"
-    header: tuple[str, ...] = ()
+    header: list[str] = field(default_factory=list)
     quoting: str = "auto"
     rows_at: str | None = None
     split: str | None = None
@@ -48,7 +48,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file, the name messages call it by, and the list of notes about it."""
+    """A file (or a folder of them), the name messages call it by, the list of notes about it, and the settings."""
 
     path: Path
     name: str
@@ -60,11 +60,6 @@ class DataFile:
         note = f"{self.name}: {text}"
         if note not in self.notes:
             self.notes.append(note)
-
-    @property
-    def suffix(self) -> str:
-        """Return the ending for what the file holds, in lower case and without that of its packing."""
-        return next((suffix for suffix in reversed(_suffixes(self.path)) if suffix not in PACKED), "")
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the content in UTF-8 without a BOM; whether it really is UTF-8 is not checked here.
@@ -138,8 +133,9 @@ class DataFile:
             raise DataError(f"{self.name}: changed while it was read; read it again when nothing writes to it any more")
 
 
-def _suffixes(path: Path) -> list[str]:
-    return [suffix.lower() for suffix in path.suffixes]
+def suffix_of(path: Path) -> str:
+    """Return the ending for what a file holds, in lower case and without that of its packing."""
+    return next((suffix for suffix in map(str.lower, reversed(path.suffixes)) if suffix not in PACKED), "")
 
 
 def _is_json(line: bytes) -> bool:
@@ -175,7 +171,7 @@ def _open_unpacked(file: DataFile) -> Iterator[IO[bytes]]:
         start = raw.read(4)
         raw.seek(0)
         packing = next((packing for packing in _PACKINGS if start.startswith(packing.magic)), None)
-        if packing and not set(PACKED) & set(_suffixes(file.path)):
+        if packing and not set(PACKED) & set(map(str.lower, file.path.suffixes)):
             file.note(f"is packed ({packing.name}) although its name has no such ending; it was unpacked")
         yield packing.unpack(raw, file) if packing else raw
 

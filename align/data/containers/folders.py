@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from align.data.containers.data_files import DataFile
 from align.errors import DataError, UsageError, nearest
 from align.strict_yaml import load_yaml
 
@@ -32,75 +32,62 @@ _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _ENDINGS = re.compile(r"(?<=[a-z]{3})(set|sets|data|split|file)$")
 
 
-@dataclass(frozen=True, slots=True)
-class SplitRequest:
-    """The part of a folder that is asked for, and the folder's name in messages."""
-
-    name: str
-    split: str | None = None
-    subset: str | None = None
-
-
-def choose_files(folder: Path, files: Sequence[Path], request: SplitRequest, notes: list[str]) -> list[Path]:
+def choose_files(folder: DataFile, files: list[Path]) -> list[Path]:
     """Return the files of the wanted split; DataError when none can be chosen without asking."""
-    listed = _read_listing(folder, files, request, notes)
+    paths = {file.relative_to(folder.path): file for file in files}
+    listed = _read_listing(folder, {path.as_posix(): file for path, file in paths.items()})
     if listed is not None:
-        return choose_split(listed, (), request, notes)
-    files = _within_subset(folder, files, request)
+        return choose_split(listed, (), folder)
+    if (subset := folder.options.subset) is not None:
+        folders = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
+        paths = {path: file for path, file in paths.items() if path.parts[0] == subset}
+        if not paths:
+            raise DataError(f"{folder.name}: no subset {subset!r};{nearest(subset, folders) or ' it has none'}")
     splits: dict[str, list[Path]] = {}
     unmarked: list[Path] = []
-    for file in files:
-        split = split_of(file.relative_to(folder))
+    for path, file in paths.items():
+        split = split_of(path)
         (splits.setdefault(split, []) if split else unmarked).append(file)
-    return choose_split(splits, unmarked, request, notes)
+    return choose_split(splits, unmarked, folder)
 
 
-def choose_split(
-    splits: Mapping[str, list[Path]], unmarked: Sequence[Path], request: SplitRequest, notes: list[str]
-) -> list[Path]:
+def choose_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], folder: DataFile) -> list[Path]:
     """Return what the wanted split holds; `unmarked` are files of no split, which are taken where no split is train."""
-    if not splits and request.split in (None, ALL):
-        return list(unmarked)
-    if request.split == ALL:
+    wanted = folder.options.split
+    if wanted == ALL or not (splits or wanted):
         return [*unmarked, *(file for files in splits.values() for file in files)]
-    split = _find_split(splits, request) if request.split else _default_split(splits, unmarked, request)
-    chosen = list(unmarked) if split is None else splits[split]
+    split = _find_split(splits, wanted, folder) if wanted else _default_split(splits, unmarked, folder)
     others = [name for name in splits if name != split]
-    if others or (unmarked and split is not None):
+    if split is not None and unmarked:
+        others.append(f"{len(unmarked)} files of no split")
+    if others:
         taken = "the files of no split" if split is None else f"the split {split}"
-        beside = [f"{len(unmarked)} files of no split"] if unmarked and split is not None else []
-        notes.append(
-            f"{request.name}: read {taken}; left out {', '.join([*others, *beside])} "
-            f"(:split=NAME takes another, :split={ALL} takes everything)"
+        folder.note(
+            f"read {taken}; left out {', '.join(others)} (:split=NAME takes another, :split={ALL} takes everything)"
         )
-    return chosen
+    return list(unmarked) if split is None else splits[split]
 
 
-def _find_split(splits: Mapping[str, list[Path]], request: SplitRequest) -> str:
-    wanted = request.split or ""
-    if wanted in splits:
-        return wanted
+def _find_split(splits: Mapping[str, list[Path]], wanted: str, folder: DataFile) -> str:
     alike = [name for name in splits if kind_of_split(name) == kind_of_split(wanted) is not None]
-    if len(alike) == 1:
-        return alike[0]
+    if wanted in splits or len(alike) == 1:
+        return wanted if wanted in splits else alike[0]
     names = ", ".join(splits) or "none"
-    raise DataError(f"{request.name}: no split {wanted!r}; it has {names};{nearest(wanted, splits)}")
+    raise DataError(f"{folder.name}: no split {wanted!r}; it has {names};{nearest(wanted, splits)}")
 
 
-def _default_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], request: SplitRequest) -> str | None:
-    if "train" in splits:
-        return "train"
-    training = [name for name in splits if kind_of_split(name) == "train"]
+def _default_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], folder: DataFile) -> str | None:
+    training = ["train"] if "train" in splits else [name for name in splits if kind_of_split(name) == "train"]
+    first = next(iter(splits))
     if len(training) == 1:
         return training[0]
     if not training and unmarked:
         return None
-    if len(splits) == 1 and kind_of_split(name := next(iter(splits))) is None:
-        return name
-    problem = "only" if not training else "several splits to train on:"
+    if len(splits) == 1 and kind_of_split(first) is None:
+        return first
     raise DataError(
-        f"{request.name}: holds {problem} {', '.join(splits)}; name one, such as "
-        f"data={request.name}:split={next(iter(splits))} (:split={ALL} takes everything)"
+        f"{folder.name}: holds {'several splits to train on:' if training else 'only'} {', '.join(splits)}; name one, "
+        f"such as data={folder.name}:split={first} (:split={ALL} takes everything)"
     )
 
 
@@ -110,89 +97,67 @@ def kind_of_split(name: str) -> str | None:
     A name of several, such as `train_and_test`, is that of a held-out one.
     """
     words = [_ENDINGS.sub("", word.lower()) for word in _WORDS.findall(name)]
-    joined = {first + second for first, second in pairwise(words)} & {"heldout", "holdout"}
-    if joined:
+    if {first + second for first, second in pairwise(words)} & {"heldout", "holdout"}:
         return "test"
     return _prefer_held_out([_KIND_OF[word] for word in words if word in _KIND_OF])
 
 
 def split_of(path: Path) -> str | None:
     """Return the split that a path inside a folder names; where its parts disagree, the one that is held out."""
-    *folders, file = path.parts
-    kind = _prefer_held_out([kind for part in (file, *reversed(folders)) if (kind := kind_of_split(part))])
-    if kind is None:
-        return None
-    shard = _SHARD.match(file)
-    return shard.group(1) if shard and kind_of_split(shard.group(1)) == kind else kind
+    kind = _prefer_held_out([kind for part in reversed(path.parts) if (kind := kind_of_split(part))])
+    shard = _SHARD.match(path.name)
+    return shard.group(1) if kind and shard and kind_of_split(shard.group(1)) == kind else kind
 
 
 def _prefer_held_out(kinds: list[str]) -> str | None:
     return next((kind for kind in kinds if kind != "train"), "train" if kinds else None)
 
 
-def _within_subset(folder: Path, files: Sequence[Path], request: SplitRequest) -> Sequence[Path]:
-    if request.subset is None:
-        return files
-    inside = [file for file in files if file.relative_to(folder).parts[0] == request.subset]
-    if not inside:
-        parts = sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
-        raise DataError(
-            f"{request.name}: no subset {request.subset!r};{nearest(request.subset, parts) or ' it has none'}"
-        )
-    return inside
-
-
-def _read_listing(
-    folder: Path, files: Sequence[Path], request: SplitRequest, notes: list[str]
-) -> dict[str, list[Path]] | None:
+def _read_listing(folder: DataFile, paths: Mapping[str, Path]) -> dict[str, list[Path]] | None:
     """Return the files of each split as README.md lists them; None when it lists none."""
-    configs = _read_configs(folder, request, notes)
+    configs = _read_configs(folder)
     if not configs:
         return None
-    config = _choose_config(configs, request)
+    config = _choose_config(configs, folder)
     if len(configs) > 1:
         others = ", ".join(str(other.get("config_name")) for other in configs if other is not config)
-        notes.append(f"{request.name}: read the subset {config.get('config_name')}; left out {others} (:subset=NAME)")
-    paths = {file.relative_to(folder).as_posix(): file for file in files}
+        folder.note(f"read the subset {config.get('config_name')}; left out {others} (:subset=NAME)")
     listed: dict[str, list[Path]] = {}
-    for split, patterns in _data_files(config, request).items():
+    for split, patterns in _data_files(config, folder).items():
         matching = [file for path, file in paths.items() if any(_matches(path, pattern) for pattern in patterns)]
-        if not matching and split in (request.split or "train", "train"):
-            raise DataError(
-                f"{request.name}: {_README} lists {', '.join(patterns)} for the split {split}, and no such data file "
-                "is there; fetch it, or name the file to read"
-            )
         if matching:
             listed[split] = matching
+        elif split in (folder.options.split or "train", "train"):
+            raise DataError(
+                f"{folder.name}: {_README} lists {', '.join(patterns)} for the split {split}, and no such data file "
+                "is there; fetch it, or name the file to read"
+            )
     return listed
 
 
-def _read_configs(folder: Path, request: SplitRequest, notes: list[str]) -> list[dict[str, Any]]:
-    readme = folder / _README
+def _read_configs(folder: DataFile) -> list[dict[str, Any]]:
+    readme = folder.path / _README
     if not readme.is_file():
         return []
     with readme.open(encoding="utf-8", errors="replace") as stream:
         head = stream.read(_MAX_README_CHARACTERS).removeprefix("\ufeff")
     header = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---", head, re.DOTALL)
     try:
-        description = load_yaml(header.group(1), f"{request.name}/{_README}") if header else None
+        description = load_yaml(header.group(1), f"{folder.name}/{_README}") if header else None
     except UsageError as error:
-        notes.append(f"{error}; the splits are taken from the names of the files")
+        folder.notes.append(f"{error}; the splits are taken from the names of the files")
         return []
     configs = description.get("configs") if isinstance(description, dict) else None
-    return [
-        config
-        for config in (configs if isinstance(configs, list) else [])
-        if isinstance(config, dict) and config.get("data_files")
-    ]
+    listed = configs if isinstance(configs, list) else []
+    return [config for config in listed if isinstance(config, dict) and config.get("data_files")]
 
 
-def _choose_config(configs: list[dict[str, Any]], request: SplitRequest) -> dict[str, Any]:
+def _choose_config(configs: list[dict[str, Any]], folder: DataFile) -> dict[str, Any]:
     names = [str(config.get("config_name", "default")) for config in configs]
-    if request.subset is not None:
-        if request.subset not in names:
-            raise DataError(f"{request.name}: no subset {request.subset!r};{nearest(request.subset, names)}")
-        return configs[names.index(request.subset)]
+    if (subset := folder.options.subset) is not None:
+        if subset not in names:
+            raise DataError(f"{folder.name}: no subset {subset!r};{nearest(subset, names)}")
+        return configs[names.index(subset)]
     if len(configs) == 1:
         return configs[0]
     if "default" in names:
@@ -201,11 +166,11 @@ def _choose_config(configs: list[dict[str, Any]], request: SplitRequest) -> dict
     if len(marked) == 1:
         return marked[0]
     raise DataError(
-        f"{request.name}: has the subsets {', '.join(names)}; name one, such as data={request.name}:subset={names[0]}"
+        f"{folder.name}: has the subsets {', '.join(names)}; name one, such as data={folder.name}:subset={names[0]}"
     )
 
 
-def _data_files(config: Mapping[str, Any], request: SplitRequest) -> dict[str, list[str]]:
+def _data_files(config: Mapping[str, Any], folder: DataFile) -> dict[str, list[str]]:
     """Return the patterns of each split of a README's `data_files`, in any of the forms the hub knows."""
     listed = config["data_files"]
     if isinstance(listed, dict):
@@ -219,17 +184,18 @@ def _data_files(config: Mapping[str, Any], request: SplitRequest) -> dict[str, l
     patterns: dict[str, list[str]] = {}
     for split, paths in entries:
         for path in paths if isinstance(paths, list) else [paths]:
-            pattern = _check_pattern(f"{within}/{path}" if within else path, request)
-            patterns.setdefault(str(split), []).append(pattern)
+            pattern = f"{within}/{path}" if within else path
+            if (
+                not isinstance(pattern, str)
+                or "://" in pattern
+                or ".." in PurePosixPath(pattern).parts
+                or pattern[:1] == "/"
+            ):
+                raise DataError(
+                    f"{folder.name}: {_README} lists {pattern!r}, which is no file of the folder; name the file to read"
+                )
+            patterns.setdefault(str(split), []).append(pattern.removeprefix("./"))
     return patterns
-
-
-def _check_pattern(pattern: Any, request: SplitRequest) -> str:
-    if not isinstance(pattern, str) or "://" in pattern or ".." in PurePosixPath(pattern).parts or pattern[:1] == "/":
-        raise DataError(
-            f"{request.name}: {_README} lists {pattern!r}, which is no file of the folder; name the file to read"
-        )
-    return pattern.removeprefix("./")
 
 
 def _matches(path: str, pattern: str) -> bool:
