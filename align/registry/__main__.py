@@ -11,7 +11,7 @@ from pathlib import Path
 from align.command_line import parse_options
 from align.config import write
 from align.errors import IntegrityError, UsageError, guard, shorten
-from align.registry import archive, cleanup, doctor, listing, model_hub
+from align.registry import archive, listing, model_hub, upkeep
 from align.registry.references import parse_version
 from align.registry.store import Registry, open_registry
 from align.registry.text_tables import format_size, format_table
@@ -72,7 +72,7 @@ def _add_writing_commands(verb: Callable[..., argparse.ArgumentParser]) -> None:
     gc = verb("gc", "left-over files, never a version", _collect_garbage)
     gc.add_argument("--yes", action="store_true", help="move them to trash/, delete what is old there; else only list")
     keep = "days that things stay in trash and quarantine (%(default)s)"
-    gc.add_argument("--days", type=int, default=cleanup.KEEP_DAYS, help=keep)
+    gc.add_argument("--days", type=int, default=upkeep.KEEP_DAYS, help=keep)
     base = verb("base", "record the present folder of a base", _remember_base)
     base.add_argument("folder", metavar="DIR", help="adapters that were trained over this base find it here")
     remove = verb("rm", "move a version to trash/", _remove_version)
@@ -96,7 +96,7 @@ def _set_or_remove_alias(registry: Registry, options: argparse.Namespace) -> Non
     version = None if options.remove else parse_version(options.version)
     before = registry.aliases(name).get(alias)
     if version is None:
-        registry.remove_alias(name, alias)
+        upkeep.remove_alias(registry, name, alias)
         now = "removed"
     else:
         now = f"now {registry.set_alias(name, alias, version).reference}"
@@ -106,9 +106,9 @@ def _set_or_remove_alias(registry: Registry, options: argparse.Namespace) -> Non
 
 def _run_doctor(registry: Registry, options: argparse.Namespace) -> None:
     """Print what is wrong, and repair it if asked; IntegrityError when something is or stays wrong."""
-    findings = doctor.examine(registry)
-    done = doctor.repair(registry, findings) if options.repair else []
-    left = doctor.examine(registry, hashes=False) if done else findings
+    findings = upkeep.examine(registry)
+    done = upkeep.repair(registry, findings) if options.repair else []
+    left = upkeep.examine(registry, hashes=False) if done else findings
     wrong = sum(finding.wrong for finding in left)
     facts = [vars(finding) | {"path": finding.path.relative_to(registry.root).as_posix()} for finding in findings]
     if options.json:
@@ -136,7 +136,7 @@ def _collect_garbage(registry: Registry, options: argparse.Namespace) -> None:
         raise UsageError(f"gc --days {options.days}: a number of days is 0 or more; 0 lets go of all that may go")
     if options.yes and registry.root.is_dir():
         registry.check_writable()
-    garbage = cleanup.find_garbage(registry, options.days)
+    garbage = upkeep.find_garbage(registry, options.days)
     if not garbage:
         write("nothing can go; versions stay until `rm REF` moves them to trash/")
         return
@@ -148,7 +148,7 @@ def _collect_garbage(registry: Registry, options: argparse.Namespace) -> None:
     moved = format_size(sum(item.size for item in garbage if not item.forever))
     freed = format_size(sum(item.size for item in garbage if item.forever))
     if options.yes:
-        cleanup.collect_garbage(registry, garbage)
+        upkeep.collect_garbage(registry, garbage)
         write(f"moved {moved} to trash/, freed {freed}")
     else:
         write(f"would move {moved} to trash/ and free {freed}; do it with: gc --yes")
@@ -160,11 +160,11 @@ def _remember_base(registry: Registry, options: argparse.Namespace) -> None:
 
 
 def _remove_version(registry: Registry, options: argparse.Namespace) -> None:
-    item = cleanup.remove_version(registry, options.reference)
+    before, after = upkeep.remove_version(registry, options.reference)
     write(
-        f"{item.what} is now {item.path.relative_to(registry.root)}\n"
-        f"undo: mv {item.path} {registry.root / item.what}\n"
-        f"gc deletes it for good after {cleanup.KEEP_DAYS} days"
+        f"{before.relative_to(registry.root)} is now {after.relative_to(registry.root)}\n"
+        f"undo: mv {after} {before}\n"
+        f"gc deletes it for good after {upkeep.KEEP_DAYS} days"
     )
 
 

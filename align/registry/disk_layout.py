@@ -1,9 +1,7 @@
-"""Names and places in a registry folder; everything else there is ignored. And moving things out without losing them.
+"""Names and places in a registry folder; everything else there is ignored.
 
 FORMAT.json  bases.json  models/<name>/v0003/  models/<name>/v0003.{removed,imported,evaluations}
 refs/<name>/<alias>  tmp/  quarantine/  trash/
-
-What is moved to quarantine/ or trash/ lies there in a folder of its own, with a note of what it was.
 """
 
 from __future__ import annotations
@@ -13,9 +11,6 @@ import os
 import re
 import socket
 import time
-import uuid
-from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +23,6 @@ from align.registry.references import LATEST, NAME
 FORMAT = 1
 BASES_FILE = "bases.json"
 FORMAT_FILE = "FORMAT.json"
-NOTE = "moved.json"
-Destination = Literal["trash", "quarantine"]
 Mark = Literal["removed", "imported"]
 STALE_S = 7 * 24 * 3600
 """seconds after which unfinished files of another machine count as abandoned"""
@@ -167,48 +160,3 @@ def _is_real_folder(path: Path) -> bool:
 
 def _age_s(path: Path) -> float:
     return time.time() - path.lstat().st_mtime
-
-
-@dataclass(frozen=True)
-class QuarantinedItem:
-    """A file or folder moved out: `what` is its old path below the root, `folder` holds it and its note."""
-
-    folder: Path
-    what: str
-    when: datetime
-    why: str
-
-    @property
-    def path(self) -> Path:
-        """Its present path."""
-        return self.folder / Path(self.what).name
-
-
-def move_out(root: Path, destination: Destination, path: Path, why: str, disk: Disk = DISK) -> QuarantinedItem:
-    """Move something of the registry at `root` to trash/ or quarantine/, durably; a version's number stays used."""
-    if (number := version_number(path.name)) and path.parent.parent == root / "models":
-        manifest = path / "manifest.json"
-        digest = "sha256:" + durable.hash_file(manifest) if manifest.is_file() else ""
-        # First the mark: a number that is both marked and in use is harmless, one that is neither is given again.
-        write_mark(path.parent, number, "removed", why, digest, disk)
-    what = path.relative_to(root).as_posix()
-    durable.make_folder(root / destination, root, disk)
-    folder = root / destination / f"{what.replace('/', '-')[:100]}-{uuid.uuid4().hex[:8]}"
-    folder.mkdir()
-    item = QuarantinedItem(folder, what, datetime.now(UTC).replace(microsecond=0), why)
-    note = {"what": what, "when": item.when.isoformat(), "why": why}
-    durable.write_durably(folder / NOTE, json.dumps(note).encode() + b"\n", disk)
-    disk.sync_folder(root / destination)
-    durable.move(path, item.path, disk)
-    return item
-
-
-def list_items(root: Path, destination: Destination) -> list[QuarantinedItem]:
-    """Return the items this program has moved there, by name; folders without its note are left out."""
-    items = []
-    for folder in entries(root / destination):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            note = json.loads((folder / NOTE).read_bytes())
-            when = datetime.fromisoformat(note["when"])
-            items.append(QuarantinedItem(folder, str(note["what"]), when, str(note["why"])))
-    return items

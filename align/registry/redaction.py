@@ -40,9 +40,8 @@ def redact(value: Any) -> Any:
     if isinstance(value, str):
         return _redact_text(value)
     if isinstance(value, dict):
-        secret = {
-            key for key, inner in value.items() if inner and isinstance(inner, str) and _SECRET_KEY.fullmatch(str(key))
-        }
+        texts = [key for key, inner in value.items() if inner and isinstance(inner, str)]
+        secret = {key for key in texts if _SECRET_KEY.fullmatch(str(key))}
         return {key: HIDDEN if key in secret else redact(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [redact(inner) for inner in value]

@@ -199,15 +199,6 @@ class Registry:
         durable.write_durably(folder / alias, line.encode(), self.disk)
         return checkpoint
 
-    def remove_alias(self, name: str, alias: str) -> None:
-        """Remove an alias; its file goes to trash/."""
-        path = self.refs(name) / check_alias(alias)
-        names = disk_layout.named_folders(self.root / "refs")
-        if name not in names or path not in disk_layout.alias_files(self.refs(name)):
-            raise IntegrityError(f"{name}@{alias}: no such alias;{nearest(alias, self.aliases(name))}")
-        self.check_writable(name)
-        disk_layout.move_out(self.root, "trash", path, "alias --remove", self.disk)
-
     def alias_problem(self, name: str, path: Path) -> str | None:
         """Return what is wrong with an alias file; None when its version is the one it was set to."""
         line = disk_layout.read_alias(path)

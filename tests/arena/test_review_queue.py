@@ -17,7 +17,7 @@ from align.data import load_records
 from align.engine.protocol import Row, Sampling
 from align.errors import DataError, IntegrityError, MachineError, UsageError
 from align.registry import open_registry
-from align.registry.doctor import examine
+from align.registry.upkeep import examine
 from align.schema import Message, assistant, user
 
 NAMES = ("red@v1", "blue@v2", "green@v1")

@@ -16,7 +16,7 @@ from align.errors import MachineError
 from align.evaluate import build_parser, main, read_judges
 from align.evaluation.request import EvaluationRequest
 from align.evaluation.session import Outputs, evaluate, save_evaluation
-from align.registry import doctor, evaluations
+from align.registry import evaluations, upkeep
 from align.registry.__main__ import main as registry_main
 
 FAST = ["--max_new_tokens", "12"]
@@ -123,7 +123,7 @@ def test_numbers_are_kept_beside_versions_that_stay_whole(whole, family, capsys)
     assert record["settings"]["sampling"] == {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 12}
     assert record["data"]["rows"] == 12
     assert family.verify() == []
-    assert doctor.examine(family) == []
+    assert upkeep.examine(family) == []
     assert registry_main(["show", "blue", "--registry", str(family.root)]) == 0
     assert "token_f1 0." in capsys.readouterr().out
 

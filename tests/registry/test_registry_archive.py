@@ -18,7 +18,7 @@ import pytest
 from small_models import write_model
 
 from align.errors import IntegrityError, MachineError, UsageError
-from align.registry import Registry, archive, cleanup, doctor, durable, open_registry
+from align.registry import Registry, archive, durable, open_registry, upkeep
 from align.registry.__main__ import main
 from align.registry.archive import export_version
 from align.registry.durable import Disk
@@ -91,7 +91,7 @@ def test_two_imports_at_once_make_one_version(parcel, registry):
 
     assert [each.checkpoint.reference for each in taken] == ["base@v1", "m@v2"]
     assert [version.reference for version in registry.all_versions()] == ["base@v1", "m@v2"]
-    assert [finding.what for finding in doctor.examine(registry) if finding.wrong] == []
+    assert [finding.what for finding in upkeep.examine(registry) if finding.wrong] == []
 
 
 def test_a_number_that_is_taken_means_the_next_and_the_base_is_found_by_its_content(parcel, registry, commit):
@@ -122,7 +122,7 @@ def test_another_name_is_a_version_of_that_name(parcel, registry):
 
 def test_what_was_removed_comes_back_under_its_number(origin, registry, tmp_path, commit):
     export_version(origin, "m@v2", tmp_path / "m.tar")
-    cleanup.remove_version(origin, "m@v2")
+    upkeep.remove_version(origin, "m@v2")
     commit(origin, "m")
 
     archive.import_file(origin, tmp_path / "m.tar")

@@ -16,7 +16,7 @@ import pytest
 from small_models import write_model
 
 from align.errors import IntegrityError, UsageError
-from align.registry import cleanup, disk_layout, doctor, durable, open_registry
+from align.registry import disk_layout, durable, open_registry, upkeep
 from align.registry.__main__ import main
 
 
@@ -59,7 +59,7 @@ def _thaw(folder: Path) -> Path:
 
 
 def _troubles(registry, hashes=True):
-    found = doctor.examine(registry, hashes)
+    found = upkeep.examine(registry, hashes)
     return sorted((finding.trouble, finding.path.relative_to(registry.root).as_posix()) for finding in found)
 
 
@@ -119,7 +119,7 @@ def test_doctor_finds_staging_of_dead_processes_and_of_long_ago(filled):
     dead = _staging(filled, socket.gethostname(), _dead_pid())
     old = _staging(filled, "a-host-of-last-week", 1, days=8)
 
-    found = {finding.path for finding in doctor.examine(filled)}
+    found = {finding.path for finding in upkeep.examine(filled)}
 
     assert found == {dead, old}
     assert mine.is_dir()
@@ -204,11 +204,11 @@ def test_the_undo_that_rm_prints_brings_the_version_back(filled, run):
 
 def test_rm_refuses_what_something_stands_on_and_names_it(filled):
     with pytest.raises(IntegrityError, match=r"m@v1: it is in use; m@best would name no version.*m@v2, n@v1 were made"):
-        cleanup.remove_version(filled, "m@v1")
+        upkeep.remove_version(filled, "m@v1")
     with pytest.raises(IntegrityError, match=r"base@v1: it is in use; m@v1, m@v2, n@v1 were made from it"):
-        cleanup.remove_version(filled, "base@v1")
-    cleanup.remove_version(filled, "n@v1")
-    cleanup.remove_version(filled, "m@v2")
+        upkeep.remove_version(filled, "base@v1")
+    upkeep.remove_version(filled, "n@v1")
+    upkeep.remove_version(filled, "m@v2")
     assert filled.resolve("m").reference == "m@v1"
 
 
@@ -217,7 +217,7 @@ def test_rm_takes_only_versions_of_this_registry(filled, tmp_path, reference):
     write_model(tmp_path / "elsewhere" / "plain", b"weights")
 
     with pytest.raises(UsageError, match="not in this registry"):
-        cleanup.remove_version(filled, reference)
+        upkeep.remove_version(filled, reference)
 
     assert (tmp_path / "elsewhere" / "plain" / "adapter_config.json").is_file()
 
@@ -261,20 +261,20 @@ def test_gc_leaves_a_run_that_somebody_works_in(filled):
 
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert cleanup.find_garbage(filled) == []
-    assert len(cleanup.find_garbage(filled)) == 2
+        assert upkeep.find_garbage(filled) == []
+    assert len(upkeep.find_garbage(filled)) == 2
 
 
 def test_gc_empties_old_trash_for_good_and_moves_old_quarantine_there(filled, run, monkeypatch):
     run("rm", "n@v1")
     path = filled.root / "models" / "m" / "odd"
     path.write_text("x")
-    disk_layout.move_out(filled.root, "quarantine", path, "a test", filled.disk)
+    upkeep.move_out(filled, "quarantine", path, "a test")
     (filled.root / "trash" / "mine").mkdir()
-    assert cleanup.find_garbage(filled) == []
+    assert upkeep.find_garbage(filled) == []
     _age(filled.root, days=31)
 
-    found = [(each.path.parent.name, each.forever) for each in cleanup.find_garbage(filled)]
+    found = [(each.path.parent.name, each.forever) for each in upkeep.find_garbage(filled)]
 
     assert found == [("quarantine", False), ("trash", True)]
     assert run("gc", "--yes")[0] == 0

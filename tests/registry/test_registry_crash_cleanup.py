@@ -11,7 +11,7 @@ import pytest
 from lossy_disk import OUTCOMES, FastDisk, Forgets, LossyDisk, PowerCut
 from small_models import write_model
 
-from align.registry import Registry, archive, cleanup, doctor, open_registry
+from align.registry import Registry, archive, open_registry, upkeep
 from align.registry.archive import export_version
 from align.registry.durable import hash_file, verify_seal
 
@@ -116,12 +116,12 @@ def _after_repair(image: Registry, finished: bool) -> list[str]:
         found.append("what the alias said is lost")
     if finished and "m@v2" in [version.reference for version in image.all_versions()]:
         found.append("the repair was acknowledged and came undone")
-    doctor.repair(image, doctor.examine(image))
-    return found + [finding.what for finding in doctor.examine(image) if finding.wrong]
+    upkeep.repair(image, upkeep.examine(image))
+    return found + [finding.what for finding in upkeep.examine(image) if finding.wrong]
 
 
-REMOVAL = Scenario(_two_versions, lambda registry: cleanup.remove_version(registry, "m@v1"), _after_removal)
-REPAIR = Scenario(_damaged, lambda registry: doctor.repair(registry, doctor.examine(registry)), _after_repair)
+REMOVAL = Scenario(_two_versions, lambda registry: upkeep.remove_version(registry, "m@v1"), _after_removal)
+REPAIR = Scenario(_damaged, lambda registry: upkeep.repair(registry, upkeep.examine(registry)), _after_repair)
 
 
 def _scenario(name: str, tmp_path: Path) -> Scenario:

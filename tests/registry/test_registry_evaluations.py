@@ -7,7 +7,7 @@ import json
 import pytest
 
 from align.errors import UsageError
-from align.registry import cleanup, doctor, evaluations, open_registry
+from align.registry import evaluations, open_registry, upkeep
 from align.registry.__main__ import main
 
 GOLD = {"name": "gold", "value": 0.875, "low": 0.85, "high": 0.9}
@@ -30,8 +30,8 @@ def test_a_record_is_read_back_and_the_version_stays_what_it_was(registry, versi
     assert first.parent.name == "v0001.evaluations"
     assert registry.resolve("m").digest == before
     assert registry.verify() == []
-    assert doctor.examine(registry) == []
-    assert cleanup.find_garbage(registry) == []
+    assert upkeep.examine(registry) == []
+    assert upkeep.find_garbage(registry) == []
 
 
 def test_the_same_numbers_are_not_kept_twice(registry, version):
@@ -54,10 +54,10 @@ def test_a_changed_record_is_told_not_shown_and_quarantined(registry, version):
 
     assert evaluations.read_records(version) == []
     assert registry.verify() == [f"{path}: is not as it was written"]
-    (finding,) = doctor.examine(registry)
+    (finding,) = upkeep.examine(registry)
     assert (finding.trouble, finding.wrong) == ("evaluation", True)
-    doctor.repair(registry, [finding])
-    assert doctor.examine(registry) == []
+    upkeep.repair(registry, [finding])
+    assert upkeep.examine(registry) == []
 
 
 def test_half_a_record_of_a_killed_process_is_no_record(registry, version):
@@ -66,7 +66,7 @@ def test_half_a_record_of_a_killed_process_is_no_record(registry, version):
 
     assert len(evaluations.read_records(version)) == 1
     assert registry.verify() == []
-    assert [finding for finding in doctor.examine(registry) if finding.wrong] == []
+    assert [finding for finding in upkeep.examine(registry) if finding.wrong] == []
 
 
 def test_show_lineage_and_ls_tell_the_newest_number(registry, version, capsys):
@@ -96,7 +96,7 @@ def test_a_version_is_exported_and_removed_as_before(registry, version, tmp_path
 
     assert main(["export", "m", str(tmp_path / "m.tar"), "--registry", str(registry.root)]) == 0
     assert main(["rm", "m@v1", "--registry", str(registry.root)]) == 0
-    assert [finding for finding in doctor.examine(registry) if finding.wrong] == []
+    assert [finding for finding in upkeep.examine(registry) if finding.wrong] == []
 
     other = tmp_path / "other"
     assert main(["import", str(tmp_path / "m.tar"), "--registry", str(other)]) == 0

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from align.registry import Registry, doctor
+from align.registry import Registry, upkeep
 
 WRITER = """
 import sys
@@ -59,6 +59,6 @@ def test_concurrent_writers_of_which_some_are_killed_share_the_numbers(registry)
     assert registry.verify() == []
     assert registry.aliases("m")["newest"] in numbers
     # A kill between the rename and what follows it may leave a folder in tmp/, or a version that can be written to.
-    assert {finding.trouble for finding in doctor.examine(registry)} <= {"abandoned", "writable"}
-    doctor.repair(registry, doctor.examine(registry))
-    assert doctor.examine(registry) == []
+    assert {finding.trouble for finding in upkeep.examine(registry)} <= {"abandoned", "writable"}
+    upkeep.repair(registry, upkeep.examine(registry))
+    assert upkeep.examine(registry) == []
