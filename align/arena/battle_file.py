@@ -13,14 +13,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from align.arena.page_text import PAGE_TEXTS, vote_key
-from align.arena.vote_details import LETTERS, TAGS
-from align.arena.votes import VoteRow
-from align.arena.word_difference import render_word_differences
+from align.arena.battle_view import render_word_differences
+from align.arena.page_text import PAGE_TEXTS, Words, vote_key
+from align.arena.votes import LETTERS, TAGS, VoteRow
 from align.errors import UsageError
 from align.schema import Messages, assistant, user
-
-Words = dict[str, str]
 
 _HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")

@@ -14,8 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from align.arena.vote_details import NO_DETAILS, VoteDetails, build_vote_rows, clean
-from align.arena.votes import VoteStore
+from align.arena.votes import NO_DETAILS, VoteDetails, VoteStore, build_vote_rows, clean
 from align.engine.protocol import (
     Engine,
     EngineBusy,

@@ -2,96 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from align.arena import battle_view, leaderboard_view, model_view
-from align.arena.battle_panel import Changes
+from align.arena import battle_view
+from align.arena.battle_panel import BattlePanel, Changes
 from align.arena.battles import Arena, Battle
+from align.arena.page_text import Visitor, visitor_of
 from align.arena.ranking import leaderboard
-from align.arena.visitor import Visitor, visitor_of
+from align.arena.result_views import leaderboard_html, model_html, placeholder
 from align.arena.votes import read_votes
 from align.errors import AlignError
 from align.registry import Registry
 
 
-@dataclass
 class ResultTabs:
-    """The components of the two tabs; their contents are made when they are opened."""
+    """The two tabs; their contents are made anew whenever they are opened."""
 
-    leaderboard_tab: Any
-    models_tab: Any
-    leaderboard: Any
-    pick: Any
-    model: Any
+    def __init__(self, arena: Arena, registry: Registry, words: Any) -> None:
+        self._arena, self._registry = arena, registry
+        sheet = {"elem_classes": ["sheet", "flat"], "padding": False}
+        with gr.Tab(words("tab_leaderboard"), id="leaderboard", elem_id="tab-leaderboard") as self.leaderboard_tab:
+            self.table = gr.HTML("", elem_id="standings", **sheet)
+        with gr.Tab(words("tab_models"), id="models", elem_id="tab-models") as self.models_tab:
+            self.pick = gr.Radio([], label=words("pick_model"), visible=False, elem_id="pick")
+            self.model = gr.HTML("", elem_id="model", **sheet)
 
+    @property
+    def name_parts(self) -> dict[Any, dict[str, Any]]:
+        """The updates that remove every name from the tabs, for a page that must hide them."""
+        pick: dict[str, Any] = {"choices": [], "value": None, "visible": False}
+        return {self.table: {"value": ""}, self.model: {"value": ""}, self.pick: pick}
 
-def lay_out_result_tabs(words: Any) -> ResultTabs:
-    """Lay out the tabs of the leaderboard and the models."""
-    with gr.Tab(words("tab_leaderboard"), id="leaderboard", elem_id="tab-leaderboard") as leaderboard_tab:
-        table = gr.HTML("", elem_id="standings", elem_classes=["sheet", "flat"], padding=False)
-    with gr.Tab(words("tab_models"), id="models", elem_id="tab-models") as models_tab:
-        pick = gr.Radio([], label=words("pick_model"), visible=False, elem_id="pick")
-        model = gr.HTML("", elem_id="model", elem_classes=["sheet", "flat"], padding=False)
-    return ResultTabs(leaderboard_tab, models_tab, table, pick, model)
-
-
-def empty_tabs(tabs: ResultTabs) -> dict[Any, dict[str, Any]]:
-    """Return the updates that remove every name from the tabs, for a page that must hide them."""
-    return {
-        tabs.leaderboard: {"value": ""},
-        tabs.model: {"value": ""},
-        tabs.pick: {"choices": [], "value": None, "visible": False},
-    }
-
-
-class ResultTabHandlers:
-    """Handlers that fill the tabs when they are opened."""
-
-    def __init__(self, arena: Arena, registry: Registry, tabs: ResultTabs) -> None:
-        self._arena = arena
-        self._registry = registry
-        self._tabs = tabs
+    def connect(self, bind: Callable[..., None], panels: list[BattlePanel]) -> None:
+        """Connect the events; names are hidden as long as a battle of some panel hides them."""
+        states = [panel.state for panel in panels]
+        bind([self.leaderboard_tab.select], self.leaderboard, states, [self.table])
+        bind([self.models_tab.select], self.models, states, [self.pick, self.model])
+        bind([self.pick.input], self.picked, [self.pick, *states], [self.model])
 
     def leaderboard(self, client: str, *battles: Battle | None) -> Changes:
         """Show the leaderboard of all stored votes."""
         visitor = visitor_of(client)
         if self._hides_names(battles):
-            return {self._tabs.leaderboard: leaderboard_view.placeholder(visitor.words["locked"])}
+            return {self.table: placeholder(visitor.words["locked"])}
         try:
             board = leaderboard(read_votes(self._arena.votes.path.parent))
         except AlignError as error:
-            return {self._tabs.leaderboard: leaderboard_view.placeholder(str(error))}
-        return {self._tabs.leaderboard: leaderboard_view.leaderboard_html(board, visitor.language)}
+            return {self.table: placeholder(str(error))}
+        return {self.table: leaderboard_html(board, visitor.language)}
 
     def models(self, client: str, *battles: Battle | None) -> Changes:
         """Show the models to pick from, and the first one."""
         visitor = visitor_of(client)
         if self._hides_names(battles):
-            return {
-                self._tabs.pick: gr.update(choices=[], value=None, visible=False),
-                self._tabs.model: leaderboard_view.placeholder(visitor.words["locked"]),
-            }
-        names = [contestant.reference for contestant in self._arena.setup.contestants]
-        return {
-            self._tabs.pick: gr.update(choices=names, value=names[0], visible=True),
-            self._tabs.model: self._model_html(names[0], visitor),
-        }
+            locked = placeholder(visitor.words["locked"])
+            return {self.pick: gr.update(**self.name_parts[self.pick]), self.model: locked}
+        names = self._names()
+        picked = gr.update(choices=names, value=names[0], visible=True)
+        return {self.pick: picked, self.model: self._model_html(names[0], visitor)}
 
     def picked(self, client: str, name: str | None, *battles: Battle | None) -> Changes:
         """Show the model that was picked."""
-        names = {contestant.reference for contestant in self._arena.setup.contestants}
-        if self._hides_names(battles) or name not in names:
-            return {self._tabs.model: gr.skip()}
-        return {self._tabs.model: self._model_html(name, visitor_of(client))}
+        if self._hides_names(battles) or name not in self._names():
+            return {self.model: gr.skip()}
+        return {self.model: self._model_html(name, visitor_of(client))}
+
+    def _names(self) -> list[str]:
+        return [contestant.reference for contestant in self._arena.setup.contestants]
 
     def _model_html(self, name: str, visitor: Visitor) -> str:
         try:
-            return model_view.model_html(self._registry, name, visitor.language)
+            return model_html(self._registry, name, visitor.language)
         except AlignError as error:
-            return leaderboard_view.placeholder(str(error))
+            return placeholder(str(error))
 
     def _hides_names(self, battles: tuple[Battle | None, ...]) -> bool:
         """Return whether names are hidden: blind, and nothing voted on yet or a begun battle without a vote."""

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.arena.battles import ActionRefused, Battle, Contestant, Pane, Setup, Turn, cast
-from align.arena.vote_details import NO_DETAILS, VoteDetails
-from align.arena.votes import VoteStore, read_votes
+from align.arena.votes import NO_DETAILS, VoteDetails, VoteStore, read_votes
 from align.data.containers.data_files import ReadOptions
 from align.data.sources import read_path
 from align.engine.protocol import Engine, EngineBusy, GenerationRequest, Row, RowDone, RowFailure, Sampling

@@ -9,12 +9,17 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from align import network
-from align.arena.page_assets import CONTENT_SECURITY_POLICY
 from align.errors import UsageError
 from align.network import OpenConnections, host_of, is_local, limit_connections, raise_descriptor_limit
 
+# An answer is markdown from a model: without this, an image in it makes the reader's browser call any address it names.
+_CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+    "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
+)
 _HEADERS = [
-    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"content-security-policy", _CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]

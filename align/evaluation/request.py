@@ -20,7 +20,7 @@ from align.evaluation.overlap import CORPUS, reference_text
 from align.evaluation.sandbox import available_locks
 from align.evaluation.scorers import Scorer, scorer_named, scorer_names
 from align.models.loading import Precision
-from align.rewards.answer_rewards import last_number
+from align.rewards.built_in import last_number
 from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record
 

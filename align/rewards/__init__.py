@@ -23,15 +23,19 @@ refuses 0 and "ten" before any weights are loaded.
 
 from __future__ import annotations
 
+import inspect
+import types
+import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
 from align.config import write
-from align.errors import UsageError
+from align.errors import UsageError, nearest, shorten
 from align.rewards.named_functions import NamedFunctions
-from align.rewards.reward_arguments import validate_arguments
 
 if TYPE_CHECKING:
     from align.models.loading import Precision
@@ -59,13 +63,48 @@ class Reward:
 
     def validate_args(self, where: str, args: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments as the types its function asks for; UsageError, with `where` first, for wrong ones."""
-        args = validate_arguments(where, self.function, args, skip=1 if self.loads_model else 2)
+        skip = 1 if self.loads_model else 2
+        signature = inspect.signature(self.function)
+        try:
+            signature.bind(*[None] * skip, **args)
+        except TypeError as error:
+            own = dict(list(signature.parameters.items())[skip:])
+            unknown = next((key for key in args if key not in own), None)
+            hint = nearest(unknown, own) if unknown else ""
+            takes = inspect.Signature(list(own.values()))
+            raise UsageError(f"{where}: {error};{hint} It takes {takes}; correct its args") from None
+        var_keyword = next((item for item in signature.parameters.values() if item.kind is item.VAR_KEYWORD), None)
+        typed = dict(args)
+        for key, value in args.items():
+            parameter = signature.parameters.get(key) or var_keyword
+            if parameter is not None and parameter.annotation is not parameter.empty:
+                typed[key] = _validate(f"{where}: {key}", self.function, parameter.annotation, value)
         try:
             if self.check is not None:
-                self.check(**args)
+                self.check(**typed)
         except ValueError as error:
             raise UsageError(f"{where}: {error}; correct its args") from None
-        return args
+        return typed
+
+
+def _validate(where: str, function: RewardFunction, annotation: Any, value: Any) -> Any:
+    # The type of this annotation where the function was written; the others need not be importable.
+    holder = types.SimpleNamespace(__annotations__={"value": annotation})
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    try:
+        kind = typing.get_type_hints(holder, names, include_extras=True)["value"]
+        adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except (NameError, PydanticUserError):
+        return value  # Imported for type checkers only, or not known to pydantic: the reward has to check it.
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+    # The parts of a union are named by their type; only places in the value help.
+    keys = value if isinstance(value, dict) else ()
+    item = "".join(f"[{key!r}]" for key in first["loc"] if isinstance(key, int) or key in keys)
+    reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    raise UsageError(f"{where}{item}: {reason}, found {shorten(first['input'])}; correct its args")
 
 
 class RewardContext(NamedTuple):

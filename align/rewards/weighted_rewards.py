@@ -1,21 +1,31 @@
-"""The rewards that settings name, as a weighted sum: arguments, data and values are checked."""
+"""The rewards that settings name, as a weighted sum: arguments, data and values are checked.
+
+A Python file of the user's own, `rewards=[{name: my_reward, file: my_rewards.py}]`, runs as a script does, its folder
+on the import path. Its rewards are known to the settings that name the file and to no others. A configuration that is
+read from a checkpoint never runs a file.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
+import sys
+import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from align.config import Settings
 from align.data.reasoning import strip_reasoning
-from align.errors import DataError, UsageError, shorten
-from align.rewards import Reward, RewardContext, RewardFunction, find_reward
-from align.rewards.reward_file import digest_file, find_line, find_reward_in_file
+from align.errors import DataError, UsageError, nearest, shorten
+from align.rewards import Reward, RewardContext, RewardFunction, collect_rewards, find_reward
 from align.schema import Record
 
 if TYPE_CHECKING:
@@ -41,7 +51,7 @@ class RewardSettings(Settings):
     def _add_digest(cls, values: Any) -> Any:
         if not isinstance(values, dict) or not isinstance(file := values.get("file"), str):
             return values
-        digest = digest_file(str(values.get("name")), file)
+        digest = hashlib.sha256(_read(str(values.get("name")), file)).hexdigest()
         if values.get("digest") not in (None, digest):
             raise UsageError(
                 f"reward {values.get('name')}: file {file}: its sha256 is {digest}, the settings have "
@@ -69,11 +79,6 @@ class _WeightedReward:
         code = getattr(inspect.unwrap(self.reward.function), "__code__", None)
         return f"reward {self.label}" + (f" ({self.path}:{code.co_firstlineno})" if self.path and code else "")
 
-    def load(self, context: RewardContext) -> Iterator[Checkpoint]:
-        if self.reward.loads_model:
-            self.loaded, checkpoint = self.reward.function(context, **self.args)
-            yield checkpoint
-
     def score(self, records: Sequence[Record], completions: Sequence[str]) -> list[float]:
         """Return one number a completion; DataError, naming reward, record and completion, for anything else."""
         if self.reward.answer_only:
@@ -83,7 +88,8 @@ class _WeightedReward:
             return [self._number(self._call(*pair, pair), *pair) for pair in pairs]
         first = (records[0], completions[0])
         values = self._call(records, completions, first)
-        if not _is_list(values) or len(values) != len(completions):
+        is_list = isinstance(values, list | tuple) or getattr(values, "ndim", 0) == 1
+        if not is_list or len(values) != len(completions):
             raise DataError(
                 f"{self.title}: returned {_describe(values)} for {len(completions)} completions, the first "
                 f"{_quote(*first)}; expected one number a completion; correct the reward"
@@ -98,7 +104,7 @@ class _WeightedReward:
             return self.reward.function(records, completions, **self.args)
         except Exception as error:  # A user's program may raise anything; the row it raised at is what helps.
             rows = f"for {len(completions)} completions, the first" if self.reward.batched else "for the completion"
-            line = find_line(error, self.path) if self.path else None
+            line = _find_line(error, self.path) if self.path else None
             raised = type(error).__name__ + (f" at {line}" if line else "")
             raise DataError(
                 f"reward {self.label}: raised {raised} {rows} {_quote(*first)}: {shorten(str(error))}; "
@@ -119,22 +125,19 @@ def _quote(record: Record, completion: str) -> str:
     return f"{shorten(completion)} of {record.where}"
 
 
-def _weighted(settings: Sequence[RewardSettings], setting: str) -> Iterator[_WeightedReward]:
-    times: Counter[str] = Counter()
-    for item in settings:
-        reward = find_reward_in_file(item.name, item.file, setting) if item.file else find_reward(item.name, setting)
-        times[item.name] += 1
-        # Names are Python names, so a label with a dash is never the name of another reward.
-        label = item.name if times[item.name] == 1 else f"{item.name}-{times[item.name]}"
-        args = reward.validate_args(f"{setting}: {item.name}", item.args)
-        yield _WeightedReward(label, item.weight, reward, args, item.file)
-
-
 class WeightedRewards:
     """The weighted sum of some rewards; `setting` begins the UsageError for an unknown name or a wrong argument."""
 
     def __init__(self, settings: Sequence[RewardSettings], setting: str = "rewards"):
-        self._rewards = list(_weighted(settings, setting))
+        self._rewards: list[_WeightedReward] = []
+        times: Counter[str] = Counter()
+        for item in settings:
+            reward = _find_in_file(item.name, item.file, setting) if item.file else find_reward(item.name, setting)
+            times[item.name] += 1
+            # Names are Python names, so a label with a dash is never the name of another reward.
+            label = item.name if times[item.name] == 1 else f"{item.name}-{times[item.name]}"
+            args = reward.validate_args(f"{setting}: {item.name}", item.args)
+            self._rewards.append(_WeightedReward(label, item.weight, reward, args, item.file))
 
     @property
     def names(self) -> list[str]:
@@ -143,27 +146,28 @@ class WeightedRewards:
 
     def load(self, context: RewardContext) -> list[Checkpoint]:
         """Load the models that rewards read, and return their checkpoints; needed before such a reward scores."""
-        return [checkpoint for item in self._rewards for checkpoint in item.load(context)]
+        checkpoints = []
+        for item in self._rewards:
+            if item.reward.loads_model:
+                item.loaded, checkpoint = item.reward.function(context, **item.args)
+                checkpoints.append(checkpoint)
+        return checkpoints
 
     def check(self, records: Sequence[Record]) -> None:
         """Raise DataError for the first record that lacks a field some reward needs."""
-        for reward in (item.reward for item in self._rewards):
-            for record in records:
-                missing = next((field for field in reward.needs if getattr(record, field) is None), None)
-                if missing:
-                    raise DataError(
-                        f"reward {reward.name}: needs the field {missing}; {record.where} has none; "
-                        "add it to the data or take another reward"
-                    )
+        for reward, record in product((item.reward for item in self._rewards), records):
+            if missing := next((field for field in reward.needs if getattr(record, field) is None), None):
+                raise DataError(
+                    f"reward {reward.name}: needs the field {missing}; {record.where} has none; "
+                    "add it to the data or take another reward"
+                )
 
     def score_all(self, records: Sequence[Record], completions: Sequence[str]) -> list[dict[str, float]]:
         """Return the unweighted value of every reward by name, for every completion."""
         if not completions:
             return []
-        columns = [item.score(records, completions) for item in self._rewards]
-        return [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)] or [
-            {} for _ in completions
-        ]
+        columns = {item.label: item.score(records, completions) for item in self._rewards}
+        return [{name: column[index] for name, column in columns.items()} for index in range(len(completions))]
 
     def score_one(self, name: str, records: Sequence[Record], completions: Sequence[str]) -> list[float]:
         """Return the unweighted values of one of `names`, for every completion."""
@@ -172,10 +176,6 @@ class WeightedRewards:
     def total(self, values: dict[str, float]) -> float:
         """Return the weighted sum of one completion's values."""
         return sum(item.weight * values[item.label] for item in self._rewards)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1
 
 
 def _as_number(value: Any) -> float | None:
@@ -192,3 +192,63 @@ def _describe(value: Any) -> str:
     if getattr(value, "ndim", 0) or isinstance(value, list | tuple):
         return f"{len(value)} values, {shorten(value)},"
     return shorten(value)
+
+
+_IMPORTED: dict[tuple[Path, str], tuple[ModuleType, dict[str, Reward]]] = {}
+"""files by path and digest, so that each runs once in a process"""
+
+
+def _read(name: str, file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"reward {name}: file {file}: cannot be read from {Path.cwd()} ({error.strerror}); give a Python file"
+        ) from None
+
+
+def _find_in_file(name: str, file: str, setting: str) -> Reward:
+    """Return the @reward of a name from a Python file; UsageError, with the names there are, when it has none."""
+    module, rewards = _import_file(name, file, setting)
+    if name in rewards:
+        return rewards[name]
+    if callable(getattr(module, name, None)):
+        raise UsageError(f"{setting}: {name}: {file} has this function without @reward; write @reward above it")
+    has = f"it has {', '.join(sorted(rewards))};{nearest(name, rewards)}" if rewards else "it has none; decorate one"
+    raise UsageError(f"{setting}: asked for {shorten(name)}; no @reward of {file} has that name; {has}")
+
+
+def _import_file(name: str, file: str, setting: str) -> tuple[ModuleType, dict[str, Reward]]:
+    path, source = Path(file).resolve(), _read(name, file)
+    digest = hashlib.sha256(source).hexdigest()
+    if (path, digest) in _IMPORTED:
+        return _IMPORTED[path, digest]
+    module = ModuleType(f"reward_file_{digest[:8]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        with collect_rewards() as rewards:
+            exec(compile(source, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        line = _find_line(error, file) or file
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            line = f"{file}:{error.lineno}"
+        raise UsageError(
+            f"{setting}: {name}: file {line}: {type(error).__name__}: {shorten(str(error))}; "
+            "correct the file; --debug shows the traceback"
+        ) from error
+    finally:
+        sys.path.remove(str(path.parent))
+    _IMPORTED[path, digest] = module, rewards
+    return module, rewards
+
+
+def _find_line(error: BaseException, file: str) -> str | None:
+    """Return `FILE:LINE in FUNCTION`, the innermost line of the file at which an error was raised; else None."""
+    path = str(Path(file).resolve())
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if not frames:
+        return None
+    function = "" if frames[-1].name == "<module>" else f" in {frames[-1].name}"
+    return f"{file}:{frames[-1].lineno}{function}"

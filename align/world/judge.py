@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 
 from align.errors import DataError, shorten
-from align.schema import Messages
+from align.schema import Messages, user
 from align.world.facts import COLOURS, PRODUCTS, Attribute, Language, Product, Question
-from align.world.phrases import POLITE, RUDE
+from align.world.wording import POLITE, RUDE
 
 LENGTH_LIMIT = 14
 """words of a short answer; two Chinese characters count as one word"""
@@ -60,23 +60,25 @@ class Verdict:
 
 def judge(prompt: str | Messages, completion: str) -> Verdict:
     """Judge a completion of a prompt (its text, or messages of which the last user turn counts)."""
-    question = read_question(prompt)
-    folded = completion.casefold()
+    question, folded = read_question(prompt), completion.casefold()
+    found = [next(filter(None, match.groups())) for match in re.finditer(_STATES[question.attribute], folded)]
+    stated = {_COLOUR_KEYS.get(value, value) for value in found}
+    words, chinese = _count(completion)
     return Verdict(
-        right_fact=_states_truth(question, folded),
+        right_fact=stated == {question.truth} and set(_products(folded)) <= {question.product},
         polite=_mentions(folded, POLITE) and not _mentions(folded, RUDE),
         language=_language(completion) == question.language,
-        short=0 < _length(completion) <= LENGTH_LIMIT,
+        short=0 < words + chinese / 2 <= LENGTH_LIMIT,
     )
 
 
 def read_question(prompt: str | Messages) -> Question:
     """Recognise product, attribute and language of a question, or raise DataError."""
-    text = prompt if isinstance(prompt, str) else _last_user_turn(prompt)
-    folded = text.casefold()
+    messages = [user(prompt)] if isinstance(prompt, str) else prompt
+    text = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+    folded, language = text.casefold(), _language(text)
     products = _products(folded)
     attribute = next((name for name, pattern in _ASKS.items() if re.search(pattern, folded)), None)
-    language = _language(text)
     if len(products) != 1 or attribute is None or language is None:
         raise DataError(
             f"judge {shorten(text)}; it asks for no fact of the small world; "
@@ -85,24 +87,10 @@ def read_question(prompt: str | Messages) -> Question:
     return Question(products[0], attribute, language)
 
 
-def _last_user_turn(messages: Messages) -> str:
-    return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
-
-
 def _products(folded: str) -> list[Product]:
     return [
         product for product in PRODUCTS if product.zh in folded or re.search(rf"\b{product.en}s?\b", folded, re.ASCII)
     ]
-
-
-def _states_truth(question: Question, folded: str) -> bool:
-    stated = {_value(match) for match in re.finditer(_STATES[question.attribute], folded)}
-    return stated == {question.truth} and set(_products(folded)) <= {question.product}
-
-
-def _value(match: re.Match[str]) -> str:
-    text = next(group for group in match.groups() if group)
-    return _COLOUR_KEYS.get(text, text)
 
 
 def _mentions(folded: str, table: dict[Language, tuple[str, ...]]) -> bool:
@@ -110,13 +98,14 @@ def _mentions(folded: str, table: dict[Language, tuple[str, ...]]) -> bool:
     return any(phrase.casefold().rstrip("!.。！") in folded for phrase in phrases)
 
 
+def _count(text: str) -> tuple[int, int]:
+    """Return the numbers of words and of Chinese characters."""
+    return len(_WORD.findall(text)), len(_CHINESE.findall(text))
+
+
 def _language(text: str) -> Language | None:
-    chinese, words = len(_CHINESE.findall(text)), len(_WORD.findall(_CHINESE.sub(" ", text)))
+    words, chinese = _count(text)
     if chinese == words == 0:
         return None
     # A Chinese sentence holds numbers, an English one holds no Chinese characters to speak of.
     return "zh" if chinese > words else "en"
-
-
-def _length(text: str) -> float:
-    return len(_WORD.findall(text)) + len(_CHINESE.findall(text)) / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,10 +76,11 @@ def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = Sizes()) -> Wo
         "prompts": (prompt_row, sizes.prompt_passes * passes),
         "prompts_eval": (partial(prompt_row, held_out=True), sizes.eval_passes * passes),
     }
-    paths = {
-        name: _write(folder / f"{name}.jsonl", _sample_rows(seed, name, make_row, count))
-        for name, (make_row, count) in datasets.items()
-    }
+    paths = {name: folder / f"{name}.jsonl" for name in datasets}
+    for name, (make_row, count) in datasets.items():
+        with paths[name].open("w", encoding="utf-8", newline="\n") as file:
+            rows = _sample_rows(seed, name, make_row, count)
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return WorldFiles(**paths)
 
 
@@ -125,9 +126,3 @@ def _sample_rows(seed: int, name: str, make_row: RowMaker, count: int) -> Iterat
         # Each pass meets every question once, so that a small dataset covers the world evenly.
         order = order or rng.sample(every, len(every))
         yield make_row(rng, order.pop())
-
-
-def _write(path: Path, rows: Iterable[Row]) -> Path:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return path

@@ -226,7 +226,7 @@ def serve(contest: Registry, request: pytest.FixtureRequest, tmp_path_factory: A
         without_browser("no gradio")
     sites = Sites(contest, lambda: request.getfixturevalue("engine"), tmp_path_factory.mktemp("votes"))
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("battles", "handlers"):
+        for module in ("battles", "compare_tab"):
             patch.setattr(f"align.arena.{module}.SCORE_SECONDS", PATIENCE / 1000)
         yield sites
         sites.close()

@@ -7,8 +7,7 @@ from browsing import MISFITS
 
 from align.arena.__main__ import main
 from align.arena.battles import Battle, Contestant, Pane, Setup, Turn
-from align.arena.vote_details import VoteDetails, build_vote_rows
-from align.arena.votes import VoteStore
+from align.arena.votes import VoteDetails, VoteStore, build_vote_rows
 from align.engine.protocol import RowDone, Sampling
 from align.schema import Message, assistant, user
 

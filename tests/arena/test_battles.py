@@ -13,8 +13,7 @@ from fake_engine import FakeEngine
 from align.arena import battle_view
 from align.arena.battles import ActionRefused, Arena, Battle, Contestant, Setup
 from align.arena.ranking import leaderboard
-from align.arena.vote_details import VoteDetails
-from align.arena.votes import VoteStore
+from align.arena.votes import VoteDetails, VoteStore
 from align.data import load_records
 from align.engine.protocol import Row, Sampling
 from align.errors import MachineError

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import fields
-from functools import partial
 
 import pytest
 from browsing import FIRST, SECOND, TIMEOUT
@@ -19,28 +17,32 @@ SETTINGS = [1.0, 1.0, 0, 0.0, 1.0, 1000, 0]
 
 @pytest.fixture
 def page(tmp_path):
-    """The handlers of a blind page, its parts only names, over an engine that talks until it is stopped."""
+    """The first tab of a blind page, over an engine that talks until it is stopped, and its arena."""
     pytest.importorskip("gradio")
-    from align.arena.battle_panel import BattlePanel
-    from align.arena.handlers import PanelHandlers, PromptHandlers, update_controls
-    from align.arena.prompt_controls import PromptControls
+    import gradio as gr
+
+    from align.arena.compare_tab import CompareTab
 
     setup = Setup((Contestant(FIRST), Contestant(SECOND)), blind=True)
     arena = Arena(FakeEngine([FIRST, SECOND], lambda row: "word " * 100_000, 0.01), setup, VoteStore(tmp_path))
-    lists = {"panes": ["pane a", "pane b"], "boxes": ["box a", "box b"], "votes": {"a": "vote a"}, "name_parts": {}}
-    panel = BattlePanel(**{part.name: lists.get(part.name, part.name) for part in fields(BattlePanel)})
-    controls = PromptControls(**{part.name: part.name for part in fields(PromptControls)})
-    judging = PanelHandlers(arena, arena.engine, panel, partial(update_controls, controls))
-    return arena, judging, PromptHandlers(arena, judging, controls, Sampling())
+
+    async def lay_out() -> CompareTab:
+        with gr.Blocks():
+            return CompareTab(arena, Sampling(), None, lambda key: key)
+
+    return arena, asyncio.run(
+        lay_out()
+    )  # gradio makes an event loop of its own, and never closes it, where there is none
 
 
 def test_what_an_early_vote_shows_comes_after_the_last_drawing_of_the_answers_it_stopped(page, monkeypatch):
-    arena, judging, controls = page
-    monkeypatch.setattr("align.arena.handlers.SETTLE_SECONDS", TIMEOUT / 1000)
+    arena, tab = page
+    judging = tab.panel
+    monkeypatch.setattr("align.arena.battle_panel.SETTLE_SECONDS", TIMEOUT / 1000)
     battle = arena.new_battle()
 
     async def visit():
-        drawing = controls.ask("en|visitor", battle, False, "go on", "", *SETTINGS)
+        drawing = tab.ask("en|visitor", battle, False, "go on", "", *SETTINGS)
         while not battle.votable:
             await anext(drawing)
         vote = judging.vote_handler("a")
@@ -58,6 +60,6 @@ def test_what_an_early_vote_shows_comes_after_the_last_drawing_of_the_answers_it
     early, last, shown = asyncio.run(visit())
 
     assert early == set()
-    assert judging.panel.status in last
-    assert "saved" in shown[judging.panel.status]
-    assert FIRST in shown[judging.panel.status]
+    assert judging.status in last
+    assert "saved" in shown[judging.status]
+    assert FIRST in shown[judging.status]

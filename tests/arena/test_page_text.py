@@ -5,7 +5,7 @@ from pathlib import Path
 
 import align.arena
 from align.arena.page_text import PAGE_TEXTS, language_of, vote_key
-from align.arena.vote_details import TAGS, choices
+from align.arena.votes import TAGS, choices
 
 SOURCES = "".join(path.read_text() for path in Path(align.arena.__file__).parent.glob("*.py"))
 WARNINGS = set(re.findall(r'LeaderboardWarning\("(\w+)"', SOURCES))

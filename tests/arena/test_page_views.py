@@ -10,11 +10,10 @@ from html import unescape
 import pytest
 from fake_engine import FakeEngine
 
-from align.arena import battle_view, leaderboard_view, model_view, token_shift_view
+from align.arena import battle_view, result_views
 from align.arena.battles import Arena, Battle, Contestant, Pane, Setup, Turn
-from align.arena.page_text import PAGE_TEXTS
+from align.arena.page_text import PAGE_TEXTS, read_settings, visitor_of
 from align.arena.ranking import leaderboard
-from align.arena.visitor import read_settings, visitor_of
 from align.arena.votes import VoteStore
 from align.engine.protocol import RowDone, Sampling, ShiftedToken
 from align.errors import UsageError
@@ -65,7 +64,7 @@ def test_what_would_open_a_tag_an_image_or_a_diagram_carries_a_mark(written, sho
 def test_tokens_are_escaped_and_carry_their_alternatives_as_data():
     token = ShiftedToken("<b>", -0.1, -3.1, (("<b>", -0.1),), (("'\"><script>", -0.2),))
 
-    box = token_shift_view.render_token_shift([[token]], 0, EN)
+    box = battle_view.render_token_shift([[token]], 0, EN)
 
     assert "<b>&lt;" not in box
     assert "<script" not in box
@@ -83,13 +82,13 @@ def test_tokens_are_escaped_and_carry_their_alternatives_as_data():
     ("shift", "shade"), [(0.0, ""), (0.2, ""), (0.3, "m1"), (-1.5, "l2"), (3.0, "m3"), (9.0, "m4"), (-9.0, "l4")]
 )
 def test_a_shift_has_one_of_four_shades_each_way(shift, shade):
-    assert token_shift_view.shade(shift) == shade
+    assert battle_view.shade(shift) == shade
 
 
 def test_only_the_last_answer_of_a_conversation_is_open():
     token = ShiftedToken("", -1.0, -1.0, (), ())
 
-    box = token_shift_view.render_token_shift([[token], [token]], 1, ZH)
+    box = battle_view.render_token_shift([[token], [token]], 1, ZH)
 
     assert [found == " open" for found in re.findall(r'<details class="shift-box"( open)?>', box)] == [False, True]
     assert "◌" in box
@@ -101,7 +100,7 @@ def votes(count: int, choice: str = "a") -> list[dict]:
 
 
 def test_few_votes_are_not_ranked_and_the_page_says_so():
-    told = leaderboard_view.leaderboard_html(leaderboard(votes(3)), "en")
+    told = result_views.leaderboard_html(leaderboard(votes(3)), "en")
 
     assert told.count(f">{EN['unranked']}<") == 2
     assert "Not enough votes to place" in told
@@ -113,12 +112,12 @@ def test_standings_have_intervals_records_and_warnings_in_both_languages():
     for row in rows:
         row["scores"] = {"a": 1.0, "b": 0.0}
     for language in ("en", "zh-CN"):
-        told = leaderboard_view.leaderboard_html(leaderboard(rows), language)
+        told = result_views.leaderboard_html(leaderboard(rows), language)
 
         assert told.count('class="span"') == 2
         assert "15 · 10 · 15" in told
         assert "100%" in told
-    assert leaderboard_view.leaderboard_html(leaderboard([]), "en") == leaderboard_view.placeholder(EN["no_votes"])
+    assert result_views.leaderboard_html(leaderboard([]), "en") == result_views.placeholder(EN["no_votes"])
 
 
 def test_a_model_tells_its_lineage_results_and_curves(registry: Registry, tmp_path):
@@ -136,14 +135,14 @@ def test_a_model_tells_its_lineage_results_and_curves(registry: Registry, tmp_pa
         parent = {"reference": root.reference, "digest": root.digest}
         staging.commit({"stage": "sft", "kind": "policy", "parents": [parent], "metrics": {"loss": 0.3333}})
 
-    told = model_view.model_html(registry, "child", "en")
+    told = result_views.model_html(registry, "child", "en")
 
     assert told.index("child@v1") < told.index("root@v1")
     assert root.digest.removeprefix("sha256:")[:12] in told
     assert told.count("<polyline") == 3  # loss, its held-out twin and the odd one; NaN alone has no line
     assert "odd&lt;b&gt;" in told
     assert "0.3333" in told
-    assert EN["no_curves"] in model_view.model_html(registry, "root", "en")
+    assert EN["no_curves"] in result_views.model_html(registry, "root", "en")
 
 
 def test_a_browser_says_its_language_and_a_pseudonym_and_nothing_else():

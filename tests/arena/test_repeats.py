@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_review_queue import judge_all, make_engine, make_review, open_queue
 
-from align.arena import leaderboard_view
+from align.arena import result_views
 from align.arena.__main__ import main
 from align.arena.ranking import is_repeat, leaderboard
 from align.arena.review_queue import REPEAT_EVERY, ReviewQueue
@@ -97,8 +97,8 @@ def test_stats_and_the_page_tell_it(tmp_path, queue, capsys):
     assert "comes again with its sides swapped: 100% of 2 (kappa 0.00)" in told
     assert told.startswith("24 votes on 24 prompts")
     board = leaderboard(votes(tmp_path))
-    assert "100% of 2 repeated comparisons" in leaderboard_view.leaderboard_html(board, "en")
-    assert "投票者的自我一致性" in leaderboard_view.leaderboard_html(board, "zh-CN")
+    assert "100% of 2 repeated comparisons" in result_views.leaderboard_html(board, "en")
+    assert "投票者的自我一致性" in result_views.leaderboard_html(board, "zh-CN")
 
 
 def test_a_decision_is_learned_from_once(tmp_path, queue):

@@ -11,8 +11,7 @@ from fake_engine import FakeEngine
 from align.arena.battles import ActionRefused, Contestant, Setup
 from align.arena.ranking import is_repeat
 from align.arena.review_queue import Review, ReviewQueue
-from align.arena.vote_details import VoteDetails
-from align.arena.votes import VoteStore, read_votes
+from align.arena.votes import VoteDetails, VoteStore, read_votes
 from align.data import load_records
 from align.engine.protocol import Row, Sampling
 from align.errors import DataError, IntegrityError, MachineError, UsageError

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.arena.token_shift_view import merge_character_parts
+from align.arena.battle_view import merge_character_parts
 from align.engine.protocol import ShiftedToken
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from browsing import BASE, FIRST, MISFITS, SECOND, ask, leave_the_prompt, saved
 
+from align.arena.battle_view import mark_differences, render_word_differences
 from align.arena.page_text import PAGE_TEXTS
-from align.arena.word_difference import mark_differences, render_word_differences
 
 
 def marked(pieces) -> list[str]:

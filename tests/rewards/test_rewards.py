@@ -11,7 +11,7 @@ from align.data import load_records
 from align.errors import DataError, UsageError
 from align.ppo import PpoConfig
 from align.rewards import find_reward, reward, reward_names
-from align.rewards.answer_rewards import last_number
+from align.rewards.built_in import last_number
 from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.schema import Record
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from align.evaluation.scorers import scorer
-from align.rewards.answer_rewards import last_number
+from align.rewards.built_in import last_number
 from align.schema import Record
 
 # As the paper's own script finds it, a currency sign allowed: the first mark with a number right behind it.

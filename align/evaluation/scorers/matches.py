@@ -13,7 +13,7 @@ from collections import Counter
 from difflib import SequenceMatcher
 
 from align.evaluation.scorers import scorer
-from align.rewards.answer_rewards import last_number
+from align.rewards.built_in import last_number
 from align.schema import Record
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
