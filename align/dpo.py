@@ -111,8 +111,7 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     from trl import DPOConfig, DPOTrainer
 
     from align.models.adapters import start_policy
-    from align.models.dropout import switch_off_dropout
-    from align.models.loading import Precision
+    from align.models.loading import Precision, switch_off_dropout
     from align.models.lora_starts import start_from_data
     from align.training.loop import train
     from align.training.reference import FirstStep
@@ -149,7 +148,7 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
 def _set_reference(config: DpoConfig, run: Run, trainer: Any, loaded: LoadedBase) -> None:
     """Freeze the adapter `ref`, prove that it equals the policy, and cache its log-probabilities if possible."""
     from align.models.adapters import attach_beside, drop_reference, freeze_reference
-    from align.models.stack import prove_fresh
+    from align.models.lora_starts import prove_fresh
     from align.training.reference import PAIRS, add_reference_logps
 
     if config.fresh_adapter:

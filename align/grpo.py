@@ -135,8 +135,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     from trl import GRPOConfig, GRPOTrainer
 
     from align.models.adapters import start_policy
-    from align.models.dropout import switch_off_dropout
-    from align.models.loading import Precision
+    from align.models.loading import Precision, switch_off_dropout
     from align.rl.grpo_rewards import GrpoRewards
     from align.training.reference import FirstStep
     from align.training.training_data import TokenisedSplits

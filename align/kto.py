@@ -62,8 +62,7 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     from trl import KTOConfig, KTOTrainer
 
     from align.models.adapters import drop_reference, freeze_reference, start_policy
-    from align.models.dropout import switch_off_dropout
-    from align.models.loading import Precision
+    from align.models.loading import Precision, switch_off_dropout
     from align.models.lora_starts import start_from_data
     from align.training.loop import train
     from align.training.reference import UNPAIRED, FirstStep, add_reference_logps

@@ -39,9 +39,8 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     from trl import RewardTrainer
 
     from align.evaluation.reward_report import report_held_out
-    from align.models.dropout import switch_off_dropout
     from align.models.heads import start_reward
-    from align.models.loading import Precision
+    from align.models.loading import Precision, switch_off_dropout
     from align.models.lora_starts import start_from_data
     from align.training.loop import train
     from align.training.trl_bridge import build_trainer, trl_arguments

@@ -28,74 +28,45 @@ _TASKS: Mapping[Ability, str] = {
     "int8": "be set on a base in int8",
 }
 
-_OTHER: Mapping[Ability, str] = {
+_Abilities = Mapping[Ability, str]
+_OTHER: _Abilities = {
     "mix": "PEFT mixes adapters in a batch for LoRA only",
     "stack": "only LoRA updates add up to one LoRA adapter",
     "share": "copies and mixed batches are proved for LoRA only",
 }
-_MIXED: Mapping[Ability, str] = {ability: reason for ability, reason in _OTHER.items() if ability != "mix"}
-_NEEDS_VALUES: Mapping[Ability, str] = {"count": "PEFT reads the base's weights to build it"}
-_NOT_NF4: Mapping[Ability, str] = {"nf4": "PEFT computes with the base's weights as if they were not quantized"}
-_NOT_QUANTIZED: Mapping[Ability, str] = {**_NOT_NF4, "int8": _NOT_NF4["nf4"]}
-_NOT_MOVED: Mapping[Ability, str] = {
-    "nf4": "its tensors stay as they are when it is trained there",
-    "int8": "its tensors stay as they are when it is trained there",
-}
-_PROMPT: Mapping[Ability, str] = {
+_NEEDS_VALUES: _Abilities = {**_OTHER, "count": "PEFT reads the base's weights to build it"}
+_NOT_NF4: _Abilities = {**_OTHER, "nf4": "PEFT computes with the base's weights as if they were not quantized"}
+_NOT_QUANTIZED: _Abilities = {**_NOT_NF4, "int8": _NOT_NF4["nf4"]}
+_NOT_MOVED = "its tensors stay as they are when it is trained there"
+_PROMPT: _Abilities = {
     "train": "it puts trained vectors in front of each row, which the generation engine and packed rows do not have"
 }
 
-TUNERS: Mapping[str, Mapping[Ability, str]] = {
+TUNERS: Mapping[str, _Abilities] = {
     LORA: {},
+    **dict.fromkeys(("BEFT", "C3A", "FOURIERFT", "GRALORA", "HIRA", "IA3", "LN_TUNING", "MISS", "OFT"), _OTHER),
+    **dict.fromkeys(("PVERA", "RANDLORA", "VBLORA", "VERA", "WAVEFT"), _OTHER),
+    **dict.fromkeys(("BOFT", "SHIRA"), _NEEDS_VALUES),
+    **dict.fromkeys(("DEFT", "HRA", "LOHA", "LOKR", "PEANUT"), _NOT_NF4),
+    **dict.fromkeys(("DELORA", "OSF", "PSOFT", "SUPERTUNING", "TINYLORA"), _NOT_QUANTIZED),
+    "ADAMSS": {**_NEEDS_VALUES, **_NOT_QUANTIZED},
+    "FROD": {**_NEEDS_VALUES, **_NOT_QUANTIZED},
     "ADALORA": {
         **_OTHER,
         "copy": "PEFT holds one trainable AdaLoRA adapter a model",
         "continue": "its ranks were given out for the steps it was trained for",
     },
-    "ADAMSS": {**_OTHER, **_NEEDS_VALUES, **_NOT_QUANTIZED},
-    "BEFT": _OTHER,
-    "BOFT": {**_OTHER, **_NEEDS_VALUES},
-    "C3A": _OTHER,
-    "DEFT": {**_OTHER, **_NOT_NF4},
-    "DELORA": {**_OTHER, **_NOT_QUANTIZED},
-    "FOURIERFT": _OTHER,
-    "FROD": {**_OTHER, **_NEEDS_VALUES, **_NOT_QUANTIZED},
-    "GLORA": {**_MIXED, **_NOT_QUANTIZED},
-    "GRALORA": _OTHER,
-    "HIRA": _OTHER,
-    "HRA": {**_OTHER, **_NOT_NF4},
-    "IA3": _OTHER,
+    "GLORA": {ability: reason for ability, reason in _NOT_QUANTIZED.items() if ability != "mix"},
     "LILY": {**_OTHER, "merge": "its layers share parts that PEFT does not merge"},
-    "LN_TUNING": _OTHER,
-    "LOHA": {**_OTHER, **_NOT_NF4},
-    "LOKR": {**_OTHER, **_NOT_NF4},
-    "MISS": _OTHER,
-    "OFT": _OTHER,
-    "OSF": {**_OTHER, **_NOT_QUANTIZED},
-    "PEANUT": {**_OTHER, **_NOT_NF4},
-    "PSOFT": {**_OTHER, **_NOT_QUANTIZED},
-    "PVERA": _OTHER,
-    "RANDLORA": _OTHER,
-    "ROAD": _MIXED,
-    "SHIRA": {**_OTHER, **_NEEDS_VALUES},
-    "SUPERTUNING": {**_OTHER, **_NOT_QUANTIZED},
-    "TINYLORA": {**_OTHER, **_NOT_QUANTIZED},
+    "ROAD": {ability: reason for ability, reason in _OTHER.items() if ability != "mix"},
     "TRAINABLE_TOKENS": {
         **_OTHER,
         "copy": "PEFT holds one set of trained tokens a model",
         "score": "PEFT saves no head beside trained tokens",
     },
-    "UNILORA": {**_OTHER, **_NEEDS_VALUES, **_NOT_MOVED},
-    "VBLORA": _OTHER,
-    "VERA": _OTHER,
-    "WAVEFT": _OTHER,
-    "ADAPTION_PROMPT": _PROMPT,
-    "CARTRIDGE": _PROMPT,
-    "CPT": _PROMPT,
-    "MULTITASK_PROMPT_TUNING": _PROMPT,
-    "P_TUNING": _PROMPT,
-    "PREFIX_TUNING": _PROMPT,
-    "PROMPT_TUNING": _PROMPT,
+    "UNILORA": {**_NEEDS_VALUES, "nf4": _NOT_MOVED, "int8": _NOT_MOVED},
+    **dict.fromkeys(("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING"), _PROMPT),
+    **dict.fromkeys(("PREFIX_TUNING", "PROMPT_TUNING"), _PROMPT),
     "POLY": {"train": "it needs the number of a task with every row"},
     "SHADOW": {"train": "it runs a second network, whose state the generation engine does not keep"},
     "XLORA": {"train": "it routes between adapters that are trained already"},
@@ -113,10 +84,9 @@ def tuner_type(config: Mapping[str, Any]) -> str:
 
 def find_obstacle(tuner: str, ability: Ability) -> str | None:
     """Return why a tuner cannot do something here, or None when it can."""
-    abilities = TUNERS.get(tuner)
-    if abilities is None:
+    if tuner not in TUNERS:
         return "it is none of PEFT's tuners that are supported"
-    return abilities.get("train") or abilities.get(ability)
+    return TUNERS[tuner].get("train") or TUNERS[tuner].get(ability)
 
 
 def require(tuner: str, ability: Ability, subject: str, remedy: str = "use LoRA") -> None:
@@ -128,5 +98,5 @@ def require(tuner: str, ability: Ability, subject: str, remedy: str = "use LoRA"
 
 
 def trainable_tuners() -> list[str]:
-    """Return the names of the tuners that can be trained."""
-    return [name for name, abilities in TUNERS.items() if "train" not in abilities]
+    """Return the names of the tuners that can be trained, LoRA first."""
+    return sorted((name for name in TUNERS if "train" not in TUNERS[name]), key=lambda name: (name != LORA, name))

@@ -159,7 +159,7 @@ def padded_head(base: Any, trained_only: bool) -> Callable[..., Any]:
     import torch
     from trl.trainer.utils import FusedCausalLMOutput
 
-    from align.models.trained_head import score_tokens
+    from align.models.head_scores import score_tokens
 
     def forward(_self: Any, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **_: Any) -> Any:
         hidden = base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from align.models.scorer import score_sequences
+from align.models.head_scores import score_sequences
 from align.statistics import Proportion, correlation, wilson_interval
 
 if TYPE_CHECKING:

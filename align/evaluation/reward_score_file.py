@@ -177,7 +177,7 @@ def score_records(
     A single answer has a `score`; a pair has `score_chosen`, `score_rejected` and their `margin`. Values that a row had
     under these names move to its `meta`.
     """
-    from align.models.scorer import score_sequences
+    from align.models.head_scores import score_sequences
 
     for batch in batches:
         tokenised = [(record, _tokenise(record, loaded.tokenizer, limit, scored)) for record in batch]

@@ -1,25 +1,34 @@
-"""PEFT's configuration of an adapter, a new one's or a saved one's, and setting it on a model."""
+"""PEFT's configuration of an adapter, a new one's or a saved one's: the modules it is set on, and setting it there."""
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from align.config import LoraSettings
+from align.config import AdapterSettings, LoraSettings
 from align.errors import IntegrityError, UsageError, nearest, shorten
-from align.models.patterns import check_patterns
-from align.models.target_modules import ALL_LINEAR, all_linear, asked_targets, check_targets, is_transposed
-from align.tuners import LORA, tuner_type
+from align.models.adapter_kinds import check_patterns
+from align.registry import Checkpoint
+from align.tuners import LORA, OWN_TARGETS, tuner_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from peft import PeftConfig
 
-    from align.config import AdapterSettings
-    from align.registry import Checkpoint
+ALL_LINEAR = "all-linear"
+
+_EXPERT_NAMES = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
+"""Names that PEFT 0.21 takes for experts and their router, wherever they stand, in the models it converts."""
+
+_RAW_WEIGHT_MODELS = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+_RAW_WEIGHT_NAMES = {"out_proj", "conv1d"}
+"""PEFT 0.21 refuses these modules of these models: their kernels read the weight itself, past any adapter."""
+
+_NOT_ADAPTED = {"embed_tokens", "embed_positions", "embed_in", "embed_out", "wte", "wpe", "lm_head", "score"}
+"""Stored matrices that are no linear layers inside the model."""
 
 _OWNED = {"task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version"}
 """what align says itself in every adapter's configuration"""
@@ -50,32 +59,21 @@ def new_config(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM") -
 
 def _arguments(settings: AdapterSettings) -> dict[str, Any]:
     """Return our settings of a new adapter under PEFT's names."""
-    if not isinstance(settings, LoraSettings):
-        nested = {key: _nested_class(key)(**value) for key, value in settings.items() if key in _NESTED and value}
-        if nested_key := _NESTED_BY_START.get(str(settings.get("init_lora_weights"))):
-            nested.setdefault(nested_key, _nested_class(nested_key)())
-        if settings.get("init_lora_weights") == "loftq":
-            nested["loftq_config"] = settings.get("loftq_config") or {"loftq_bits": 4}
-        return {**settings, "peft_type": tuner_type(settings), **nested}
-    return {
-        "peft_type": LORA,
-        "r": settings.r,
-        "lora_alpha": settings.alpha,
-        "lora_dropout": settings.dropout,
-        "use_rslora": settings.use_rslora,
-        "use_dora": settings.use_dora,
-        "target_modules": settings.target_modules,
-    }
+    if isinstance(settings, LoraSettings):
+        renamed = {"alpha": "lora_alpha", "dropout": "lora_dropout"}
+        return {"peft_type": LORA} | {renamed.get(key, key): value for key, value in settings}
+    from peft.tuners.lora import config
+
+    nested = {key: getattr(config, name)(**settings[key]) for key, name in _NESTED.items() if settings.get(key)}
+    start = settings.get("init_lora_weights")
+    if (key := f"{start}_config") in _NESTED:
+        nested.setdefault(key, getattr(config, _NESTED[key])())
+    if start == "loftq":
+        nested["loftq_config"] = settings.get("loftq_config") or {"loftq_bits": 4}
+    return {**settings, "peft_type": tuner_type(settings), **nested}
 
 
 _NESTED = {"eva_config": "EvaConfig", "corda_config": "CordaConfig", "lora_ga_config": "LoraGAConfig"}
-_NESTED_BY_START = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
-
-
-def _nested_class(key: str) -> Any:
-    from peft.tuners.lora import config
-
-    return getattr(config, _NESTED[key])
 
 
 def _config_class(tuner: str) -> Any:
@@ -155,3 +153,122 @@ def set_trainable(model: Any, name: str, trainable: bool) -> None:
 def adapter_parameters(model: Any, name: str) -> Iterator[Any]:
     """Yield the parameters of one adapter."""
     return (parameter for key, parameter in model.named_parameters() if f".{name}." in key or key.endswith(f".{name}"))
+
+
+def asked_targets(settings: AdapterSettings) -> str | list[str] | None:
+    """Return the modules that settings of a new adapter ask for; None where PEFT chooses them by the architecture."""
+    if isinstance(settings, LoraSettings):
+        return settings.target_modules
+    default = None if tuner_type(settings) in OWN_TARGETS else ALL_LINEAR
+    return settings.get("target_modules", default)
+
+
+def all_linear(model: Any) -> str | list[str]:
+    """Return PEFT's `all-linear`, or the names it stands for where some must be left out."""
+    left_out = {name for name in _EXPERT_NAMES if converts_experts(model)}
+    left_out |= _RAW_WEIGHT_NAMES if model.config.model_type in _RAW_WEIGHT_MODELS else set()
+    if left_out or has_fused_experts(model):
+        return sorted(set(linear_names(model)) - left_out)
+    return ALL_LINEAR
+
+
+def describe_left_out(model: Any, settings: AdapterSettings) -> str | None:
+    """Return which linear modules a new adapter on `all-linear` is not set on, as a line; None when it is on all."""
+    if asked_targets(settings) != ALL_LINEAR or (chosen := all_linear(model)) == ALL_LINEAR:
+        return None
+    names, left_out = ", ".join(chosen), ", ".join(sorted(set(linear_names(model)) - set(chosen)))
+    if not has_fused_experts(model):
+        return f"{names} are adapted; PEFT cannot adapt {left_out} of this architecture"
+    also = f", and so do dense layers whose names PEFT takes for experts ({left_out})" if left_out else ""
+    return f"a mixture of experts; {names} are adapted, experts and router stay as they are{also}"
+
+
+def check_targets(model: Any, settings: AdapterSettings) -> None:
+    """Raise UsageError with the model's linear modules unless every module asked for is there."""
+    asked = asked_targets(settings)
+    if asked == ALL_LINEAR or not asked:
+        return
+    paths = [path for path, module in model.named_modules() if path]
+    if isinstance(asked, str):
+        missing = [] if any(re.fullmatch(asked, path) for path in paths) else [asked]
+    else:
+        plain = set(asked) - (_EXPERT_NAMES if converts_experts(model) else set())
+        missing = [each for each in asked if each in plain and not any(f".{p}".endswith(f".{each}") for p in paths)]
+    _refuse_missing(missing, linear_names(model), settings)
+
+
+def check_stored_targets(stored: dict[str, tuple[int, ...]], settings: AdapterSettings) -> None:
+    """Raise what `check_targets` does, from the names a base's weights are stored under, where these leave no doubt.
+
+    Plain names of a model without experts do; patterns and paths wait for the model, whose paths may be others.
+    """
+    asked = asked_targets(settings)
+    if not stored or not isinstance(asked, list) or any("expert" in path for path in stored):
+        return
+    if not any("." in name for name in asked):
+        names = {path.rpartition(".")[2] for path in stored}
+        linear = {path.rpartition(".")[2] for path, shape in stored.items() if len(shape) == 2} - _NOT_ADAPTED
+        _refuse_missing([name for name in asked if name not in names], linear, settings)
+
+
+def _refuse_missing(missing: list[str], linear: Iterable[str], settings: AdapterSettings) -> None:
+    if missing:
+        group = "lora" if isinstance(settings, LoraSettings) else "peft"
+        linear_modules = sorted(set(linear))
+        hint = nearest(missing[0], linear_modules)
+        listed = f" Its linear modules: {', '.join(linear_modules)}." if "known:" not in hint else ""
+        raise UsageError(
+            f"{group}.target_modules: {', '.join(missing)} asked; the model has no such module;{hint}{listed} "
+            f"Or write {ALL_LINEAR}"
+        )
+
+
+def linear_names(model: Any) -> Iterator[str]:
+    """Yield the last part of the path of every linear module except the heads and the routers of experts."""
+    heads = {id(model.get_output_embeddings()), id(getattr(model, "score", None))}
+    kinds = ((path, type(module).__name__) for path, module in model.named_modules())
+    routers = tuple(f"{path}." for path, kind in kinds if "Router" in kind or "Gating" in kind)
+    left_out = heads | adapter_modules(model)
+    for path, module in model.named_modules():
+        inside = path.startswith(routers) or path.endswith(".base_layer")
+        if is_linear(module) and id(module) not in left_out and not inside:
+            yield path.rpartition(".")[2]
+
+
+def adapter_modules(model: Any) -> set[int]:
+    """Return the ids of the modules that adapters have brought into a model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    parts = (getattr(layer, name) for layer in layers for name in layer.adapter_layer_names)
+    return {id(module) for part in parts if hasattr(part, "modules") for module in part.modules()}
+
+
+def is_linear(module: Any) -> bool:
+    """Return whether a module multiplies with a matrix: torch's Linear, a quantized one, or GPT-2's Conv1D."""
+    name = type(module).__name__
+    return "Linear" in name or name == "Conv1D"
+
+
+def has_fused_experts(model: Any) -> bool:
+    """Return whether a model holds the weights of its experts as parameters of three dimensions.
+
+    Convolutions, gates and time mixing of hybrid models have such parameters too; experts say so in their class.
+    """
+    experts = (module for module in model.modules() if "Expert" in type(module).__name__)
+    return any(parameter.ndim == 3 for module in experts for parameter in module.parameters(recurse=False))
+
+
+def converts_experts(model: Any) -> bool:
+    """Return whether PEFT takes names of linear modules of this model for its fused experts."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=sorted(_EXPERT_NAMES))
+    convert_peft_config_for_transformers(config, model, None)
+    return bool(config.target_parameters)
+
+
+def is_transposed(model: Any) -> bool:
+    """Return whether a model's layers hold (inputs, outputs), as GPT-2's do."""
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())

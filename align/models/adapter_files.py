@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, shorten
 from align.models.adapter_config import insert_adapter, saved_config
-from align.models.adapter_kinds import check_ranks, check_usable, read_trained_tokens
+from align.models.adapter_kinds import AdapterUse, check_ranks, check_usable, read_trained_tokens
 from align.models.lora_starts import is_converted, plain_config, plain_state
 from align.models.probes import probe_logits
+from align.registry import Checkpoint
 from align.tuners import LORA, Ability, require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from peft import PeftConfig
-
-    from align.models.adapter_kinds import AdapterUse
-    from align.registry import Checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
 _HEAD = ".score."
@@ -65,17 +62,13 @@ def insert_saved(
     config = saved_config(model, checkpoint, task, trainable=use == "train")
     state = read_adapter(checkpoint)
     check_ranks(checkpoint, state)
-    _refuse_quantized(model, config, checkpoint)
-    _refuse_other_tuner(model, config, checkpoint)
-    _refuse_beside_trained_tokens(model, config, checkpoint)
-    _refuse_overlap(model, config, state, checkpoint)
+    _check_place(model, config, state, checkpoint)
     written, config = config, plain_config(config) if is_converted(config) else config
-    is_lora = config.peft_type == LORA
-    if is_lora:
+    if config.peft_type == LORA:
         config.init_lora_weights = True
     if score is not None:
         config.modules_to_save = ["score"]
-    model = _inserted(model, config, name, checkpoint)
+    model = _insert(model, config, name, checkpoint)
     if is_converted(written):
         state = plain_state(model, name, written, state, checkpoint)
     if score is not None:
@@ -83,12 +76,12 @@ def insert_saved(
         (key,) = (key for key in fresh if key.endswith("score.weight"))
         state[key] = score(fresh[key])
     load_state(model, state, name, checkpoint)
-    if not is_lora:
-        _refuse_dead(model, name, checkpoint)
+    if config.peft_type != LORA and _is_dead(model, name):
+        raise IntegrityError(f"{checkpoint.reference}: the model answers the same without it; train it again")
     return model
 
 
-def _inserted(model: Any, config: PeftConfig, name: str, checkpoint: Checkpoint) -> Any:
+def _insert(model: Any, config: PeftConfig, name: str, checkpoint: Checkpoint) -> Any:
     try:
         with warnings.catch_warnings():
             # On tied embeddings that an adapter sets apart: they are served as PEFT serves them, and merged apart.
@@ -101,64 +94,50 @@ def _inserted(model: Any, config: PeftConfig, name: str, checkpoint: Checkpoint)
         ) from error
 
 
-def _refuse_quantized(model: Any, config: PeftConfig, checkpoint: Checkpoint) -> None:
-    """Raise UsageError where PEFT cannot compute with an adapter of this tuner over a quantized base."""
+def _is_dead(model: Any, name: str) -> bool:
+    """Return whether an adapter, of a tuner whose tensors do not tell, leaves every logit as it was."""
+    before = model.active_adapter
+    model.set_adapter(name, inference_mode=True)
+    same = probe_logits(model).equal(probe_logits(model, bare=True))
+    model.set_adapter(before, inference_mode=model.peft_config[before].inference_mode)
+    return same
+
+
+def _check_place(model: Any, config: PeftConfig, state: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """Raise UsageError where PEFT cannot set an adapter on this base, IntegrityError where it cannot beside others."""
     formats: dict[str, Ability] = {"is_loaded_in_4bit": "nf4", "is_loaded_in_8bit": "int8"}
     for attribute, quantization in formats.items():
         if getattr(model, attribute, False):
             require(config.peft_type.value, quantization, checkpoint.reference, "use quantization=none")
-
-
-def _refuse_other_tuner(model: Any, config: PeftConfig, checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError where adapters of two tuners would stand on one base, which PEFT cannot hold."""
-    beside = getattr(model, "peft_config", {}).values()
-    others = {str(other.peft_type.value) for other in beside} - {config.peft_type}
-    if others:
+    if not (others := getattr(model, "peft_config", {}).values()):
+        return
+    if tuners := {str(other.peft_type.value) for other in others} - {config.peft_type}:
         raise IntegrityError(
             f"{checkpoint.reference}: an adapter of the tuner {config.peft_type.value} beside one of "
-            f"{', '.join(others)}; PEFT holds one tuner a base; use them apart"
+            f"{', '.join(tuners)}; PEFT holds one tuner a base; use them apart"
         )
-
-
-def _refuse_dead(model: Any, name: str, checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError when an adapter, of a tuner whose tensors do not tell, leaves every logit as it was."""
-    before = model.active_adapter
-    model.set_adapter(name, inference_mode=True)
-    changes = not probe_logits(model).equal(probe_logits(model, bare=True))
-    model.set_adapter(before, inference_mode=model.peft_config[before].inference_mode)
-    if not changes:
-        raise IntegrityError(f"{checkpoint.reference}: the model answers the same without it; train it again")
-
-
-def _refuse_beside_trained_tokens(model: Any, config: PeftConfig, checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError where an adapter with trained tokens would stand beside another; PEFT 0.21 mixes them up."""
-    others = getattr(model, "peft_config", {}).values()
-    if others and any(read_trained_tokens(each) for each in (config, *others)):
+    if any(read_trained_tokens(each) for each in (config, *others)):  # PEFT 0.21 mixes them up
         raise IntegrityError(
             f"{checkpoint.reference}: an adapter with trained tokens (trainable_token_indices) cannot stand beside "
             "other adapters; use it with its base alone, or merge it with align registry merge"
         )
-
-
-def _refuse_overlap(model: Any, config: PeftConfig, state: dict[str, Any], checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError where one adapter holds a trained copy of a module that another one is set on."""
-    others = getattr(model, "peft_config", {}).values()
-    copied = {name.rpartition(".")[2] for each in others for name in _copied_modules(each)} - {"score"}
-    updated = {key.partition(".lora_")[0] for key in state if ".lora_" in key}
-    shared = {part for path in updated for part in path.split(".")} & copied
-    if others:
-        own = {name.rpartition(".")[2] for name in _copied_modules(config)}
-        paths = (path for path, module in model.named_modules() if hasattr(module, "lora_A"))
-        shared |= {part for path in paths for part in path.split(".")} & own
-    if shared:
+    # One adapter may not hold a trained copy of a module that another one is set on.
+    copied = {name for each in others for name in _copied_modules(each)} - {"score"}
+    shared = _path_parts(key.partition(".lora_")[0] for key in state if ".lora_" in key) & copied
+    adapted = _path_parts(path for path, module in model.named_modules() if hasattr(module, "lora_A"))
+    if shared := shared | (adapted & _copied_modules(config)):
         raise IntegrityError(
             f"{checkpoint.reference}: it and an adapter beside it meet in {', '.join(sorted(shared))}, of which one "
             "holds a trained copy (modules_to_save); load one of them at a time, or merge it"
         )
 
 
-def _copied_modules(config: PeftConfig) -> list[str]:
-    return list(getattr(config, "modules_to_save", None) or ())
+def _copied_modules(config: PeftConfig) -> set[str]:
+    return {name.rpartition(".")[2] for name in getattr(config, "modules_to_save", None) or ()}
+
+
+def _path_parts(paths: Iterable[str]) -> set[str]:
+    return {part for path in paths for part in path.split(".")}
 
 
 def adapter_state(model: Any, name: str) -> dict[str, Any]:
@@ -190,43 +169,28 @@ def check_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkp
     expected = {key: tuple(tensor.shape) for key, tensor in fresh.items()}
     stored = {key: tuple(tensor.shape) for key, tensor in state.items()}
     wrong = sorted(key for key in expected.keys() | stored.keys() if expected.get(key) != stored.get(key))
-    if wrong:
-        key = wrong[0]
-        _refuse_own_embeddings(wrong, expected, stored, checkpoint)
-        raise IntegrityError(
-            f"{checkpoint.reference}: {len(wrong)} of {len(expected)} adapter tensors do not fit its base, first {key} "
-            f"(expected {expected.get(key)}, found {stored.get(key)}); the file is incomplete or of another model"
-        )
-    _refuse_other_base_layers(state, fresh, checkpoint)
-    if model.peft_config[name].peft_type == LORA and not _is_live(state, fresh):
-        raise IntegrityError(f"{checkpoint.reference}: every lora_B is zero, so it changes nothing; train it again")
-
-
-def _refuse_own_embeddings(wrong: list[str], expected: Any, stored: Any, checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError, with the true reason, for an adapter that brings an embedding or a head of its own."""
-    for key in wrong:
+    for key in (key for key in wrong if key not in expected):
         module = key.removesuffix(".weight").rpartition(".")[2]
-        if (
-            key in stored
-            and key not in expected
-            and module in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
-        ):
+        if module in ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out"):
             raise IntegrityError(
                 f"{checkpoint.reference}: it holds a {module} of its own with {stored[key][0]} rows (tokens were added "
                 "to the base it was trained on), and its config does not name it in modules_to_save; use the base with "
                 "those tokens, or merge it where it was trained"
             )
-
-
-def _refuse_other_base_layers(state: dict[str, Any], fresh: dict[str, Any], checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError for a copy of a layer of the base that is not what the base has; it would replace it."""
+    if wrong:
+        key = wrong[0]
+        raise IntegrityError(
+            f"{checkpoint.reference}: {len(wrong)} of {len(expected)} adapter tensors do not fit its base, first {key} "
+            f"(expected {expected.get(key)}, found {stored.get(key)}); the file is incomplete or of another model"
+        )
     for key in (key for key in state if key.endswith(".base_layer.weight") and not fresh[key].is_meta):
-        ours, theirs = fresh[key].float().cpu(), state[key].float()
-        if not ours.allclose(theirs, rtol=1e-2, atol=1e-4):
+        if not fresh[key].float().cpu().allclose(state[key].float(), rtol=1e-2, atol=1e-4):
             raise IntegrityError(
                 f"{checkpoint.reference}: its copy of the base's {key.removesuffix('.base_layer.weight')} is not what "
                 "this base has; it would replace it for every model; use the base it was trained on"
             )
+    if model.peft_config[name].peft_type == LORA and not _is_live(state, fresh):
+        raise IntegrityError(f"{checkpoint.reference}: every lora_B is zero, so it changes nothing; train it again")
 
 
 def _is_live(state: dict[str, Any], fresh: dict[str, Any]) -> bool:
@@ -235,15 +199,17 @@ def _is_live(state: dict[str, Any], fresh: dict[str, Any]) -> bool:
     What is no update of two matrices (a bias, a trained token, a copy of a module) does something by itself.
     """
     factors = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
-    for key, tensor in state.items():
+    for key in (key for key, tensor in state.items() if bool(tensor.any())):
         partner = key.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
         is_update = partner != key and not key.endswith(".bias")
-        if is_update and bool(tensor.any()) and (partner not in state or bool(state[partner].any())):
+        if is_update and (partner not in state or bool(state[partner].any())):
             return True
-        beside = not any(part in key for part in (*factors, "lora_magnitude_vector", "base_layer", "score"))
-        if (beside or key.endswith(".bias")) and bool(tensor.any()):
+        if key.endswith(".bias") or not any(
+            part in key for part in (*factors, "lora_magnitude_vector", "base_layer", "score")
+        ):
             return True
-    magnitudes = [key for key in state if "lora_magnitude_vector" in key]
     return any(
-        fresh[key].is_meta or not state[key].float().allclose(fresh[key].float().cpu(), rtol=1e-4) for key in magnitudes
+        fresh[key].is_meta or not state[key].float().allclose(fresh[key].float().cpu(), rtol=1e-4)
+        for key in state
+        if "lora_magnitude_vector" in key
     )

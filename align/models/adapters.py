@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.config import write
+from align.config import AdapterSettings, write
 from align.errors import IntegrityError, UsageError
+from align.models import lora_starts
 from align.models.adapter_config import (
     adapter_parameters,
+    describe_left_out,
     explain_settings,
     insert_adapter,
     new_config,
@@ -20,21 +23,15 @@ from align.models.adapter_config import (
 from align.models.adapter_files import WEIGHTS, adapter_state, insert_saved
 from align.models.adapter_kinds import read_adapter_settings
 from align.models.loading import Precision, load_base
-from align.models.lora_starts import plain_start, start_from_weights, start_of
-from align.models.probes import logits_differ, probe_ids, probe_logits, prove_base_unmoved
-from align.models.stack import FRESH, FROZEN, WHOLE, concatenate, frozen_partner, set_beside_frozen
-from align.models.target_modules import ALL_LINEAR, all_linear, asked_targets, has_fused_experts, linear_names
+from align.models.lora_starts import FRESH, FROZEN, WHOLE, frozen_partner
+from align.models.probes import logits_differ, merge_adapter, probe_ids, probe_logits, prove_base_unmoved
 from align.models.tokenizers import check_template, check_tokenizer_size, fold_like, load_tokenizer
-from align.models.weight_merge import merge_adapter
+from align.registry import Checkpoint, Registry
+from align.registry.fingerprints import base_digests
 from align.tuners import tuner_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from peft import PeftConfig
-
-    from align.config import AdapterSettings
-    from align.registry import Checkpoint, Registry
 
 BASE = "__base__"
 """The name under which PEFT runs a row through the bare base."""
@@ -77,7 +74,8 @@ def start_policy(
         return _start_full(registry, checkpoint, precision)
     loaded = _load_base_of(registry, checkpoint, precision, write)
     _without_router_loss(loaded.model)
-    _tell_left_out(loaded, checkpoint, settings)
+    if not checkpoint.is_adapter and (left_out := describe_left_out(loaded.model, settings)):
+        write(f"{loaded.base.reference}: {left_out}")
     if checkpoint.is_adapter and not fresh:
         attach_adapter(loaded, checkpoint, "default", trainable=True)
     else:
@@ -109,22 +107,6 @@ def _without_router_loss(model: Any) -> None:
     config = model.config.get_text_config()
     if hasattr(config, "output_router_logits"):
         config.output_router_logits, config.router_aux_loss_coef = False, 0.0
-
-
-def _tell_left_out(loaded: LoadedBase, checkpoint: Checkpoint, settings: AdapterSettings) -> None:
-    """Print which linear modules a new adapter on `all-linear` is not set on."""
-    if checkpoint.is_adapter or asked_targets(settings) != ALL_LINEAR:
-        return
-    if (chosen := all_linear(loaded.model)) == ALL_LINEAR:
-        return
-    names = ", ".join(chosen)
-    left_out = ", ".join(sorted(set(linear_names(loaded.model)) - set(chosen)))
-    if not has_fused_experts(loaded.model):
-        write(f"{loaded.base.reference}: {names} are adapted; PEFT cannot adapt {left_out} of this architecture")
-        return
-    also = f", and so do dense layers whose names PEFT takes for experts ({left_out})" if left_out else ""
-    kept = f"experts and router stay as they are{also}"
-    write(f"{loaded.base.reference}: a mixture of experts; {names} are adapted, {kept}")
 
 
 def load_models(registry: Registry, references: list[str], precision: Precision) -> LoadedBase:
@@ -201,14 +183,13 @@ def add_adapter(loaded: LoadedBase, settings: AdapterSettings, task: str = "CAUS
     config = new_config(loaded.model, settings, task)
     if task == "SEQ_CLS":
         config.modules_to_save = ["score"]
-        if start_of(config) == "lora_ga":
+        if lora_starts.start_of(config) == "lora_ga":
             raise UsageError("peft.init_lora_weights=lora_ga: LoRA-GA starts from a language model's loss; use eva")
-    is_plain = not isinstance(settings, dict)
     ids = probe_ids(loaded.model)
-    before = None if is_plain else probe_logits(loaded.model, ids)
+    before = probe_logits(loaded.model, ids) if isinstance(settings, dict) else None
     with explain_settings(settings):
-        loaded.model = insert_adapter(loaded.model, plain_start(config), FRESH)
-    start_from_weights(loaded, config)
+        loaded.model = insert_adapter(loaded.model, lora_starts.plain_start(config), FRESH)
+    lora_starts.start_from_weights(loaded, config)
     if before is not None and task == "CAUSAL_LM":
         after = probe_logits(loaded.model, ids)
         loaded.starts_as_base = not logits_differ(after, before, loaded.model.dtype)
@@ -222,15 +203,10 @@ def attach_adapter(loaded: LoadedBase, checkpoint: Checkpoint, name: str, *, tra
 
     A reward adapter is attached without its score head (`align.models.heads` loads that).
     """
-    check_base(loaded, checkpoint)
+    check_digests(checkpoint, loaded.base, loaded.registry)
     loaded.model = insert_saved(loaded.model, checkpoint, name, "train" if trainable else "serve")
     set_trainable(loaded.model, name, trainable)
     loaded.adapters[checkpoint.reference] = name
-
-
-def check_base(loaded: LoadedBase, checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError, with both digests, when an adapter was trained over another base than the loaded one."""
-    check_digests(checkpoint, loaded.base, loaded.registry)
 
 
 def check_digests(checkpoint: Checkpoint, base: Checkpoint, registry: Registry | None = None) -> None:
@@ -253,8 +229,6 @@ def digests_of_base(base: Checkpoint, registry: Registry | None = None) -> dict[
 
     With a `registry` they are remembered between processes, so that a large base is hashed once.
     """
-    from align.registry.fingerprints import base_digests
-
     location = base.location
     if not Path(location).is_dir():
         from huggingface_hub import snapshot_download
@@ -271,7 +245,7 @@ def attach_beside(loaded: LoadedBase, checkpoint: Checkpoint) -> None:
     """
     drop_reference(loaded.model)
     attach_adapter(loaded, checkpoint, FROZEN)
-    set_beside_frozen(loaded.model, FROZEN)
+    lora_starts.set_beside_frozen(loaded.model, FROZEN)
 
 
 def freeze_reference(loaded: LoadedBase) -> None:
@@ -345,8 +319,8 @@ def unrounded(model: Any) -> Iterator[None]:
     and steps of 5e-6 would vanish in the rounding.
     """
     quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
-    trained = ((key, value) for key, value in model.named_parameters() if value.requires_grad)
-    originals = {key: value.detach().clone() for key, value in trained} if quantized else {}
+    trained = {key: value for key, value in model.named_parameters() if value.requires_grad and quantized}
+    originals = {key: value.detach().clone() for key, value in trained.items()}
     yield
     for key, value in model.named_parameters():
         if key in originals:
@@ -358,19 +332,15 @@ def gather_weights(model: Any, adapter: str | None) -> dict[str, Any]:
 
     Under DDP every rank holds them all; sharded training gathers here what each rank holds.
     """
-    weights: dict[str, Any] = (
-        model.state_dict() if adapter is None else adapter_state(model, _saved_name(model, adapter))
-    )
-    return weights
+    return model.state_dict() if adapter is None else adapter_state(model, _saved_name(model, adapter))
 
 
 def _saved_name(model: Any, adapter: str) -> str:
     """Return the adapter that is saved for one: where a frozen one always acts with it, the two as one."""
-    frozen = frozen_partner(model)
-    if frozen is None or adapter != FRESH:
+    if (frozen := frozen_partner(model)) is None or adapter != FRESH:
         return adapter
     if WHOLE not in model.peft_config:
-        concatenate(model, (frozen, FRESH))
+        lora_starts.concatenate(model, (frozen, FRESH))
     return WHOLE
 
 
@@ -386,6 +356,5 @@ def save_adapter(
     state = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in weights.items()}
     save_file(state, folder / WEIGHTS)
     config = deepcopy(model.peft_config[adapter])
-    config.inference_mode = True
-    config.base_model_name_or_path = base_location
+    config.inference_mode, config.base_model_name_or_path = True, base_location
     config.save_pretrained(folder)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.errors import AlignError, IntegrityError
 from align.models.quiet_libraries import quiet_libraries
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from align.registry import Checkpoint
-
-_POSITIONS = ("max_position_embeddings", "n_positions")
+from align.registry import Checkpoint
+from align.registry.fingerprints import read_json
 
 
 def context_length(base: Checkpoint) -> int | None:
     """Return the number of positions a base holds, or None when its config does not say."""
-    return _size(base, *_POSITIONS)
+    return _size(base, "max_position_embeddings", "n_positions")
 
 
 def vocabulary_size(base: Checkpoint) -> int | None:
@@ -29,8 +25,6 @@ def vocabulary_size(base: Checkpoint) -> int | None:
 
 def _size(base: Checkpoint, *names: str) -> int | None:
     """Return a size from a base's config; its file is read first, because importing transformers takes seconds."""
-    from align.registry.fingerprints import read_json
-
     written = read_json(Path(base.location) / "config.json")
     written = written.get("text_config", written)
     for name in names:
@@ -41,25 +35,25 @@ def _size(base: Checkpoint, *names: str) -> int | None:
 
 def load_text_config(base: Checkpoint) -> Any:
     """Return the part of a base's config that is about text."""
-    quiet_libraries()
     with explain_load_errors(base):
-        from transformers import AutoConfig
+        return _load_config(base).get_text_config()
 
-        return AutoConfig.from_pretrained(
-            base.location, revision=base.revision, trust_remote_code=False
-        ).get_text_config()
+
+def _load_config(base: Checkpoint) -> Any:
+    quiet_libraries()
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False)
 
 
 def build_shapes(base: Checkpoint) -> Any:
     """Return a base as modules and shapes on torch's meta device: nothing is read but its config."""
     quiet_libraries()
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"), explain_load_errors(base):
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False)
-        )
+        return AutoModelForCausalLM.from_config(_load_config(base))
 
 
 def read_module_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -102,9 +96,10 @@ def explain_load_errors(checkpoint: Checkpoint) -> Iterator[None]:
     except Exception as error:  # whatever a config that is not what it seems makes the libraries raise
         if type(error).__name__ == "OutOfMemoryError":
             raise
-        raise IntegrityError(
-            f"{checkpoint.reference}: no model could be loaded ({_why(error)}); {_remedy(checkpoint)}"
-        ) from error
+        remedy = "give a registry reference, a folder with config.json and *.safetensors, or a hub id"
+        if not Path(checkpoint.location).is_dir():
+            remedy = "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"
+        raise IntegrityError(f"{checkpoint.reference}: no model could be loaded ({_why(error)}); {remedy}") from error
 
 
 def _why(error: Exception) -> str:
@@ -113,9 +108,3 @@ def _why(error: Exception) -> str:
         return "it wants code of its own to be run, which is never done here"
     first = next(filter(None, str(error).splitlines()), "")
     return first if isinstance(error, OSError | ValueError) and first else f"{type(error).__name__}: {first}"
-
-
-def _remedy(checkpoint: Checkpoint) -> str:
-    if not Path(checkpoint.location).is_dir():
-        return "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"
-    return "give a registry reference, a folder with config.json and *.safetensors, or a hub id"

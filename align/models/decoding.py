@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
 from align.errors import IntegrityError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
     from transformers.cache_utils import Cache
 
 _CACHE_ARGUMENTS = ("past_key_values", "cache_params")
@@ -52,11 +54,9 @@ class CachedRows:
 
     def append(self, other: CachedRows) -> None:
         """Add the rows of another batch of the same model below these; needs `can_resize` of both."""
-        import torch
-
         columns = max(self.columns, other.columns)
-        for rows in (self, other):
-            rows.resize(columns)
+        self.resize(columns)
+        other.resize(columns)
         self.mask = torch.cat([self.mask, other.mask])
         if self.cache is None or other.cache is None:
             return
@@ -67,38 +67,22 @@ class CachedRows:
 
     def resize(self, columns: int) -> None:
         """Pad with masked columns on the left up to this many, or crop there; needs `can_resize`."""
-        self.mask = _pad_mask(self.mask, columns) if columns > self.columns else self.mask[:, -columns:]
-        for layer in [] if self.cache is None else self.cache.layers:
-            _resize_layer(layer, columns)
+        self.mask = pad(self.mask, (columns - self.columns, 0))
+        for layer in self.cache.layers if self.cache is not None else ():
+            if layer.keys is None:
+                continue
+            held = columns
+            if layer.is_sliding:
+                held = min(columns, layer.sliding_window - 1)
+                layer.cumulative_length = columns
+            if (missing := held - layer.keys.shape[-2]) > 0:
+                layer.keys, layer.values = (pad(part, (0, 0, missing, 0)) for part in (layer.keys, layer.values))
+            elif missing < 0:  # a view: the next step copies it anyway
+                layer.keys, layer.values = layer.keys[..., -held:, :], layer.values[..., -held:, :]
 
     def add_column(self) -> None:
         """Make room for one more token of every row."""
-        self.mask = _pad_mask(self.mask, self.columns + 1, right=True)
-
-
-def _pad_mask(mask: Tensor, columns: int, *, right: bool = False) -> Tensor:
-    import torch
-
-    missing = columns - mask.shape[1]
-    return torch.nn.functional.pad(mask, (0, missing) if right else (missing, 0), value=int(right))
-
-
-def _resize_layer(layer: Any, columns: int) -> None:
-    import torch
-
-    if layer.keys is None:
-        return
-    held = columns
-    if layer.is_sliding:
-        held = min(columns, layer.sliding_window - 1)
-        layer.cumulative_length = columns
-    missing = held - layer.keys.shape[-2]
-    if missing > 0:
-        layer.keys, layer.values = (
-            torch.nn.functional.pad(part, (0, 0, missing, 0)) for part in (layer.keys, layer.values)
-        )
-    elif missing < 0:  # a view: the next step copies it anyway
-        layer.keys, layer.values = layer.keys[..., -held:, :], layer.values[..., -held:, :]
+        self.mask = pad(self.mask, (0, 1), value=1)
 
 
 class Decoder:
@@ -108,13 +92,12 @@ class Decoder:
         """Raise IntegrityError for a model that keeps no cache."""
         self._model = model
         self._accepted = inspect.signature(model.forward).parameters
-        cache_argument = next((name for name in _CACHE_ARGUMENTS if name in self._accepted), None)
-        if cache_argument is None:
+        if not (cache_arguments := [name for name in _CACHE_ARGUMENTS if name in self._accepted]):
             raise IntegrityError(
                 f"{type(model).__name__}: it keeps no cache from one token to the next, so it cannot generate text "
                 "here; choose another architecture"
             )
-        self._cache_argument = cache_argument
+        self._cache_argument = cache_arguments[0]
         self.vocabulary = int(model.config.get_text_config().vocab_size)
 
     @property
@@ -148,16 +131,13 @@ class Decoder:
         inputs = self._model.prepare_inputs_for_generation(ids, is_first_iteration=rows.cache is None, **options)
         output = self._model(**inputs, return_dict=True)
         rows.cache = output[self._cache_argument]
-        logits: Tensor = output.logits[:, -last:]
-        return logits
+        return output.logits[:, -last:]
 
 
-def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+def pad_left(prompts: Sequence[Sequence[int]], pad_token: int, device: Any) -> tuple[Tensor, Tensor]:
     """Return prompts as (ids, attention mask), both (B, longest), with the padding before the text."""
-    import torch
-
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    ids = torch.tensor([[pad_token] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     return ids, mask
 
@@ -167,8 +147,6 @@ def gumbel_noise(keys: Sequence[tuple[int, int]], size: int, device: torch.devic
 
     The largest of `logits + noise` is a sample of their softmax (Gumbel 1954).
     """
-    import torch
-
     first, second = torch.tensor(keys, device=device, dtype=torch.int32).T[:, :, None]
     words = torch.arange(size, device=device, dtype=torch.int32)[None] * _GOLDEN_RATIO ^ first
     words = _hash_words(_hash_words(words) ^ second)
@@ -225,8 +203,6 @@ def sample_from_uniform(logits: Tensor, uniform: Tensor, temperature: float, top
     The token is the first at which the cumulated probability exceeds the uniform number's share of the total, with the
     tokens in the order of their probability where only the likeliest are kept.
     """
-    import torch
-
     logprobs = (logits.float() / temperature).log_softmax(dim=-1)
     # A vocabulary of 100,000 cumulated in single precision is wrong in the fifth digit.
     ordered = logprobs.double().exp_()

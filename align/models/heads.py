@@ -5,20 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.config import write
+from align.config import AdapterSettings, write
 from align.errors import IntegrityError
 from align.models.adapter_files import WEIGHTS, insert_saved
 from align.models.adapters import LoadedBase, add_adapter, check_digests, tokenizer_checkpoint
 from align.models.base_files import read_module_shapes
 from align.models.loading import Precision, load_base
 from align.models.tokenizers import check_template, check_vocabulary, choose_pad_token, load_tokenizer
+from align.registry import Checkpoint, Registry
 
 if TYPE_CHECKING:
     import torch
-
-    from align.config import AdapterSettings
-    from align.models.adapter_kinds import AdapterUse
-    from align.registry import Checkpoint, Registry
 
 _TASK = "SEQ_CLS"
 _HEAD = "score.weight"
@@ -55,14 +52,13 @@ def load_scorer(registry: Registry, checkpoint: Checkpoint, precision: Precision
             check_vocabulary(checkpoint, loaded.tokenizer, loaded.base)
         check_template(checkpoint, loaded.tokenizer, "its own tokenizer")
         _attach(loaded, checkpoint, trainable=False)
-    loaded.model.requires_grad_(False)
-    loaded.model.eval()
+    loaded.model.requires_grad_(False).eval()
     return loaded
 
 
 def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> LoadedBase:
     """Load the checkpoint's base with a new score head in place of its language head, and no adapter yet."""
-    from align.models.score_layer import use_score_layer
+    from align.models.head_scores import use_score_layer
 
     if checkpoint.kind == "reward":
         check_score_head(checkpoint)
@@ -78,11 +74,11 @@ def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision)
 
 def _attach(loaded: LoadedBase, checkpoint: Checkpoint, *, trainable: bool) -> None:
     """Attach a saved adapter to the base, with its own score head when it is a reward model."""
-    use: AdapterUse = "train" if trainable else "serve"
     head = load_score_head(checkpoint).weight if checkpoint.kind == "reward" else None
     loaded.model = insert_saved(
-        loaded.model, checkpoint, "default", use, _TASK, lambda fresh: fresh if head is None else head
-    )
+        loaded.model, checkpoint, "default", "train" if trainable else "serve", _TASK,
+        lambda fresh: fresh if head is None else head,
+    )  # fmt: skip
 
 
 def check_score_head(checkpoint: Checkpoint) -> None:
@@ -98,7 +94,6 @@ def check_score_head(checkpoint: Checkpoint) -> None:
             f"hf download {checkpoint.location} --local-dir DIR"
         )
     path = Path(checkpoint.location) / WEIGHTS
-    shapes = []
     if not checkpoint.is_adapter:
         shapes = [shape for module, shape in read_module_shapes(checkpoint).items() if module == "score"]
     else:

@@ -1,25 +1,27 @@
-"""Loading a base model once, in the precision asked for; nothing else in the program reads model weights."""
+"""Loading a base once, in the precision asked for, with proof that its files hold the model its config announces.
+
+Nothing else in the program reads model weights.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+import re
+import sys
 import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from align.errors import MachineError, UsageError
-from align.models.base_files import explain_load_errors, read_tensor_shapes
+from align.config import StageConfig
+from align.errors import IntegrityError, MachineError, UsageError
+from align.models.base_files import build_shapes, explain_load_errors, load_text_config, read_tensor_shapes
 from align.models.quiet_libraries import quiet_libraries
-from align.models.stored_weights import check_announced, check_finite, check_loaded
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from align.config import StageConfig
-    from align.registry import Checkpoint
+from align.registry import Checkpoint
 
 HeadKind = Literal["causal", "score"]
 
@@ -28,6 +30,16 @@ _CHATTY = (
     "transformers.utils.loading_report",
     "transformers.distributed.tensor_parallel",
 )
+
+_NEW_HEAD = {"score.weight"}
+_MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.inv_freq$|(^|\.)position_ids$")
+"""buffers that older programs wrote beside the weights; they are computed anew"""
+
+_MOST_EMPTY = 8
+_ALWAYS_ALLOWED = 10_000_000
+"""a config may announce so many times the stored numbers, or so many numbers, before it is taken for a mistake"""
+
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -85,16 +97,14 @@ def load_base(
     """
     precision.check()
     quiet_libraries()
+    import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     loader = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
-    options = _weight_options(precision)
-    if head == "score":
-        options["num_labels"] = 1
     if stored := read_tensor_shapes(checkpoint):
-        check_announced(checkpoint, stored)
+        _check_announced(checkpoint, stored)
     with _quiet_load_report(), explain_load_errors(checkpoint):
-        # Misshapen tensors are named by `check_loaded`; transformers would only say that there are some.
+        # Misshapen tensors are named by `_check_loaded`; transformers would only say that there are some.
         model, report = loader.from_pretrained(
             checkpoint.location,
             revision=checkpoint.revision,
@@ -102,36 +112,39 @@ def load_base(
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **options,
+            **_weight_options(precision),
+            **({"num_labels": 1} if head == "score" else {}),
         )
-    check_loaded(checkpoint, model, report, new_head=head == "score" and "score.weight" not in stored)
-    check_finite(checkpoint, model)
+    _check_loaded(checkpoint, model, report, new_head=head == "score" and "score.weight" not in stored)
+    _check_finite(checkpoint, model)
     _keep_trainable_after_eval(model)
-    if precision.quantization != "none":
-        _let_go_of_files(model)
     model.requires_grad_(False)
-    return model.to(device or current_device()) if precision.quantization == "none" else model
+    if precision.quantization == "none":
+        return model.to(device or current_device())
+    # Weights that were not rounded are copied: one that is still the file's own memory keeps the whole file in it.
+    for parameter in filter(torch.is_floating_point, model.parameters()):
+        parameter.data = parameter.data.clone()
+    return model
 
 
 def _weight_options(precision: Precision) -> dict[str, Any]:
     import torch
-
-    dtype = torch.bfloat16 if precision.uses_bf16 else torch.float32
-    options: dict[str, Any] = {"dtype": dtype}
-    if precision.quantization != "none":
-        options["quantization_config"] = _quantization_config(precision.quantization, dtype)
-        options["device_map"] = {"": current_device()}
-    return options
-
-
-def _quantization_config(quantization: str, dtype: Any) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+    dtype = torch.bfloat16 if precision.uses_bf16 else torch.float32
+    match precision.quantization:
+        case "none":
+            return {"dtype": dtype}
+        case "int8":
+            rounding = BitsAndBytesConfig(load_in_8bit=True)
+        case "nf4":
+            rounding = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+    return {"dtype": dtype, "quantization_config": rounding, "device_map": {"": current_device()}}
 
 
 def _keep_trainable_after_eval(model: Any) -> None:
@@ -144,36 +157,115 @@ def _keep_trainable_after_eval(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Let a model compute its activations again in the backward pass instead of keeping them."""
-    with warnings.catch_warnings():
-        # The name that works from transformers 5.5 on; 5.23 has a newer one beside it.
-        warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _let_go_of_files(model: Any) -> None:
-    """Copy the weights that were not rounded: one that is still the file's own memory keeps the whole file in it."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.clone()
-
-
 @contextmanager
 def _quiet_load_report() -> Iterator[None]:
-    """Hide transformers' table of missing keys: `check_loaded` reads the same report and refuses."""
+    """Hide transformers' table of missing keys: `_check_loaded` reads the same report and refuses."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, _CHATTY)}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
+
+
+def _check_announced(base: Checkpoint, stored: dict[str, tuple[int, ...]]) -> None:
+    """Raise IntegrityError when a config announces a model far larger than `stored`, the shapes in its files.
+
+    Such a model would be built, and filled with random numbers, before anybody could say what is missing.
+    """
+    layers = getattr(load_text_config(base), "num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > len(stored):
+        raise IntegrityError(
+            f"{base.reference}: its config announces {layers} layers, its weights are {len(stored)} tensors; "
+            "restore config.json or the weights"
+        )
+    announced = sum(parameter.numel() for parameter in build_shapes(base).parameters())
+    in_files = sum(map(prod, stored.values()))
+    if announced > max(_MOST_EMPTY * in_files, _ALWAYS_ALLOWED + in_files):
+        raise IntegrityError(
+            f"{base.reference}: its config announces {announced:,} numbers, its weights hold {in_files:,}; restore "
+            "config.json or the weights"
+        )
+
+
+def _check_loaded(base: Checkpoint, model: Any, report: dict[str, Any], *, new_head: bool) -> None:
+    """Raise IntegrityError unless every weight of a model came from its files; `report` is transformers' own.
+
+    With `new_head` the score head may be new and the language head left over. Tensors for which the model has no
+    place at all (a vision tower, a value head) are told in a line; those that its layers should have had are refused.
+    """
+    missing = set(report["missing_keys"]) - (_NEW_HEAD if new_head else set())
+    misshapen = {
+        str(key): f"{key} (stored {_shape(a)}, expected {_shape(b)})" for key, a, b in report["mismatched_keys"]
+    }
+    unexpected = {key for key in report["unexpected_keys"] if not _MASKS.search(key)}
+    if new_head:
+        unexpected = {key for key in unexpected if not key.startswith(("lm_head.", "embed_out."))}
+    foreign = {key for key in unexpected if not _belongs(model, key)}
+    if problems := [
+        *_listed("missing", missing - misshapen.keys()),
+        *_listed("of another shape", misshapen.values()),
+        *_listed("unexpected", unexpected if missing or misshapen else unexpected - foreign),
+        *_listed("not readable", report.get("error_msgs") or ()),
+    ]:
+        raise IntegrityError(
+            f"{base.reference}: its weights are not the model its config announces: {'; '.join(problems)}; they would "
+            "be random or left out; convert or download the model again"
+        )
+    if foreign:
+        named = "; ".join(_listed("unused", foreign))
+        sys.stderr.write(f"{base.reference}: the model has no place for some of its tensors ({named})\n")
+
+
+def _check_finite(base: Checkpoint, model: Any) -> None:
+    """Raise IntegrityError when a weight of a model is not a finite number; rounded ones tell by their scale."""
+    import torch
+
+    broken = []
+    for key, value in model.named_parameters():
+        if (state := getattr(value, "quant_state", None)) is not None:
+            # The absolute maxima of the blocks, which may be rounded too; their mean is not.
+            offset = getattr(state, "offset", None)
+            value = offset if offset is not None else state.absmax
+        elif (scale := getattr(value, "SCB", None)) is not None:
+            value = scale
+        if value.is_meta or not value.is_floating_point() or not value.numel():
+            continue
+        # Neither end makes a copy; a number that is not finite spreads to both.
+        if not all(bool(torch.isfinite(end)) for end in torch.aminmax(value.detach())):
+            broken.append(key)
+    if broken:
+        raise IntegrityError(
+            f"{base.reference}: {'; '.join(_listed('not finite (NaN or infinite)', broken))}; convert or download the "
+            "model again"
+        )
+
+
+def _belongs(model: Any, key: str) -> bool:
+    """Return whether a tensor belongs to a layer of the model: its module is there, or the list of layers."""
+    module = model
+    for name in key.split(".")[:-1]:
+        if type(module).__name__ == "ModuleList":
+            return True
+        if (module := module._modules.get(name)) is None:
+            return False
+    return True
+
+
+def _listed(what: str, names: Iterable[str]) -> list[str]:
+    """Return a part of a message: the number of tensors, what is wrong with them, the first names; none if empty."""
+    listed = sorted(names)
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return [f"{len(listed)} {what}: {', '.join(listed[:_NAMED])}{more}"] if listed else []
+
+
+def _shape(shape: Any) -> str:
+    return "x".join(map(str, shape)) or "one number"
 
 
 def current_device() -> str:
@@ -191,3 +283,27 @@ def save_base(model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any] 
     disable_progress_bar()
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let a model compute its activations again in the backward pass instead of keeping them."""
+    with warnings.catch_warnings():
+        # The name that works from transformers 5.5 on; 5.23 has a newer one beside it.
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def switch_off_dropout(model: Any) -> None:
+    """Make training and evaluation the same function.
+
+    Dropout modules are not all: OPT calls the function with a rate it keeps as a number, attention modules do so too,
+    and a layer can be dropped whole. TRL 1.16's `disable_dropout` only knows the modules.
+    """
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -6,18 +6,19 @@ Activations are not a formula: the model is run once on tensors without storage 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from align.config import StageConfig
+from align.models.adapter_config import adapter_modules, has_fused_experts, is_linear
 from align.models.base_files import build_shapes
-from align.models.counting import build_trained_shapes
+from align.models.head_scores import tile_rows
 from align.models.loading import Precision, checkpoint_activations
 from align.models.packed import FAMILIES
-from align.models.target_modules import adapter_modules, has_fused_experts, is_linear
-from align.models.trained_head import tile_rows
-
-if TYPE_CHECKING:
-    from align.config import StageConfig
-    from align.registry import Checkpoint
+from align.models.start_checks import build_trained_shapes
+from align.registry import Checkpoint
 
 LossHead = Literal["packed", "fused", "full", "score"]
 
@@ -75,8 +76,6 @@ def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, w
     Parts: weights, adapters, gradients, optimizer, activations, logits, allocator. Gradients grow while activations
     are freed, so the total counts the larger of the two moments, not both.
     """
-    import torch
-
     precision = Precision.of(config) if config.new_adapter is not None else Precision(bf16=False)
     model = build_shapes(base).to(torch.bfloat16 if precision.uses_bf16 else torch.float32)
     model = build_trained_shapes(model, parent, config)
@@ -93,13 +92,10 @@ def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, w
     holes = _HEAP_HOLES["full" if config.new_adapter is None else "adapter"] if config.fragments_heap else 0
     churned = sizes["activations"] + sizes["logits"]
     sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(holes * churned)
-    return sizes | {"total": _peak(sizes, accumulates=config.gradient_accumulation_steps > 1)}
-
-
-def _peak(sizes: dict[str, int], *, accumulates: bool) -> int:
     held = sum(sizes[part] for part in ("weights", "adapters", "optimizer", "allocator"))
-    passing = sizes["activations"] + sizes["logits"]
-    return held + (passing + sizes["gradients"] if accumulates else max(passing, sizes["gradients"]))
+    if config.gradient_accumulation_steps > 1:
+        return sizes | {"total": held + churned + sizes["gradients"]}
+    return sizes | {"total": held + max(churned, sizes["gradients"])}
 
 
 def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict[str, int]:
@@ -131,23 +127,16 @@ def _activations(model: Any, config: StageConfig, work: TrainingPass) -> int:
 
 
 def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> int:
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     causal = getattr(model, "get_base_model", lambda: model)()
     if work.head == "packed":
         causal.config._attn_implementation = _whole_attention()
     body = causal.base_model
-    # The product of fused experts has a shape rule for bfloat16 only.
-    scale = 1
     tensors = {**dict(body.named_parameters()), **dict(body.named_buffers())}
-    if has_fused_experts(body) and any(tensor.dtype == torch.float32 for tensor in tensors.values()):
-        scale, halved = 2, torch.bfloat16
-    else:
-        halved = None
+    # The product of fused experts has a shape rule for bfloat16 only.
+    halves = has_fused_experts(body) and any(tensor.dtype == torch.float32 for tensor in tensors.values())
     saved: dict[int, Any] = {}
     with FakeTensorMode():
-        imagined = {name: _imagine(tensor, halved) for name, tensor in tensors.items()}
+        imagined = {name: _imagine(tensor, torch.bfloat16 if halves else None) for name, tensor in tensors.items()}
         own = {tensor.untyped_storage()._cdata for tensor in imagined.values()}
 
         def keep(tensor: Any) -> Any:
@@ -164,8 +153,9 @@ def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> in
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), arithmetic:
                 torch.func.functional_call(body.train(), imagined, kwargs=inputs)
         except RuntimeError:
-            return _usual_activations(model, work)
-        return scale * sum(storage.nbytes() for storage in saved.values())
+            text = model.config.get_text_config()
+            return _USUAL_HIDDENS * text.num_hidden_layers * work.positions * text.hidden_size * _FULL_PRECISION
+        return (2 if halves else 1) * sum(storage.nbytes() for storage in saved.values())
 
 
 def _whole_attention() -> str:
@@ -181,22 +171,13 @@ def _whole_attention() -> str:
 
 def _imagine(tensor: Any, dtype: Any) -> Any:
     """Return a tensor like this one, without storage but on a real device, whose kernels are then asked."""
-    import torch
-
     chosen = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     empty = torch.empty(tensor.shape, dtype=chosen)
     return torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
 
 
-def _usual_activations(model: Any, work: TrainingPass) -> int:
-    config = model.config.get_text_config()
-    return _USUAL_HIDDENS * config.num_hidden_layers * work.positions * config.hidden_size * _FULL_PRECISION
-
-
 def _logits(model: Any, precision: Precision, work: TrainingPass) -> int:
     """Return the bytes above the hidden states at the worst moment of a step."""
-    import torch
-
     if work.head == "score":
         return 0
     head = model.get_output_embeddings()
@@ -209,6 +190,5 @@ def _logits(model: Any, precision: Precision, work: TrainingPass) -> int:
         return 2 * learned + _PACKED_TILES["learned" if learned else "frozen"] * tile
     tile = min(work.positions, _TILE_TOKENS) * min(vocabulary, _TILE_VOCABULARY)
     product = tile * (_HALF_PRECISION if precision.uses_bf16 else _FULL_PRECISION)
-    if torch.cuda.is_available():
-        return learned + product
-    return learned + product + int((_FUSED_TILES - 1) * tile * _FULL_PRECISION)
+    beside = 0 if torch.cuda.is_available() else int((_FUSED_TILES - 1) * tile * _FULL_PRECISION)
+    return learned + product + beside

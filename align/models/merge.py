@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from align.errors import IntegrityError, UsageError
 from align.models.adapter_files import insert_saved
@@ -14,19 +18,10 @@ from align.models.adapters import check_digests, digests_of_base, tokenizer_chec
 from align.models.base_files import explain_load_errors
 from align.models.heads import load_score_head
 from align.models.loading import HeadKind, Precision, load_base, save_base
-from align.models.probes import logits_differ, probe_logits
+from align.models.probes import logits_differ, merge_adapter, probe_logits
 from align.models.tokenizers import load_tokenizer
-from align.models.weight_merge import merge_adapter
-from align.registry import durable
+from align.registry import Checkpoint, Registry, durable
 from align.registry.checkpoint import read_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
-    from torch import Tensor
-
-    from align.registry import Checkpoint, Registry
 
 PROVENANCE = "merged_from.json"
 
@@ -53,8 +48,6 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
     Raises UsageError when there is nothing to merge or `out` is not empty, IntegrityError when something is damaged or
     made for another base.
     """
-    import torch
-
     checkpoint = registry.resolve(reference)
     if not checkpoint.is_adapter:
         raise UsageError(
@@ -63,7 +56,10 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UsageError(f"merge --out {out}: is there and not an empty folder; choose another")
     base, adapters = resolve_chain(registry, checkpoint)
-    model = _with_head(base, checkpoint)
+    is_reward = checkpoint.kind == "reward"
+    model = load_base(base, Precision(bf16=False), head="score" if is_reward else "causal")
+    if is_reward:
+        model.score.weight.data.copy_(load_score_head(checkpoint).weight)
     tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoint, base))
     model.config.pad_token_id = tokenizer.pad_token_id
     for below, adapter in zip([base, *adapters], adapters, strict=False):
@@ -74,11 +70,10 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
     model.to(_stored_dtype(base) if dtype == "auto" else getattr(torch, dtype))
     rounded = probe_logits(model, ids)
     difference = float((rounded - apart).abs().max())
-    notes = [*_warnings(adapters), f"on a probe its outputs differ from base and adapter together by {difference:.1e}"]
+    notes = (*_warnings(adapters), f"on a probe its outputs differ from base and adapter together by {difference:.1e}")
     model_dtype = model.dtype
     origin = {"reference": base.reference, "digests": digests_of_base(base, registry)}
     links = [{"reference": adapter.reference, "digest": adapter.digest} for adapter in adapters]
-    writes_text = checkpoint.kind != "reward"
 
     def prove(folder: Path) -> None:
         nonlocal model
@@ -86,9 +81,7 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
         _prove_written(folder, checkpoint, model_dtype, ids, rounded)
 
     size = _write(model, tokenizer, out, {"base": origin, "adapters": links}, prove)
-    return MergedModel(
-        checkpoint.reference, out, str(model_dtype).removeprefix("torch."), size, writes_text, tuple(notes)
-    )
+    return MergedModel(checkpoint.reference, out, str(model_dtype).removeprefix("torch."), size, not is_reward, notes)
 
 
 def resolve_chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Checkpoint]]:
@@ -106,17 +99,7 @@ def resolve_chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoin
     return below, adapters
 
 
-def _with_head(base: Checkpoint, checkpoint: Checkpoint) -> Any:
-    """Load the base in float32 with the head its adapter needs: the language head, or the saved score head."""
-    if checkpoint.kind != "reward":
-        return load_base(base, Precision(bf16=False))
-    model = load_base(base, Precision(bf16=False), head="score")
-    model.score.weight.data.copy_(load_score_head(checkpoint).weight)
-    return model
-
-
 def _stored_dtype(base: Checkpoint) -> torch.dtype:
-    import torch
     from transformers import AutoConfig
 
     with explain_load_errors(base):
@@ -134,10 +117,8 @@ def _warnings(adapters: list[Checkpoint]) -> list[str]:
 
 def _prove_written(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype, ids: Tensor, expected: Tensor) -> None:
     """Raise IntegrityError unless the model that plain transformers loads from a folder is the one that was merged."""
-    written = read_folder(folder)
     head: HeadKind = "score" if checkpoint.kind == "reward" else "causal"
-    model = load_base(written, Precision(bf16=False), head).to(dtype)
-    reread = probe_logits(model, ids)
+    reread = probe_logits(load_base(read_folder(folder), Precision(bf16=False), head).to(dtype), ids)
     if logits_differ(reread, expected, dtype):
         raise IntegrityError(
             f"merge {checkpoint.reference}: read back from its files, the merged model's logits differ by "

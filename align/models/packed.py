@@ -8,15 +8,16 @@ and the answers are put back where TRL expects them. Its trainers, losses and me
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from align.models.prefixes import PackedBatch, TokenRow, pack, pair_keys, prompt_keys, token_rows
-from align.models.trained_head import score_tokens
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from align.models.head_scores import score_tokens
+from align.models.prefixes import PackedBatch, pack, pair_keys, prompt_keys, token_rows
 
 ATTENTION = "align_packed"
 _PATH = "align_fast_path"
@@ -27,13 +28,9 @@ FAMILIES = {
 }  # fmt: skip
 """model types whose attention is plain and whose positions are given: the ones this is tested with"""
 
-_CHANGES_LOGITS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
+_CHANGES_LOGITS = {
+    "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier",
+}  # fmt: skip
 
 _CLOSE = {"float32": 1e-4, "other": 5e-2}
 _IGNORABLE = {"use_cache", "return_dict", "margin", "num_items_in_batch"}
@@ -74,35 +71,25 @@ class FastPath:
         wants_scores = inputs.get("fused_lm_head", False) if self._has_head else inputs.get("labels") is None
         taken = {"input_ids", "attention_mask", "labels", "fused_lm_head", *_IGNORABLE}
         taken |= _OF_PACKING if _SEQUENCE_STARTS in inputs else set()
-        return bool(wants_scores) and inputs.keys() <= taken and self._fits_window(inputs["input_ids"])
+        return bool(wants_scores) and inputs.keys() <= taken and _fits_window(self.model, inputs["input_ids"].shape[1])
 
     @property
     def _has_head(self) -> bool:
         return not hasattr(self.model, "score")
 
-    def _fits_window(self, ids: Tensor) -> bool:
-        window = getattr(self.model.config, "sliding_window", None)
-        return window is None or ids.shape[1] <= window
-
     def _packed(self, inputs: dict[str, Any]) -> Any:
         ids, labels = inputs["input_ids"], inputs.get("labels")
         sequences = token_rows(ids, inputs.get("attention_mask"), labels, inputs.get(_SEQUENCE_STARTS))
-        packed = pack(sequences, self._keys(sequences), ids.device)
-        hidden = self._backbone(packed)
-        if not self._has_head:
-            from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+        if self.shares_prefixes:
+            packed = pack(sequences, prompt_keys(sequences) if self._has_head else pair_keys(sequences), ids.device)
+        else:
+            packed = pack(sequences, list(range(len(sequences))), ids.device)
+        hidden = self.model.base_model(**backbone_inputs(packed)).last_hidden_state[0]  # (T, H)
+        if self._has_head:
+            return self._token_scores(hidden, packed, labels)
+        from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-            return SequenceClassifierOutputWithPast(logits=self.model.score(hidden[packed.last]))
-        return self._token_scores(hidden, packed, labels)
-
-    def _keys(self, sequences: list[TokenRow]) -> list[Hashable]:
-        if not self.shares_prefixes:
-            return list(range(len(sequences)))
-        return prompt_keys(sequences) if self._has_head else pair_keys(sequences)
-
-    def _backbone(self, packed: PackedBatch) -> Tensor:
-        """Return the hidden states (T, H) of the packed row."""
-        return self.model.base_model(**backbone_inputs(packed)).last_hidden_state[0]
+        return SequenceClassifierOutputWithPast(logits=self.model.score(hidden[packed.last]))
 
     def _token_scores(self, hidden: Tensor, packed: PackedBatch, labels: Any) -> Any:
         from trl.trainer.utils import FusedCausalLMOutput
@@ -128,8 +115,6 @@ class FastPath:
 
     def _prove(self, inputs: dict[str, Any]) -> None:
         """Compare the shortest rows of the first batch with the stock path; step aside for good when they differ."""
-        import torch
-
         inputs = _shortest(inputs)
         training = self.model.training
         self.model.eval()
@@ -146,20 +131,14 @@ class FastPath:
         field = "log_probs" if self._has_head else "logits"
         expected, computed = getattr(stock, field).float(), getattr(ours, field).float()
         difference = float(((expected - computed).abs() / (1 + expected.abs())).max())
-        bound = _CLOSE["float32" if self._computes_exactly() else "other"]
-        if difference > bound:
+        # nf4 weights lie packed in bytes and are multiplied in single precision
+        types_of_weights = {parameter.dtype for parameter in self.model.parameters()}
+        exact = types_of_weights <= {torch.float32, torch.uint8} and not torch.is_autocast_enabled(expected.device.type)
+        if difference > _CLOSE["float32" if exact else "other"]:
             self.active = False
             self.print_line(
                 f"fast path: the first batch differs from the stock path by {difference:.1e}; the stock path is used"
             )
-
-    def _computes_exactly(self) -> bool:
-        """Return whether all arithmetic is in single precision: no smaller weights, no autocast, nothing in 8 bits."""
-        import torch
-
-        exact = torch.float32, torch.uint8  # nf4 weights lie packed in bytes and are multiplied in single precision
-        device = next(self.model.parameters()).device.type
-        return not torch.is_autocast_enabled(device) and all(each.dtype in exact for each in self.model.parameters())
 
 
 def _shortest(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -204,11 +183,15 @@ def use_fast_path(model: Any, print_line: Callable[[str], None], temperature: fl
 
 def accepts_packed_rows(model: Any, longest: int) -> bool:
     """Let the backbone of a model take `backbone_inputs`; False where it cannot with sequences of so many tokens."""
-    window = getattr(model.config, "sliding_window", None)
-    if model.config.model_type not in FAMILIES or (window is not None and longest > window):
+    if model.config.model_type not in FAMILIES or not _fits_window(model, longest):
         return False
     _use_packed_attention(model)
     return True
+
+
+def _fits_window(model: Any, length: int) -> bool:
+    window = getattr(model.config, "sliding_window", None)
+    return window is None or length <= window
 
 
 def backbone_inputs(packed: PackedBatch) -> dict[str, Any]:
@@ -223,8 +206,6 @@ def backbone_inputs(packed: PackedBatch) -> dict[str, Any]:
 
 def plain_head(model: Any) -> nn.Linear | None:
     """Return the frozen language head of a model whose logits are its product and nothing more, else None."""
-    from torch import nn
-
     head = model.get_output_embeddings()
     frozen = isinstance(head, nn.Linear) and not head.weight.requires_grad
     return head if frozen and _logits_are_plain(model) else None
@@ -252,9 +233,6 @@ def packed_attention(
     packed: PackedBatch | None = options.pop("packed", None)
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
     fixed = {
         "scale": options.get("scaling"), "dropout_p": options.get("dropout", 0.0),
         "enable_gqa": key.shape[1] != query.shape[1],
@@ -266,10 +244,8 @@ def packed_attention(
         if segment.prefix is not None:
             prefix = slice(*segment.prefix)
             keys, values = (torch.cat([states[:, :, prefix], states[:, :, own]], 2) for states in (key, value))
-        queries = query[:, :, own]
+        mask = segment.mask
         answers.append(
-            scaled_dot_product_attention(
-                queries, keys, values, attn_mask=segment.mask, is_causal=segment.mask is None, **fixed
-            )
+            scaled_dot_product_attention(query[:, :, own], keys, values, mask, is_causal=mask is None, **fixed)
         )
     return torch.cat(answers, 2).transpose(1, 2).contiguous(), None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 IGNORED = -100
 SMALL = 256
 """tokens up to which a masked call costs less than several calls"""
-_SHARED = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,53 +83,41 @@ def attention_segments(trees: tuple[PrefixTree, ...], device: Any) -> tuple[Atte
         for begin, end in pairwise(tree.ends):
             if begin < end:
                 _join(spans, begin, end, prefix, single=False)
-    seen = _AttentionMask(trees, device)
+    build_mask = _mask_builder(trees, device)
     return tuple(
-        AttentionSegment(begin, end, prefix, None if single else seen.mask(begin, end, prefix))
+        AttentionSegment(begin, end, prefix, None if single else build_mask(begin, end, prefix))
         for begin, end, prefix, single in spans
     )
 
 
 def _join(spans: list[Any], begin: int, end: int, prefix: tuple[int, int] | None, *, single: bool) -> None:
     """Append a span, or widen the last one by it where both are small and see the same prefix."""
-    if spans:
-        first, last, other, _ = spans[-1]
-        if other == prefix and last == begin and end - first <= SMALL:
-            spans[-1] = (first, end, prefix, False)
-            return
-    spans.append((begin, end, prefix, single))
+    first, last, other, _ = spans[-1] if spans else (0, None, None, False)
+    if last == begin and other == prefix and end - first <= SMALL:
+        spans[-1] = (first, end, prefix, False)
+    else:
+        spans.append((begin, end, prefix, single))
 
 
-class _AttentionMask:
-    """The attention mask of a packed row, built for a span at a time."""
+def _mask_builder(trees: tuple[PrefixTree, ...], device: Any) -> Callable[..., Tensor]:
+    tree_of: list[int] = []
+    part_of: list[int] = []  # 0 is the shared prefix of a tree, then come its continuations
+    for number, tree in enumerate(trees):
+        for part, (begin, end) in enumerate(pairwise((tree.start, tree.prefix_end, *tree.ends))):
+            tree_of += [number] * (end - begin)
+            part_of += [part] * (end - begin)
+    places = torch.arange(len(tree_of), device=device)
+    owners, parts = torch.tensor(tree_of, device=device), torch.tensor(part_of, device=device)
 
-    def __init__(self, trees: tuple[PrefixTree, ...], device: Any) -> None:
-        import torch
-
-        tree_of: list[int] = []
-        continuation_of: list[int] = []
-        for number, tree in enumerate(trees):
-            tree_of += [number] * (tree.ends[-1] - tree.start)
-            continuation_of += [_SHARED] * (tree.prefix_end - tree.start)
-            begins = (tree.prefix_end, *tree.ends[:-1])
-            for continuation, (begin, end) in enumerate(zip(begins, tree.ends, strict=True)):
-                continuation_of += [continuation] * (end - begin)
-        self._tree, self._continuation = (
-            torch.tensor(tree_of, device=device),
-            torch.tensor(continuation_of, device=device),
-        )
-        self._place = torch.arange(len(tree_of), device=device)
-
-    def mask(self, begin: int, end: int, prefix: tuple[int, int] | None) -> Tensor:
+    def build(begin: int, end: int, prefix: tuple[int, int] | None) -> Tensor:
         """Return whether each token from `begin` to `end` sees each key, first those of the prefix: (tokens, keys)."""
-        import torch
+        asks = places[begin:end]
+        keys = asks if prefix is None else torch.cat([places[slice(*prefix)], asks])
+        related = owners[keys] == owners[asks][:, None]
+        shared = (parts[keys] == 0) | (parts[keys] == parts[asks][:, None])
+        return (keys <= asks[:, None]) & related & shared
 
-        asks = self._place[begin:end]
-        keys = asks if prefix is None else torch.cat([self._place[prefix[0] : prefix[1]], asks])
-        before = keys <= asks[:, None]
-        related = self._tree[keys] == self._tree[asks][:, None]
-        shared = (self._continuation[keys] == _SHARED) | (self._continuation[keys] == self._continuation[asks][:, None])
-        return before & related & shared
+    return build
 
 
 def token_rows(
@@ -144,8 +131,8 @@ def token_rows(
     rows = []
     for row, (tokens, row_labels) in enumerate(zip(ids, targets, strict=True)):
         real = attention_mask[row].tolist() if attention_mask is not None else [1] * len(tokens)
-        begin, count = real.index(1), sum(real)
-        rows.append(TokenRow(tokens[begin : begin + count], row_labels[begin : begin + count], row, begin))
+        own = slice(begin := real.index(1), begin + sum(real))
+        rows.append(TokenRow(tokens[own], row_labels[own], row, begin))
     return rows
 
 
@@ -154,25 +141,37 @@ def pack(sequences: list[TokenRow], keys: list[Hashable], device: Any) -> Packed
     groups: dict[Hashable, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
-    layout = _RowBuilder()
+    ids: list[int] = []
+    positions: list[int] = []
+    trees = []
+    trained: list[tuple[int, int, int, int]] = []
+    last = [0] * len(sequences)
     for members in groups.values():
-        layout.add([(index, sequences[index]) for index in members])
-    return layout.packed(device)
-
-
-def prompt_keys(sequences: list[TokenRow]) -> list[Hashable]:
-    """Return a key for each sequence by what stands before its first trained token."""
-    keys: list[Hashable] = []
-    for index, sequence in enumerate(sequences):
-        trained = next((position for position, label in enumerate(sequence.labels) if label != IGNORED), 0)
-        keys.append(tuple(sequence.tokens[:trained]) if trained else index)
-    return keys
-
-
-def pair_keys(sequences: list[TokenRow]) -> list[Hashable]:
-    """Return a key for each sequence of a batch whose second half answers the prompts of the first."""
-    half = len(sequences) // 2
-    return [index % half for index in range(len(sequences))] if len(sequences) % 2 == 0 else list(range(len(sequences)))
+        shared = _shared_length([sequences[index].tokens for index in members]) if len(members) > 1 else 0
+        start = len(ids)
+        ids += sequences[members[0]].tokens[:shared]
+        positions += range(shared)
+        ends = []
+        for index in members:
+            sequence = sequences[index]
+            begin = len(ids)
+            ids += sequence.tokens[shared:]
+            positions += range(shared, len(sequence.tokens))
+            ends.append(len(ids))
+            places = [*range(start, start + shared), *range(begin, len(ids))]
+            last[index] = places[-1]
+            trained += [
+                (places[position - 1], label, sequence.row, sequence.column + position - 1)
+                for position, label in enumerate(sequence.labels)
+                if label != IGNORED and position > 0
+            ]
+        trees.append(PrefixTree(start, start + shared, tuple(ends)))
+    sources, targets, rows, columns = torch.tensor(trained, dtype=torch.long, device=device).reshape(-1, 4).unbind(1)
+    packed_ids, packed_positions, ends_of = (torch.tensor(each, device=device) for each in (ids, positions, last))
+    return PackedBatch(
+        packed_ids[None], packed_positions[None], tuple(trees), attention_segments(tuple(trees), device),
+        sources, targets, rows, columns, ends_of,
+    )  # fmt: skip
 
 
 def _shared_length(rows: list[list[int]]) -> int:
@@ -181,53 +180,16 @@ def _shared_length(rows: list[list[int]]) -> int:
     return next((position for position, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-class _RowBuilder:
-    """A packed row under construction."""
+def prompt_keys(sequences: list[TokenRow]) -> list[Hashable]:
+    """Return a key for each sequence by what stands before its first trained token."""
+    keys: list[Hashable] = []
+    for index, sequence in enumerate(sequences):
+        trained = next((position for position, label in enumerate(sequence.labels) if label != IGNORED), 0)
+        keys.append(tuple(sequence.tokens[:trained]) or index)
+    return keys
 
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.positions: list[int] = []
-        self.trees: list[PrefixTree] = []
-        self.trained: list[tuple[int, int, int, int]] = []
-        self.last: dict[int, int] = {}
 
-    def add(self, members: list[tuple[int, TokenRow]]) -> None:
-        """Append sequences that may share their beginning."""
-        shared = _shared_length([sequence.tokens for _, sequence in members]) if len(members) > 1 else 0
-        start = len(self.ids)
-        self._extend(members[0][1].tokens[:shared], 0)
-        ends = []
-        for index, sequence in members:
-            begin = len(self.ids)
-            self._extend(sequence.tokens[shared:], shared)
-            ends.append(len(self.ids))
-            positions = [
-                start + position if position < shared else begin + position - shared
-                for position in range(len(sequence.tokens))
-            ]
-            self.last[index] = positions[-1]
-            self.trained += [
-                (positions[position - 1], label, sequence.row, sequence.column + position - 1)
-                for position, label in enumerate(sequence.labels)
-                if label != IGNORED and position > 0
-            ]
-        self.trees.append(PrefixTree(start, start + shared, tuple(ends)))
-
-    def _extend(self, tokens: list[int], position: int) -> None:
-        self.ids += tokens
-        self.positions += range(position, position + len(tokens))
-
-    def packed(self, device: Any) -> PackedBatch:
-        """Return the finished row."""
-        import torch
-
-        sources, targets, rows, columns = (
-            torch.tensor(self.trained, dtype=torch.long, device=device).reshape(-1, 4).unbind(1)
-        )
-        last = [self.last[index] for index in range(len(self.last))]
-        ids, positions, last_positions = (
-            torch.tensor(values, device=device) for values in (self.ids, self.positions, last)
-        )
-        trees = tuple(self.trees)
-        segments = attention_segments(trees, device)
-        return PackedBatch(ids[None], positions[None], trees, segments, sources, targets, rows, columns, last_positions)
+def pair_keys(sequences: list[TokenRow]) -> list[Hashable]:
+    """Return a key for each sequence of a batch whose second half answers the prompts of the first."""
+    count = len(sequences)
+    return [index % (count // 2) if count % 2 == 0 else index for index in range(count)]

@@ -11,20 +11,21 @@ import fcntl
 import hashlib
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from align.models.adapter_files import WEIGHTS
+from align.registry import Checkpoint
 from align.registry.durable import hash_file, write_durably
 
 if TYPE_CHECKING:
     import numpy
-
-    from align.registry import Checkpoint
 
 KEPT = 32
 """references in the cache; those used longest ago go"""
@@ -33,7 +34,7 @@ _FORMAT = 1
 """counted up when the same key and row would mean another number"""
 _PACKAGES = ("torch", "transformers", "peft")
 _DIGEST = 16
-_RECORD = _DIGEST + 4 + 4
+_BODY, _RECORD = struct.Struct(f"<{_DIGEST}sf"), struct.Struct(f"<{_DIGEST}sfI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,6 @@ def reference_key(base: dict[str, str], adapter: Checkpoint | None, precision: d
 
     Versions of the libraries are part of it: one of them may mend how a model is computed.
     """
-    from importlib.metadata import version
-
     files = (WEIGHTS, "adapter_config.json")
     facts = {
         "format": _FORMAT,
@@ -91,7 +90,7 @@ class ReferenceCache:
         with self._locked():
             data = self.path.read_bytes() if self.path.is_file() else b""
             whole = list(_whole(data))
-            if len(whole) * _RECORD != len(data):
+            if len(whole) * _RECORD.size != len(data):
                 write_durably(self.path, b"".join(_record(*record) for record in whole) + new)
                 return
             with self.path.open("ab") as file:
@@ -120,19 +119,14 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def _record(digest: bytes, value: float) -> bytes:
-    import numpy
-
-    body = digest + numpy.float32(value).tobytes()
-    return body + zlib.crc32(body).to_bytes(4, "little")
+    return _RECORD.pack(digest, value, zlib.crc32(_BODY.pack(digest, value)))
 
 
 def _whole(data: bytes) -> Iterator[tuple[bytes, float]]:
-    import numpy
-
-    for start in range(0, len(data) - _RECORD + 1, _RECORD):
-        body, check = data[start : start + _RECORD - 4], data[start + _RECORD - 4 : start + _RECORD]
-        if zlib.crc32(body).to_bytes(4, "little") == check:
-            yield body[:_DIGEST], float(numpy.frombuffer(body, numpy.float32, 1, _DIGEST)[0])
+    for start in range(0, len(data) - _RECORD.size + 1, _RECORD.size):
+        digest, value, check = _RECORD.unpack_from(data, start)
+        if zlib.crc32(data[start : start + _BODY.size]) == check:
+            yield digest, value
 
 
 def _keep_newest(folder: Path) -> None:
@@ -175,16 +169,16 @@ def score_answers(model: Any, answers: Sequence[AnswerTokens]) -> list[float]:
     The model is one a TRL trainer was built around: it takes labels and gives their log-probabilities.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    width = max(len(answer.ids) for answer in answers)
-    ids = torch.zeros(len(answers), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, -100)
-    for row, answer in enumerate(answers):
-        tokens = torch.from_numpy(answer.ids.astype("int64"))
-        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        labels[row, answer.start : len(tokens)] = tokens[answer.start :]
-    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    rows = [torch.from_numpy(answer.ids.astype("int64")) for answer in answers]
+    inputs = {
+        "input_ids": pad_sequence(rows, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        "labels": pad_sequence(rows, batch_first=True, padding_value=-100),
+    }
+    for labels, answer in zip(inputs["labels"], answers, strict=True):
+        labels[: answer.start] = -100
     on_device = {key: value.to(model.device) for key, value in inputs.items()}
     with torch.no_grad():
         log_probs = model(**on_device, use_cache=False, fused_lm_head=True).log_probs

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from align.errors import UsageError, nearest
 
@@ -32,8 +31,7 @@ CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True)
-class Preset:
+class Preset(NamedTuple):
     """The dimensions of a small Llama."""
 
     hidden_size: int
@@ -71,42 +69,28 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=control,
-        initial_alphabet=alphabet,
-        max_token_length=LONGEST_TOKEN,
-        show_progress=False,
-    )
+        vocab_size=vocab_size, special_tokens=control, initial_alphabet=alphabet,
+        max_token_length=LONGEST_TOKEN, show_progress=False,
+    )  # fmt: skip
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token=END,
-        pad_token=PAD,
-        additional_special_tokens=list(ROLE_TOKENS),
-        clean_up_tokenization_spaces=False,
-    )
+        tokenizer_object=bpe, eos_token=END, pad_token=PAD,
+        additional_special_tokens=list(ROLE_TOKENS), clean_up_tokenization_spaces=False,
+    )  # fmt: skip
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def build_base(preset: str | Preset, tokenizer: PreTrainedTokenizerBase, max_length: int = 512) -> PreTrainedModel:
+def build_base(preset: str, tokenizer: PreTrainedTokenizerBase, max_length: int = 512) -> PreTrainedModel:
     """Build a small decoder with random weights; seed torch first for the same weights twice."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    dims = find_preset(preset) if isinstance(preset, str) else preset
+    sizes = find_preset(preset)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=dims.hidden_size,
-        intermediate_size=dims.intermediate_size,
-        num_hidden_layers=dims.num_hidden_layers,
-        num_attention_heads=dims.num_attention_heads,
-        num_key_value_heads=dims.num_attention_heads,
-        max_position_embeddings=max_length,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+        vocab_size=len(tokenizer), **sizes._asdict(), num_key_value_heads=sizes.num_attention_heads,
+        max_position_embeddings=max_length, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
     return LlamaForCausalLM(config)
 
 

@@ -1,29 +1,35 @@
-"""Checks of the models a run starts from, before their weights are loaded."""
+"""Checks of the models a run starts from, and the shapes of what it trains, before their weights are loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from align.config import AdapterSettings, StageConfig
 from align.errors import IntegrityError, UsageError
-from align.models.adapter_config import check_peft_names, insert_adapter, saved_config
+from align.models.adapter_config import (
+    ALL_LINEAR,
+    check_peft_names,
+    check_stored_targets,
+    check_targets,
+    explain_settings,
+    insert_adapter,
+    new_config,
+    saved_config,
+    set_trainable,
+)
 from align.models.adapter_files import check_state, read_adapter
 from align.models.adapter_kinds import check_new_settings, check_ranks, check_usable, read_adapter_settings
 from align.models.adapters import check_digests, tokenizer_checkpoint
 from align.models.base_files import build_shapes, context_length, read_module_shapes, vocabulary_size
-from align.models.counting import build_trained_shapes, is_countable
 from align.models.heads import check_score_head
 from align.models.loading import Precision
-from align.models.stack import check_stackable
-from align.models.target_modules import ALL_LINEAR, check_stored_targets, check_targets
+from align.models.lora_starts import check_stackable, plain_start
 from align.models.tokenizers import check_template, check_tokenizer_size, load_tokenizer
-from align.tuners import require, tuner_type
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from align.config import AdapterSettings, StageConfig
-    from align.registry import Checkpoint, Registry
+from align.registry import Checkpoint, Registry
+from align.registry.fingerprints import digest_json
+from align.tuners import find_obstacle, require, tuner_type
 
 
 def check_files(config: StageConfig, registry: Registry, starts: dict[str, Checkpoint]) -> None:
@@ -63,7 +69,12 @@ def check_models(config: StageConfig, registry: Registry, starts: dict[str, Chec
     Precision.of(config).check()
     if isinstance(config.new_adapter, dict):
         check_peft_names(config.new_adapter)
-    tokenizers = {setting: _check_tokenizer(starts[setting], base) for setting, base in bases.items()}
+    tokenizers = {}
+    for setting, checkpoint in starts.items():
+        tokenizer = tokenizers[setting] = load_tokenizer(tokenizer_checkpoint(checkpoint, bases[setting]))
+        if checkpoint.is_adapter:
+            check_template(checkpoint, tokenizer, "its own tokenizer")
+        check_tokenizer_size(tokenizer, vocabulary_size(bases[setting]), checkpoint, bases[setting])
     if judge := starts.get("reward_model"):
         with _or_as_text(judge):
             _check_same_text(judge, tokenizers["reward_model"], tokenizers["model"])
@@ -80,8 +91,15 @@ def check_models(config: StageConfig, registry: Registry, starts: dict[str, Chec
 def _check_files(config: StageConfig, registry: Registry, checkpoint: Checkpoint, base: Checkpoint) -> None:
     """Check one start by its files alone, without a library that takes seconds to import."""
     check_digests(checkpoint, base, registry)
-    _check_committed(base, registry)
-    _check_positions(config, base)
+    recorded = ((base.manifest or {}).get("base") or {}).get("digests")
+    if recorded and registry.base_digests(base.location) != recorded:  # hashed once and remembered
+        base.check(hashes=True)
+    positions = context_length(base)
+    if positions is not None and config.row_length > positions:
+        raise UsageError(
+            f"{config.row_setting}={config.row_length}: {base.reference} holds {positions} positions; "
+            f"give {config.row_setting}={positions} or less"
+        )
     if checkpoint.is_adapter:
         checkpoint.check(hashes=True)
         tuner = tuner_type(read_adapter_settings(checkpoint))
@@ -105,36 +123,11 @@ def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
 
     state = read_adapter(checkpoint)
     check_ranks(checkpoint, state)
-    if not is_countable(tuner_type(read_adapter_settings(checkpoint))):
-        return
-    model = build_shapes(base)
-    with torch.device("meta"):
-        model = insert_adapter(model, saved_config(model, checkpoint, trainable=True), "default")
-    check_state(model, state, "default", checkpoint)
-
-
-def _check_committed(base: Checkpoint, registry: Registry) -> None:
-    """Check that a registered base is as it was committed; its weights are hashed once and remembered."""
-    recorded = ((base.manifest or {}).get("base") or {}).get("digests")
-    if recorded and registry.base_digests(base.location) != recorded:
-        base.check(hashes=True)
-
-
-def _check_positions(config: StageConfig, base: Checkpoint) -> None:
-    positions = context_length(base)
-    if positions is not None and config.row_length > positions:
-        raise UsageError(
-            f"{config.row_setting}={config.row_length}: {base.reference} holds {positions} positions; "
-            f"give {config.row_setting}={positions} or less"
-        )
-
-
-def _check_tokenizer(checkpoint: Checkpoint, base: Checkpoint) -> Any:
-    tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoint, base))
-    if checkpoint.is_adapter:
-        check_template(checkpoint, tokenizer, "its own tokenizer")
-    check_tokenizer_size(tokenizer, vocabulary_size(base), checkpoint, base)
-    return tokenizer
+    if _is_countable(tuner_type(read_adapter_settings(checkpoint))):
+        model = build_shapes(base)
+        with torch.device("meta"):
+            model = insert_adapter(model, saved_config(model, checkpoint, trainable=True), "default")
+        check_state(model, state, "default", checkpoint)
 
 
 def _over_one_base(starts: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
@@ -158,8 +151,6 @@ def _or_as_text(judge: Checkpoint) -> Iterator[None]:
 
 def _check_same_text(reward_model: Checkpoint, theirs: Any, ours: Any) -> None:
     """Check that a reward model and the policy, whose tokens it reads as they are, have one vocabulary."""
-    from align.registry.fingerprints import digest_json
-
     check_template(reward_model, ours, "the policy")
     read, written = (digest_json(tokenizer.get_vocab()) for tokenizer in (theirs, ours))
     if read != written:
@@ -167,3 +158,36 @@ def _check_same_text(reward_model: Checkpoint, theirs: Any, ours: Any) -> None:
             f"{reward_model.reference}: its tokenizer has the vocabulary {read}, the policy's {written}; "
             "it would read other words than were written; train the reward model from this policy"
         )
+
+
+def count_trainable(parent: Checkpoint, base: Checkpoint, config: StageConfig) -> tuple[int, int]:
+    """Trainable and total parameters of a run from `parent`: its own adapter's, a new LoRA's, or all."""
+    parameters = list(build_trained_shapes(build_shapes(base), parent, config).parameters())
+    return sum(each.numel() for each in parameters if each.requires_grad), sum(each.numel() for each in parameters)
+
+
+def build_trained_shapes(model: Any, parent: Checkpoint, config: StageConfig) -> Any:
+    """Return the shapes of a base with what a run from `parent` adds to it: its own adapter, a new one, or both.
+
+    Tuners that are built from the base's values are left out: there are none yet.
+    """
+    if config.new_adapter is None:
+        return model
+    import torch
+
+    with torch.device("meta"):
+        if config.fresh_adapter or not parent.is_adapter:
+            adapter = new_config(model, config.new_adapter)
+            if _is_countable(adapter.peft_type.value):
+                with explain_settings(config.new_adapter):
+                    model = insert_adapter(model, plain_start(adapter), "default")
+        if parent.is_adapter and _is_countable(tuner_type(read_adapter_settings(parent))):
+            name = "frozen" if config.fresh_adapter else "default"
+            model = insert_adapter(model, saved_config(model, parent, trainable=not config.fresh_adapter), name)
+            set_trainable(model, name, not config.fresh_adapter)
+    return model
+
+
+def _is_countable(tuner: str) -> bool:
+    """Return whether PEFT can set an adapter of this tuner on shapes without values."""
+    return find_obstacle(tuner, "count") is None

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.registry import Checkpoint
+
 if TYPE_CHECKING:
     from align.models.adapters import LoadedBase
-    from align.registry import Checkpoint
 
 _FILES = ("generation_config.json", "config.json")
 """Where a base says it; as in transformers, the second counts where the first is absent or says nothing."""
@@ -42,32 +43,32 @@ def find_stop_tokens(loaded: LoadedBase) -> StopTokens:
     reference = loaded.base.reference
     notes = [f"{reference}: {problem}"] if problem else []
     size = len(loaded.tokenizer)
-    valid = [token for token in listed if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < size]
+    valid = [token for token in listed if type(token) is int and 0 <= token < size]
     if wrong := [token for token in listed if token not in valid]:
         names = ", ".join(map(repr, wrong))
         notes.append(
             f"{reference}: {file} names {names} as the end of a text, which is no token here; it ends no answer"
         )
-    added = [token for token in dict.fromkeys(valid) if token not in stops]
+    texts_of = {token: repr(loaded.tokenizer.decode([token])) for token in dict.fromkeys(valid) if token not in stops}
+    added = list(texts_of)
     if len(valid) == len(added) == 1 and _is_leftover(loaded, added[0]):
         notes.append(
-            f"{reference}: {file} ends texts with token {added[0]} {_text(loaded, added[0])}, the default of this "
+            f"{reference}: {file} ends texts with token {added[0]} {texts_of[added[0]]}, the default of this "
             "architecture and an ordinary token here; it ends no answer"
         )
         added = []
     if added:
-        texts = ", ".join(f"{_text(loaded, token)} ({token})" for token in added[:_MOST_TOLD])
+        texts = ", ".join(f"{texts_of[token]} ({token})" for token in added[:_MOST_TOLD])
         texts += f" and {len(added) - _MOST_TOLD} more" if len(added) > _MOST_TOLD else ""
         notes.append(f"{reference}: answers also end at {texts}, as its {file} says")
     return StopTokens([*stops, *added], notes)
 
 
-def find_stop_ids(loaded: LoadedBase, print_line: Callable[[str], None] | None = None) -> list[int]:
+def find_stop_ids(loaded: LoadedBase, print_line: Callable[[str], None]) -> list[int]:
     """Return the ids of `find_stop_tokens`; its notes are printed by `print_line`."""
     stops = find_stop_tokens(loaded)
-    if print_line is not None:
-        for note in stops.notes:
-            print_line(note)
+    for note in stops.notes:
+        print_line(note)
     return stops.ids
 
 
@@ -94,17 +95,14 @@ def _listed(base: Checkpoint) -> tuple[str, list[Any], str | None]:
 
 def _read(base: Checkpoint, name: str) -> dict[str, Any]:
     """Read a JSON object beside the weights, empty when there is none; OSError or ValueError for anything else."""
-    path = Path(base.location) / name
+    path: Path | str | None = Path(base.location) / name
     if base.is_hub:
         from transformers.utils import cached_file
 
-        cached = cached_file(base.location, name, revision=base.revision, _raise_exceptions_for_missing_entries=False)
-        if cached is None:
-            return {}
-        path = Path(cached)
-    if not path.is_file():
+        path = cached_file(base.location, name, revision=base.revision, _raise_exceptions_for_missing_entries=False)
+    if path is None or not Path(path).is_file():
         return {}
-    written = json.loads(path.read_text(encoding="utf-8"))
+    written = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(written, dict):
         raise ValueError("not a JSON object")
     return written
@@ -112,10 +110,6 @@ def _read(base: Checkpoint, name: str) -> dict[str, Any]:
 
 def _is_leftover(loaded: LoadedBase, token: int) -> bool:
     """Return whether a lone id is the default of the model's config class and an ordinary token here."""
-    tokenizer, config = loaded.tokenizer, type(loaded.model.config.get_text_config())
-    added = tokenizer.added_tokens_decoder
-    return token not in added and getattr(config(), "eos_token_id", None) == token
-
-
-def _text(loaded: LoadedBase, token: int) -> str:
-    return repr(loaded.tokenizer.decode([token]))
+    config = type(loaded.model.config.get_text_config())
+    is_ordinary = token not in loaded.tokenizer.added_tokens_decoder
+    return is_ordinary and getattr(config(), "eos_token_id", None) == token

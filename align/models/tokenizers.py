@@ -5,13 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.errors import IntegrityError
 from align.models.quiet_libraries import quiet_libraries
-
-if TYPE_CHECKING:
-    from align.registry import Checkpoint
+from align.registry import Checkpoint
+from align.registry.fingerprints import digest_json, template_digest
 
 # For tokenizers that bring no template: roles as plain words, every turn closed by the tokenizer's own EOS.
 PLAIN_TEMPLATE = (
@@ -20,7 +19,6 @@ PLAIN_TEMPLATE = (
 )
 
 _CHOICES: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
-
 
 _SPARE = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>")
 _ZERO_BYTE = ("<0x00>", "\u0100")
@@ -39,16 +37,20 @@ def load_tokenizer(checkpoint: Checkpoint, print_line: Callable[[str], None] | N
             "set eos_token in tokenizer_config.json"
         )
     chosen = _CHOICES.setdefault(tokenizer, {})
+    notices = []
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = _spare_special_token(tokenizer)
-        chosen["pad_token"] = tokenizer.pad_token
-        _tell(print_line, f"{checkpoint.reference}: no pad token; {tokenizer.pad_token!r} is used")
+        # A special token that never ends a turn, so that padding is no stop; EOS when there is none.
+        vocabulary = tokenizer.get_vocab().keys() - {tokenizer.eos_token}
+        spare = (name for name in (*_SPARE, tokenizer.unk_token) if name in vocabulary)
+        tokenizer.pad_token = chosen["pad_token"] = str(next(spare, tokenizer.eos_token))
+        notices.append(f"no pad token; {tokenizer.pad_token!r} is used")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
         chosen["chat_template"] = "turns as 'Role: text', each ended by EOS"
-        _tell(
-            print_line, f"{checkpoint.reference}: no chat template; turns are written as 'Role: text' and end with EOS"
-        )
+        notices.append("no chat template; turns are written as 'Role: text' and end with EOS")
+    if print_line is not None:
+        for notice in notices:
+            print_line(f"{checkpoint.reference}: {notice}")
     return tokenizer
 
 
@@ -64,7 +66,6 @@ def fold_like(checkpoint: Checkpoint, tokenizer: Any) -> None:
     Where there is no system turn, both write the same; so the base can be read beside what was trained on it.
     """
     from align.data.rendering.fold_system import FOLD
-    from align.registry.fingerprints import template_digest
 
     trained = (checkpoint.manifest or {}).get("template_digest")
     folded = f"{FOLD}{tokenizer.chat_template}"
@@ -74,8 +75,6 @@ def fold_like(checkpoint: Checkpoint, tokenizer: Any) -> None:
 
 def check_template(checkpoint: Checkpoint, tokenizer: Any, whose: str) -> None:
     """Raise IntegrityError, with both digests, when a checkpoint was trained with another chat template than this."""
-    from align.registry.fingerprints import template_digest
-
     trained = (checkpoint.manifest or {}).get("template_digest")
     ours = template_digest(tokenizer.chat_template)
     if trained not in (None, ours):
@@ -99,8 +98,6 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, base: Checkpoint) -
 
     Tokens may have been added; those that the base knows must have kept their ids.
     """
-    from align.registry.fingerprints import digest_json
-
     ours, theirs = tokenizer.get_vocab(), load_tokenizer(base).get_vocab()
     if any(ours.get(token) != index for token, index in theirs.items()):
         raise IntegrityError(
@@ -110,7 +107,7 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Any, base: Checkpoint) -
         )
 
 
-def choose_pad_token(tokenizer: Any, reference: str, print_line: Callable[[str], None] | None = None) -> None:
+def choose_pad_token(tokenizer: Any, reference: str, print_line: Callable[[str], None]) -> None:
     """Give a tokenizer that pads with EOS another pad token, one that never ends a text.
 
     transformers scores a text at its last token that is not padding: padded with EOS that would be the token before the
@@ -124,10 +121,7 @@ def choose_pad_token(tokenizer: Any, reference: str, print_line: Callable[[str],
     never_last = (name for names in (spare, ordinary) for name in names if name != tokenizer.eos_token)
     tokenizer.pad_token = next(never_last)
     _CHOICES.setdefault(tokenizer, {})["pad_token"] = tokenizer.pad_token
-    _tell(
-        print_line,
-        f"{reference}: its pad token is its EOS token, which is scored; {tokenizer.pad_token!r} pads instead",
-    )
+    print_line(f"{reference}: its pad token is its EOS token, which is scored; {tokenizer.pad_token!r} pads instead")
 
 
 def _read(location: str, revision: str | None) -> Any:
@@ -138,27 +132,9 @@ def _read(location: str, revision: str | None) -> Any:
         return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     except Exception as error:  # whatever files that are not what they seem make the libraries raise
         if Path(location).is_dir():
-            found, remedy = f"it holds {_listing(location)}", "save the tokenizer beside the weights"
+            names = sorted(path.name for path in Path(location).iterdir())[:8]
+            found, remedy = f"it holds {', '.join(names) or 'nothing'}", "save the tokenizer beside the weights"
         else:
             found = next(filter(None, str(error).splitlines()), type(error).__name__).rstrip(".")
             remedy = "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"
         raise IntegrityError(f"{location}: no tokenizer could be read; {found}; {remedy}") from None
-
-
-def _spare_special_token(tokenizer: Any) -> str:
-    """Return a special token that never ends a turn, so that padding is no stop; EOS when there is none."""
-    vocabulary = tokenizer.get_vocab()
-    for candidate in (*_SPARE, tokenizer.unk_token):
-        if candidate in vocabulary and candidate != tokenizer.eos_token:
-            return str(candidate)
-    return str(tokenizer.eos_token)
-
-
-def _listing(location: str) -> str:
-    names = sorted(path.name for path in Path(location).iterdir())
-    return ", ".join(names[:8]) or "nothing"
-
-
-def _tell(print_line: Callable[[str], None] | None, line: str) -> None:
-    if print_line is not None:
-        print_line(line)

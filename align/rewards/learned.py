@@ -30,8 +30,8 @@ def learned(context: RewardContext, model: str, batch_size: Positive = 16) -> Lo
     """
     from align.data.rendering.fit_length import LengthLimit
     from align.models.base_files import context_length
+    from align.models.head_scores import score_sequences
     from align.models.heads import load_scorer
-    from align.models.scorer import score_sequences
 
     checkpoint = context.registry.resolve(model)
     loaded = load_scorer(context.registry, checkpoint, context.precision)

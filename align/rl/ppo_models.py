@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.models.adapter_config import adapter_parameters
 from align.models.adapters import LoadedBase, attach_adapter, copy_adapter, prove_frozen_copy, start_policy
-from align.models.dropout import switch_off_dropout
+from align.models.head_scores import score_tokens
 from align.models.heads import load_score_head
-from align.models.loading import Precision, checkpoint_activations
+from align.models.loading import Precision, checkpoint_activations, switch_off_dropout
 from align.models.packed import accepts_packed_rows, plain_head
 from align.models.tokenizers import check_template
-from align.models.trained_head import score_tokens
 from align.rl.maths import entropy, token_logprobs
 from align.rl.policy_sampling import SamplingPolicy
 
@@ -148,7 +147,7 @@ def _score_layer(weight: Tensor) -> torch.nn.Linear:
     """A new score layer in single precision with this weight (1, H)."""
     import torch
 
-    from align.models.score_layer import ScoreLayer
+    from align.models.head_scores import ScoreLayer
 
     layer = ScoreLayer(weight.shape[1], 1, bias=False)
     with torch.no_grad():

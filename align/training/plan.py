@@ -21,16 +21,15 @@ from align.data.token_cache import TokenisedDataset
 from align.errors import MachineError, UsageError
 from align.models.adapters import refuse_reward, tokenizer_checkpoint
 from align.models.base_files import load_text_config
-from align.models.counting import count_trainable
 from align.models.heads import check_score_head
-from align.models.memory import LossHead, TrainingPass, estimate_memory
-from align.models.start_checks import check_files, check_models
+from align.models.start_checks import check_files, check_models, count_trainable
 from align.models.tokenizers import load_tokenizer
 from align.training.ranks import Ranks
 from align.training.training_data import TrainingData
 from align.training.trl_bridge import check_passthrough
 
 if TYPE_CHECKING:
+    from align.models.memory import LossHead
     from align.registry import Checkpoint, Registry
     from align.training.stage import Stage
 
@@ -130,6 +129,8 @@ def _describe_memory(
     stage: Stage, config: StageConfig, registry: Registry, parent: Checkpoint, tokens: TokenisedDataset
 ) -> str:
     """Describe the peak memory of a training step by part."""
+    from align.models.memory import TrainingPass, estimate_memory
+
     base = registry.resolve_base(parent) if parent.is_adapter else parent
     lengths = tokens.lengths()
     sampled = config.row_length - config.token_length  # the longest completion that training samples after a row

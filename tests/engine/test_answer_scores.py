@@ -131,9 +131,9 @@ def rewarded(tmp_path_factory, tiny_base, preferences) -> tuple[Path, str]:
 
 def test_the_reward_model_beside_scores_as_it_does_alone_and_writes_nothing(rewarded):
     from align.models.adapters import load_models
+    from align.models.head_scores import score_sequences
     from align.models.heads import load_scorer
     from align.models.loading import Precision
-    from align.models.scorer import score_sequences
     from align.registry import open_registry
 
     root, base = rewarded

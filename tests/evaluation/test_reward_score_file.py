@@ -16,9 +16,9 @@ from align import reward
 from align.config import LoraSettings
 from align.models.adapter_config import adapter_parameters
 from align.models.adapters import digests_of_base, save_adapter
+from align.models.head_scores import score_sequences
 from align.models.heads import load_scorer, start_reward
 from align.models.loading import Precision
-from align.models.scorer import score_sequences
 from align.registry import Registry, open_registry
 from align.schema import assistant, user
 

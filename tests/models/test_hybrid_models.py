@@ -13,8 +13,7 @@ from zoo import ARCHITECTURES, EXPERTS, HYBRIDS, build_zoo_model
 from align import sft
 from align.config import LoraSettings
 from align.errors import UsageError
-from align.models.adapter_config import insert_adapter, new_config
-from align.models.target_modules import has_fused_experts
+from align.models.adapter_config import has_fused_experts, insert_adapter, new_config
 from align.registry import open_registry
 from align.training.command import main
 from align.training.packing import carries_state, prove_packing

@@ -12,9 +12,9 @@ from zoo import build_zoo_model
 
 from align import dpo, kto, reward, sft
 from align.models import packed, prefixes
+from align.models.head_scores import score_tokens
 from align.models.packed import FAMILIES, use_fast_path
 from align.models.prefixes import IGNORED, AttentionSegment, TokenRow, pack, pair_keys, prompt_keys, token_rows
-from align.models.trained_head import score_tokens
 from align.registry import open_registry
 from align.training.command import main
 from align.training.stage import Stage
@@ -184,7 +184,7 @@ def test_one_sequence_that_begins_another_shares_all_of_it():
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_head_scores_as_a_full_softmax_does(bias, frozen, monkeypatch):
-    monkeypatch.setattr("align.models.trained_head._TILE", 40 * 50)  # several tiles
+    monkeypatch.setattr("align.models.head_scores._TILE", 40 * 50)  # several tiles
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=bias).double().requires_grad_(not frozen)
     hidden = torch.randn(100, 16, dtype=torch.float64, requires_grad=True)

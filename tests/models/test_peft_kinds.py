@@ -17,7 +17,7 @@ from zoo import build_zoo_model
 from align import serve, sft
 from align.engine.adapter_groups import probe_models
 from align.errors import AlignError, IntegrityError, UsageError
-from align.models import adapters, probes, weight_merge
+from align.models import adapters, probes
 from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.models.merge import merge
@@ -246,16 +246,16 @@ def test_the_proof_at_the_start_names_the_adapter_that_moves_the_base(world, mon
 def test_a_merge_whose_logits_differ_ends_with_4_and_leaves_nothing(world, tmp_path, monkeypatch, capsys, place):
     """The head stays tied, as it did: in memory, or only in what is written."""
     if place == "memory":
-        monkeypatch.setattr(weight_merge, "_shared", lambda model: iter(()))
+        monkeypatch.setattr(probes, "_shared", lambda model: iter(()))
     else:
-        real = weight_merge._tie_again
+        real = probes._tie_again
 
         def tied(model):
             real(model)
             model.config.tie_word_embeddings = True
             model.tie_weights = lambda *_, **__: None
 
-        monkeypatch.setattr(weight_merge, "_tie_again", tied)
+        monkeypatch.setattr(probes, "_tie_again", tied)
         monkeypatch.setattr("align.models.merge.save_base", _save_tied)
     words = ["merge", str(world.adapter("tied-head")[0]), "--out", str(tmp_path / "whole")]
 

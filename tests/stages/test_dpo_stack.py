@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from align import dpo, sft
 from align.models.adapter_config import set_trainable
-from align.models.stack import WHOLE, concatenate
+from align.models.lora_starts import WHOLE, concatenate
 from align.registry import open_registry
 from align.training.command import main
 

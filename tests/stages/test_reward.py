@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from align import dpo, ppo, reward, sft
 from align.config import LoraSettings
+from align.models.head_scores import score_sequences
 from align.models.heads import load_scorer, start_reward
 from align.models.loading import Precision
-from align.models.scorer import score_sequences
 from align.ppo import PpoConfig
 from align.registry import Registry, open_registry
 from align.rl.experience import compute_reward_model_scores
