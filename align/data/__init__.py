@@ -6,7 +6,7 @@ The way of a row, from `data=NAME` to a `Record` of a `RecordSet` (`load.py` hol
        |
        v
     sources        dataset -> open file, folder or hub dataset -> raw rows
-       |           containers/: json_files, csv_files, arrow_files, text_files; folders chooses a split
+       |           containers/: json_files (and YAML), text_files (and CSV), arrow_files; folders chooses a split
        v
     load           raw row -> records, checked one by one -> the kind of record that a stage asks for
        |           formats/: the table of formats, one reader each; row_layout: which column plays which part

@@ -19,11 +19,10 @@ from align.data.containers.arrow_files import (
     read_saved,
     repair_of_columns,
 )
-from align.data.containers.csv_files import read_csv, read_tsv
 from align.data.containers.data_files import DataFile, ReadOptions, suffix_of
 from align.data.containers.folders import choose_files
-from align.data.containers.json_files import read_json, read_json_lines
-from align.data.containers.text_files import read_text_file, read_yaml_file
+from align.data.containers.json_files import read_json, read_json_lines, read_yaml_file
+from align.data.containers.text_files import read_csv, read_text_file, read_tsv
 from align.data.row_errors import RawRow
 from align.errors import DataError, UsageError, nearest, shorten
 

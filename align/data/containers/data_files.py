@@ -9,11 +9,12 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NoReturn
 
 from align.errors import DataError, UsageError, shorten
 
@@ -27,6 +28,7 @@ LONGEST_LINE = 256 << 20
 """A line longer than this is no row that could be trained on; it is refused before it fills the memory."""
 PACKED = (".gz", ".zst", ".zip")
 """Endings of packed files; the first bytes decide which packing it is."""
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "zip": b"PK\x03\x04"}
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -170,20 +172,23 @@ def _open_unpacked(file: DataFile) -> Iterator[IO[bytes]]:
     with raw:
         start = raw.read(4)
         raw.seek(0)
-        packing = next((packing for packing in _PACKINGS if start.startswith(packing.magic)), None)
+        packing = next((name for name, magic in _MAGIC.items() if start.startswith(magic)), None)
         if packing and not set(PACKED) & set(map(str.lower, file.path.suffixes)):
-            file.note(f"is packed ({packing.name}) although its name has no such ending; it was unpacked")
-        yield packing.unpack(raw, file) if packing else raw
+            file.note(f"is packed ({packing}) although its name has no such ending; it was unpacked")
+        yield _unpack(raw, packing, file)
 
 
-def _gunzip(raw: IO[bytes], _file: DataFile) -> IO[bytes]:
-    return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+def _unpack(raw: IO[bytes], packing: str | None, file: DataFile) -> IO[bytes]:
+    match packing:
+        case "gzip":
+            return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
+        case "zstd":
+            import pyarrow
 
-
-def _unzstd(raw: IO[bytes], _file: DataFile) -> IO[bytes]:
-    import pyarrow
-
-    return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
+            return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
+        case "zip":
+            return _unzip(raw, file)
+    return raw
 
 
 def _unzip(raw: IO[bytes], file: DataFile) -> IO[bytes]:
@@ -195,19 +200,6 @@ def _unzip(raw: IO[bytes], file: DataFile) -> IO[bytes]:
         return archive.open(members[0])
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{file.name}: the zip data cannot be read ({error}); unpack it by hand") from None
-
-
-class _Packing(NamedTuple):
-    name: str
-    magic: bytes
-    unpack: Callable[[IO[bytes], DataFile], IO[bytes]]
-
-
-_PACKINGS = (
-    _Packing("gzip", b"\x1f\x8b", _gunzip),
-    _Packing("zstd", b"\x28\xb5\x2f\xfd", _unzstd),
-    _Packing("zip", b"PK\x03\x04", _unzip),
-)
 
 
 def _read_blocks(stream: IO[bytes], file: DataFile) -> Iterator[bytes]:
@@ -246,9 +238,15 @@ def _without_bom(blocks: Iterator[bytes], file: DataFile) -> Iterator[bytes]:
 def _recode(blocks: Iterator[bytes], file: DataFile) -> Iterator[bytes]:
     """Yield blocks of another encoding as UTF-8; DataError names line and column of a byte that is not in it."""
     encoding = file.options.encoding
-    decoder = _make_decoder(encoding)
+    try:
+        b"a".decode(encoding, "replace")  # refuses codecs that are not of text, such as hex
+        decoder: Any = codecs.getincrementaldecoder(encoding)("strict")
+    except LookupError:
+        raise UsageError(
+            f"encoding: {encoding!r} is not known; write one such as utf-8, gb18030, utf-16 or latin-1"
+        ) from None
     line, column, rest = 1, 0, b""
-    for block in _with_end(blocks):
+    for block in chain(blocks, [b""]):
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
@@ -261,18 +259,3 @@ def _recode(blocks: Iterator[bytes], file: DataFile) -> Iterator[bytes]:
         line += done.count(b"\n")
         column = len(done) - done.rfind(b"\n") - 1 if b"\n" in done else column + len(done)
         yield text.removeprefix("\ufeff").encode("utf-8", "surrogatepass")
-
-
-def _with_end(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    yield from blocks
-    yield b""
-
-
-def _make_decoder(encoding: str) -> Any:
-    try:
-        b"a".decode(encoding, "replace")  # refuses codecs that are not of text, such as hex
-        return codecs.getincrementaldecoder(encoding)("strict")
-    except LookupError:
-        raise UsageError(
-            f"encoding: {encoding!r} is not known; write one such as utf-8, gb18030, utf-16 or latin-1"
-        ) from None

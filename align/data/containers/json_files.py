@@ -1,10 +1,14 @@
-"""JSON and JSON-lines, row by row, from files of any size; keys written twice are noticed."""
+"""JSON and JSON-lines, row by row, from files of any size, and YAML, which is held in memory and so bounded.
+
+Keys written twice are noticed.
+"""
 
 from __future__ import annotations
 
 import codecs
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
@@ -15,12 +19,15 @@ from align.data.containers.data_files import LONGEST_LINE, DataFile
 from align.data.formats import recognise
 from align.data.row_errors import RawRow, RowError
 from align.errors import DataError, UsageError, shorten
+from align.strict_yaml import load_yaml
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OTHER_SPELLINGS = re.compile(rb'"[ \t\r\n]+:|\\u0022').search
 """A key before a space, or a quote that is written as an escape."""
 _ROW_LISTS = ("data", "examples", "rows", "train")
 _CONVERSATION_LISTS = ("conversations", "dialogues", "dialogs")
+_LONGEST_YAML = 64 << 20
+"""Characters of a YAML file."""
 _LONGEST_LITERAL = 12
 """An error this near to the end of what was read may vanish once more is read."""
 _LONGEST_EXPONENT = 3
@@ -31,11 +38,11 @@ _TOO_DEEP = RowError("nested too deeply", "row", "is nested too deeply to be rea
 def read_json(file: DataFile) -> Iterator[RawRow]:
     """Return the rows of a `.json` file: a list, an object that holds one, or lines of JSON after all."""
     start = _read_start(file)
-    if start.startswith(b"{") and not _starts_with_object_line(start):
+    if start.startswith(b"{") and not _starts_with_line(start):
         return _object_rows(file)
     if file.options.rows_at and start:
         raise UsageError(f"{file.name}: rows_at means nothing here, the file is a list of rows; take it out")
-    if start.startswith(b"[") and not _starts_with_list_line(start):
+    if start.startswith(b"[") and not _starts_with_line(start):
         return _array_rows(file)
     if start:
         file.note("named .json but holds JSON-lines; it was read as such")
@@ -45,13 +52,51 @@ def read_json(file: DataFile) -> Iterator[RawRow]:
 def read_json_lines(file: DataFile) -> Iterator[RawRow]:
     """Return the rows of a `.jsonl` file: one a line, or a list after all."""
     start = _read_start(file)
-    if start.startswith(b"[") and not _starts_with_list_line(start):
+    if start.startswith(b"[") and not _starts_with_line(start):
         file.note("named as JSON-lines but holds a JSON array; it was read as such")
         return _array_rows(file)
     return _line_rows(file)
 
 
-def rows_of_object(whole: dict[str, Any], file: DataFile) -> Iterator[RawRow]:
+def read_yaml_file(file: DataFile) -> Iterator[RawRow]:
+    """Yield the rows of a YAML file: a list, or an object that holds one."""
+    lines: list[str] = []
+    size = 0
+    for line in file.decoded_lines():
+        lines.append(line)
+        size += len(line)
+        if size > _LONGEST_YAML:
+            raise DataError(
+                f"{file.name}: a YAML file of more than {_LONGEST_YAML >> 20}M characters; convert it to JSON"
+            )
+    try:
+        whole = _with_text_keys(load_yaml("".join(lines), file.name), file, set())
+    except UsageError as error:
+        raise DataError(str(error)) from None
+    except RecursionError:
+        raise DataError(f"{file.name}: nested too deeply to be read; flatten it") from None
+    if isinstance(whole, dict):
+        yield from _rows_of_object(whole, file)
+    elif isinstance(whole, list):
+        file.note("a YAML list; rows are numbered in place of lines")
+        yield from _number_rows(file, whole)
+    elif whole is not None:
+        raise DataError(f"{file.name}: holds {shorten(whole)}, not rows; give a list of rows")
+
+
+def _with_text_keys(value: Any, file: DataFile, seen: set[int]) -> Any:
+    """Return a YAML value with text as keys, as JSON has them; one repeated by an alias could unfold without end."""
+    if not isinstance(value, (dict, list)):
+        return value
+    if id(value) in seen:
+        raise DataError(f"{file.name}: repeats a value by an alias (*name); write it out")
+    seen.add(id(value))
+    if isinstance(value, list):
+        return [_with_text_keys(item, file, seen) for item in value]
+    return {str(key): _with_text_keys(item, file, seen) for key, item in value.items()}
+
+
+def _rows_of_object(whole: dict[str, Any], file: DataFile) -> Iterator[RawRow]:
     """Yield the rows inside one object, numbered in place of lines: under a key, by key, or the object itself."""
     if file.options.rows_at:
         yield from _number_rows(file, _values_at(file.options.rows_at, whole, file))
@@ -83,9 +128,8 @@ def find_rows_key(whole: dict[str, Any]) -> str | None:
 def _holds_rows(values: list[Any]) -> bool:
     """Return whether a list holds conversations, or rows with one, and not the turns of one conversation."""
     if values and all(isinstance(value, dict) for value in values):
-        return not any(key in value for value in values for key in ("role", "from", "speaker")) and bool(
-            recognise(values[0])
-        )
+        has_turns = any(key in value for value in values for key in ("role", "from", "speaker"))
+        return not has_turns and bool(recognise(values[0]))
     return bool(values) and isinstance(values[0], list)
 
 
@@ -103,7 +147,7 @@ def _values_at(path: str, whole: dict[str, Any], file: DataFile) -> list[Any]:
 
 def _number_rows(file: DataFile, values: Iterable[Any]) -> Iterator[RawRow]:
     for number, value in enumerate(values, start=1):
-        yield RawRow(file.name, number, _find_error(value) or value)
+        yield RawRow(file.name, number, value)
 
 
 class StrictParser:
@@ -145,17 +189,13 @@ def _read_start(file: DataFile) -> bytes:
     return next((start for block in file.blocks() if (start := block.lstrip(b" \t\r\n"))), b"")
 
 
-def _starts_with_object_line(start: bytes) -> bool:
-    """Return whether the first line is an object of its own (also a broken one), with other rows after it."""
-    line, newline, rest = start.partition(b"\n")
-    closed = line.rstrip().endswith(b"}")
-    return closed and bool(newline) and bool(rest.strip()) and rest.lstrip()[:1] not in (b",", b"}", b"]")
-
-
-def _starts_with_list_line(start: bytes) -> bool:
-    """Return whether the first line is a list of its own, with another list after it."""
-    line, newline, rest = start.partition(b"\n")
-    return line.rstrip().endswith(b"]") and bool(newline) and rest.lstrip().startswith(b"[")
+def _starts_with_line(start: bytes) -> bool:
+    """Return whether the first line is an object or a list of its own (also a broken one), with another after it."""
+    line, _, rest = start.partition(b"\n")
+    line, rest = line.rstrip(), rest.lstrip()
+    if start.startswith(b"{"):
+        return line.endswith(b"}") and bool(rest) and rest[:1] not in (b",", b"}", b"]")
+    return line.endswith(b"]") and rest.startswith(b"[")
 
 
 def _line_rows(file: DataFile) -> Iterator[RawRow]:
@@ -268,14 +308,10 @@ class _JsonReader:
 
 
 def _decode_blocks(file: DataFile) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")("strict")
     try:
-        for block in file.blocks():
-            yield decoder.decode(block)
-        yield decoder.decode(b"", final=True)
+        yield from codecs.iterdecode(file.blocks(), "utf-8")
     except UnicodeDecodeError:
-        for _ in file.decoded_lines():  # raises the error with the place in the file
-            pass
+        deque(file.decoded_lines(), maxlen=0)  # raises the error with the place in the file
 
 
 def _array_rows(file: DataFile) -> Iterator[RawRow]:
@@ -328,7 +364,7 @@ def _object_rows(file: DataFile) -> Iterator[RawRow]:
     if streamed is None:
         if error := _find_error(values):
             raise DataError(f"{file.name} {error.field}: {error.problem}; {error.remedy}")
-        yield from rows_of_object(values, file)
+        yield from _rows_of_object(values, file)
     elif splits := [key for key in values if key in ("valid", "validation", "dev", "test")]:
         file.note(
             f"the splits {', '.join(splits)} were left out; write `rows_at: {splits[0]}` in a dataset YAML for one"

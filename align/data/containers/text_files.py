@@ -1,20 +1,24 @@
-"""Text and YAML files, which are held in memory, and bounded for that reason."""
+"""Text files: CSV and TSV row by row, and plain text. Cells stay text: an answer "NA" or "null" is an answer."""
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Iterator
-from typing import Any
 
 from align.data.containers.data_files import DataFile
-from align.data.containers.json_files import rows_of_object
-from align.data.row_errors import RawRow
-from align.errors import DataError, UsageError, shorten
-from align.strict_yaml import load_yaml
+from align.data.row_errors import RawRow, RowError
+from align.errors import DataError, shorten
 
-LONGEST_YAML = 64 << 20
-"""Characters of a YAML file."""
 LONGEST_TEXT = 16 << 20
 """A text file of more characters than this is cut at line ends, so that memory holds a part of it."""
+_QUOTING = {"none": csv.QUOTE_NONE, "csv": csv.QUOTE_MINIMAL}
+_MAX_BLANK_LINES = 1_000_000
+_QUOTED_LIST = re.compile(r'"(array\()?\s*(\[\s*(\{|$)|\{""|\{\')')
+"""The start of a list of objects (JSON or Python) in the quotes of a table."""
+_LONGEST_CELL = 64 << 20
+"""Characters of one cell; more than that is a quote that was never closed."""
 
 
 def read_text_file(file: DataFile) -> Iterator[RawRow]:
@@ -33,44 +37,72 @@ def read_text_file(file: DataFile) -> Iterator[RawRow]:
         yield RawRow(file.name, start, {"text": "".join(lines)})
 
 
-def read_yaml_file(file: DataFile) -> Iterator[RawRow]:
-    """Yield the rows of a YAML file: a list, or an object that holds one."""
-    try:
-        whole = load_yaml(_read_bounded(file), file.name)
-    except UsageError as error:
-        raise DataError(str(error)) from None
-    except RecursionError:
-        raise DataError(f"{file.name}: nested too deeply to be read; flatten it") from None
-    whole = _with_text_keys(whole, file, set())
-    if isinstance(whole, dict):
-        yield from rows_of_object(whole, file)
-    elif isinstance(whole, list):
-        file.note("a YAML list; rows are numbered in place of lines")
-        yield from (RawRow(file.name, number, value) for number, value in enumerate(whole, start=1))
-    elif whole is not None:
-        raise DataError(f"{file.name}: holds {shorten(whole)}, not rows; give a list of rows")
+def read_csv(file: DataFile) -> Iterator[RawRow]:
+    """Return the rows of a `.csv` file; another separator is taken when the header has it and no comma."""
+    first = next(file.decoded_lines(), "")
+    separator = next((sign for sign in (",", "\t", ";", "|") if sign in first), ",")
+    if separator != ",":
+        file.note(f"its cells are separated by {separator!r}, not by commas")
+    return _read_rows(file, separator, "csv" if file.options.quoting == "auto" else file.options.quoting)
 
 
-def _read_bounded(file: DataFile) -> str:
-    lines: list[str] = []
-    size = 0
-    for line in file.decoded_lines():
-        lines.append(line)
-        size += len(line)
-        if size > LONGEST_YAML:
+def read_tsv(file: DataFile) -> Iterator[RawRow]:
+    """Return the rows of a `.tsv` file, which come with and without quoting."""
+    quoting = file.options.quoting
+    if quoting == "auto":
+        # A quote that is only a character swallows whole rows, so both ways are tried.
+        misfits = {way: sum(isinstance(row.value, RowError) for row in _read_rows(file, "\t", way)) for way in _QUOTING}
+        quoting = "csv" if misfits["csv"] < misfits["none"] else "none"
+        if quoting == "csv":
+            file.note("quotes were read as CSV quoting, because more rows then fit the header")
+        elif misfits["csv"] == misfits["none"] and any(map(_quotes_a_list, file.decoded_lines())):
+            quoting = "csv"
+            file.note("quotes were read as CSV quoting, because they hold lists of objects together")
+    return _read_rows(file, "\t", quoting)
+
+
+def _quotes_a_list(line: str) -> bool:
+    return any(map(_QUOTED_LIST.match, line.split("\t")))
+
+
+def _read_rows(file: DataFile, separator: str, quoting: str) -> Iterator[RawRow]:
+    csv.field_size_limit(_LONGEST_CELL)
+    table = csv.reader(_csv_lines(file), delimiter=separator, quoting=_QUOTING[quoting])  # type: ignore[arg-type]
+    start, header, blank = 1, file.options.header, 0
+    while True:
+        try:
+            cells = next(table, None)
+        except csv.Error as error:
             raise DataError(
-                f"{file.name}: a YAML file of more than {LONGEST_YAML >> 20}M characters; convert it to JSON"
-            )
-    return "".join(lines)
+                f"{file.name}:{start}: no readable table ({error}); close the quotes, or write `quoting: none`"
+            ) from None
+        if cells is None:
+            return
+        blank = 0 if cells else blank + 1
+        if blank > _MAX_BLANK_LINES:
+            raise DataError(f"{file.name}:{start}: more than {_MAX_BLANK_LINES:,} blank lines in a row; remove them")
+        if not header:
+            header = _check_header(cells, file, start)
+        elif len(cells) == len(header):
+            yield RawRow(file.name, start, dict(zip(header, cells, strict=True)))
+        elif cells:
+            problem = f"has {len(cells)} cells where the header has {len(header)}"
+            value = RowError("wrong number of cells", "row", problem, "quote cells that hold the separator")
+            yield RawRow(file.name, start, value)
+        start = table.line_num + 1
 
 
-def _with_text_keys(value: Any, file: DataFile, seen: set[int]) -> Any:
-    """Return a YAML value with text as keys, as JSON has them; one repeated by an alias could unfold without end."""
-    if not isinstance(value, (dict, list)):
-        return value
-    if id(value) in seen:
-        raise DataError(f"{file.name}: repeats a value by an alias (*name); write it out")
-    seen.add(id(value))
-    if isinstance(value, list):
-        return [_with_text_keys(item, file, seen) for item in value]
-    return {str(key): _with_text_keys(item, file, seen) for key, item in value.items()}
+def _csv_lines(file: DataFile) -> Iterator[str]:
+    for line in file.decoded_lines():
+        # The csv module refuses a lone CR inside a line; outside quotes it ends one.
+        yield from io.StringIO(line, newline="") if "\r" in line else (line,)
+
+
+def _check_header(cells: list[str], file: DataFile, line: int) -> list[str]:
+    twice = next((cell for cell in cells if cells.count(cell) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"{file.name}:{line} {shorten(twice)}: written twice in the header; rename one, "
+            "or give `header: [...]` in a dataset YAML if the file has no header"
+        )
+    return cells
