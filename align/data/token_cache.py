@@ -29,7 +29,7 @@ _ABANDONED_S = 24 * 3600.0
 """seconds after which an unfinished folder counts as left behind by a killed process"""
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class TokenisedDataset(RenderCounts):
     """A tokenised dataset, memory-mapped, and counts of the records it was made from."""
 

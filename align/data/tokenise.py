@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from align.config import OnLong, OnRefused
 from align.data.record_sets import RecordSet
-from align.data.rendering.document_rows import NOT_FULL, pack_blocks
-from align.data.rendering.fit_length import TOO_LONG, LengthLimit
-from align.data.rendering.render_view import RENDERERS
-from align.data.rendering.rendered_rows import RenderCounts, advise_on_refusals, is_refusal
+from align.data.rendering.fit_length import LengthLimit
+from align.data.rendering.render_view import NOT_FULL, RENDERERS, pack_blocks
+from align.data.rendering.rendered_rows import TOO_LONG, RenderCounts, advise_on_refusals, is_refusal
 from align.data.token_cache import (
     ROWS_FILE,
     TokenisedDataset,
@@ -252,19 +251,16 @@ def _pack_parts(parts: Iterator[Part], block_size: int) -> Iterator[Part]:
             if part.num_rows:
                 yield from part["input_ids"].to_pylist()
 
-    blocks = tokens = unfilled = 0
+    tokens = 0
     rows: list[dict[str, Any]] = []
     for block in pack_blocks(documents(), block_size):
-        if len(block) < block_size and blocks:
-            unfilled = 1
-            continue
-        blocks, tokens = blocks + 1, tokens + len(block)
+        tokens += len(block)
         rows.append({"input_ids": block})
         if len(rows) == _CHUNK_RECORDS:
             yield _make_batch(rows), RenderCounts()
             rows = []
     total = _sum_counts(collected)
-    dropped = total.dropped | ({NOT_FULL: 1} if unfilled else {})
+    dropped = total.dropped | ({NOT_FULL: 1} if tokens < total.tokens else {})
     counts = RenderCounts(dropped=dropped, noted=total.noted, tokens=tokens, trained_tokens=tokens, asked=total.asked)
     yield _make_batch(rows), counts
 

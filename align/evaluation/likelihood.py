@@ -126,8 +126,8 @@ def _encode(loaded: LoadedBase, prompt: Messages | str, continuation: str) -> Ma
 def marked_tokens(loaded: LoadedBase, record: Record, max_length: int) -> MarkedRow | None:
     """Return a demonstration with its trained tokens marked, or a document with all; None if it does not fit."""
     from align.data.rendering.conversation_rows import demonstration_rows
-    from align.data.rendering.document_rows import document_rows
     from align.data.rendering.fit_length import LengthLimit
+    from align.data.rendering.render_view import document_rows
 
     if record.text is None and not record.completion:
         return None

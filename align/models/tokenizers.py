@@ -65,7 +65,7 @@ def fold_like(checkpoint: Checkpoint, tokenizer: Any) -> None:
 
     Where there is no system turn, both write the same; so the base can be read beside what was trained on it.
     """
-    from align.data.rendering.fold_system import FOLD
+    from align.data.rendering.template_notices import FOLD
 
     trained = (checkpoint.manifest or {}).get("template_digest")
     folded = f"{FOLD}{tokenizer.chat_template}"

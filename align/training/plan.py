@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig, write
-from align.data.rendering.fold_system import fold_when_asked
-from align.data.rendering.template_notices import notice_lines
+from align.data.rendering.template_notices import fold_when_asked, notice_lines
 from align.data.sources import require_files
 from align.data.token_cache import TokenisedDataset
 from align.errors import MachineError, UsageError

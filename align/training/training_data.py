@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from align.config import StageConfig
 from align.data import RecordSet, load_records
 from align.data.record_sets import refuse_leak
-from align.data.rendering.fold_system import fold_when_asked
-from align.data.rendering.template_notices import notice_lines
+from align.data.rendering.template_notices import fold_when_asked, notice_lines
 from align.data.token_cache import TokenisedDataset
 from align.data.tokenise import TokenPlan, tokenise
 from align.errors import DataError

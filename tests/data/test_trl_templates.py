@@ -10,8 +10,8 @@ from trl_templates import ASKED, CALL, NAMES, RESULT, TALKS, TOOLS, build, say
 from align.data.rendering import omissions
 from align.data.rendering.answer_rows import preference_rows, unpaired_rows
 from align.data.rendering.conversation_rows import demonstration_rows, prompt_rows, render_chat
-from align.data.rendering.document_rows import document_rows
 from align.data.rendering.fit_length import LengthLimit
+from align.data.rendering.render_view import document_rows
 from align.data.rendering.rendered_rows import UNPROMPTED, UNTRAINED
 from align.data.rendering.template_notices import generation_notice
 from align.errors import DataError

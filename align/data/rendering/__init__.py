@@ -2,6 +2,6 @@
 
 messages -> `chat_template` (writes them, in a bounded `template_process`) -> `turn_spans` (where each assistant turn
 stands in the text) -> `encode` (tokens, cut at the turns) -> `fit_length` (oldest turns dropped) -> `omissions` (is the
-text of each trained turn in its tokens?) -> rows: `conversation_rows`, `answer_rows`, `document_rows`, one
-function a view in `render_view`.
+text of each trained turn in its tokens?) -> rows: `conversation_rows`, `answer_rows` and, for documents, `render_view`,
+which has one function a view.
 """

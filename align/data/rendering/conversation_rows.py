@@ -11,13 +11,19 @@ import inspect
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal, measured_template, require_template
-from align.data.rendering.encode import encode_rendered, split_at_turns
-from align.data.rendering.fit_length import TOO_LONG, Conversation, LengthLimit, fit_conversations, truncate_left
+from align.data.rendering.chat_template import (
+    ChatTemplate,
+    RowDropped,
+    TemplateRefusal,
+    measured_template,
+    require_template,
+)
+from align.data.rendering.encode import encode_rendered
+from align.data.rendering.fit_length import Conversation, LengthLimit, fit_conversations, truncate_left
 from align.data.rendering.omissions import REASONING_REASONS, check_context, decode_text, find_lost_in_turn
-from align.data.rendering.rendered_rows import HISTORY, UNPROMPTED, UNTRAINED, RenderedRows, RowCollector
+from align.data.rendering.rendered_rows import HISTORY, TOO_LONG, UNPROMPTED, UNTRAINED, RenderedRows
 from align.data.rendering.turn_spans import locate_continuation, locate_turns
 from align.errors import DataError
 from align.schema import Messages, Record
@@ -70,55 +76,28 @@ def _check_template_kwargs(variables: Mapping[str, Any], tokenizer: Any) -> None
 
 def prompt_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -> RenderedRows:
     """Return prompts to generate from: rows of `prompt_ids` and `record`, the index of their record."""
-    collector = RowCollector()
+    rows = RenderedRows(asked=len(records))
     prompts = (Conversation(index, record.prompt, record.tools, set()) for index, record in enumerate(records))
-    template = require_template(tokenizer)
-    for prompt in fit_conversations(template, prompts, limit, collector.dropped, generate=True):
+    for prompt in fit_conversations(require_template(tokenizer), prompts, limit, rows, generate=True):
         ids = prompt.ids
         if len(ids) > limit.max_length:
             ids = truncate_left(ids, len(ids), limit.max_length, tokenizer.bos_token_id) or []
-        shortened = prompt.shortened or len(ids) < prompt.length
-        collector.add({"prompt_ids": ids, "record": prompt.index}, len(ids), 0, shortened)
-        collector.count_notices({HISTORY: prompt.loses_reasoning})
-    return collector.result(len(records))
+        shortened, notices = prompt.shortened or len(ids) < prompt.length, {HISTORY: prompt.loses_reasoning}
+        rows.add({"prompt_ids": ids, "record": prompt.index}, len(ids), 0, shortened=shortened, notices=notices)
+    return rows.ordered()
 
 
 def demonstration_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -> RenderedRows:
     """Return rows of `input_ids` and `completion_mask`, 1 on assistant tokens to learn with their stop token."""
-    collector = RowCollector()
+    rows = RenderedRows(asked=len(records))
     template = require_template(tokenizer, stop=True)
-    stops = set(template.stop_ids)
-    conversations = demonstration_conversations(records)
-    for conversation in fit_conversations(template, conversations, limit, collector.dropped):
-        ids, turns = _trained_turns(template, conversation)
-        whole, lost = _select_whole_turns(ids, turns, conversation.messages, tokenizer)
-        mask = [0] * len(ids)
-        for turn in whole:
-            mask[turn.start : turn.start + turn.size] = [1] * turn.size
-        if lost is not None and (lost not in REASONING_REASONS or not any(mask)):
-            collector.dropped[lost] += 1
-            continue
-        if not any(mask):
-            collector.dropped[NOTHING_TRAINED] += 1
-            continue
-        fitted: list[int] | None = ids
-        if len(ids) > limit.max_length:
-            fitted = truncate_left(ids, mask.index(1), limit.max_length, tokenizer.bos_token_id)
-        if fitted is None:
-            collector.dropped[TOO_LONG] += 1
-            continue
-        mask = mask[len(mask) - len(fitted) :]
-        row = {"input_ids": fitted, "completion_mask": mask}
-        collector.add(row, len(fitted), sum(mask), conversation.shortened or fitted is not ids)
-        collector.stops += not stops.isdisjoint(itertools.compress(fitted, mask))
-        unprompted = not all(turn.prompted for turn in whole)
-        collector.count_notices(
-            {HISTORY: conversation.loses_reasoning, UNTRAINED: lost is not None, UNPROMPTED: unprompted}
-        )
-    return collector.result(len(records))
+    for conversation in fit_conversations(template, _demonstrations(records), limit, rows):
+        with rows.counting_drops():
+            _add_demonstration(rows, template, conversation, limit)
+    return rows.ordered()
 
 
-def demonstration_conversations(records: Sequence[Record]) -> Iterator[Conversation]:
+def _demonstrations(records: Sequence[Record]) -> Iterator[Conversation]:
     """Yield prompt and completion of each record, the assistant turns of the completion to be learned."""
     for index, record in enumerate(records):
         messages = [*record.prompt, *(record.completion or [])]
@@ -127,47 +106,47 @@ def demonstration_conversations(records: Sequence[Record]) -> Iterator[Conversat
         yield Conversation(index, messages, record.tools, trained)
 
 
-class _TrainedTurn(NamedTuple):
-    """The tokens of an assistant turn to learn, up to and with its first stop token."""
-
-    number: int
-    start: int
-    size: int
-    prompted: bool
-
-
-def _trained_turns(template: ChatTemplate, conversation: Conversation) -> tuple[list[int], list[_TrainedTurn]]:
-    """Return all ids of a conversation, and where its turns to learn are in them."""
-    assert conversation.rendered is not None
-    spans = {span.start: span for span in conversation.rendered.spans}
-    ids: list[int] = []
-    turns: list[_TrainedTurn] = []
-    position = 0
-    for text, piece in zip(split_at_turns(conversation.rendered), conversation.pieces, strict=True):
-        span = spans.get(position)
-        if span is not None and span.turn in conversation.trained:
-            stop = next((index for index, token in enumerate(piece) if token in template.stop_ids), None)
-            without_stop = 0 if span.end is None else len(piece)
-            turns.append(_TrainedTurn(span.turn, len(ids), without_stop if stop is None else stop + 1, span.prompted))
-        ids += piece
-        position += len(text)
-    return ids, turns
+def _add_demonstration(
+    rows: RenderedRows, template: ChatTemplate, conversation: Conversation, limit: LengthLimit
+) -> None:
+    ids = conversation.ids
+    mask, prompted, lost = _mask_whole_turns(template, conversation)
+    if lost is not None and (lost not in REASONING_REASONS or not any(mask)):
+        raise RowDropped(lost)
+    if not any(mask):
+        raise RowDropped(NOTHING_TRAINED)
+    shortened = conversation.shortened
+    if len(ids) > limit.max_length:
+        shortened = True
+        if not (ids := truncate_left(ids, mask.index(1), limit.max_length, template.tokenizer.bos_token_id) or []):
+            raise RowDropped(TOO_LONG)
+        mask = mask[len(mask) - len(ids) :]
+    notices = {HISTORY: conversation.loses_reasoning, UNTRAINED: lost is not None, UNPROMPTED: not prompted}
+    row = {"input_ids": ids, "completion_mask": mask}
+    rows.add(row, len(ids), sum(mask), shortened=shortened, notices=notices)
+    rows.stopped += not set(template.stop_ids).isdisjoint(itertools.compress(ids, mask))
 
 
-def _select_whole_turns(
-    ids: list[int], turns: list[_TrainedTurn], messages: Messages, tokenizer: Any
-) -> tuple[list[_TrainedTurn], str | None]:
-    """Return the turns that are whole in their tokens, and the gravest reason why another one is not.
+def _mask_whole_turns(template: ChatTemplate, conversation: Conversation) -> tuple[list[int], bool, str | None]:
+    """Return the mask of the turns to learn, whether generation has the same prompts, and the gravest loss of a turn.
 
-    A turn without its reasoning is the context that generation has for a later one, so it is not learned.
+    A turn is learned up to and with its first stop token, and only where it is whole in its tokens. One without its
+    reasoning is the context that generation has for a later one.
     """
-    whole: list[_TrainedTurn] = []
-    worst = None
-    for turn in turns:
-        learned = decode_text(ids[turn.start : turn.start + turn.size], tokenizer)
-        lost = find_lost_in_turn(messages[turn.number], learned) if turn.size else None
-        if lost is None:
-            whole.append(turn)
-        elif worst is None or worst in REASONING_REASONS:
-            worst = lost
-    return whole, worst
+    assert conversation.rendered is not None
+    mask: list[int] = []
+    prompted, worst = True, None
+    spans = {span.start: span for span in conversation.rendered.spans if span.turn in conversation.trained}
+    for position, piece in zip(conversation.rendered.edges(), conversation.pieces, strict=False):
+        size = 0
+        if span := spans.get(position):
+            without_stop = 0 if span.end is None else len(piece)
+            size = next((number for number, token in enumerate(piece, 1) if token in template.stop_ids), without_stop)
+            learned = decode_text(piece[:size], template.tokenizer)
+            lost = find_lost_in_turn(conversation.messages[span.turn], learned) if size else None
+            if lost is None:
+                prompted &= span.prompted
+            else:
+                size, worst = 0, lost if worst is None or worst in REASONING_REASONS else worst
+        mask += [1] * size + [0] * (len(piece) - size)
+    return mask, prompted, worst

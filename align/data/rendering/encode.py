@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -15,49 +14,23 @@ _BATCH_TEXTS = 2048
 _ADDS_SPACE: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 
 
-def split_at_turns(rendered: RenderedText) -> list[str]:
-    """Return the text cut at the start (and a known end) of every assistant turn; joined they are the text."""
-    edges = {0, len(rendered.text)}
-    for span in rendered.spans:
-        edges.update([span.start] if span.end is None else [span.start, span.end])
-    return [rendered.text[start:end] for start, end in itertools.pairwise(sorted(edges))]
-
-
 def encode_rendered(tokenizer: Any, rendered: Sequence[RenderedText]) -> list[list[list[int]]]:
-    """Return the ids of each piece of each rendered conversation, cut at its turns."""
-    pieces = [split_at_turns(conversation) for conversation in rendered]
-    texts = [text for one in pieces for text in one]
-    separators = [conversation.separator for conversation, one in zip(rendered, pieces, strict=True) for _ in one]
-    opens = [number == 0 for one in pieces for number, _ in enumerate(one)]
-    encoded = iter(encode_texts(tokenizer, texts, separators, opens))
-    return [[next(encoded) for _ in one] for one in pieces]
+    """Return the ids of each piece of each rendered text, without added special tokens.
 
-
-def encode_texts(
-    tokenizer: Any, texts: Sequence[str], separators: Sequence[str | None], opens: Sequence[bool]
-) -> list[list[int]]:
-    """Return the token ids of each text, without added special tokens.
-
-    Each text is encoded in parts at its separator, which itself disappears. `opens` marks the texts that start a
-    document; the others continue one, which matters to tokenizers that put a space before everything they are given.
+    A piece is encoded in parts at its separator, which itself disappears. Those that continue a text matter to
+    tokenizers that put a space before everything they are given.
     """
-    parts: list[str] = []
-    owners: list[int] = []
-    continued: list[bool] = []
-    for index, (text, separator, first) in enumerate(zip(texts, separators, opens, strict=True)):
-        for number, part in enumerate(text.split(separator) if separator else [text]):
-            parts.append(part)
-            owners.append(index)
-            continued.append(number > 0 or not first)
-    encoded = _encode(tokenizer, parts)
-    if _adds_space(tokenizer):
-        encoded = [
-            _encode_continuation(tokenizer, text, ids) if more else ids
-            for text, ids, more in zip(parts, encoded, continued, strict=True)
-        ]
-    results: list[list[int]] = [[] for _ in texts]
-    for owner, ids in zip(owners, encoded, strict=True):
-        results[owner] += ids
+    results: list[list[list[int]]] = []
+    parts: list[tuple[str, bool, list[int]]] = []  # text, whether it continues another, and where its ids go
+    for text in rendered:
+        pieces = text.pieces()
+        results.append([[] for _ in pieces])
+        for piece, ids in zip(pieces, results[-1], strict=True):
+            for number, part in enumerate(piece.split(text.separator) if text.separator else [piece]):
+                parts.append((part, number > 0 or ids is not results[-1][0], ids))
+    adds_space = _adds_space(tokenizer)
+    for (part, continues, ids), encoded in zip(parts, _encode(tokenizer, [part for part, *_ in parts]), strict=True):
+        ids += _encode_continuation(tokenizer, part, encoded) if adds_space and continues else encoded
     return results
 
 

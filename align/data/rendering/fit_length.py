@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -11,10 +11,10 @@ from align.config import OnLong
 from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal
 from align.data.rendering.encode import encode_rendered
 from align.data.rendering.omissions import check_context
+from align.data.rendering.rendered_rows import TOO_LONG, RenderedRows
 from align.data.rendering.turn_spans import RenderedText, locate_turns
 from align.schema import Messages
 
-TOO_LONG = "longer than max_length"
 GROUP_SIZE = 512
 """conversations encoded in one call of the tokenizer"""
 
@@ -69,43 +69,31 @@ def fit_conversations(
     template: ChatTemplate,
     conversations: Iterator[Conversation],
     limit: LengthLimit,
-    dropped: Counter[str],
+    rows: RenderedRows,
     *,
     generate: bool = False,
 ) -> Iterator[Conversation]:
     """Yield encoded conversations in order, within the length or, when prompts may be cut, with as few turns as can be.
 
-    Those the template refuses and those that stay too long are counted in `dropped`.
+    Those the template refuses and those that stay too long are counted in `rows`.
     """
-    group: list[Conversation] = []
-    for conversation in conversations:
-        messages, tools = conversation.messages, conversation.tools
-        try:
-            rendered = locate_turns(template, messages, tools, generate=generate)
-            conversation.loses_reasoning = check_context(template, messages, tools, rendered, conversation.trained)
-        except TemplateRefusal as error:
-            dropped[str(error)] += 1
-            continue
-        conversation.rendered = rendered
-        group.append(conversation)
-        if len(group) == GROUP_SIZE:
-            yield from _fit_group(template, group, limit, dropped, generate)
-            group = []
-    yield from _fit_group(template, group, limit, dropped, generate)
-
-
-def _fit_group(
-    template: ChatTemplate, group: list[Conversation], limit: LengthLimit, dropped: Counter[str], generate: bool
-) -> Iterator[Conversation]:
-    encoded = encode_rendered(template.tokenizer, [one.rendered for one in group if one.rendered])
-    for conversation, pieces in zip(group, encoded, strict=True):
-        conversation.pieces = pieces
-        if conversation.length > limit.max_length:
-            conversation = _drop_oldest_turns(template, conversation, limit.max_length, generate)
-        if conversation.length <= limit.max_length or limit.truncates_prompts:
-            yield conversation
-        else:
-            dropped[TOO_LONG] += 1
+    while group := list(itertools.islice(conversations, GROUP_SIZE)):
+        written: list[Conversation] = []
+        for conversation in group:
+            with rows.counting_drops():
+                messages, tools = conversation.messages, conversation.tools
+                text = locate_turns(template, messages, tools, generate=generate)
+                conversation.loses_reasoning = check_context(template, messages, tools, text, conversation.trained)
+                conversation.rendered = text
+                written.append(conversation)
+        encoded = encode_rendered(template.tokenizer, [one.rendered for one in written if one.rendered])
+        for conversation, conversation.pieces in zip(written, encoded, strict=True):
+            if conversation.length > limit.max_length:
+                conversation = _drop_oldest_turns(template, conversation, limit.max_length, generate)
+            if conversation.length <= limit.max_length or limit.truncates_prompts:
+                yield conversation
+            else:
+                rows.dropped[TOO_LONG] += 1
 
 
 def _drop_oldest_turns(

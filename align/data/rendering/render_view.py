@@ -1,26 +1,83 @@
-"""Records of a view as rows of token ids, the way a stage trains them."""
+"""Records of a view as rows of token ids, the way a stage trains them, and documents for pretraining."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from align.config import OnLong
 from align.data.rendering.answer_rows import preference_rows, unpaired_rows
+from align.data.rendering.chat_template import control_pattern, require_template, split_controls
 from align.data.rendering.conversation_rows import demonstration_rows, prompt_rows
-from align.data.rendering.document_rows import NOT_FULL, document_rows, pack_blocks
-from align.data.rendering.fit_length import LengthLimit
-from align.data.rendering.rendered_rows import RenderedRows, Renderer, RowCollector
+from align.data.rendering.encode import encode_rendered
+from align.data.rendering.fit_length import GROUP_SIZE, LengthLimit
+from align.data.rendering.omissions import check_context
+from align.data.rendering.rendered_rows import HISTORY, RenderedRows
+from align.data.rendering.turn_spans import RenderedText, locate_turns
 from align.schema import Record, View
 
-RENDERERS: dict[View, Renderer] = {
+NOT_FULL = "last block not full"
+
+
+def document_rows(records: Sequence[Record], tokenizer: Any, _limit: LengthLimit) -> RenderedRows:
+    """Return whole documents as rows of `input_ids`, EOS after each; a conversation is one too."""
+    rows = RenderedRows(asked=len(records))
+    controls = control_pattern(tokenizer)
+    for start in range(0, len(records), GROUP_SIZE):
+        documents: list[RenderedText] = []
+        chats: list[bool] = []
+        for record in records[start : start + GROUP_SIZE]:
+            with rows.counting_drops():
+                if record.text is None:
+                    documents.append(_write_chat(record, tokenizer, rows))
+                else:
+                    text, separator = split_controls(record.text, controls)
+                    documents.append(RenderedText(text, [], separator))
+                chats.append(record.text is None)
+        for is_chat, pieces in zip(chats, encode_rendered(tokenizer, documents), strict=True):
+            ids = [token for piece in pieces for token in piece]
+            if is_chat:  # cut after the last stop token
+                stops = require_template(tokenizer).stop_ids
+                del ids[max(position for position, token in enumerate(ids) if token in stops) + 1 :]
+            if not is_chat or ids[-1] != tokenizer.eos_token_id:
+                ids.append(tokenizer.eos_token_id)
+            rows.add({"input_ids": ids}, len(ids), len(ids))
+    return rows.ordered()
+
+
+def _write_chat(record: Record, tokenizer: Any, rows: RenderedRows) -> RenderedText:
+    template = require_template(tokenizer, stop=True)
+    messages = [*record.prompt, *(record.completion or [])]
+    text = locate_turns(template, messages, record.tools)
+    if check_context(template, messages, record.tools, text):
+        rows.noted[HISTORY] += 1
+    return text
+
+
+def pack_blocks(documents: Iterable[Sequence[int]], block_size: int) -> Iterator[list[int]]:
+    """Yield documents joined and cut into blocks of `block_size` tokens; a shorter last one only if it is the first."""
+    buffer: list[int] = []
+    is_first = True
+    for ids in documents:
+        buffer.extend(ids)
+        full = len(buffer) - len(buffer) % block_size
+        for start in range(0, full, block_size):
+            yield buffer[start : start + block_size]
+            is_first = False
+        del buffer[:full]
+    if buffer and is_first:
+        yield buffer
+
+
+RENDERERS: dict[View, Callable[[Sequence[Record], Any, LengthLimit], RenderedRows]] = {
     "demonstration": demonstration_rows,
     "preference": preference_rows,
     "unpaired": unpaired_rows,
     "prompt": prompt_rows,
     "text": document_rows,
 }
+"""(records, tokenizer, limit) to rows; none need be left, so that parts of a dataset can be rendered apart."""
 
 
 def render_view(
@@ -32,17 +89,13 @@ def render_view(
     """
     rendered = RENDERERS[view](records, tokenizer, LengthLimit(max_length, on_long))
     if view == "text":
-        rendered = _pack_documents(rendered, max_length)
-    return rendered.usable(stops=view == "demonstration")
-
-
-def _pack_documents(documents: RenderedRows, block_size: int) -> RenderedRows:
-    """Return documents packed into blocks; the last one is dropped when it is not full, unless it is the only one."""
-    collector = RowCollector()
-    collector.dropped += Counter(documents.dropped)
-    for block in pack_blocks((row["input_ids"] for row in documents.rows), block_size):
-        if len(block) == block_size or not collector.rows:
-            collector.add({"input_ids": block}, len(block), len(block), False)
-        else:
-            collector.dropped[NOT_FULL] += 1
-    return collector.result(documents.asked)
+        documents, rendered = rendered, RenderedRows(asked=rendered.asked, dropped=Counter(rendered.dropped))
+        for block in pack_blocks((row["input_ids"] for row in documents.rows), max_length):
+            rendered.add({"input_ids": block}, len(block), len(block))
+        if rendered.tokens < documents.tokens:
+            rendered.dropped[NOT_FULL] += 1
+        rendered.ordered()
+    rendered.require_rows(len(rendered.rows))
+    if view == "demonstration":
+        rendered.require_stops(len(rendered.rows))
+    return rendered

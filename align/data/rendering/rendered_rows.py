@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.data.rendering.fit_length import TOO_LONG, LengthLimit
+from align.data.rendering.chat_template import RowDropped
 from align.errors import DataError
-from align.schema import Record
 
+TOO_LONG = "longer than max_length"
 HISTORY = "the chat template leaves out the reasoning of turns that are context"
 UNTRAINED = "turns whose reasoning the chat template leaves out are context, not trained"
 UNPROMPTED = "trained behind another prompt than the chat template gives in generation"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class RenderCounts:
     """Counts of records that were rendered."""
 
-    dropped: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=Counter)
     """rows left out, by reason"""
     tokens: int = 0
     trained_tokens: int = 0
@@ -30,20 +31,19 @@ class RenderCounts:
     """rows that train a stop token"""
     asked: int = 0
     """records given"""
-    noted: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=Counter)
     """rows kept with something to report, by notice"""
 
     def require_rows(self, kept: int) -> None:
         """Raise DataError when no row was kept."""
-        if not kept:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items()) or "no rows given"
-            raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); {self._advise()}")
-
-    def _advise(self) -> str:
+        if kept:
+            return
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items()) or "no rows given"
         refused = [reason for reason in self.dropped if is_refusal(reason)]
         ways = ["raise max_length"] if TOO_LONG in self.dropped else []
         ways += [advise_on_refusals(refused)] if refused else []
-        return ", ".join(ways) + (", or " if refused else " or " if ways else "") + "give other data"
+        advice = ", ".join(ways) + (", or " if refused else " or " if ways else "") + "give other data"
+        raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); {advice}")
 
     def require_stops(self, kept: int) -> None:
         """Raise DataError when rows were kept and none of them trains a stop token."""
@@ -54,22 +54,41 @@ class RenderCounts:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class RenderedRows(RenderCounts):
     """Rendered rows, and counts of the others."""
 
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def usable(self, *, stops: bool = False) -> RenderedRows:
-        """Return itself; DataError when no row is left, or with `stops` when none trains a stop token."""
-        self.require_rows(len(self.rows))
-        if stops:
-            self.require_stops(len(self.rows))
+    @contextmanager
+    def counting_drops(self) -> Iterator[None]:
+        """Count a row that is dropped inside, under its reason."""
+        try:
+            yield
+        except RowDropped as error:
+            self.dropped[str(error)] += 1
+
+    def add(
+        self,
+        row: dict[str, Any],
+        tokens: int,
+        trained: int,
+        *,
+        shortened: bool = False,
+        notices: Mapping[str, bool] | None = None,
+    ) -> None:
+        """Keep a row; counted are those notices that hold of it."""
+        self.rows.append(row)
+        self.tokens += tokens
+        self.trained_tokens += trained
+        self.shortened += shortened
+        for notice in [notice for notice, holds in (notices or {}).items() if holds]:
+            self.noted[notice] += 1
+
+    def ordered(self) -> RenderedRows:
+        """Return itself, the most frequent reasons first."""
+        self.dropped = dict(Counter(self.dropped).most_common())
         return self
-
-
-Renderer = Callable[[Sequence[Record], Any, LengthLimit], RenderedRows]
-"""(records, tokenizer, limit) to rows; none need be left, so that parts of a dataset can be rendered apart."""
 
 
 def is_refusal(reason: str) -> bool:
@@ -82,37 +101,3 @@ def advise_on_refusals(reasons: Iterable[str]) -> str:
     fold = "fold system turns into the first user turn with on_refused=fold_system, "
     other = "use a model whose chat template writes them"
     return (fold if any("ystem" in reason for reason in reasons) else "") + other
-
-
-class RowCollector:
-    """Rows kept and counts of rows dropped while rendering."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.dropped: Counter[str] = Counter()
-        self.notices: Counter[str] = Counter()
-        self.tokens = self.trained = self.shortened = self.stops = 0
-
-    def add(self, row: dict[str, Any], tokens: int, trained: int, shortened: bool) -> None:
-        """Keep a row."""
-        self.rows.append(row)
-        self.tokens += tokens
-        self.trained += trained
-        self.shortened += shortened
-
-    def count_notices(self, notices: Mapping[str, bool]) -> None:
-        """Count the notices that hold of the row that was kept last."""
-        self.notices.update(notice for notice, holds in notices.items() if holds)
-
-    def result(self, asked: int) -> RenderedRows:
-        """Return the rows and counts of `asked` records."""
-        return RenderedRows(
-            self.rows,
-            dropped=dict(self.dropped.most_common()),
-            tokens=self.tokens,
-            trained_tokens=self.trained,
-            shortened=self.shortened,
-            stopped=self.stops,
-            asked=asked,
-            noted=dict(self.notices),
-        )

@@ -7,14 +7,14 @@ where a template is not ordinary. A turn that cannot be located is an error, nev
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
-from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal
-from align.data.rendering.control_strings import split_controls, unused_characters
+from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal, split_controls, unused_characters
 from align.schema import Message, Messages
 
 _REWRITTEN = "the chat template rewrites what the assistant says"
@@ -41,6 +41,15 @@ class RenderedText:
     text: str
     spans: list[TurnSpan]
     separator: str | None
+
+    def edges(self) -> list[int]:
+        """Return where the pieces of the text begin, at the start (and a known end) of every turn, and its length."""
+        turns = (edge for span in self.spans for edge in (span.start, span.end) if edge is not None)
+        return sorted({0, *turns, len(self.text)})
+
+    def pieces(self) -> list[str]:
+        """Return the text cut at its edges; joined they are the text."""
+        return [self.text[start:end] for start, end in itertools.pairwise(self.edges())]
 
 
 def locate_turns(
