@@ -12,19 +12,10 @@ class ApiError(Exception):
     """A request that is refused or fails; it becomes the response, or the last event of a stream."""
 
     def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: float | None = None,
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after: float = 0.0
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.param = param
-        self.code = code
-        self.retry_after = retry_after
+        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
     @property
     def body(self) -> dict[str, Any]:
@@ -38,7 +29,7 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """The headers of the response."""
         headers = {}
-        if self.retry_after is not None:
+        if self.retry_after:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"

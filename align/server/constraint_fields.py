@@ -7,7 +7,7 @@ llama.cpp `grammar` and `json_schema`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from align.engine.constraint import Constraint, check_constraint, require_llguidance
@@ -57,26 +57,16 @@ class ConstraintFields(ApiObject):
             raise bad_field(name, str(error), code="invalid_value") from None
 
     def _stated(self) -> Iterator[tuple[str, Constraint]]:
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            yield "response_format", _from_response_format(self.response_format)
-        if self.structured_outputs:
-            yield "structured_outputs", _from_structured_outputs(self.structured_outputs)
-        for name in ("guided_json", "json_schema"):
-            if (schema := getattr(self, name)) is not None:
-                yield name, _from_schema(name, schema)
-        for name in ("guided_regex", "regex"):
-            if (pattern := getattr(self, name)) is not None:
-                yield name, Constraint("regex", pattern)
-        if self.guided_choice is not None:
-            yield "guided_choice", _from_choice("guided_choice", self.guided_choice)
-        if self.guided_grammar is not None:
-            yield "guided_grammar", Constraint("grammar", self.guided_grammar)
-        if self.grammar is not None:
-            yield "grammar", _from_grammar(self.grammar)
+        for name, read in _READERS.items():
+            value = getattr(self, name)
+            if value is not None and (constraint := read(name, value)) is not None:
+                yield name, constraint
 
 
-def _from_response_format(value: dict[str, Any]) -> Constraint:
-    name, kind = "response_format", value.get("type")
+def _from_response_format(name: str, value: dict[str, Any]) -> Constraint | None:
+    kind = value.get("type")
+    if kind == "text":
+        return None
     if kind == "json_object":
         return _from_schema(name, value.get("schema", _ANY_OBJECT))
     if kind == "json_schema":
@@ -87,8 +77,9 @@ def _from_response_format(value: dict[str, Any]) -> Constraint:
     raise unsupported(name, f"type {kind!r} is not done by this server", "give text, json_object or json_schema")
 
 
-def _from_structured_outputs(value: dict[str, Any]) -> Constraint:
-    name = "structured_outputs"
+def _from_structured_outputs(name: str, value: dict[str, Any]) -> Constraint | None:
+    if not value:
+        return None
     stated = {key: item for key, item in value.items() if item not in (None, False)}
     if len(stated) != 1 or not stated.keys() <= {*_KINDS}:
         advice = f"give one of {', '.join(_KINDS)}"
@@ -101,15 +92,15 @@ def _from_structured_outputs(value: dict[str, Any]) -> Constraint:
     return Constraint("regex" if key == "regex" else "grammar", _check_text(name, inner))
 
 
-def _from_grammar(value: Any) -> Constraint:
+def _from_grammar(name: str, value: Any) -> Constraint:
     """Return a grammar given as text, or as in Text Generation Inference: {type: json or regex, value}."""
-    if isinstance(value, dict):
-        if value.get("type") in ("json", "json_schema"):
-            inner = value.get("value")
-            return _from_schema("grammar", inner.get("schema", inner) if isinstance(inner, dict) else inner)
-        if value.get("type") == "regex":
-            return Constraint("regex", _check_text("grammar", value.get("value")))
-    return Constraint("grammar", _check_text("grammar", value))
+    match value:
+        case {"type": "json" | "json_schema", **rest}:
+            inner = rest.get("value")
+            return _from_schema(name, inner.get("schema", inner) if isinstance(inner, dict) else inner)
+        case {"type": "regex", **rest}:
+            return Constraint("regex", _check_text(name, rest.get("value")))
+    return Constraint("grammar", _check_text(name, value))
 
 
 def _from_schema(name: str, schema: Any) -> Constraint:
@@ -137,3 +128,15 @@ def _check_text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise bad_field(name, "not a text; send one")
     return value
+
+
+_READERS: dict[str, Callable[[str, Any], Constraint | None]] = {
+    "response_format": _from_response_format,
+    "structured_outputs": _from_structured_outputs,
+    **dict.fromkeys(["guided_json", "json_schema"], _from_schema),
+    **dict.fromkeys(["guided_regex", "regex"], lambda _, pattern: Constraint("regex", pattern)),
+    "guided_choice": _from_choice,
+    "guided_grammar": lambda _, text: Constraint("grammar", text),
+    "grammar": _from_grammar,
+}
+"""by field; None where the field states nothing"""

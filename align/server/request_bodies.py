@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, FailFast, Field
@@ -24,6 +25,11 @@ from align.server.unsupported_fields import check_extras
 _MOST_TOKEN_IDS = 1024
 _SHORT_COMPLETION = 16
 """the default `max_tokens` of /v1/completions, as OpenAI documents it"""
+
+_AS_SAMPLED = (
+    "temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+)  # fmt: skip
+"""the fields that `Sampling` has by the same name, with the same meaning"""
 
 
 def _as_list(value: Any) -> Any:
@@ -92,10 +98,10 @@ class GenerationBody(ConstraintFields):
 
     def check(self) -> None:
         """Raise ApiError for unsupported fields, and for fields that contradict each other."""
-        check_extras(self.model_extra or {}, list(type(self).model_fields))
-        if self.stream_options is not None:
-            check_extras(self.stream_options.model_extra or {}, list(StreamOptions.model_fields), "stream_options.")
-            if self.stream_options.continuous_usage_stats:
+        check_extras(self)
+        if (options := self.stream_options) is not None:
+            check_extras(options, "stream_options.")
+            if options.continuous_usage_stats:
                 raise bad_field("stream_options.continuous_usage_stats", "not done by this server; leave it out")
             if not self.stream:
                 raise bad_field("stream_options", "needs stream=true; set it or leave this out")
@@ -120,7 +126,9 @@ class GenerationBody(ConstraintFields):
     def seeds(self) -> list[int]:
         """Return a seed for each of `n` answers: the request's, or a random one, and others derived from it."""
         first = secrets.randbelow(2**31) if self.seed is None else self.seed
-        return [first, *(_derive_seed(first, index) for index in range(1, self.n))]
+        names = (f"{first}:answer:{index}".encode() for index in range(1, self.n))
+        digests = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
+        return [first, *(int.from_bytes(digest, signed=True) for digest in digests)]
 
     def check_rows(self, count: int, limits: ServerLimits, param: str) -> None:
         """Raise ApiError for more rows than this server takes at once."""
@@ -137,17 +145,8 @@ class GenerationBody(ConstraintFields):
         longest = tokens or min(default, limits.max_tokens)
         if self.min_tokens > longest:
             raise bad_field("min_tokens", f"{self.min_tokens} asked, and {longest} at most; change one")
-        return Sampling(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_new_tokens=longest,
-            top_k=max(0, self.top_k),
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-            stop=tuple(self.stop),
-        )
+        same = {name: getattr(self, name) for name in _AS_SAMPLED}
+        return Sampling(**same, max_new_tokens=longest, top_k=max(0, self.top_k), stop=tuple(self.stop))
 
 
 class ChatBody(GenerationBody, ToolFields):
@@ -171,10 +170,8 @@ class ChatBody(GenerationBody, ToolFields):
             problem = "a message is continued or a new one begun; add_generation_prompt=false"
             raise bad_field("continue_final_message", problem)
         if self.add_generation_prompt is False and not self.continue_final_message:
-            problem = (
-                "without it nobody's turn has begun; with continue_final_message=true the last message is continued"
-            )
-            raise bad_field("add_generation_prompt", problem)
+            remedy = "with continue_final_message=true the last message is continued"
+            raise bad_field("add_generation_prompt", f"without it nobody's turn has begun; {remedy}")
 
     def rows(self, reference: str, limits: ServerLimits) -> tuple[Row, ...]:
         """Return one row an answer."""
@@ -182,46 +179,35 @@ class ChatBody(GenerationBody, ToolFields):
         name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         sampling = self.sampling(name, getattr(self, name), limits.max_tokens, limits)
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        turns, rules, options = chat_turns(self.messages), self.rules(), self.chat_options()
-        return tuple(
-            Row(reference, turns, seed, sampling, logprobs=logprobs, rules=rules, chat=options) for seed in self.seeds()
-        )
-
-    def chat_options(self) -> ChatOptions:
-        """Return how the conversation is rendered."""
+        turns, rules = chat_turns(self.messages), self.rules()
         variables = dict(self.chat_template_kwargs)
         if self.reasoning_effort not in (None, "none"):
             variables.setdefault("reasoning_effort", self.reasoning_effort)
-        return ChatOptions(template_kwargs=variables, continue_final=self.continue_final_message)
+        chat = ChatOptions(template_kwargs=variables, continue_final=self.continue_final_message)
+        return tuple(
+            Row(reference, turns, seed, sampling, logprobs=logprobs, rules=rules, chat=chat) for seed in self.seeds()
+        )
 
 
 def _as_prompts(value: Any) -> list[str | tuple[int, ...]]:
     """Return the prompts of a text, token ids, or a list of either; raises PydanticCustomError for anything else."""
-    if isinstance(value, str) or (isinstance(value, list) and value and _is_id(value[0])):
-        return [_as_prompt(value)]
-    if not isinstance(value, list) or not value:
-        raise _not_a_prompt()
-    return [_as_prompt(item) for item in value]
-
-
-def _as_prompt(value: Any) -> str | tuple[int, ...]:
-    if isinstance(value, str):
-        return whole_characters(value)
-    if not isinstance(value, list) or not all(map(_is_id, value)):
-        raise _not_a_prompt()
-    if not value:
-        raise PydanticCustomError("not_a_prompt", "an empty list of token ids; give some to continue")
-    return tuple(value)
+    values = [value] if isinstance(value, str) or (isinstance(value, list) and value and _is_id(value[0])) else value
+    prompts: list[str | tuple[int, ...]] = []
+    for one in values if isinstance(values, list) and values else [None]:
+        if isinstance(one, str):
+            prompts.append(whole_characters(one))
+        elif not isinstance(one, list) or not all(map(_is_id, one)):
+            problem = "neither text nor token ids; send a text, a list of ids, or a list of texts or of lists of ids"
+            raise PydanticCustomError("not_a_prompt", problem)
+        elif not one:
+            raise PydanticCustomError("not_a_prompt", "an empty list of token ids; give some to continue")
+        else:
+            prompts.append(tuple(one))
+    return prompts
 
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _not_a_prompt() -> PydanticCustomError:
-    return PydanticCustomError(
-        "not_a_prompt", "neither text nor token ids; send a text, a list of ids, or a list of texts or of lists of ids"
-    )
 
 
 class CompletionBody(GenerationBody):
@@ -247,25 +233,12 @@ class CompletionBody(GenerationBody):
         sampling = self.sampling("max_tokens", self.max_tokens, _SHORT_COMPLETION, limits)
         scored = [count for count in (self.logprobs if self.echo else None, self.prompt_logprobs) if count is not None]
         seeds, rules = self.seeds(), self.rules()
+        row = Row(
+            reference, [], sampling=sampling, logprobs=self.logprobs, rules=rules, echo=self.echo,
+            prompt_logprobs=max(scored, default=None), prompt_only=self.max_tokens == 0,
+        )  # fmt: skip
         return tuple(
-            Row(
-                reference,
-                [],
-                seed,
-                sampling,
-                text=prompt if isinstance(prompt, str) else None,
-                ids=None if isinstance(prompt, str) else prompt,
-                logprobs=self.logprobs,
-                rules=rules,
-                echo=self.echo,
-                prompt_logprobs=max(scored, default=None),
-                prompt_only=self.max_tokens == 0,
-            )
+            replace(row, seed=seed, **({"text": prompt} if isinstance(prompt, str) else {"ids": prompt}))
             for prompt in prompts
             for seed in seeds
         )
-
-
-def _derive_seed(seed: int, index: int) -> int:
-    digest = hashlib.blake2b(f"{seed}:answer:{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, signed=True)

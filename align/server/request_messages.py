@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -17,8 +18,6 @@ _IGNORED = frozenset([
     "provider_specific_fields", "token_ids", "logprobs", "index",
 ])  # fmt: skip
 """fields of an answer that clients send back; the model does not see them"""
-
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def _join_parts(value: Any) -> Any:
@@ -71,11 +70,8 @@ class ToolCallBody(ApiObject):
     def to_template(self, path: str) -> dict[str, Any]:
         """Return the call as chat templates take it, with its arguments as an object."""
         arguments: Any = self.function.arguments
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except (ValueError, RecursionError):
-                arguments = None
+        with suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
         if not isinstance(arguments, dict):
             raise ApiError(400, f"{path}.function.arguments: not the JSON text of an object; send one", param=path)
         named = {} if self.id is None else {"id": self.id}
@@ -112,15 +108,13 @@ class ChatMessage(ApiObject):
             raise bad_field(f"{path}.content", "missing; send a text")
         turn = Message(role="system" if self.role == "developer" else self.role, content=self.content or "")
         if self.tool_calls:
-            turn["tool_calls"] = [
-                call.to_template(f"{path}.tool_calls.{index}") for index, call in enumerate(self.tool_calls)
-            ]
+            calls = enumerate(self.tool_calls)
+            turn["tool_calls"] = [call.to_template(f"{path}.tool_calls.{index}") for index, call in calls]
         if self.role in ("user", "tool") and self.name is not None:
             turn["name"] = self.name
         if self.tool_call_id is not None:
             turn["tool_call_id"] = self.tool_call_id
-        reasoning = next((text for name in _REASONING if (text := getattr(self, name))), None)
-        if reasoning is not None:
+        if reasoning := self.reasoning_content or self.reasoning or self.thinking:
             turn["reasoning_content"] = reasoning
         return turn
 
@@ -128,9 +122,8 @@ class ChatMessage(ApiObject):
 def chat_turns(messages: list[ChatMessage]) -> list[Message]:
     """Return all turns; a tool's result gets the name of its call, which some chat templates write."""
     turns = [message.to_turn(f"messages.{index}") for index, message in enumerate(messages)]
-    called = {
-        call["id"]: call["function"]["name"] for turn in turns for call in turn.get("tool_calls", []) if "id" in call
-    }
+    calls = [call for turn in turns for call in turn.get("tool_calls", [])]
+    called = {call["id"]: call["function"]["name"] for call in calls if "id" in call}
     for turn in turns:
         name = called.get(turn.get("tool_call_id", ""))
         if turn["role"] == "tool" and name is not None:

@@ -61,9 +61,8 @@ class ServedModels:
             for name in served.names:
                 other = self._by_name.setdefault(name, served)
                 if other is not served:
-                    raise UsageError(
-                        f"{name}: {served.reference} and {other.reference} would both be called this; serve one of them"
-                    )
+                    both = f"{served.reference} and {other.reference}"
+                    raise UsageError(f"{name}: {both} would both be called this; serve one of them")
 
     @property
     def names(self) -> list[str]:
@@ -92,9 +91,8 @@ def find_models(registry: Registry, references: Iterable[str]) -> list[Checkpoin
     resolved: dict[str, tuple[str, Checkpoint]] = {}
     for reference in references:
         checkpoint = registry.resolve(reference)
-        if checkpoint.reference in resolved:
-            first = resolved[checkpoint.reference][0]
-            raise UsageError(f"{reference}: the same model as {first} ({checkpoint.reference}); leave one out")
+        if other := resolved.get(checkpoint.reference):
+            raise UsageError(f"{reference}: the same model as {other[0]} ({checkpoint.reference}); leave one out")
         resolved[checkpoint.reference] = (reference, checkpoint)
     return [checkpoint for _, checkpoint in resolved.values()]
 
@@ -105,19 +103,20 @@ def describe_models(registry: Registry, checkpoints: Sequence[Checkpoint]) -> Se
     A bare registered name is an id too where only one of its versions is served, and the hub id of a hub model.
     """
     versions = [checkpoint.name for checkpoint in checkpoints]
-    return ServedModels(
-        [
-            ServedModel(
-                reference=checkpoint.reference,
-                names=_names(registry, checkpoint, versions.count(checkpoint.name) == 1),
-                base=public_name(registry.resolve_base(checkpoint).reference),
-                parent=_parent(checkpoint),
-                digest=checkpoint.digest,
-                created=_created(checkpoint),
-            )
-            for checkpoint in checkpoints
-        ]
-    )
+    models = []
+    for checkpoint in checkpoints:
+        parents = parent_links(checkpoint)
+        created = (checkpoint.manifest or {}).get("created")
+        model = ServedModel(
+            reference=checkpoint.reference,
+            names=_names(registry, checkpoint, versions.count(checkpoint.name) == 1),
+            base=public_name(registry.resolve_base(checkpoint).reference),
+            parent=public_name(parents[0]["reference"]) if parents else None,
+            digest=checkpoint.digest,
+            created=int(datetime.fromisoformat(created).timestamp()) if created else 0,
+        )
+        models.append(model)
+    return ServedModels(models)
 
 
 def public_name(reference: str) -> str:
@@ -134,13 +133,3 @@ def _names(registry: Registry, checkpoint: Checkpoint, only_version: bool) -> tu
     if registry.versions(checkpoint.name)[-1].version == checkpoint.version:
         names.append(f"{checkpoint.name}@{LATEST}")
     return (checkpoint.reference, *names, *([checkpoint.name] if only_version else []))
-
-
-def _parent(checkpoint: Checkpoint) -> str | None:
-    parents = parent_links(checkpoint)
-    return public_name(parents[0]["reference"]) if parents else None
-
-
-def _created(checkpoint: Checkpoint) -> int:
-    created = (checkpoint.manifest or {}).get("created")
-    return int(datetime.fromisoformat(created).timestamp()) if created else 0

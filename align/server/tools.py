@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import secrets
@@ -86,9 +87,10 @@ class ToolFields(ApiObject):
     @property
     def named(self) -> Any:
         """The one function that must be called; None when there is no such one."""
-        choice = self.tool_choice
-        function = choice.get("function") if isinstance(choice, dict) else None
-        return function.get("name") if isinstance(function, dict) else None
+        match self.tool_choice:
+            case {"function": {"name": name}}:
+                return name
+        return None
 
 
 def use_tools(body: ToolFields, rows: tuple[Row, ...], engine: Engine | None) -> tuple[tuple[Row, ...], ChatReply]:
@@ -96,10 +98,9 @@ def use_tools(body: ToolFields, rows: tuple[Row, ...], engine: Engine | None) ->
 
     Raises ApiError where the chat template writes no tool calls, and for an impossible `tool_choice`.
     """
-    turns = rows[0].messages
+    turns, rules = rows[0].messages, rows[0].rules
     required = body.required()
-    has_tools = bool(body.tools) or any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns)
-    if not has_tools:
+    if not body.tools and not any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
         return rows, ChatReply()
     if engine is None:
         raise not_ready()
@@ -107,20 +108,17 @@ def use_tools(body: ToolFields, rows: tuple[Row, ...], engine: Engine | None) ->
     if format_ is None:
         param = "tools" if body.tools else "messages"
         raise unsupported(param, "the model's chat template writes no tool calls", "leave out tools and their turns")
-    messages = _with_text_arguments(turns) if format_.takes_text else turns
     offered = body.offered() if body.tool_choice != "none" else []
-    options = replace(rows[0].chat, tools=tuple(offered))
-    rules = rows[0].rules
-    hide_special = not rules.show_special_tokens
+    # Calls are read by their special tokens; the text beside them shows those only where they were asked for.
+    reply = ToolChatReply(replace(format_, special=()) if rules.show_special_tokens else format_, offered, body)
     if offered:
         rules = replace(rules, show_special_tokens=True)
     if required:
         rules = replace(rules, constraint=_call_constraint(rows[0], format_, required))
-    rows = tuple(replace(row, messages=messages, chat=options, rules=rules) for row in rows)
-    if not offered:
-        return rows, ChatReply()
-    shown = format_ if hide_special else replace(format_, special=())
-    return rows, ToolChatReply(shown, offered, body)
+    messages = _with_text_arguments(turns) if format_.takes_text else turns
+    chat = replace(rows[0].chat, tools=tuple(offered))
+    rows = tuple(replace(row, messages=messages, chat=chat, rules=rules) for row in rows)
+    return rows, reply if offered else ChatReply()
 
 
 def _call_constraint(row: Row, format_: ToolFormat, functions: list[dict[str, Any]]) -> Constraint:
@@ -135,13 +133,10 @@ def _call_constraint(row: Row, format_: ToolFormat, functions: list[dict[str, An
 
 def _with_text_arguments(messages: Messages) -> Messages:
     """Return turns with the arguments of their calls as JSON text."""
-    turns = [turn.copy() for turn in messages]
+    turns = copy.deepcopy(messages)
     for turn in turns:
-        if "tool_calls" in turn:
-            turn["tool_calls"] = [
-                call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
-                for call in turn["tool_calls"]
-            ]
+        for call in turn.get("tool_calls", []):
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
     return turns
 
 
@@ -159,8 +154,14 @@ class ToolChatReply(ChatReply):
 
     def chunk(self, row: int, text: str, tokens: Sequence[Token] | None, before: int) -> dict[str, Any]:
         """Return the choice of the text that is certainly no call."""
-        shown = self._pass_on(row, text)
-        self._shown[row] = self._shown.get(row, "") + shown
+        so_far = self._texts[row] = self._texts.get(row, "") + text
+        already = self._shown.get(row, "")
+        if self._format.marker:
+            shown = self._held_back.setdefault(row, StopStrings([self._format.marker])).push(text)
+        else:
+            # A call is the whole answer in such a format: one that begins as JSON is held back.
+            shown = "" if so_far.lstrip()[:1] in ("", "[", "{") else so_far[len(already) :]
+        self._shown[row] = already + shown
         return choice_of(row, chat_logprobs(tokens), delta={"content": self._format.without_special(shown)})
 
     def ending(self, row: int, reason: str) -> dict[str, Any]:
@@ -188,14 +189,6 @@ class ToolChatReply(ChatReply):
 
     def _ended(self, reason: str, calls: Sequence[ToolCall]) -> str:
         return self._reason if calls and reason == "stop" else reason
-
-    def _pass_on(self, row: int, text: str) -> str:
-        so_far = self._texts[row] = self._texts.get(row, "") + text
-        if not self._format.marker:
-            # A call is the whole answer in such a format: one that begins as JSON is held back.
-            begun = so_far.lstrip()
-            return "" if not begun or begun[0] in "[{" else so_far[len(self._shown.get(row, "")) :]
-        return self._held_back.setdefault(row, StopStrings([self._format.marker])).push(text)
 
 
 def _call_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:

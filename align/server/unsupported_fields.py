@@ -10,6 +10,7 @@ from typing import Any
 
 from align.errors import nearest
 from align.server.api_errors import bad_field, unsupported
+from align.server.request_messages import ApiObject
 
 _IGNORED = frozenset([
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -67,22 +68,18 @@ _ADVICE = {
 """what to do instead of a field, whether other servers have it or not"""
 
 
-def check_extras(extras: dict[str, Any], supported: list[str], prefix: str = "") -> None:
-    """Raise ApiError for the first field that is neither ignored nor asks for nothing."""
-    for name, value in extras.items():
+def check_extras(body: ApiObject, prefix: str = "") -> None:
+    """Raise ApiError for the first extra field that is neither ignored nor asks for nothing."""
+    for name, value in (body.model_extra or {}).items():
         if name in _IGNORED or value is None:
             continue
         path = f"{prefix}{name}"
         if name in _UNSUPPORTED:
-            if not _asks_nothing(value, _UNSUPPORTED[name]):
+            harmless = any(value == one and type(value) is type(one) for one in _UNSUPPORTED[name])
+            if not (harmless or value is False or value in ("", [], {})):
                 raise unsupported(path, "not done by this server", _ADVICE.get(name, "leave it out"))
         elif name in _ADVICE:
             raise unsupported(path, "not a field of this server", _ADVICE[name])
         else:
-            about = nearest(name, [*supported, *_UNSUPPORTED])
+            about = nearest(name, [*type(body).model_fields, *_UNSUPPORTED])
             raise bad_field(path, f"unknown field;{about}", code="unknown_parameter")
-
-
-def _asks_nothing(value: Any, harmless: tuple[Any, ...]) -> bool:
-    nothing = value is False or value in ("", [], {})
-    return nothing or any(value == one and type(value) is type(one) for one in harmless)
