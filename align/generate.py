@@ -120,15 +120,11 @@ class TerminalChat:
             elif line.startswith("/"):
                 sys.stderr.write(_HELP)
             elif line:
-                self._turn(line)
-
-    def _turn(self, prompt: str) -> None:
-        """Answer one turn; one that fails is reported and removed, and the conversation continues."""
-        try:
-            self.answer(prompt)
-        except IntegrityError as error:
-            self._messages.pop()
-            sys.stderr.write(f"error: {error}\n")
+                try:
+                    self.answer(line)
+                except IntegrityError as error:  # the turn is removed, and the conversation continues
+                    self._messages.pop()
+                    sys.stderr.write(f"error: {error}\n")
 
     def answer(self, prompt: str) -> int:
         """Stream the answer to one prompt and return the exit code; Ctrl-C stops it and keeps its text so far."""
@@ -167,6 +163,7 @@ def _catch_interrupt() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
+
     previous = signal.getsignal(signal.SIGINT)
 
     def catch(_signal: int, _frame: Any) -> None:

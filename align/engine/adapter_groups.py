@@ -1,7 +1,7 @@
 """Which models can share a batch, and setting up the one model in memory for some of them.
 
-Everything here runs in the engine's thread. PEFT's `set_adapter` and mixed batches both change the model for every
-other user, and silently answer from the wrong adapter when two threads do it at once.
+From the first request on, everything here runs in the engine's thread. PEFT's `set_adapter` and mixed batches both
+change the model for every other user, and silently answer from the wrong adapter when two threads do it at once.
 """
 
 from __future__ import annotations

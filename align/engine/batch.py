@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.engine.adapter_groups import adapters_active, unwrap_peft
 from align.engine.sampling import sample_tokens
-from align.engine.token_logprobs import MOST_LOGITS
+from align.engine.token_scores import MOST_LOGITS
 from align.models.decoding import CachedRows, Decoder, pad_left
 
 if TYPE_CHECKING:

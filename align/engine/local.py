@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from align.data.bounded_process import AVAILABLE
 from align.data.rendering.template_notices import generation_notice
 from align.engine.adapter_groups import BASE, MIXED, ModelFacts, context_window, probe_models
-from align.engine.answer_scores import RewardScorer, compute_token_shift, encode_answer
 from align.engine.batch import DecodingBatch, Prefill
 from align.engine.constraint import Compiler
 from align.engine.prompt_queue import PromptQueue, prompt_characters
@@ -21,6 +20,7 @@ from align.engine.protocol import EngineBusy, GenerationRequest, Row, Sampling, 
 from align.engine.running_rows import RowState, RunningRow, describe_error, start_row
 from align.engine.sampling import activate_rules
 from align.engine.stream import Stream, collect_texts
+from align.engine.token_scores import RewardScorer, compute_token_shift, encode_answer
 from align.errors import IntegrityError, UsageError, nearest
 from align.models.stop_tokens import find_stop_tokens
 from align.schema import Messages
@@ -61,17 +61,15 @@ class LocalEngine:
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
-        self._facts: dict[str, ModelFacts] = {}
+        self._facts = {fact.reference: fact for fact in probe_models(loaded)}
         self._row_seconds: deque[float] = deque([1.0], maxlen=32)
         self._stops = find_stop_tokens(loaded)
         self._vocabulary = int(loaded.model.config.get_text_config().vocab_size)
         self._compiler = Compiler(loaded.tokenizer, self._vocabulary, self._stops.ids)
         self._reward = None if reward is None else RewardScorer(loaded, reward)
         self._prompts: PromptQueue | None = None
-        ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._work, args=(ready,), name="align-engine", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="align-engine", daemon=True)
         self._thread.start()
-        ready.result()
 
     def start_prompt_process(self) -> None:
         """Render and encode prompts in a separate process from now on, so that they delay no other row."""
@@ -213,14 +211,8 @@ class LocalEngine:
             self._changed.notify_all()
         return result.result()
 
-    def _work(self, ready: Future[None]) -> None:
-        try:
-            self._facts = {fact.reference: fact for fact in probe_models(self._loaded)}
-            batch = self._empty_batch(MIXED)
-        except Exception as error:  # raised again by the constructor, in the caller's thread
-            ready.set_exception(error)
-            return
-        ready.set_result(None)
+    def _work(self) -> None:
+        batch = self._empty_batch(MIXED)
         while self._await_work(batch):
             batch = self._run_once(batch)
         batch.restore_model()

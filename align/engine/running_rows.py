@@ -21,7 +21,7 @@ from align.engine.protocol import (
 )
 from align.engine.sampling import ActiveRules, RowSampler
 from align.engine.text_buffer import TextBuffer, TextChunk
-from align.engine.token_logprobs import PromptScores, locate_prompt, make_token, prompt_text
+from align.engine.token_scores import PromptScores, locate_prompt, make_token, prompt_text
 from align.errors import AlignError, DataError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from tiny import WORDS
 
 from align.engine.detokenizer import spell_token
 from align.engine.protocol import Token
-from align.engine.token_logprobs import locate_prompt, prompt_text
+from align.engine.token_scores import locate_prompt, prompt_text
 
 
 @cache

@@ -11,7 +11,7 @@ from byte_tokenizers import KINDS, TEXTS
 from align.engine.detokenizer import spell_token
 from align.engine.protocol import Alternative, Token
 from align.engine.text_buffer import TextBuffer
-from align.engine.token_logprobs import make_alternative
+from align.engine.token_scores import make_alternative
 
 
 @cache
