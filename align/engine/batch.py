@@ -78,11 +78,15 @@ class DecodingBatch:
         ids, columns = prefill.ids, prefill.cached.columns
         scored = self._can_score(prefill.rows, columns)
         begin, end = prefill.columns, self._end_of_chunk(prefill, columns, scored=scored)
-        adapters = [row.state.adapter for row in prefill.rows]
+        adapters = [row.state.fact.adapter for row in prefill.rows]
         with torch.inference_mode(), adapters_active(self._model, adapters, self.adapter_group):
             logits = self._decoder.prefill(prefill.cached, ids, begin, end, end - begin if scored else 1)
             if scored:
-                _score_prompts(prefill.rows, ids, logits, begin)
+                # Each prompt's part of the logits (B, N, V) of these columns of ids (B, T).
+                for index, row in enumerate(prefill.rows):
+                    first, last = max(begin, columns - len(row.prompt_ids)), min(end, columns - 1)
+                    if row.scores is not None and first < last:
+                        row.scores.read(logits[index, first - begin : last - begin], ids[index, first + 1 : last + 1])
         prefill.columns = end
         if end == columns:
             for row in prefill.rows:
@@ -137,7 +141,7 @@ class DecodingBatch:
         with torch.inference_mode():
             if self._active_adapters is None:
                 self._active_adapters = ExitStack()
-                adapters = [row.state.adapter for row in self.rows]
+                adapters = [row.state.fact.adapter for row in self.rows]
                 self._active_adapters.enter_context(adapters_active(self._model, adapters, self.adapter_group))
             logits = self._decoder.step(self._cached, tokens)
         self._last_tokens = self._sample(self.rows, logits.float())
@@ -187,12 +191,3 @@ class DecodingBatch:
                 if columns < self._cached.columns and self._cached.can_resize:
                     self._cached.resize(columns)
         return ended
-
-
-def _score_prompts(rows: Sequence[RunningRow], ids: Tensor, logits: Tensor, begin: int) -> None:
-    """Give scored rows their part of the logits (B, N, V) of N columns of ids (B, T), the first at `begin`."""
-    end = min(begin + logits.shape[1], ids.shape[1] - 1)
-    for index, row in enumerate(rows):
-        first = max(begin, ids.shape[1] - len(row.prompt_ids))
-        if row.scores is not None and first < end:
-            row.scores.read(logits[index, first - begin : end - begin], ids[index, first + 1 : end + 1])

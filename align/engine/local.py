@@ -16,7 +16,7 @@ from align.engine.adapter_groups import BASE, MIXED, ModelFacts, context_window,
 from align.engine.batch import DecodingBatch, Prefill
 from align.engine.constraint import Compiler
 from align.engine.prompt_queue import PromptQueue, prompt_characters
-from align.engine.protocol import EngineBusy, GenerationRequest, Row, Sampling, ShiftedToken
+from align.engine.protocol import EngineBusy, GenerationRequest, Row, RowFailure, Sampling, ShiftedToken
 from align.engine.running_rows import RowState, RunningRow, describe_error, start_row
 from align.engine.sampling import activate_rules
 from align.engine.stream import Stream, collect_texts
@@ -118,8 +118,18 @@ class LocalEngine:
         Raises EngineBusy when more rows would wait than may.
         """
         stream = Stream(len(request.rows), on_cancel=self._drop_cancelled)
-        states = [RowState(stream, index, row, request.sampling_of(row)) for index, row in enumerate(request.rows)]
-        accepted = [state for state in states if self._resolve(state)]
+        accepted = []
+        for index, row in enumerate(request.rows):
+            if (fact := self._facts.get(row.model)) is None:
+                about = f"not one of the loaded models;{nearest(row.model, self.models)}"
+                stream.put(RowFailure(index, f"{row.model}: {about}"))
+                continue
+            try:
+                rules = activate_rules(row.rules, self._stops.ids, self._vocabulary, self._compiler)
+            except UsageError as error:
+                stream.put(RowFailure(index, f"{row.model}: {error}", "prompt"))
+                continue
+            accepted.append(RowState(stream, index, row, request.sampling_of(row), fact, rules))
         self._queue(self._waiting if self._prompts is None else self._prompts, accepted, is_new=True)
         return stream
 
@@ -158,20 +168,6 @@ class LocalEngine:
         if self._prompts is not None:
             _fail_all(self._prompts.close(), CLOSED)
         self._thread.join()
-
-    def _resolve(self, state: RowState) -> bool:
-        """Look up a row's model and compile its rules; return whether both exist, or else the row has failed."""
-        fact = self._facts.get(state.row.model)
-        if fact is None:
-            state.fail(f"{state.row.model}: not one of the loaded models;{nearest(state.row.model, self.models)}")
-            return False
-        state.adapter, state.adapter_group = fact.adapter, fact.adapter_group
-        try:
-            state.rules = activate_rules(state.row.rules, self._stops.ids, self._vocabulary, self._compiler)
-        except UsageError as error:
-            state.fail(f"{state.row.model}: {error}", "prompt")
-            return False
-        return True
 
     def _queue(self, queue: deque[RowState] | PromptQueue, rows: list[RowState], *, is_new: bool = False) -> None:
         """Queue rows, or fail them when the engine was closed; raises EngineBusy when more new ones wait than may."""
@@ -213,7 +209,12 @@ class LocalEngine:
 
     def _work(self) -> None:
         batch = self._empty_batch(MIXED)
-        while self._await_work(batch):
+        while True:
+            with self._changed:
+                while not (batch.all_rows or self._waiting or self._calls or self._closing.is_set()):
+                    self._changed.wait()
+            if self._closing.is_set():
+                break
             batch = self._run_once(batch)
         batch.restore_model()
         with self._changed:
@@ -222,12 +223,6 @@ class LocalEngine:
         _fail_all(left, CLOSED)
         for result, _ in self._calls:
             result.set_exception(IntegrityError(CLOSED))
-
-    def _await_work(self, batch: DecodingBatch) -> bool:
-        """Wait until there is something to do; False when the engine is being closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: batch.all_rows or self._waiting or self._calls or self._closing.is_set())
-        return not self._closing.is_set()
 
     def _run_once(self, batch: DecodingBatch) -> DecodingBatch:
         """Make one waiting call, prefill a chunk of rows that join, decode one token of every row; the next batch."""
@@ -246,7 +241,7 @@ class LocalEngine:
             if not batch.all_rows:
                 # All rows have left: the next batch is of the adapter group of the oldest waiting row.
                 with self._changed:
-                    group = self._waiting[0].adapter_group if self._waiting else batch.adapter_group
+                    group = self._waiting[0].fact.adapter_group if self._waiting else batch.adapter_group
                 batch = self._empty_batch(group)
             if joining := self._take_waiting(batch):
                 batch.prefill = Prefill(joining)
@@ -275,7 +270,7 @@ class LocalEngine:
         window = context_window(self._loaded.model)
         while batch.can_admit and len(batch.rows) + len(joining) < self._max_rows:
             with self._changed:
-                if not self._waiting or self._waiting[0].adapter_group != batch.adapter_group:
+                if not self._waiting or self._waiting[0].fact.adapter_group != batch.adapter_group:
                     break
                 state = self._waiting.popleft()
             if state.cancelled:

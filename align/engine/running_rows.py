@@ -7,18 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.data.reasoning import mark_reasoning
-from align.engine.protocol import (
-    NO_RULES,
-    Fault,
-    FinishReason,
-    Row,
-    RowDelta,
-    RowDone,
-    RowFailure,
-    RowPrompt,
-    Sampling,
-    Token,
-)
+from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowFailure, RowPrompt, Sampling, Token
 from align.engine.sampling import ActiveRules, RowSampler
 from align.engine.text_buffer import TextBuffer, TextChunk
 from align.engine.token_scores import PromptScores, locate_prompt, make_token, prompt_text
@@ -27,6 +16,7 @@ from align.errors import AlignError, DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from align.engine.adapter_groups import ModelFacts
     from align.engine.stream import Stream
 
 
@@ -38,9 +28,8 @@ class RowState:
     index: int
     row: Row
     sampling: Sampling
-    adapter: str = ""
-    adapter_group: str = ""
-    rules: ActiveRules = field(default_factory=lambda: ActiveRules(NO_RULES, frozenset()))
+    fact: ModelFacts
+    rules: ActiveRules
     submitted: float = field(default_factory=time.perf_counter)
     prompt_ids: list[int] = field(default_factory=list)
     ended: bool = False

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import starmap
 from typing import Any
 
 from align.engine.constraint import Constraint
@@ -106,34 +108,32 @@ def read_line(line: str) -> StreamEvent:
 
 def _tokens(logprobs: dict[str, Any]) -> tuple[Token, ...]:
     """Return the tokens of a chat (a list of objects), or of a plain completion (parallel lists)."""
+    read: list[tuple[Alternative, Iterable[Alternative]]]
     if content := logprobs.get("content"):
-        return tuple(
-            Token(_UNKNOWN_ID, text, logprob, tuple(map(_entry, entry.get("top_logprobs") or [])), raw)
-            for entry in content
-            for text, logprob, raw, _ in [_entry(entry)]
-        )
-    texts, values = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
-    tops = logprobs.get("top_logprobs") or [None] * len(texts)
-    return tuple(
-        Token(_UNKNOWN_ID, text, value, _likeliest_first(top or {}), raw)
-        for name, value, top in zip(texts, values, tops, strict=True)
-        for text, raw in [read_token(name)]
-    )
-
-
-def _likeliest_first(top: dict[str, float]) -> tuple[Alternative, ...]:
-    pairs = sorted(top.items(), key=lambda pair: -pair[1])
-    return tuple(Alternative(text, logprob, raw) for name, logprob in pairs for text, raw in [read_token(name)])
+        read = [(_entry(entry), map(_entry, entry.get("top_logprobs") or [])) for entry in content]
+    else:
+        names, values = logprobs.get("tokens") or [], logprobs.get("token_logprobs") or []
+        tops = logprobs.get("top_logprobs") or [None] * len(names)
+        likeliest_first = [sorted((top or {}).items(), key=lambda pair: -pair[1]) for top in tops]
+        read = [
+            (_named(name, value), starmap(_named, top))
+            for name, value, top in zip(names, values, likeliest_first, strict=True)
+        ]
+    return tuple(Token(_UNKNOWN_ID, one.text, one.logprob, tuple(top), one.raw) for one, top in read)
 
 
 def _entry(entry: dict[str, Any]) -> Alternative:
     """Return a token of a chat; part of a character is in its bytes only."""
-    raw = entry.get("bytes")
-    if raw is None:
-        return Alternative(entry["token"], entry["logprob"], entry["token"].encode("utf-8", "replace"))
-    raw = bytes(raw)
-    text = entry["token"] if not raw else raw.decode("utf-8", "replace")
+    name, raw = entry["token"], entry.get("bytes")
+    raw = name.encode("utf-8", "replace") if raw is None else bytes(raw)
+    text = raw.decode("utf-8", "replace") if entry.get("bytes") else name
     return Alternative(text, entry["logprob"], raw)
+
+
+def _named(name: str, logprob: float) -> Alternative:
+    """Return a token of a plain completion."""
+    text, raw = read_token(name)
+    return Alternative(text, logprob, raw)
 
 
 _BYTES_PREFIX = "bytes:"
@@ -166,9 +166,10 @@ def error_text(body: Any) -> str:
 
 def fault_of(status: int, body: Any) -> Fault:
     """Return the kind of fault of an error response."""
-    error = body.get("error") if isinstance(body, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    if code == "context_length_exceeded" or status == 413:
+    match body:
+        case {"error": {"code": "context_length_exceeded"}}:
+            return "too_long"
+    if status == 413:
         return "too_long"
     return "prompt" if status in (400, 422) else "engine"
 

@@ -9,7 +9,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -69,42 +69,40 @@ def create_app(
     app.include_router(router)
     if page is not None:
         app.mount("/ui", page)
-    app.add_exception_handler(ApiError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse_invalid)
-    app.add_exception_handler(HTTPException, _refuse_http)
+    for kind in (ApiError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _refuse)
     app.add_middleware(RequestGuard, limits=limits, token=token, hosts=hosts)
     app.add_middleware(RequestLog, service=service)  # the one added last is the outermost
     return app
 
 
-def _response(refusal: ApiError) -> Response:
-    return JSONResponse(refusal.body, refusal.status, refusal.headers)
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Return an error of any kind in the one shape."""
+    headers: Mapping[str, str] | None = None
+    match error:
+        case ApiError():
+            refusal, headers = error, error.headers
+        case RequestValidationError():
+            refusal = _invalid(error.errors()[0], request.headers.get("content-type", ""))
+        case HTTPException():
+            about = {404: "no such path", 405: "not by this method"}.get(error.status_code, "the body cannot be read")
+            paths = "see /v1/models, /v1/chat/completions, /v1/completions"
+            refusal, headers = ApiError(error.status_code, f"{about}; {paths}"), error.headers
+        case _:
+            raise error
+    return JSONResponse(refusal.body, refusal.status, headers)
 
 
-async def _refuse(_request: Request, refusal: Exception) -> Response:
-    assert isinstance(refusal, ApiError)
-    return _response(refusal)
-
-
-async def _refuse_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
+def _invalid(first: dict[str, Any], content_type: str) -> ApiError:
+    """Return the error about a body, given pydantic's first problem with it."""
     if first["type"] == "json_invalid":
-        return _response(ApiError(400, "the body is no JSON; send an object", code="invalid_json"))
-    if "json" not in request.headers.get("content-type", ""):
+        return ApiError(400, "the body is no JSON; send an object", code="invalid_json")
+    if "json" not in content_type:
         about = "the Content-Type is not JSON; send the header Content-Type: application/json"
-        return _response(ApiError(400, about, code="invalid_json"))
+        return ApiError(400, about, code="invalid_json")
     param = ".".join(map(str, first["loc"][1:])) or None  # the first part is "body"
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    return _response(ApiError(400, f"{param or 'the body'}: {first['msg']}", param=param, code=code))
-
-
-async def _refuse_http(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    about = {404: "no such path", 405: "not by this method"}.get(error.status_code, "the body cannot be read")
-    response = _response(ApiError(error.status_code, f"{about}; see /v1/models, /v1/chat/completions, /v1/completions"))
-    response.headers.update(error.headers or {})
-    return response
+    return ApiError(400, f"{param or 'the body'}: {first['msg']}", param=param, code=code)
 
 
 def address_of(listener: socket.socket) -> str:

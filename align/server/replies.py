@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from align.engine.protocol import Alternative, RowDone, RowPrompt, Token
 from align.engine.wire_format import escaped, name_token
@@ -26,17 +26,14 @@ def count_usage(done: Sequence[RowDone], answers: int = 1) -> dict[str, int]:
 
 
 class ChatReply:
-    """The choices of /v1/chat/completions: of a row's first chunk, its text, its end, its prompt, and as a whole.
+    """The choices of /v1/chat/completions: of a row's first chunk, its text, its end, and as a whole.
 
-    `tokens` are None when the request has no `logprobs`; a choice that is None is not sent. An answer begins `before`
-    characters into its choice.
+    `tokens` are None when the request has no `logprobs`. An answer begins `before` characters into its choice.
     """
 
-    kind, prefix, chunk_suffix = "chat.completion", "chatcmpl", ".chunk"
-
-    def opening(self, row: int) -> dict[str, Any] | None:
-        """Return the choice that names the role."""
-        return choice_of(row, delta={"role": "assistant", "content": ""})
+    kind, prefix, chunk_suffix, echo = "chat.completion", "chatcmpl", ".chunk", False
+    opening: ClassVar[dict[str, Any] | None] = {"delta": {"role": "assistant", "content": ""}}
+    """the fields of the first choice of a row in a stream"""
 
     def chunk(self, row: int, text: str, tokens: Sequence[Token] | None, before: int) -> dict[str, Any]:
         """Return the choice of new text."""
@@ -45,10 +42,6 @@ class ChatReply:
     def ending(self, row: int, reason: str) -> dict[str, Any]:
         """Return the choice without text that has the finish reason."""
         return choice_of(row, reason=reason, delta={})
-
-    def prompt(self, prompt: RowPrompt, tokens: Sequence[Token] | None) -> dict[str, Any] | None:
-        """Return None: a conversation is not echoed."""
-        return None
 
     def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
         """Return the choice of one message."""
@@ -66,10 +59,7 @@ class CompletionReply:
     """the alternatives of each token of the prompt in vLLM's `prompt_logprobs`"""
 
     kind, prefix, chunk_suffix = "text_completion", "cmpl", ""
-
-    def opening(self, row: int) -> dict[str, Any] | None:
-        """Return None: text comes with the first chunk."""
-        return None
+    opening: ClassVar[dict[str, Any] | None] = None
 
     def chunk(self, row: int, text: str, tokens: Sequence[Token] | None, before: int) -> dict[str, Any]:
         """Return the choice of new text."""
@@ -78,10 +68,6 @@ class CompletionReply:
     def ending(self, row: int, reason: str) -> dict[str, Any]:
         """Return the choice without text that has the finish reason."""
         return choice_of(row, reason=reason, text="")
-
-    def prompt(self, prompt: RowPrompt, tokens: Sequence[Token] | None) -> dict[str, Any] | None:
-        """Return the choice of an echoed prompt."""
-        return choice_of(prompt.row, text_logprobs(tokens, 0), text=prompt.text) if self.echo else None
 
     def whole(self, done: RowDone, tokens: Sequence[Token] | None, prompt: RowPrompt | None = None) -> dict[str, Any]:
         """Return the choice of one text."""

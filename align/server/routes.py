@@ -138,9 +138,9 @@ class ReplyWriter:
     async def chunks(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
         """Yield the server-sent events of a stream whose first event has come."""
         async with aclosing(events) as open_events:
-            for row in range(self._rows):
-                if opening := self._format.opening(row):
-                    yield self._chunk(opening)
+            if self._format.opening is not None:
+                for row in range(self._rows):
+                    yield self._chunk(replies.choice_of(row, **self._format.opening))
             try:
                 if choice := self._choice(first):
                     yield self._chunk(choice)
@@ -160,12 +160,13 @@ class ReplyWriter:
         """Return the choice of one event; None when it has none."""
         match event:
             case RowDelta() if event.text or event.tokens:
-                tokens = event.tokens if self._wants_tokens else None
                 prompt = self._prompts.get(event.row)
+                tokens = event.tokens if self._wants_tokens else None
                 return self._format.chunk(event.row, event.text, tokens, len(prompt.text) if prompt else 0)
             case RowPrompt():
                 self._prompts[event.row] = event
-                return self._format.prompt(event, event.tokens if self._wants_tokens else None)
+                tokens = event.tokens if self._wants_tokens else None
+                return self._format.chunk(event.row, event.text, tokens, 0) if self._format.echo else None
             case RowDone():
                 self._finish(event)
                 return self._format.ending(event.row, event.reason)
