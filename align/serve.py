@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -115,11 +115,14 @@ def _serve(registry: Registry, options: argparse.Namespace, limits: ServerLimits
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         extra = "align[serve,app]" if options.ui else "align[serve]"
         raise MachineError(f'the server needs {", ".join(missing)}, not installed here; pip install "{extra}"')
-    from align.network import open_port
+    from align.network import is_local, open_port
     from align.server.application import address_of, create_app
 
     token = read_token(options.token_file)
-    _require_token([options.host, *options.allow_host], token)
+    public = [name for name in (options.host, *options.allow_host) if not is_local(name)]
+    if public and token is None:
+        about = f"others could reach it and there is no token; put one into --token-file or ${TOKEN_VARIABLE}"
+        raise UsageError(f"{public[0]}: {about}, or keep to 127.0.0.1")
     checkpoints, models = _find_models(registry, options.models)
     if options.ui and token is not None:
         raise UsageError("--ui: the page has no password and would be a way around the token; leave one of them out")
@@ -158,23 +161,13 @@ def read_token(path: str | None, environment: MutableMapping[str, str] = os.envi
     return token
 
 
-def _require_token(names: Sequence[str], token: str | None) -> None:
-    """Raise UsageError for an address or name that others can reach, when there is no token."""
-    from align.network import is_local
-
-    public = [name for name in names if not is_local(name)]
-    if public and token is None:
-        about = f"others could reach it and there is no token; put one into --token-file or ${TOKEN_VARIABLE}"
-        raise UsageError(f"{public[0]}: {about}, or keep to 127.0.0.1")
-
-
 def _load(registry: Registry, references: list[str], options: argparse.Namespace) -> LocalEngine:
     from align.engine.local import LocalEngine, default_prefill_chunk
     from align.models.adapters import load_models
 
     loaded = load_models(registry, references, precision_from(options))
-    read = default_prefill_chunk(loaded.model)
-    engine = LocalEngine(loaded, max_waiting_rows=options.max_waiting, prefill_chunk_tokens=read)
+    chunk = default_prefill_chunk(loaded.model)
+    engine = LocalEngine(loaded, max_waiting_rows=options.max_waiting, prefill_chunk_tokens=chunk)
     engine.start_prompt_process()
     for note in engine.notes:
         write(note)

@@ -16,7 +16,7 @@ from align.engine.adapter_groups import BASE, MIXED, ModelFacts, context_window,
 from align.engine.batch import DecodingBatch, Prefill
 from align.engine.constraint import Compiler
 from align.engine.prompt_queue import PromptQueue, prompt_characters
-from align.engine.protocol import EngineBusy, GenerationRequest, Row, RowFailure, Sampling, ShiftedToken
+from align.engine.protocol import CLOSED, EngineBusy, GenerationRequest, Row, RowFailure, Sampling, ShiftedToken
 from align.engine.running_rows import RowState, RunningRow, describe_error, start_row
 from align.engine.sampling import activate_rules
 from align.engine.stream import Stream, collect_texts
@@ -28,8 +28,6 @@ from align.schema import Messages
 if TYPE_CHECKING:
     from align.data.tool_calls import ToolFormat
     from align.models.adapters import LoadedBase
-
-CLOSED = "the engine was closed while this was being written; start it again"
 
 _T = TypeVar("_T")
 

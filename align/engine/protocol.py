@@ -17,6 +17,9 @@ FinishReason = Literal["stop", "length", "cancelled"]
 Fault = Literal["too_long", "prompt", "engine"]
 """why a row failed: no room in the model's context, a prompt it cannot take, or anything else"""
 
+CLOSED = "the engine was closed while this was being written; start it again"
+"""the message of a row that an engine's end interrupts"""
+
 MOST_ALTERNATIVES = 20
 """the most `top_logprobs` a token can have, as in the OpenAI API"""
 
@@ -274,35 +277,28 @@ class Engine(Protocol):
     @property
     def models(self) -> list[str]:
         """The references rows may name."""
-        ...
 
     @property
     def waiting(self) -> int:
         """The number of rows that are queued and do not run yet."""
-        ...
 
     def submit(self, request: GenerationRequest) -> Stream:
         """Queue a request; never blocks, never raises for a bad row (that row ends with a RowFailure).
 
         Raises EngineBusy when the queue is full.
         """
-        ...
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
         """Return the texts of some rows, in as few batches as possible; raises IntegrityError if a row failed."""
-        ...
 
     def token_shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
         """Compare a model with its base over the answer that ends a conversation, its end token included.
 
         Blocks. Raises UsageError where this engine cannot.
         """
-        ...
 
     def reward_score(self, messages: Messages) -> float | None:
         """Return the reward model's score of a conversation; None without a reward model. Blocks."""
-        ...
 
     def close(self) -> None:
         """End the engine; rows that still run end with a RowFailure."""
-        ...

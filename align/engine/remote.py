@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from align.engine.protocol import (
+    CLOSED,
     EngineBusy,
     FinishReason,
     GenerationRequest,
@@ -34,7 +35,6 @@ from align.schema import Messages
 
 _CONNECT_TIMEOUT_S = 10.0
 _REASONS: dict[str | None, FinishReason] = {"length": "length", "cancelled": "cancelled"}
-_CLOSED = "the engine was closed while this was being written; start it again"
 
 
 class RemoteEngine:
@@ -112,7 +112,7 @@ class RemoteEngine:
     def _problem(self, row: Row) -> str | None:
         """Return why a row cannot be requested; None when it can."""
         if self._closing.is_set():
-            return _CLOSED
+            return CLOSED
         if row.model not in self.models:
             return f"{row.model}: not one of the models of {self._server.url};{nearest(row.model, self.models)}"
         if row.echo or row.prompt_logprobs is not None or row.prompt_only:
@@ -141,7 +141,7 @@ class RemoteEngine:
         def end(row: _RemoteRow) -> None:
             # A task that is cancelled before its first step never runs: the last event is sent from here.
             self._rows.discard(row)
-            row.end(_CLOSED if self._closing.is_set() else None)
+            row.end(CLOSED if self._closing.is_set() else None)
 
         for row in rows:
             self._rows.add(row)

@@ -1,6 +1,6 @@
 """The request bodies of OpenAI's API: checked here, then made into rows for the engine.
 
-Every field is honoured, known to change nothing, or refused by name (`align.server.unsupported_fields`): an answer
+Every field is honoured, known to change nothing, or refused by name (`align.server.request_fields`): an answer
 that ignores a field would answer another request.
 """
 
@@ -16,11 +16,10 @@ from pydantic_core import PydanticCustomError
 
 from align.engine.protocol import MOST_ALTERNATIVES, ChatOptions, Row, Sampling, TokenRules
 from align.server.api_errors import bad_field
-from align.server.constraint_fields import ConstraintFields
 from align.server.limits import ServerLimits
+from align.server.request_fields import ConstraintFields, check_extras
 from align.server.request_messages import ApiObject, ChatMessage, chat_turns, whole_characters
 from align.server.tools import ToolFields
-from align.server.unsupported_fields import check_extras
 
 _MOST_TOKEN_IDS = 1024
 _SHORT_COMPLETION = 16

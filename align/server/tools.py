@@ -34,7 +34,6 @@ class HasToolFormat(Protocol):
     @property
     def tool_format(self) -> ToolFormat | None:
         """None where the template writes none."""
-        ...
 
 
 class Function(ApiObject):
