@@ -55,10 +55,10 @@ def convert_records(batches: Iterable[list[Record]], path: Path, suffix: str, sh
 
 def to_trl(record: Record) -> Row:
     """Return a row of TRL's columns: `prompt` with `completion`, `chosen` and `rejected` or `label`; or `text`."""
-    row = _present(record, "id", *_PARTS)
+    row = _with_extras(record, "id", *_PARTS)
     if record.text is not None:
         del row["prompt"]
-    return row | _extras(record)
+    return row
 
 
 def to_messages(record: Record) -> Row:
@@ -82,7 +82,7 @@ def to_sharegpt(record: Record) -> Row:
     row |= _present(record, "label")
     if record.tools:
         row["tools"] = json.dumps([tool.get("function", tool) for tool in record.tools], ensure_ascii=False)
-    return row | _answer_and_extras(record)
+    return row | _with_extras(record, "answer", "id")
 
 
 def to_alpaca(record: Record) -> Row:
@@ -105,7 +105,7 @@ def to_alpaca(record: Record) -> Row:
     earlier = [turn["content"] for turn in turns[:-1]]
     history: Row = {"history": [list(pair) for pair in zip(earlier[::2], earlier[1::2], strict=True)]}
     row = {"instruction": turns[-1]["content"], "input": ""} | answers | system | (history if earlier else {})
-    return row | ({"kto_tag": record.label} if record.label is not None else {}) | _answer_and_extras(record)
+    return row | ({"kto_tag": record.label} if record.label is not None else {}) | _with_extras(record, "answer", "id")
 
 
 def to_openai(record: Record) -> Row:
@@ -135,12 +135,8 @@ def _present(record: Record, *names: str) -> Row:
     return {name: value for name in names if (value := getattr(record, name)) is not None}
 
 
-def _extras(record: Record) -> Row:
-    return _present(record, "weight", "margin", "score") | ({"meta": record.meta} if record.meta else {})
-
-
-def _answer_and_extras(record: Record) -> Row:
-    return _present(record, "answer", "id") | _extras(record)
+def _with_extras(record: Record, *names: str) -> Row:
+    return _present(record, *names, "weight", "margin", "score") | ({"meta": record.meta} if record.meta else {})
 
 
 def _all_turns(record: Record) -> Messages:

@@ -98,14 +98,12 @@ class Scrubber:
             return [self.scrub_value(part) for part in value]
         if isinstance(value, dict):
             return {key: self.scrub_value(part) for key, part in value.items()}
-        return self._scrub_text(value) if isinstance(value, str) else value
-
-    def _scrub_text(self, text: str) -> str:
-        for kind, pattern in _PATTERNS.items():
-            substrings = _REQUIRED_SUBSTRINGS.get(kind)
-            if substrings is None or any(substring in text for substring in substrings):
-                text = pattern.sub(partial(self._replace, kind), text)
-        return text
+        if isinstance(value, str):
+            for kind, pattern in _PATTERNS.items():
+                substrings = _REQUIRED_SUBSTRINGS.get(kind, ("",))
+                if any(substring in value for substring in substrings):
+                    value = pattern.sub(partial(self._replace, kind), value)
+        return value
 
     def _replace(self, kind: str, match: re.Match[str]) -> str:
         text = match.group()

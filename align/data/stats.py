@@ -145,18 +145,15 @@ class Stats:
             yield _line("chosen longer", f"{findings.chosen_longer} of {unequal} pairs of unequal length ({share:.0%})")
         if findings.good or findings.bad:
             yield _line("labels", f"{findings.good} good, {findings.bad} bad")
-        yield from self._length_table()
+        columns = ("mean", "p50", "p90", "p99", "max", "total")
+        yield _line("", "".join(f"{column:>12}" for column in columns))
+        for name, lengths in self.lengths.items():
+            numbers = summarise_lengths(lengths)
+            yield _line(name, "".join(f"{numbers[column]:>12,}" for column in columns))
         if self.tokenizer is not None:
             yield _line("too long", f"{self.too_long} rows have more than {self.max_length} tokens")
             for reason, count in self.untrainable.items():
                 yield _line("not rendered", f"{count} rows: {reason}")
-
-    def _length_table(self) -> Iterator[str]:
-        columns = ("mean", "p50", "p90", "p99", "max", "total")
-        yield f"  {'':<20}" + "".join(f"{column:>12}" for column in columns)
-        for name, lengths in self.lengths.items():
-            numbers = summarise_lengths(lengths)
-            yield f"  {name:<20}" + "".join(f"{numbers[column]:>12,}" for column in columns)
 
 
 def _line(name: str, value: str) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from align.command_line import parse_options
 from align.config import write
-from align.errors import IntegrityError, UsageError, guard, shorten
-from align.registry import archive, listing, model_hub, upkeep
+from align.errors import IntegrityError, MachineError, UsageError, guard, shorten
+from align.registry import archive, listing, upkeep
+from align.registry.checkpoint import Checkpoint
 from align.registry.references import parse_version
 from align.registry.store import Registry, open_registry
 from align.registry.text_tables import format_size, format_table
@@ -212,7 +213,45 @@ def _push(registry: Registry, options: argparse.Namespace) -> None:
     base = checkpoint.base.get("reference")
     if checkpoint.is_adapter and not str(base).startswith("hf://"):
         write(f"note: its base {shorten(base)} is not on the hub, and is needed to use the adapter; merge writes both")
-    write(model_hub.push_checkpoint(checkpoint, options.repository, public=options.public))
+    write(_upload(checkpoint, options.repository, public=options.public))
+
+
+def _upload(checkpoint: Checkpoint, repository: str, *, public: bool = False) -> str:
+    """Upload a checkpoint's folder to a hub repository, made private when it is new; return its address.
+
+    Raises UsageError without a token, MachineError when the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if repository.count("/") != 1:
+        raise UsageError(f"push to {repository}: no hub repository; write org/name")
+    if checkpoint.is_hub:
+        raise UsageError(f"push {checkpoint.reference}: it is on the hub already; push a registered version")
+    token = get_token()
+    if not token:
+        raise UsageError(
+            f"push {checkpoint.reference} to {repository}: no access token was found; set HF_TOKEN to a token that may"
+            " write, or log in with: hf auth login"
+        )
+    if problems := checkpoint.problems(hashes=True):
+        raise IntegrityError(f"push {checkpoint.reference}: {problems[0]}; only a whole version is sent")
+    hub = HfApi(token=token)
+    try:
+        hub.create_repo(repository, private=not public, exist_ok=True)
+        sent = hub.upload_folder(
+            repo_id=repository,
+            folder_path=checkpoint.location,
+            commit_message=f"{checkpoint.reference} {checkpoint.digest or ''}".strip(),
+        )
+    except HFValidationError as error:
+        raise UsageError(f"push to {repository}: {str(error).splitlines()[0]}; write org/name") from None
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise MachineError(
+            f"push {checkpoint.reference} to {repository}: {str(error).splitlines()[0]}; check the network, the token's"
+            " rights and HF_HUB_OFFLINE"
+        ) from None
+    return str(sent.commit_url)
 
 
 if __name__ == "__main__":

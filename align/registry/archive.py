@@ -26,10 +26,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from align.errors import IntegrityError, MachineError, UsageError, shorten
-from align.registry import disk_layout, durable, fingerprints, model_hub
+from align.registry import disk_layout, durable, fingerprints
 from align.registry.checkpoint import MANIFEST, MANIFEST_FORMAT, Checkpoint, read_folder
 from align.registry.commit import Staging
-from align.registry.references import NAME, check_name
+from align.registry.references import NAME, cached_snapshot, check_name
 from align.registry.store import Registry, added_files
 from align.registry.untrusted import PICKLES, check_untrusted
 
@@ -95,7 +95,7 @@ def _registered_item(checkpoint: Checkpoint) -> ExportItem:
 
 def _unregistered_item(registry: Registry, base: Checkpoint) -> ExportItem:
     """Return a base that is no registered version as one; the same base always gives the same manifest."""
-    folder = model_hub.cached_snapshot(base.location, base.revision) if base.is_hub else Path(base.location)
+    folder = cached_snapshot(base.location, base.revision) if base.is_hub else Path(base.location)
     if folder is None:
         raise IntegrityError(f"export with {base.reference}: it was never downloaded; leave --with-base out")
     check_untrusted(folder, base.reference)

@@ -103,7 +103,12 @@ def _weights_digest(folder: Path, cache: Path | None) -> str:
         # Tensor by tensor: the same weights cut into other shards, or saved with other metadata, are the same weights.
         _weight_digests[key] = digest_json({name: entry for path in shards for name, entry in _tensors(path)})
         if cache is not None:
-            _write_cache(cache, {**_read_cache(cache), key: _weight_digests[key]})
+            # A registry that cannot be written to can still be read.
+            with contextlib.suppress(OSError):
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
+                temporary.write_text(json.dumps({**_read_cache(cache), key: _weight_digests[key]}, indent=1))
+                temporary.replace(cache)
     return _weight_digests[key]
 
 
@@ -185,12 +190,3 @@ def _read_cache(cache: Path) -> dict[str, str]:
         return dict(json.loads(cache.read_bytes()))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _write_cache(cache: Path, entries: dict[str, str]) -> None:
-    # A registry that cannot be written to can still be read.
-    with contextlib.suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(entries, indent=1))
-        temporary.replace(cache)

@@ -1,7 +1,8 @@
-"""Parsing references: `name`, `name@v3`, `name@alias`, a folder, `hf://org/model[@rev]` or plain `org/model`."""
+"""References: `name`, `name@v3`, `name@alias`, a folder, `hf://org/model[@rev]` or plain `org/model`."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -52,11 +53,11 @@ def parse_version(text: str) -> int:
     return int(match[1])
 
 
-def parse_reference(reference: str, names: Collection[str]) -> tuple[str, str] | Path | HubReference:
-    """Return what a reference means, given the registered names: (name, selector), a folder, or a hub repository.
+def parse_reference(reference: str, names: Collection[str]) -> tuple[str, str | int] | Path | HubReference:
+    """Return what a reference means, given the registered names: a name with alias or version, a folder, or a hub id.
 
-    The selector is `latest`, an alias, or a version such as `v3`. A registered name wins over a folder of the same
-    name. A bare name is never taken for a hub id.
+    The alias may be `latest`. A registered name wins over a folder of the same name. A bare name is never taken for a
+    hub id.
     """
     if reference.startswith("hf://"):
         repository, at, revision = reference.removeprefix("hf://").partition("@")
@@ -70,7 +71,8 @@ def parse_reference(reference: str, names: Collection[str]) -> tuple[str, str] |
             raise _unknown_name(reference, names)
         if selector is not None and not NAME.fullmatch(selector):
             raise UsageError(f"{name}@{selector}: no valid version or alias; write {name}@v1 or {name}@{LATEST}")
-        return name, selector or LATEST
+        version = VERSION.fullmatch(selector or "")  # an alias never looks like a version
+        return name, int(version[1]) if version else selector or LATEST
     path = Path(reference).expanduser()
     is_path = "/" in reference or reference.startswith(("~", "."))
     # A bare word is a folder only when a model is in it, so that a misspelt name beside some folder stays an error.
@@ -109,3 +111,23 @@ def _unknown_name(reference: str, names: Collection[str]) -> IntegrityError:
         f"{reference or 'an empty reference'}: no such name in the registry and no such folder;{hint}"
         " A model on the hub is written org/model"
     )
+
+
+def cached_snapshot(repository: str, revision: str | None) -> Path | None:
+    """Return the folder of a hub repository in the local cache; None when it was never downloaded. Uses no network."""
+    # huggingface_hub's folders in its order; importing it would make `show` slow.
+    hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    folder = Path(hub or f"{home}/hub").expanduser() / f"models--{repository.replace('/', '--')}"
+    wanted = revision or "main"
+    ref = folder / "refs" / wanted
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else wanted
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() and ".." not in Path(wanted).parts else None
+
+
+def cached_adapter(repository: str, revision: str | None) -> Path | None:
+    """Return the cached folder of a hub repository that holds an adapter and no model of its own."""
+    snapshot = cached_snapshot(repository, revision)
+    is_adapter = snapshot and (snapshot / "adapter_config.json").is_file() and not (snapshot / "config.json").is_file()
+    return snapshot if is_adapter else None

@@ -13,19 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.errors import IntegrityError, MachineError, nearest
-from align.registry import disk_layout, durable, evaluations, fingerprints, lineage, model_hub
+from align.registry import disk_layout, durable, evaluations, fingerprints, lineage, references
 from align.registry.checkpoint import MANIFEST, Checkpoint, read_folder, read_version
 from align.registry.commit import Staging
 from align.registry.durable import DISK, Disk
-from align.registry.references import (
-    LATEST,
-    VERSION,
-    HubReference,
-    check_alias,
-    check_name,
-    is_local_name,
-    parse_reference,
-)  # fmt: skip
+from align.registry.references import LATEST, HubReference, check_alias, check_name, is_local_name, parse_reference
 
 
 def open_registry(root: str | Path | None = None, disk: Disk = DISK, *, base: str | None = None) -> Registry:
@@ -101,15 +93,14 @@ class Registry:
         match parse_reference(reference, self._used_names()):
             case HubReference() as repository:
                 return self._resolve_hub(repository)
-            case Path() as folder if folder.parent.parent == self.models and (
-                number := disk_layout.version_number(folder.name)
-            ):
-                # A version of this registry is the same by path as by name.
-                checkpoint = read_version(folder, folder.parent.name, number)
             case Path() as folder:
-                checkpoint = read_folder(folder)
-            case name, selector:
-                checkpoint = self._read_version(name, self._select_version(name, selector))
+                # A version of this registry is the same by path as by name.
+                number = disk_layout.version_number(folder.name) if folder.parent.parent == self.models else None
+                checkpoint = read_version(folder, folder.parent.name, number) if number else read_folder(folder)
+            case name, int() as version:
+                checkpoint = self._read_version(name, version)
+            case name, str() as alias:
+                checkpoint = self._read_version(name, self._version_of_alias(name, alias))
         checkpoint.check()
         return checkpoint
 
@@ -270,8 +261,8 @@ class Registry:
             raise IntegrityError(f"{name}@v{version}: no such version;{hint}")
         return read_version(numbers[version], name, version)
 
-    def _select_version(self, name: str, selector: str) -> int:
-        if selector == LATEST:
+    def _version_of_alias(self, name: str, alias: str) -> int:
+        if alias == LATEST:
             if not disk_layout.version_numbers(self.home(name)):
                 raise IntegrityError(f"{name}: every version of it was removed; use another name or train it again")
             newest = next(self._readable(name), None)
@@ -280,15 +271,12 @@ class Registry:
                     f"{name}: none of its versions can be read; align registry verify lists the reasons"
                 )
             return newest.version
-        # An alias never looks like a version, so `v3` can only be one.
-        if match := VERSION.fullmatch(selector):
-            return int(match[1])
-        path = self.refs(name) / selector
+        path = self.refs(name) / alias
         line = disk_layout.read_alias(path)
         if line is None:
-            hint = nearest(selector, [LATEST, *self.aliases(name)])
-            set_it = f"align registry alias {name} {selector} VERSION"
-            raise IntegrityError(f"{name}@{selector}: no such alias;{hint} Set it with: {set_it}")
+            hint = nearest(alias, [LATEST, *self.aliases(name)])
+            set_it = f"align registry alias {name} {alias} VERSION"
+            raise IntegrityError(f"{name}@{alias}: no such alias;{hint} Set it with: {set_it}")
         if problem := self.alias_problem(name, path):
             raise IntegrityError(f"{problem}; set the alias again or restore the version")
         return line[0]
@@ -300,7 +288,7 @@ class Registry:
         if meaning.guessed and reference not in self._announced:
             self._announced.add(reference)
             sys.stderr.write(f"{meaning.repository}: no such folder here, taken as a hub id ({reference})\n")
-        if adapter := model_hub.cached_adapter(meaning.repository, meaning.revision):
+        if adapter := references.cached_adapter(meaning.repository, meaning.revision):
             return read_folder(adapter, reference)
         return Checkpoint(reference, kind="base", location=meaning.repository, revision=meaning.revision)
 

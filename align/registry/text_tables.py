@@ -67,10 +67,7 @@ def format_age(created: str, now: datetime | None = None) -> str:
         return created
     then = then if then.tzinfo else then.replace(tzinfo=UTC)
     seconds = ((now or datetime.now(UTC)) - then).total_seconds()
-    for unit, length in _UNITS_S:
-        if seconds >= length:
-            return f"{int(seconds // length)} {unit}"
-    return "now"
+    return next((f"{int(seconds // length)} {unit}" for unit, length in _UNITS_S if seconds >= length), "now")
 
 
 def _width(text: str) -> int:

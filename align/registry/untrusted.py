@@ -42,8 +42,15 @@ def check_untrusted(folder: Path, reference: str) -> None:
     _check_files(folder, reference)
     if (folder / "adapter_config.json").is_file():
         _check_adapter(folder, reference)
-    else:
-        _check_model(folder, reference)
+        return
+    weights = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
+    if not weights and (pickles := _pickles(folder)):
+        raise IntegrityError(
+            f"{reference}: no safetensors weights in it{pickles}; convert the model with save_pretrained on a machine"
+            " you can spare, or use a copy that has safetensors"
+        )
+    for path in weights:
+        fingerprints.check_safetensors(path)
 
 
 def _check_files(folder: Path, reference: str) -> None:
@@ -88,17 +95,6 @@ def _check_adapter(folder: Path, reference: str) -> None:
             f"{reference}: no {ADAPTER_WEIGHTS} in it{_pickles(folder)}; save the adapter again as safetensors"
         )
     fingerprints.check_safetensors(weights)
-
-
-def _check_model(folder: Path, reference: str) -> None:
-    weights = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
-    if not weights and (pickles := _pickles(folder)):
-        raise IntegrityError(
-            f"{reference}: no safetensors weights in it{pickles}; convert the model with save_pretrained on a machine"
-            " you can spare, or use a copy that has safetensors"
-        )
-    for path in weights:
-        fingerprints.check_safetensors(path)
 
 
 def _pickles(folder: Path) -> str:
