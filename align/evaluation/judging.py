@@ -59,11 +59,6 @@ class JudgedComparison:
     """the win rate by column and value"""
 
     @property
-    def has_no_verdict(self) -> bool:
-        """True when the judge failed on every pair it was asked about; equal completions are ties without asking."""
-        return self.win_rate is None or (self.consistency is None and self.has_failures)
-
-    @property
     def has_failures(self) -> bool:
         """True when the judge failed on some pair that has completions."""
         return bool(set(self.failed) - {NO_COMPLETION})
@@ -87,7 +82,6 @@ def compare_verdicts(
 
 
 def _win_rate(rows: np.ndarray, seed: int) -> MetricEstimate | None:
-    """Return the mean verdict; None without any."""
     if not np.isfinite(rows).any():
         return None
     return estimate_metric(mean_metric("win_rate", rows), Resamples(len(rows), seed))

@@ -83,7 +83,27 @@ def continuation_logprobs(loaded: LoadedBase, adapter: str, pairs: Sequence[Pair
     together, and trailing white space of the text goes to the continuation (as in lm-evaluation-harness). Raises
     DataError for a pair longer than the model's window and for a continuation of no tokens.
     """
-    return marked_logprobs(loaded, adapter, [_encode(loaded, prompt, text) for prompt, text in pairs])
+    from align.data.rendering.conversation_rows import render_chat
+
+    tokenizer, window, rows = loaded.tokenizer, context_window(loaded.model), []
+    for prompt, continuation in pairs:
+        if isinstance(prompt, str):
+            before = tokenizer.encode(prompt.rstrip())
+            after = tokenizer.encode(prompt + continuation)[len(before) :]
+        else:
+            before = render_chat(prompt, tokenizer)
+            after = tokenizer.encode(continuation, add_special_tokens=False)
+        if not after:
+            raise DataError(f"continuation {continuation!r}: it has no tokens; give text that the tokenizer can write")
+        if not before:
+            raise DataError("an empty prompt: nothing comes before the continuation; give a prompt")
+        if window is not None and len(before) + len(after) > window:
+            raise DataError(
+                f"a prompt of {len(before)} and a continuation of {len(after)} tokens: the model takes {window}; "
+                "leave that record out or use a model with a longer window"
+            )
+        rows.append(([*before, *after], [0] * len(before) + [1] * len(after)))
+    return marked_logprobs(loaded, adapter, rows)
 
 
 def marked_logprobs(loaded: LoadedBase, adapter: str, rows: Sequence[MarkedRow]) -> list[Likelihood]:
@@ -99,28 +119,6 @@ def marked_logprobs(loaded: LoadedBase, adapter: str, rows: Sequence[MarkedRow])
             for index, value, count in zip(batch.indices, batch.sums_by_row(logprobs), counts, strict=True):
                 results[index] = Likelihood(value, count)
     return results
-
-
-def _encode(loaded: LoadedBase, prompt: Messages | str, continuation: str) -> MarkedRow:
-    from align.data.rendering.conversation_rows import render_chat
-
-    tokenizer, window = loaded.tokenizer, context_window(loaded.model)
-    if isinstance(prompt, str):
-        before = tokenizer.encode(prompt.rstrip())
-        after = tokenizer.encode(prompt + continuation)[len(before) :]
-    else:
-        before = render_chat(prompt, tokenizer)
-        after = tokenizer.encode(continuation, add_special_tokens=False)
-    if not after:
-        raise DataError(f"continuation {continuation!r}: it has no tokens; give text that the tokenizer can write")
-    if not before:
-        raise DataError("an empty prompt: nothing comes before the continuation; give a prompt")
-    if window is not None and len(before) + len(after) > window:
-        raise DataError(
-            f"a prompt of {len(before)} and a continuation of {len(after)} tokens: the model takes {window}; "
-            "leave that record out or use a model with a longer window"
-        )
-    return [*before, *after], [0] * len(before) + [1] * len(after)
 
 
 def marked_tokens(loaded: LoadedBase, record: Record, max_length: int) -> MarkedRow | None:

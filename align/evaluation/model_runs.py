@@ -109,18 +109,16 @@ def _evaluate_group(
     from align.models.adapters import load_models
 
     runs = [ModelRun(requested, checkpoint, [None] * len(data.records)) for requested, checkpoint in group.items()]
-    parents = {run.reference: _parent(registry, run.checkpoint) for run in runs} if request.kl else {}
     loaded = load_models(registry, [run.reference for run in runs], request.precision)
-    for parent in parents.values():
-        _attach_parent(loaded, parent)
+    parents = [_attach_parent(registry, run.checkpoint, loaded) if request.kl else None for run in runs]
     if data.needs_completions:
         _generate(runs, loaded, request, data, registry.cache_dir / "completions")
     elif note := generation_notice(loaded.tokenizer):  # else it is among the engine's notes
         data.notes.append(f"{loaded.base.reference}: {note}")
-    for run in runs:
+    for run, parent in zip(runs, parents, strict=True):
         _score_model(run, loaded, data)
         if request.kl and data.needs_completions:
-            run.add(_divergence_metrics(run, loaded, data.records, parents[run.reference]))
+            run.add(_divergence_metrics(run, loaded, data.records, parent))
     return runs
 
 
@@ -174,7 +172,6 @@ def _score_model(run: ModelRun, loaded: LoadedBase, data: EvaluationData) -> Non
 def _option_likelihoods(
     loaded: LoadedBase, adapter: str, records: Sequence[Record], options: Sequence[Sequence[str]]
 ) -> list[list[Likelihood]]:
-    """Return the likelihood of each option of each record."""
     pairs: list[Pair] = [
         (record.prompt, text) for record, texts in zip(records, options, strict=True) for text in texts
     ]
@@ -220,12 +217,12 @@ def _perplexity_metric(loaded: LoadedBase, adapter: str, records: Sequence[Recor
 
 
 def _divergence_metrics(
-    run: ModelRun, loaded: LoadedBase, records: Sequence[Record], parent: Checkpoint | None
+    run: ModelRun, loaded: LoadedBase, records: Sequence[Record], parent: str | None
 ) -> list[Metric]:
-    """Return KL per token to the parent and to the base, along the model's own completions."""
-    adapter, of_parent = loaded.adapters[run.reference], loaded.adapters.get(parent.reference) if parent else None
-    others = {} if of_parent in (None, BASE) else {"kl_parent": str(of_parent)}
-    others = {name: other for name, other in (others | {"kl_base": BASE}).items() if other != adapter}
+    """Return KL per token to the parent's adapter and to the base, along the model's own completions."""
+    adapter = loaded.adapters[run.reference]
+    others = {"kl_base": BASE} if parent in (None, BASE) else {"kl_parent": str(parent), "kl_base": BASE}
+    others = {name: other for name, other in others.items() if other != adapter}
     if not others:
         return []
     rows: dict[int, MarkedRow] = {}
@@ -252,27 +249,22 @@ def _window(loaded: LoadedBase) -> int:
     return min(context_window(loaded.model) or _MAX_WINDOW_TOKENS, _MAX_WINDOW_TOKENS)
 
 
-def _parent(registry: Registry, checkpoint: Checkpoint) -> Checkpoint | None:
-    """Return the policy or base that a model was trained from, if it still exists."""
+def _attach_parent(registry: Registry, checkpoint: Checkpoint, loaded: LoadedBase) -> str | None:
+    """Load the policy or base that a model was trained from beside it; None if it is gone or over another base."""
+    from align.models.adapters import attach_adapter
     from align.registry.lineage import parent_links
 
     for link in parent_links(checkpoint):
         with suppress(IntegrityError, UsageError):
             parent = registry.resolve(link["reference"])
             if parent.kind != "reward":
-                return parent
-    return None
-
-
-def _attach_parent(loaded: LoadedBase, parent: Checkpoint | None) -> None:
-    """Load a parent's adapter beside the models, if it fits this base."""
-    from align.models.adapters import attach_adapter
-
-    if parent is None or parent.reference in loaded.adapters:
-        return
-    if parent.is_adapter:
-        with suppress(IntegrityError):  # a parent over another base has no KL
+                break
+    else:
+        return None
+    if not parent.is_adapter and parent.location == loaded.base.location:
+        loaded.adapters.setdefault(parent.reference, BASE)
+    if parent.is_adapter and parent.reference not in loaded.adapters:
+        with suppress(IntegrityError):
             attach_adapter(loaded, parent, f"parent{len(loaded.adapters)}")
             loaded.model.eval()
-    elif parent.location == loaded.base.location:
-        loaded.adapters[parent.reference] = BASE
+    return loaded.adapters.get(parent.reference)

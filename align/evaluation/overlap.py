@@ -36,11 +36,6 @@ def reference_text(record: Record) -> str | None:
     return turns[0]["content"] if turns else record.answer
 
 
-def is_chinese(text: str) -> bool:
-    """Return whether most of a text is Chinese characters."""
-    return 2 * len(_HAN.findall(text)) > len("".join(text.split()))
-
-
 def bleu(records: Sequence[Record], texts: Texts) -> list[Metric]:
     """Return corpus BLEU (Papineni et al. 2002) in [0, 100], tokenized as `zh` where the reference has Chinese."""
     require("sacrebleu")
@@ -110,7 +105,8 @@ def rouge(records: Sequence[Record], texts: Texts) -> list[Metric]:
     for index, (record, text) in enumerate(zip(records, texts, strict=True)):
         reference = reference_text(record)
         if text is not None and reference is not None:
-            score = (by_character if is_chinese(reference) else plain).score(reference, text)
+            mostly_chinese = 2 * len(_HAN.findall(reference)) > len("".join(reference.split()))
+            score = (by_character if mostly_chinese else plain).score(reference, text)
             rows[index] = [score[kind].fmeasure for kind in kinds]
     return [mean_metric(kind, rows[:, column]) for column, kind in enumerate(kinds)]
 

@@ -16,7 +16,7 @@ from align.evaluation.judging import JudgedComparison
 from align.evaluation.metric import Better, Comparison, MetricEstimate
 from align.evaluation.report_examples import render_examples
 from align.evaluation.report_plots import Html, join, tag
-from align.evaluation.results import ModelResult, Result
+from align.evaluation.results import Result
 from align.evaluation.terminal_tables import (
     decimals,
     format_difference,
@@ -68,7 +68,8 @@ def render_report(evaluation: Evaluation, lineages: Sequence[Ancestor]) -> str:
 def _sections(evaluation: Evaluation, lineages: Sequence[Ancestor]) -> Iterator[tuple[str, str, Html]]:
     """Yield anchor, title and body of each section."""
     result = evaluation.result
-    headline = _capitalised_title(result.headline)
+    headline = metric_title(result.headline)
+    headline = headline[:1].upper() + headline[1:]
     if result.headline:
         yield "result", headline, _headline(result)
     yield "numbers", "All numbers", _numbers(result)
@@ -133,26 +134,20 @@ def _numbers(result: Result) -> Html:
 
 
 def _cells(result: Result, name: str) -> Iterator[Html]:
-    best = _best(result, name)
-    for model in result.models:
-        estimate, compared = model.overall.estimates.get(name), model.overall.against.get(name)
+    estimates = [model.overall.estimates.get(name) for model in result.models]
+    present = [estimate for estimate in estimates if estimate is not None]
+    order = sorted(present, key=lambda estimate: estimate.value, reverse=present[0].better == "higher")
+    has_best = len(present) > 1 and present[0].better is not None and order[0].value != order[1].value
+    for model, estimate in zip(result.models, estimates, strict=True):
         if estimate is None:
             yield tag("td", "–")
             continue
-        arrow = None
+        arrow, compared = None, model.overall.against.get(name)
         if compared and compared.verdict != "no difference":
             kind = {"better": " up", "worse": " down"}.get(compared.verdict, "")
             arrow = tag("span", "▲" if compared.difference > 0 else "▼", class_=f"mark{kind}", title=compared.verdict)
-        yield tag("td", _number(estimate, arrow), class_="best" if model is best else None)
-
-
-def _best(result: Result, name: str) -> ModelResult | None:
-    models = [model for model in result.models if name in model.overall.estimates]
-    if len(models) < 2 or models[0].overall.estimates[name].better is None:
-        return None
-    sign = -1 if models[0].overall.estimates[name].better == "lower" else 1
-    values = [sign * model.overall.estimates[name].value for model in models]
-    return models[values.index(max(values))] if values.count(max(values)) == 1 else None
+        is_best = has_best and estimate is order[0]
+        yield tag("td", _number(estimate, arrow), class_="best" if is_best else None)
 
 
 def _comparisons(result: Result) -> Html:
@@ -271,8 +266,3 @@ def _plot_cell(plot: Html) -> Html:
 
 def _colour_key(index: int) -> Html:
     return tag("span", class_=f"key c{index % _COLOURS}")
-
-
-def _capitalised_title(name: str) -> str:
-    title = metric_title(name)
-    return title[:1].upper() + title[1:]

@@ -115,13 +115,13 @@ def prepare_data(request: EvaluationRequest, roots: Mapping[str, Path] | None = 
         metric_names = [name for name in metric_names if name != _LABEL_CHOICE]
     elif not metric_names:
         metric_names = _default_scorers(records, notes)
-    scorers = [_find_scorer(name) for name in metric_names if name not in CORPUS]
-    runnable = [scorer for scorer in scorers if request.allow_code or not scorer.executes_code]
-    for scorer in scorers:
-        if scorer not in runnable:
+    runnable = []
+    for scorer in [_find_scorer(name) for name in metric_names if name not in CORPUS]:
+        if scorer.executes_code and not request.allow_code:
             notes.append(f"{scorer.name}: executes model output: not scored without --allow-code-execution")
-    for scorer in runnable:
+            continue
         scorer.check(records)
+        runnable.append(scorer)
         if scorer.executes_code:
             notes.append(f"{scorer.name}: executed model output, restricted by {', '.join(available_locks())}")
     corpus = tuple(name for name in metric_names if name in CORPUS)
@@ -209,7 +209,8 @@ def slices_of(records: Sequence[Record], languages: Sequence[str] = (), by: Sequ
         if column == "language":
             values = [_language_of(record, languages) for record in records]
         else:
-            values = [_slice_value(record.meta.get(column)) for record in records]
+            stated = [record.meta.get(column) for record in records]
+            values = [str(one) if isinstance(one, str | int | bool) and len(str(one)) <= 40 else "" for one in stated]
         kinds = sorted({value for value in values if value})
         if 2 <= len(kinds) <= (len(records) if column in by else min(_MAX_VALUES, len(records) - 1)):
             slices[column] = {kind: np.array([i for i, value in enumerate(values) if value == kind]) for kind in kinds}
@@ -225,7 +226,3 @@ def _language_of(record: Record, languages: Sequence[str]) -> str:
         return languages[0]
     turns = [turn["content"] for turn in record.prompt if turn["role"] == "user"]
     return detect_language("\n".join(turns) or record.text or "") or ""
-
-
-def _slice_value(value: object) -> str:
-    return str(value) if isinstance(value, str | int | bool) and 0 < len(str(value)) <= 40 else ""

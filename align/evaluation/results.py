@@ -113,7 +113,6 @@ def summarise_runs(
 
 
 def _numbers(ours: Metrics, theirs: Metrics, indices: np.ndarray, seed: int) -> Numbers:
-    """Return the numbers on some of the records."""
     resamples = Resamples(len(indices), seed)
     ours = {name: part for name, metric in ours.items() if (part := metric.select(indices)).count}
     against = {

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -84,18 +83,19 @@ def _run(options: argparse.Namespace) -> None:
     # Read once before weights are loaded: a bad row at the end would cost all the scores before it.
     total = check_answers(open_data())
     loaded = load_scorer(registry, reward_model, Precision(options.quantization))
-    data, scored = open_data(), FileScores()
-    rows = with_progress(score_records(loaded, data, limit, options.batch_size, scored), total, "rows")
+    data, scored, dropped = open_data(), list[ScoredRecord](), Counter[str]()
+    rows = with_progress(score_records(loaded, data, limit, options.batch_size, scored, dropped), total, "rows")
     if suffix is None:
         deque(rows, maxlen=0)
     else:
         write_rows(rows, options.out, suffix)
-    counts = data.drop_counts() | dict(scored.dropped)
-    if not scored.scores:
+    counts = data.drop_counts() | dict(dropped)
+    answers = sum(len(one.scores) for one in scored)
+    if not answers:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
         raise DataError(f"{data.name}: 0 answers left to score ({reasons}); raise --max_length or give other data")
-    write(f"{reward_model.reference} on {data.name}: {len(scored.scores)} answers scored, {max_length} tokens at most")
-    for line in [*scored.summary(), *(f"{count:>7}  {reason}" for reason, count in counts.items())]:
+    write(f"{reward_model.reference} on {data.name}: {answers} answers scored, {max_length} tokens at most")
+    for line in [*describe_scores(scored), *(f"{count:>7}  {reason}" for reason, count in counts.items())]:
         write(f"  {line}")
     write(f"written to {options.out}" if suffix else "nothing was written; --out scores.jsonl keeps the rows")
 
@@ -127,52 +127,19 @@ def check_answers(batches: Iterable[list[Record]]) -> int:
     return total
 
 
-@dataclass
-class FileScores:
-    """The scores of a file's answers, and the rows that were dropped, by reason."""
+class ScoredRecord(NamedTuple):
+    """Scores and tokens of a record's answers: one, or the chosen and the rejected; and its label."""
 
-    scores: list[float] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    """tokens of each scored answer"""
-    pairs: list[int] = field(default_factory=list)
-    """indices of the chosen answers' scores; the rejected one's follows each"""
-    labels: dict[int, bool] = field(default_factory=dict)
-    """labels by index of the score"""
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    def summary(self) -> Iterator[str]:
-        """Yield lines about the scores: distribution, how well they rank, correlation with length."""
-        scores, chosen = np.array(self.scores), np.array(self.pairs, dtype=int)
-        yield (
-            f"{'score':<12}mean {scores.mean():.3f}, spread {scores.std():.3f}, "
-            f"from {scores.min():.3f} to {scores.max():.3f}"
-        )
-        if self.pairs:
-            margins = scores[chosen] - scores[chosen + 1]
-            yield f"{'accuracy':<12}{accuracy(margins)} of {len(margins)} pairs; mean margin {margins.mean():.3f}"
-        labels = np.array(list(self.labels.values()))
-        if (area := auc(scores[list(self.labels)], labels)) is not None:
-            yield f"{'AUC':<12}{area:.3f} over {labels.sum()} good and {(~labels).sum()} bad answers"
-        if (with_length := correlation(scores, np.array(self.lengths))) is not None:
-            yield f"{'length':<12}correlation of score and answer length {with_length:.2f}"
-
-    def add(self, record: Record, scores: list[float], lengths: list[int]) -> dict[str, float]:
-        """Count the scores of a record's answers; returns them as columns."""
-        index = len(self.scores)
-        self.scores += scores
-        self.lengths += lengths
-        if record.label is not None:
-            self.labels[index] = record.label
-        if len(scores) == 1:
-            return {"score": scores[0]}
-        self.pairs.append(index)
-        return {"score_chosen": scores[0], "score_rejected": scores[1], "margin": scores[0] - scores[1]}
+    scores: list[float]
+    lengths: list[int]
+    label: bool | None
 
 
 def score_records(
-    loaded: LoadedBase, batches: Iterable[list[Record]], limit: LengthLimit, size: int, scored: FileScores
-) -> Iterator[dict[str, Any]]:
-    """Yield rows in TRL's columns with the score of each answer; rows that do not fit are counted in `scored`.
+    loaded: LoadedBase, batches: Iterable[list[Record]], limit: LengthLimit, size: int, scored: list[ScoredRecord],
+    dropped: Counter[str],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Yield rows in TRL's columns with the score of each answer; fills `scored`, and counts in `dropped` what is long.
 
     A single answer has a `score`; a pair has `score_chosen`, `score_rejected` and their `margin`. Values that a row had
     under these names move to its `meta`.
@@ -180,21 +147,40 @@ def score_records(
     from align.models.head_scores import score_sequences
 
     for batch in batches:
-        tokenised = [(record, _tokenise(record, loaded.tokenizer, limit, scored)) for record in batch]
-        sequences = [ids for _, answers in tokenised for ids, _ in answers]
+        tokenised = []
+        for record in batch:
+            is_pair = record.chosen is not None
+            rendered = (preference_rows if is_pair else unpaired_rows)([record], loaded.tokenizer, limit)
+            dropped.update(rendered.dropped)
+            columns = ("chosen_ids", "rejected_ids") if is_pair else ("completion_ids",)
+            tokenised += [(record, row["prompt_ids"], [row[column] for column in columns]) for row in rendered.rows]
+        sequences = [prompt + answer for _, prompt, answers in tokenised for answer in answers]
         scores = iter(score_sequences(loaded, sequences, size).tolist())
-        for record, answers in tokenised:
-            if answers:
-                added = scored.add(record, [next(scores) for _ in answers], [length for _, length in answers])
-                row = to_trl(record)
-                replaced = {key: row[key] for key in added if key in row}
-                yield row | ({"meta": row.get("meta", {}) | replaced} if replaced else {}) | added
+        for record, _, answers in tokenised:
+            one, *others = values = [next(scores) for _ in answers]
+            scored.append(ScoredRecord(values, [len(answer) for answer in answers], record.label))
+            added = {"score": one}
+            if others:
+                added = {"score_chosen": one, "score_rejected": others[0], "margin": one - others[0]}
+            row = to_trl(record)
+            replaced = {key: row[key] for key in added if key in row}
+            yield row | ({"meta": row.get("meta", {}) | replaced} if replaced else {}) | added
 
 
-def _tokenise(record: Record, tokenizer: Any, limit: LengthLimit, scored: FileScores) -> list[tuple[list[int], int]]:
-    """The answers of a record, the chosen one first: tokens with the prompt and number without; none if too long."""
-    is_pair = record.chosen is not None
-    rendered = (preference_rows if is_pair else unpaired_rows)([record], tokenizer, limit)
-    scored.dropped.update(rendered.dropped)
-    columns = ("chosen_ids", "rejected_ids") if is_pair else ("completion_ids",)
-    return [(row["prompt_ids"] + row[column], len(row[column])) for row in rendered.rows for column in columns]
+def describe_scores(scored: Sequence[ScoredRecord]) -> Iterator[str]:
+    """Yield lines about the scores: distribution, how well they rank, correlation with length."""
+    scores = np.array([score for one in scored for score in one.scores])
+    yield (
+        f"{'score':<12}mean {scores.mean():.3f}, spread {scores.std():.3f}, "
+        f"from {scores.min():.3f} to {scores.max():.3f}"
+    )
+    margins = np.array([one.scores[0] - one.scores[1] for one in scored if len(one.scores) == 2])
+    if len(margins):
+        yield f"{'accuracy':<12}{accuracy(margins)} of {len(margins)} pairs; mean margin {margins.mean():.3f}"
+    labelled = [(one.scores[0], one.label) for one in scored if one.label is not None]
+    labels = np.array([label for _, label in labelled])
+    if (area := auc(np.array([score for score, _ in labelled]), labels)) is not None:
+        yield f"{'AUC':<12}{area:.3f} over {labels.sum()} good and {(~labels).sum()} bad answers"
+    lengths = np.array([length for one in scored for length in one.lengths])
+    if (with_length := correlation(scores, lengths)) is not None:
+        yield f"{'length':<12}correlation of score and answer length {with_length:.2f}"

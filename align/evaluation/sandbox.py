@@ -58,21 +58,27 @@ def run_program(program: str, limits: ProgramLimits | None = None) -> ProgramOut
     limits = limits or ProgramLimits()
     secret = secrets.token_hex(16)
     job = {"program": program, "secret": secret, "memory": limits.memory, "seconds": limits.seconds}
-    with tempfile.TemporaryDirectory(prefix="align-code-") as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(_SCRIPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={},
-            start_new_session=True,
-        )
+    with (
+        tempfile.TemporaryDirectory(prefix="align-code-") as folder,
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, cwd=folder, env={}, start_new_session=True,
+        ) as process,
+    ):  # fmt: skip
         try:
             output = _exchange(process, json.dumps(job).encode(), time.monotonic() + limits.wall_seconds)
         finally:
-            _kill(process)
-    return _verdict(output, secret, process.returncode)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and nothing it started is left
+                os.killpg(process.pid, signal.SIGKILL)
+    if output is None:
+        return ProgramOutcome(False, "timed out")
+    try:
+        verdict = json.loads(output)
+        passed, reason, locks = verdict["secret"] == secret, str(verdict["reason"]), tuple(verdict["locks"])
+    except (ValueError, TypeError, KeyError):
+        killed = process.returncode in (-signal.SIGXCPU, -signal.SIGKILL) and not output
+        return ProgramOutcome(False, "timed out" if killed else "no verdict")
+    return ProgramOutcome(passed, reason if passed or reason else "no verdict", locks)
 
 
 def available_locks() -> tuple[str, ...]:
@@ -99,26 +105,3 @@ def _exchange(process: subprocess.Popen[bytes], job: bytes, deadline: float) -> 
             break
         output += chunk
     return output
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and all of its group."""
-    with contextlib.suppress(ProcessLookupError):  # it has ended, and nothing it started is left
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
-
-
-def _verdict(output: bytes | None, secret: str, code: int) -> ProgramOutcome:
-    if output is None:
-        return ProgramOutcome(False, "timed out")
-    try:
-        verdict = json.loads(output)
-        passed, reason, locks = verdict["secret"] == secret, str(verdict["reason"]), tuple(verdict["locks"])
-    except (ValueError, TypeError, KeyError):
-        return ProgramOutcome(
-            False, "timed out" if code in (-signal.SIGXCPU, -signal.SIGKILL) and not output else "no verdict"
-        )
-    return ProgramOutcome(passed, reason if passed or reason else "no verdict", locks)

@@ -159,7 +159,8 @@ def _write_text(path: str, pieces: Iterable[str]) -> None:
 def require_verdicts(result: Result) -> None:
     """Raise MachineError when a judge failed on every pair of some model."""
     for comparison in (comparison for model in result.models for comparison in model.judged):
-        if comparison.has_no_verdict:
+        # Equal completions are ties without asking.
+        if comparison.win_rate is None or (comparison.consistency is None and comparison.has_failures):
             reasons = ", ".join(f"{count} {reason}" for reason, count in comparison.failed.items())
             raise MachineError(
                 f"judge {comparison.judge}: gave no verdict ({reasons}); start it or use another, then rerun"

@@ -46,7 +46,7 @@ def test_a_name_is_registered_once():
     def gsm8k(record, completion):
         return {}
 
-    with pytest.raises(UsageError, match=r"gsm8k: already registered by align\.evaluation\.scorers\.final_answers"):
+    with pytest.raises(UsageError, match=r"gsm8k: already registered by align\.evaluation\.scorers\.matches"):
         scorer(gsm8k)
 
 

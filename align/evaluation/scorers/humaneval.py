@@ -20,17 +20,13 @@ _STOPS = re.compile(r"\n(?=class|def|#|@|if|print|```)")
 @scorer(needs=("meta.test", "meta.entry_point"), executes_code=True)
 def humaneval(record: Record, completion: str) -> dict[str, float]:
     """Return 1 when the tests pass within three seconds of CPU time, in the sandbox."""
-    return {"pass@1": float(run_program(program_of(record, completion)).passed)}
-
-
-def program_of(record: Record, completion: str) -> str:
-    """Return the completed function and its tests; DataError for a row without function name or tests."""
     name, test = record.meta["entry_point"], record.meta["test"]
     if not isinstance(name, str) or not name.isidentifier() or not isinstance(test, str):
         raise DataError(
             f"scorer humaneval: entry_point and test of {record.where} are no name and no text; correct the row"
         )
-    return f"{complete_program(content_text(record.prompt), completion, name)}\n{test}\ncheck({name})\n"
+    code = complete_program(content_text(record.prompt), completion, name)
+    return {"pass@1": float(run_program(f"{code}\n{test}\ncheck({name})\n").passed)}
 
 
 def complete_program(prompt: str, completion: str, name: str) -> str:
