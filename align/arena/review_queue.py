@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from align.arena.battles import ActionRefused, Battle, Contestant, Pane, Setup, Turn, cast
 from align.arena.votes import NO_DETAILS, VoteDetails, VoteStore, read_votes
-from align.data.containers.data_files import ReadOptions
+from align.data.containers.data_files import DataFile
 from align.data.sources import read_path
 from align.engine.protocol import Engine, EngineBusy, GenerationRequest, Row, RowDone, RowFailure, Sampling
 from align.engine.stream import Stream
@@ -313,7 +313,7 @@ def _read_answers(folder: Path) -> Iterator[tuple[tuple[int, str], WrittenAnswer
     """Yield the stored answers; a truncated last line is left out."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    for raw in read_path(folder, str(folder), [], ReadOptions(appended=True)):
+    for raw in read_path(DataFile(folder, str(folder), appended=True)):
         if not isinstance(raw.value, dict):
             raise DataError(f"{raw.source}:{raw.line}: is no answer; remove the line to generate it again")
         values = dict(raw.value)

@@ -14,7 +14,7 @@ from typing import Any
 from align.arena.votes import SIDES, VoteRow, VoteStore, checked_vote, read_votes
 from align.data import load_records
 from align.data.catalog import VoteDataset
-from align.data.containers.data_files import ReadOptions
+from align.data.containers.data_files import DataFile
 from align.data.convert import to_trl
 from align.data.load import read_row
 from align.data.row_errors import BadRow, BadRows, RawRow, RowError, RowSkipped
@@ -72,7 +72,7 @@ def import_votes(file: Path, store: VoteStore) -> tuple[int, int]:
     new_rows: list[VoteRow] = []
     bad = BadRows()
     total = 0
-    for raw in read_path(file, str(file), [], ReadOptions(appended=True)):
+    for raw in read_path(DataFile(file, str(file), appended=True)):
         total += 1
         try:
             row = _check_vote(raw)

@@ -16,7 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.data.containers.data_files import ReadOptions
+from align.data.containers.data_files import DataFile
 from align.data.row_errors import RowError
 from align.data.sources import read_path
 from align.data.vote_filter import VoteFilter, select_votes, time_of_vote
@@ -44,7 +44,7 @@ def read_votes(source: Path, notes: list[str] | None = None, vote_filter: VoteFi
     """
     if not source.exists() or (source.is_dir() and not any(source.iterdir())):
         return []
-    lines = read_path(source, source.name, notes if notes is not None else [], ReadOptions(appended=True))
+    lines = read_path(DataFile(source, source.name, notes if notes is not None else [], appended=True))
     rows = []
     for raw in select_votes(lines, source.name, vote_filter):
         try:

@@ -364,22 +364,19 @@ def _read_part(row: PlainRow, row_format: Format, layout: RowLayout) -> list[Rec
     roles = layout.roles(row)
     for record in records:
         for part, column in roles.extras:
-            _add_extra(record, part, row[column], column)
+            value = row[column]
+            if part == "id":
+                record.id = None if value is None or value == "" else str(value)
+            elif part == "tools":
+                record.tools = read_tools(value, column)
+            elif part == "meta":
+                record.meta = read_meta(value, column)
+            elif (number := read_number(value, column)) is not None:
+                setattr(record, part, number)
         if roles.unused:
             record.meta = record.meta | {key: row[key] for key in roles.unused}
         _check_record(record)
     return records
-
-
-def _add_extra(record: Record, part: str, value: Any, column: str) -> None:
-    if part == "id":
-        record.id = None if value is None or value == "" else str(value)
-    elif part == "tools":
-        record.tools = read_tools(value, column)
-    elif part == "meta":
-        record.meta = read_meta(value, column)
-    elif (number := read_number(value, column)) is not None:
-        setattr(record, part, number)
 
 
 def _check_record(record: Record) -> None:

@@ -47,11 +47,16 @@ class BadRow:
     def __str__(self) -> str:
         return f"{self.where} {self.error.field}: {self.error.problem}; {self.error.remedy}"
 
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """Return what equal errors share: all of it but the places inside the row, such as `[3]`."""
+        error = self.error
+        return error.reason, *(_INDEX.sub("", text) for text in (error.field, error.problem, error.remedy))
+
     def report(self) -> dict[str, Any]:
         """Return one line of `--report`."""
-        error = self.error
-        location = {"where": self.where, "field": error.field, "reason": error.reason}
-        return location | {"problem": error.problem, "remedy": error.remedy, "row": self.row}
+        error = {name: getattr(self.error, name) for name in ("field", "reason", "problem", "remedy")}
+        return {"where": self.where, **error, "row": self.row}
 
 
 @dataclass
@@ -63,31 +68,31 @@ class BadRows:
     _alike: Counter[tuple[str, ...]] = field(default_factory=Counter)
     """rows with the error of a kept row, by that error"""
 
-    def add(self, row: BadRow, count: int = 1) -> None:
+    def add(self, row: BadRow) -> None:
         """Count a row, and keep it unless its error, or many others of its reason, were kept already."""
-        reason = row.error.reason
-        self.reasons[reason] += count
-        error = _without_indices(row.error)
-        if error in self._alike:
-            self._alike[error] += count
-        elif sum(other == reason for other, *_ in self._alike) < SHOWN:
-            self._alike[error] = count
-            self.shown.append(row)
+        self.reasons[row.error.reason] += 1
+        self._keep(row, 1)
 
     def update(self, other: BadRows) -> None:
         """Add the rows of another dataset."""
+        self.reasons.update(other.reasons)
         for row in other.shown:
-            self.add(row, other._alike[_without_indices(row.error)])
-        for reason, count in other.reasons.items():
-            counted = sum(alike for (name, *_), alike in other._alike.items() if name == reason)
-            self.reasons[reason] += count - counted
+            self._keep(row, other._alike[row.kind])
+
+    def _keep(self, row: BadRow, count: int) -> None:
+        kind = row.kind
+        if kind in self._alike:
+            self._alike[kind] += count
+        elif sum(reason == row.error.reason for reason, *_ in self._alike) < SHOWN:
+            self._alike[kind] = count
+            self.shown.append(row)
 
     def lines(self) -> list[str]:
         """Return one line for each different error, with how many more rows have it, then the count of the others."""
         lines = []
         for row in self.shown:
-            more = self._alike[_without_indices(row.error)] - 1
-            lines.append(f"{row} (and {more} more {'row' if more == 1 else 'rows'} like it)" if more > 0 else str(row))
+            more = self._alike[row.kind] - 1
+            lines.append(f"{row} (and {more} more {'row' if more == 1 else 'rows'} like it)" if more else str(row))
         return lines
 
     @property
@@ -104,9 +109,3 @@ class BadRows:
             lines.append(f"  ... and {self.not_shown} more")
         totals = ", ".join(f"{reason}: {count}" for reason, count in self.reasons.most_common())
         return "\n".join([*lines, f"  total {totals}"])
-
-
-def _without_indices(error: RowError) -> tuple[str, ...]:
-    """Return what equal errors share: all of it but the places inside the row, such as `[3]`."""
-    field, problem, remedy = (_INDEX.sub("", text) for text in (error.field, error.problem, error.remedy))
-    return error.reason, field, problem, remedy

@@ -19,7 +19,7 @@ from align.data.containers.arrow_files import (
     read_saved,
     repair_of_columns,
 )
-from align.data.containers.data_files import DataFile, ReadOptions, suffix_of
+from align.data.containers.data_files import DataFile, suffix_of
 from align.data.containers.folders import choose_files
 from align.data.containers.json_files import read_json, read_json_lines, read_yaml_file
 from align.data.containers.text_files import read_csv, read_text_file, read_tsv
@@ -60,7 +60,7 @@ def open_source(dataset: Dataset, roots: Mapping[str, Path], notes: list[str]) -
         raise DataError(f"{dataset.name}: cannot be read ({error.strerror}); check the path") from None
     shown = config.source if path == Path(config.source) else path.name
     settings = config.model_dump(include={"encoding", "header", "quoting", "rows_at", "split", "subset"})
-    return read_path(path, shown, notes, ReadOptions(**settings, appended=config.format == "votes"))
+    return read_path(DataFile(path, shown, notes, **settings, appended=config.format == "votes"))
 
 
 def require_files(specs: list[str]) -> None:
@@ -87,24 +87,25 @@ def _locate(dataset: Dataset, roots: Mapping[str, Path]) -> Path:
     return path
 
 
-def read_path(path: Path, name: str, notes: list[str], options: ReadOptions | None = None) -> Iterator[RawRow]:
-    """Yield the rows of a file or of every data file in a folder; decisions are appended to `notes`.
+def read_path(file: DataFile) -> Iterator[RawRow]:
+    """Yield the rows of a file or of every data file in a folder; decisions are noted.
 
     Raises DataError for what is no readable file, or none that holds rows.
     """
-    _check_path(path, name)
-    file = DataFile(path, name, notes, options or ReadOptions())
-    if path.is_dir():
+    _check_path(file.path, file.name)
+    if file.path.is_dir():
         yield from _read_folder(file)
         return
-    suffix = suffix_of(path)
+    suffix = suffix_of(file.path)
     if suffix not in _READERS:
-        raise DataError(f"{name}: files of this kind are not read; convert it to one of {', '.join(_READERS)}")
-    if file.options.split or file.options.subset:
-        raise UsageError(f"{name}: only a folder or a hub dataset has splits and subsets; name the file of the split")
+        raise DataError(f"{file.name}: files of this kind are not read; convert it to one of {', '.join(_READERS)}")
+    if file.split or file.subset:
+        raise UsageError(
+            f"{file.name}: only a folder or a hub dataset has splits and subsets; name the file of the split"
+        )
     for setting, suffixes in _MEANT_FOR.items():
-        if suffix not in suffixes and getattr(file.options, setting) not in ("auto", None, []):
-            raise UsageError(f"{name}: {setting} means nothing for a {suffix} file; take it out")
+        if suffix not in suffixes and getattr(file, setting) not in ("auto", None, []):
+            raise UsageError(f"{file.name}: {setting} means nothing for a {suffix} file; take it out")
     yield from _READERS[suffix](file)
 
 
@@ -138,16 +139,16 @@ def _read_folder(folder: DataFile) -> Iterator[RawRow]:
         raise DataError(f"{folder.name}: a folder without data files{reason}; put one of {', '.join(_READERS)} there")
     if irregular:
         folder.note(f"left out {shorten(irregular, 200)}: a pipe, a device or a link to nothing, no regular file")
-    options = replace(folder.options, split=None, subset=None)
     for file in choose_files(folder, data):
-        yield from read_path(file, f"{folder.name.rstrip('/')}/{names[file]}", folder.notes, options)
+        name = f"{folder.name.rstrip('/')}/{names[file]}"
+        yield from read_path(replace(folder, path=file, name=name, split=None, subset=None))
 
 
 def _read_hub(config: HubDataset) -> Iterator[RawRow]:
     """Yield the rows of a hub dataset, or of one file in it (`owner/name/path`), cached or fetched."""
     name = config.source.removeprefix(HUB)
     if name.count("/") > 1:
-        yield from read_path(_fetch_file(name, config.revision), config.source, [])
+        yield from read_path(DataFile(_fetch_file(name, config.revision), config.source))
         return
     from datasets import load_dataset
 

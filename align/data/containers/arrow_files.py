@@ -55,8 +55,8 @@ def is_saved_dataset(folder: Path) -> bool:
 def read_saved(folder: DataFile) -> Iterator[RawRow]:
     """Yield the rows of a folder that `save_to_disk` wrote; of a DatasetDict those of one split."""
     if (folder.path / _STATE).is_file():
-        if folder.options.split not in (None, ALL):
-            raise DataError(f"{folder.name}: one dataset without splits; take :split={folder.options.split} out")
+        if folder.split not in (None, ALL):
+            raise DataError(f"{folder.name}: one dataset without splits; take :split={folder.split} out")
         yield from _read_saved_split(folder.path, folder.name)
         return
     names = _read_description(folder.path / _DICT, folder.name).get("splits")

@@ -33,9 +33,12 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """The settings of a dataset for reading its files."""
+class DataFile:
+    """A file or a folder of them, the name messages call it by, the notes about it, and how a dataset wants it read."""
 
+    path: Path
+    name: str
+    notes: list[str] = field(default_factory=list)
     encoding: str = "auto"
     header: list[str] = field(default_factory=list)
     quoting: str = "auto"
@@ -46,16 +49,6 @@ class ReadOptions:
     """of a folder: the subset its README.md describes"""
     appended: bool = False
     """lines are only ever added to the file, maybe now; one that was torn at its end is left out"""
-
-
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """A file (or a folder of them), the name messages call it by, the list of notes about it, and the settings."""
-
-    path: Path
-    name: str
-    notes: list[str]
-    options: ReadOptions = field(default_factory=ReadOptions)
 
     def note(self, text: str) -> None:
         """Note a decision that was taken about this file, once."""
@@ -68,9 +61,9 @@ class DataFile:
 
         Raises DataError when it cannot be read or unpacked, or is not what it was when it was opened.
         """
-        with nullcontext() if self.options.appended else self.unchanged(), _open_unpacked(self) as stream:
+        with nullcontext() if self.appended else self.unchanged(), _open_unpacked(self) as stream:
             blocks = _read_blocks(stream, self)
-            yield from _without_bom(blocks, self) if self.options.encoding == "auto" else _recode(blocks, self)
+            yield from _without_bom(blocks, self) if self.encoding == "auto" else _recode(blocks, self)
 
     def lines(self, end: bytes = b"") -> Iterator[tuple[int, list[bytes]]]:
         """Yield runs of lines, each with the number of its first one; only a line feed ends a line.
@@ -95,7 +88,7 @@ class DataFile:
                 yield number, [line + end for line in lines] if end else lines
                 number += len(lines)
         last = b"".join(rest)
-        if last and self.options.appended and not _is_json(last):
+        if last and self.appended and not _is_json(last):
             self.note(f"line {number} is torn off at the end of the file; it was left out")
         elif last:
             yield number, [last]
@@ -237,7 +230,7 @@ def _without_bom(blocks: Iterator[bytes], file: DataFile) -> Iterator[bytes]:
 
 def _recode(blocks: Iterator[bytes], file: DataFile) -> Iterator[bytes]:
     """Yield blocks of another encoding as UTF-8; DataError names line and column of a byte that is not in it."""
-    encoding = file.options.encoding
+    encoding = file.encoding
     try:
         b"a".decode(encoding, "replace")  # refuses codecs that are not of text, such as hex
         decoder: Any = codecs.getincrementaldecoder(encoding)("strict")

@@ -38,7 +38,7 @@ def choose_files(folder: DataFile, files: list[Path]) -> list[Path]:
     listed = _read_listing(folder, {path.as_posix(): file for path, file in paths.items()})
     if listed is not None:
         return choose_split(listed, (), folder)
-    if (subset := folder.options.subset) is not None:
+    if (subset := folder.subset) is not None:
         folders = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
         paths = {path: file for path, file in paths.items() if path.parts[0] == subset}
         if not paths:
@@ -53,7 +53,7 @@ def choose_files(folder: DataFile, files: list[Path]) -> list[Path]:
 
 def choose_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], folder: DataFile) -> list[Path]:
     """Return what the wanted split holds; `unmarked` are files of no split, which are taken where no split is train."""
-    wanted = folder.options.split
+    wanted = folder.split
     if wanted == ALL or not (splits or wanted):
         return [*unmarked, *(file for files in splits.values() for file in files)]
     split = _find_split(splits, wanted, folder) if wanted else _default_split(splits, unmarked, folder)
@@ -127,7 +127,7 @@ def _read_listing(folder: DataFile, paths: Mapping[str, Path]) -> dict[str, list
         matching = [file for path, file in paths.items() if any(_matches(path, pattern) for pattern in patterns)]
         if matching:
             listed[split] = matching
-        elif split in (folder.options.split or "train", "train"):
+        elif split in (folder.split or "train", "train"):
             raise DataError(
                 f"{folder.name}: {_README} lists {', '.join(patterns)} for the split {split}, and no such data file "
                 "is there; fetch it, or name the file to read"
@@ -154,7 +154,7 @@ def _read_configs(folder: DataFile) -> list[dict[str, Any]]:
 
 def _choose_config(configs: list[dict[str, Any]], folder: DataFile) -> dict[str, Any]:
     names = [str(config.get("config_name", "default")) for config in configs]
-    if (subset := folder.options.subset) is not None:
+    if (subset := folder.subset) is not None:
         if subset not in names:
             raise DataError(f"{folder.name}: no subset {subset!r};{nearest(subset, names)}")
         return configs[names.index(subset)]

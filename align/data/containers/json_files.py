@@ -40,7 +40,7 @@ def read_json(file: DataFile) -> Iterator[RawRow]:
     start = _read_start(file)
     if start.startswith(b"{") and not _starts_with_line(start):
         return _object_rows(file)
-    if file.options.rows_at and start:
+    if file.rows_at and start:
         raise UsageError(f"{file.name}: rows_at means nothing here, the file is a list of rows; take it out")
     if start.startswith(b"[") and not _starts_with_line(start):
         return _array_rows(file)
@@ -98,8 +98,8 @@ def _with_text_keys(value: Any, file: DataFile, seen: set[int]) -> Any:
 
 def _rows_of_object(whole: dict[str, Any], file: DataFile) -> Iterator[RawRow]:
     """Yield the rows inside one object, numbered in place of lines: under a key, by key, or the object itself."""
-    if file.options.rows_at:
-        yield from _number_rows(file, _values_at(file.options.rows_at, whole, file))
+    if file.rows_at:
+        yield from _number_rows(file, _values_at(file.rows_at, whole, file))
     elif (key := find_rows_key(whole)) is not None:
         others = [other for other in whole if other != key and isinstance(whole[other], list)]
         beside = f" (beside {', '.join(others[:5])}; write `rows_at:` in a dataset YAML for another)" if others else ""
@@ -350,7 +350,7 @@ def _object_rows(file: DataFile) -> Iterator[RawRow]:
             raise reader.error("no key and : in an object", line)
         if key in values or key == streamed:
             raise DataError(f"{file.name} {key or repr(key)}: written twice; keep one")
-        if streamed is None and not file.options.rows_at and key in _ROW_LISTS and reader.take("["):
+        if streamed is None and not file.rows_at and key in _ROW_LISTS and reader.take("["):
             streamed = key
             file.note(f"the rows are the list under {key!r}, numbered in place of lines")
             yield from (row._replace(line=number) for number, row in enumerate(_items(reader), start=1))

@@ -43,12 +43,12 @@ def read_csv(file: DataFile) -> Iterator[RawRow]:
     separator = next((sign for sign in (",", "\t", ";", "|") if sign in first), ",")
     if separator != ",":
         file.note(f"its cells are separated by {separator!r}, not by commas")
-    return _read_rows(file, separator, "csv" if file.options.quoting == "auto" else file.options.quoting)
+    return _read_rows(file, separator, "csv" if file.quoting == "auto" else file.quoting)
 
 
 def read_tsv(file: DataFile) -> Iterator[RawRow]:
     """Return the rows of a `.tsv` file, which come with and without quoting."""
-    quoting = file.options.quoting
+    quoting = file.quoting
     if quoting == "auto":
         # A quote that is only a character swallows whole rows, so both ways are tried.
         misfits = {way: sum(isinstance(row.value, RowError) for row in _read_rows(file, "\t", way)) for way in _QUOTING}
@@ -68,7 +68,7 @@ def _quotes_a_list(line: str) -> bool:
 def _read_rows(file: DataFile, separator: str, quoting: str) -> Iterator[RawRow]:
     csv.field_size_limit(_LONGEST_CELL)
     table = csv.reader(_csv_lines(file), delimiter=separator, quoting=_QUOTING[quoting])  # type: ignore[arg-type]
-    start, header, blank = 1, file.options.header, 0
+    start, header, blank = 1, file.header, 0
     while True:
         try:
             cells = next(table, None)
