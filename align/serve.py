@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _print_vllm(registry: Registry, options: argparse.Namespace) -> int:
-    from align.server.vllm_command import vllm_command
+    from align.server.served_models import vllm_command
 
     checkpoints, models = _find_models(registry, options.models)
     words = vllm_command(registry, checkpoints, models, options.quantization)

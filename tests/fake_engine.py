@@ -110,7 +110,7 @@ class FakeEngine:
             if reply is None:
                 self._end(stream, RowFailure(index, f"{row.model}: no reply; ask another model"))
             else:
-                replies[index] = _make_reply(row, reply, request.sampling_of(row))
+                replies[index] = _make_reply(row, reply, row.sampling or request.sampling)
                 if row.echo:
                     stream.put(RowPrompt(index, row.text or ""))
         started = time.perf_counter()

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import threading
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -61,19 +62,15 @@ def try_out(request: bytes) -> bytes:
     """Compile a constraint and return the error, empty if none; runs in the process of `_trial`."""
     from llguidance import LLMatcher
 
-    errors = []
-
-    def compile_it() -> None:
-        try:
-            errors.append(LLMatcher.validate_grammar(_grammar(Constraint(*json.loads(request)))))
-        except UsageError as error:
-            errors.append(str(error))
-
     threading.stack_size(_TRIAL_STACK_BYTES)
-    trial = threading.Thread(target=compile_it)
-    trial.start()
-    trial.join()
-    return errors[0].encode() if errors else b"no reason given"
+    with ThreadPoolExecutor(1) as pool:
+        compiled = pool.submit(lambda: LLMatcher.validate_grammar(_grammar(Constraint(*json.loads(request)))))
+    match compiled.exception():
+        case None:
+            return str(compiled.result()).encode()
+        case UsageError() as error:
+            return str(error).encode()
+    return b"no reason given"
 
 
 def require_llguidance() -> None:

@@ -43,17 +43,15 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """Add a token and return the text that is now certain, or an empty string."""
         self._ids.append(token)
+        return self.flush(last=False)
+
+    def flush(self, *, last: bool = True) -> str:
+        """Return what was held back, at the end of the row; before it only what is certain."""
         before, after = self._decode(self._ids[self._window : self._shown]), self._decode(self._ids[self._window :])
         is_open = after.endswith(_INCOMPLETE) and len(self._ids) - self._shown < _MAX_TOKENS
-        if is_open or len(after) <= len(before):
+        if (is_open and not last) or len(after) <= len(before):
             return ""
         self._window, self._shown = self._shown, len(self._ids)
-        return after[len(before) :]
-
-    def flush(self) -> str:
-        """Return what was held back, at the end of the row."""
-        before, after = self._decode(self._ids[self._window : self._shown]), self._decode(self._ids[self._window :])
-        self._window = self._shown = len(self._ids)
         return after[len(before) :]
 
     @property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.data.bounded_process import AVAILABLE
 from align.data.rendering.template_notices import generation_notice
-from align.engine.adapter_groups import BASE, MIXED, ModelFacts, context_window, probe_models
+from align.engine.adapter_groups import BASE, MIXED, context_window, probe_models
 from align.engine.batch import DecodingBatch, Prefill
 from align.engine.constraint import Compiler
 from align.engine.prompt_queue import PromptQueue, prompt_characters
@@ -59,12 +59,15 @@ class LocalEngine:
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
-        self._facts = {fact.reference: fact for fact in probe_models(loaded)}
         self._row_seconds: deque[float] = deque([1.0], maxlen=32)
         self._stops = find_stop_tokens(loaded)
         self._vocabulary = int(loaded.model.config.get_text_config().vocab_size)
         self._compiler = Compiler(loaded.tokenizer, self._vocabulary, self._stops.ids)
         self._reward = None if reward is None else RewardScorer(loaded, reward)
+        self.models = list(loaded.adapters)
+        """the references rows may name"""
+        self.facts = probe_models(loaded)
+        self._facts = {fact.reference: fact for fact in self.facts}
         self._prompts: PromptQueue | None = None
         self._thread = threading.Thread(target=self._work, name="align-engine", daemon=True)
         self._thread.start()
@@ -76,16 +79,6 @@ class LocalEngine:
             self._prompts = PromptQueue(
                 loaded.tokenizer, context_window(loaded.model), lambda state: self._queue(self._waiting, [state])
             )
-
-    @property
-    def models(self) -> list[str]:
-        """The references rows may name."""
-        return list(self._loaded.adapters)
-
-    @property
-    def facts(self) -> list[ModelFacts]:
-        """The measurements of each model at the start."""
-        return list(self._facts.values())
 
     @property
     def notes(self) -> list[str]:
@@ -127,7 +120,7 @@ class LocalEngine:
             except UsageError as error:
                 stream.put(RowFailure(index, f"{row.model}: {error}", "prompt"))
                 continue
-            accepted.append(RowState(stream, index, row, request.sampling_of(row), fact, rules))
+            accepted.append(RowState(stream, index, row, row.sampling or request.sampling, fact, rules))
         self._queue(self._waiting if self._prompts is None else self._prompts, accepted, is_new=True)
         return stream
 

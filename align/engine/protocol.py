@@ -171,10 +171,7 @@ class GenerationRequest:
 
     rows: tuple[Row, ...]
     sampling: Sampling = Sampling()
-
-    def sampling_of(self, row: Row) -> Sampling:
-        """Return the sampling of one of the rows."""
-        return self.sampling if row.sampling is None else row.sampling
+    """of the rows that have none"""
 
 
 class Alternative(NamedTuple):

@@ -85,7 +85,7 @@ class RemoteEngine:
             if problem := self._problem(row):
                 stream.put(RowFailure(index, problem))
             else:
-                rows.append(_RemoteRow(self._server, stream, index, row, request.sampling_of(row)))
+                rows.append(_RemoteRow(self._server, stream, index, row, row.sampling or request.sampling))
         self._on_loop(lambda: self._start(rows))
         return stream
 
@@ -151,8 +151,6 @@ class RemoteEngine:
 
 
 class _ErrorResponse(Exception):
-    """The server answered with an error."""
-
     def __init__(self, response: httpx.Response) -> None:
         try:
             self.body: Any = response.json()
@@ -209,7 +207,6 @@ class _Server:
             yield response.aiter_lines()
 
     def explain(self, error: Exception) -> str:
-        """Return the message of a failed request, with what to do."""
         match error:
             case _ErrorResponse(status=401 | 403):
                 return f"{self.url} refused the key ({error}); give the server's own as api_key"
@@ -244,7 +241,6 @@ class _RemoteRow:
         self._last: RowDone | RowFailure | None = None
 
     def stop_if_cancelled(self) -> None:
-        """Cancel the request when the reader asked for it."""
         if self.task is not None and self._stream.is_cancelled(self._index):
             self.task.cancel()
 

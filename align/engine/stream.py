@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 
 from align.engine.protocol import Event, RowDone, RowFailure
@@ -17,8 +16,8 @@ class Stream:
     def __init__(self, rows: int, on_cancel: Callable[[], None] | None = None) -> None:
         self._on_cancel = on_cancel
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._open = rows
-        self._cancelled = [threading.Event() for _ in range(rows)]
+        self._rows = self._open = rows
+        self._cancelled: set[int] = set()
         self._wake: Callable[[], object] | None = None
 
     def put(self, event: Event) -> None:
@@ -33,15 +32,13 @@ class Stream:
 
     def cancel(self, row: int | None = None) -> None:
         """Stop one row, or all; a stopped row ends with `RowDone(reason="cancelled")`."""
-        for index, flag in enumerate(self._cancelled):
-            if row in (None, index):
-                flag.set()
+        self._cancelled.update(range(self._rows) if row is None else [row])
         if self._on_cancel is not None and self._open:
             self._on_cancel()
 
     def is_cancelled(self, row: int) -> bool:
         """Return whether this row was asked to stop."""
-        return self._cancelled[row].is_set()
+        return row in self._cancelled
 
     def __iter__(self) -> Iterator[Event]:
         """Yield events as they come; blocks between them."""

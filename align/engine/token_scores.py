@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from align.engine.adapter_groups import BASE, MIXED, ModelFacts, adapters_active, context_window, unwrap_peft
-from align.engine.detokenizer import Detokenizer, locate_tokens, spell_token
-from align.engine.protocol import Alternative, ShiftedToken, Token
+from align.engine.detokenizer import Detokenizer, spell_token
+from align.engine.protocol import Alternative, ShiftedToken, Token, TokenRules
+from align.engine.text_buffer import TextBuffer
 from align.errors import UsageError
 from align.schema import Messages, Record
 
@@ -85,25 +86,15 @@ def locate_prompt(tokens: Sequence[Token], text: str | None, tokenizer: Any) -> 
     decoded, located = _decode_prompt(tokens[begin:end], tokenizer)
     if decoded != text:  # a tokenizer that changes letters or spaces
         located = _take_offsets(located, text, tokenizer)
-    before, after = (
-        [replace(token, raw=b"", start=start) for token in part]
-        for part, start in ((tokens[:begin], 0), (tokens[end:], len(text)))
-    )
+    before = [replace(token, raw=b"", start=0) for token in tokens[:begin]]
+    after = [replace(token, raw=b"", start=len(text)) for token in tokens[end:]]
     return text, [*before, *located, *after]
 
 
 def _decode_prompt(tokens: Sequence[Token], tokenizer: Any) -> tuple[str, list[Token]]:
-    detokenizer = Detokenizer(tokenizer, show_special=True)
-    text, located, group = "", list[Token](), list[Token]()
-    for count, token in enumerate(tokens, 1):
-        group.append(token)
-        new = detokenizer.push(token.id)
-        if count == len(tokens):
-            new += detokenizer.flush()
-        if new or count == len(tokens):
-            located += locate_tokens(group, new, len(text), tokenizer, names=True)[0]
-            text, group = text + new, []
-    return text, located
+    buffer = TextBuffer(tokenizer, (), rules=TokenRules(show_special_tokens=True))
+    chunks = [*(buffer.push(token.id, token) for token in tokens), buffer.close()]
+    return buffer.text, [token for chunk in chunks for token in chunk.tokens]
 
 
 def _take_offsets(tokens: list[Token], text: str, tokenizer: Any) -> list[Token]:

@@ -35,9 +35,7 @@ def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    for name in _OPTIONAL:
-        if getattr(sampling, name) != getattr(_DEFAULTS, name):
-            body[name] = getattr(sampling, name)
+    body |= {name: value for name in _OPTIONAL if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)}
     optional: dict[str, Any] = {
         "stop": list(sampling.stop),
         "min_tokens": rules.min_tokens,
@@ -131,7 +129,6 @@ def _entry(entry: dict[str, Any]) -> Alternative:
 
 
 def _named(name: str, logprob: float) -> Alternative:
-    """Return a token of a plain completion."""
     text, raw = read_token(name)
     return Alternative(text, logprob, raw)
 

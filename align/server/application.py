@@ -29,11 +29,7 @@ from align.server.service import Service
 
 # FastAPI's own, which hands bodies and validation errors to whatever exporter the process's environment names.
 _NO_TELEMETRY: Any = {
-    "tracing": False,
-    "metrics": False,
-    "logs": False,
-    "operation_spans": False,
-    "auto_configure": False,
+    **dict.fromkeys(["tracing", "metrics", "logs", "operation_spans", "auto_configure"], False),
     "exclude": lambda _scope: True,
 }
 

@@ -18,13 +18,6 @@ def server_event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
 
 
-def count_usage(done: Sequence[RowDone], answers: int = 1) -> dict[str, int]:
-    """Return the tokens of all rows; a prompt counts once, however many answers it has."""
-    prompt = sum(row.prompt_tokens for row in done if row.row % answers == 0)
-    completion = sum(row.completion_tokens for row in done)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
 class ChatReply:
     """The choices of /v1/chat/completions: of a row's first chunk, its text, its end, and as a whole.
 

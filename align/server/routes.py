@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -97,50 +98,48 @@ async def _respond(request: Request, body: ChatBody | CompletionBody, format_: r
     return EventStream(writer.chunks(await anext(events), events), service.limits.max_seconds + _TIMEOUT_EVENT_S)
 
 
+@dataclass
 class ReplyWriter:
     """One request's events as a response."""
 
-    def __init__(
-        self,
-        format_: replies.ReplyFormat,
-        body: GenerationBody,
-        served: ServedModel,
-        record: RequestRecord,
-        rows: tuple[Row, ...],
-    ) -> None:
-        self._format, self._body, self._served, self._record = format_, body, served, record
-        self._wants_tokens = rows[0].logprobs is not None
-        self._created = int(time.time())
-        self._done: list[RowDone] = []
-        self._rows = len(rows)
-        self._prompts: dict[int, RowPrompt] = {}
-        record.model, record.id = served.name, f"{format_.prefix}-{secrets.token_hex(12)}"
+    format: replies.ReplyFormat
+    body: GenerationBody
+    served: ServedModel
+    record: RequestRecord
+    rows: tuple[Row, ...]
+    created: int = field(default_factory=lambda: int(time.time()))
+    done: list[RowDone] = field(default_factory=list)
+    prompts: dict[int, RowPrompt] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.wants_tokens = self.rows[0].logprobs is not None
+        self.record.model, self.record.id = self.served.name, f"{self.format.prefix}-{secrets.token_hex(12)}"
 
     async def whole(self, events: AsyncGenerator[Event, None]) -> Response:
         """Return everything at once."""
-        tokens: dict[int, list[Token]] = {row: [] for row in range(self._rows)}
+        tokens: dict[int, list[Token]] = {row: [] for row in range(len(self.rows))}
         async with aclosing(events) as open_events:
             async for event in open_events:
                 match event:
                     case RowDelta():
                         tokens[event.row] += event.tokens
                     case RowPrompt():
-                        self._prompts[event.row] = event
+                        self.prompts[event.row] = event
                     case RowDone():
                         self._finish(event)
-        self._done.sort(key=lambda done: done.row)
+        self.done.sort(key=lambda done: done.row)
         choices = [
-            self._format.whole(done, tokens[done.row] if self._wants_tokens else None, self._prompts.get(done.row))
-            for done in self._done
+            self.format.whole(done, tokens[done.row] if self.wants_tokens else None, self.prompts.get(done.row))
+            for done in self.done
         ]
-        return JSONResponse(self._reply(choices, usage=replies.count_usage(self._done, self._body.n)))
+        return JSONResponse(self._reply(choices, usage=self._usage()))
 
     async def chunks(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
         """Yield the server-sent events of a stream whose first event has come."""
         async with aclosing(events) as open_events:
-            if self._format.opening is not None:
-                for row in range(self._rows):
-                    yield self._chunk(replies.choice_of(row, **self._format.opening))
+            if self.format.opening is not None:
+                for row in range(len(self.rows)):
+                    yield self._chunk(replies.choice_of(row, **self.format.opening))
             try:
                 if choice := self._choice(first):
                     yield self._chunk(choice)
@@ -148,52 +147,55 @@ class ReplyWriter:
                     if choice := self._choice(event):
                         yield self._chunk(choice)
             except ApiError as error:
-                self._record.status = error.status
+                self.record.status = error.status
                 yield replies.server_event(error.body)
                 return
-        if self._body.include_usage:
-            usage = replies.count_usage(self._done, self._body.n)
-            yield replies.server_event(self._reply([], self._format.chunk_suffix, usage=usage))
+        if self.body.include_usage:
+            yield replies.server_event(self._reply([], self.format.chunk_suffix, usage=self._usage()))
         yield replies.DONE
 
     def _choice(self, event: Event) -> dict[str, Any] | None:
         """Return the choice of one event; None when it has none."""
         match event:
             case RowDelta() if event.text or event.tokens:
-                prompt = self._prompts.get(event.row)
-                tokens = event.tokens if self._wants_tokens else None
-                return self._format.chunk(event.row, event.text, tokens, len(prompt.text) if prompt else 0)
+                prompt = self.prompts.get(event.row)
+                tokens = event.tokens if self.wants_tokens else None
+                return self.format.chunk(event.row, event.text, tokens, len(prompt.text) if prompt else 0)
             case RowPrompt():
-                self._prompts[event.row] = event
-                tokens = event.tokens if self._wants_tokens else None
-                return self._format.chunk(event.row, event.text, tokens, 0) if self._format.echo else None
+                self.prompts[event.row] = event
+                tokens = event.tokens if self.wants_tokens else None
+                return self.format.chunk(event.row, event.text, tokens, 0) if self.format.echo else None
             case RowDone():
                 self._finish(event)
-                return self._format.ending(event.row, event.reason)
+                return self.format.ending(event.row, event.reason)
         return None
 
     def _chunk(self, choice: dict[str, Any]) -> bytes:
-        usage = {"usage": None} if self._body.include_usage else {}
-        return replies.server_event(self._reply([choice], self._format.chunk_suffix, **usage))
+        usage = {"usage": None} if self.body.include_usage else {}
+        return replies.server_event(self._reply([choice], self.format.chunk_suffix, **usage))
 
     def _reply(self, choices: list[dict[str, Any]], suffix: str = "", **fields: Any) -> dict[str, Any]:
-        """Return a whole JSON object of the API."""
         return {
-            "id": self._record.id,
-            "object": self._format.kind + suffix,
-            "created": self._created,
-            "model": self._body.model,
-            "system_fingerprint": self._served.digest,
+            "id": self.record.id,
+            "object": self.format.kind + suffix,
+            "created": self.created,
+            "model": self.body.model,
+            "system_fingerprint": self.served.digest,
             "choices": choices,
             **fields,
         }
 
     def _finish(self, done: RowDone) -> None:
-        self._done.append(done)
-        self._record.prompt_tokens += done.prompt_tokens if done.row % self._body.n == 0 else 0
-        self._record.completion_tokens += done.completion_tokens
+        self.done.append(done)
+        # A prompt counts once, however many answers it has.
+        self.record.prompt_tokens += done.prompt_tokens if done.row % self.body.n == 0 else 0
+        self.record.completion_tokens += done.completion_tokens
         if done.reason == "cancelled":
-            self._record.status = CLIENT_GONE
+            self.record.status = CLIENT_GONE
+
+    def _usage(self) -> dict[str, int]:
+        prompt, completion = self.record.prompt_tokens, self.record.completion_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 class EventStream(Response):

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import secrets
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -147,25 +148,25 @@ class ToolChatReply(ChatReply):
         self._tools = tools
         self._most = None if body.parallel_tool_calls else 1
         self._reason = "stop" if body.named is not None else "tool_calls"
-        self._texts: dict[int, str] = {}
-        self._shown: dict[int, str] = {}
+        self._texts: defaultdict[int, str] = defaultdict(str)
+        self._shown: defaultdict[int, str] = defaultdict(str)
         self._held_back: dict[int, StopStrings] = {}
 
     def chunk(self, row: int, text: str, tokens: Sequence[Token] | None, before: int) -> dict[str, Any]:
         """Return the choice of the text that is certainly no call."""
-        so_far = self._texts[row] = self._texts.get(row, "") + text
-        already = self._shown.get(row, "")
+        self._texts[row] += text
         if self._format.marker:
             shown = self._held_back.setdefault(row, StopStrings([self._format.marker])).push(text)
         else:
             # A call is the whole answer in such a format: one that begins as JSON is held back.
-            shown = "" if so_far.lstrip()[:1] in ("", "[", "{") else so_far[len(already) :]
-        self._shown[row] = already + shown
+            is_held_back = self._texts[row].lstrip()[:1] in ("", "[", "{")
+            shown = "" if is_held_back else self._texts[row][len(self._shown[row]) :]
+        self._shown[row] += shown
         return choice_of(row, chat_logprobs(tokens), delta={"content": self._format.without_special(shown)})
 
     def ending(self, row: int, reason: str) -> dict[str, Any]:
         """Return the choice of what was held back, as calls or as text, with the finish reason."""
-        text, shown = self._texts.get(row, ""), self._shown.get(row, "")
+        text, shown = self._texts[row], self._shown[row]
         content, calls = self._parse(text)
         rest = text[len(shown) :] if not calls else content.removeprefix(shown.strip())
         delta: dict[str, Any] = {"content": self._format.without_special(rest)} if rest.strip() else {}
