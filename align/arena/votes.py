@@ -21,7 +21,7 @@ from align.data.row_errors import RowError
 from align.data.sources import read_path
 from align.data.vote_filter import VoteFilter, select_votes, time_of_vote
 from align.errors import DataError, MachineError, shorten
-from align.registry.durable import fsync_folder
+from align.registry.durable import DISK
 
 if TYPE_CHECKING:
     from align.arena.battles import Battle, Setup, Turn
@@ -114,7 +114,7 @@ class VoteStore:
         finally:
             os.close(file)
         if created:
-            fsync_folder(self.path.parent)
+            DISK.sync_folder(self.path.parent)
 
 
 def clean(text: str) -> str:

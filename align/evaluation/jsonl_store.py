@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import __version__
-from align.registry.durable import fsync_folder
+from align.registry.durable import DISK
 
 if TYPE_CHECKING:
     from align.engine.protocol import Sampling
@@ -68,7 +68,7 @@ class JsonlStore:
                 file.write(b"\n" + json.dumps({"key": key, "row": row}).encode() + b"\n")
                 if time.monotonic() - self._synced > _SYNC_SECONDS:
                     os.fsync(file.fileno())
-                    fsync_folder(self.path.parent)
+                    DISK.sync_folder(self.path.parent)
                     self._synced = time.monotonic()
         except OSError as error:
             self._refused = True

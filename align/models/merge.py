@@ -142,5 +142,5 @@ def _write(model: Any, tokenizer: Any, out: Path, facts: dict[str, Any], prove: 
     finally:
         if fresh.exists():
             durable.erase(fresh)
-    durable.fsync_folder(out.parent)
+    durable.DISK.sync_folder(out.parent)
     return durable.folder_size(out)

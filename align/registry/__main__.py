@@ -12,7 +12,6 @@ from align.command_line import parse_options
 from align.config import write
 from align.errors import IntegrityError, MachineError, UsageError, guard, shorten
 from align.registry import archive, listing, upkeep
-from align.registry.checkpoint import Checkpoint
 from align.registry.references import parse_version
 from align.registry.store import Registry, open_registry
 from align.registry.text_tables import format_size, format_table
@@ -209,21 +208,17 @@ def _merge(registry: Registry, options: argparse.Namespace) -> None:
 
 
 def _push(registry: Registry, options: argparse.Namespace) -> None:
-    checkpoint = registry.resolve(options.reference)
-    base = checkpoint.base.get("reference")
-    if checkpoint.is_adapter and not str(base).startswith("hf://"):
-        write(f"note: its base {shorten(base)} is not on the hub, and is needed to use the adapter; merge writes both")
-    write(_upload(checkpoint, options.repository, public=options.public))
-
-
-def _upload(checkpoint: Checkpoint, repository: str, *, public: bool = False) -> str:
-    """Upload a checkpoint's folder to a hub repository, made private when it is new; return its address.
+    """Upload a checkpoint's folder to a hub repository, made private when it is new; print its address.
 
     Raises UsageError without a token, MachineError when the hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
+    checkpoint, repository = registry.resolve(options.reference), options.repository
+    base = checkpoint.base.get("reference")
+    if checkpoint.is_adapter and not str(base).startswith("hf://"):
+        write(f"note: its base {shorten(base)} is not on the hub, and is needed to use the adapter; merge writes both")
     if repository.count("/") != 1:
         raise UsageError(f"push to {repository}: no hub repository; write org/name")
     if checkpoint.is_hub:
@@ -238,7 +233,7 @@ def _upload(checkpoint: Checkpoint, repository: str, *, public: bool = False) ->
         raise IntegrityError(f"push {checkpoint.reference}: {problems[0]}; only a whole version is sent")
     hub = HfApi(token=token)
     try:
-        hub.create_repo(repository, private=not public, exist_ok=True)
+        hub.create_repo(repository, private=not options.public, exist_ok=True)
         sent = hub.upload_folder(
             repo_id=repository,
             folder_path=checkpoint.location,
@@ -251,7 +246,7 @@ def _upload(checkpoint: Checkpoint, repository: str, *, public: bool = False) ->
             f"push {checkpoint.reference} to {repository}: {str(error).splitlines()[0]}; check the network, the token's"
             " rights and HF_HUB_OFFLINE"
         ) from None
-    return str(sent.commit_url)
+    write(str(sent.commit_url))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def _write_tar(path: Path, items: list[ExportItem]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    durable.fsync_folder(path.parent)
+    durable.DISK.sync_folder(path.parent)
 
 
 def _members(items: list[ExportItem]) -> Iterator[tuple[str, bytes | Path]]:

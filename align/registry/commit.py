@@ -10,6 +10,7 @@ import subprocess
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,15 +31,16 @@ _LIBRARIES = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
 class Staging:
     """A folder that becomes a version when it is committed and is deleted when it is not."""
 
-    def __init__(self, path: Path, home: Path, root: Path, disk: Disk = DISK) -> None:
-        """Take the folder to write into, the folder of the name's versions, and the registry's root."""
-        self.path = path
-        self._home = home
-        self._root = root
-        self._disk = disk
+    path: Path
+    """the folder to write into"""
+    home: Path
+    """the folder of the versions of its name"""
+    root: Path
+    disk: Disk = DISK
 
     def __enter__(self) -> Staging:
         return self
@@ -57,7 +59,7 @@ class Staging:
         if reserved := {"format", "name", "version", "created", "commit_id", "git", "files", "seal"} & set(fields):
             raise ValueError(f"the registry fills {sorted(reserved)} itself")
         redact_files(self.path)
-        return self._publish({"versions": dict(library_versions()), **redact(fields), **_stamp(self._home.name)})
+        return self._publish({"versions": dict(library_versions()), **redact(fields), **_stamp(self.home.name)})
 
     def adopt(self, manifest: dict[str, Any], digest: str, changes: dict[str, Any]) -> Checkpoint:
         """Commit a version of another registry: under its own number when that is free, else under the next.
@@ -66,14 +68,14 @@ class Staging:
         the manifest, and so the digest, stays what it was.
         """
         number = manifest["version"]
-        removed = disk_layout.read_mark(self._home, number, "removed")
-        is_free = self._home.name == manifest["name"] and number not in disk_layout.version_numbers(self._home)
+        removed = disk_layout.read_mark(self.home, number, "removed")
+        is_free = self.home.name == manifest["name"] and number not in disk_layout.version_numbers(self.home)
         is_same = removed is None or removed["digest"] == digest
         fields = {key: value for key, value in manifest.items() if key not in ("files", "seal")}
-        fields |= {**changes, "name": self._home.name}
+        fields |= {**changes, "name": self.home.name}
         checkpoint = self._publish(fields, number if is_free and is_same else None)
         origin = f"as {manifest['name']}@v{number}"
-        disk_layout.write_mark(self._home, checkpoint.version or 0, "imported", origin, digest, self._disk)
+        disk_layout.write_mark(self.home, checkpoint.version or 0, "imported", origin, digest, self.disk)
         return checkpoint
 
     def _publish(self, fields: dict[str, Any], number: int | None = None) -> Checkpoint:
@@ -84,20 +86,20 @@ class Staging:
                     f"{path.relative_to(self.path)}: pickles and optimizer state never enter the registry; "
                     "save safetensors and JSON only"
                 )
-        if self._home.is_symlink():
-            raise IntegrityError(f"{self._home}: is a link; versions are kept in real folders, replace it")
-        durable.make_folder(self._home, self._root, self._disk)
-        files = durable.sync_and_digest(self.path, MANIFEST, self._disk)
+        if self.home.is_symlink():
+            raise IntegrityError(f"{self.home}: is a link; versions are kept in real folders, replace it")
+        durable.make_folder(self.home, self.root, self.disk)
+        files = durable.sync_and_digest(self.path, MANIFEST, self.disk)
         if not files:
-            raise IntegrityError(f"{self._home.name}: the folder to commit is empty; save the model there first")
+            raise IntegrityError(f"{self.home.name}: the folder to commit is empty; save the model there first")
         while True:
-            version = number or disk_layout.last_number(self._home) + 1
-            durable.write_seal(self.path, {**fields, "version": version}, files, MANIFEST, self._disk)
-            target = self._home / disk_layout.version_folder(version)
-            if durable.publish(self.path, target, MANIFEST, self._disk):
+            version = number or disk_layout.last_number(self.home) + 1
+            durable.write_seal(self.path, {**fields, "version": version}, files, MANIFEST, self.disk)
+            target = self.home / disk_layout.version_folder(version)
+            if durable.publish(self.path, target, MANIFEST, self.disk):
                 with suppress(OSError):  # some file systems have no permissions to take away
                     durable.freeze(target)
-                return read_version(target, self._home.name, version)
+                return read_version(target, self.home.name, version)
             number = None
 
 

@@ -31,31 +31,22 @@ class Disk:
 
     def sync_file(self, path: Path) -> None:
         """Make a file's content durable."""
-        _fsync(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def sync_folder(self, path: Path) -> None:
         """Make a folder's entries durable: its new, renamed and removed names."""
-        _fsync(path)
+        Disk.sync_file(self, path)
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename a file or folder atomically; a file at `target` is replaced, a folder that is not empty is not."""
         os.rename(source, target)
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 DISK = Disk()
-
-
-def fsync_folder(folder: Path, disk: Disk = DISK) -> None:
-    """Make the entries of one folder durable."""
-    disk.sync_folder(folder)
 
 
 def write_durably(path: Path, data: bytes, disk: Disk = DISK) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +43,9 @@ def add_record(registry: Registry, checkpoint: Checkpoint, fields: dict[str, Any
     durable.make_folder(folder, registry.root, registry.disk)
     now = datetime.now(UTC)
     path = folder / f"{now:%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}.json"
-    stamp = {
-        "format": FORMAT,
-        "reference": checkpoint.reference,
-        "digest": checkpoint.digest,
-        "created": now.isoformat(timespec="seconds"),
-    }
-    durable.write_durably(path, durable.seal_text({**clean, **stamp}, {}, path.name).encode(), registry.disk)
+    stamp = {"format": FORMAT, "reference": checkpoint.reference, "digest": checkpoint.digest}
+    sealed = {**clean, **stamp, "created": now.isoformat(timespec="seconds")}
+    durable.write_durably(path, durable.seal_text(sealed, {}, path.name).encode(), registry.disk)
     return path
 
 
@@ -83,10 +78,10 @@ def describe_headline(record: dict[str, Any]) -> str:
     return f"{headline.get('name')} {headline['value']:.3f}{interval}" + (f" on {data}" if data else "")
 
 
-def find_damaged(home: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the damaged records of a name's versions, each with what is wrong."""
-    for folder in filter(disk_layout.is_evaluations, disk_layout.entries(home)):
-        yield from ((path, "is not as it was written") for path in _files(folder) if _read(path) is None)
+def find_damaged(home: Path) -> list[Path]:
+    """Return the records of a name's versions that are not as they were written."""
+    folders = filter(disk_layout.is_evaluations, disk_layout.entries(home))
+    return [path for folder in folders for path in _files(folder) if _read(path) is None]
 
 
 def _folder_of(checkpoint: Checkpoint) -> Path:
@@ -94,9 +89,8 @@ def _folder_of(checkpoint: Checkpoint) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [
-        path for path in disk_layout.entries(folder) if path.suffix == ".json" and not disk_layout.is_temporary(path)
-    ]
+    found = disk_layout.entries(folder)
+    return [path for path in found if path.suffix == ".json" and not disk_layout.is_temporary(path)]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

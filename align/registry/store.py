@@ -233,7 +233,7 @@ class Registry:
             broken = (parent for parent in parents if parent.note and is_local_name(parent.reference))
             damage = _find_damage(checkpoint) + [f"its parent {parent.reference} {parent.note}" for parent in broken]
             problems += [f"{checkpoint.reference}: {problem}" for problem in damage]
-        problems += [f"{path}: {what}" for path, what in evaluations.find_damaged(self.home(name))]
+        problems += [f"{path}: is not as it was written" for path in evaluations.find_damaged(self.home(name))]
         aliases = (self.alias_problem(name, path) for path in disk_layout.alias_files(self.refs(name)))
         return problems + [problem for problem in aliases if problem]
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -83,8 +84,9 @@ def examine(registry: Registry, hashes: bool = True) -> list[Finding]:
         for number, folder in disk_layout.version_numbers(registry.home(name)).items():
             findings += _examine_version(registry, name, number, folder, hashes)
         findings += _examine_aliases(registry, name)
-        for path, what in evaluations.find_damaged(registry.home(name)):
-            findings.append(Finding("evaluation", path, what, "evaluate again; --repair quarantines it"))
+        for path in evaluations.find_damaged(registry.home(name)):
+            remedy = "evaluate again; --repair quarantines it"
+            findings.append(Finding("evaluation", path, "is not as it was written", remedy))
     for path in find_left_overs(registry):
         what = "was never finished and nobody is writing it"
         findings.append(Finding("abandoned", path, what, "--repair quarantines it, gc too"))
@@ -97,25 +99,18 @@ def repair(registry: Registry, findings: list[Finding]) -> list[str]:
     if not registry.root.is_dir():
         return []
     registry.check_writable()
-    done = [_repair_one(registry, finding) for finding in findings]
+    done = []
     # Aliases of the versions just quarantined were still good when they were examined.
     names = disk_layout.named_folders(registry.root / "refs")
-    done += [_repair_one(registry, finding) for name in names for finding in _examine_aliases(registry, name)]
-    return [line for line in done if line]
-
-
-def _repair_one(registry: Registry, finding: Finding) -> str:
-    path = finding.path
-    if not path.exists():
-        return ""
-    where = path.relative_to(registry.root).as_posix()
-    if finding.trouble == "writable":
-        durable.freeze(path)
-        return f"{where}: is read-only again"
-    if finding.trouble not in _REPAIRED_BY_QUARANTINE:
-        return ""
-    moved = move_out(registry, "quarantine", path, f"doctor: {finding.trouble}")
-    return f"{where}: is now {moved.relative_to(registry.root)}"
+    for finding in chain(findings, (finding for name in names for finding in _examine_aliases(registry, name))):
+        path, where = finding.path, finding.path.relative_to(registry.root).as_posix()
+        if finding.trouble == "writable" and path.exists():
+            durable.freeze(path)
+            done.append(f"{where}: is read-only again")
+        elif finding.trouble in _REPAIRED_BY_QUARANTINE and path.exists():
+            moved = move_out(registry, "quarantine", path, f"doctor: {finding.trouble}")
+            done.append(f"{where}: is now {moved.relative_to(registry.root)}")
+    return done
 
 
 def _examine_version(registry: Registry, name: str, number: int, folder: Path, hashes: bool) -> Iterator[Finding]:

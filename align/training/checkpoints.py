@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from align.config import StageConfig
 from align.errors import IntegrityError, UsageError, nearest
 from align.models.adapters import digests_of_base
-from align.registry.durable import fsync_folder, read_seal, seal, verify_seal
+from align.registry.durable import DISK, read_seal, seal, verify_seal
 from align.registry.redaction import redact
 from align.training.ranks import Ranks
 
@@ -88,7 +88,7 @@ class Checkpoints:
         (self.folder / f"checkpoint-{step}" / "training_args.bin").unlink(missing_ok=True)
         fields = {"step": step, "fingerprint": self._fingerprint(), "progress": json.dumps(progress or {})}
         seal(self.folder / f"checkpoint-{step}", fields, SEAL)
-        fsync_folder(self.folder)
+        DISK.sync_folder(self.folder)
         for old, path in self._list()[:-KEPT_CHECKPOINTS]:
             if old < step and old != self._best:
                 shutil.rmtree(path)
