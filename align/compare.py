@@ -7,8 +7,9 @@ import importlib.util
 import sys
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align import __version__
 from align.command_line import parse_options
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from align.arena.battles import Setup
     from align.arena.lazy_engine import LazyEngine
     from align.arena.review_queue import ReviewQueue
-    from align.arena.votes import VoteStore
     from align.engine.protocol import Engine, Sampling
     from align.registry import Checkpoint, Registry
     from align.schema import Messages
@@ -62,40 +62,37 @@ def _run(options: argparse.Namespace) -> int:
     sampling = sampling_from(options)
     if not 2 <= len(options.models) <= 4:
         raise UsageError(f"{len(options.models)} models given; a comparison takes 2 to 4")
-    _require_gradio()
+    if importlib.util.find_spec("gradio") is None:
+        raise MachineError('the comparison page needs gradio, which is not installed; pip install "align[app]"')
     registry = open_registry(options.registry, base=options.base)
     checkpoints = _resolve_models(registry, options.models)
     reward = _resolve_reward_model(registry, options.reward_model)
-    prompts = _load_prompts(registry, options.prompts)
+    prompts: list[Messages] = []
+    if options.prompts is not None:
+        from align.data import load_records
+
+        records = load_records(options.prompts, view="prompt", roots={"registry": registry.root}).records
+        prompts = [record.prompt for record in records if record.prompt]
     from align.arena.web import open_port
 
     # Everything cheap that can fail has failed before the models load.
     with open_port(options.host, options.port) as listener:
-        return _serve(registry, _Comparison(checkpoints, reward, prompts, sampling, listener), options)
-
-
-def _require_gradio() -> None:
-    if importlib.util.find_spec("gradio") is None:
-        raise MachineError('the comparison page needs gradio, which is not installed; pip install "align[app]"')
+        return _serve(_Comparison(options, registry, checkpoints, reward, prompts, sampling), listener)
 
 
 def _resolve_models(registry: Registry, references: list[str]) -> list[Checkpoint]:
     checkpoints = [registry.resolve(reference) for reference in references]
-    seen: dict[str, str] = {}
-    for comparison, checkpoint in zip(references, checkpoints, strict=True):
-        if checkpoint.reference in seen:
-            raise UsageError(
-                f"{comparison}: the same model as {seen[checkpoint.reference]} ({checkpoint.reference}); leave one out"
-            )
-        seen[checkpoint.reference] = comparison
+    given: dict[str, str] = {}
+    for reference, checkpoint in zip(references, checkpoints, strict=True):
+        if other := given.get(checkpoint.reference):
+            raise UsageError(f"{reference}: the same model as {other} ({checkpoint.reference}); leave one out")
+        given[checkpoint.reference] = reference
     return checkpoints
 
 
 def _resolve_reward_model(registry: Registry, reference: str | None) -> Checkpoint | None:
-    if reference is None:
-        return None
-    checkpoint = registry.resolve(reference)
-    if checkpoint.kind != "reward":
+    checkpoint = registry.resolve(reference) if reference is not None else None
+    if checkpoint is not None and checkpoint.kind != "reward":
         raise UsageError(
             f"--reward_model {reference}: {checkpoint.reference} is a {checkpoint.kind}, not a reward model; "
             "give one that align.reward registered"
@@ -103,50 +100,51 @@ def _resolve_reward_model(registry: Registry, reference: str | None) -> Checkpoi
     return checkpoint
 
 
-def _load_prompts(registry: Registry, source: str | None) -> list[Messages]:
-    if source is None:
-        return []
-    from align.data import load_records
-
-    data = load_records(source, view="prompt", roots={"registry": registry.root})
-    return [record.prompt for record in data.records if record.prompt]
-
-
 @dataclass
 class _Comparison:
     """The resolved options, before any model is loaded."""
 
+    options: argparse.Namespace
+    registry: Registry
     checkpoints: list[Checkpoint]
     reward: Checkpoint | None
     prompts: list[Messages]
     sampling: Sampling
-    listener: socket.socket
 
 
-def _serve(registry: Registry, comparison: _Comparison, options: argparse.Namespace) -> int:
+def _serve(comparison: _Comparison, listener: socket.socket) -> int:
     from align.arena.battles import Arena
     from align.arena.lazy_engine import LazyEngine
+    from align.arena.review_queue import Review, ReviewQueue
     from align.arena.votes import VoteStore
     from align.arena.web import make_server
 
-    references = [checkpoint.reference for checkpoint in comparison.checkpoints]
+    options, registry, sampling, queue = comparison.options, comparison.registry, comparison.sampling, None
     votes = VoteStore(registry.votes_dir)
-    engine = LazyEngine(references, lambda: _load_engine(registry, comparison, precision_from(options)))
+    references = [checkpoint.reference for checkpoint in comparison.checkpoints]
+    engine = LazyEngine(references, lambda: _load_engine(comparison, references))
     try:
         from align.arena.app import PageContents, build_app
 
-        setup = _make_setup(registry, comparison, options.blind, engine)
-        queue = _open_queue(registry, comparison, options, setup, votes)
-        if queue is not None and queue.is_written:
+        setup = _make_setup(comparison, engine)
+        if comparison.prompts:
+            name = Path(options.prompts).stem
+            review = Review(comparison.prompts, setup, sampling, options.seed or 0, name)
+            queue = ReviewQueue(review, registry.reviews_dir, votes)
+        unwritten = queue is not None and queue.written[0] < queue.written[1]
+        if queue is not None and not unwritten:
             write(f"{_progress_line(queue)}, so no model is loaded until a question needs one")
         else:
             engine.loaded()
-        contents = PageContents(Arena(engine, setup, votes), registry, comparison.sampling, options.seed, queue)
-        server = make_server(build_app(contents))
-        _announce(comparison.listener, options.blind)
-        if queue is not None and not queue.is_written:
+        server = make_server(
+            build_app(PageContents(Arena(engine, setup, votes), registry, sampling, options.seed, queue))
+        )
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        write(f"comparing {'blind' if options.blind else 'by name'} at http://{shown}:{port}  (Ctrl-C ends)")
+        if unwritten:
             threading.Thread(target=_write_answers, args=(queue, engine), daemon=True).start()
-        server.run(sockets=[comparison.listener])
+        server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass  # the usual way to end the page
     finally:
@@ -156,11 +154,11 @@ def _serve(registry: Registry, comparison: _Comparison, options: argparse.Namesp
     return 0
 
 
-def _load_engine(registry: Registry, comparison: _Comparison, precision: Any) -> Engine:
+def _load_engine(comparison: _Comparison, references: list[str]) -> Engine:
     from align.engine.local import LocalEngine
     from align.models.adapters import load_models
 
-    loaded = load_models(registry, [checkpoint.reference for checkpoint in comparison.checkpoints], precision)
+    loaded = load_models(comparison.registry, references, precision_from(comparison.options))
     reward = comparison.reward.reference if comparison.reward else None
     engine = LocalEngine(loaded, reward=reward, max_waiting_rows=MAX_WAITING_ROWS)
     engine.start_prompt_process()
@@ -169,24 +167,15 @@ def _load_engine(registry: Registry, comparison: _Comparison, precision: Any) ->
     return engine
 
 
-def _make_setup(registry: Registry, comparison: _Comparison, blind: bool, engine: LazyEngine) -> Setup:
-    base = registry.resolve_base(comparison.checkpoints[0])
+def _make_setup(comparison: _Comparison, engine: LazyEngine) -> Setup:
+    checkpoints, registry = comparison.checkpoints, comparison.registry
+    base = registry.resolve_base(checkpoints[0])
+    make = partial(make_setup, checkpoints, base, comparison.options.blind, comparison.reward, registry)
     try:
-        return make_setup(comparison.checkpoints, base, blind, comparison.reward, registry)
+        return make()
     except FileNotFoundError:  # a base of the hub that has never been loaded on this machine
         engine.loaded()
-        return make_setup(comparison.checkpoints, base, blind, comparison.reward, registry)
-
-
-def _open_queue(
-    registry: Registry, comparison: _Comparison, options: argparse.Namespace, setup: Setup, votes: VoteStore
-) -> ReviewQueue | None:
-    from align.arena.review_queue import Review, ReviewQueue
-
-    if not comparison.prompts:
-        return None
-    review = Review(comparison.prompts, setup, comparison.sampling, options.seed or 0, Path(options.prompts).stem)
-    return ReviewQueue.open(review, registry.reviews_dir, votes)
+        return make()
 
 
 def _write_answers(queue: ReviewQueue, engine: Engine) -> None:
@@ -205,12 +194,6 @@ def _write_answers(queue: ReviewQueue, engine: Engine) -> None:
 def _progress_line(queue: ReviewQueue) -> str:
     done, total = queue.written
     return f"review queue in {queue.folder}: {done} of {total} answers are there"
-
-
-def _announce(listener: socket.socket, blind: bool) -> None:
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    write(f"comparing {'blind' if blind else 'by name'} at http://{shown}:{port}  (Ctrl-C ends)")
 
 
 def make_setup(

@@ -65,7 +65,7 @@ class Studio:
         store = VoteStore(self.votes)
         queue = None
         if prompts:
-            queue = ReviewQueue.open(Review(prompts, setup, SAMPLING), self.votes.parent / "reviews", store)
+            queue = ReviewQueue(Review(prompts, setup, SAMPLING), self.votes.parent / "reviews", store)
             queue.generate(self.engine)
         app = build_app(PageContents(Arena(self.engine, setup, store), self.registry, SAMPLING, SEED, queue))
         server, listener = make_server(app), open_port("127.0.0.1", 0)
@@ -82,7 +82,7 @@ class Studio:
         """Let the program that knows the facts judge every two models on every prompt."""
         setup = make_setup(list(self.checkpoints.values()), self.base, True, self.reward)
         store = VoteStore(self.votes)
-        queue = ReviewQueue.open(Review(prompts, setup, SAMPLING, name="program"), self.votes.parent / "reviews", store)
+        queue = ReviewQueue(Review(prompts, setup, SAMPLING, name="program"), self.votes.parent / "reviews", store)
         queue.generate(self.engine)
         while (battle := queue.next("program")) is not None:
             first, second = (judge(pane.messages[:-1], pane.answer).gold for pane in battle.panes)

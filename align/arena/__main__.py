@@ -13,8 +13,6 @@ from align.config import write
 from align.errors import DataError, guard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from align.arena.ranking import Leaderboard
     from align.data.vote_filter import VoteFilter
 
@@ -93,9 +91,7 @@ def _stats(options: argparse.Namespace) -> None:
     if options.json:
         write(json.dumps(board.as_dict() | {"notes": notes}, ensure_ascii=False, indent=2))
         return
-    write(
-        "\n\n".join(part for part in (_standings_text(board), _matrix_text(board), _notes_text(board, notes)) if part)
-    )
+    write("\n\n".join(filter(None, (_standings_text(board), _matrix_text(board), _notes_text(board, notes)))))
 
 
 def _standings_text(board: Leaderboard) -> str:
@@ -123,10 +119,11 @@ def _matrix_text(board: Leaderboard) -> str:
     from align.registry.text_tables import format_table
 
     names = [rating.reference for rating in board.standings]
-    cells = [("won/tied/lost against", *(f"[{number}]" for number in range(1, len(names) + 1)))]
-    for number, name in enumerate(names, start=1):
+    numbers = [f"[{number}]" for number in range(1, len(names) + 1)]
+    cells = [("won/tied/lost against", *numbers)]
+    for number, name in zip(numbers, names, strict=True):
         met = (board.matrix[name].get(other) for other in names)
-        cells.append((f"[{number}] {name}", *("/".join(map(str, cell)) if cell else "-" for cell in met)))
+        cells.append((f"{number} {name}", *("/".join(map(str, cell)) if cell else "-" for cell in met)))
     return format_table(cells)
 
 
@@ -136,29 +133,30 @@ def _notes_text(board: Leaderboard, notes: list[str]) -> str:
         value, low, high = board.position_bias.chance
         sure = "no sign of a side preferred" if low <= 0.5 <= high else "the side matters to the voters"
         lines.append(f"answer on the left preferred among equals: {value:.0%} ({low:.0%} to {high:.0%}); {sure}")
-    if board.agreement is not None:
-        agreement = board.agreement
-        lines.append(
-            f"the reward model agrees with {agreement.share:.0%} of {agreement.votes} decisions "
-            f"(kappa {agreement.kappa:.2f})"
-        )
-    if board.self_agreement is not None:
-        repeated = board.self_agreement
-        lines.append(
-            "voters decide alike when a comparison comes again with its sides swapped: "
-            f"{repeated.share:.0%} of {repeated.votes} (kappa {repeated.kappa:.2f})"
-        )
+    if (one := board.agreement) is not None:
+        lines.append(f"the reward model agrees with {one.share:.0%} of {one.votes} decisions (kappa {one.kappa:.2f})")
+    if (one := board.self_agreement) is not None:
+        alike = "voters decide alike when a comparison comes again with its sides swapped"
+        lines.append(f"{alike}: {one.share:.0%} of {one.votes} (kappa {one.kappa:.2f})")
     lines += [f"warning: {warning}" for warning in board.warnings]
     return "\n".join(lines + [f"note: {note}" for note in notes])
 
 
 def _export(options: argparse.Namespace) -> None:
+    from align.arena.battle_file import render_battle_file, select_battle_rows
+    from align.arena.vote_exchange import FORMATS
+    from align.arena.votes import read_votes
     from align.data.writing import replacing
     from align.errors import UsageError
 
     if (options.format == "html") != bool(options.battle):
         raise UsageError("--format html shows one comparison: give --battle ID with it, and only with it")
-    lines = list(_export_lines(options))
+    source, vote_filter = _source(options), _vote_filter(options)
+    if options.format == "html":
+        rows = select_battle_rows(read_votes(source, vote_filter=vote_filter), options.battle)
+        lines = [render_battle_file(rows, options.language)]
+    else:
+        lines = list(FORMATS[options.format](source, vote_filter))
     if options.out is None:
         write("\n".join(lines))
         return
@@ -169,18 +167,6 @@ def _export(options: argparse.Namespace) -> None:
     written = len(lines) - (options.format == "csv")
     things = {"trl": "pairs", "html": "comparison"}.get(options.format, "votes")
     write(f"{options.out}: {written} {things}")
-
-
-def _export_lines(options: argparse.Namespace) -> Iterable[str]:
-    from align.arena.battle_file import render_battle_file, select_battle_rows
-    from align.arena.vote_exchange import FORMATS
-    from align.arena.votes import read_votes
-
-    source, vote_filter = _source(options), _vote_filter(options)
-    if options.format == "html":
-        rows = select_battle_rows(read_votes(source, vote_filter=vote_filter), options.battle)
-        return [render_battle_file(rows, options.language)]
-    return FORMATS[options.format](source, vote_filter)
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -59,13 +59,18 @@ def render_battle_file(rows: Sequence[VoteRow], language: str) -> str:
     """Return the HTML of one comparison from its votes: one for two answers, more for more."""
     words, row = PAGE_TEXTS[language], rows[0]
     sides = _read_sides(rows)
-    decision = _decision(rows, sides, words)
+    preferred = row["models"].get(row["choice"])
+    if preferred is None:
+        decision = words[vote_key(row["choice"], len(sides))]
+    else:
+        letter = next(LETTERS[index].upper() for index, side in sides.items() if side.model == preferred)
+        decision = words["file_preferred"].format(letter=letter, model=preferred)
     body = [
         f"<h1>{_escape(decision)}</h1><small>{_escape(str(row.get('time', '')))}</small>",
         f"<h2>{_escape(words['file_asked'])}</h2>",
         f'<div class="shared">{"".join(_turn_html(turn, words) for turn in _turns(row["prompt"], user))}</div>',
         f"<h2>{_escape(words['file_answers'])}</h2>",
-        f'<div class="panes">{"".join(_pane(index, sides[index], rows, words) for index in sorted(sides))}</div>',
+        f'<div class="panes">{"".join(_pane(index, sides[index], preferred, words) for index in sorted(sides))}</div>',
         *_difference(sides, words),
         f"<h2>{_escape(words['file_how'])}</h2><dl>{''.join(_facts_html(row, words))}</dl>",
     ]
@@ -97,16 +102,8 @@ def _read_sides(rows: Iterable[VoteRow]) -> dict[int, _Side]:
     return sides
 
 
-def _decision(rows: Sequence[VoteRow], sides: dict[int, _Side], words: Words) -> str:
-    model = rows[0]["models"].get(rows[0]["choice"])
-    if model is None:
-        return words[vote_key(rows[0]["choice"], len(sides))]
-    index = next(index for index, side in sides.items() if side.model == model)
-    return words["file_preferred"].format(letter=LETTERS[index].upper(), model=model)
-
-
-def _pane(index: int, side: _Side, rows: Sequence[VoteRow], words: Words) -> str:
-    kind = ' class="preferred"' if side.model == rows[0]["models"].get(rows[0]["choice"]) else ""
+def _pane(index: int, side: _Side, preferred: str | None, words: Words) -> str:
+    kind = ' class="preferred"' if side.model == preferred else ""
     details = [side.digest.removeprefix("sha256:")[:12]]
     details += [] if side.score is None else [words["reward"].format(score=side.score)]
     turns = "".join(_turn_html(turn, words) for turn in side.turns)
@@ -133,9 +130,7 @@ def _difference(sides: dict[int, _Side], words: Words) -> list[str]:
 
 def _facts_html(row: VoteRow, words: Words) -> Iterable[str]:
     sampling = row.get("sampling") or {}
-    sampling_texts = [
-        f"{words[key]} {sampling[key]:g}" for key in _SAMPLING if isinstance(sampling.get(key), int | float)
-    ]
+    numbers = (key for key in _SAMPLING if isinstance(sampling.get(key), int | float))
     tags = [words[f"tag_{tag}"] if tag in TAGS else tag for tag in row.get("tags") or []]
     names = {"blind": words["file_blind"], "named": words["file_named"]}
     facts = {
@@ -144,7 +139,7 @@ def _facts_html(row: VoteRow, words: Words) -> Iterable[str]:
         words["tags"]: ", ".join(tags),
         words["reason"]: row.get("reason"),
         words["seed"]: row.get("seed"),
-        words["file_sampling"]: " · ".join(sampling_texts),
+        words["file_sampling"]: " · ".join(f"{words[key]} {sampling[key]:g}" for key in numbers),
         words["file_base"]: (row.get("base") or {}).get("reference"),
         words["file_early"]: words["saved_early"] if row.get("truncated") else "",
         "ID": row.get("battle") or row.get("id"),

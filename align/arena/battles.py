@@ -162,18 +162,14 @@ class Arena:
     """Runs battles on an engine and stores the votes; one per page, shared by its visitors."""
 
     def __init__(self, engine: Engine, setup: Setup, votes: VoteStore, rng: random.Random | None = None) -> None:
-        self.engine = engine
-        self.setup = setup
-        self.votes = votes
+        self.engine, self.setup, self.votes = engine, setup, votes
         self._rng = rng or random.SystemRandom()
         self._scorer = ThreadPoolExecutor(1, "scores")
 
     def new_battle(self) -> Battle:
         """Return a battle of all models in order, or, when blind, of two sampled at random on random sides."""
-        contestants = list(self.setup.contestants)
-        if self.setup.blind:
-            contestants = self._rng.sample(contestants, 2)
-        return Battle([Pane(contestant) for contestant in contestants])
+        every = self.setup.contestants
+        return Battle([Pane(one) for one in (self._rng.sample(every, 2) if self.setup.blind else every)])
 
     def ask(self, battle: Battle, prompt: str, turn: Turn, system: str = "") -> None:
         """Add a user message to every pane and start the answers."""
@@ -183,10 +179,8 @@ class Arena:
         prompt, system = clean(prompt), clean(system)
         if not prompt:
             raise ActionRefused("empty")
-        question = [user(prompt)]
-        if system and not battle.turns:
-            question.insert(0, Message(role="system", content=system))
-        self._start(battle, turn, [[*pane.messages, *question] for pane in battle.panes])
+        begin = [Message(role="system", content=system)] if system and not battle.turns else []
+        self._start(battle, turn, [[*pane.messages, *begin, user(prompt)] for pane in battle.panes])
 
     def ask_again(self, battle: Battle, turn: Turn, prompt: str = "") -> None:
         """Replace the last answers by new ones from another seed; with a `prompt`, replace the last question too."""
@@ -195,7 +189,8 @@ class Arena:
         if battle.review is not None:
             raise ActionRefused("review")
         turn.regenerated = battle.turns[-1].regenerated + 1
-        prompts = [_before_answer(pane.messages) for pane in battle.panes]
+        conversations = [pane.messages for pane in battle.panes]
+        prompts = [talk[:-1] if talk[-1]["role"] == "assistant" else list(talk) for talk in conversations]
         if prompt := clean(prompt):
             prompts = [[*messages[:-1], user(prompt)] for messages in prompts]
         else:
@@ -213,17 +208,16 @@ class Arena:
         its vote the names. The vote holds the seed that was used.
         """
         if self.setup.blind:
-            turn.seed = _salted(turn.seed, battle.salt)
-        rows = tuple(
-            Row(pane.contestant.reference, list(messages), turn.seed)
-            for pane, messages in zip(battle.panes, prompts, strict=True)
-        )
+            digest = hashlib.sha256(f"{battle.salt}:{turn.seed}".encode()).digest()
+            turn.seed = int.from_bytes(digest[:8]) >> 11  # of 53 bits, as a browser's numbers
+        asked = list(zip(battle.panes, prompts, strict=True))
+        rows = (Row(pane.contestant.reference, list(messages), turn.seed) for pane, messages in asked)
         try:
-            handle = self.engine.submit(GenerationRequest(rows, turn.sampling))
+            handle = self.engine.submit(GenerationRequest(tuple(rows), turn.sampling))
         except EngineBusy:
             raise ActionRefused("queue_full") from None
         with battle.lock:
-            for pane, messages in zip(battle.panes, prompts, strict=True):
+            for pane, messages in asked:
                 pane.messages, pane.answer, pane.done, pane.error = messages, "", None, None
             battle.turns = [*(battle.turns[:-1] if replace_last else battle.turns), turn]
             battle.phase, battle.nonce, battle.handle = "streaming", uuid.uuid4().hex, handle
@@ -251,10 +245,11 @@ class Arena:
                 sys.stderr.write(f"battle {battle.id}: {pane.error}\n")
         if self.setup.reward is not None and battle.phase == "answered":
             conversations = [list(pane.messages) for pane in battle.panes]
-            battle.scoring = self._scorer.submit(self._score, turn, conversations)
 
-    def _score(self, turn: Turn, conversations: list[Messages]) -> None:
-        turn.scores = [self.engine.reward_score(messages) for messages in conversations]
+            def score() -> None:
+                turn.scores = [self.engine.reward_score(messages) for messages in conversations]
+
+            battle.scoring = self._scorer.submit(score)
 
     def stop(self, battle: Battle | None) -> None:
         """Stop all answers of a battle; the text so far stays and can be voted on."""
@@ -292,12 +287,3 @@ def cast(battle: Battle | None, choice: str, nonce: str, details: VoteDetails, t
             raise ActionRefused("nothing_to_judge")
         votes.append(build_vote_rows(battle, choice, setup, details))
         battle.phase, battle.choice = "voted", choice
-
-
-def _salted(seed: int, salt: str) -> int:
-    """Return a seed that only this battle has, of 53 bits as a browser's numbers."""
-    return int.from_bytes(hashlib.sha256(f"{salt}:{seed}".encode()).digest()[:8]) >> 11
-
-
-def _before_answer(messages: Messages) -> Messages:
-    return messages[:-1] if messages[-1]["role"] == "assistant" else list(messages)

@@ -12,7 +12,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -153,15 +154,23 @@ def leaderboard(rows: Sequence[dict[str, Any]], ties: Ties = "half") -> Leaderbo
     matrix = _pair_matrix(votes)
     strengths, bias, fit_warnings = _fit_strengths(votes, groups, ties)
     bad = Counter(row["models"][side] for row in rows if row["choice"] == "bad" for side in "ab")
-    standings = [
-        replace(_rate(name, row, strength, group), bad=bad[name])
-        for (name, row), strength, group in zip(matrix.items(), strengths, groups, strict=True)
-    ]
+    standings = []
+    for (name, row), strength, group in zip(matrix.items(), strengths, groups, strict=True):
+        wins, tied, losses = (sum(cell[index] for cell in row.values()) for index in range(3))
+        votes_on_it = wins + tied + losses
+        known = strength if votes_on_it >= ENOUGH_VOTES else None
+        value, low, high = (known.value, known.low, known.high) if known else (None, None, None)
+        standings.append(Rating(name, value, low, high, votes_on_it, wins, tied, losses, group, bad[name]))
     standings.sort(key=lambda rating: (rating.group, rating.strength is None, -(rating.strength or 0), -rating.votes))
     warnings = [*_vote_warnings(rows), *fit_warnings, *_rating_warnings(standings)]
     prompts = len({json.dumps(row.get("prompt"), sort_keys=True) for row in rows})
-    agreement = _reward_model_agreement(rows)
-    return Leaderboard(standings, matrix, bias, agreement, warnings, len(rows), prompts, _self_agreement(comparisons))
+    reward_model = [
+        (row["choice"] == "a", row["scores"]["a"] > row["scores"]["b"])
+        for row in rows
+        if row["choice"] in ("a", "b") and row.get("scores") and row["scores"]["a"] != row["scores"]["b"]
+    ]
+    agreements = _agreement(reward_model), _agreement(_repeated_decisions(comparisons))
+    return Leaderboard(standings, matrix, bias, agreements[0], warnings, len(rows), prompts, agreements[1])
 
 
 def is_repeat(row: dict[str, Any]) -> bool:
@@ -301,27 +310,8 @@ def _interval(value: float, variance: float, quantile: float) -> LogOddsEstimate
     return LogOddsEstimate(value, value - margin, value + margin)
 
 
-def _rate(name: str, row: dict[str, PairRecord], strength: LogOddsEstimate | None, group: int) -> Rating:
-    wins, ties, losses = (sum(cell[index] for cell in row.values()) for index in range(3))
-    votes = wins + ties + losses
-    if strength is None or votes < ENOUGH_VOTES:
-        return Rating(name, None, None, None, votes, wins, ties, losses, group)
-    return Rating(name, strength.value, strength.low, strength.high, votes, wins, ties, losses, group)
-
-
-def _reward_model_agreement(rows: Iterable[dict[str, Any]]) -> Agreement | None:
-    """Compare the reward model with the voters, over votes for one of two answers with unequal scores."""
-    return _agreement(
-        [
-            (row["choice"] == "a", row["scores"]["a"] > row["scores"]["b"])
-            for row in rows
-            if row["choice"] in ("a", "b") and row.get("scores") and row["scores"]["a"] != row["scores"]["b"]
-        ]
-    )
-
-
-def _self_agreement(rows: Iterable[dict[str, Any]]) -> Agreement | None:
-    """Compare every voter's repeated decisions with the first ones: one of two models, a tie, or neither."""
+def _repeated_decisions(rows: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return every voter's first and second decision of a comparison: one of two models, a tie, or neither."""
     decided: tuple[dict[tuple[str, ...], str], dict[tuple[str, ...], str]] = ({}, {})
     for row in rows:
         if review := row.get("review"):
@@ -330,44 +320,36 @@ def _self_agreement(rows: Iterable[dict[str, Any]]) -> Agreement | None:
             comparison = (review["key"], review["item"], str(row.get("voter") or ""))
             decided[is_repeat(row)][comparison] = numbers.get(preferred, preferred)
     first, second = decided
-    return _agreement([(first[comparison], second[comparison]) for comparison in second if comparison in first])
+    return [(first[comparison], second[comparison]) for comparison in second if comparison in first]
 
 
 def _agreement(pairs: Sequence[tuple[Any, Any]]) -> Agreement | None:
-    if not pairs:
-        return None
-    return Agreement(sum(one == other for one, other in pairs) / len(pairs), cohen_kappa(pairs), len(pairs))
+    equal = sum(one == other for one, other in pairs)
+    return Agreement(equal / len(pairs), cohen_kappa(pairs), len(pairs)) if pairs else None
 
 
 def _vote_warnings(rows: Sequence[dict[str, Any]]) -> list[LeaderboardWarning]:
     """Return warnings about the votes themselves."""
     warnings = []
-    none_good = {row.get("battle") or index for index, row in enumerate(rows) if row["choice"] == "bad"}
-    if none_good:
+    if none_good := {row.get("battle") or index for index, row in enumerate(rows) if row["choice"] == "bad"}:
         warnings.append(LeaderboardWarning("none_good", votes=len(none_good)))
-    named = sum(row.get("mode") == "named" for row in rows)
-    if named:
+    if named := sum(row.get("mode") == "named" for row in rows):
         warnings.append(LeaderboardWarning("named", named=named, votes=len(rows)))
     digests: dict[str, set[str]] = {}
     for row in rows:
         for side, digest in (row.get("digests") or {}).items():
             if digest is not None:
                 digests.setdefault(row["models"][side], set()).add(digest)
-    for model, different in digests.items():
-        if len(different) > 1:
-            warnings.append(LeaderboardWarning("two_digests", model=model, count=len(different)))
-    return warnings
+    counts = {model: len(different) for model, different in digests.items() if len(different) > 1}
+    return warnings + [LeaderboardWarning("two_digests", model=model, count=count) for model, count in counts.items()]
 
 
 def _rating_warnings(standings: list[Rating]) -> list[LeaderboardWarning]:
     """Return warnings about groups that nothing connects and about models with too few votes."""
     warnings = []
-    groups: dict[int, list[str]] = {}
-    for one in standings:
-        groups.setdefault(one.group, []).append(one.reference)
+    groups = [[one.reference for one in members] for _, members in groupby(standings, lambda one: one.group)]
     if len(groups) > 1:
-        listed = " | ".join(", ".join(names) for names in groups.values())
-        warnings.append(LeaderboardWarning("disconnected", groups=listed))
+        warnings.append(LeaderboardWarning("disconnected", groups=" | ".join(map(", ".join, groups))))
     if few := [one.reference for one in standings if one.strength is None]:
         needs = {"votes": ENOUGH_VOTES, "prompts": ENOUGH_PROMPTS}
         warnings.append(LeaderboardWarning("not_enough", models=", ".join(few), **needs))

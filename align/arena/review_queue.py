@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.arena.battles import ActionRefused, Battle, Contestant, Pane, Setup, Turn, cast
+from align.arena.battles import ActionRefused, Battle, Pane, Setup, Turn, cast
 from align.arena.votes import NO_DETAILS, VoteDetails, VoteStore, read_votes
 from align.data.containers.data_files import DataFile
 from align.data.sources import read_path
 from align.engine.protocol import Engine, EngineBusy, GenerationRequest, Row, RowDone, RowFailure, Sampling
 from align.engine.stream import Stream
-from align.errors import AlignError, DataError, IntegrityError, UsageError
+from align.errors import AlignError, DataError, UsageError
 from align.registry.durable import write_durably
 from align.schema import Messages, assistant
 
@@ -60,15 +60,6 @@ class Review:
         values = {"name": self.name, "seed": self.seed, "sampling": asdict(self.sampling), "prompts": self.prompts}
         return {"align_review": 1, **values, **setup}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Review:
-        """Return the review that `as_dict` gave."""
-        contestants = tuple(Contestant(**one) for one in values["contestants"])
-        reward = Contestant(**values["reward"]) if values["reward"] else None
-        sampling = Sampling(**values["sampling"] | {"stop": tuple(values["sampling"]["stop"])})
-        setup = Setup(contestants, True, values["base"], values["app_version"], reward)
-        return cls(values["prompts"], setup, sampling, values["seed"], values["name"])
-
 
 class ReviewItem(NamedTuple):
     """One comparison: indices of the prompt and the two models, and whether its voter has decided it before."""
@@ -84,20 +75,15 @@ class ReviewItem(NamedTuple):
     @property
     def name(self) -> str:
         """Its name among the comparisons of one voter."""
-        return _comparison_name(str(self), self.repeated)
-
-
-def _comparison_name(item: str, repeated: bool) -> str:
-    return f"{item}:again" if repeated else item
+        return _name_of({"item": str(self), "again": self.repeated})
 
 
 def _name_of(review: dict[str, Any]) -> str:
     """Return the name of the comparison in the `review` field of a vote or battle."""
-    return _comparison_name(review["item"], review.get("again", False))
+    return f"{review['item']}:again" if review.get("again") else review["item"]
 
 
-@dataclass(frozen=True)
-class WrittenAnswer:
+class WrittenAnswer(NamedTuple):
     """A model's answer and its score by the reward model."""
 
     done: RowDone
@@ -107,54 +93,36 @@ class WrittenAnswer:
 class ReviewQueue:
     """The comparisons of one review: decided ones by voter, and the next one."""
 
-    def __init__(self, folder: Path, review: Review, votes: VoteStore) -> None:
-        """Use `open` or `reopen`."""
-        self.folder = folder
-        self.review = review
-        self.setup = replace(review.setup, blind=True)
-        self._votes = votes
-        self._lock = threading.Lock()
-        self._answers = dict(_read_answers(folder / "answers"))
-        self._decided: dict[str, dict[str, None]] = {}
-        """names by voter, in order of decision"""
-        self._skipped: dict[str, list[str]] = {}
-        for row in read_votes(votes.path.parent):
-            voted = row.get("review") or {}
-            if voted.get("key") == folder.name:
-                self._decided.setdefault(row.get("voter") or "", {})[_name_of(voted)] = None
-
-    @classmethod
-    def open(cls, review: Review, root: Path, votes: VoteStore) -> ReviewQueue:
-        """Return the new or continued queue of a review below `root`.
+    def __init__(self, review: Review, root: Path, votes: VoteStore) -> None:
+        """Open the new or continued queue of a review below `root`.
 
         Raises DataError without prompts and UsageError with fewer than two models.
         """
         prompts = list({json.dumps(prompt, sort_keys=True): prompt for prompt in review.prompts}.values())
         if not prompts:
             raise DataError(f"{review.name}: 0 prompts to review; give a file or dataset with prompts")
-        if len(review.setup.contestants) < 2:
-            raise UsageError(f"{len(review.setup.contestants)} models given; a review compares at least 2")
-        review = replace(review, prompts=prompts)
-        return cls(root / review.key, review, votes)
-
-    @classmethod
-    def reopen(cls, folder: Path, votes: VoteStore) -> ReviewQueue:
-        """Return the queue stored in a folder; IntegrityError when it has no readable review."""
-        try:
-            review = Review.from_dict(json.loads((folder / REVIEW).read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{folder}: no review can be read there ({error}); start it again") from None
-        return cls(folder, review, votes)
+        self._models = [contestant.reference for contestant in review.setup.contestants]
+        if len(self._models) < 2:
+            raise UsageError(f"{len(self._models)} models given; a review compares at least 2")
+        self.review = replace(review, prompts=prompts)
+        self.folder = root / self.review.key
+        self.setup = replace(review.setup, blind=True)
+        self._votes = votes
+        self._lock = threading.Lock()
+        self._answers = dict(_read_answers(self.folder / "answers"))
+        """by index of the prompt and model"""
+        self._decided: dict[str, dict[str, None]] = {}
+        """names by voter, in order of decision"""
+        self._skipped: dict[str, list[str]] = {}
+        for row in read_votes(votes.path.parent):
+            voted = row.get("review") or {}
+            if voted.get("key") == self.folder.name:
+                self._decided.setdefault(row.get("voter") or "", {})[_name_of(voted)] = None
 
     @property
     def written(self) -> tuple[int, int]:
         """Numbers of answers that are written and of all answers."""
-        return len(self._answers), len(self.review.prompts) * len(self.setup.contestants)
-
-    @property
-    def is_written(self) -> bool:
-        """True when every answer is written."""
-        return not self._missing()
+        return len(self._answers), len(self.review.prompts) * len(self._models)
 
     def generate(
         self, engine: Engine, report_progress: Callable[[int, int], None] = lambda done, total: None
@@ -166,29 +134,34 @@ class ReviewQueue:
             write_durably(self.folder / REVIEW, values.encode())
         store = VoteStore(self.folder / "answers", "answer")
         problems: list[str] = []
-        missing = self._missing()
+        every = itertools.product(range(len(self.review.prompts)), self._models)
+        missing = [index for index in every if index not in self._answers]
         report_progress(*self.written)
         for start in range(0, len(missing), _ROWS_PER_REQUEST):
-            missing_rows = missing[start : start + _ROWS_PER_REQUEST]
-            rows = tuple(
-                Row(
-                    self.setup.contestants[model_index].reference,
-                    list(self.review.prompts[prompt]),
-                    self.review.seed + prompt,
-                )
-                for prompt, model_index in missing_rows
-            )
-            handle = _submit(engine, GenerationRequest(rows, self.review.sampling))
+            indices = missing[start : start + _ROWS_PER_REQUEST]
+            rows = (Row(model, list(self.review.prompts[at]), self.review.seed + at) for at, model in indices)
+            handle = _submit(engine, GenerationRequest(tuple(rows), self.review.sampling))
             try:
                 for event in handle:
                     if isinstance(event, RowDone) and event.reason != "cancelled":
-                        self._store_answer(store, missing_rows[event.row], event, engine)
+                        self._store_answer(store, indices[event.row], event, engine)
                         report_progress(*self.written)
                     elif isinstance(event, RowFailure):
                         problems.append(event.message)
             finally:
                 handle.cancel()
         return problems
+
+    def _store_answer(self, store: VoteStore, index: tuple[int, str], done: RowDone, engine: Engine) -> None:
+        (prompt, model), score = index, None
+        if self.setup.reward is not None:
+            try:
+                score = engine.reward_score([*self.review.prompts[prompt], assistant(done.text)])
+            except AlignError as error:
+                sys.stderr.write(f"prompt {prompt + 1}: the answer has no score: {error}\n")
+        store.append([{"prompt": prompt, "model": model, "score": score, **asdict(done)}])
+        with self._lock:
+            self._answers[index] = WrittenAnswer(done, score)
 
     def next(self, voter: str) -> Battle | None:
         """Return the next comparison for this voter, or None.
@@ -197,16 +170,15 @@ class ReviewQueue:
         """
         with self._lock:
             done, skipped = self._decided.get(voter, {}), self._skipped.get(voter, [])
-            items = [*self._items(), *self._repeats(voter)]
-        open_items = [item for item in items if item.name not in done]
-        if not open_items:
+            items = [item for item in (*self._items(), *self._repeats(voter)) if item.name not in done]
+        if not items:
             return None
 
         def order(item: ReviewItem) -> tuple[int, bool, bytes]:
             skip_rank = skipped.index(item.name) if item.name in skipped else -1
             return skip_rank, not item.repeated, self._random_bytes(voter, item.name)
 
-        return self._make_battle(min(open_items, key=order), voter)
+        return self._make_battle(min(items, key=order), voter)
 
     def skip(self, battle: Battle) -> None:
         """Move a comparison behind all others of its voter."""
@@ -236,11 +208,10 @@ class ReviewQueue:
 
     def _items(self) -> Iterator[ReviewItem]:
         """Yield every comparison whose answers are written."""
-        pairs = list(itertools.combinations(range(len(self.setup.contestants)), 2))
-        for prompt in range(len(self.review.prompts)):
-            for first, second in pairs:
-                if self._answer(prompt, first) and self._answer(prompt, second):
-                    yield ReviewItem(prompt, first, second)
+        pairs = list(itertools.combinations(range(len(self._models)), 2))
+        for prompt, pair in itertools.product(range(len(self.review.prompts)), pairs):
+            if all((prompt, self._models[index]) in self._answers for index in pair):
+                yield ReviewItem(prompt, *pair)
 
     def _repeats(self, voter: str) -> Iterator[ReviewItem]:
         """Yield the comparisons this voter decides again: of each dozen, one of the first half."""
@@ -250,28 +221,6 @@ class ReviewQueue:
             early = judged[end - REPEAT_EVERY : end - REPEAT_EVERY // 2]
             yield min(early, key=lambda item: self._random_bytes(voter, f"again {item}"))._replace(repeated=True)
 
-    def _answer(self, prompt: int, model_index: int) -> WrittenAnswer | None:
-        return self._answers.get((prompt, self.setup.contestants[model_index].reference))
-
-    def _missing(self) -> list[tuple[int, int]]:
-        everything = itertools.product(range(len(self.review.prompts)), range(len(self.setup.contestants)))
-        return [
-            (prompt, model_index) for prompt, model_index in everything if self._answer(prompt, model_index) is None
-        ]
-
-    def _store_answer(self, store: VoteStore, answer_index: tuple[int, int], done: RowDone, engine: Engine) -> None:
-        prompt, model_index = answer_index
-        model = self.setup.contestants[model_index].reference
-        score = None
-        if self.setup.reward is not None:
-            try:
-                score = engine.reward_score([*self.review.prompts[prompt], assistant(done.text)])
-            except AlignError as error:
-                sys.stderr.write(f"prompt {prompt + 1}: the answer has no score: {error}\n")
-        store.append([{"prompt": prompt, "model": model, "score": score, **asdict(done)}])
-        with self._lock:
-            self._answers[prompt, model] = WrittenAnswer(done, score)
-
     def _random_bytes(self, voter: str, what: str) -> bytes:
         """Return reproducible random bytes for a voter and a label."""
         return hashlib.blake2b(f"{self.folder.name}\0{voter}\0{what}".encode(), digest_size=8).digest()
@@ -280,25 +229,17 @@ class ReviewQueue:
         sides = [item.first, item.second]
         if (self._random_bytes(voter, f"sides of {item}")[0] & 1) != item.repeated:
             sides.reverse()
-        answers = [answer for model_index in sides if (answer := self._answer(item.prompt, model_index)) is not None]
+        answers = [self._answers[item.prompt, self._models[index]] for index in sides]
         prompt = self.review.prompts[item.prompt]
         panes = [
-            Pane(
-                self.setup.contestants[model_index],
-                [*prompt, assistant(answer.done.text)],
-                answer.done.text,
-                answer.done,
-            )
-            for model_index, answer in zip(sides, answers, strict=True)
+            Pane(self.setup.contestants[index], [*prompt, assistant(done.text)], done.text, done)
+            for index, (done, _) in zip(sides, answers, strict=True)
         ]
         turn = Turn(self.review.sampling, self.review.seed + item.prompt)
-        turn.outcomes = [answer.done for answer in answers]
-        turn.scores = [answer.score for answer in answers]
-        battle = Battle(panes, phase="answered", turns=[turn])
-        battle.nonce = uuid.uuid4().hex
-        battle.review = {"key": self.folder.name, "item": str(item), "voter": voter}
-        battle.review |= {"again": True} if item.repeated else {}
-        return battle
+        turn.outcomes, turn.scores = [done for done, _ in answers], [score for _, score in answers]
+        review = {"key": self.folder.name, "item": str(item), "voter": voter}
+        again = {"again": True} if item.repeated else {}
+        return Battle(panes, phase="answered", turns=[turn], nonce=uuid.uuid4().hex, review=review | again)
 
 
 def _submit(engine: Engine, request: GenerationRequest) -> Stream:

@@ -53,7 +53,10 @@ def export_csv(source: Path, vote_filter: VoteFilter) -> Iterable[str]:
         for side in SIDES:
             cells[f"model_{side}"], cells[f"score_{side}"] = models.get(side, ""), scores.get(side, "")
             cells[f"answer_{side}"] = _conversation_text(row[side])
-        yield _csv_line([_escape_formula(cells[key]) for key in COLUMNS])
+        for key, value in cells.items():
+            if isinstance(value, str) and value.startswith(_FORMULA):
+                cells[key] = f"'{value}"
+        yield _csv_line(cells.values())
 
 
 FORMATS: dict[str, Callable[[Path, VoteFilter], Iterable[str]]] = {
@@ -97,11 +100,8 @@ def _check_vote(raw: RawRow) -> VoteRow:
     """Return the row if it has the fields of a vote and an id and time."""
     row = checked_vote(raw.value)
     needs = {"id": isinstance(row.get("id"), str) and row["id"], "time": time_of_vote(row) is not None}
-    for field, good in needs.items():
-        if not good:
-            raise RowError(
-                f"no {field}", field, "is missing or not what a vote has", "export it anew, or remove the row"
-            )
+    if field := next((field for field, good in needs.items() if not good), None):
+        raise RowError(f"no {field}", field, "is missing or not what a vote has", "export it anew, or remove the row")
     with contextlib.suppress(RowSkipped):  # a vote, though no pair to train on
         read_row(row, "votes", VoteDataset(source="votes").row_layout("votes", "preference"))
     return row
@@ -111,10 +111,6 @@ def _conversation_text(messages: Any) -> str:
     turns = [{"role": "", "content": messages}] if isinstance(messages, str) else messages
     alone = len(turns) == 1
     return "\n\n".join(turn["content"] if alone else f"{turn['role']}: {turn['content']}" for turn in turns)
-
-
-def _escape_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _csv_line(cells: Iterable[Any]) -> str:

@@ -201,7 +201,7 @@ class Sites:
         queue = None
         if prompts:
             review = Review([[user(prompt)] for prompt in prompts], setup, sampling)
-            queue = ReviewQueue.open(review, self.votes.parent / "reviews", arena.votes)
+            queue = ReviewQueue(review, self.votes.parent / "reviews", arena.votes)
             queue.generate(engine)
         recorder = Recorder(build_app(PageContents(arena, self.contest, sampling, seed, queue)))
         server = make_server(recorder)

@@ -105,7 +105,7 @@ def reviewed(contest: Registry, tmp_path) -> Registry:
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     setup = compare.make_setup([registry.resolve(name) for name in (FIRST, SECOND)], registry.resolve(BASE), True)
     review = Review([[user(prompt)] for prompt in PROMPTS], setup, Sampling(max_new_tokens=8), name="asked")
-    queue = ReviewQueue.open(review, registry.reviews_dir, VoteStore(registry.votes_dir))
+    queue = ReviewQueue(review, registry.reviews_dir, VoteStore(registry.votes_dir))
     queue.generate(FakeEngine([one.reference for one in setup.contestants], lambda row: f"Reply {row.seed}"))
     return registry
 

@@ -57,7 +57,7 @@ def test_what_comes_again_stays_the_same_in_the_next_run(tmp_path, queue):
     judge_all(queue, "ann", most=12)
     expected = queue.next("ann")
 
-    later = ReviewQueue.reopen(queue.folder, VoteStore(tmp_path / "votes"))
+    later = ReviewQueue(queue.review, queue.folder.parent, VoteStore(tmp_path / "votes"))
 
     found = later.next("ann")
     assert found.review == expected.review
