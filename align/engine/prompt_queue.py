@@ -5,12 +5,11 @@ The process is killed when a prompt takes too long or nobody waits for it any mo
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import pickle
 import threading
 import time
 from array import array
+from bisect import insort
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -44,8 +43,7 @@ class PromptQueue:
         self._process = BoundedProcess(
             "align.engine.prompt_queue:answer_request", TIMEOUT_S, _MEMORY_BYTES, setup=pickle.dumps(tokenizer)
         )
-        self._numbers = itertools.count()
-        self._rows: list[tuple[bool, int, RowState]] = []
+        self._rows: list[RowState] = []
         self._current: RowState | None = None
         self._changed = threading.Condition()
         self._closing = False
@@ -59,16 +57,16 @@ class PromptQueue:
         """Queue rows."""
         with self._changed:
             for state in rows:
-                is_large = prompt_characters(state.row) > _LARGE_CHARACTERS
-                heapq.heappush(self._rows, (is_large, next(self._numbers), state))
+                insort(self._rows, state, key=lambda one: prompt_characters(one.row) > _LARGE_CHARACTERS)
             self._changed.notify_all()
 
     def take_cancelled(self) -> list[RowState]:
         """Remove the rows that were cancelled, and return them."""
         with self._changed:
-            cancelled = [state for *_, state in self._rows if state.cancelled]
-            self._rows = [entry for entry in self._rows if not entry[-1].cancelled]
-            heapq.heapify(self._rows)
+            cancelled: list[RowState] = []
+            rows, self._rows = self._rows, []
+            for state in rows:
+                (cancelled if state.cancelled else self._rows).append(state)
             if self._current is not None and self._current.cancelled:
                 cancelled.append(self._current)
                 self._current = None
@@ -81,7 +79,7 @@ class PromptQueue:
             self._changed.notify_all()
         self._thread.join()
         self._process.close()
-        left = [state for *_, state in self._rows] + ([self._current] if self._current else [])
+        left = self._rows + ([self._current] if self._current else [])
         self._rows, self._current = [], None
         return left
 
@@ -106,7 +104,7 @@ class PromptQueue:
             self._changed.wait_for(lambda: self._rows or self._closing)
             if self._closing:
                 return None
-            self._current = heapq.heappop(self._rows)[-1]
+            self._current = self._rows.pop(0)
             return self._current
 
     def _ask(self, state: RowState) -> bytes | None:

@@ -126,8 +126,7 @@ class RemoteEngine:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self._server.client is not None:
-                await self._server.client.aclose()
+            await self._server.client.aclose()
 
         # A runner also ends what httpx leaves behind of streams that are not read to their last byte.
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -176,9 +175,10 @@ class _Server:
         self.url = base_url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
         self.patience = patience
         self.busy_until = 0.0  # on the monotonic clock
-        self.client: httpx.AsyncClient | None = None
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT_S), pool=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+        self.client = httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
 
     def models(self) -> list[str]:
         """Return the models the server offers; raises MachineError where it does not answer with a list."""
@@ -190,16 +190,12 @@ class _Server:
         except (httpx.HTTPError, _ErrorResponse) as error:
             raise MachineError(self.explain(error)) from None
         except (ValueError, KeyError, TypeError):
-            raise MachineError(
-                f"{self.url}/models: the answer is no list of models; give the address of an OpenAI API, up to /v1"
-            ) from None
+            about = "the answer is no list of models; give the address of an OpenAI API, up to /v1"
+            raise MachineError(f"{self.url}/models: {about}") from None
 
     @asynccontextmanager
     async def post(self, path: str, body: dict[str, Any]) -> AsyncIterator[AsyncIterator[str]]:
         """Post a request and yield the lines of the response; raises _ErrorResponse for an error."""
-        if self.client is None:
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
-            self.client = httpx.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
         async with self.client.stream("POST", f"{self.url}{path}", json=body) as response:
             if response.is_error:
                 await response.aread()

@@ -9,7 +9,7 @@ The form of an answer is stated by `response_format` (OpenAI), `structured_outpu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from align.engine.constraint import Constraint, check_constraint, require_llguidance
@@ -36,7 +36,9 @@ class ConstraintFields(ApiObject):
 
     def constraint(self) -> tuple[str, Constraint] | None:
         """Return the field that states a constraint, and the constraint; raises ApiError for several or unsupported."""
-        stated = list(self._stated())
+        values = ((name, getattr(self, name)) for name in _READERS)
+        read = ((name, _READERS[name](name, value)) for name, value in values if value is not None)
+        stated = [(name, constraint) for name, constraint in read if constraint is not None]
         if len(stated) > 1:
             names = " and ".join(name for name, _ in stated)
             raise bad_field(stated[1][0], f"{names} both state a form; give one of them")
@@ -57,12 +59,6 @@ class ConstraintFields(ApiObject):
             check_constraint(constraint)
         except UsageError as error:
             raise bad_field(name, str(error), code="invalid_value") from None
-
-    def _stated(self) -> Iterator[tuple[str, Constraint]]:
-        for name, read in _READERS.items():
-            value = getattr(self, name)
-            if value is not None and (constraint := read(name, value)) is not None:
-                yield name, constraint
 
 
 def _from_response_format(name: str, value: dict[str, Any]) -> Constraint | None:
