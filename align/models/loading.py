@@ -103,7 +103,7 @@ def load_base(
     loader = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
     if stored := read_tensor_shapes(checkpoint):
         _check_announced(checkpoint, stored)
-    with _quiet_load_report(), explain_load_errors(checkpoint):
+    with quiet_load_report(), explain_load_errors(checkpoint):
         # Misshapen tensors are named by `_check_loaded`; transformers would only say that there are some.
         model, report = loader.from_pretrained(
             checkpoint.location,
@@ -158,7 +158,7 @@ def _keep_trainable_after_eval(model: Any) -> None:
 
 
 @contextmanager
-def _quiet_load_report() -> Iterator[None]:
+def quiet_load_report() -> Iterator[None]:
     """Hide transformers' table of missing keys: `_check_loaded` reads the same report and refuses."""
     from transformers.utils.logging import disable_progress_bar
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from align.command_line import parse_options
 from align.config import write
 from align.errors import IntegrityError, MachineError, UsageError, guard, shorten
-from align.registry import archive, listing, upkeep
+from align.registry import added_bases, archive, listing, upkeep
 from align.registry.references import parse_version
 from align.registry.store import Registry, open_registry
 from align.registry.text_tables import format_size, format_table
@@ -62,6 +62,8 @@ def _add_reading_commands(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_writing_commands(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    add = verb("add", "register a base: a GGUF file, a folder, a hub id, or smollm2", _add, source="SOURCE")
+    add.add_argument("--name", metavar="NAME", help="to register it under")
     alias = verb("alias", "let NAME@ALIAS stand for a version", _set_or_remove_alias, name="NAME", alias="ALIAS")
     version = alias.add_mutually_exclusive_group(required=True)
     version.add_argument("version", metavar="VERSION", nargs="?")
@@ -89,6 +91,14 @@ def _add_writing_commands(verb: Callable[..., argparse.ArgumentParser]) -> None:
     merge.add_argument("--dtype", choices=dtypes, default="auto", help=text)
     push = verb("push", "upload a version to the hub", _push, reference="REF", repository="ORG/NAME")
     push.add_argument("--public", action="store_true", help="a new repository is private otherwise")
+
+
+def _add(registry: Registry, options: argparse.Namespace) -> None:
+    checkpoint, notes = added_bases.add_base(registry, options.source, options.name)
+    for note in notes:
+        write(note)
+    write(f"{checkpoint.reference} is a base in {checkpoint.location}")
+    write(f"try it: align generate {checkpoint.name} 'hello'")
 
 
 def _set_or_remove_alias(registry: Registry, options: argparse.Namespace) -> None:

@@ -93,10 +93,9 @@ def tokenizer_digest(folder: Path) -> str | None:
 def _weights_digest(folder: Path, cache: Path | None) -> str:
     shards = _weight_files(folder)
     try:
-        present = [(os.path.realpath(path), path.stat()) for path in shards]
+        key = digest_json([file_identity(path) for path in shards])
     except FileNotFoundError as error:
         raise IntegrityError(f"{error.filename}: a shard of the weights is absent; download the model again") from None
-    key = digest_json([[path, status.st_size, status.st_mtime_ns, status.st_ino] for path, status in present])
     if key not in _weight_digests and cache is not None:
         _weight_digests.update(_read_cache(cache))
     if key not in _weight_digests:
@@ -121,6 +120,12 @@ def _weight_files(folder: Path) -> list[Path]:
     if weights := sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter")):
         return weights
     raise IntegrityError(f"{folder}: no safetensors weights in it; save the model as safetensors (pickles are refused)")
+
+
+def file_identity(path: Path) -> list[Any]:
+    """Return real path, size, time of change and inode of a file: while these stay, so does its content."""
+    status = path.stat()
+    return [os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def check_safetensors(path: Path) -> None:

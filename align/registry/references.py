@@ -1,4 +1,4 @@
-"""References: `name`, `name@v3`, `name@alias`, a folder, `hf://org/model[@rev]` or plain `org/model`."""
+"""References: `name`, `name@v3`, `name@alias`, a folder, a GGUF file, `hf://org/model[@rev]` or `org/model`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def parse_version(text: str) -> int:
 
 
 def parse_reference(reference: str, names: Collection[str]) -> tuple[str, str | int] | Path | HubReference:
-    """Return what a reference means, given the registered names: a name with alias or version, a folder, or a hub id.
+    """Return what a reference means, given the registered names: a name with alias or version, a path, or a hub id.
 
     The alias may be `latest`. A registered name wins over a folder of the same name. A bare name is never taken for a
     hub id.
@@ -74,6 +74,8 @@ def parse_reference(reference: str, names: Collection[str]) -> tuple[str, str | 
         version = VERSION.fullmatch(selector or "")  # an alias never looks like a version
         return name, int(version[1]) if version else selector or LATEST
     path = Path(reference).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return path.resolve()
     is_path = "/" in reference or reference.startswith(("~", "."))
     # A bare word is a folder only when a model is in it, so that a misspelt name beside some folder stays an error.
     if path.is_dir() and (is_path or (reference and is_checkpoint(path))):
@@ -95,7 +97,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 def _parse_absent_path(reference: str, path: Path) -> HubReference:
     if path.exists():
-        raise IntegrityError(f"{reference}: is a file; give the folder it is in")
+        raise IntegrityError(f"{reference}: is a file; give the folder it is in, or a GGUF file")
     if _HUB_ID.fullmatch(reference) and not Path(path.parts[0]).is_dir():
         return HubReference(reference, None, guessed=True)
     plain, at, revision = reference.partition("@")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.errors import IntegrityError, MachineError, nearest
-from align.registry import disk_layout, durable, evaluations, fingerprints, lineage, references
+from align.registry import added_bases, disk_layout, durable, evaluations, fingerprints, lineage, references
 from align.registry.checkpoint import MANIFEST, Checkpoint, read_folder, read_version
 from align.registry.commit import Staging
 from align.registry.durable import DISK, Disk
@@ -93,6 +93,8 @@ class Registry:
         match parse_reference(reference, self._used_names()):
             case HubReference() as repository:
                 return self._resolve_hub(repository)
+            case Path() as file if file.suffix == added_bases.GGUF and file.is_file():
+                checkpoint = read_folder(added_bases.gguf_folder(file, self.root), str(file))
             case Path() as folder:
                 # A version of this registry is the same by path as by name.
                 number = disk_layout.version_number(folder.name) if folder.parent.parent == self.models else None
