@@ -21,6 +21,8 @@ from align.data.writing import check_target, dump_row, replacing
 from align.errors import AlignError, DataError, guard
 from align.schema import VIEWS
 
+OnBad = Callable[[BadRow], None]
+
 _DATA = "a name of the catalogue, a file, a folder or hf://owner/name, with options such as :limit=500"
 
 
@@ -133,7 +135,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _write_report(path: Path | None) -> Iterator[Callable[[BadRow], None] | None]:
+def _write_report(path: Path | None) -> Iterator[OnBad | None]:
     """Yield a function that writes bad rows to a file of JSON-lines as they are met; None without a path."""
     if path is None:
         yield None
@@ -260,9 +262,7 @@ def _scrub(options: argparse.Namespace) -> None:
     _write_counts(scan.drop_counts())
 
 
-def _scan(
-    spec: str, options: argparse.Namespace, *, on_bad_row: Any = None, on_bad: Callable[[BadRow], None] | None = None
-) -> Scan:
+def _scan(spec: str, options: argparse.Namespace, on_bad_row: Any = None, on_bad: OnBad | None = None) -> Scan:
     policy = on_bad_row or options.on_bad_row
     return open_scan(spec, view=options.view, roots=_roots(spec, options), on_bad_row=policy, on_bad=on_bad)
 

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -72,22 +72,18 @@ def dump_row(row: Row) -> bytes:
 
 def write_rows(rows: Iterable[Row], path: Path, suffix: str) -> int:
     """Write rows to `path` in the way its suffix asks for and return how many there were."""
+    count = 0
     with replacing(path) as part:
         if suffix == ".parquet":
             return _write_parquet(rows, part)
-        with part.open("wb") as file:
-            if suffix != ".jsonl.gz":
-                return _write_lines(rows, file)
-            # Neither name nor time, so that equal rows make equal files.
-            with gzip.GzipFile("", "wb", _COMPRESSION, fileobj=file, mtime=0) as packed:
-                return _write_lines(rows, packed)
-
-
-def _write_lines(rows: Iterable[Row], file: IO[bytes] | gzip.GzipFile) -> int:
-    count = 0
-    for row in rows:
-        file.write(dump_row(row))
-        count += 1
+        with ExitStack() as stack:
+            file: IO[bytes] | gzip.GzipFile = stack.enter_context(part.open("wb"))
+            if suffix == ".jsonl.gz":
+                # Neither name nor time, so that equal rows make equal files.
+                file = stack.enter_context(gzip.GzipFile("", "wb", _COMPRESSION, fileobj=file, mtime=0))
+            for row in rows:
+                file.write(dump_row(row))
+                count += 1
     return count
 
 
@@ -153,18 +149,17 @@ def _arrow_type(kinds: set[str]) -> Any:
 
 
 def _to_cell(value: Any, kinds: set[str]) -> Any:
-    """Return a value as its column holds it; what no plain type fits is JSON text."""
+    """Return a value as its column holds it: arguments of tool calls, and what no plain type fits, are JSON text."""
     kind = _column_kind(kinds)
     if kind == "json":
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return [turn | _calls_cell(turn) for turn in value] if kind == "turns" else value
+    if kind != "turns":
+        return value
+    with_calls = ((turn, [_call_cell(call) for call in turn.get("tool_calls") or []]) for turn in value)
+    return [turn | {"tool_calls": calls} if calls else turn for turn, calls in with_calls]
 
 
-def _calls_cell(turn: Row) -> Row:
-    """Return the tool calls of a turn with their arguments as JSON text."""
-    calls = [(call, call["function"], call["function"]["arguments"]) for call in turn.get("tool_calls") or []]
-    cells = [
-        call | {"function": function | {"arguments": given if isinstance(given, str) else json.dumps(given)}}
-        for call, function, given in calls
-    ]
-    return {"tool_calls": cells} if cells else {}
+def _call_cell(call: Row) -> Row:
+    arguments = call["function"]["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return call | {"function": call["function"] | {"arguments": text}}

@@ -128,17 +128,12 @@ def is_abandoned(path: Path) -> bool:
             return True
         except (PermissionError, OverflowError):
             pass  # it runs, for another user
-    return _age_s(path) > STALE_S
+    return is_stale(path)
 
 
 def is_temporary(path: Path) -> bool:
     """Return whether a file is one that this program makes for a moment."""
     return bool(_TEMPORARY.fullmatch(path.name))
-
-
-def is_left_over(path: Path) -> bool:
-    """Return whether a file is a temporary one, older than a week."""
-    return is_temporary(path) and path.is_file() and _age_s(path) > STALE_S
 
 
 def alias_files(folder: Path) -> list[Path]:
@@ -158,5 +153,6 @@ def _is_real_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _age_s(path: Path) -> float:
-    return time.time() - path.lstat().st_mtime
+def is_stale(path: Path) -> bool:
+    """Return whether nobody has written to a path for a week."""
+    return time.time() - path.lstat().st_mtime > STALE_S

@@ -226,7 +226,8 @@ def find_left_overs(registry: Registry) -> Iterator[Path]:
     homes = [registry.root, registry.root / "tmp", registry.models, registry.root / "refs"]
     homes += [folder for name in registry.present_names() for folder in (registry.home(name), registry.refs(name))]
     homes += [path for home in homes[3:] for path in disk_layout.entries(home) if disk_layout.is_evaluations(path)]
-    yield from (path for home in homes for path in disk_layout.entries(home) if disk_layout.is_left_over(path))
+    files = (path for home in homes for path in disk_layout.entries(home) if disk_layout.is_temporary(path))
+    yield from (path for path in files if path.is_file() and disk_layout.is_stale(path))
 
 
 def _finished_runs(registry: Registry) -> Iterator[tuple[Path, str]]:
