@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from align.data.reasoning import is_unfinished, split_reasoning, strip_reasoning
 from align.engine.protocol import GenerationRequest, Row, RowDone, RowFailure, Sampling
@@ -126,10 +126,10 @@ def generate_completions(
                 conversation.failed = True
                 continue
             text = event.text if event.marked is None else event.marked
-            answer = GeneratedAnswer(text, event.completion_tokens, event.reason == "stop")
-            conversation.add(answer)
+            answer: dict[str, Any] = {"text": text, "tokens": event.completion_tokens, "ended": event.reason == "stop"}
+            conversation.add(**answer)
             if stores:
-                stores[row.model].add(row_key(row, sampling), answer._asdict())
+                stores[row.model].add(row_key(row, sampling), answer)
     completions = {
         model: [one.completion if (one := conversations.get((model, index))) else None for index in range(len(records))]
         for model in models
@@ -149,7 +149,7 @@ def _reuse_stored(
             stored = stores[conversation.model].find(row_key(conversation.row(), sampling))
             if stored is None:
                 break
-            conversation.add(GeneratedAnswer(**stored))
+            conversation.add(**stored)
             reused += 1
     if reused:
         total = sum(1 + len(one.follow_ups) for one in conversations)
@@ -163,15 +163,6 @@ def _reuse_stored(
 def row_key(row: Row, sampling: Sampling) -> str:
     """Return the key of a stored answer of one model and sampling: conversation, and seed unless greedy."""
     return digest_of([row.messages, row.seed if sampling.temperature else 0])
-
-
-class GeneratedAnswer(NamedTuple):
-    """One generated answer, as it is stored."""
-
-    text: str
-    tokens: int
-    ended: bool
-    """with a stop token, rather than at the maximum length"""
 
 
 @dataclass
@@ -201,10 +192,11 @@ class _Conversation:
         question = [user(self.follow_ups[len(self.turns) // 2])] if self.turns else []
         return Row(self.model, [*self.record.prompt, *answers_of(self.turns), *question], self.seed)
 
-    def add(self, answer: GeneratedAnswer) -> None:
+    def add(self, text: str, tokens: int, ended: bool) -> None:
+        """Append an answer, which ended with a stop token or at the maximum length."""
         question = self.row().messages[-1:] if self.turns else []
-        self.turns += [*question, assistant(answer.text)]
-        self.tokens, self.ended = self.tokens + answer.tokens, self.ended and answer.ended
+        self.turns += [*question, assistant(text)]
+        self.tokens, self.ended = self.tokens + tokens, self.ended and ended
 
     @property
     def completion(self) -> ModelCompletion | None:

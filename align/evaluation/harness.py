@@ -13,8 +13,8 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -88,7 +88,13 @@ def run_harness(
     arguments = [_model_arguments(registry, checkpoint, benchmarks, precision) for checkpoint in checkpoints]
     options = {key: value for key, value in asdict(benchmarks).items() if key != "include_path"}
     settings = [{"harness": version("lm-eval"), **options, "dtype": one.get("dtype", "auto")} for one in arguments]
-    with _silence_harness():
+    with ExitStack() as silence:  # of its log below errors, its warnings, and its progress bars outside a terminal
+        logger = logging.getLogger("lm_eval")
+        silence.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        silence.enter_context(warnings.catch_warnings(action="ignore"))
+        if not sys.stderr.isatty():
+            silence.enter_context(redirect_stderr(io.StringIO()))
         manager, tasks = _find_tasks(benchmarks)
         numbers = [read_results(_run_tasks(manager, tasks, benchmarks, one)) for one in arguments]
     return list(map(HarnessScores, references, checkpoints, numbers, settings))
@@ -179,21 +185,6 @@ def _run_tasks(manager: Any, tasks: list[str], benchmarks: Benchmarks, arguments
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-@contextmanager
-def _silence_harness() -> Iterator[None]:
-    """Limit the harness's log to errors, and its progress bars to a terminal."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    bars: AbstractContextManager[Any] = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-    try:
-        with bars, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def read_results(results: dict[str, Any]) -> dict[str, MetricEstimate]:

@@ -61,27 +61,21 @@ _MAX_CHARACTERS = 20_000
 def detect_language(text: str) -> str | None:
     """Return the ISO 639-1 code of the language, or None for a text without letters of a known script."""
     text = text[:_MAX_CHARACTERS].lower()
-    script = _script_of(text)
-    if script not in _WORDS:
-        return script
+    letters = Counter(text)
+    scripts = Counter({"latin": len(_LATIN.findall(text))})
+    for letter, count in letters.items():
+        if letter > "\u0370" and letter.isalnum():
+            scripts.update({name: count for name, (low, high) in _SCRIPTS.items() if low <= ord(letter) <= high})
+    if scripts["ja"] * 5 > scripts["zh"]:  # Japanese mixes Chinese characters in
+        scripts["ja"] += scripts.pop("zh", 0)
+    script, count = scripts.most_common(1)[0]
+    if not count or script not in _WORDS:
+        return script if count else None
     words = Counter(_WORD.findall(text))
     scores: dict[str, float] = {
         language: sum(words[word] for word in set(common.split())) for language, common in _WORDS[script].items()
     }
-    letters = Counter(text)
     for language, own in _DISTINCTIVE_LETTERS[script].items():
         scores[language] += _WORDS_PER_LETTER * sum(letters[letter] for letter in own)
     # Without any of these words, Latin letters are taken for English, the first entry.
     return max(scores, key=lambda language: scores[language])
-
-
-def _script_of(text: str) -> str | None:
-    counts = Counter({"latin": len(_LATIN.findall(text))})
-    for letter in text:
-        if letter > "\u0370":
-            point = ord(letter)
-            counts.update(name for name, (low, high) in _SCRIPTS.items() if low <= point <= high and letter.isalnum())
-    if counts["ja"] * 5 > counts["zh"]:  # Japanese mixes Chinese characters in
-        counts["ja"] += counts.pop("zh", 0)
-    name, count = counts.most_common(1)[0]
-    return name if count else None

@@ -146,20 +146,15 @@ def classification_metrics(answers: Sequence[str], chosen: Sequence[str | None],
     A record whose `chosen` is None is left out. Macro means are over the classes among answers or choices. By hand,
     because sums over records are what is resampled.
     """
-    indices = {label: index for index, label in enumerate(labels)}
-    size = len(labels)
-    parts = np.zeros((len(answers), 3 * size))
+    one_hot = dict(zip(labels, np.eye(len(labels)), strict=True))
+    parts = np.zeros((len(answers), 3 * len(labels)))
     right = np.full(len(answers), np.nan)
     for row, (answer, choice) in enumerate(zip(answers, chosen, strict=True)):
-        if choice is None:
-            continue
-        right[row] = float(answer == choice)
-        parts[row, indices[answer]] = right[row]
-        parts[row, size + indices[choice]] = 1
-        parts[row, 2 * size + indices[answer]] = 1
-    macros = [
-        Metric(f"macro_{name}", parts, right, _macro(kind)) for kind, name in enumerate(("precision", "recall", "f1"))
-    ]
+        if choice is not None:
+            right[row] = answer == choice
+            parts[row] = np.concatenate([right[row] * one_hot[answer], one_hot[choice], one_hot[answer]])
+    kinds = enumerate(("precision", "recall", "f1"))
+    macros = [Metric(f"macro_{name}", parts, right, _macro(kind)) for kind, name in kinds]
     return [mean_metric("accuracy", right), *macros]
 
 
@@ -170,10 +165,9 @@ def _macro(kind: int) -> SumsToValue:
         right, chosen, answers = np.split(sums, 3, axis=-1)
         above = 2 * right if kind == 2 else right
         below = (chosen, answers, chosen + answers)[kind]
-        values = above / np.maximum(below, 1)
         occurs = (chosen + answers) > 0
         total = occurs.sum(axis=-1)
-        mean = (values * occurs).sum(axis=-1) / np.maximum(total, 1)
+        mean = (above / np.maximum(below, 1) * occurs).sum(axis=-1) / np.maximum(total, 1)
         return np.where(total > 0, mean, np.nan)
 
     return of
