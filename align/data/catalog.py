@@ -366,11 +366,16 @@ def _open_dataset_info(dataset: Dataset, config: FileDataset) -> Dataset:
     return Dataset(config.entry or "", build_dataset(values | own), path.parent)
 
 
-def member_spec(member: MixtureMember, folder: Path) -> str:
-    """Return the spec of a mixture's member: a file is looked up beside the YAML first, as a source is."""
-    target = _OPTION_GROUP.split(member.name)[0]
-    beside = folder / target
-    return str(folder / member.name) if target not in catalogue() and beside.exists() else member.name
+def find_members(mixture: Dataset, config: MixtureDataset) -> Iterator[tuple[str, Dataset]]:
+    """Yield name and dataset of each member; a file is looked up beside the YAML first, as a source is."""
+    for member in config.mix:
+        target = _OPTION_GROUP.split(member.name)[0]
+        is_beside = target not in catalogue() and (mixture.folder / target).exists()
+        try:
+            dataset = find_dataset(str(mixture.folder / member.name) if is_beside else member.name)
+        except (DataError, UsageError) as error:
+            raise type(error)(f"{mixture.name}: member {error}") from None
+        yield member.name, dataset
 
 
 def source_datasets(dataset: Dataset, above: tuple[tuple[Path, str], ...] = ()) -> Iterator[Dataset]:
@@ -383,9 +388,5 @@ def source_datasets(dataset: Dataset, above: tuple[tuple[Path, str], ...] = ()) 
     if here in above:
         circle = " > ".join([*(one for _, one in above[above.index(here) :]), name])
         raise UsageError(f"{name}: the mixture holds itself ({circle}); take it out of one of them")
-    for member in dataset.config.mix:
-        try:
-            part = find_dataset(member_spec(member, dataset.folder))
-        except (DataError, UsageError) as error:
-            raise type(error)(f"{dataset.name}: member {error}") from None
-        yield from source_datasets(part, (*above, here))
+    for _, member in find_members(dataset, dataset.config):
+        yield from source_datasets(member, (*above, here))

@@ -10,15 +10,8 @@ from align.errors import DataError, nearest
 
 FILE_NAME = "dataset_info.json"
 _COLUMNS = {"query": "input", "response": "output", "kto_tag": "label"}
-_TAGS = {
-    "role_tag": "role",
-    "content_tag": "content",
-    "system_tag": "system",
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-    "observation_tag": "tool",
-    "function_tag": "tool_call",
-}
+_TAGS = {f"{name}_tag": name for name in ("role", "content", "system", "user", "assistant")}
+_TAGS |= {"observation_tag": "tool", "function_tag": "tool_call"}
 _OPTIONS = {"subset": "subset", "split": "split", "num_samples": "limit"}
 _MEDIA = ("images", "videos", "audios")
 
@@ -44,17 +37,16 @@ def _translate(entry: dict[str, Any], where: str) -> dict[str, Any]:
     format_name = {"sharegpt": "sharegpt", "openai": "messages"}.get(entry.get("formatting", "alpaca"), "alpaca")
     if format_name == "alpaca" and set(columns) == {"prompt"}:
         format_name, columns = "text", {"text": columns["prompt"]}
-    settings: dict[str, Any] = {"source": _source_of(entry, where), "format": format_name}
+    match entry:
+        case {"script_url": _}:
+            raise DataError(f"{where}: it is loaded by a script, which is not run; give the data as a file")
+        case {"file_name": name}:
+            source = str(name)
+        case {"hf_hub_url": name}:
+            source = f"hf://{name}"
+        case _:
+            raise DataError(f"{where}: neither file_name nor hf_hub_url; give the data as a file")
+    settings: dict[str, Any] = {"source": source, "format": format_name}
     settings["columns"] = {_COLUMNS.get(key, key): column for key, column in columns.items()}
     settings["tags"] = {_TAGS[key]: tag for key, tag in (entry.get("tags") or {}).items() if key in _TAGS}
     return settings | {ours: entry[theirs] for theirs, ours in _OPTIONS.items() if entry.get(theirs)}
-
-
-def _source_of(entry: dict[str, Any], where: str) -> str:
-    if "script_url" in entry:
-        raise DataError(f"{where}: it is loaded by a script, which is not run; give the data as a file")
-    if "file_name" in entry:
-        return str(entry["file_name"])
-    if "hf_hub_url" in entry:
-        return f"hf://{entry['hf_hub_url']}"
-    raise DataError(f"{where}: neither file_name nor hf_hub_url; give the data as a file")

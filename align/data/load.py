@@ -22,7 +22,7 @@ from align.data.catalog import (
     SourceDataset,
     VoteDataset,
     find_dataset,
-    member_spec,
+    find_members,
     source_datasets,
 )
 from align.data.formats import FORMATS, SAMPLE_ROWS, Format, detect_format, find_misspelt
@@ -186,9 +186,8 @@ def read_row(row: dict[str, Any], format_name: str, layout: RowLayout) -> list[R
 
 def _mix(scan: Scan, config: MixtureDataset) -> Iterator[Record]:
     """Yield the mixed rows, once every member was read: how many rows there are is known only then."""
-    datasets = {member.name: find_dataset(member_spec(member, scan.dataset.folder)) for member in config.mix}
     asked = (scan.view, scan.roots, scan.on_bad_row, scan.on_bad)
-    parts = {name: Scan(dataset, *asked) for name, dataset in datasets.items()}
+    parts = {name: Scan(dataset, *asked) for name, dataset in find_members(scan.dataset, config)}
     sets: dict[str, list[Record]] = {}
     for name, part in parts.items():
         sets[name] = list(part.records())

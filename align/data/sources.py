@@ -147,31 +147,25 @@ def _read_folder(folder: DataFile) -> Iterator[RawRow]:
 def _read_hub(config: HubDataset) -> Iterator[RawRow]:
     """Yield the rows of a hub dataset, or of one file in it (`owner/name/path`), cached or fetched."""
     name = config.source.removeprefix(HUB)
-    if name.count("/") > 1:
-        yield from read_path(DataFile(_fetch_file(name, config.revision), config.source))
-        return
-    from datasets import load_dataset
-
+    is_file = name.count("/") > 1
     try:
-        rows = load_dataset(name, config.subset, split=config.split or "train", revision=config.revision)
+        if is_file:
+            from huggingface_hub import hf_hub_download
+
+            owner, repository, path = name.split("/", 2)
+            file = hf_hub_download(f"{owner}/{repository}", path, repo_type="dataset", revision=config.revision)
+        else:
+            from datasets import load_dataset
+
+            rows = load_dataset(name, config.subset, split=config.split or "train", revision=config.revision)
     except (OSError, ValueError) as error:
-        remedy = "check name, subset and split, and the network unless it is in the local cache"
-        raise DataError(f"{config.source}: the dataset cannot be read ({_reason(error)}); {remedy}") from None
+        reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 120)
+        problem = f"the {'file cannot be fetched' if is_file else 'dataset cannot be read'} ({reason})"
+        remedy = f"check {'its name and the revision' if is_file else 'name, subset and split'}, and the network"
+        raise DataError(f"{config.source}: {problem}; {remedy} unless it is in the local cache") from None
+    if is_file:
+        yield from read_path(DataFile(Path(file), config.source))
+        return
     repair = repair_of_columns(rows.features.arrow_schema, json_text=False)
     for number, row in enumerate(rows, start=1):
         yield RawRow(config.source, number, repair(row) if repair else row)
-
-
-def _fetch_file(name: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    owner, repository, path = name.split("/", 2)
-    try:
-        return Path(hf_hub_download(f"{owner}/{repository}", path, repo_type="dataset", revision=revision))
-    except (OSError, ValueError) as error:
-        remedy = "check its name and the revision, and the network unless it is in the local cache"
-        raise DataError(f"{HUB}{name}: the file cannot be fetched ({_reason(error)}); {remedy}") from None
-
-
-def _reason(error: Exception) -> str:
-    return shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 120)

@@ -56,7 +56,7 @@ def choose_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], fol
     wanted = folder.split
     if wanted == ALL or not (splits or wanted):
         return [*unmarked, *(file for files in splits.values() for file in files)]
-    split = _find_split(splits, wanted, folder) if wanted else _default_split(splits, unmarked, folder)
+    split = _find_split(splits, unmarked, folder)
     others = [name for name in splits if name != split]
     if split is not None and unmarked:
         others.append(f"{len(unmarked)} files of no split")
@@ -68,25 +68,22 @@ def choose_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], fol
     return list(unmarked) if split is None else splits[split]
 
 
-def _find_split(splits: Mapping[str, list[Path]], wanted: str, folder: DataFile) -> str:
-    alike = [name for name in splits if kind_of_split(name) == kind_of_split(wanted) is not None]
-    if wanted in splits or len(alike) == 1:
-        return wanted if wanted in splits else alike[0]
-    names = ", ".join(splits) or "none"
-    raise DataError(f"{folder.name}: no split {wanted!r}; it has {names};{nearest(wanted, splits)}")
-
-
-def _default_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], folder: DataFile) -> str | None:
-    training = ["train"] if "train" in splits else [name for name in splits if kind_of_split(name) == "train"]
-    first = next(iter(splits))
-    if len(training) == 1:
-        return training[0]
-    if not training and unmarked:
+def _find_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], folder: DataFile) -> str | None:
+    """Return the split that is asked for or else that to train on; None for the files of no split."""
+    wanted, first = folder.split or "train", next(iter(splits), "")
+    kind = kind_of_split(wanted)
+    alike = [wanted] if wanted in splits else [name for name in splits if kind and kind_of_split(name) == kind]
+    if len(alike) == 1:
+        return alike[0]
+    if folder.split:
+        names = ", ".join(splits) or "none"
+        raise DataError(f"{folder.name}: no split {wanted!r}; it has {names};{nearest(wanted, splits)}")
+    if unmarked and not alike:
         return None
     if len(splits) == 1 and kind_of_split(first) is None:
         return first
     raise DataError(
-        f"{folder.name}: holds {'several splits to train on:' if training else 'only'} {', '.join(splits)}; name one, "
+        f"{folder.name}: holds {'several splits to train on:' if alike else 'only'} {', '.join(splits)}; name one, "
         f"such as data={folder.name}:split={first} (:split={ALL} takes everything)"
     )
 
@@ -154,17 +151,13 @@ def _read_configs(folder: DataFile) -> list[dict[str, Any]]:
 
 def _choose_config(configs: list[dict[str, Any]], folder: DataFile) -> dict[str, Any]:
     names = [str(config.get("config_name", "default")) for config in configs]
-    if (subset := folder.subset) is not None:
-        if subset not in names:
-            raise DataError(f"{folder.name}: no subset {subset!r};{nearest(subset, names)}")
-        return configs[names.index(subset)]
-    if len(configs) == 1:
-        return configs[0]
-    if "default" in names:
-        return configs[names.index("default")]
-    marked = [config for config in configs if config.get("default") is True]
-    if len(marked) == 1:
-        return marked[0]
+    if (subset := folder.subset) is not None and subset not in names:
+        raise DataError(f"{folder.name}: no subset {subset!r};{nearest(subset, names)}")
+    if (name := subset or "default") in names:
+        return configs[names.index(name)]
+    chosen = [config for config in configs if len(configs) == 1 or config.get("default") is True]
+    if len(chosen) == 1:
+        return chosen[0]
     raise DataError(
         f"{folder.name}: has the subsets {', '.join(names)}; name one, such as data={folder.name}:subset={names[0]}"
     )
