@@ -27,10 +27,7 @@ def read_entry_of(path: Path, source: str, name: str | None) -> dict[str, Any]:
     if name is None or name not in entries:
         problem = f"no entry {name!r}" if name else "no entry is named"
         raise DataError(f"{path.name}: {problem}; write {source}:entry=NAME;{nearest(name or '', entries)}")
-    return _translate(entries[name], f"{path.name} entry {name}")
-
-
-def _translate(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    entry, where = entries[name], f"{path.name} entry {name}"
     columns = {key: column for key, column in (entry.get("columns") or {}).items() if column}
     if media := [key for key in _MEDIA if key in columns]:
         raise DataError(f"{where}: it holds {', '.join(media)}; only text can be trained on here")

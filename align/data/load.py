@@ -16,15 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from align.data.catalog import (
-    Dataset,
-    MixtureDataset,
-    SourceDataset,
-    VoteDataset,
-    find_dataset,
-    find_members,
-    source_datasets,
-)
+from align.data.catalog import Dataset, MixtureDataset, SourceDataset, find_dataset, find_members, source_datasets
 from align.data.formats import FORMATS, SAMPLE_ROWS, Format, detect_format, find_misspelt
 from align.data.formats.cells import unpack_row
 from align.data.formats.reshaping import PlainRow
@@ -219,7 +211,7 @@ def _read(scan: Scan, config: SourceDataset) -> Iterator[Record]:
     if row_format.join is not None:
         rows = row_format.join(rows, scan.name, config.columns)
     rows = _counted(rows, scan)
-    wanted = config if isinstance(config, VoteDataset) else None
+    wanted = config if isinstance(config, VoteFilter) else None
     if format_name == "votes":
         rows = select_votes(rows, scan.name, wanted or VoteFilter(), scan.skip)
     elif wanted and wanted.vote_settings:

@@ -11,16 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from align.data.catalog import HUB, Dataset, HubDataset, find_dataset, source_datasets
-from align.data.containers.arrow_files import (
-    DESCRIPTIONS,
-    is_saved_dataset,
-    read_arrow,
-    read_parquet,
-    read_saved,
-    repair_of_columns,
-)
+from align.data.containers.arrow_files import read_arrow, read_parquet, read_saved, repair_of_columns
 from align.data.containers.data_files import DataFile, suffix_of
-from align.data.containers.folders import choose_files
+from align.data.containers.folders import DESCRIPTIONS, SAVED, choose_files
 from align.data.containers.json_files import read_json, read_json_lines, read_yaml_file
 from align.data.containers.text_files import read_csv, read_text_file, read_tsv
 from align.data.row_errors import RawRow
@@ -125,7 +118,7 @@ def _check_path(path: Path, name: str) -> None:
 
 
 def _read_folder(folder: DataFile) -> Iterator[RawRow]:
-    if is_saved_dataset(folder.path):
+    if any((folder.path / name).is_file() for name in SAVED):
         yield from read_saved(folder)
         return
     names = {path: path.relative_to(folder.path).as_posix() for path in sorted(folder.path.rglob("*"))}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.data.containers.data_files import DataFile
-from align.data.containers.folders import ALL, choose_split
+from align.data.containers.folders import ALL, SAVED, choose_split
 from align.data.row_errors import RawRow, RowError
 from align.errors import DataError, shorten
 
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _BATCH = 1000
-_STATE, _DICT = "state.json", "dataset_dict.json"
-DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", _STATE, _DICT)
-"""Files that describe a dataset beside its data."""
+_STATE, _DICT = SAVED
 _MAX_DESCRIPTION_BYTES = 16 << 20
 _MAX_DEPTH = 100
 
@@ -45,11 +43,6 @@ def read_arrow(file: DataFile) -> Iterator[RawRow]:
     """Yield the rows of an Arrow file, in either of its two forms (file or stream)."""
     with file.unchanged(), _explain_errors(file.name, "Arrow"):
         yield from _number_rows(file.name, _arrow_batches(file.path))
-
-
-def is_saved_dataset(folder: Path) -> bool:
-    """Return whether a folder was written by `save_to_disk`, of a Dataset or of a DatasetDict."""
-    return (folder / _STATE).is_file() or (folder / _DICT).is_file()
 
 
 def read_saved(folder: DataFile) -> Iterator[RawRow]:

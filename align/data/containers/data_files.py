@@ -104,12 +104,10 @@ class DataFile:
         try:
             return line.decode()
         except UnicodeDecodeError as error:
-            skipped = len(codecs.BOM_UTF8) if number == 1 and self._has_bom() else 0
+            with _open_unpacked(self) as stream:  # a BOM was taken off the first line
+                has_bom = number == 1 and stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+            skipped = len(codecs.BOM_UTF8) * has_bom
             self.refuse_byte("UTF-8", number, skipped + error.start + 1, line[error.start])
-
-    def _has_bom(self) -> bool:
-        with _open_unpacked(self) as stream:
-            return stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
     def refuse_byte(self, encoding: str, line: int, column: int, byte: int) -> NoReturn:
         """Raise the error about a byte that the encoding does not have."""

@@ -19,6 +19,10 @@ from align.strict_yaml import load_yaml
 
 ALL = "all"
 """The name that asks for every split."""
+SAVED = ("state.json", "dataset_dict.json")
+"""Files that `datasets.save_to_disk` writes beside a Dataset and a DatasetDict."""
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", *SAVED)
+"""Files that describe a dataset beside its data."""
 _README = "README.md"
 _MAX_README_CHARACTERS = 1 << 20
 _KINDS = {
@@ -169,14 +173,12 @@ def _data_files(config: Mapping[str, Any], folder: DataFile) -> dict[str, list[s
     if isinstance(listed, dict):
         entries = list(listed.items())
     else:
-        entries = [
-            (entry.get("split", "train"), entry.get("path")) if isinstance(entry, dict) else ("train", entry)
-            for entry in (listed if isinstance(listed, list) else [listed])
-        ]
+        parts = [one if isinstance(one, dict) else {"path": one} for one in _as_list(listed)]
+        entries = [(part.get("split", "train"), part.get("path")) for part in parts]
     within = str(config.get("data_dir") or "").strip("/")
     patterns: dict[str, list[str]] = {}
     for split, paths in entries:
-        for path in paths if isinstance(paths, list) else [paths]:
+        for path in _as_list(paths):
             pattern = f"{within}/{path}" if within else path
             if (
                 not isinstance(pattern, str)
@@ -189,6 +191,10 @@ def _data_files(config: Mapping[str, Any], folder: DataFile) -> dict[str, list[s
                 )
             patterns.setdefault(str(split), []).append(pattern.removeprefix("./"))
     return patterns
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _matches(path: str, pattern: str) -> bool:

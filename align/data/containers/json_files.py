@@ -243,7 +243,7 @@ class _JsonReader:
     def __init__(self, file: DataFile) -> None:
         self.file = file
         self._parser = StrictParser()
-        self._pieces = _decode_blocks(file)
+        self._pieces = codecs.iterdecode(file.blocks(), "utf-8")
         self._text, self._position = "", 0
         self._line, self._counted = 1, 0
 
@@ -297,21 +297,17 @@ class _JsonReader:
             raise self.error(f"a value of more than {LONGEST_LINE >> 20}M characters")
         pieces: list[str] = []
         size = 0
-        while size <= len(rest) and (piece := next(self._pieces, None)) is not None:
-            pieces.append(piece)
-            size += len(piece)
+        try:
+            while size <= len(rest) and (piece := next(self._pieces, None)) is not None:
+                pieces.append(piece)
+                size += len(piece)
+        except UnicodeDecodeError:
+            deque(self.file.decoded_lines(), maxlen=0)  # raises the error with the place in the file
         if not size:
             return False
         self._text, self._position = rest + "".join(pieces), 0
         self._line, self._counted = line, 0
         return True
-
-
-def _decode_blocks(file: DataFile) -> Iterator[str]:
-    try:
-        yield from codecs.iterdecode(file.blocks(), "utf-8")
-    except UnicodeDecodeError:
-        deque(file.decoded_lines(), maxlen=0)  # raises the error with the place in the file
 
 
 def _array_rows(file: DataFile) -> Iterator[RawRow]:

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from align.data.containers.data_files import DataFile
 from align.data.row_errors import RawRow, RowError
@@ -55,19 +56,19 @@ def read_tsv(file: DataFile) -> Iterator[RawRow]:
         quoting = "csv" if misfits["csv"] < misfits["none"] else "none"
         if quoting == "csv":
             file.note("quotes were read as CSV quoting, because more rows then fit the header")
-        elif misfits["csv"] == misfits["none"] and any(map(_quotes_a_list, file.decoded_lines())):
+        elif misfits["csv"] == misfits["none"] and any(
+            _QUOTED_LIST.match(cell) for line in file.decoded_lines() for cell in line.split("\t")
+        ):
             quoting = "csv"
             file.note("quotes were read as CSV quoting, because they hold lists of objects together")
     return _read_rows(file, "\t", quoting)
 
 
-def _quotes_a_list(line: str) -> bool:
-    return any(map(_QUOTED_LIST.match, line.split("\t")))
-
-
 def _read_rows(file: DataFile, separator: str, quoting: str) -> Iterator[RawRow]:
     csv.field_size_limit(_LONGEST_CELL)
-    table = csv.reader(_csv_lines(file), delimiter=separator, quoting=_QUOTING[quoting])  # type: ignore[arg-type]
+    # The csv module refuses a lone CR inside a line; outside quotes it ends one.
+    parts = (io.StringIO(line, newline="") if "\r" in line else (line,) for line in file.decoded_lines())
+    table = csv.reader(chain.from_iterable(parts), delimiter=separator, quoting=_QUOTING[quoting])  # type: ignore[arg-type]
     start, header, blank = 1, file.header, 0
     while True:
         try:
@@ -90,12 +91,6 @@ def _read_rows(file: DataFile, separator: str, quoting: str) -> Iterator[RawRow]
             value = RowError("wrong number of cells", "row", problem, "quote cells that hold the separator")
             yield RawRow(file.name, start, value)
         start = table.line_num + 1
-
-
-def _csv_lines(file: DataFile) -> Iterator[str]:
-    for line in file.decoded_lines():
-        # The csv module refuses a lone CR inside a line; outside quotes it ends one.
-        yield from io.StringIO(line, newline="") if "\r" in line else (line,)
 
 
 def _check_header(cells: list[str], file: DataFile, line: int) -> list[str]:
