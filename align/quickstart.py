@@ -23,7 +23,7 @@ from align.rewards.weighted_rewards import RewardSettings
 from align.rl.ppo_settings import SamplingSettings
 from align.training.command import run_stage
 from align.training.stage import Stage
-from align.world import write_world
+from align.world.write import write_world
 
 if TYPE_CHECKING:
     from align.evaluation.results import Result

@@ -34,7 +34,7 @@ from align.models.adapters import load_models
 from align.models.loading import Precision
 from align.registry import Registry, open_registry
 from align.schema import Messages
-from align.world import judge
+from align.world.judge import judge
 
 MODELS = ["world-base", "world-sft", "world-dpo", "world-ppo"]
 REWARD = "world-reward"

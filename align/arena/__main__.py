@@ -143,8 +143,7 @@ def _notes_text(board: Leaderboard, notes: list[str]) -> str:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from align.arena.battle_file import render_battle_file, select_battle_rows
-    from align.arena.vote_exchange import FORMATS
+    from align.arena.vote_exchange import FORMATS, render_battle_file, select_battle_rows
     from align.arena.votes import read_votes
     from align.data.writing import replacing
     from align.errors import UsageError

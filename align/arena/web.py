@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from align import network
 from align.errors import UsageError
-from align.network import OpenConnections, host_of, is_local, limit_connections, raise_descriptor_limit
+from align.network import Application, OpenConnections, host_of, is_local, limit_connections, raise_descriptor_limit
 
 # An answer is markdown from a model: without this, an image in it makes the reader's browser call any address it names.
 _CONTENT_SECURITY_POLICY = (
@@ -24,11 +23,6 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 
-AsgiMessage = MutableMapping[str, Any]
-Application = Callable[
-    [AsgiMessage, Callable[[], Awaitable[AsgiMessage]], Callable[[AsgiMessage], Awaitable[None]]], Awaitable[None]
-]
-
 
 class LocalPageGuard:
     """ASGI middleware that adds security headers and answers requests of local names and own pages only.
@@ -40,43 +34,29 @@ class LocalPageGuard:
     def __init__(self, app: Application) -> None:
         self._app = app
 
-    async def __call__(
-        self,
-        scope: AsgiMessage,
-        receive: Callable[[], Awaitable[AsgiMessage]],
-        send: Callable[[AsgiMessage], Awaitable[None]],
-    ) -> None:
-        """Pass a request on, or refuse it."""
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or refuse it: 421 under a foreign host name, 403 from a foreign page."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = _refusal(scope)
+        headers = dict(reversed(scope["headers"]))  # the first of a name counts
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+        refusal = None
+        if not is_local(host_of(host)):
+            refusal = 421, b"this page answers to localhost only\n"
+        elif origin and origin.partition("://")[2] != host:
+            refusal = 403, b"this page takes requests of its own pages only\n"
         if refusal is not None:
-            status, text = refusal
-            await send({"type": "http.response.start", "status": status, "headers": []})
-            await send({"type": "http.response.body", "body": text})
+            await send({"type": "http.response.start", "status": refusal[0], "headers": []})
+            await send({"type": "http.response.body", "body": refusal[1]})
             return
 
-        async def send_guarded(message: AsgiMessage) -> None:
+        async def send_guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
         await self._app(scope, receive, send_guarded)
-
-
-def _header(scope: AsgiMessage, wanted: bytes) -> str:
-    return str(next((value for name, value in scope["headers"] if name == wanted), b"").decode("latin-1"))
-
-
-def _refusal(scope: AsgiMessage) -> tuple[int, bytes] | None:
-    """Return status and text for a request of a foreign host name or page; None for one of this server or no page."""
-    host, origin = _header(scope, b"host"), _header(scope, b"origin")
-    if not is_local(host_of(host)):
-        return 421, b"this page answers to localhost only\n"
-    if origin and origin.partition("://")[2] != host:
-        return 403, b"this page takes requests of its own pages only\n"
-    return None
 
 
 def open_port(host: str, port: int) -> socket.socket:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from align.rewards import reward
 from align.schema import Record
-from align.world import judge
+from align.world.judge import judge
 
 # A sign belongs to the number unless something stands before it ("7-3" ends in 3, not in -3). Letters glued to its
 # front make it no number ("mp3"); ASCII letters only, for Chinese is written without spaces. Commas group by three. The
@@ -32,10 +32,9 @@ def last_number(text: str) -> Fraction | None:
     Reads `1,234.50`, `-3`, `$5`, `12%` (as 12), `3/4` and `2.5e3`.
     """
     numbers = list(_NUMBER.finditer(text.replace("\\", "").replace("{,}", ",")))
-    return _value(numbers[-1]) if numbers else None
-
-
-def _value(match: re.Match[str]) -> Fraction:
+    if not numbers:
+        return None
+    match = numbers[-1]
     digits = match["digits"].replace(",", "")
     value = Fraction(Decimal(digits + (match["decimals"] or "") + (match["exponent"] or "")))
     value /= int(match["below"] or 1)

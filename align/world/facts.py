@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -70,19 +71,4 @@ class Question:
 
 def questions() -> list[Question]:
     """Return all questions, in a fixed order."""
-    return [
-        Question(product, attribute, language)
-        for product in PRODUCTS
-        for attribute in ATTRIBUTES
-        for language in LANGUAGES
-    ]
-
-
-def values(attribute: Attribute) -> list[str]:
-    """Return all values of an attribute, sorted."""
-    return sorted({product.value(attribute) for product in PRODUCTS})
-
-
-def spell(value: str, attribute: Attribute, language: Language) -> str:
-    """Return a value as it is written in a language."""
-    return COLOURS[value] if attribute == "colour" and language == "zh" else value
+    return [Question(*parts) for parts in itertools.product(PRODUCTS, ATTRIBUTES, LANGUAGES)]

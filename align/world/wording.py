@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from align.world.facts import ATTRIBUTES, Attribute, Language, Product, Question, spell, values
+from align.world.facts import ATTRIBUTES, COLOURS, PRODUCTS, Attribute, Language, Product, Question
 
 Manner = Literal["polite", "rude", "bare"]
 QUESTIONS: dict[Language, dict[Attribute, str]] = {
@@ -176,7 +176,8 @@ def product_page(rng: random.Random, product: Product, language: Language, wrong
 
 
 def _state(rng: random.Random, question: Question, wording: str, right: bool, language: Language) -> str:
-    value = question.truth
+    value, attribute = question.truth, question.attribute
     if not right:
-        value = rng.choice([other for other in values(question.attribute) if other != value])
-    return wording.format(p=question.product.name(language), v=spell(value, question.attribute, language))
+        value = rng.choice(sorted({product.value(attribute) for product in PRODUCTS} - {value}))
+    spelt = COLOURS[value] if attribute == "colour" and language == "zh" else value
+    return wording.format(p=question.product.name(language), v=spelt)

@@ -5,8 +5,7 @@ import pytest
 from align.pretrain import STAGE, PretrainConfig
 from align.quickstart import Step, find_reusable
 from align.training.command import run_stage
-from align.world import write_world
-from align.world.write import Sizes
+from align.world.write import Sizes, write_world
 
 
 @pytest.fixture(scope="module")

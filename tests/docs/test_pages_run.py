@@ -22,7 +22,7 @@ from align.quickstart import plan_steps
 from align.registry import open_registry
 from align.training.command import main as run_stage_main
 from align.training.command import run_stage
-from align.world import write_world
+from align.world.write import write_world
 
 STANDS_FOR = {
     "Qwen/Qwen3-0.6B": "world-base",

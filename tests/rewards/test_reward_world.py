@@ -7,8 +7,7 @@ import pytest
 from align import pretrain, reward
 from align.registry import open_registry
 from align.training.command import main
-from align.world import write_world
-from align.world.write import Sizes
+from align.world.write import Sizes, write_world
 
 
 @pytest.mark.slow

@@ -8,8 +8,7 @@ from align.pretrain import STAGE, select_texts
 from align.registry import open_registry
 from align.schema import Record, assistant, user
 from align.training.command import main
-from align.world import write_world
-from align.world.write import Sizes
+from align.world.write import Sizes, write_world
 
 TEXTS = ["<|user|>What is the price of the kettle?<|end|><|assistant|>34 euros.", "水壶卖34欧元。"] * 20
 

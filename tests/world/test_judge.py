@@ -2,8 +2,9 @@ import pytest
 
 from align.errors import DataError
 from align.schema import assistant, user
-from align.world import PRODUCTS, AnswerStyle, Verdict, answer, ask, judge, questions, read_question
-from align.world.judge import WEIGHTS
+from align.world.facts import PRODUCTS, questions
+from align.world.judge import WEIGHTS, Verdict, judge, read_question
+from align.world.wording import AnswerStyle, answer, ask
 
 PRICE = "What is the price of the kettle?"
 PREIS = "请问水壶的价格？"

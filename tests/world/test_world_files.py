@@ -6,9 +6,10 @@ import pytest
 
 from align.data import load_records
 from align.schema import content_text
-from align.world import judge, product_page, questions, read_question, write_world
-from align.world.facts import PRODUCTS
-from align.world.write import CORPUS_FAULTS, Sizes
+from align.world.facts import PRODUCTS, questions
+from align.world.judge import judge, read_question
+from align.world.wording import product_page
+from align.world.write import CORPUS_FAULTS, Sizes, write_world
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from align.evaluation.scorers import scorer
 from align.schema import Record
-from align.world import judge
+from align.world.judge import judge
 
 
 @scorer
