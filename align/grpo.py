@@ -206,7 +206,7 @@ def _set_stop_tokens(loaded: LoadedBase, print_line: Callable[[str], None]) -> l
     """End completions at every stop token, drop the model's other generation defaults, and return the tokens."""
     from transformers import GenerationConfig
 
-    from align.models.stop_tokens import find_stop_ids
+    from align.models.tokenizers import find_stop_ids
 
     stops = find_stop_ids(loaded, print_line)
     loaded.model.get_base_model().generation_config = GenerationConfig(eos_token_id=stops)

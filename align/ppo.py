@@ -45,7 +45,7 @@ class _Prompts:
 def ppo(config: PpoConfig, run: Run) -> Trained:
     """Train a policy on the scores of its own completions."""
     from align.models.loading import Precision
-    from align.models.stop_tokens import find_stop_ids
+    from align.models.tokenizers import find_stop_ids
     from align.rewards.learned import resolve_reward_model
     from align.rl.experience import check_packed_rows
     from align.rl.ppo_models import load_ppo_models

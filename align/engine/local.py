@@ -22,7 +22,7 @@ from align.engine.sampling import activate_rules
 from align.engine.stream import Stream, collect_texts
 from align.engine.token_scores import RewardScorer, compute_token_shift, encode_answer
 from align.errors import IntegrityError, UsageError, nearest
-from align.models.stop_tokens import find_stop_tokens
+from align.models.tokenizers import find_stop_tokens
 from align.schema import Messages
 
 if TYPE_CHECKING:

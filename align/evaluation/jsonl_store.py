@@ -89,7 +89,7 @@ def open_completion_store(
     """Return the store of one loaded model's completions with this sampling."""
     from align.models.adapters import digests_of_base
     from align.models.reference_cache import reference_key
-    from align.models.stop_tokens import read_listed_stops
+    from align.models.tokenizers import read_listed_stops
     from align.registry.fingerprints import template_digest, tokenizer_digest
 
     for path in folder.glob("*.jsonl"):
@@ -106,7 +106,7 @@ def open_completion_store(
         "template": template_digest(loaded.tokenizer.chat_template),
         "sampling": asdict(sampling),
         # They come from a file beside the weights, which no digest covers.
-        "stops": read_listed_stops(loaded.base),
+        "stops": read_listed_stops(loaded.base)[1],
         "format": _FORMAT,
     }
     return JsonlStore(folder / f"{digest_of(facts)}.jsonl")

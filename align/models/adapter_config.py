@@ -35,16 +35,13 @@ _OWNED = {"task_type", "inference_mode", "base_model_name_or_path", "revision", 
 
 
 def new_config(model: Any, settings: AdapterSettings, task: str = "CAUSAL_LM") -> PeftConfig:
-    """Return PEFT's configuration of a new adapter on `model`.
+    """Return PEFT's configuration of a new adapter on `model`, or UsageError with its linear modules or PEFT's reason.
 
     `all-linear` is PEFT's: every linear module except the head. In a mixture of experts the experts are fused
     parameters and no modules; they and their router stay frozen, because PEFT would build the full update of every
     expert in each pass and could neither run adapters side by side in a batch nor apply DoRA or dropout. Naming the
     experts' modules (`gate_proj`, `up_proj` and `down_proj` together, `w1`, `w2` and `w3` in Mixtral) adapts them all
     the same in the models that PEFT converts.
-
-    Raises UsageError with the model's linear modules when a module that was asked for is not there, and with PEFT's
-    own reason for a value that PEFT does not take.
     """
     check_targets(model, settings)
     arguments = _arguments(settings)
@@ -105,10 +102,7 @@ def check_peft_names(settings: dict[str, Any]) -> None:
 
 
 def saved_config(model: Any, checkpoint: Checkpoint, task: str | None = "CAUSAL_LM", *, trainable: bool) -> PeftConfig:
-    """Return PEFT's configuration of a saved adapter, for attaching it to `model`; a score head is left to the caller.
-
-    Raises IntegrityError when the adapter's config is not one of PEFT's.
-    """
+    """Return PEFT's configuration of a saved adapter, to attach it to `model` without its score head."""
     from peft import PeftConfig
 
     try:

@@ -21,13 +21,19 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 _HEAD = ".score."
+_PARTS_OF_UPDATES = (
+    "lora_A",
+    "lora_B",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "base_layer",
+    "score",
+)
 
 
 def read_adapter(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the tensors of a saved adapter without its score head, under their names in the file.
-
-    Raises IntegrityError, with both digests when it is registered, unless the file is what was committed.
-    """
+    """Return a saved adapter's tensors without its score head, if the file is what was committed."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -42,7 +48,9 @@ def read_adapter(checkpoint: Checkpoint) -> dict[str, Any]:
             f"{checkpoint.reference}: {len(broken)} of its tensors are not finite (NaN or infinite), first "
             f"{broken[0]}; train it again"
         )
-    return {key: tensor for key, tensor in state.items() if _HEAD not in key}
+    state = {key: tensor for key, tensor in state.items() if _HEAD not in key}
+    check_ranks(checkpoint, state)
+    return state
 
 
 def insert_saved(
@@ -58,10 +66,11 @@ def insert_saved(
     `score` gives the weight of the score head, from the state of the fresh adapter, where there is one. Raises
     IntegrityError when the adapter cannot be used so, is not whole, or does not fit the model.
     """
+    from peft import set_peft_model_state_dict
+
     check_usable(checkpoint, use)
     config = saved_config(model, checkpoint, task, trainable=use == "train")
     state = read_adapter(checkpoint)
-    check_ranks(checkpoint, state)
     _check_place(model, config, state, checkpoint)
     written, config = config, plain_config(config) if is_converted(config) else config
     if config.peft_type == LORA:
@@ -75,7 +84,8 @@ def insert_saved(
         fresh = adapter_state(model, name)
         (key,) = (key for key in fresh if key.endswith("score.weight"))
         state[key] = score(fresh[key])
-    load_state(model, state, name, checkpoint)
+    check_state(model, state, name, checkpoint)
+    set_peft_model_state_dict(model, state, adapter_name=name)
     if config.peft_type != LORA and _is_dead(model, name):
         raise IntegrityError(f"{checkpoint.reference}: the model answers the same without it; train it again")
     return model
@@ -152,19 +162,11 @@ def adapter_state(model: Any, name: str) -> dict[str, Any]:
         return dict(get_peft_model_state_dict(model, adapter_name=name))
 
 
-def load_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
-    """Give adapter `name` of a model the tensors of a saved one.
-
-    Raises IntegrityError when a tensor is missing, too much or of another shape, and when the adapter does nothing.
-    """
-    from peft import set_peft_model_state_dict
-
-    check_state(model, state, name, checkpoint)
-    set_peft_model_state_dict(model, state, adapter_name=name)
-
-
 def check_state(model: Any, state: dict[str, Any], name: str, checkpoint: Checkpoint) -> None:
-    """Raise what `load_state` does, without loading; the model may be shapes without storage."""
+    """Raise IntegrityError when a tensor is missing, too much or of another shape, or when the adapter does nothing.
+
+    The model with adapter `name` may be shapes without storage.
+    """
     fresh = adapter_state(model, name)
     expected = {key: tuple(tensor.shape) for key, tensor in fresh.items()}
     stored = {key: tuple(tensor.shape) for key, tensor in state.items()}
@@ -198,15 +200,12 @@ def _is_live(state: dict[str, Any], fresh: dict[str, Any]) -> bool:
 
     What is no update of two matrices (a bias, a trained token, a copy of a module) does something by itself.
     """
-    factors = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
     for key in (key for key, tensor in state.items() if bool(tensor.any())):
         partner = key.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
         is_update = partner != key and not key.endswith(".bias")
         if is_update and (partner not in state or bool(state[partner].any())):
             return True
-        if key.endswith(".bias") or not any(
-            part in key for part in (*factors, "lora_magnitude_vector", "base_layer", "score")
-        ):
+        if key.endswith(".bias") or not any(part in key for part in _PARTS_OF_UPDATES):
             return True
     return any(
         fresh[key].is_meta or not state[key].float().allclose(fresh[key].float().cpu(), rtol=1e-4)

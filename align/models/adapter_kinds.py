@@ -18,8 +18,8 @@ from align.registry import Checkpoint
 from align.registry.fingerprints import read_json
 from align.tuners import LORA, Ability, find_obstacle, tuner_type
 
-AdapterUse = Literal["serve", "train", "merge", "stack"]
-_ABILITIES: dict[AdapterUse, Ability] = {"serve": "train", "train": "continue", "merge": "merge", "stack": "stack"}
+AdapterUse = Literal["serve", "train", "merge"]
+_ABILITIES: dict[AdapterUse, Ability] = {"serve": "train", "train": "continue", "merge": "merge"}
 
 CONVERTED = ("pissa", "olora")
 """starts that take a part out of the base, and that can be computed again from the base"""

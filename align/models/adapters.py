@@ -39,10 +39,9 @@ BASE = "__base__"
 
 @dataclass
 class LoadedBase:
-    """One base in memory with any number of named adapters over it.
+    """One base in memory (`model`: a PeftModel, or the bare one while nothing is attached) with named adapters over it.
 
-    `model` is a PeftModel, or the bare model while nothing is attached. `adapters` maps a checkpoint's reference to
-    the adapter's name, and a base's own reference to `BASE`.
+    `adapters` maps a checkpoint's reference to the adapter's name, and a base's own reference to `BASE`.
     """
 
     model: Any
@@ -93,8 +92,7 @@ def _start_full(registry: Registry, checkpoint: Checkpoint, precision: Precision
         loaded.model, *_ = merge_adapter(loaded.model, checkpoint)
         loaded.adapters.clear()
         write(f"{checkpoint.reference}: its adapter is merged into the weights, and all of them are trained")
-    loaded.model.requires_grad_(True)
-    loaded.model.train()
+    loaded.model.requires_grad_(True).train()
     return loaded
 
 
@@ -110,20 +108,19 @@ def _without_router_loss(model: Any) -> None:
 
 
 def load_models(registry: Registry, references: list[str], precision: Precision) -> LoadedBase:
-    """Load one frozen base with every referenced adapter attached, ready to generate.
-
-    Raises IntegrityError when the references do not share a base, or were trained with different chat templates.
-    """
+    """Load one frozen base with every referenced adapter attached, ready to generate."""
     checkpoints = [registry.resolve(reference) for reference in references]
     for checkpoint in checkpoints:
         refuse_reward(checkpoint)
-    _refuse_several_tuners(checkpoints)
+    tuners = {c.reference: tuner_type(read_adapter_settings(c)) for c in checkpoints if c.is_adapter}
+    if len(set(tuners.values())) > 1:
+        listed = ", ".join(f"{reference} is {tuner}" for reference, tuner in tuners.items())
+        raise UsageError(f"several models on one base: {listed}; PEFT holds one tuner a base; take those of one tuner")
     loaded = _load_base_of(registry, checkpoints[0], precision)
     _without_router_loss(loaded.model)
     for checkpoint in checkpoints:
         fold_like(checkpoint, loaded.tokenizer)
-    ids = probe_ids(loaded.model)
-    bare = probe_logits(loaded.model, ids)
+    bare = probe_logits(loaded.model, ids := probe_ids(loaded.model))
     for index, checkpoint in enumerate(checkpoints):
         if checkpoint.is_adapter:
             check_template(checkpoint, loaded.tokenizer, checkpoints[0].reference)
@@ -138,14 +135,6 @@ def load_models(registry: Registry, references: list[str], precision: Precision)
             )
     loaded.model.eval()
     return loaded
-
-
-def _refuse_several_tuners(checkpoints: list[Checkpoint]) -> None:
-    """Raise UsageError where adapters of two tuners should stand on one base, which PEFT cannot hold."""
-    tuners = {c.reference: tuner_type(read_adapter_settings(c)) for c in checkpoints if c.is_adapter}
-    if len(set(tuners.values())) > 1:
-        listed = ", ".join(f"{reference} is {tuner}" for reference, tuner in tuners.items())
-        raise UsageError(f"several models on one base: {listed}; PEFT holds one tuner a base; take those of one tuner")
 
 
 def refuse_reward(checkpoint: Checkpoint) -> None:
@@ -192,17 +181,14 @@ def add_adapter(loaded: LoadedBase, settings: AdapterSettings, task: str = "CAUS
     lora_starts.start_from_weights(loaded, config)
     if before is not None and task == "CAUSAL_LM":
         after = probe_logits(loaded.model, ids)
-        loaded.starts_as_base = not logits_differ(after, before, loaded.model.dtype)
-        if not loaded.starts_as_base:
+        if logits_differ(after, before, loaded.model.dtype):
+            loaded.starts_as_base = False
             change = float((after - before).abs().max())
             write(f"peft: the new adapter changes the base before it is trained, its logits by up to {change:.1e}")
 
 
 def attach_adapter(loaded: LoadedBase, checkpoint: Checkpoint, name: str, *, trainable: bool = False) -> None:
-    """Attach a saved adapter under `name`, with proof that it is complete, alive and made for this base.
-
-    A reward adapter is attached without its score head (`align.models.heads` loads that).
-    """
+    """Attach a saved adapter under `name`, proved complete, alive and made for this base; without a score head."""
     check_digests(checkpoint, loaded.base, loaded.registry)
     loaded.model = insert_saved(loaded.model, checkpoint, name, "train" if trainable else "serve")
     set_trainable(loaded.model, name, trainable)
@@ -255,14 +241,12 @@ def freeze_reference(loaded: LoadedBase) -> None:
     name theirs otherwise. A start that takes a part out of the base adds it again in a frozen adapter, so there the
     reference is what the model is without any adapter, which is what TRL takes when there is no `ref`.
     """
-    model = loaded.model
-    if frozen_partner(model) is not None:
-        drop_reference(model)
-        model.set_adapter(FRESH)
+    if frozen_partner(loaded.model) is not None:
+        drop_reference(loaded.model)
+        loaded.model.set_adapter(FRESH)
         return
-    _copy_state(model, FRESH, FROZEN)
-    set_trainable(model, FROZEN, False)
-    prove_frozen_copy(model, FRESH, FROZEN)
+    _copy_state(loaded.model, FRESH, FROZEN)
+    prove_frozen_copy(loaded.model, FRESH, FROZEN)
 
 
 def drop_reference(model: Any) -> None:
@@ -274,14 +258,14 @@ def drop_reference(model: Any) -> None:
 def copy_adapter(model: Any, source: str, target: str, *, trainable: bool = False) -> None:
     """Add `target` as an exact copy of adapter `source` on the same base."""
     model.add_adapter(target, deepcopy(model.peft_config[source]))
-    _copy_state(model, source, target)
-    set_trainable(model, target, trainable)
+    _copy_state(model, source, target, trainable=trainable)
 
 
-def _copy_state(model: Any, source: str, target: str) -> None:
+def _copy_state(model: Any, source: str, target: str, *, trainable: bool = False) -> None:
     from peft import set_peft_model_state_dict
 
     set_peft_model_state_dict(model, adapter_state(model, source), adapter_name=target)
+    set_trainable(model, target, trainable)
 
 
 def prove_frozen_copy(model: Any, policy: str, reference: str) -> None:
@@ -319,8 +303,8 @@ def unrounded(model: Any) -> Iterator[None]:
     and steps of 5e-6 would vanish in the rounding.
     """
     quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
-    trained = {key: value for key, value in model.named_parameters() if value.requires_grad and quantized}
-    originals = {key: value.detach().clone() for key, value in trained.items()}
+    parameters = model.named_parameters() if quantized else ()
+    originals = {key: value.detach().clone() for key, value in parameters if value.requires_grad}
     yield
     for key, value in model.named_parameters():
         if key in originals:
@@ -328,10 +312,7 @@ def unrounded(model: Any) -> Iterator[None]:
 
 
 def gather_weights(model: Any, adapter: str | None) -> dict[str, Any]:
-    """Return the tensors to save, of an adapter or (None) of the whole model; all ranks call it before rank 0 writes.
-
-    Under DDP every rank holds them all; sharded training gathers here what each rank holds.
-    """
+    """Return the tensors to save, an adapter's or (None) the whole model's; all ranks call it before rank 0 writes."""
     return model.state_dict() if adapter is None else adapter_state(model, _saved_name(model, adapter))
 
 

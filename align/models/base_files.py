@@ -57,10 +57,7 @@ def build_shapes(base: Checkpoint) -> Any:
 
 
 def read_module_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Return the paths of the modules with a weight in a base's folder, and its shape; only headers are read.
-
-    Empty for a base that is not on this machine.
-    """
+    """Return paths and shapes of the modules with a weight in a base's folder, from headers; none on the hub."""
     stored = read_tensor_shapes(base)
     return {key.removesuffix(".weight"): shape for key, shape in stored.items() if key.endswith(".weight")}
 

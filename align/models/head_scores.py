@@ -96,21 +96,15 @@ class ScoreLayer(nn.Linear):
             return nn.functional.linear(hidden.float(), self.weight.float())
 
 
-def use_score_layer(model: nn.Module) -> None:
-    """Put a ScoreLayer with the same weight in the place of a model's score head."""
-    old = model.score
-    assert isinstance(old, nn.Linear)
-    layer = ScoreLayer(old.in_features, old.out_features, bias=False, device=old.weight.device, dtype=torch.float32)
-    layer.weight.data.copy_(old.weight)
-    layer.requires_grad_(old.weight.requires_grad)
-    model.score = layer
+def make_score_layer(weight: Tensor, device: Any = None) -> ScoreLayer:
+    """Return a new score layer in single precision with this weight (1, H)."""
+    layer = ScoreLayer(weight.shape[1], 1, bias=False, device=device, dtype=torch.float32)
+    layer.weight.data.copy_(weight)
+    return layer
 
 
 def score_sequences(loaded: LoadedBase, sequences: Sequence[Sequence[int]], size: int) -> np.ndarray:
-    """Return a reward model's score of each sequence, (N,) in fp64, at its last token; `size` a pass, no gradient.
-
-    Batches hold sequences of like length, padded on the right; the scores come in the order given.
-    """
+    """Return a reward model's score of each sequence, (N,) in fp64, at its last token; `size` of like length a pass."""
     model = loaded.model
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]), reverse=True)
     scores = np.empty(len(sequences))

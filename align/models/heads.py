@@ -58,14 +58,14 @@ def load_scorer(registry: Registry, checkpoint: Checkpoint, precision: Precision
 
 def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision) -> LoadedBase:
     """Load the checkpoint's base with a new score head in place of its language head, and no adapter yet."""
-    from align.models.head_scores import use_score_layer
+    from align.models.head_scores import make_score_layer
 
     if checkpoint.kind == "reward":
         check_score_head(checkpoint)
     base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
     check_digests(checkpoint, base, registry)
     model = load_base(base, precision, head="score")
-    use_score_layer(model)
+    model.score = make_score_layer(model.score.weight, model.device).requires_grad_(False)
     tokenizer = load_tokenizer(tokenizer_checkpoint(checkpoint, base), write)
     choose_pad_token(tokenizer, checkpoint.reference, write)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -82,10 +82,7 @@ def _attach(loaded: LoadedBase, checkpoint: Checkpoint, *, trainable: bool) -> N
 
 
 def check_score_head(checkpoint: Checkpoint) -> None:
-    """Raise IntegrityError unless a checkpoint is a reward model with one head of one score; reads shapes only.
-
-    A reward model is an adapter, or a sequence classifier that is whole.
-    """
+    """Raise IntegrityError unless a checkpoint, adapter or whole, is a reward model with one head of one score."""
     from safetensors import SafetensorError, safe_open
 
     if checkpoint.is_hub:

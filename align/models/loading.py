@@ -25,13 +25,9 @@ from align.registry import Checkpoint
 
 HeadKind = Literal["causal", "score"]
 
-_CHATTY = (
-    "transformers.modeling_utils",
-    "transformers.utils.loading_report",
-    "transformers.distributed.tensor_parallel",
-)
+_CHATTY = ("modeling_utils", "utils.loading_report", "distributed.tensor_parallel")
+"""loggers of transformers"""
 
-_NEW_HEAD = {"score.weight"}
 _MASKS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|\.inv_freq$|(^|\.)position_ids$")
 """buffers that older programs wrote beside the weights; they are computed anew"""
 
@@ -66,9 +62,8 @@ class Precision:
     def check(self) -> None:
         """Raise MachineError or UsageError when this machine cannot hold a base so."""
         if self.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
-            raise MachineError(
-                f"quantization={self.quantization}: bitsandbytes is not installed; pip install 'align[qlora]'"
-            )
+            why = f"quantization={self.quantization}: bitsandbytes is not installed"
+            raise MachineError(f"{why}; pip install 'align[qlora]'")
         if self.bf16:
             import torch
 
@@ -92,8 +87,7 @@ def load_base(
 ) -> Any:
     """Load the weights of a base, frozen; with `head="score"` the language head is replaced by one scalar score.
 
-    Raises IntegrityError when the folder holds no readable safetensors model, when a weight is missing, misshapen or
-    not finite, and what `Precision.check` raises.
+    Raises IntegrityError for weights not readable, missing, misshapen or not finite, and what `Precision.check` does.
     """
     precision.check()
     quiet_libraries()
@@ -106,15 +100,10 @@ def load_base(
     with quiet_load_report(), explain_load_errors(checkpoint):
         # Misshapen tensors are named by `_check_loaded`; transformers would only say that there are some.
         model, report = loader.from_pretrained(
-            checkpoint.location,
-            revision=checkpoint.revision,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **_weight_options(precision),
-            **({"num_labels": 1} if head == "score" else {}),
-        )
+            checkpoint.location, revision=checkpoint.revision, use_safetensors=True, trust_remote_code=False,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+            **_weight_options(precision), **({"num_labels": 1} if head == "score" else {}),
+        )  # fmt: skip
     _check_loaded(checkpoint, model, report, new_head=head == "score" and "score.weight" not in stored)
     _check_finite(checkpoint, model)
     _keep_trainable_after_eval(model)
@@ -132,26 +121,20 @@ def _weight_options(precision: Precision) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     dtype = torch.bfloat16 if precision.uses_bf16 else torch.float32
-    match precision.quantization:
-        case "none":
-            return {"dtype": dtype}
-        case "int8":
-            rounding = BitsAndBytesConfig(load_in_8bit=True)
-        case "nf4":
-            rounding = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
+    if precision.quantization == "none":
+        return {"dtype": dtype}
+    if precision.quantization == "int8":
+        rounding = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        rounding = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
     return {"dtype": dtype, "quantization_config": rounding, "device_map": {"": current_device()}}
 
 
 def _keep_trainable_after_eval(model: Any) -> None:
-    """Stop 4-bit layers from repacking their weights for CPU inference.
-
-    bitsandbytes 0.50 repacks on the first evaluation forward and never unpacks: from then on adapters get no gradient.
-    """
+    # bitsandbytes 0.50 repacks 4-bit layers for CPU inference on the first evaluation forward and never unpacks: from
+    # then on adapters get no gradient.
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False
@@ -163,7 +146,7 @@ def quiet_load_report() -> Iterator[None]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    levels = {logger: logger.level for logger in map(logging.getLogger, _CHATTY)}
+    levels = {logger: logger.level for logger in (logging.getLogger(f"transformers.{name}") for name in _CHATTY)}
     for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
@@ -174,10 +157,7 @@ def quiet_load_report() -> Iterator[None]:
 
 
 def _check_announced(base: Checkpoint, stored: dict[str, tuple[int, ...]]) -> None:
-    """Raise IntegrityError when a config announces a model far larger than `stored`, the shapes in its files.
-
-    Such a model would be built, and filled with random numbers, before anybody could say what is missing.
-    """
+    # A model far larger than its files would be built, and filled with random numbers, before anybody could say so.
     layers = getattr(load_text_config(base), "num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > len(stored):
         raise IntegrityError(
@@ -196,13 +176,11 @@ def _check_announced(base: Checkpoint, stored: dict[str, tuple[int, ...]]) -> No
 def _check_loaded(base: Checkpoint, model: Any, report: dict[str, Any], *, new_head: bool) -> None:
     """Raise IntegrityError unless every weight of a model came from its files; `report` is transformers' own.
 
-    With `new_head` the score head may be new and the language head left over. Tensors for which the model has no
-    place at all (a vision tower, a value head) are told in a line; those that its layers should have had are refused.
+    Tensors that a model has no place for (a vision tower, a value head) are told; those that its layers lack, refused.
     """
-    missing = set(report["missing_keys"]) - (_NEW_HEAD if new_head else set())
-    misshapen = {
-        str(key): f"{key} (stored {_shape(a)}, expected {_shape(b)})" for key, a, b in report["mismatched_keys"]
-    }
+    missing = set(report["missing_keys"]) - ({"score.weight"} if new_head else set())
+    shapes = ((str(key), _shape(a), _shape(b)) for key, a, b in report["mismatched_keys"])
+    misshapen = {key: f"{key} (stored {stored}, expected {expected})" for key, stored, expected in shapes}
     unexpected = {key for key in report["unexpected_keys"] if not _MASKS.search(key)}
     if new_head:
         unexpected = {key for key in unexpected if not key.startswith(("lm_head.", "embed_out."))}

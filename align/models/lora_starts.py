@@ -34,7 +34,6 @@ FRESH, FROZEN, WHOLE = "default", "ref", "stacked"
 """the trained adapter, the frozen one under the name by which TRL asks for the reference, and both as one"""
 OFFSET = "offset"
 """the frozen adapter (A0, -B0) beside a trained one"""
-FROM_DATA = ("eva", "corda", "lora_ga")
 
 _ROWS = 256
 """rows of the training set that a start is computed from"""
@@ -58,7 +57,7 @@ def plain_start(config: PeftConfig) -> PeftConfig:
 def start_from_weights(loaded: LoadedBase, config: PeftConfig) -> None:
     """Give the new adapter `default` the start its settings ask for; one from the data waits for `start_from_data`."""
     start = start_of(config)
-    if start.startswith(FROM_DATA):
+    if start.startswith(("eva", "corda", "lora_ga")):
         loaded.start = config
     elif start.startswith(TAKES_FROM_BASE):
         _take_from_base(loaded.model, config)
@@ -193,10 +192,7 @@ def plain_config(config: LoraConfig) -> LoraConfig:
 def plain_state(
     model: Any, name: str, config: LoraConfig, state: dict[str, Any], checkpoint: Checkpoint
 ) -> dict[str, Any]:
-    """Return the tensors of the converted adapter `name` of a model, from those in the file; `config` is the file's.
-
-    Raises IntegrityError when the start cannot be computed from a layer of this base.
-    """
+    """Return the tensors of the converted adapter `name` of a model, from those in the file; `config` is the file's."""
     import torch
 
     whole = dict(state)

@@ -47,26 +47,23 @@ _USUAL_HIDDENS = 20
 
 @dataclass(frozen=True)
 class TrainingPass:
-    """A forward and backward pass: its rows, the tokens of its longest row, and what stands on the hidden states.
-
-    `packed` is the fast path, `fused` TRL's own head, `full` the logits of every token (transformers' loss), `score`
-    one number. A preference pair is two rows. `filled` is the share of positions that are no padding: only the fast
-    path gains by it.
-    """
+    """A forward and backward pass: its rows (two a preference pair), and the tokens of its longest row."""
 
     rows: int
     tokens: int
     head: LossHead = "packed"
+    """the fast path, TRL's own `fused` head, the `full` logits of every token (transformers' loss), or one `score`"""
     filled: float = 1.0
+    """the share of positions that are no padding: only the fast path gains by it"""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return the rows and columns that are computed."""
+        """The rows and columns that are computed."""
         return (1, round(self.rows * self.tokens * self.filled)) if self.head == "packed" else (self.rows, self.tokens)
 
     @property
     def positions(self) -> int:
-        """Return the number of tokens that are computed, padding included."""
+        """The number of tokens that are computed, padding included."""
         return self.shape[0] * self.shape[1]
 
 
@@ -114,20 +111,18 @@ def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict
 
 
 def _activations(model: Any, config: StageConfig, work: TrainingPass) -> int:
-    """Return the bytes that the forward pass keeps for the backward pass, at most."""
-    saved = _kept_by_autograd(model, config, work)
+    causal = getattr(model, "get_base_model", lambda: model)()
+    saved = _kept_by_autograd(causal, config, work)
     if not config.gradient_checkpointing:
         return saved
-    causal = getattr(model, "get_base_model", lambda: model)()
     checkpoint_activations(causal)
     causal.enable_input_require_grads()
     # While one layer is computed again, it keeps what it would have kept.
-    layers = model.config.get_text_config().num_hidden_layers
-    return _kept_by_autograd(model, config, work) + saved // layers
+    return _kept_by_autograd(causal, config, work) + saved // model.config.get_text_config().num_hidden_layers
 
 
-def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> int:
-    causal = getattr(model, "get_base_model", lambda: model)()
+def _kept_by_autograd(causal: Any, config: StageConfig, work: TrainingPass) -> int:
+    """Return the bytes that the forward pass keeps for the backward pass, at most."""
     if work.head == "packed":
         causal.config._attn_implementation = _whole_attention()
     body = causal.base_model
@@ -136,7 +131,7 @@ def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> in
     halves = has_fused_experts(body) and any(tensor.dtype == torch.float32 for tensor in tensors.values())
     saved: dict[int, Any] = {}
     with FakeTensorMode():
-        imagined = {name: _imagine(tensor, torch.bfloat16 if halves else None) for name, tensor in tensors.items()}
+        imagined = {name: _imagine(tensor, halves) for name, tensor in tensors.items()}
         own = {tensor.untyped_storage()._cdata for tensor in imagined.values()}
 
         def keep(tensor: Any) -> Any:
@@ -153,7 +148,7 @@ def _kept_by_autograd(model: Any, config: StageConfig, work: TrainingPass) -> in
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), arithmetic:
                 torch.func.functional_call(body.train(), imagined, kwargs=inputs)
         except RuntimeError:
-            text = model.config.get_text_config()
+            text = causal.config.get_text_config()
             return _USUAL_HIDDENS * text.num_hidden_layers * work.positions * text.hidden_size * _FULL_PRECISION
         return (2 if halves else 1) * sum(storage.nbytes() for storage in saved.values())
 
@@ -169,10 +164,9 @@ def _whole_attention() -> str:
     return "align_whole"
 
 
-def _imagine(tensor: Any, dtype: Any) -> Any:
+def _imagine(tensor: Any, halves: bool) -> Any:
     """Return a tensor like this one, without storage but on a real device, whose kernels are then asked."""
-    chosen = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    empty = torch.empty(tensor.shape, dtype=chosen)
+    empty = torch.empty(tensor.shape, dtype=torch.bfloat16 if halves and tensor.is_floating_point() else tensor.dtype)
     return torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
 
 

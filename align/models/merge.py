@@ -43,10 +43,7 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
 
     The base may itself be an adapter over a base, and so on: each is merged into what is under it. A policy becomes a
     causal language model, a reward model a sequence classifier with one label. Sums are made in float32 and rounded
-    once, to `dtype`; `auto` is the type the base is stored in.
-
-    Raises UsageError when there is nothing to merge or `out` is not empty, IntegrityError when something is damaged or
-    made for another base.
+    once, to `dtype`; `auto` is the type the base is stored in. UsageError when there is nothing to merge or no place.
     """
     checkpoint = registry.resolve(reference)
     if not checkpoint.is_adapter:
@@ -85,10 +82,7 @@ def merge(registry: Registry, reference: str, out: Path, dtype: str = "auto") ->
 
 
 def resolve_chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Checkpoint]]:
-    """Return the base at the bottom of an adapter, and the adapters over it, the lowest first.
-
-    Raises IntegrityError for adapters that are each other's base.
-    """
+    """Return the base at the bottom of an adapter, and the adapters over it, the lowest first."""
     adapters = [checkpoint]
     while (below := registry.resolve_base(adapters[0])).is_adapter:
         if below.location in {adapter.location for adapter in adapters}:

@@ -25,33 +25,30 @@ _CHATTY = (
     "matplotlib.font_manager",
 )
 
-_HARMLESS = (
+_HARMLESS = {
     # BEFT without biases in the base: merging refuses by itself.
-    "Detected that the base layer has no bias term",
+    "Detected that the base layer has no bias term": UserWarning,
     # LN tuning, on layers it is made for.
-    "Unsupported layer type .*Norm",
+    "Unsupported layer type .*Norm": UserWarning,
     # BOFT computes without its CUDA extension as well, and takes its own default.
-    "Failed to load the CUDA extension",
-    "Setting boft_n_butterfly_factor to 1",
+    "Failed to load the CUDA extension": UserWarning,
+    "Setting boft_n_butterfly_factor to 1": UserWarning,
     # SHiRA and FRoD multiply with sparse matrices that they make themselves.
-    "Sparse invariant checks are implicitly disabled",
+    "Sparse invariant checks are implicitly disabled": UserWarning,
     # LoRA-GA asks for the gradient of weights, not of inputs.
-    "Full backward hook is firing",
-)
+    "Full backward hook is firing": UserWarning,
+    # peft 0.21 asks transformers 5.23 by a name that is going away.
+    "`is_gradient_checkpointing` is deprecated": FutureWarning,
+    # It looks for the ranks of fused experts among modules, where they are not, and says that it found none.
+    r"The following (rank|alpha)_pattern keys": RuntimeWarning,
+}
 
 
 def quiet_libraries() -> None:
-    """Switch library telemetry and advice off; called before transformers is first imported.
-
-    Values the user has set are kept.
-    """
+    """Switch library telemetry and advice off, keeping values the user has set; before transformers is imported."""
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    # peft 0.21 asks transformers 5.23 by a name that is going away.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    # It looks for the ranks of fused experts among modules, where they are not, and says that it found none.
-    warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys", category=RuntimeWarning)
-    for message in _HARMLESS:
-        warnings.filterwarnings("ignore", message=message, category=UserWarning)
+    for message, category in _HARMLESS.items():
+        warnings.filterwarnings("ignore", message=message, category=category)

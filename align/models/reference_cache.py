@@ -130,7 +130,7 @@ def _whole(data: bytes) -> Iterator[tuple[bytes, float]]:
 
 
 def _keep_newest(folder: Path) -> None:
-    """Remove the files that were used longest ago; other processes do the same, so a file may be gone already."""
+    # Other processes remove files too, so one that was listed may be gone.
     used: list[tuple[float, Path]] = []
     for path in folder.glob("*.bin"):
         with suppress(OSError):
@@ -166,7 +166,7 @@ def make_batches(answers: Sequence[AnswerTokens], capacity: int) -> list[list[in
 def score_answers(model: Any, answers: Sequence[AnswerTokens]) -> list[float]:
     """Return the sum of log-probabilities of each answer in nats, under the active adapters; one padded batch.
 
-    The model is one a TRL trainer was built around: it takes labels and gives their log-probabilities.
+    A TRL trainer was built around the model: it takes labels and gives their log-probabilities.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence

@@ -20,7 +20,7 @@ from align.models.adapter_config import (
     set_trainable,
 )
 from align.models.adapter_files import check_state, read_adapter
-from align.models.adapter_kinds import check_new_settings, check_ranks, check_usable, read_adapter_settings
+from align.models.adapter_kinds import check_new_settings, check_usable, read_adapter_settings
 from align.models.adapters import check_digests, tokenizer_checkpoint
 from align.models.base_files import build_shapes, context_length, read_module_shapes, vocabulary_size
 from align.models.heads import check_score_head
@@ -35,8 +35,7 @@ from align.tuners import find_obstacle, require, tuner_type
 def check_files(config: StageConfig, registry: Registry, starts: dict[str, Checkpoint]) -> None:
     """Check settings and the files of the checkpoints they name (by setting), without importing torch.
 
-    Raises UsageError for a setting that cannot work with them, IntegrityError for a checkpoint that is damaged or does
-    not belong to its base.
+    Raises UsageError for a setting that cannot work with them, IntegrityError for a damaged or foreign checkpoint.
     """
     if config.new_adapter is None:
         Precision.of(config).refuse_full_training()
@@ -59,11 +58,7 @@ def check_files(config: StageConfig, registry: Registry, starts: dict[str, Check
 
 
 def check_models(config: StageConfig, registry: Registry, starts: dict[str, Checkpoint]) -> None:
-    """Check what takes libraries that import for seconds: precision, tokenizers, templates, adapters on their bases.
-
-    Raises IntegrityError for a checkpoint that does not belong to its base or to the others, UsageError for modules
-    that are not there, MachineError for what this machine lacks.
-    """
+    """Check what takes libraries that import for seconds: precision, tokenizers, templates, adapters on their bases."""
     starts = _over_one_base(starts)
     bases = {setting: registry.resolve_base(checkpoint) for setting, checkpoint in starts.items()}
     Precision.of(config).check()
@@ -122,7 +117,6 @@ def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
     import torch
 
     state = read_adapter(checkpoint)
-    check_ranks(checkpoint, state)
     if _is_countable(tuner_type(read_adapter_settings(checkpoint))):
         model = build_shapes(base)
         with torch.device("meta"):

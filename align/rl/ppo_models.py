@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.models.adapter_config import adapter_parameters
 from align.models.adapters import LoadedBase, attach_adapter, copy_adapter, prove_frozen_copy, start_policy
-from align.models.head_scores import score_tokens
+from align.models.head_scores import make_score_layer, score_tokens
 from align.models.heads import load_score_head
 from align.models.loading import Precision, checkpoint_activations, switch_off_dropout
 from align.models.packed import accepts_packed_rows, plain_head
@@ -118,7 +118,7 @@ def load_ppo_models(
     if reward_model is not None:
         attach_adapter(loaded, reward_model, REWARD)
         check_template(reward_model, loaded.tokenizer, "the policy")
-        score_head = _score_layer(load_score_head(reward_model).weight).to(loaded.model.device)
+        score_head = make_score_layer(load_score_head(reward_model).weight).to(loaded.model.device)
         score_head.requires_grad_(False)
     if config.value == "adapter":
         copy_adapter(loaded.model, REWARD if score_head else POLICY, VALUE, trainable=True)
@@ -140,19 +140,7 @@ def _value_head(model: Any, score_head: torch.nn.Linear | None) -> torch.nn.Line
 
     hidden = model.get_base_model().get_input_embeddings().weight.shape[1]
     weight = score_head.weight if score_head is not None else torch.zeros(1, hidden)
-    return _score_layer(weight).to(model.device)
-
-
-def _score_layer(weight: Tensor) -> torch.nn.Linear:
-    """A new score layer in single precision with this weight (1, H)."""
-    import torch
-
-    from align.models.head_scores import ScoreLayer
-
-    layer = ScoreLayer(weight.shape[1], 1, bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-    return layer
+    return make_score_layer(weight).to(model.device)
 
 
 def compute_policy(models: PpoModels, layout: BatchLayout, temperature: float) -> PolicyOutput:

@@ -12,7 +12,7 @@ from align.engine import batch
 from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
 from align.errors import IntegrityError
-from align.models.stop_tokens import StopTokens
+from align.models.tokenizers import StopTokens
 from align.schema import assistant, user
 
 HOT = Sampling(temperature=1.0, max_new_tokens=24)

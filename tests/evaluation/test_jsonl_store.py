@@ -17,7 +17,7 @@ from align.errors import IntegrityError
 from align.evaluate import main
 from align.evaluation.completions import generate_completions, row_key
 from align.evaluation.jsonl_store import JsonlStore, open_completion_store
-from align.models import stop_tokens
+from align.models import tokenizers
 from align.models.loading import Precision
 from align.schema import Record, user
 
@@ -97,7 +97,7 @@ def test_another_model_sampling_arithmetic_or_template_has_a_file_of_its_own(whe
         patch.setattr(where.loaded.tokenizer, "chat_template", "{{ messages[0]['content'] }}")
         names.append(where.name())
     with monkeypatch.context() as patch:
-        patch.setattr(stop_tokens, "_listed", lambda _base: ("generation_config.json", [2, 5], None))
+        patch.setattr(tokenizers, "read_listed_stops", lambda _base: ("generation_config.json", [2, 5], None))
         names.append(where.name())
 
     assert len(set(names)) == len(names)

@@ -14,7 +14,7 @@ from align.engine.protocol import GenerationRequest, Row, RowDone, Sampling
 from align.errors import IntegrityError
 from align.models.adapters import load_models, save_adapter, start_policy
 from align.models.loading import Precision
-from align.models.stop_tokens import find_stop_tokens
+from align.models.tokenizers import find_stop_tokens
 from align.schema import user
 
 FP32 = Precision(bf16=False)
