@@ -14,7 +14,7 @@ from align.strict_yaml import load_yaml
 
 if TYPE_CHECKING:
     from align.evaluation.jsonl_store import JsonlStore
-    from align.evaluation.judging import Judge
+    from align.evaluation.metric import Judge
     from align.evaluation.request import EvaluationRequest
     from align.evaluation.session import Outputs
     from align.registry import Registry

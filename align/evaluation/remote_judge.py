@@ -24,7 +24,7 @@ from align.data.reasoning import strip_reasoning
 from align.engine.wire_format import retry_seconds
 from align.errors import MachineError, UsageError, shorten
 from align.evaluation.jsonl_store import JsonlStore, digest_of
-from align.evaluation.judging import LOSS, NO_COMPLETION, TIE, WIN, Verdicts
+from align.evaluation.metric import LOSS, NO_COMPLETION, TIE, WIN, Verdicts
 from align.evaluation.overlap import Texts, reference_text, require
 from align.schema import Record
 
@@ -222,16 +222,14 @@ def judge_at(url: str, model: str | None, timeout: float, store: JsonlStore | No
     Raises MachineError when the server does not list its models.
     """
     key = os.environ.get("ALIGN_JUDGE_KEY") or os.environ.get("OPENAI_API_KEY")
-    return RemoteJudge(url, model or _only_model(url, key, timeout), key, timeout, store=store)
-
-
-def _only_model(url: str, key: str | None, timeout: float) -> str:
+    if model:
+        return RemoteJudge(url, model, key, timeout, store=store)
     import httpx
 
     with open_client(url, key, timeout) as client:
         try:
             response = client.get("models").raise_for_status()
-            names = [str(model["id"]) for model in response.json()["data"]]
+            names = [str(one["id"]) for one in response.json()["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             raise MachineError(
                 f"--judge {url}: it does not list its models ({type(error).__name__}); start it, or name one "
@@ -239,4 +237,4 @@ def _only_model(url: str, key: str | None, timeout: float) -> str:
             ) from None
     if len({name.partition("@")[0] for name in names}) != 1:  # NAME, NAME@latest and NAME@v1 are one model here
         raise UsageError(f"--judge {url}: it has {len(names)} models ({', '.join(names[:8])}); give --judge_model")
-    return names[0]
+    return RemoteJudge(url, names[0], key, timeout, store=store)

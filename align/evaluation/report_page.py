@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from align import __version__
 from align.evaluation import report_plots
-from align.evaluation.judging import JudgedComparison
-from align.evaluation.metric import Better, Comparison, MetricEstimate
+from align.evaluation.metric import Better, Comparison, JudgedComparison, MetricEstimate
 from align.evaluation.report_examples import render_examples
 from align.evaluation.report_plots import Html, join, tag
 from align.evaluation.results import Result

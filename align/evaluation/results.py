@@ -10,8 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from align.evaluation.judging import JudgedComparison
-from align.evaluation.metric import Comparison, Metric, MetricEstimate, compare_metrics, estimate_metric
+from align.evaluation.metric import (
+    Comparison,
+    JudgedComparison,
+    Metric,
+    MetricEstimate,
+    compare_metrics,
+    estimate_metric,
+)
 from align.evaluation.model_runs import ModelRun
 from align.evaluation.overlap import reference_text
 from align.evaluation.request import EvaluationData, EvaluationRequest

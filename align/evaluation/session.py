@@ -17,8 +17,7 @@ import numpy as np
 
 from align.errors import MachineError, UsageError
 from align.evaluation.completions import texts_of
-from align.evaluation.judging import JudgedComparison, compare_verdicts, verdicts_from_scores
-from align.evaluation.metric import mean_metric
+from align.evaluation.metric import JudgedComparison, compare_verdicts, mean_metric, verdicts_from_scores
 from align.evaluation.model_runs import ModelRun, evaluate_models, resolve_models
 from align.evaluation.request import EvaluationData, EvaluationRequest, prepare_data
 from align.evaluation.results import Result, evaluation_record, sample_rows, summarise_runs
@@ -27,7 +26,7 @@ from align.rewards import RewardContext
 from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 
 if TYPE_CHECKING:
-    from align.evaluation.judging import Judge
+    from align.evaluation.metric import Judge
     from align.registry import Registry
 
 

@@ -6,8 +6,7 @@ import io
 import itertools
 from collections.abc import Iterator
 
-from align.evaluation.judging import JudgedComparison
-from align.evaluation.metric import Comparison, MetricEstimate
+from align.evaluation.metric import Comparison, JudgedComparison, MetricEstimate
 from align.evaluation.results import Result
 from align.registry.text_tables import terminal_width
 

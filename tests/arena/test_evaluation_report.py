@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from align.evaluation.completions import ModelCompletion, behaviour_metrics
-from align.evaluation.judging import Verdicts, compare_verdicts
-from align.evaluation.metric import mean_metric
+from align.evaluation.metric import Verdicts, compare_verdicts, mean_metric
 from align.evaluation.model_runs import ModelRun
 from align.evaluation.report_page import render_report
 from align.evaluation.request import EvaluationData, EvaluationRequest, slices_of

@@ -16,7 +16,7 @@ import pytest
 from align.errors import MachineError, UsageError
 from align.evaluation import remote_judge
 from align.evaluation.jsonl_store import JsonlStore
-from align.evaluation.judging import Verdicts, compare_verdicts
+from align.evaluation.metric import Verdicts, compare_verdicts
 from align.evaluation.remote_judge import RemoteJudge, judge_at, read_verdict
 from align.schema import Record, user
 
