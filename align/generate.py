@@ -63,9 +63,9 @@ def _run(options: argparse.Namespace) -> int:
     seed = random.randrange(2**31) if options.seed is None else options.seed
     chat = TerminalChat(engine, sampling, options.system, seed)
     try:
-        if prompt is None:
-            return chat.run()
-        return chat.continue_text(prompt) if options.raw else chat.answer(prompt)
+        if options.raw:
+            return chat.write(Row(engine.models[0], [], seed, text=prompt))[1]
+        return chat.run() if prompt is None else chat.answer(prompt)
     finally:
         engine.close()
 
@@ -129,16 +129,13 @@ class TerminalChat:
     def answer(self, prompt: str) -> int:
         """Stream the answer to one prompt and return the exit code; Ctrl-C stops it and keeps its text so far."""
         self._messages.append(user(prompt))
-        text, code = self._write(Row(self._engine.models[0], list(self._messages), self._seed))
+        text, code = self.write(Row(self._engine.models[0], list(self._messages), self._seed))
         self._messages.append(assistant(text))
         self._seed += 1
         return code
 
-    def continue_text(self, text: str) -> int:
-        """Stream the continuation of a text, and return the exit code."""
-        return self._write(Row(self._engine.models[0], [], self._seed, text=text))[1]
-
-    def _write(self, row: Row) -> tuple[str, int]:
+    def write(self, row: Row) -> tuple[str, int]:
+        """Stream the answer to a row, and return it with the exit code."""
         text = ""
         stream = self._engine.submit(GenerationRequest((row,), self._sampling))
         with _catch_interrupt() as interrupted:

@@ -43,15 +43,9 @@ class LocalEngine:
     """
 
     def __init__(
-        self,
-        loaded: LoadedBase,
-        *,
-        reward: str | None = None,
-        max_rows: int = 64,
-        max_tokens: int = 65536,
-        max_waiting_rows: int | None = None,
-        prefill_chunk_tokens: int | None = None,
-    ) -> None:
+        self, loaded: LoadedBase, *, reward: str | None = None, max_rows: int = 64, max_tokens: int = 65536,
+        max_waiting_rows: int | None = None, prefill_chunk_tokens: int | None = None,
+    ) -> None:  # fmt: skip
         self._loaded = loaded
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._max_rows, self._max_tokens, self._max_waiting = max_rows, max_tokens, max_waiting_rows

@@ -45,15 +45,9 @@ class RemoteEngine:
     """
 
     def __init__(
-        self,
-        base_url: str,
-        api_key: str | None = None,
-        models: Sequence[str] | None = None,
-        *,
-        timeout: float = 60.0,
-        patience: float = 60.0,
-        max_rows: int = 64,
-    ) -> None:
+        self, base_url: str, api_key: str | None = None, models: Sequence[str] | None = None, *,
+        timeout: float = 60.0, patience: float = 60.0, max_rows: int = 64,
+    ) -> None:  # fmt: skip
         self._server = _Server(base_url, api_key, timeout, patience)
         self.models = self._server.models() if models is None else list(models)
         self._rows: set[_RemoteRow] = set()
@@ -291,11 +285,9 @@ class _RemoteRow:
 
     def _done(self, reason: str | None) -> RowDone:
         return RowDone(
-            row=self._index,
-            text=self._text,
-            reason=_REASONS.get(reason, "stop"),
+            self._index, self._text, _REASONS.get(reason, "stop"),
             prompt_tokens=self._usage.get("prompt_tokens", 0),
             completion_tokens=self._usage.get("completion_tokens", self._chunks),
             first_token_seconds=self.first_token - self._started if self.first_token else 0.0,
             seconds=time.perf_counter() - self._started,
-        )
+        )  # fmt: skip

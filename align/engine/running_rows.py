@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.data.reasoning import mark_reasoning
+from align.engine.detokenizer import TextBuffer, TextChunk
 from align.engine.protocol import Fault, FinishReason, Row, RowDelta, RowDone, RowFailure, RowPrompt, Sampling, Token
 from align.engine.sampling import ActiveRules, RowSampler
-from align.engine.text_buffer import TextBuffer, TextChunk
 from align.engine.token_scores import PromptScores, locate_prompt, make_token, prompt_text
 from align.errors import AlignError, DataError
 
@@ -129,19 +129,15 @@ class RunningRow:
         """End the row, sending what was held back."""
         self._put(self._buffer.close())
         stopped, submitted = self._buffer.stopped, self.state.submitted
-        self.state.end(
-            RowDone(
-                self.state.index,
-                self._buffer.text,
-                "stop" if stopped else reason,
-                prompt_tokens=len(self.prompt_ids),
-                completion_tokens=self._buffer.count,
-                first_token_seconds=self._first_token - submitted if self._first_token else 0.0,
-                seconds=time.perf_counter() - submitted,
-                # A stop string cuts the text within its tokens.
-                marked=None if stopped else mark_reasoning(self._tokenizer, self.prompt_ids, self._ids),
-            )
-        )
+        # A stop string cuts the text within its tokens.
+        marked = None if stopped else mark_reasoning(self._tokenizer, self.prompt_ids, self._ids)
+        done = RowDone(
+            self.state.index, self._buffer.text, "stop" if stopped else reason, marked=marked,
+            prompt_tokens=len(self.prompt_ids), completion_tokens=self._buffer.count,
+            first_token_seconds=self._first_token - submitted if self._first_token else 0.0,
+            seconds=time.perf_counter() - submitted,
+        )  # fmt: skip
+        self.state.end(done)
 
     def _put(self, chunk: TextChunk) -> None:
         if chunk.text or chunk.tokens:

@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from align.engine.adapter_groups import BASE, MIXED, ModelFacts, adapters_active, context_window, unwrap_peft
-from align.engine.detokenizer import Detokenizer, spell_token
+from align.engine.detokenizer import Detokenizer, TextBuffer, spell_token
 from align.engine.protocol import Alternative, ShiftedToken, Token, TokenRules
-from align.engine.text_buffer import TextBuffer
 from align.errors import UsageError
 from align.schema import Messages, Record
 

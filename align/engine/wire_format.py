@@ -27,14 +27,9 @@ def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
     """Return the path below the server's address and the JSON body that request a row, streamed."""
     rules, chat = row.rules, row.chat
     body: dict[str, Any] = {
-        "model": row.model,
-        "seed": row.seed,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_new_tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+        "model": row.model, "seed": row.seed, "stream": True, "stream_options": {"include_usage": True},
+        "temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens,
+    }  # fmt: skip
     body |= {name: value for name in _OPTIONAL if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)}
     optional: dict[str, Any] = {
         "stop": list(sampling.stop),
@@ -64,7 +59,6 @@ def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
 
 
 def _structured_outputs(constraint: Constraint | None) -> dict[str, Any]:
-    """Return vLLM's field of a constraint."""
     if constraint is None:
         return {}
     as_json = constraint.kind in ("json_schema", "choice")

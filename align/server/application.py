@@ -40,13 +40,9 @@ _CLOSE_TIMEOUT_S = 3
 
 
 def create_app(
-    engine: Engine | None,
-    models: ServedModels,
-    limits: ServerLimits,
-    token: str | None,
-    page: FastAPI | None = None,
-    hosts: Collection[str] | None = (),
-) -> FastAPI:
+    engine: Engine | None, models: ServedModels, limits: ServerLimits, token: str | None,
+    page: FastAPI | None = None, hosts: Collection[str] | None = (),
+) -> FastAPI:  # fmt: skip
     """Return the API of an engine. Without one it is not ready; set `app.state.service.engine` once it is loaded.
 
     With a token, everything but /health and /ready requires it. `page` is mounted at /ui. `hosts` are the names in

@@ -112,15 +112,11 @@ class GenerationBody(ConstraintFields):
         """Return the rules on tokens."""
         stated = self.constraint()
         return TokenRules(
-            min_tokens=self.min_tokens,
-            ignore_eos=self.ignore_eos,
-            stop_token_ids=tuple(self.stop_token_ids),
+            min_tokens=self.min_tokens, ignore_eos=self.ignore_eos, stop_token_ids=tuple(self.stop_token_ids),
             allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
-            logit_bias=tuple(self.logit_bias.items()),
-            include_stop=self.include_stop_str_in_output,
-            show_special_tokens=not self.skip_special_tokens,
-            constraint=None if stated is None else stated[1],
-        )
+            logit_bias=tuple(self.logit_bias.items()), include_stop=self.include_stop_str_in_output,
+            show_special_tokens=not self.skip_special_tokens, constraint=None if stated is None else stated[1],
+        )  # fmt: skip
 
     def seeds(self) -> list[int]:
         """Return a seed for each of `n` answers: the request's, or a random one, and others derived from it."""

@@ -21,7 +21,6 @@ _IGNORED = frozenset([
 
 
 def _join_parts(value: Any) -> Any:
-    """Return the text of a content that is a list of text parts."""
     if not isinstance(value, list):
         return value
     for part in value:

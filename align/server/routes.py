@@ -176,14 +176,9 @@ class ReplyWriter:
 
     def _reply(self, choices: list[dict[str, Any]], suffix: str = "", **fields: Any) -> dict[str, Any]:
         return {
-            "id": self.record.id,
-            "object": self.format.kind + suffix,
-            "created": self.created,
-            "model": self.body.model,
-            "system_fingerprint": self.served.digest,
-            "choices": choices,
-            **fields,
-        }
+            "id": self.record.id, "object": self.format.kind + suffix, "created": self.created,
+            "model": self.body.model, "system_fingerprint": self.served.digest, "choices": choices, **fields,
+        }  # fmt: skip
 
     def _finish(self, done: RowDone) -> None:
         self.done.append(done)

@@ -49,15 +49,9 @@ class ServedModel:
     def card(self, name: str) -> dict[str, Any]:
         """Return the entry of /v1/models under one of its ids."""
         return {
-            "id": name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "align",
-            "root": self.name,
-            "parent": self.parent,
-            "base": self.base,
-            "digest": self.digest,
-        }
+            "id": name, "object": "model", "created": self.created, "owned_by": "align",
+            "root": self.name, "parent": self.parent, "base": self.base, "digest": self.digest,
+        }  # fmt: skip
 
 
 class ServedModels:

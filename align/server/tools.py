@@ -16,8 +16,8 @@ from pydantic import Field
 from align.data.tool_calls import ToolCall, ToolFormat
 from align.data.tool_grammar import tool_grammar
 from align.engine.constraint import Constraint, require_llguidance
+from align.engine.detokenizer import StopStrings
 from align.engine.protocol import Engine, Row, RowDone, RowPrompt, Token
-from align.engine.text_buffer import StopStrings
 from align.errors import UsageError, nearest
 from align.schema import Messages
 from align.server.api_errors import bad_field, not_ready, unsupported
@@ -132,7 +132,6 @@ def _call_constraint(row: Row, format_: ToolFormat, functions: list[dict[str, An
 
 
 def _with_text_arguments(messages: Messages) -> Messages:
-    """Return turns with the arguments of their calls as JSON text."""
     turns = copy.deepcopy(messages)
     for turn in turns:
         for call in turn.get("tool_calls", []):

@@ -8,9 +8,8 @@ from functools import cache
 import pytest
 from byte_tokenizers import KINDS, TEXTS
 
-from align.engine.detokenizer import spell_token
+from align.engine.detokenizer import TextBuffer, spell_token
 from align.engine.protocol import Alternative, Token
-from align.engine.text_buffer import TextBuffer
 from align.engine.token_scores import make_alternative
 
 

@@ -5,8 +5,8 @@ import random
 import pytest
 from tiny import tiny_tokenizer
 
+from align.engine.detokenizer import StopStrings, TextBuffer
 from align.engine.protocol import Token
-from align.engine.text_buffer import StopStrings, TextBuffer
 
 
 @pytest.fixture(scope="module")
