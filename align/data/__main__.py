@@ -221,10 +221,11 @@ def _split(options: argparse.Namespace) -> None:
     from align.data.split import split_records
 
     scan = _scan(options.data, options)
-    counts = split_records(scan, options.out, options.eval, seed=options.seed, by=options.by, force=options.force)
-    share = counts.held_out / sum(counts)
-    write(f"{options.out / 'train.jsonl'}: {counts.train} rows")
-    write(f"{options.out / 'eval.jsonl'}: {counts.held_out} rows ({share:.1%})")
+    train, held_out = split_records(
+        scan, options.out, options.eval, seed=options.seed, by=options.by, force=options.force
+    )
+    write(f"{options.out / 'train.jsonl'}: {train} rows")
+    write(f"{options.out / 'eval.jsonl'}: {held_out} rows ({held_out / (train + held_out):.1%})")
     _write_counts(scan.drop_counts())
     write(f"train with data={options.out / 'train.jsonl'} eval_data={options.out / 'eval.jsonl'}")
 

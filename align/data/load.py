@@ -203,10 +203,11 @@ def _mix(scan: Scan, config: MixtureDataset) -> Iterator[Record]:
 def _read(scan: Scan, config: SourceDataset) -> Iterator[Record]:
     """Yield the records of a dataset in its view: in the order of its rows, or a sample of them."""
     rows = open_source(scan.dataset, scan.roots, scan.notes)
-    first = next(rows, None)
-    if first is None:
+    head = list(itertools.islice(rows, SAMPLE_ROWS if config.format == "auto" else 1))
+    if not head:
         return
-    rows, format_name = _choose_format(config, scan, itertools.chain([first], rows))
+    rows = itertools.chain(head, rows)
+    format_name = _detect(head, config, scan) if config.format == "auto" else config.format
     row_format = FORMATS[format_name]
     if row_format.join is not None:
         rows = row_format.join(rows, scan.name, config.columns)
@@ -223,11 +224,8 @@ def _read(scan: Scan, config: SourceDataset) -> Iterator[Record]:
         yield from chosen if scan.view is None else _in_view(chosen, scan.view, scan)
 
 
-def _choose_format(config: SourceDataset, scan: Scan, rows: Iterator[RawRow]) -> tuple[Iterator[RawRow], str]:
-    """Return all rows again and their format, from the settings or else the first rows."""
-    if config.format != "auto":
-        return rows, config.format
-    head = list(itertools.islice(rows, SAMPLE_ROWS))
+def _detect(head: list[RawRow], config: SourceDataset, scan: Scan) -> str:
+    """Return the format of the first rows, and note it."""
     samples = []
     for raw in head:
         row = {"messages": raw.value} if isinstance(raw.value, list) else raw.value
@@ -235,12 +233,11 @@ def _choose_format(config: SourceDataset, scan: Scan, rows: Iterator[RawRow]) ->
             with contextlib.suppress(RowError):  # raised again, with its place, when the row is read
                 row = unpack_row(row)
             samples.append(row)
-    rows = itertools.chain(head, rows)
     if not samples:
-        return rows, "text"
+        return "text"
     format_name, reason = detect_format(samples, scan.name, config.columns, config.source)
     scan.notes.append(f"{scan.name}: format {format_name}, decided by {reason}")
-    return rows, format_name
+    return format_name
 
 
 def _counted(rows: Iterable[RawRow], scan: Scan) -> Iterator[RawRow]:
@@ -322,10 +319,9 @@ class _RowReader:
             listed += f" and {len(self._unused) - SHOWN} more" if len(self._unused) > SHOWN else ""
             synonyms = self._layout.synonyms.items()
             names = {name for part, spellings in synonyms if part not in COMMON for name in spellings}
-            hints = [(column, near) for column in self._unused if (near := find_misspelt(str(column), names))]
-            yield "".join(
-                [f"columns kept as meta: {listed}", *(f"; did you mean {near} by {column}?" for column, near in hints)]
-            )
+            near = ((column, find_misspelt(str(column), names)) for column in self._unused)
+            hints = "".join(f"; did you mean {name} by {column}?" for column, name in near if name)
+            yield f"columns kept as meta: {listed}{hints}"
         yield from (f"{count} {decision}" for decision, count in self._layout.decisions.items())
 
 

@@ -10,8 +10,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from align.data.convert import to_trl
 from align.data.writing import check_target, dump_row, replacing
@@ -19,13 +20,6 @@ from align.errors import DataError, UsageError
 from align.schema import Record
 
 By = Literal["prompt", "first_turn"]
-
-
-class SplitCounts(NamedTuple):
-    """Rows on each side."""
-
-    train: int
-    held_out: int
 
 
 def is_held_out(record: Record, share: float, seed: int = 0, by: By = "prompt") -> bool:
@@ -48,8 +42,8 @@ def split_records(
     seed: int = 0,
     by: By = "prompt",
     force: bool = False,
-) -> SplitCounts:
-    """Write `train.jsonl` and `eval.jsonl` into a folder, both or neither.
+) -> tuple[int, int]:
+    """Write `train.jsonl` and `eval.jsonl` into a folder, both or neither, and return the numbers of their rows.
 
     Raises UsageError for a share that is not between 0 and 1 or files that are there already, and DataError when one
     side would be empty.
@@ -63,15 +57,14 @@ def split_records(
     with ExitStack() as stack:
         parts = [stack.enter_context(replacing(target)) for target in targets]
         files = [stack.enter_context(part.open("wb")) for part in parts]  # closed before either takes its name
-        for batch in batches:
-            for record in batch:
-                side = is_held_out(record, share, seed, by)
-                files[side].write(dump_row(to_trl(record)))
-                counts[side] += 1
+        for record in chain.from_iterable(batches):
+            side = is_held_out(record, share, seed, by)
+            files[side].write(dump_row(to_trl(record)))
+            counts[side] += 1
         if not all(counts):
             empty = "eval" if counts[0] else "train"
             raise DataError(
                 f"{folder}: of {sum(counts)} rows none falls on the {empty} side at --eval {share:g}; "
                 "give more rows, another share or another --seed"
             )
-    return SplitCounts(*counts)
+    return counts[0], counts[1]

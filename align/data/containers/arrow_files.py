@@ -101,9 +101,9 @@ def _explain_errors(name: str, kind: str) -> Iterator[None]:
 
     try:
         yield
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: {Path(str(error.filename)).name} is missing; save the dataset again") from None
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, RecursionError, MemoryError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise DataError(f"{name}: {Path(str(error.filename)).name} is missing; save the dataset again") from None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{name}: no readable {kind} ({shorten(reason, 80)}); fetch the file again") from None
 

@@ -60,17 +60,15 @@ def read_json_lines(file: DataFile) -> Iterator[RawRow]:
 
 def read_yaml_file(file: DataFile) -> Iterator[RawRow]:
     """Yield the rows of a YAML file: a list, or an object that holds one."""
-    lines: list[str] = []
-    size = 0
+    text = ""
     for line in file.decoded_lines():
-        lines.append(line)
-        size += len(line)
-        if size > _LONGEST_YAML:
+        text += line
+        if len(text) > _LONGEST_YAML:
             raise DataError(
                 f"{file.name}: a YAML file of more than {_LONGEST_YAML >> 20}M characters; convert it to JSON"
             )
     try:
-        whole = _with_text_keys(load_yaml("".join(lines), file.name), file, set())
+        whole = _with_text_keys(load_yaml(text, file.name), file, set())
     except UsageError as error:
         raise DataError(str(error)) from None
     except RecursionError:
@@ -295,17 +293,15 @@ class _JsonReader:
         rest, line = self._text[self._position :], self.line
         if len(rest) > LONGEST_LINE:
             raise self.error(f"a value of more than {LONGEST_LINE >> 20}M characters")
-        pieces: list[str] = []
-        size = 0
+        text = rest
         try:
-            while size <= len(rest) and (piece := next(self._pieces, None)) is not None:
-                pieces.append(piece)
-                size += len(piece)
+            while len(text) <= 2 * len(rest) and (piece := next(self._pieces, None)) is not None:
+                text += piece
         except UnicodeDecodeError:
             deque(self.file.decoded_lines(), maxlen=0)  # raises the error with the place in the file
-        if not size:
+        if text == rest:
             return False
-        self._text, self._position = rest + "".join(pieces), 0
+        self._text, self._position = text, 0
         self._line, self._counted = line, 0
         return True
 

@@ -24,18 +24,16 @@ _LONGEST_CELL = 64 << 20
 
 def read_text_file(file: DataFile) -> Iterator[RawRow]:
     """Yield a text file as one text, or as several when it is too long for one."""
-    lines: list[str] = []
-    size, start = 0, 1
+    text, start = "", 1
     for number, line in enumerate(file.decoded_lines(), start=1):
         line = line.replace("\r\n", "\n")
-        if size + len(line) > LONGEST_TEXT and lines:
+        if text and len(text) + len(line) > LONGEST_TEXT:
             file.note(f"a long text; it was cut at line ends into texts of at most {LONGEST_TEXT >> 20}M characters")
-            yield RawRow(file.name, start, {"text": "".join(lines)})
-            lines, size, start = [], 0, number
-        lines.append(line)
-        size += len(line)
-    if lines:
-        yield RawRow(file.name, start, {"text": "".join(lines)})
+            yield RawRow(file.name, start, {"text": text})
+            text, start = "", number
+        text += line
+    if text:
+        yield RawRow(file.name, start, {"text": text})
 
 
 def read_csv(file: DataFile) -> Iterator[RawRow]:
