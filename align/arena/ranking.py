@@ -53,6 +53,10 @@ class LeaderboardWarning(str):
         warning.key, warning.values = key, values
         return warning
 
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
+        """Return what a copy is made of, as `asdict` makes one."""
+        return (self.key,), self.values
+
 
 class PairRecord(NamedTuple):
     """Votes between two models, seen from the first."""

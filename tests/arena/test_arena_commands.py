@@ -68,6 +68,15 @@ def test_stats_as_json_hold_the_whole_board(registry, capsys):
     assert sum(board["matrix"]["red@v1"]["blue@v2"].values()) == 40
 
 
+def test_stats_as_json_hold_the_warnings_as_text(tmp_path, capsys):
+    VoteStore(tmp_path / "votes").append([vote(0, "a")])
+
+    code, told, _ = run(capsys, "stats", tmp_path / "votes", "--json")
+
+    assert code == 0
+    assert any(warning.startswith("not enough votes to place") for warning in json.loads(told)["warnings"])
+
+
 def test_few_votes_are_said_to_be_few(tmp_path, capsys):
     VoteStore(tmp_path / "votes").append([vote(0, "a")])
 
