@@ -41,21 +41,15 @@ WARNINGS = {
 }
 
 
-class LeaderboardWarning(str):
-    """A warning in English that knows its key and values, so that the page can translate it."""
+@dataclass(frozen=True)
+class LeaderboardWarning:
+    """A warning, in English as text; the page translates it by its key."""
 
     key: str
-    values: dict[str, Any]
+    values: dict[str, Any] = field(default_factory=dict)
 
-    def __new__(cls, key: str, **values: Any) -> LeaderboardWarning:
-        """Return the text of a key of `WARNINGS`."""
-        warning = super().__new__(cls, WARNINGS[key].format(**values))
-        warning.key, warning.values = key, values
-        return warning
-
-    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
-        """Return what a copy is made of, as `asdict` makes one."""
-        return (self.key,), self.values
+    def __str__(self) -> str:
+        return WARNINGS[self.key].format(**self.values)
 
 
 class PairRecord(NamedTuple):
@@ -238,7 +232,9 @@ def _fit_strengths(
     if unbounded or not fit.converged:
         fit = _fit(*_add_pseudo_votes(design, votes), ties)
         names = ", ".join(votes.names[index] for index in unbounded)
-        warnings.append(LeaderboardWarning("one_sided", models=names) if unbounded else LeaderboardWarning("cautious"))
+        warnings.append(
+            LeaderboardWarning("one_sided", {"models": names}) if unbounded else LeaderboardWarning("cautious")
+        )
     prompts = len(np.unique(votes.prompt))
     if prompts < ENOUGH_PROMPTS or not fit.converged:
         return [None] * count, None, warnings
@@ -336,16 +332,16 @@ def _vote_warnings(rows: Sequence[dict[str, Any]]) -> list[LeaderboardWarning]:
     """Return warnings about the votes themselves."""
     warnings = []
     if none_good := {row.get("battle") or index for index, row in enumerate(rows) if row["choice"] == "bad"}:
-        warnings.append(LeaderboardWarning("none_good", votes=len(none_good)))
+        warnings.append(LeaderboardWarning("none_good", {"votes": len(none_good)}))
     if named := sum(row.get("mode") == "named" for row in rows):
-        warnings.append(LeaderboardWarning("named", named=named, votes=len(rows)))
+        warnings.append(LeaderboardWarning("named", {"named": named, "votes": len(rows)}))
     digests: dict[str, set[str]] = {}
     for row in rows:
         for side, digest in (row.get("digests") or {}).items():
             if digest is not None:
                 digests.setdefault(row["models"][side], set()).add(digest)
-    counts = {model: len(different) for model, different in digests.items() if len(different) > 1}
-    return warnings + [LeaderboardWarning("two_digests", model=model, count=count) for model, count in counts.items()]
+    counts = [{"model": model, "count": len(different)} for model, different in digests.items() if len(different) > 1]
+    return warnings + [LeaderboardWarning("two_digests", count) for count in counts]
 
 
 def _rating_warnings(standings: list[Rating]) -> list[LeaderboardWarning]:
@@ -353,10 +349,10 @@ def _rating_warnings(standings: list[Rating]) -> list[LeaderboardWarning]:
     warnings = []
     groups = [[one.reference for one in members] for _, members in groupby(standings, lambda one: one.group)]
     if len(groups) > 1:
-        warnings.append(LeaderboardWarning("disconnected", groups=" | ".join(map(", ".join, groups))))
+        warnings.append(LeaderboardWarning("disconnected", {"groups": " | ".join(map(", ".join, groups))}))
     if few := [one.reference for one in standings if one.strength is None]:
-        needs = {"votes": ENOUGH_VOTES, "prompts": ENOUGH_PROMPTS}
-        warnings.append(LeaderboardWarning("not_enough", models=", ".join(few), **needs))
+        values = {"models": ", ".join(few), "votes": ENOUGH_VOTES, "prompts": ENOUGH_PROMPTS}
+        warnings.append(LeaderboardWarning("not_enough", values))
     return warnings
 
 

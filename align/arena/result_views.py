@@ -140,7 +140,10 @@ def _metrics_html(checkpoint: Checkpoint) -> str:
 
 def _chart_svg(title: str, kinds: Series, words: Words) -> str:
     """Return a small line chart, held-out values dashed."""
-    points = {kind: _finite_points(series) for kind, series in kinds.items()}
+    points = {}
+    for kind, series in kinds.items():
+        finite = [(float(step), value) for step, value in zip(*series, strict=True) if math.isfinite(value)]
+        points[kind] = finite[:: math.ceil(len(finite) / _MAX_POINTS) or 1]
     every = [point for series in points.values() for point in series]
     if not every:
         return ""
@@ -160,11 +163,6 @@ def _chart_svg(title: str, kinds: Series, words: Words) -> str:
         f'<text class="end" x="{_LEFT - 6}" y="{_HEIGHT - 3}">{low:.3g}</text>'
         f'<text class="end" x="{_WIDTH}" y="{_HEIGHT + 13}">{escape(words["step"])} {last:g}</text></svg></figure>'
     )
-
-
-def _finite_points(series: tuple[list[int], list[float]]) -> list[tuple[float, float]]:
-    points = [(float(step), value) for step, value in zip(*series, strict=True) if math.isfinite(value)]
-    return points[:: math.ceil(len(points) / _MAX_POINTS) or 1]
 
 
 def _curve(series: list[tuple[float, float]], ends: tuple[float, float, float], kind: str) -> str:

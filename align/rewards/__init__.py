@@ -23,25 +23,27 @@ refuses 0 and "ten" before any weights are loaded.
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from align.config import write
 from align.errors import UsageError, nearest, shorten
-from align.rewards.named_functions import NamedFunctions
 
 if TYPE_CHECKING:
     from align.models.loading import Precision
     from align.registry import Checkpoint, Registry
 
 RewardFunction = Callable[..., Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,38 @@ class LoadedReward(NamedTuple):
 
     score: RewardFunction
     checkpoint: Checkpoint
+
+
+class NamedFunctions(Generic[T]):
+    """The functions of one kind, such as "reward", by name: those of every module of `package`, and what programs add.
+
+    The modules are imported on first use.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self._by_name: dict[str, T] = {}
+        self._modules: dict[str, str] = {}
+        self._kind, self._package = kind, package
+
+    def add(self, function: Callable[..., Any], item: T) -> None:
+        """Register a function's item under its name; UsageError when another module has registered one of that name."""
+        name, module = function.__name__, function.__module__
+        if (other := self._modules.setdefault(name, module)) != module:
+            raise UsageError(f"{self._kind} {name}: already registered by {other}; choose another name")
+        self._by_name[name] = item
+
+    def names(self) -> list[str]:
+        """Return the names of all registered functions, sorted."""
+        for module in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
+            importlib.import_module(f"{self._package}.{module.name}")
+        return sorted(self._by_name)
+
+    def find(self, name: str, setting: str = "") -> T:
+        """Return the registered function of a name, or raise a UsageError that begins with the setting."""
+        if name not in (names := self.names()):
+            asked = f"{setting or self._kind}: asked for {shorten(name)}"
+            raise UsageError(f"{asked}; no {self._kind} has that name;{nearest(name, names)}")
+        return self._by_name[name]
 
 
 _REGISTERED: NamedFunctions[Reward] = NamedFunctions("reward", __name__)

@@ -18,9 +18,9 @@ from browsing import BASE, FIRST, SECOND, TIMEOUT, ask, leave_the_prompt
 from fake_engine import FakeEngine
 
 from align import compare
-from align.arena.lazy_engine import LazyEngine
 from align.arena.review_queue import Review, ReviewQueue
 from align.arena.votes import VoteStore, read_votes
+from align.compare import LazyEngine
 from align.engine.protocol import GenerationRequest, Row, RowFailure, Sampling
 from align.errors import MachineError
 from align.registry import Registry, open_registry

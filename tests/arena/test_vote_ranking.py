@@ -172,7 +172,7 @@ def test_one_vote_places_nobody(choice):
     assert [(one.strength, one.low, one.high, one.votes) for one in board.standings] == [
         (None, None, None, int(choice != "bad"))
     ] * 2
-    assert "not enough votes to place" in " ".join(board.warnings)
+    assert "not enough votes to place" in " ".join(map(str, board.warnings))
     assert board.position_bias is None
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, overload
 
 from align.data.reasoning import strip_reasoning
 from align.errors import DataError
-from align.rewards.named_functions import NamedFunctions
+from align.rewards import NamedFunctions
 from align.schema import Record
 
 ScoreFunction = Callable[[Record, Any], dict[str, float]]
