@@ -96,8 +96,7 @@ class TerminalChat:
     """A conversation with one model; every turn has its own seed, counted up from the first."""
 
     def __init__(self, engine: Engine, sampling: Sampling, system: str | None, seed: int) -> None:
-        self._engine = engine
-        self._sampling = sampling
+        self._engine, self._sampling = engine, sampling
         self._opening: Messages = [Message(role="system", content=system)] if system else []
         self._messages = list(self._opening)
         self._seed = seed

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "ALIGN_TOKEN"
 
-_REQUIRED = ("fastapi", "uvicorn", "prometheus_client")
-
 _LIMITS = {
     "max_tokens": "longest answer, in tokens (422 beyond)",
     "max_waiting": "most prompts that wait for the model (429 beyond)",
@@ -111,7 +109,7 @@ def _find_models(registry: Registry, references: list[str]) -> tuple[list[Checkp
 
 
 def _serve(registry: Registry, options: argparse.Namespace, limits: ServerLimits) -> int:
-    modules = (*_REQUIRED, *(("gradio",) if options.ui else ()))
+    modules = ["fastapi", "uvicorn", "prometheus_client", *(["gradio"] if options.ui else [])]
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         extra = "align[serve,app]" if options.ui else "align[serve]"
         raise MachineError(f'the server needs {", ".join(missing)}, not installed here; pip install "{extra}"')

@@ -153,10 +153,7 @@ def _logits(model: Any, ids: Tensor, adapters: list[str], adapter_group: str) ->
 
 
 def _agree(mixed: Tensor, alone: Tensor, base: Tensor, dtype: Any) -> bool:
-    """Return whether two runs of one model are equal up to rounding.
-
-    In half precision an error far below what the adapter changes counts as rounding too.
-    """
+    """Return whether two runs are equal up to rounding; in half precision, far below what the adapter changes."""
     import torch
 
     error, difference = (mixed - alone).abs().max(), (alone - base).abs().max()

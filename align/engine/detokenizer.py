@@ -208,8 +208,7 @@ class TextBuffer:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, context, show_special=rules.show_special_tokens)
         self._stops = StopStrings(stops, rules.include_stop)
-        self._min_tokens = rules.min_tokens
-        self._names = rules.show_special_tokens
+        self._min_tokens, self._names = rules.min_tokens, rules.show_special_tokens
         self._group: list[Token] = []
         self._spans: list[tuple[Token, int]] = []  # a token, and where its bytes begin in those of the completion
         self._decoded = self._located_bytes = self._shown_bytes = 0
@@ -284,8 +283,7 @@ class StopStrings:
     """Passes text on up to the first stop string, with `include` up to its end, however the text is cut into chunks."""
 
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
-        self._stops = stops
-        self._include = include
+        self._stops, self._include = stops, include
         self._held = ""
         self.found = False
 

@@ -98,10 +98,7 @@ class LocalEngine:
         return len(self._waiting) + (0 if self._prompts is None else len(self._prompts))
 
     def submit(self, request: GenerationRequest) -> Stream:
-        """Queue a request; a row that cannot run ends with a RowFailure, the others continue.
-
-        Raises EngineBusy when more rows would wait than may.
-        """
+        """Queue a request; a row that cannot run ends with a RowFailure. Raises EngineBusy when too many would wait."""
         stream = Stream(len(request.rows), on_cancel=self._drop_cancelled)
         accepted = []
         for index, row in enumerate(request.rows):
@@ -137,10 +134,7 @@ class LocalEngine:
         return self._call_in_thread(lambda: compute_token_shift(loaded, fact, *encode_answer(messages, loaded)))
 
     def reward_score(self, messages: Messages) -> float | None:
-        """Return the reward model's score of a conversation; None without a reward model.
-
-        Raises UsageError as `token_shift` does.
-        """
+        """Return the reward model's score of a conversation, None without one; raises UsageError as `token_shift`."""
         if (scorer := self._reward) is None:
             return None
         return self._call_in_thread(lambda: scorer.score(*encode_answer(messages, self._loaded)))

@@ -280,19 +280,13 @@ class Engine(Protocol):
         """The number of rows that are queued and do not run yet."""
 
     def submit(self, request: GenerationRequest) -> Stream:
-        """Queue a request; never blocks, never raises for a bad row (that row ends with a RowFailure).
-
-        Raises EngineBusy when the queue is full.
-        """
+        """Queue a request without blocking; a bad row ends with a RowFailure. Raises EngineBusy for a full queue."""
 
     def complete(self, rows: Sequence[Row], sampling: Sampling) -> list[str]:
         """Return the texts of some rows, in as few batches as possible; raises IntegrityError if a row failed."""
 
     def token_shift(self, model: str, messages: Messages) -> list[ShiftedToken]:
-        """Compare a model with its base over the answer that ends a conversation, its end token included.
-
-        Blocks. Raises UsageError where this engine cannot.
-        """
+        """Compare a model with its base over the last answer and its end token; blocks. Raises UsageError."""
 
     def reward_score(self, messages: Messages) -> float | None:
         """Return the reward model's score of a conversation; None without a reward model. Blocks."""

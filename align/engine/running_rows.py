@@ -73,8 +73,7 @@ class RunningRow:
         self.sampler = RowSampler(state.sampling, state.row.seed, state.prompt_ids, state.rules)
         scored = state.row.prompt_logprobs
         self.scores = None if scored is None else PromptScores(scored, self.prompt_ids[0], tokenizer)
-        self._limit = limit
-        self._tokenizer = tokenizer
+        self._limit, self._tokenizer = limit, tokenizer
         # A text that is continued keeps the space before its first new word.
         continues = state.row.is_raw_prompt or state.row.chat.continue_final
         self._buffer = TextBuffer(

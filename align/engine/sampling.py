@@ -75,10 +75,7 @@ class ActiveRules:
 
 
 def activate_rules(rules: TokenRules, own_stops: Collection[int], vocabulary: int, compiler: Compiler) -> ActiveRules:
-    """Return the rules of a row ready to be applied.
-
-    Raises UsageError for ids that are no tokens and for a grammar that cannot be compiled.
-    """
+    """Return a row's rules ready to be applied; raises UsageError for unknown ids and uncompilable grammars."""
     ids_by_field: dict[str, Sequence[int]] = {
         "stop_token_ids": rules.stop_token_ids,
         "allowed_token_ids": rules.allowed_token_ids or (),
@@ -97,9 +94,7 @@ class RowSampler:
     def __init__(
         self, sampling: Sampling, seed: int, prompt_ids: Sequence[int], rules: ActiveRules | None = None
     ) -> None:
-        self._rules = rules
-        self._sampling = sampling
-        self._seed = seed
+        self._sampling, self._seed, self._rules = sampling, seed, rules
         self._prompt_ids = list(prompt_ids)
         self._completion_ids: list[int] = []
         penalties = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)

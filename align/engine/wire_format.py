@@ -15,12 +15,10 @@ from typing import Any
 from align.engine.constraint import Constraint
 from align.engine.protocol import Alternative, Fault, Row, Sampling, Token
 
+_BYTES_PREFIX = "bytes:"
 _DEFAULTS = Sampling()
 _OPTIONAL = ("frequency_penalty", "presence_penalty", "top_k", "min_p", "repetition_penalty")
 """sent only when they differ from the default; the last three are extensions of vLLM and this project's server"""
-
-_UNKNOWN_ID = -1
-"""the API has the text of tokens only"""
 
 
 def request_of(row: Row, sampling: Sampling) -> tuple[str, dict[str, Any]]:
@@ -111,7 +109,7 @@ def _tokens(logprobs: dict[str, Any]) -> tuple[Token, ...]:
             (_named(name, value), starmap(_named, top))
             for name, value, top in zip(names, values, likeliest_first, strict=True)
         ]
-    return tuple(Token(_UNKNOWN_ID, one.text, one.logprob, tuple(top), one.raw) for one, top in read)
+    return tuple(Token(one.id, one.text, one.logprob, tuple(top), one.raw) for one, top in read)
 
 
 def _entry(entry: dict[str, Any]) -> Alternative:
@@ -125,9 +123,6 @@ def _entry(entry: dict[str, Any]) -> Alternative:
 def _named(name: str, logprob: float) -> Alternative:
     text, raw = read_token(name)
     return Alternative(text, logprob, raw)
-
-
-_BYTES_PREFIX = "bytes:"
 
 
 def name_token(text: str, raw: bytes) -> str:

@@ -50,8 +50,7 @@ class RequestGuard:
     """Middleware that passes a request on with its whole body, or answers it with an error."""
 
     def __init__(self, app: ASGIApp, limits: ServerLimits, token: str | None, hosts: Collection[str] | None) -> None:
-        self._app = app
-        self._limits = limits
+        self._app, self._limits = app, limits
         self._token = None if token is None else _digest(token)
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
 
@@ -139,8 +138,7 @@ class RequestLog:
     """The outermost middleware."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
-        self._service = service
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and log and count it."""

@@ -110,13 +110,11 @@ def describe_models(registry: Registry, checkpoints: Sequence[Checkpoint]) -> Se
         parents = parent_links(checkpoint)
         created = (checkpoint.manifest or {}).get("created")
         model = ServedModel(
-            reference=checkpoint.reference,
-            names=_names(registry, checkpoint, versions.count(checkpoint.name) == 1),
-            base=public_name(registry.resolve_base(checkpoint).reference),
+            checkpoint.reference, _names(registry, checkpoint, versions.count(checkpoint.name) == 1),
+            base=public_name(registry.resolve_base(checkpoint).reference), digest=checkpoint.digest,
             parent=public_name(parents[0]["reference"]) if parents else None,
-            digest=checkpoint.digest,
             created=int(datetime.fromisoformat(created).timestamp()) if created else 0,
-        )
+        )  # fmt: skip
         models.append(model)
     return ServedModels(models)
 
@@ -140,10 +138,7 @@ def _names(registry: Registry, checkpoint: Checkpoint, only_version: bool) -> tu
 def vllm_command(
     registry: Registry, checkpoints: Sequence[Checkpoint], models: ServedModels, quantization: str = "none"
 ) -> list[str]:
-    """Return the words of the command.
-
-    Raises UsageError for models that vLLM cannot serve, IntegrityError when they do not share a base.
-    """
+    """Return the command's words; raises UsageError for models vLLM cannot serve, IntegrityError for several bases."""
     adapters = [checkpoint for checkpoint in checkpoints if checkpoint.is_adapter]
     bases = [registry.resolve_base(checkpoint) for checkpoint in checkpoints]
     base = bases[0]

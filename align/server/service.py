@@ -161,8 +161,7 @@ class RequestMeter:
     """Records the tokens and times of one request's rows."""
 
     def __init__(self, metrics: Metrics, model: str, rows: int) -> None:
-        self._metrics = metrics
-        self._model = model
+        self._metrics, self._model = metrics, model
         self._started = time.perf_counter()
         self._latest: dict[int, float] = {}
         self._waiting, self._running = rows, 0
@@ -172,8 +171,7 @@ class RequestMeter:
         """Record one event; an echoed prompt is not part of the answer."""
         if isinstance(event, RowPrompt):
             return
-        now = time.perf_counter()
-        before = self._latest.get(event.row)
+        now, before = time.perf_counter(), self._latest.get(event.row)
         if before is None:
             self._move(waiting=-1, running=1)
         if isinstance(event, RowDelta):

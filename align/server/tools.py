@@ -143,8 +143,7 @@ class ToolChatReply(ChatReply):
     """/v1/chat/completions with tools: text that may become a call is held back, and sent as calls at the end."""
 
     def __init__(self, format_: ToolFormat, tools: Sequence[dict[str, Any]], body: ToolFields) -> None:
-        self._format = format_
-        self._tools = tools
+        self._format, self._tools = format_, tools
         self._most = None if body.parallel_tool_calls else 1
         self._reason = "stop" if body.named is not None else "tool_calls"
         self._texts: defaultdict[int, str] = defaultdict(str)
