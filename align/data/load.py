@@ -220,8 +220,11 @@ def _read(scan: Scan, config: SourceDataset) -> Iterator[Record]:
         raise UsageError(f"{scan.name}: asked for {', '.join(wanted.vote_settings)}, {problem}; take it out")
     layout = config.row_layout(format_name, scan.view)
     with contextlib.closing(_RowReader(row_format, layout, scan).read(rows)) as records:
-        chosen = _choose_records(records, config)
-        yield from chosen if scan.view is None else _in_view(chosen, scan.view, scan)
+        for record in _choose_records(records, config):
+            try:
+                yield from convert(record, scan.view, scan.name)
+            except RowSkipped as skip:
+                scan.skip(skip.reason)
 
 
 def _detect(head: list[RawRow], config: SourceDataset, scan: Scan) -> str:
@@ -256,14 +259,6 @@ def _choose_records(records: Iterator[Record], config: SourceDataset) -> Iterato
     numbered = ((draw(), number, record) for number, record in enumerate(records))
     ordered = sorted(numbered) if config.limit is None else heapq.nsmallest(config.limit, numbered)
     return (record for _, _, record in ordered)
-
-
-def _in_view(records: Iterable[Record], view: View, scan: Scan) -> Iterator[Record]:
-    for record in records:
-        try:
-            yield from convert(record, view, scan.name)
-        except RowSkipped as skip:
-            scan.skip(skip.reason)
 
 
 class _RowReader:

@@ -75,13 +75,13 @@ def natural_view(record: Record) -> View:
     return "demonstration" if record.label is None else "unpaired"
 
 
-def convert(record: Record, view: View, name: str) -> list[Record]:
-    """Return the records a record gives in a view; DataError when it has not what the view needs.
+def convert(record: Record, view: View | None, name: str) -> list[Record]:
+    """Return the records a record gives in a view (None: as it is); DataError when it has not what the view needs.
 
     Raises RowSkipped for a completion that is labelled bad and is asked for as a demonstration.
     """
     natural = natural_view(record)
-    if natural == view or (natural, view) == ("demonstration", "text"):  # rendering writes it out by the chat template
+    if view is None or view == natural or (natural, view) == ("demonstration", "text"):  # rendering writes that out
         return [record]
     given = replace(record, completion=None, chosen=None, rejected=None, label=None, margin=None)
     match natural, view:

@@ -68,12 +68,10 @@ class VoteFilter(Settings):
         """Return whether the one wanted model took part; with several, whether both models are among them."""
         if not isinstance(models, dict):
             return False
-        hits = [any(_is_reference(model, wanted) for wanted in self.models) for model in models.values()]
+        # A name without a version stands for all of its versions.
+        names = [(model, str(model).rpartition("@")[0]) for model in models.values()]
+        hits = [any(one == model or ("@" not in one and one == name) for one in self.models) for model, name in names]
         return all(hits) if len(self.models) > 1 else any(hits)
-
-
-def _is_reference(model: Any, wanted: str) -> bool:
-    return model == wanted or ("@" not in wanted and str(model).rpartition("@")[0] == wanted)
 
 
 def _parse_time(name: str, text: str) -> datetime | None:

@@ -166,20 +166,17 @@ def _open_unpacked(file: DataFile) -> Iterator[IO[bytes]]:
         packing = next((name for name, magic in _MAGIC.items() if start.startswith(magic)), None)
         if packing and not set(PACKED) & set(map(str.lower, file.path.suffixes)):
             file.note(f"is packed ({packing}) although its name has no such ending; it was unpacked")
-        yield _unpack(raw, packing, file)
+        match packing:
+            case "gzip":
+                yield gzip.GzipFile(fileobj=raw)  # type: ignore[misc]
+            case "zstd":
+                import pyarrow
 
-
-def _unpack(raw: IO[bytes], packing: str | None, file: DataFile) -> IO[bytes]:
-    match packing:
-        case "gzip":
-            return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-        case "zstd":
-            import pyarrow
-
-            return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
-        case "zip":
-            return _unzip(raw, file)
-    return raw
+                yield pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd")
+            case "zip":
+                yield _unzip(raw, file)
+            case _:
+                yield raw
 
 
 def _unzip(raw: IO[bytes], file: DataFile) -> IO[bytes]:
