@@ -9,18 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from align.data.reasoning import is_unfinished, split_reasoning, strip_reasoning
-from align.engine.protocol import GenerationRequest, Row, RowDone, RowFailure, Sampling
+from align.engine.protocol import Engine, GenerationRequest, Row, RowDone, RowFailure, Sampling
 from align.errors import IntegrityError
 from align.evaluation.jsonl_store import JsonlStore, digest_of
 from align.evaluation.metric import Better, Metric, mean_metric
 from align.evaluation.overlap import Texts
 from align.schema import Messages, Record, assistant, content_text, user
-
-if TYPE_CHECKING:
-    from align.engine.protocol import Engine
 
 T = TypeVar("T")
 

@@ -18,18 +18,16 @@ from contextlib import ExitStack, redirect_stderr
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.errors import DataError, IntegrityError, MachineError, UsageError, nearest
 from align.evaluation.metric import Better, MetricEstimate
 from align.evaluation.request import BY_DEVICE
 from align.evaluation.results import to_json_values
 from align.evaluation.terminal_tables import draw_table, format_estimate
-from align.registry import evaluations
-
-if TYPE_CHECKING:
-    from align.models.loading import Precision
-    from align.registry import Checkpoint, Registry
+from align.models.adapters import check_digests, refuse_reward, tokenizer_checkpoint
+from align.models.loading import Precision, current_device
+from align.registry import Checkpoint, Registry, evaluations
 
 _Z = 1.959964
 """standard errors on either side of a mean in a 95% interval"""
@@ -104,8 +102,6 @@ def _model_arguments(
     registry: Registry, checkpoint: Checkpoint, benchmarks: Benchmarks, precision: Precision
 ) -> dict[str, Any]:
     """Return the harness's `model_args` of a checkpoint, after its files are verified."""
-    from align.models.adapters import check_digests, refuse_reward, tokenizer_checkpoint
-
     refuse_reward(checkpoint)
     checkpoint.check(hashes=True)
     base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
@@ -145,8 +141,6 @@ def _find_tasks(benchmarks: Benchmarks) -> tuple[Any, list[str]]:
 
 def _run_tasks(manager: Any, tasks: list[str], benchmarks: Benchmarks, arguments: dict[str, Any]) -> dict[str, Any]:
     from lm_eval import simple_evaluate
-
-    from align.models.loading import current_device
 
     try:
         loaded = manager.load(tasks)["tasks"]

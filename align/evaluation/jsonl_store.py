@@ -15,16 +15,17 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align import __version__
+from align.engine.protocol import Sampling
+from align.models import tokenizers
+from align.models.adapters import LoadedBase, digests_of_base
+from align.models.loading import Precision
+from align.models.reference_cache import reference_key
+from align.registry import Checkpoint
 from align.registry.durable import DISK
-
-if TYPE_CHECKING:
-    from align.engine.protocol import Sampling
-    from align.models.adapters import LoadedBase
-    from align.models.loading import Precision
-    from align.registry import Checkpoint
+from align.registry.fingerprints import template_digest, tokenizer_digest
 
 _MAX_AGE_DAYS = 30
 """unused files are deleted after this"""
@@ -87,11 +88,6 @@ def open_completion_store(
     loaded: LoadedBase, checkpoint: Checkpoint, sampling: Sampling, precision: Precision, folder: Path
 ) -> JsonlStore:
     """Return the store of one loaded model's completions with this sampling."""
-    from align.models.adapters import digests_of_base
-    from align.models.reference_cache import reference_key
-    from align.models.tokenizers import read_listed_stops
-    from align.registry.fingerprints import template_digest, tokenizer_digest
-
     for path in folder.glob("*.jsonl"):
         with suppress(OSError):  # another process may be doing the same
             if time.time() - path.stat().st_mtime > _MAX_AGE_DAYS * 24 * 3600:
@@ -106,7 +102,7 @@ def open_completion_store(
         "template": template_digest(loaded.tokenizer.chat_template),
         "sampling": asdict(sampling),
         # They come from a file beside the weights, which no digest covers.
-        "stops": read_listed_stops(loaded.base)[1],
+        "stops": tokenizers.read_listed_stops(loaded.base)[1],
         "format": _FORMAT,
     }
     return JsonlStore(folder / f"{digest_of(facts)}.jsonl")

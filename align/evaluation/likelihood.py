@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from align.data.rendering.conversation_rows import demonstration_rows, render_chat
+from align.data.rendering.fit_length import LengthLimit
+from align.data.rendering.render_view import document_rows
 from align.engine.adapter_groups import adapters_active, context_window
 from align.errors import DataError
 from align.evaluation.scorers import Likelihood
+from align.models.adapters import LoadedBase
 from align.schema import Messages, Record
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from align.models.adapters import LoadedBase
 
 Pair = tuple[Messages | str, str]
 MarkedRow = tuple[Sequence[int], Sequence[int]]
@@ -83,8 +85,6 @@ def continuation_logprobs(loaded: LoadedBase, adapter: str, pairs: Sequence[Pair
     together, and trailing white space of the text goes to the continuation (as in lm-evaluation-harness). Raises
     DataError for a pair longer than the model's window and for a continuation of no tokens.
     """
-    from align.data.rendering.conversation_rows import render_chat
-
     tokenizer, window, rows = loaded.tokenizer, context_window(loaded.model), []
     for prompt, continuation in pairs:
         if isinstance(prompt, str):
@@ -123,10 +123,6 @@ def marked_logprobs(loaded: LoadedBase, adapter: str, rows: Sequence[MarkedRow])
 
 def marked_tokens(loaded: LoadedBase, record: Record, max_length: int) -> MarkedRow | None:
     """Return a demonstration with its trained tokens marked, or a document with all; None if it does not fit."""
-    from align.data.rendering.conversation_rows import demonstration_rows
-    from align.data.rendering.fit_length import LengthLimit
-    from align.data.rendering.render_view import document_rows
-
     if record.text is None and not record.completion:
         return None
     render = demonstration_rows if record.text is None else document_rows

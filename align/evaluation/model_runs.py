@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from align.data.rendering.template_notices import generation_notice
 from align.engine.adapter_groups import BASE, context_window
 from align.errors import AlignError, DataError, IntegrityError, UsageError, shorten
 from align.evaluation.completions import UNFINISHED, Completions, behaviour_metrics, generate_completions, texts_of
+from align.evaluation.jsonl_store import open_completion_store
 from align.evaluation.likelihood import (
     MarkedRow,
     Pair,
@@ -27,13 +28,12 @@ from align.evaluation.metric import Metric, classification_metrics, mean_metric,
 from align.evaluation.overlap import CORPUS
 from align.evaluation.request import EvaluationData, EvaluationRequest
 from align.evaluation.scorers import Likelihood
+from align.models.adapters import LoadedBase, attach_adapter, refuse_reward
+from align.registry import Checkpoint, Registry
 from align.registry.checkpoint import adapter_config
+from align.registry.lineage import parent_links
 from align.schema import Record
 from align.tuners import tuner_type
-
-if TYPE_CHECKING:
-    from align.models.adapters import LoadedBase
-    from align.registry import Checkpoint, Registry
 
 _MAX_WINDOW_TOKENS = 4096
 """longest row whose likelihood is computed, where the model's window is larger"""
@@ -74,8 +74,6 @@ def evaluate_models(
 
 def resolve_models(registry: Registry, references: Sequence[str]) -> dict[str, Checkpoint]:
     """Return the checkpoints by given reference; UsageError for one given twice and for a reward model."""
-    from align.models.adapters import refuse_reward
-
     checkpoints: dict[str, Checkpoint] = {}
     for reference in references:
         checkpoint = registry.resolve(reference)
@@ -127,7 +125,6 @@ def _generate(
 ) -> None:
     """Generate the models' completions in shared batches, stored in a folder for a resumed evaluation."""
     from align.engine.local import LocalEngine
-    from align.evaluation.jsonl_store import open_completion_store
 
     sampling, precision = request.sampling, request.precision
     stores = {run.reference: open_completion_store(loaded, run.checkpoint, sampling, precision, folder) for run in runs}
@@ -251,9 +248,6 @@ def _window(loaded: LoadedBase) -> int:
 
 def _attach_parent(registry: Registry, checkpoint: Checkpoint, loaded: LoadedBase) -> str | None:
     """Load the policy or base that a model was trained from beside it; None if it is gone or over another base."""
-    from align.models.adapters import attach_adapter
-    from align.registry.lineage import parent_links
-
     for link in parent_links(checkpoint):
         with suppress(IntegrityError, UsageError):
             parent = registry.resolve(link["reference"])

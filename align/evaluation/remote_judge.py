@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 
 from align.data.reasoning import strip_reasoning
@@ -25,11 +26,8 @@ from align.engine.wire_format import retry_seconds
 from align.errors import MachineError, UsageError, shorten
 from align.evaluation.jsonl_store import JsonlStore, digest_of
 from align.evaluation.metric import LOSS, NO_COMPLETION, TIE, WIN, Verdicts
-from align.evaluation.overlap import Texts, reference_text, require
+from align.evaluation.overlap import Texts, reference_text
 from align.schema import Record
-
-if TYPE_CHECKING:
-    import httpx
 
 _SYSTEM = (
     "You are a careful judge. Two assistants, A and B, answered the same conversation. Decide which answer helps the "
@@ -149,8 +147,6 @@ class RemoteJudge:
         return min(_MAX_PAUSE_S, max(min_seconds, self.pause * 2**attempt * random.uniform(0.75, 1.25)))
 
     def _try(self, client: httpx.Client, messages: list[dict[str, str]], attempt: int) -> str:
-        import httpx
-
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 512, "seed": attempt}
         try:
             response = client.post("chat/completions", json=body)
@@ -207,9 +203,6 @@ def read_verdict(text: str) -> str | None:
 
 def open_client(url: str, key: str | None, timeout: float) -> httpx.Client:
     """Return a client of an OpenAI-compatible server; UsageError for an invalid URL."""
-    require("httpx")
-    import httpx
-
     if not re.match(r"https?://[^/]", url):
         raise UsageError(f"--judge {shorten(url)}: expected reward_model, rewards or a URL that begins with http://")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -224,8 +217,6 @@ def judge_at(url: str, model: str | None, timeout: float, store: JsonlStore | No
     key = os.environ.get("ALIGN_JUDGE_KEY") or os.environ.get("OPENAI_API_KEY")
     if model:
         return RemoteJudge(url, model, key, timeout, store=store)
-    import httpx
-
     with open_client(url, key, timeout) as client:
         try:
             response = client.get("models").raise_for_status()

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from align.evaluation.model_runs import ModelRun
 from align.evaluation.overlap import reference_text
 from align.evaluation.report_plots import Html, join, tag
+from align.evaluation.request import EvaluationData
 from align.evaluation.terminal_tables import decimals, metric_title
-
-if TYPE_CHECKING:
-    from align.evaluation.request import EvaluationData
 
 _MAX_RECORDS = 5
 _MAX_CHARACTERS = 4000

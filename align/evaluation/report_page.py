@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from align import __version__
 from align.evaluation import report_plots
 from align.evaluation.metric import Better, Comparison, JudgedComparison, MetricEstimate
@@ -24,12 +26,10 @@ from align.evaluation.terminal_tables import (
     format_verdicts,
     metric_title,
 )  # fmt: skip
+from align.registry import Ancestor
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from align.evaluation.session import Evaluation
-    from align.registry import Ancestor
 
 _COLOURS = 8
 _STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from align.models.head_scores import score_sequences
+from align.models.adapters import LoadedBase
 from align.statistics import Proportion, correlation, wilson_interval
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from align.models.adapters import LoadedBase
 
 BINS = 10
 _WINDOW_PAIRS = 1000
@@ -55,6 +53,8 @@ def report_held_out(loaded: LoadedBase, rows: Dataset | None, size: int) -> Rewa
 
     The report is empty without rows.
     """
+    from align.models.head_scores import score_sequences
+
     if rows is None:
         return RewardReport({}, (), [])
     windows: list[list[ndarray]] = []

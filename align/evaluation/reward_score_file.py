@@ -7,14 +7,14 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from align.command_line import parse_options
 from align.config import write
 from align.data.convert import to_trl
-from align.data.load import open_scan
+from align.data.load import Scan, open_scan
 from align.data.record_sets import natural_view
 from align.data.rendering.answer_rows import preference_rows, unpaired_rows
 from align.data.rendering.fit_length import LengthLimit
@@ -22,13 +22,13 @@ from align.data.writing import check_target, write_rows
 from align.errors import DataError, UsageError, guard
 from align.evaluation.completions import with_progress
 from align.evaluation.reward_report import accuracy
+from align.models.adapters import LoadedBase
+from align.models.base_files import context_length
+from align.models.heads import check_score_head, load_scorer
+from align.models.loading import Precision
+from align.registry import Checkpoint, Registry, open_registry
 from align.schema import Record
 from align.statistics import auc, correlation
-
-if TYPE_CHECKING:
-    from align.data.load import Scan
-    from align.models.adapters import LoadedBase
-    from align.registry import Checkpoint, Registry
 
 _DEFAULT_MAX_LENGTH = 1024
 
@@ -64,10 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from align.models.heads import check_score_head, load_scorer
-    from align.models.loading import Precision
-    from align.registry import open_registry
-
     if options.batch_size < 1:
         raise UsageError(f"--batch_size {options.batch_size}: expected 1 or more")
     suffix = check_target(options.out, force=options.force) if options.out else None
@@ -102,8 +98,6 @@ def _run(options: argparse.Namespace) -> None:
 
 def _max_length(option: int | None, reward_model: Checkpoint, registry: Registry) -> int:
     """The longest row in tokens: the option, else as in the reward model's training, within its base's positions."""
-    from align.models.base_files import context_length
-
     base = registry.resolve_base(reward_model)
     positions = context_length(base)
     if option is None:

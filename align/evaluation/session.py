@@ -11,23 +11,20 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from align.errors import MachineError, UsageError
 from align.evaluation.completions import texts_of
-from align.evaluation.metric import JudgedComparison, compare_verdicts, mean_metric, verdicts_from_scores
+from align.evaluation.metric import Judge, JudgedComparison, compare_verdicts, mean_metric, verdicts_from_scores
 from align.evaluation.model_runs import ModelRun, evaluate_models, resolve_models
 from align.evaluation.request import EvaluationData, EvaluationRequest, prepare_data
 from align.evaluation.results import Result, evaluation_record, sample_rows, summarise_runs
-from align.registry import evaluations
+from align.models.heads import check_score_head
+from align.registry import Registry, evaluations
 from align.rewards import RewardContext
 from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
-
-if TYPE_CHECKING:
-    from align.evaluation.metric import Judge
-    from align.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,6 @@ def evaluate(
     `judges` decide whose completion is better, the model's or the baseline's; a judge given as text is the metric that
     decides. A reward model that scores also judges. Everything is checked before a model is loaded.
     """
-    from align.models.heads import check_score_head
-
     data = prepare_data(request, {"registry": registry.root})
     checkpoints = resolve_models(registry, references)
     if request.reward_model:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator
 
 from align.evaluation.metric import Comparison, JudgedComparison, MetricEstimate
 from align.evaluation.results import Result
@@ -70,17 +69,13 @@ def format_verdicts(judged: JudgedComparison, missing: str = "-") -> tuple[str, 
 
 def draw_result(result: Result) -> str:
     """Return all tables."""
-    return "\n".join(_tables(result))
-
-
-def _tables(result: Result) -> Iterator[str]:
     models, first, rows = result.models, result.models[0], result.data["rows"]
     title = f"{result.data['name']}: {rows} record{'s' * (rows != 1)}, mean [95% interval]"
     lines = [
         [metric_title(name), *(format_estimate(model.overall.estimates.get(name)) for model in models)]
         for name in result.metrics
     ]
-    yield draw_table(title, ["metric", *(model.reference for model in models)], lines)
+    tables = [draw_table(title, ["metric", *(model.reference for model in models)], lines)]
 
     header = ["metric", "difference", "", "won / tied / lost", "sign test"]
     for model in models[1:]:
@@ -88,7 +83,7 @@ def _tables(result: Result) -> Iterator[str]:
             [metric_title(name), format_difference(one), one.verdict, format_record(one), format_p(one.p)]
             for name, one in model.overall.against.items()
         ]
-        yield draw_table(f"{model.reference} against {first.reference}, on the same records", header, lines)
+        tables.append(draw_table(f"{model.reference} against {first.reference}, on the same records", header, lines))
 
     lines = []
     for model in models:
@@ -97,7 +92,7 @@ def _tables(result: Result) -> Iterator[str]:
             lines.append([model.reference, one.judge, format_estimate(one.win_rate), *record, *verdicts])
     if lines:
         header = ["model", "judge", "win rate", "won / tied / lost", "sign test", "both ways", "no verdict"]
-        yield draw_table(f"Judged against {first.reference} (ties count half)", header, lines)
+        tables.append(draw_table(f"Judged against {first.reference} (ties count half)", header, lines))
 
     shown = result.metrics[:_MAX_SLICE_METRICS]
     for column, values in first.slices.items():
@@ -106,7 +101,8 @@ def _tables(result: Result) -> Iterator[str]:
             numbers = model.slices[column][value]
             label = f"{value} ({numbers.count})" if model is first else ""
             lines.append([label, model.reference, *(format_estimate(numbers.estimates.get(name)) for name in shown)])
-        yield draw_table(f"by {column}", [column, "model", *map(metric_title, shown)], lines)
+        tables.append(draw_table(f"by {column}", [column, "model", *map(metric_title, shown)], lines))
+    return "\n".join(tables)
 
 
 def draw_table(title: str, header: list[str], lines: list[list[str]]) -> str:
