@@ -76,10 +76,7 @@ def to_sharegpt(record: Record) -> Row:
     """Return a row of `conversations` with `from` and `value`; pairs have one turn on each side."""
     _refuse_text(record)
     row: Row = {"conversations": [_sharegpt_turn(turn) for turn in _all_turns(record)]}
-    for part in ("chosen", "rejected"):
-        if turns := getattr(record, part):
-            row[part] = _sharegpt_turn(_single_turn(turns, part))
-    row |= _present(record, "label")
+    row |= {part: _sharegpt_turn(turn) for part, turn in _pair(record).items()} | _present(record, "label")
     if record.tools:
         row["tools"] = json.dumps([tool.get("function", tool) for tool in record.tools], ensure_ascii=False)
     return row | _with_extras(record, "answer", "id")
@@ -97,9 +94,7 @@ def to_alpaca(record: Record) -> Row:
         raise RowSkipped("alpaca cannot leave an answer untrained")
     system: Row = {"system": turns.pop(0)["content"]} if turns[0]["role"] == "system" else {}
     answers: Row = {"output": turns.pop()["content"]} if record.completion is not None else {}
-    for part in ("chosen", "rejected"):
-        if pair := getattr(record, part):
-            answers[part] = _single_turn(pair, part)["content"]
+    answers |= {part: turn["content"] for part, turn in _pair(record).items()}
     if [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
         raise RowSkipped("alpaca needs user and assistant in turn")
     earlier = [turn["content"] for turn in turns[:-1]]
@@ -157,10 +152,13 @@ def _refuse_text(record: Record) -> None:
         raise RowSkipped("raw text is no conversation")
 
 
-def _single_turn(turns: Messages, part: str) -> Message:
-    if len(turns) != 1 or turns[0].get("tool_calls"):
-        raise RowSkipped(f"{part} is more than one plain turn")
-    return turns[0]
+def _pair(record: Record) -> dict[str, Message]:
+    """Return the chosen and the rejected turn, as far as there are any; RowSkipped where one is several turns."""
+    pair = {part: turns for part in ("chosen", "rejected") if (turns := getattr(record, part))}
+    for part, turns in pair.items():
+        if len(turns) != 1 or turns[0].get("tool_calls"):
+            raise RowSkipped(f"{part} is more than one plain turn")
+    return {part: turns[0] for part, turns in pair.items()}
 
 
 def _sharegpt_turn(turn: Message) -> Row:

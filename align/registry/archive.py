@@ -27,11 +27,10 @@ from typing import IO, Any, cast
 
 from align.errors import IntegrityError, MachineError, UsageError, shorten
 from align.registry import disk_layout, durable, fingerprints
-from align.registry.checkpoint import MANIFEST, MANIFEST_FORMAT, Checkpoint, read_folder
+from align.registry.checkpoint import MANIFEST, MANIFEST_FORMAT, PICKLES, Checkpoint, check_untrusted, read_folder
 from align.registry.commit import Staging
 from align.registry.references import NAME, cached_snapshot, check_name
 from align.registry.store import Registry, added_files
-from align.registry.untrusted import PICKLES, check_untrusted
 
 INDEX = "ALIGN_EXPORT.json"
 SUMS = "SHA256SUMS"

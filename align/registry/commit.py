@@ -20,10 +20,9 @@ from typing import Any, get_args
 import align
 from align.errors import IntegrityError
 from align.registry import disk_layout, durable
-from align.registry.checkpoint import MANIFEST, MANIFEST_FORMAT, Checkpoint, read_version
+from align.registry.checkpoint import MANIFEST, MANIFEST_FORMAT, PICKLES, Checkpoint, read_version
 from align.registry.durable import DISK, Disk
 from align.registry.redaction import redact, redact_files
-from align.registry.untrusted import PICKLES
 from align.schema import Kind
 
 _LIBRARIES = (
