@@ -10,26 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import IntegrityError, shorten
 from align.models.adapter_config import insert_adapter, saved_config
-from align.models.adapter_kinds import AdapterUse, check_ranks, check_usable, read_trained_tokens
-from align.models.lora_starts import is_converted, plain_config, plain_state
+from align.models.adapter_kinds import AdapterUse, check_usable, read_adapter_settings, read_trained_tokens
+from align.models.lora_starts import plain_config, plain_state
 from align.models.probes import probe_logits
 from align.registry import Checkpoint
-from align.tuners import LORA, Ability, require
+from align.tuners import LORA, Ability, require, tuner_type
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 WEIGHTS = "adapter_model.safetensors"
 _HEAD = ".score."
-_PARTS_OF_UPDATES = (
-    "lora_A",
-    "lora_B",
-    "lora_embedding_A",
-    "lora_embedding_B",
-    "lora_magnitude_vector",
-    "base_layer",
-    "score",
-)
+_UPDATE = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "base_layer", "score")
 
 
 def read_adapter(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -49,7 +41,16 @@ def read_adapter(checkpoint: Checkpoint) -> dict[str, Any]:
             f"{broken[0]}; train it again"
         )
     state = {key: tensor for key, tensor in state.items() if _HEAD not in key}
-    check_ranks(checkpoint, state)
+    settings = read_adapter_settings(checkpoint)
+    if tuner_type(settings) == LORA:  # a rank that no tensor has would be allocated before they are compared
+        announced = max([settings.get("r", 8), *(settings.get("rank_pattern") or {}).values()])
+        factors = [tensor.shape for key, tensor in state.items() if "lora_A" in key or "lora_embedding_A" in key]
+        highest = max((shape[0] for shape in factors if len(shape)), default=0)
+        if announced > highest and not (settings.get("target_parameters") and highest):
+            raise IntegrityError(
+                f"{checkpoint.reference}: its config announces rank {announced}, its tensors have {highest} at most; "
+                "adapter_config.json and weights are not of one adapter"
+            )
     return state
 
 
@@ -72,13 +73,13 @@ def insert_saved(
     config = saved_config(model, checkpoint, task, trainable=use == "train")
     state = read_adapter(checkpoint)
     _check_place(model, config, state, checkpoint)
-    written, config = config, plain_config(config) if is_converted(config) else config
+    written, config = config, plain_config(config)
     if config.peft_type == LORA:
         config.init_lora_weights = True
     if score is not None:
         config.modules_to_save = ["score"]
     model = _insert(model, config, name, checkpoint)
-    if is_converted(written):
+    if config is not written:
         state = plain_state(model, name, written, state, checkpoint)
     if score is not None:
         fresh = adapter_state(model, name)
@@ -205,7 +206,7 @@ def _is_live(state: dict[str, Any], fresh: dict[str, Any]) -> bool:
         is_update = partner != key and not key.endswith(".bias")
         if is_update and (partner not in state or bool(state[partner].any())):
             return True
-        if key.endswith(".bias") or not any(part in key for part in _PARTS_OF_UPDATES):
+        if key.endswith(".bias") or not any(part in key for part in _UPDATE):
             return True
     return any(
         fresh[key].is_meta or not state[key].float().allclose(fresh[key].float().cpu(), rtol=1e-4)

@@ -102,25 +102,19 @@ def _unknown(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def check_new_settings(settings: dict[str, Any], quantization: str) -> None:
     """Raise UsageError for settings under `peft` with which a new adapter could not be trained or used afterwards."""
     if tuner_type(settings) == LORA:
-        for key, why in _unknown(settings):
-            raise UsageError(f"peft.{key}: {why}")
-        start = str(settings.get("init_lora_weights", True))
-        if start.startswith(TAKES_FROM_BASE):
-            if mixed := [key for key in NO_PRODUCT if settings.get(key)]:
-                raise UsageError(
-                    f"peft.init_lora_weights={start}: it is saved as plain LoRA over the untouched base, which "
-                    f"{mixed[0]} does not allow; remove one of them"
-                )
-            if quantization != "none":
-                raise UsageError(
-                    f"peft.init_lora_weights={start}: it is computed from the base's weights, which "
-                    f"quantization={quantization} rounds; give quantization=none"
-                )
-        if start == "loftq" and quantization != "nf4":
-            raise UsageError(
-                f"peft.init_lora_weights=loftq: it makes up for the rounding of a base in nf4, found "
-                f"quantization={quantization}; give quantization=nf4"
-            )
+        for key, variant in _unknown(settings):
+            raise UsageError(f"peft.{key}: {variant}")
+        start, rounding = str(settings.get("init_lora_weights", True)), f"quantization={quantization}"
+        takes_from_base = start.startswith(TAKES_FROM_BASE)
+        why = ""
+        if takes_from_base and (mixed := [key for key in NO_PRODUCT if settings.get(key)]):
+            why = f"is saved as plain LoRA over the untouched base, which {mixed[0]} does not allow; remove one of them"
+        elif takes_from_base and quantization != "none":
+            why = f"is computed from the base's weights, which {rounding} rounds; give quantization=none"
+        elif start == "loftq" and quantization != "nf4":
+            why = f"makes up for the rounding of a base in nf4, found {rounding}; give quantization=nf4"
+        if why:
+            raise UsageError(f"peft.init_lora_weights={start}: it {why}")
     if settings.get("bias", "none") != "none":
         raise UsageError("peft.bias: trained biases replace those of the base, which other models share; remove it")
 
@@ -150,21 +144,6 @@ def _check_numbers(settings: dict[str, Any], name: str) -> None:
         raise IntegrityError(f"{name}: its rank is {shorten(wrong[0])}; copy adapter_config.json again")
     if wrong := [value for value in scales if not isinstance(value, int | float) or not math.isfinite(value)]:
         raise IntegrityError(f"{name}: its lora_alpha is {shorten(wrong[0])}; copy adapter_config.json again")
-
-
-def check_ranks(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
-    """Raise IntegrityError when a config announces a higher rank than any tensor has; PEFT would allocate it first."""
-    settings = read_adapter_settings(checkpoint)
-    if tuner_type(settings) != LORA:
-        return
-    announced = max([settings.get("r", 8), *(settings.get("rank_pattern") or {}).values()])
-    factors = [tensor.shape for key, tensor in state.items() if "lora_A" in key or "lora_embedding_A" in key]
-    highest = max((shape[0] for shape in factors if len(shape)), default=0)
-    if announced > highest and not (settings.get("target_parameters") and highest):
-        raise IntegrityError(
-            f"{checkpoint.reference}: its config announces rank {announced}, its tensors have {highest} at most; "
-            "adapter_config.json and weights are not of one adapter"
-        )
 
 
 def read_trained_tokens(config: Any) -> list[int]:

@@ -23,7 +23,7 @@ from align.models.adapter_config import (
 from align.models.adapter_files import WEIGHTS, adapter_state, insert_saved
 from align.models.adapter_kinds import read_adapter_settings
 from align.models.loading import Precision, load_base
-from align.models.lora_starts import FRESH, FROZEN, WHOLE, frozen_partner
+from align.models.lora_starts import FRESH, FROZEN, WHOLE
 from align.models.probes import logits_differ, merge_adapter, probe_ids, probe_logits, prove_base_unmoved
 from align.models.tokenizers import check_template, check_tokenizer_size, fold_like, load_tokenizer
 from align.registry import Checkpoint, Registry
@@ -241,7 +241,7 @@ def freeze_reference(loaded: LoadedBase) -> None:
     name theirs otherwise. A start that takes a part out of the base adds it again in a frozen adapter, so there the
     reference is what the model is without any adapter, which is what TRL takes when there is no `ref`.
     """
-    if frozen_partner(loaded.model) is not None:
+    if getattr(loaded.model, "frozen_partner", None) is not None:
         drop_reference(loaded.model)
         loaded.model.set_adapter(FRESH)
         return
@@ -318,7 +318,7 @@ def gather_weights(model: Any, adapter: str | None) -> dict[str, Any]:
 
 def _saved_name(model: Any, adapter: str) -> str:
     """Return the adapter that is saved for one: where a frozen one always acts with it, the two as one."""
-    if (frozen := frozen_partner(model)) is None or adapter != FRESH:
+    if adapter != FRESH or (frozen := getattr(model, "frozen_partner", None)) is None:
         return adapter
     if WHOLE not in model.peft_config:
         lora_starts.concatenate(model, (frozen, FRESH))

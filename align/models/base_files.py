@@ -36,14 +36,16 @@ def _size(base: Checkpoint, *names: str) -> int | None:
 def load_text_config(base: Checkpoint) -> Any:
     """Return the part of a base's config that is about text."""
     with explain_load_errors(base):
-        return _load_config(base).get_text_config()
+        return load_config(base).get_text_config()
 
 
-def _load_config(base: Checkpoint) -> Any:
+def load_config(base: Checkpoint) -> Any:
+    """Return a base's config as transformers reads it."""
     quiet_libraries()
-    from transformers import AutoConfig
+    with explain_load_errors(base):
+        from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False)
 
 
 def build_shapes(base: Checkpoint) -> Any:
@@ -53,7 +55,7 @@ def build_shapes(base: Checkpoint) -> Any:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"), explain_load_errors(base):
-        return AutoModelForCausalLM.from_config(_load_config(base))
+        return AutoModelForCausalLM.from_config(load_config(base))
 
 
 def read_module_shapes(base: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -96,12 +98,8 @@ def explain_load_errors(checkpoint: Checkpoint) -> Iterator[None]:
         remedy = "give a registry reference, a folder with config.json and *.safetensors, or a hub id"
         if not Path(checkpoint.location).is_dir():
             remedy = "check the name and the network (HF_HUB_OFFLINE=1 asks only for what was downloaded before)"
-        raise IntegrityError(f"{checkpoint.reference}: no model could be loaded ({_why(error)}); {remedy}") from error
-
-
-def _why(error: Exception) -> str:
-    """Return the reason a library gave, in a line."""
-    if "trust_remote_code" in str(error):
-        return "it wants code of its own to be run, which is never done here"
-    first = next(filter(None, str(error).splitlines()), "")
-    return first if isinstance(error, OSError | ValueError) and first else f"{type(error).__name__}: {first}"
+        first = next(filter(None, str(error).splitlines()), "")
+        why = first if isinstance(error, OSError | ValueError) and first else f"{type(error).__name__}: {first}"
+        if "trust_remote_code" in str(error):
+            why = "it wants code of its own to be run, which is never done here"
+        raise IntegrityError(f"{checkpoint.reference}: no model could be loaded ({why}); {remedy}") from error

@@ -101,16 +101,14 @@ class Decoder:
         self.vocabulary = int(model.config.get_text_config().vocab_size)
 
     @property
-    def rotates_alike(self) -> bool:
-        """Return whether positions are rotated alike in every pass, however long the rows in it are."""
+    def can_prefill_in_chunks(self) -> bool:
+        """Return whether a pass of several tokens can continue a cache.
+
+        Recurrent states take one token at a time, and some positions are rotated by how long the rows of a pass are.
+        """
         ropes = getattr(self._model.config.get_text_config(), "rope_parameters", None) or {}
         kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, dict)}
-        return not kinds & {"dynamic", "longrope"}
-
-    @property
-    def can_prefill_in_chunks(self) -> bool:
-        """Return whether a pass of several tokens can continue a cache; recurrent states take one at a time."""
-        return self.rotates_alike and not getattr(self._model, "_is_stateful", False)
+        return not kinds & {"dynamic", "longrope"} and not getattr(self._model, "_is_stateful", False)
 
     def prefill(self, rows: CachedRows, ids: Tensor, begin: int, end: int, last: int = 1) -> Tensor:
         """Return the logits (B, last, V) of the last of the columns `begin` to `end` of prompts ids (B, T)."""

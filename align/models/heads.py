@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from align.config import AdapterSettings, write
 from align.errors import IntegrityError
 from align.models.adapter_files import WEIGHTS, insert_saved
+from align.models.adapter_kinds import AdapterUse
 from align.models.adapters import LoadedBase, add_adapter, check_digests, tokenizer_checkpoint
 from align.models.base_files import read_module_shapes
 from align.models.loading import Precision, load_base
@@ -31,7 +32,7 @@ def start_reward(
     """
     loaded = _over_base(registry, checkpoint, precision)
     if checkpoint.is_adapter:
-        _attach(loaded, checkpoint, trainable=True)
+        _attach(loaded, checkpoint, "train")
     else:
         assert settings is not None, "a reward model is an adapter"
         add_adapter(loaded, settings, _TASK)
@@ -51,7 +52,7 @@ def load_scorer(registry: Registry, checkpoint: Checkpoint, precision: Precision
         if checkpoint.manifest is None:  # a registered version holds the tokenizer that was committed with it
             check_vocabulary(checkpoint, loaded.tokenizer, loaded.base)
         check_template(checkpoint, loaded.tokenizer, "its own tokenizer")
-        _attach(loaded, checkpoint, trainable=False)
+        _attach(loaded, checkpoint, "serve")
     loaded.model.requires_grad_(False).eval()
     return loaded
 
@@ -72,13 +73,12 @@ def _over_base(registry: Registry, checkpoint: Checkpoint, precision: Precision)
     return LoadedBase(model, tokenizer, base, registry=registry)
 
 
-def _attach(loaded: LoadedBase, checkpoint: Checkpoint, *, trainable: bool) -> None:
+def _attach(loaded: LoadedBase, checkpoint: Checkpoint, use: AdapterUse) -> None:
     """Attach a saved adapter to the base, with its own score head when it is a reward model."""
     head = load_score_head(checkpoint).weight if checkpoint.kind == "reward" else None
     loaded.model = insert_saved(
-        loaded.model, checkpoint, "default", "train" if trainable else "serve", _TASK,
-        lambda fresh: fresh if head is None else head,
-    )  # fmt: skip
+        loaded.model, checkpoint, "default", use, _TASK, lambda fresh: fresh if head is None else head
+    )
 
 
 def check_score_head(checkpoint: Checkpoint) -> None:

@@ -173,13 +173,13 @@ def start_factors(layer: Any, rank: int, scaling: float, config: LoraConfig) -> 
         return scratch.lora_A["start"].weight.float().detach(), scratch.lora_B["start"].weight.float().detach()
 
 
-def is_converted(config: PeftConfig) -> bool:
-    """Return whether a saved adapter took a part out of its base that is computed again when it is loaded."""
-    return start_of(config) in CONVERTED
-
-
 def plain_config(config: LoraConfig) -> LoraConfig:
-    """Return the configuration of a converted adapter: twice the rank, the same scale."""
+    """Return the configuration to load a saved adapter with: as it is, or of twice the rank and the same scale.
+
+    The latter where it took a part out of its base that is computed again when it is loaded.
+    """
+    if start_of(config) not in CONVERTED:
+        return config
     factor = 2**0.5 if config.use_rslora else 2
     plain = copy(config)
     plain.init_lora_weights = True
@@ -238,11 +238,6 @@ def set_beside_frozen(model: Any, frozen: str) -> None:
     model.frozen_partner = frozen
     model.set_adapter = types.MethodType(_set_adapter, model)
     model.set_adapter(FRESH)
-
-
-def frozen_partner(model: Any) -> str | None:
-    """Return the name of the frozen adapter that always acts with `default`, or None."""
-    return getattr(model, "frozen_partner", None)
 
 
 def _set_adapter(model: Any, name: str, inference_mode: bool = False) -> None:

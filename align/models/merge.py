@@ -15,7 +15,7 @@ from torch import Tensor
 from align.errors import IntegrityError, UsageError
 from align.models.adapter_files import insert_saved
 from align.models.adapters import check_digests, digests_of_base, tokenizer_checkpoint
-from align.models.base_files import explain_load_errors
+from align.models.base_files import load_config
 from align.models.heads import load_score_head
 from align.models.loading import HeadKind, Precision, load_base, save_base
 from align.models.probes import logits_differ, merge_adapter, probe_logits
@@ -94,10 +94,7 @@ def resolve_chain(registry: Registry, checkpoint: Checkpoint) -> tuple[Checkpoin
 
 
 def _stored_dtype(base: Checkpoint) -> torch.dtype:
-    from transformers import AutoConfig
-
-    with explain_load_errors(base):
-        dtype = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=False).dtype
+    dtype = load_config(base).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 

@@ -99,19 +99,12 @@ class FastPath:
         # The head has no bias where this is not 1, so the states may be divided in place of the logits.
         states = hidden[packed.sources] if self.temperature == 1 else hidden[packed.sources] / self.temperature
         scores = score_tokens(head, states, packed.targets, frozen=frozen)
-        targets = labels[:, 1:]
-
-        def spread(values: Tensor) -> Tensor:
-            return values.new_zeros(targets.shape).index_put((packed.rows, packed.columns), values)
-
-        return FusedCausalLMOutput(
-            loss=-scores.log_probs.sum() / max(len(packed.targets), 1),
-            log_probs=spread(scores.log_probs),
-            entropy=spread(scores.entropy),
-            mean_logits=spread(scores.mean_logits),
-            is_top1=spread(scores.is_top1),
-            label_mask=targets != -100,
-        )
+        targets, places = labels[:, 1:], (packed.rows, packed.columns)
+        spread = {
+            name: values.new_zeros(targets.shape).index_put(places, values) for name, values in scores._asdict().items()
+        }
+        loss = -scores.log_probs.sum() / max(len(packed.targets), 1)
+        return FusedCausalLMOutput(loss=loss, label_mask=targets != -100, **spread)
 
     def _prove(self, inputs: dict[str, Any]) -> None:
         """Compare the shortest rows of the first batch with the stock path; step aside for good when they differ."""
@@ -123,10 +116,7 @@ class FastPath:
         self.model.train(training)
         self.proved = True
         if lost := [key for key in stock if ours.get(key) is None]:
-            self.active = False
-            self.print_line(
-                f"fast path: it does not give {', '.join(lost)}, which is asked for; the stock path is used"
-            )
+            self._step_aside(f"it does not give {', '.join(lost)}, which is asked for")
             return
         field = "log_probs" if self._has_head else "logits"
         expected, computed = getattr(stock, field).float(), getattr(ours, field).float()
@@ -135,10 +125,11 @@ class FastPath:
         types_of_weights = {parameter.dtype for parameter in self.model.parameters()}
         exact = types_of_weights <= {torch.float32, torch.uint8} and not torch.is_autocast_enabled(expected.device.type)
         if difference > _CLOSE["float32" if exact else "other"]:
-            self.active = False
-            self.print_line(
-                f"fast path: the first batch differs from the stock path by {difference:.1e}; the stock path is used"
-            )
+            self._step_aside(f"the first batch differs from the stock path by {difference:.1e}")
+
+    def _step_aside(self, why: str) -> None:
+        self.active = False
+        self.print_line(f"fast path: {why}; the stock path is used")
 
 
 def _shortest(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -161,18 +152,16 @@ def use_fast_path(model: Any, print_line: Callable[[str], None], temperature: fl
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if _PATH in vars(base):
         return vars(base)[_PATH]
-    kind = base.config.model_type
+    kind, head = base.config.model_type, base.get_output_embeddings()
+    why = None
     if kind not in FAMILIES or not _logits_are_plain(base):
-        print_line(f"fast path: not for {kind} models; the stock path is used")
-        return None
-    head = base.get_output_embeddings()
-    if head is not None and "forward" in vars(head):
-        print_line(
-            "fast path: not with a head that computes in its own way (cast_lm_head_to_fp32); the stock path is used"
-        )
-        return None
-    if temperature != 1 and head.bias is not None:
-        print_line(f"fast path: not with temperature={temperature:g} over a head with a bias; the stock path is used")
+        why = f"for {kind} models"
+    elif head is not None and "forward" in vars(head):
+        why = "with a head that computes in its own way (cast_lm_head_to_fp32)"
+    elif temperature != 1 and head.bias is not None:
+        why = f"with temperature={temperature:g} over a head with a bias"
+    if why is not None:
+        print_line(f"fast path: not {why}; the stock path is used")
         return None
     _use_packed_attention(base)
     path = FastPath(base, base.forward, print_line, temperature)

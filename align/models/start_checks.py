@@ -117,7 +117,7 @@ def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
     import torch
 
     state = read_adapter(checkpoint)
-    if _is_countable(tuner_type(read_adapter_settings(checkpoint))):
+    if not find_obstacle(tuner_type(read_adapter_settings(checkpoint)), "count"):
         model = build_shapes(base)
         with torch.device("meta"):
             model = insert_adapter(model, saved_config(model, checkpoint, trainable=True), "default")
@@ -172,16 +172,11 @@ def build_trained_shapes(model: Any, parent: Checkpoint, config: StageConfig) ->
     with torch.device("meta"):
         if config.fresh_adapter or not parent.is_adapter:
             adapter = new_config(model, config.new_adapter)
-            if _is_countable(adapter.peft_type.value):
+            if not find_obstacle(adapter.peft_type.value, "count"):
                 with explain_settings(config.new_adapter):
                     model = insert_adapter(model, plain_start(adapter), "default")
-        if parent.is_adapter and _is_countable(tuner_type(read_adapter_settings(parent))):
+        if parent.is_adapter and not find_obstacle(tuner_type(read_adapter_settings(parent)), "count"):
             name = "frozen" if config.fresh_adapter else "default"
             model = insert_adapter(model, saved_config(model, parent, trainable=not config.fresh_adapter), name)
             set_trainable(model, name, not config.fresh_adapter)
     return model
-
-
-def _is_countable(tuner: str) -> bool:
-    """Return whether PEFT can set an adapter of this tuner on shapes without values."""
-    return find_obstacle(tuner, "count") is None
