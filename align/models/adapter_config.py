@@ -117,8 +117,8 @@ def saved_config(model: Any, checkpoint: Checkpoint, task: str | None = "CAUSAL_
         ) from None
     check_patterns(model, config, checkpoint.reference)
     config.task_type, config.inference_mode = task, not trainable
-    if hasattr(config, "modules_to_save"):
-        config.modules_to_save = None if checkpoint.kind == "reward" else config.modules_to_save
+    if checkpoint.kind == "reward" and hasattr(config, "modules_to_save"):
+        config.modules_to_save = None
     if hasattr(config, "fan_in_fan_out"):
         config.fan_in_fan_out = is_transposed(model)
     config.base_model_name_or_path = None  # where its base was; PEFT warns when that is elsewhere now
@@ -139,9 +139,9 @@ def set_trainable(model: Any, name: str, trainable: bool) -> None:
     """Switch the gradients of one adapter on or off, whichever adapter is active."""
     if trainable:
         model.set_requires_grad(name)  # PEFT knows which of its tensors stay as they are
-        return
-    for parameter in adapter_parameters(model, name):
-        parameter.requires_grad_(False)
+    else:
+        for parameter in adapter_parameters(model, name):
+            parameter.requires_grad_(False)
 
 
 def adapter_parameters(model: Any, name: str) -> Iterator[Any]:
@@ -233,7 +233,7 @@ def adapter_modules(model: Any) -> set[int]:
     """Return the ids of the modules that adapters have brought into a model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
     parts = (getattr(layer, name) for layer in layers for name in layer.adapter_layer_names)
     return {id(module) for part in parts if hasattr(part, "modules") for module in part.modules()}
 

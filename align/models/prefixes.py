@@ -79,10 +79,9 @@ def attention_segments(trees: tuple[PrefixTree, ...], device: Any) -> tuple[Atte
             _join(spans, tree.start, tree.ends[-1], None, single=len(tree.ends) == 1)
             continue
         spans.append((tree.start, tree.ends[0], None, True))
-        prefix = (tree.start, tree.prefix_end)
         for begin, end in pairwise(tree.ends):
             if begin < end:
-                _join(spans, begin, end, prefix, single=False)
+                _join(spans, begin, end, (tree.start, tree.prefix_end), single=False)
     build_mask = _mask_builder(trees, device)
     return tuple(
         AttentionSegment(begin, end, prefix, None if single else build_mask(begin, end, prefix))

@@ -72,10 +72,9 @@ def merge_adapter(model: Any, adapter: Checkpoint) -> tuple[Any, Tensor, Tensor]
     when both come out the same. Raises UsageError when PEFT cannot merge this kind, IntegrityError when the merged
     model answers otherwise.
     """
-    ids = probe_ids(model)
-    together = probe_logits(model, ids)
-    was_tied = bool(list(_shared(model)))
-    for module, name in _shared(model):
+    together = probe_logits(model, ids := probe_ids(model))
+    shared = list(_shared(model))
+    for module, name in shared:
         own = module._parameters[name]
         module._parameters[name] = type(own)(own.detach().clone(), requires_grad=own.requires_grad)
     try:
@@ -90,7 +89,7 @@ def merge_adapter(model: Any, adapter: Checkpoint) -> tuple[Any, Tensor, Tensor]
         raise UsageError(
             f"merge {adapter.reference}: this kind of adapter cannot be merged ({why}); serve it as it is"
         ) from None
-    if was_tied:
+    if shared:
         _tie_again(whole)
     merged = probe_logits(whole, ids)
     if logits_differ(merged, together, whole.dtype):

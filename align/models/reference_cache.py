@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 KEPT = 32
 """references in the cache; those used longest ago go"""
 
-_FORMAT = 1
-"""counted up when the same key and row would mean another number"""
-_PACKAGES = ("torch", "transformers", "peft")
 _DIGEST = 16
 _BODY, _RECORD = struct.Struct(f"<{_DIGEST}sf"), struct.Struct(f"<{_DIGEST}sfI")
 
@@ -57,11 +54,11 @@ def reference_key(base: dict[str, str], adapter: Checkpoint | None, precision: d
     """
     files = (WEIGHTS, "adapter_config.json")
     facts = {
-        "format": _FORMAT,
+        "format": 1,  # counted up when the same key and row would mean another number
         "base": base,
         "adapter": {name: hash_file(Path(adapter.location) / name) for name in files} if adapter else None,
         "precision": precision,
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 

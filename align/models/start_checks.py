@@ -75,7 +75,7 @@ def check_models(config: StageConfig, registry: Registry, starts: dict[str, Chec
             _check_same_text(judge, tokenizers["reward_model"], tokenizers["model"])
     for setting, checkpoint in starts.items():
         if checkpoint.is_adapter:
-            check_adapter(checkpoint, bases[setting])
+            _check_adapter(checkpoint, bases[setting])
         settings = _settings_of_new(config, checkpoint)
         if isinstance(settings, dict):
             build_trained_shapes(build_shapes(bases[setting]), checkpoint, config)
@@ -112,7 +112,7 @@ def _settings_of_new(config: StageConfig, start: Checkpoint) -> AdapterSettings 
     return config.new_adapter if config.fresh_adapter or not start.is_adapter else None
 
 
-def check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
+def _check_adapter(checkpoint: Checkpoint, base: Checkpoint) -> None:
     """Raise IntegrityError unless a saved adapter is whole, alive and of the shape of its base."""
     import torch
 
