@@ -19,6 +19,7 @@ from align.errors import MachineError, UsageError
 from align.evaluation.completions import texts_of
 from align.evaluation.metric import Judge, JudgedComparison, compare_verdicts, mean_metric, verdicts_from_scores
 from align.evaluation.model_runs import ModelRun, evaluate_models, resolve_models
+from align.evaluation.report_page import render_report
 from align.evaluation.request import EvaluationData, EvaluationRequest, prepare_data
 from align.evaluation.results import Result, evaluation_record, sample_rows, summarise_runs
 from align.models.heads import check_score_head
@@ -130,8 +131,6 @@ def save_evaluation(registry: Registry, evaluation: Evaluation, outputs: Outputs
         rows = sample_rows(evaluation.runs, evaluation.data)
         _write_text(outputs.samples, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if outputs.report:
-        from align.evaluation.report_page import render_report
-
         lineages = [registry.lineage(run.checkpoint) for run in evaluation.runs]
         _write_text(outputs.report, [render_report(evaluation, lineages)])
     return recorded
