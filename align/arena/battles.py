@@ -169,7 +169,8 @@ class Arena:
     def new_battle(self) -> Battle:
         """Return a battle of all models in order, or, when blind, of two sampled at random on random sides."""
         every = self.setup.contestants
-        return Battle([Pane(one) for one in (self._rng.sample(every, 2) if self.setup.blind else every)])
+        chosen = self._rng.sample(every, 2) if self.setup.blind else every
+        return Battle([Pane(contestant) for contestant in chosen])
 
     def ask(self, battle: Battle, prompt: str, turn: Turn, system: str = "") -> None:
         """Add a user message to every pane and start the answers."""
@@ -268,16 +269,15 @@ class Arena:
             for scoring in wait([battle.scoring], SCORE_SECONDS).done:
                 if error := scoring.exception():  # the vote is stored all the same
                     sys.stderr.write(f"the answers have no scores: {error}\n")
-        cast(battle, choice, nonce, details, (self.setup, self.votes))
+        cast(battle, choice, nonce, details, self.setup, self.votes)
 
 
-def cast(battle: Battle | None, choice: str, nonce: str, details: VoteDetails, target: tuple[Setup, VoteStore]) -> None:
+def cast(battle: Battle | None, choice: str, nonce: str, details: VoteDetails, setup: Setup, votes: VoteStore) -> None:
     """Store a vote on a battle whose answers have ended, once.
 
     Raises ActionRefused for a vote on missing or other answers and for a second vote; MachineError when the disk
     refuses it, after which the same vote may be given again.
     """
-    setup, votes = target
     if battle is None:
         raise ActionRefused("nothing_to_judge")
     with battle.lock:

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import gradio as gr
 
 from align.arena import battle_view
 from align.arena.battle_panel import BattlePanel, Changes
-from align.arena.battles import SCORE_SECONDS, ActionRefused, Arena, Battle, Turn
+from align.arena.battles import SCORE_SECONDS, ActionRefused, Arena, Battle
 from align.arena.page_text import Visitor, read_settings, visitor_of
 from align.engine.protocol import Sampling
 from align.errors import UsageError
@@ -83,7 +83,7 @@ class CompareTab:
         try:
             if max(len(prompt or ""), len(system or "")) > MAX_PROMPT_CHARACTERS:
                 raise ActionRefused("too_long")
-            turn = self._new_turn(settings)
+            turn = self._arena.new_turn(*read_settings(settings, self._sampling))
             if editing and (prompt or "").strip():
                 self._arena.ask_again(battle, turn, prompt)
             else:
@@ -110,7 +110,7 @@ class CompareTab:
         try:
             if battle is None:
                 raise ActionRefused("nothing_to_regenerate")
-            self._arena.ask_again(battle, self._new_turn(settings))
+            self._arena.ask_again(battle, self._arena.new_turn(*read_settings(settings, self._sampling)))
         except (ActionRefused, UsageError) as refusal:
             yield self.panel.refuse(refusal, visitor)
             return
@@ -133,11 +133,8 @@ class CompareTab:
         if battle is not None:
             self._watched.discard(battle.id)
 
-    def _new_turn(self, settings: Sequence[Any]) -> Turn:
-        return self._arena.new_turn(*read_settings(settings, self._sampling))
-
     async def _follow(self, battle: Battle, visitor: Visitor) -> AsyncIterator[Changes]:
-        """Redraw a battle until its answers have ended, and the reward model where its scores are shown at once."""
+        """Redraw a battle until its answers have ended, and until their scores are there if names are shown."""
         self._watched.add(battle.id)
         settled = battle.settled = threading.Event()
         panel, redraw, votable = self.panel, list(_REDRAW_SECONDS), False

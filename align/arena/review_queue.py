@@ -196,7 +196,7 @@ class ReviewQueue:
         with self._lock:
             if name in self._decided.get(voter, {}):
                 raise ActionRefused("voted_already")
-            cast(battle, choice, nonce, replace(details, voter=voter), (self.setup, self._votes))
+            cast(battle, choice, nonce, replace(details, voter=voter), self.setup, self._votes)
             self._decided.setdefault(voter, {})[name] = None
 
     def progress(self, voter: str) -> tuple[int, int]:

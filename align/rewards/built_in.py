@@ -71,11 +71,6 @@ def small_world(record: Record, completion: str) -> float:
     return judge(record.prompt, completion).gold
 
 
-@lru_cache(maxsize=64)
-def _compile(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
-
-
 # A character that continues a word; scripts from the CJK radicals on are written without spaces, so none does there.
 _LETTER = r"[^\W\u2e80-\U0010ffff]"
 
@@ -89,7 +84,7 @@ def _whole_word(word: str) -> re.Pattern[str]:
 
 def _check_pattern(pattern: str) -> str:
     try:
-        _compile(pattern)
+        re.compile(pattern)
     except re.error as error:
         raise ValueError(f"no regular expression: {error}") from None
     return pattern
@@ -128,8 +123,7 @@ def regex(record: Record, completion: str, pattern: Pattern, full: bool = False)
 
     It reads reasoning, too, as `<think>...</think>` before the answer.
     """
-    compiled = _compile(pattern)
-    match = compiled.fullmatch(completion.strip()) if full else compiled.search(completion)
+    match = re.fullmatch(pattern, completion.strip()) if full else re.search(pattern, completion)
     return float(match is not None)
 
 
