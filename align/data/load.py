@@ -288,7 +288,8 @@ class _RowReader:
                     for record in read:
                         record.source, record.line = raw.source, raw.line
                         self._require_kind(natural_view(record))
-                        self._unused.update(dict.fromkeys(record.meta))
+                        if record.meta:
+                            self._unused.update(dict.fromkeys(record.meta))
                     records += read
                 except RowSkipped as skip:
                     self._scan.skip(skip.reason)
@@ -365,7 +366,8 @@ def _check_record(record: Record) -> None:
     """Raise RowError for what no format may produce: a prompt without a question, equal or unmaskable answers."""
     if record.text is not None:
         return
-    if not any(turn["role"] == "user" for turn in reversed(record.prompt)):  # the last turn nearly always is
+    prompt = record.prompt
+    if not (prompt and prompt[-1]["role"] == "user") and not any(turn["role"] == "user" for turn in prompt):
         raise RowError("empty prompt", "prompt", "has no user turn", "add the question or remove the row")
     if record.chosen is None or record.rejected is None:
         return

@@ -161,8 +161,16 @@ def _content(record: Record) -> dict[str, Any]:
 
 
 def _extras(record: Record) -> dict[str, Any]:
-    extras = {"id": record.id, "weight": record.weight, "margin": record.margin, "score": record.score}
-    return {name: value for name, value in (extras | {"meta": record.meta or None}).items() if value is not None}
+    extras: dict[str, Any] = {"meta": record.meta} if record.meta else {}
+    if record.id is not None:
+        extras["id"] = record.id
+    if record.weight is not None:
+        extras["weight"] = record.weight
+    if record.margin is not None:
+        extras["margin"] = record.margin
+    if record.score is not None:
+        extras["score"] = record.score
+    return extras
 
 
 def _canonical_json(content: dict[str, Any], record: Record) -> bytes:

@@ -93,9 +93,8 @@ def read_path(file: DataFile) -> Iterator[RawRow]:
     if suffix not in _READERS:
         raise DataError(f"{file.name}: files of this kind are not read; convert it to one of {', '.join(_READERS)}")
     if file.split or file.subset:
-        raise UsageError(
-            f"{file.name}: only a folder or a hub dataset has splits and subsets; name the file of the split"
-        )
+        problem = "only a folder or a hub dataset has splits and subsets"
+        raise UsageError(f"{file.name}: {problem}; name the file of the split")
     for setting, suffixes in _MEANT_FOR.items():
         if suffix not in suffixes and getattr(file, setting) not in ("auto", None, []):
             raise UsageError(f"{file.name}: {setting} means nothing for a {suffix} file; take it out")

@@ -15,8 +15,6 @@ from align.config import Settings
 from align.data.row_errors import RawRow
 from align.errors import DataError, UsageError, shorten
 
-Row = dict[str, Any]
-
 
 class VoteFilter(Settings):
     """Which votes are wanted; an empty setting takes all."""
@@ -51,7 +49,7 @@ class VoteFilter(Settings):
     def __str__(self) -> str:
         return ",".join(f"{key}={value}" for key, value in self.vote_settings.items())
 
-    def takes(self, row: Row, since: datetime | None, until: datetime | None) -> bool:
+    def takes(self, row: dict[str, Any], since: datetime | None, until: datetime | None) -> bool:
         """Return whether a vote passes every setting; the times are those of `since` and `until`."""
         if self.mode and row.get("mode") != self.mode:
             return False
@@ -81,7 +79,7 @@ def _parse_time(name: str, text: str) -> datetime | None:
     return time
 
 
-def time_of_vote(row: Row) -> datetime | None:
+def time_of_vote(row: dict[str, Any]) -> datetime | None:
     """Return the time at which a vote was cast; None without a valid one."""
     try:
         time = datetime.fromisoformat(row.get("time"))  # type: ignore[arg-type]
@@ -90,7 +88,7 @@ def time_of_vote(row: Row) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def vote_identity(row: Row) -> bytes:
+def vote_identity(row: dict[str, Any]) -> bytes:
     """Return a digest that copies of a vote share and different votes do not."""
     content = {key: row.get(key) for key in ("id", "prompt", "a", "b", "choice", "voter")}
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()

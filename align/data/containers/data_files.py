@@ -88,9 +88,13 @@ class DataFile:
                 yield number, [line + end for line in lines] if end else lines
                 number += len(lines)
         last = b"".join(rest)
-        if last and self.appended and not _is_json(last):
-            self.note(f"line {number} is torn off at the end of the file; it was left out")
-        elif last:
+        if last and self.appended:
+            try:
+                json.loads(last)
+            except ValueError:
+                self.note(f"line {number} is torn off at the end of the file; it was left out")
+                return
+        if last:
             yield number, [last]
 
     def decoded_lines(self) -> Iterator[str]:
@@ -129,14 +133,6 @@ class DataFile:
 def suffix_of(path: Path) -> str:
     """Return the ending for what a file holds, in lower case and without that of its packing."""
     return next((suffix for suffix in map(str.lower, reversed(path.suffixes)) if suffix not in PACKED), "")
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
 
 
 def _identity(file: DataFile) -> tuple[int, int, int]:

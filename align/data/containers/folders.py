@@ -75,13 +75,12 @@ def choose_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], fol
 def _find_split(splits: Mapping[str, list[Path]], unmarked: Sequence[Path], folder: DataFile) -> str | None:
     """Return the split that is asked for or else that to train on; None for the files of no split."""
     wanted, first = folder.split or "train", next(iter(splits), "")
-    kind = kind_of_split(wanted)
-    alike = [wanted] if wanted in splits else [name for name in splits if kind and kind_of_split(name) == kind]
-    if len(alike) == 1:
-        return alike[0]
+    alike = [name for name in splits if kind_of_split(name) == kind_of_split(wanted) is not None]
+    if wanted in splits or len(alike) == 1:
+        return wanted if wanted in splits else alike[0]
     if folder.split:
-        names = ", ".join(splits) or "none"
-        raise DataError(f"{folder.name}: no split {wanted!r}; it has {names};{nearest(wanted, splits)}")
+        there = ", ".join(splits) or "none"
+        raise DataError(f"{folder.name}: no split {wanted!r}; it has {there};{nearest(wanted, splits)}")
     if unmarked and not alike:
         return None
     if len(splits) == 1 and kind_of_split(first) is None:

@@ -64,9 +64,8 @@ def read_yaml_file(file: DataFile) -> Iterator[RawRow]:
     for line in file.decoded_lines():
         text += line
         if len(text) > _LONGEST_YAML:
-            raise DataError(
-                f"{file.name}: a YAML file of more than {_LONGEST_YAML >> 20}M characters; convert it to JSON"
-            )
+            size = f"more than {_LONGEST_YAML >> 20}M characters"
+            raise DataError(f"{file.name}: a YAML file of {size}; convert it to JSON")
     try:
         whole = _with_text_keys(load_yaml(text, file.name), file, set())
     except UsageError as error:
