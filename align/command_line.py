@@ -43,6 +43,8 @@ class CommandLine:
 _SWITCHES = {"resume", "dry_run", "print_config", "debug", "help"}
 _WITH_VALUES = {"registry", "allow_change", "config"}
 _NO = ("false", "no", "0")
+_LIKE_AN_OPTION = re.compile(r"-(?!\.?\d)\S+")
+"""matches a word that is meant as an option; a single dash, a number and a text with blanks are not"""
 _KEY_AND_VALUE = re.compile(r"^([A-Za-z_][\w.-]*)=(.*)$", re.S)
 
 
@@ -70,7 +72,13 @@ def read_command_line(argv: list[str]) -> CommandLine:
         else:
             overrides.append((key, text))
     for key, text in overrides:
-        _assign(values, key, _read_value(key, text))
+        *path, last = key.split(".")
+        group = values
+        for part in path:
+            child = group.get(part)
+            group[part] = dict(child) if isinstance(child, dict) else {}
+            group = group[part]
+        group[last] = _read_value(key, text)
     return CommandLine(values=values, **switches)
 
 
@@ -81,7 +89,10 @@ def _arguments(argv: list[str]) -> Iterator[tuple[str, str]]:
         if word.startswith("--"):
             key, equals, text = word[2:].partition("=")
             key = key.replace("-", "_")
-            _refuse_misspelt_switch(key)
+            switches = _SWITCHES | _WITH_VALUES
+            if key not in switches and (near := difflib.get_close_matches(key, switches, n=1, cutoff=0.85)):
+                # The word after it would be read as its value.
+                raise UsageError(f"--{key}: unknown; did you mean --{near[0].replace('_', '-')}?")
             if not equals:
                 text = "true" if key in _SWITCHES else _value_after(key, words)
             yield key, text
@@ -112,13 +123,6 @@ def _value_after(key: str, words: Iterator[str]) -> str:
     return text
 
 
-def _refuse_misspelt_switch(key: str) -> None:
-    """Raise UsageError for a near miss of a switch: the word after it would be read as its value."""
-    switches = _SWITCHES | _WITH_VALUES
-    if key not in switches and (near := difflib.get_close_matches(key, switches, n=1, cutoff=0.85)):
-        raise UsageError(f"--{key}: unknown; did you mean --{near[0].replace('_', '-')}?")
-
-
 def _read_value(key: str, text: str) -> Any:
     """Return a command-line value: lists and mappings are YAML, and so is all in groups whose types a library has."""
     if text in ("null", "~"):
@@ -132,15 +136,6 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *path, last = dotted.split(".")
-    for part in path:
-        child = values.get(part)
-        values[part] = child = dict(child) if isinstance(child, dict) else {}
-        values = child
-    values[last] = value
 
 
 def parse_options(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
@@ -170,7 +165,7 @@ def _normalised(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
             chosen += _as_option(options[key], key, match[2] if match else None, words, listed=word[:2] != "--")
         elif key in by_name and (match or word.startswith("--")):
             named[key] = match[2] if match else _value_after(key, words)
-        elif _looks_like_an_option(word):
+        elif _LIKE_AN_OPTION.fullmatch(word):
             raise UsageError(f"{word}: unknown option;{nearest(key, [*options, *by_name])}")
         elif match and (near := difflib.get_close_matches(key, options, n=1, cutoff=0.85)):
             raise UsageError(f"{word}: unknown option; did you mean {near[0]}? (after -- it is taken as it stands)")
@@ -231,11 +226,6 @@ def _in_order(parser: argparse.ArgumentParser, named: dict[str, str], words: lis
     return ["--", *ordered] if any(word.startswith("-") for word in ordered) else ordered
 
 
-def _looks_like_an_option(word: str) -> bool:
-    """Return whether a word is meant as an option; a single dash, a number and a text with blanks are not."""
-    return word.startswith("-") and word != "-" and not re.search(r"\s|^-\.?\d", word)
-
-
 _OF_RUNS = (
     "  --dry-run         check settings and data, print the plan, load no weights",
     "  --resume          continue the newest unfinished run of this name and these settings",
@@ -253,20 +243,17 @@ def help_text(
     `runs` is true for a command that is one run, which can be planned and resumed; `every_part` lists the parts of
     groups instead of one line a group.
     """
+    width = min(shutil.get_terminal_size().columns, 120)
     lines = [
-        f"usage: {prog} [CONFIG.yaml ...] [key=value ...] [--key value ...]",
-        "",
-        purpose,
-        "",
+        f"usage: {prog} [CONFIG.yaml ...] [key=value ...] [--key value ...]", "",
+        purpose, "",
         "switches:",
         "  --registry DIR    where models live (else $ALIGN_REGISTRY, else ./align_registry)",
         *(_OF_RUNS if runs else ()),
-        "  --debug           show tracebacks",
-        "",
+        "  --debug           show tracebacks", "",
         "settings:",
-    ]
-    width = min(shutil.get_terminal_size().columns, 120)
-    lines += [_format_option(option, width) for option in options_of(config_class, grouped=not every_part)]
+        *(_format_option(option, width) for option in options_of(config_class, grouped=not every_part)),
+    ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -274,10 +261,8 @@ def _format_option(option: Option, width: int) -> str:
     """Return a setting and its sentence beside it, or below it in a narrow window."""
     indent = 35 if width >= 80 else 6
     text = textwrap.wrap(str(option), max(width, 30) - indent, break_long_words=False, break_on_hyphens=False)
-    if width >= 80:
-        first, *text = text
-        return "\n".join([f"  {option.key:<32} {first}", *(" " * indent + line for line in text)])
-    return "\n".join([f"  {option.key}", *(" " * indent + line for line in text)])
+    head = f"  {option.key:<32} {text.pop(0)}" if width >= 80 else f"  {option.key}"
+    return "\n".join([head, *(" " * indent + line for line in text)])
 
 
 @dataclass(frozen=True)
@@ -310,12 +295,8 @@ def options_of(config_class: type[Settings], prefix: str = "", *, grouped: bool 
             yield from options_of(group, f"{prefix}{key}.")
             continue
         value = info.get_default(call_default_factory=True)
-        default = "required" if info.is_required() else f"default {_show(value)}"
+        default = "required" if info.is_required() else f"default {'none' if value in (None, '', [], {}) else value}"
         yield Option(prefix + key, meaning, _type_name(kind), default)
-
-
-def _show(value: Any) -> str:
-    return "none" if value in (None, "", [], {}) else str(value)
 
 
 def _type_name(kind: Any) -> str:

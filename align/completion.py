@@ -97,9 +97,8 @@ def completions(line: str) -> Iterator[str]:
 
 
 def _words_of_a_stage(before: list[str], current: str) -> Iterator[str]:
-    kinds = {
-        option.key: option.kind for option in options_of(importlib.import_module(module_of(before[0])).STAGE.config)
-    }
+    stage = importlib.import_module(module_of(before[0])).STAGE
+    kinds = {option.key: option.kind for option in options_of(stage.config)}
     start, equals, _ = current.partition("=")
     last = before[-1]
     if last in ("--registry", "--config"):

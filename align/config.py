@@ -61,6 +61,8 @@ class StageConfig(Settings):
     """whether `lora=none` is possible: the stages with a reference or a score head need adapters on one base"""
     row_setting: ClassVar[str] = "max_length"
     """the setting that says how long a row may be"""
+    fragments_heap: ClassVar[bool] = True
+    """whether memory that a pass frees stays in the C library's heap"""
     tuner_abilities: ClassVar[tuple[Ability, ...]] = ("share",)
     """what the stage asks of the tuner of an adapter, besides training it"""
 
@@ -159,19 +161,9 @@ class StageConfig(Settings):
         return self.row_length
 
     @property
-    def written_length(self) -> int:
-        """Tokens of the longest completion that training samples after a row of data."""
-        return self.row_length - self.token_length
-
-    @property
     def adapters(self) -> tuple[int, int]:
         """Adapters on the base at the peak: how many are trained, and how many are frozen beside them."""
         return (1, 0)
-
-    @property
-    def fragments_heap(self) -> bool:
-        """True when memory that a pass frees stays in the C library's heap."""
-        return True
 
     @property
     def fresh_adapter(self) -> bool:
@@ -230,9 +222,8 @@ def build(config_class: type[ConfigT], values: dict[str, Any]) -> ConfigT:
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        lines: dict[str, None] = {}  # a setting of several types fails once for each of them
-        for detail in error.errors():
-            lines.setdefault(_explain(config_class, detail))
+        # A setting of several types fails once for each of them.
+        lines = dict.fromkeys(_explain(config_class, detail) for detail in error.errors())
         raise UsageError("; ".join(lines)) from None
 
 
@@ -242,7 +233,11 @@ def _explain(config_class: type[Settings], detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         if key == "peft":
             return "peft: this stage holds several adapters on one base, which is proved for LoRA only; use lora"
-        return f"{key}: unknown setting;{nearest(path[-1], _keys_at(config_class, path[:-1]))}"
+        model: Any = config_class
+        for part in path[:-1]:
+            if not part.isdigit():  # the position in a list of groups
+                model = group_of(model.model_fields[part].annotation)
+        return f"{key}: unknown setting;{nearest(path[-1], model.model_fields)}"
     if detail["type"] == "missing":
         return f"{key}: missing; give {key}=..."
     value = shorten(detail["input"])
@@ -251,9 +246,8 @@ def _explain(config_class: type[Settings], detail: ErrorDetails) -> str:
     if detail["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", str((detail.get("ctx") or {}).get("expected", "")))
         hint = nearest(str(detail["input"]), choices)
-        return (
-            f"{key}: {value} is not one of {', '.join(choices)};{hint if 'did you' in hint else ' write one of them'}"
-        )
+        hint = hint if "did you" in hint else " write one of them"
+        return f"{key}: {value} is not one of {', '.join(choices)};{hint}"
     if sentence := _SENTENCES.get(detail["type"]):
         return f"{key}: {value} {sentence.format(**(detail.get('ctx') or {}), key=key)}"
     message = detail["msg"].removeprefix("Value error, ")
@@ -292,14 +286,6 @@ _SENTENCES = {
     "string_too_short": "is too short; give {min_length} characters or more",
 }
 """message about a value, by pydantic's name for the problem"""
-
-
-def _keys_at(config_class: type[Settings], path: list[str]) -> list[str]:
-    model: Any = config_class
-    for part in path:
-        if not part.isdigit():  # the position in a list of groups
-            model = group_of(model.model_fields[part].annotation)
-    return list(model.model_fields)
 
 
 def group_of(kind: Any) -> Any:

@@ -82,11 +82,11 @@ class DpoConfig(PeftStageConfig):
                 f"label_smoothing={self.label_smoothing:g}: {', '.join(self.loss_type)} has none; set it to 0, or use "
                 f"one of {', '.join(sorted(_SMOOTHED))}"
             )
-        for kind in ("robust", "exo_pair"):
+        for kind, example in (("robust", "0.1"), ("exo_pair", "1e-3")):
             if kind in kinds and not self.label_smoothing:
                 raise UsageError(
                     f"loss_type={kind}: label_smoothing is 0, for which this loss is not defined or plain sigmoid; "
-                    f"give label_smoothing={'0.1' if kind == 'robust' else '1e-3'}"
+                    f"give label_smoothing={example}"
                 )
         return self
 
@@ -121,18 +121,15 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
     run.data.read()
 
     # 2. Models: one base; the policy continues the start's adapter, or is a new one beside it.
-    precision, stacks = Precision.of(config), config.fresh_adapter
-    loaded = start_policy(run.registry, run.parent, config.new_adapter, precision, fresh=stacks)
+    precision, fresh = Precision.of(config), config.fresh_adapter
+    loaded = start_policy(run.registry, run.parent, config.new_adapter, precision, fresh=fresh)
     if config.trainer.get("disable_dropout", True):
         switch_off_dropout(loaded.model)
     data = run.data.tokenise(loaded.tokenizer)
     start_from_data(loaded, data.train)
 
     # 3. Optimise: TRL owns the loop, we own every argument it receives.
-    args = trl_arguments(
-        DPOConfig, run, max_length=None, beta=config.beta, loss_type=config.loss_type,
-        loss_weights=config.loss_weights, label_smoothing=config.label_smoothing,
-    )  # fmt: skip
+    args = trl_arguments(DPOConfig, run, max_length=None)
     trainer = build_trainer(DPOTrainer, loaded.model, loaded.tokenizer, args, data)
     _set_reference(config, run, trainer, loaded)
     if config.trainer.get("disable_dropout", True):
@@ -192,23 +189,14 @@ def first_numbers(config: DpoConfig) -> dict[str, Expected]:
 
 def first_loss(kind: LossType, beta: float, smoothing: float) -> float | None:
     """Return the loss of one type when policy and reference are equal; None for `sft`, which has no reference."""
-    match kind:
-        case "sft":
-            return None
-        case "hinge" | "apo_zero" | "apo_down":
-            return 1.0
-        case "ipo":
-            return 1 / (4 * beta**2)
-        case "sppo_hard":
-            return 1 / (2 * beta**2)
-        case "nca_pair" | "bco_pair":
-            return 2 * math.log(2)
-        case "discopop":
-            return (1 + math.log(2)) / 2
-        case "exo_pair":
-            return -math.log(2) - math.log(smoothing * (1 - smoothing)) / 2
-        case _:
-            return math.log(2)
+    if kind == "exo_pair":
+        return -math.log(2) - math.log(smoothing * (1 - smoothing)) / 2
+    losses: dict[LossType, float | None] = {
+        "sft": None, "hinge": 1.0, "apo_zero": 1.0, "apo_down": 1.0, "ipo": 1 / (4 * beta**2),
+        "sppo_hard": 1 / (2 * beta**2), "nca_pair": 2 * math.log(2), "bco_pair": 2 * math.log(2),
+        "discopop": (1 + math.log(2)) / 2,
+    }  # fmt: skip
+    return losses.get(kind, math.log(2))
 
 
 def describe_fall_of_chosen(beta: float, numbers: dict[str, float]) -> str | None:

@@ -134,9 +134,10 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     """Train a policy on how its completions of one prompt score beside each other."""
     from trl import GRPOConfig, GRPOTrainer
 
-    from align.models.adapters import start_policy
+    from align.models.adapters import prove_frozen_copy, start_policy
     from align.models.loading import Precision, switch_off_dropout
-    from align.rl.grpo_rewards import GrpoRewards
+    from align.rl.grpo_rewards import reward_functions
+    from align.training.loop import train
     from align.training.reference import FirstStep
     from align.training.training_data import TokenisedSplits
     from align.training.trl_bridge import build_trainer, trl_arguments
@@ -156,24 +157,28 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
 
     # 3. Optimise: TRL owns the loop; prompts go in as our tokens, in an order that resumes from any checkpoint.
     prompts, steps = _order_prompts(config, run, rows)
-    reward_functions = GrpoRewards(rewards, records, run.folder if run.ranks.is_rank_zero else None, loaded.tokenizer)
+    samples = run.folder if run.ranks.is_rank_zero else None
     args = trl_arguments(
         GRPOConfig, run, max_steps=steps, num_train_epochs=1, shuffle_dataset=False,
         save_steps=_save_steps(config, run), reward_weights=[reward.weight for reward in config.rewards],
-        num_generations=config.num_generations, temperature=config.temperature, top_p=config.top_p,
-        max_completion_length=config.max_completion_length, beta=config.beta, epsilon=config.epsilon,
-        loss_type=config.loss_type, scale_rewards=config.scale_rewards, num_iterations=config.num_iterations,
         **vllm_arguments(config, stops),
     )  # fmt: skip
     trainer = build_trainer(
         GRPOTrainer, loaded.model, loaded.tokenizer, args, TokenisedSplits(prompts),
-        reward_funcs=reward_functions.functions(),
+        reward_funcs=reward_functions(rewards, records, samples, loaded.tokenizer),
     )  # fmt: skip
-    pass_token_prompts(trainer)
+    # Prompts are tokens already; it would render and tokenise texts itself.
+    trainer._tokenize_prompts = lambda prompts: (prompts, None, {})
     if config.beta:
-        _check_reference(run, loaded.model)
+        prove_frozen_copy(loaded.model, "default", "ref")
+        what = f"a frozen copy of {run.parent.reference}"
+        run.print_line(f"reference: {what}; it equals the policy at step 0, so KL is 0")
         trainer.add_callback(FirstStep(run, first_numbers(config)))
-    numbers = _train(run, trainer)
+    with warnings.catch_warnings():
+        # TRL toggles gradient checkpointing around every rollout, under deprecated names.
+        message = "`gradient_checkpointing_(en|dis)able` is deprecated"
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+        numbers = train(run, trainer)
     if numbers.get("frac_reward_zero_std") == 1:
         run.print_line(
             "warning: at the end all completions of every group scored the same, and nothing is learned from such "
@@ -181,25 +186,9 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
         )
 
     # 4. Hand back the policy's adapter; the reference is not kept.
-    metrics = select_metrics(
-        numbers, "loss", "reward", "reward_std", *(f"rewards/{name}/mean" for name in rewards.names), "kl"
-    )
-    return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=metrics, parents=[run.parent, *reward_parents])
-
-
-def pass_token_prompts(trainer: Any) -> None:
-    """Let a GRPOTrainer generate from tokenised prompts; it would render and tokenise texts itself."""
-    trainer._tokenize_prompts = lambda prompts: (prompts, None, {})
-
-
-def _train(run: Run, trainer: Any) -> dict[str, float]:
-    """Train; TRL toggles gradient checkpointing around every rollout, under deprecated names."""
-    from align.training.loop import train
-
-    with warnings.catch_warnings():
-        message = "`gradient_checkpointing_(en|dis)able` is deprecated"
-        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
-        return train(run, trainer)
+    means = [f"rewards/{name}/mean" for name in rewards.names]
+    kept = select_metrics(numbers, "loss", "reward", "reward_std", *means, "kl")
+    return Trained.of(loaded, config, metrics=kept, parents=[run.parent, *reward_parents])
 
 
 def _set_stop_tokens(loaded: LoadedBase, print_line: Callable[[str], None]) -> list[int]:
@@ -237,13 +226,6 @@ def _save_steps(config: GrpoConfig, run: Run) -> int:
             f"save_steps={config.save_steps}: a rollout lasts {config.save_unit} steps, so every {steps} are saved"
         )
     return steps
-
-
-def _check_reference(run: Run, model: Any) -> None:
-    from align.models.adapters import prove_frozen_copy
-
-    prove_frozen_copy(model, "default", "ref")
-    run.print_line(f"reference: a frozen copy of {run.parent.reference}; it equals the policy at step 0, so KL is 0")
 
 
 def first_numbers(config: GrpoConfig) -> dict[str, Expected]:

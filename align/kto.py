@@ -83,10 +83,7 @@ def kto(config: KtoConfig, run: Run) -> Trained:
     )
 
     # 3. Optimise: TRL owns the loop, we own every argument it receives and the order of the rows.
-    args = trl_arguments(
-        KTOConfig, run, max_length=config.max_length, beta=config.beta, loss_type=config.loss_type,
-        desirable_weight=weights[0], undesirable_weight=weights[1],
-    )  # fmt: skip
+    args = trl_arguments(KTOConfig, run, desirable_weight=weights[0], undesirable_weight=weights[1])
     data = data.map(lambda rows: add_mismatched(rows, config.per_device_train_batch_size, config.seed))
     trainer = build_trainer(KTOTrainer, loaded.model, loaded.tokenizer, args, data)
     freeze_reference(loaded)
@@ -99,7 +96,7 @@ def kto(config: KtoConfig, run: Run) -> Trained:
 
     # 4. Hand back the policy's adapter; the reference is not kept.
     kept = select_metrics(numbers, "loss", "kl", "rewards/margins", "logps/chosen", "logps/rejected", "eval_loss")
-    return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=[run.parent])
+    return Trained.of(loaded, config, metrics=kept, parents=[run.parent])
 
 
 def balance_weights(good: int, bad: int, config: KtoConfig) -> tuple[float, float]:
@@ -107,11 +104,9 @@ def balance_weights(good: int, bad: int, config: KtoConfig) -> tuple[float, floa
 
     The paper (section 4.2) advises a ratio of the two sums between 1 and 4/3.
     """
-    most = max(good, bad)
-    weights = [most / max(count, 1) for count in (good, bad)]
     asked = (config.desirable_weight, config.undesirable_weight)
-    if all(weight is None for weight in asked):
-        return weights[0], weights[1]
+    if asked == (None, None):
+        return max(good, bad) / max(good, 1), max(good, bad) / max(bad, 1)
     first, second = (1.0 if weight is None else weight for weight in asked)
     return first, second
 

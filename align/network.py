@@ -67,11 +67,10 @@ def open_port(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
         listener.listen(512)
-    except socket.gaierror:
-        listener.close()
-        raise UsageError(f"--host {host}: no address of this machine; give 127.0.0.1, or 0.0.0.0 for all") from None
     except OSError as error:
         listener.close()
+        if isinstance(error, socket.gaierror):
+            raise UsageError(f"--host {host}: no address of this machine; give 127.0.0.1, or 0.0.0.0 for all") from None
         raise MachineError(
             f"--port {port}: cannot be opened on {host} ({error.strerror}); give another --port, or end what uses it"
         ) from None

@@ -5,7 +5,6 @@ Policy, reference, reward model and value model are adapters on one loaded base.
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 from dataclasses import dataclass
@@ -21,8 +20,7 @@ from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
 
 if TYPE_CHECKING:
-    from align.rl.experience import Experience, ScoredRollout
-    from align.rl.ppo_models import PpoModels
+    from align.rl.experience import Experience
     from align.rl.ppo_state import PpoState
     from align.rl.shards import Shards
     from align.schema import Record
@@ -49,6 +47,7 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
     from align.rewards.learned import resolve_reward_model
     from align.rl.experience import check_packed_rows
     from align.rl.ppo_models import load_ppo_models
+    from align.rl.ppo_state import start_state
     from align.rl.rollout import PromptStream, count_rollouts
 
     config.check_sizes(run.ranks.world_size)
@@ -63,29 +62,31 @@ def ppo(config: PpoConfig, run: Run) -> Trained:
 
     # 2. Models: policy, reference, reward model and value model as adapters on one base.
     models = load_ppo_models(run.registry, run.parent, reward_model, config)
-    tokenizer = models.loaded.tokenizer
-    rows = run.data.tokenise(tokenizer).train
+    rows = run.data.tokenise(models.loaded.tokenizer).train
     check_packed_rows(models, rows[0]["prompt_ids"], run.print_line)
 
     # 3. Optimise: sample, score, compare with the reference, update; a step is one rollout.
     total = count_rollouts(len(rows), config.rows_per_step, config.num_train_epochs, config.max_steps)
-    state = _start(config, models, PromptStream(len(rows), config.seed), total)
+    state = start_state(config, models, PromptStream(len(rows), config.seed), total)
     stops = find_stop_ids(models.loaded, run.print_line)
     numbers = _optimise(config, run, state, _Prompts(rows, data.records, rewards, gold, stops), total)
 
     # 4. Hand back the policy's adapter; reference, reward model and value model are not kept.
     parents = [run.parent, *([reward_model] if reward_model else []), *reward_parents]
-    panels = gold.panels(run.log.path)
-    return Trained(
-        models.model, tokenizer, models.loaded.base,
-        metrics=select_metrics(numbers, *_METRICS), parents=parents, panels=panels,
-    )  # fmt: skip
+    kept, panels = select_metrics(numbers, *_METRICS), gold.panels(run.log.path)
+    return Trained.of(models.loaded, config, metrics=kept, parents=parents, panels=panels)
 
 
 def _optimise(config: PpoConfig, run: Run, state: PpoState, prompts: _Prompts, total: int) -> Numbers:
     """Run the loop over rollouts; return the numbers of the last."""
-    from align.rl.experience import compute_logprobs, first_update_batches, join_ranks, score_rollout
-    from align.rl.policy_sampling import sample_completions
+    from align.rl.experience import (
+        compute_advantages,
+        compute_logprobs,
+        first_update_batches,
+        join_ranks,
+        score_rollout,
+    )
+    from align.rl.rollout import sample_completions
     from align.rl.rollout_log import PhaseTimer, append_first_sample, describe_rollout
     from align.rl.shards import Shards
     from align.rl.update import update
@@ -110,36 +111,23 @@ def _optimise(config: PpoConfig, run: Run, state: PpoState, prompts: _Prompts, t
             logprobs = compute_logprobs(
                 models, rollout, batches, sampling.temperature, reuse_sampler_logprobs=state.reuse_sampler_logprobs
             )
-            scored = join_ranks(shards, config.minibatch_size, rollout, scores, logprobs)
-            experience = _compute_advantages(config, state, scored)
+            whole = join_ranks(shards, config.minibatch_size, rollout, scores, logprobs)
+            experience = compute_advantages(config, state, *whole)
             timer.end_phase("scoring")
             updated = update(config, state, experience, shards, step)
             timer.end_phase("update")
-            numbers = describe_rollout(experience, scored, state.kl_coef) | updated | timer.speeds(scored.rollout)
-            numbers |= run.ranks.from_rank_zero(partial(prompts.gold.measure, records, scored.scores.texts))
+            numbers = describe_rollout(experience, state.kl_coef) | updated | timer.speeds(experience.rollout)
+            numbers |= run.ranks.from_rank_zero(partial(prompts.gold.measure, records, experience.scores.texts))
             if step == 1:
-                _check_start(run, state, scored, numbers)
+                _check_start(run, state, experience, numbers)
             if step % config.logging_steps == 0 or step == total:
                 run.log.write(step, numbers)
             if run.ranks.is_rank_zero:
-                append_first_sample(run.folder, step, records[0], scored)
-            _adapt_kl_coef(config, state, numbers["kl"])
+                append_first_sample(run.folder, step, records[0], experience)
+            state.adapt_kl_coef(config, numbers["kl"])
             progress.advance(1)
             _save_checkpoint(run, state, shards, step, total)
     return numbers
-
-
-def _start(config: PpoConfig, models: PpoModels, prompts: Any, total: int) -> PpoState:
-    import torch
-    from transformers import get_scheduler
-
-    from align.rl.ppo_state import PpoState
-
-    groups = [{"params": models.policy_parameters()}, {"params": models.value_parameters()}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, eps=1e-5, weight_decay=config.weight_decay)
-    warmup = math.ceil(config.warmup_ratio * total)
-    scheduler = get_scheduler(config.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total)
-    return PpoState(models, optimizer, scheduler, prompts, config.kl_coef)
 
 
 def _resume(run: Run, state: PpoState, shards: Shards) -> int:
@@ -159,32 +147,7 @@ def _resume(run: Run, state: PpoState, shards: Shards) -> int:
     return step
 
 
-def _compute_advantages(config: PpoConfig, state: PpoState, scored: ScoredRollout) -> Experience:
-    """Turn scores and KL into per-token rewards and these into advantages; update the running score statistics.
-
-    Reward of a token: -kl_coef * KL, plus the score at the last token (Ziegler et al. 2019, eq. 2).
-    """
-    from align.rl.experience import Experience
-    from align.rl.maths import gae, kl_per_token, shape_scores, token_rewards, whiten
-
-    rollout, scores, logprobs = scored
-    shaping, mask = config.shaping, rollout.mask
-    state.scores = state.scores.after(scores.raw)
-    moments = state.scores if shaping.normalize_score else None
-    shaped = shape_scores(scores.raw, moments, shaping.clip_score, whitened="scores" in shaping.whiten)
-    # As a reward only k1 holds the policy: the gradient of the others vanishes where the policy is the reference.
-    penalty = kl_per_token(logprobs.policy, logprobs.reference, "k1")
-    kl = kl_per_token(logprobs.policy, logprobs.reference, shaping.kl_estimator)
-    rewards = token_rewards(shaped - scores.penalty, penalty, mask, state.kl_coef)
-    if "rewards" in shaping.whiten:
-        rewards = whiten(rewards, mask, shift_mean=False)
-    advantages, returns = gae(rewards, logprobs.values, mask, config.gamma, config.lam)
-    if "advantages" in shaping.whiten:
-        advantages = whiten(advantages, mask)
-    return Experience(rollout, logprobs.policy, logprobs.values, advantages, returns, kl)
-
-
-def _check_start(run: Run, state: PpoState, scored: ScoredRollout, numbers: Numbers) -> None:
+def _check_start(run: Run, state: PpoState, experience: Experience, numbers: Numbers) -> None:
     """Check that before the first update the policy equals the reference and the sampling policy: KL 0, ratio 1.
 
     Where the log-probs of sampling equal those of the training pass but for rounding, later steps reuse them.
@@ -196,18 +159,10 @@ def _check_start(run: Run, state: PpoState, scored: ScoredRollout, numbers: Numb
             f"PPO start: KL to the reference is {kl:g} and a ratio is {error:g} from 1, both should be 0; "
             "the reference is not the policy's start; report this"
         )
-    sampled = scored.rollout.logprobs
+    sampled = experience.rollout.logprobs
     assert sampled is not None
-    difference = float((sampled - scored.logprobs.policy).abs().max())
+    difference = float((sampled - experience.logprobs.policy).abs().max())
     state.reuse_sampler_logprobs = state.models.exact and difference <= _ROUNDING_NATS
-
-
-def _adapt_kl_coef(config: PpoConfig, state: PpoState, kl: float) -> None:
-    from align.rl.maths import next_kl_coef
-
-    if config.adaptive_kl.target is not None:
-        share = config.rollout_batch_size / config.adaptive_kl.horizon
-        state.kl_coef = next_kl_coef(state.kl_coef, kl, config.adaptive_kl.target, share)
 
 
 def _save_checkpoint(run: Run, state: PpoState, shards: Shards, step: int, total: int) -> None:
@@ -218,7 +173,7 @@ def _save_checkpoint(run: Run, state: PpoState, shards: Shards, step: int, total
     if stopping or (run.config.save_steps and step % run.config.save_steps == 0 and step < total):
         run.checkpoints.save(step, partial(state.save, random_states=shards.gather(random_states)))
     if stopping:
-        run.stop(run.stopped_by or signal.SIGTERM)
+        run.stopped_by = run.stopped_by or signal.SIGTERM
         raise PreemptedError(
             f"stopped after step {step} of {total}, saved in {run.folder}; go on with the same command and --resume"
         )

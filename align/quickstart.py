@@ -131,17 +131,12 @@ def find_reusable(step: Step, registry: Registry) -> Checkpoint | None:
     manifest = newest.manifest or {}
     if (manifest.get("stage"), manifest.get("config")) != (step.stage.name, config.model_dump(mode="json")):
         return None
-    parents = [registry.resolve(reference) for reference in _parent_references(config)]
+    parents = [registry.resolve(reference) for reference in config.references.values()]
     if manifest.get("parents") != [{"reference": one.reference, "digest": one.digest} for one in parents]:
         return None
     specs = [config.data_specs, config.eval_specs] if config.eval_specs else [config.data_specs]
     digests = [load_records(spec, view=step.stage.view, roots={"registry": registry.root}).digest for spec in specs]
     return newest if [entry["digest"] for entry in manifest.get("data", [])] == digests else None
-
-
-def _parent_references(config: StageConfig) -> list[str]:
-    references = [config.model, getattr(config, "reward_model", None)]
-    return [one for one in references if one is not None and not one.startswith(pretrain.SCRATCH)]
 
 
 def evaluate_models(seed: int, registry: Registry) -> Result:

@@ -57,9 +57,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     start_from_data(loaded, data.train)
 
     # 3. Optimise: TRL owns the loop and finds its columns already tokenised.
-    args = trl_arguments(
-        TrlRewardConfig, run, max_length=None, center_rewards_coefficient=config.center_rewards_coefficient
-    )
+    args = trl_arguments(TrlRewardConfig, run, max_length=None)
     trainer = build_trainer(RewardTrainer, loaded.model, loaded.tokenizer, args, data)
     numbers = train(run, trainer)
 
@@ -68,8 +66,7 @@ def reward(config: RewardConfig, run: Run) -> Trained:
     for message in report.messages:
         run.print_line(message)
     kept = select_metrics(numbers, "loss", "accuracy", "margin", "eval_loss", "eval_accuracy") | report.numbers
-    parents, panels = [run.parent], report.panels
-    return Trained(loaded.model, loaded.tokenizer, loaded.base, metrics=kept, parents=parents, panels=panels)
+    return Trained.of(loaded, config, metrics=kept, parents=[run.parent], panels=report.panels)
 
 
 def describe_head(start: Checkpoint) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
-ROLES: tuple[str, ...] = get_args(Role)
 
 View = Literal["text", "demonstration", "preference", "unpaired", "prompt"]
 VIEWS: tuple[str, ...] = get_args(View)

@@ -33,7 +33,7 @@ def sft(config: SftConfig, run: Run) -> Trained:
     from align.models.loading import Precision
     from align.models.lora_starts import start_from_data
     from align.training.loop import train
-    from align.training.packing import pack_rows, packed_collator, prove_packing
+    from align.training.training_data import pack_rows, packed_collator, prove_packing
     from align.training.trl_bridge import build_trainer, trl_arguments
 
     # 1. Data: records seen as demonstrations; read and checked before any weight is loaded.

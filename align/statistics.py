@@ -101,14 +101,10 @@ class Resamples:
 
     def sums(self, parts: ndarray) -> ndarray:
         """Return the column sums (count, K) of each resample of parts (size, K)."""
-        return np.concatenate([weights @ parts for weights in self._blocks()])
-
-    def _blocks(self) -> list[ndarray] | Iterator[ndarray]:
-        if self.size * self.count > 10 * _BLOCK_CELLS:
-            return self._draw_weights()
-        if self._weights is None:
-            self._weights = list(self._draw_weights())
-        return self._weights
+        drawn = self._weights or self._draw_weights()
+        if self._weights is None and self.size * self.count <= 10 * _BLOCK_CELLS:
+            drawn = self._weights = list(drawn)
+        return np.concatenate([weights @ parts for weights in drawn])
 
     def _draw_weights(self) -> Iterator[ndarray]:
         """Yield how often each record is in each resample, (rows of a block, size)."""

@@ -59,20 +59,15 @@ def _refuse_unfolding(value: Any, origin: str) -> None:
 
 
 _StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 
 
 def load_yaml(text: str, origin: str) -> Any:
     """Parse YAML strictly; `origin` names it in messages."""
     try:
-        loader = _StrictLoader(text)
-    except yaml.YAMLError as error:  # a control character
-        raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; correct it") from None
-    loader.name = origin
-    try:
+        loader = _StrictLoader(text)  # fails at a control character
+        loader.name = origin
         value = loader.get_single_data()
         _refuse_unfolding(value, origin)
         return value
@@ -81,8 +76,6 @@ def load_yaml(text: str, origin: str) -> Any:
         raise UsageError(f"{origin}:{line} not valid YAML: {error.problem}; correct it") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}; correct it") from None
-    finally:
-        loader.dispose()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from align.rl.ppo_models import POLICY, REWARD, PpoModels, compute_policy, compute_scores, compute_values
-from align.rl.rollout import BatchLayout, Rollout, build_layout, join_rows, micro_batches
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from align.rewards.weighted_rewards import WeightedRewards
-    from align.rl.ppo_settings import PpoConfig
-    from align.rl.shards import Shards
-    from align.schema import Record
+from align.rewards.weighted_rewards import WeightedRewards
+from align.rl.maths import gae, kl_per_token, shape_scores, token_rewards, whiten
+from align.rl.ppo_models import (
+    POLICY,
+    REWARD,
+    BatchLayout,
+    PolicyOutput,
+    PpoModels,
+    build_layout,
+    compute_policy,
+    compute_scores,
+    compute_values,
+    micro_batches,
+)
+from align.rl.ppo_settings import PpoConfig
+from align.rl.ppo_state import PpoState
+from align.rl.rollout import Rollout, join_rows
+from align.rl.shards import Shards
+from align.schema import Record
 
 _TOLERANCE, _TOLERANCE_ROUNDED = 1e-4, 5e-2
 """relative difference of log-probabilities that rounding explains, in single precision and in less"""
@@ -46,21 +58,13 @@ class RolloutScores:
         return self.raw - self.penalty
 
 
-class ScoredRollout(NamedTuple):
-    """A rollout, its scores, and the models' numbers per token."""
-
-    rollout: Rollout
-    scores: RolloutScores
-    logprobs: RolloutLogprobs
-
-
 @dataclass(frozen=True)
 class Experience:
     """A rollout with everything the losses compare against; tensors are (B, T)."""
 
     rollout: Rollout
-    logprobs: Tensor
-    values: Tensor
+    scores: RolloutScores
+    logprobs: RolloutLogprobs
     advantages: Tensor
     returns: Tensor
     kl: Tensor
@@ -68,7 +72,7 @@ class Experience:
 
 def join_ranks(
     shards: Shards, block: int, rollout: Rollout, scores: Sequence[RolloutScores], logprobs: RolloutLogprobs
-) -> ScoredRollout:
+) -> tuple[Rollout, RolloutScores, RolloutLogprobs]:
     """Return the rollouts of all ranks as one, in the order in which one process would have sampled it.
 
     `scores` are those of every rank already; `block` completions of each rank belong to one minibatch.
@@ -76,7 +80,7 @@ def join_ranks(
     parts = shards.gather(lambda: (rollout, logprobs))
     order = shards.order(len(rollout), block)
     rollouts, all_logprobs = zip(*parts, strict=True)
-    return ScoredRollout(join_rows(rollouts, order), join_rows(scores, order), join_rows(all_logprobs, order))
+    return join_rows(rollouts, order), join_rows(scores, order), join_rows(all_logprobs, order)
 
 
 def first_update_batches(models: PpoModels, rollout: Rollout, config: PpoConfig) -> list[Tensor]:
@@ -84,8 +88,6 @@ def first_update_batches(models: PpoModels, rollout: Rollout, config: PpoConfig)
 
     Scoring reads the very same ones: equal shapes give equal bits, so that the first ratio is exactly 1.
     """
-    import torch
-
     blocks = torch.arange(len(rollout), device=rollout.mask.device).split(config.minibatch_size)
     size = config.per_device_train_batch_size
     return [batch for block in blocks for batch in micro_batches(rollout, block, size, packed=models.packed)]
@@ -93,13 +95,9 @@ def first_update_batches(models: PpoModels, rollout: Rollout, config: PpoConfig)
 
 def check_packed_rows(models: PpoModels, ids: Sequence[int], print_line: Callable[[str], None]) -> None:
     """Compare the policy's log-probs of a packed text with those of a padded one; where they differ, pad all rows."""
-    import torch
-
     if not models.packed:
-        kind = models.model.config.model_type
-        print_line(
-            f"rows are padded: this {kind} model takes no packed ones, by its family, its head or its attention window"
-        )
+        what = f"this {models.model.config.model_type} model takes no packed ones"
+        print_line(f"rows are padded: {what}, by its family, its head or its attention window")
         return
     middle = len(ids) // 2
     text = torch.tensor([list(ids), [0] * middle + list(ids)[: len(ids) - middle]], device=models.model.device)
@@ -131,19 +129,19 @@ def compute_logprobs(
     With `reuse_sampler_logprobs` the policy's are those of sampling, and its forward pass runs only for values, if its
     adapter has the value head.
     """
+
+    def compute(layout: BatchLayout) -> PolicyOutput:
+        return compute_policy(models, layout, temperature)
+
     values = None
     if reuse_sampler_logprobs and models.value != POLICY:
         assert rollout.logprobs is not None
         assert rollout.entropy is not None
         policy, entropy = rollout.logprobs, rollout.entropy
     else:
-        policy, entropy, *rest = _per_token(
-            models, rollout, batches, POLICY, lambda layout: compute_policy(models, layout, temperature)
-        )
+        policy, entropy, *rest = _per_token(models, rollout, batches, POLICY, compute)
         values = rest[0] if rest else None
-    reference = _per_token(
-        models, rollout, batches, models.reference, lambda layout: compute_policy(models, layout, temperature)
-    )[0]
+    reference = _per_token(models, rollout, batches, models.reference, compute)[0]
     if values is None:
         (values,) = _per_token(models, rollout, batches, models.value, lambda layout: [compute_values(models, layout)])
     return RolloutLogprobs(policy, entropy, reference, values)
@@ -157,8 +155,6 @@ def _per_token(
     compute: Callable[[BatchLayout], Sequence[Tensor | None]],
 ) -> list[Tensor]:
     """Compute the batches through one adapter and return their (b, t) tensors as (B, T), zero on padding."""
-    import torch
-
     whole: list[Tensor] = []
     with torch.no_grad(), models.active(adapter):
         for index in batches:
@@ -182,8 +178,6 @@ def score_rollout(
 
     A completion that was cut before it stopped loses `eos_penalty`.
     """
-    import torch
-
     texts = completion_texts(models.loaded.tokenizer, rollout)
     values = rewards.score_all(records, texts)
     total = torch.tensor([rewards.total(value) for value in values], device=rollout.mask.device)
@@ -197,8 +191,6 @@ def score_rollout(
 
 def compute_reward_model_scores(models: PpoModels, rollout: Rollout, batches: Sequence[Tensor]) -> Tensor:
     """Return the reward model's score (B,) of each completion, one forward pass for each of the batches."""
-    import torch
-
     scores = torch.zeros(len(rollout), device=rollout.mask.device)
     with torch.no_grad(), models.active(REWARD):
         for index in batches:
@@ -212,3 +204,26 @@ def completion_texts(tokenizer: Any, rollout: Rollout) -> list[str]:
 
     pairs = zip(rollout.prompts, rollout.completions, strict=True)
     return [mark_reasoning(tokenizer, prompt, completion) for prompt, completion in pairs]
+
+
+def compute_advantages(
+    config: PpoConfig, state: PpoState, rollout: Rollout, scores: RolloutScores, logprobs: RolloutLogprobs
+) -> Experience:
+    """Turn scores and KL into per-token rewards and these into advantages; update the running score statistics.
+
+    Reward of a token: -kl_coef * KL, plus the score at the last token (Ziegler et al. 2019, eq. 2).
+    """
+    shaping, mask = config.shaping, rollout.mask
+    state.scores = state.scores.after(scores.raw)
+    moments = state.scores if shaping.normalize_score else None
+    shaped = shape_scores(scores.raw, moments, shaping.clip_score, whitened="scores" in shaping.whiten)
+    # As a reward only k1 holds the policy: the gradient of the others vanishes where the policy is the reference.
+    penalty = kl_per_token(logprobs.policy, logprobs.reference, "k1")
+    kl = kl_per_token(logprobs.policy, logprobs.reference, shaping.kl_estimator)
+    rewards = token_rewards(shaped - scores.penalty, penalty, mask, state.kl_coef)
+    if "rewards" in shaping.whiten:
+        rewards = whiten(rewards, mask, shift_mean=False)
+    advantages, returns = gae(rewards, logprobs.values, mask, config.gamma, config.lam)
+    if "advantages" in shaping.whiten:
+        advantages = whiten(advantages, mask)
+    return Experience(rollout, scores, logprobs, advantages, returns, kl)

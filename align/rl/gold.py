@@ -66,12 +66,14 @@ def draw_against_kl(axes: Any, log: Path) -> None:
     points = sorted((*point, step) for step, point in enumerate(read_points(log), start=1))
     left, bottom, width, height = axes.get_position().bounds
     axes.set_position((left, bottom, 0.84 * width, height))  # room for the second scale
+    size = -(-len(points) // 10) or 1
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
     shades = [0.1 + 0.5 * point[3] / len(points) for point in points]
     for scale, column, color, name in ((axes, 1, "C0", "proxy"), (axes.twinx(), 2, "C1", "gold")):
-        curve = _means(points, column)
         if points:
             scale.scatter([p[0] for p in points], [p[column] for p in points], s=9, color=color, alpha=shades)
-        scale.plot([kl for kl, _ in curve], [score for _, score in curve], color=color, linewidth=1.6)
+        kl, score = ([_mean(part, index) for part in parts] for index in (0, column))
+        scale.plot(kl, score, color=color, linewidth=1.6)
         scale.set_ylabel(name, fontsize=8, color=color)
         scale.tick_params(labelsize=8)
         scale.tick_params(axis="y", labelcolor=color)
@@ -80,8 +82,5 @@ def draw_against_kl(axes: Any, log: Path) -> None:
     axes.grid(alpha=0.3)
 
 
-def _means(points: Sequence[tuple[float, ...]], column: int) -> list[tuple[float, float]]:
-    """Return the means of up to ten groups of neighbouring points, as (KL, score)."""
-    size = -(-len(points) // 10) if points else 1
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(p[0] for p in group) / len(group), sum(p[column] for p in group) / len(group)) for group in groups]
+def _mean(points: Sequence[tuple[float, ...]], column: int) -> float:
+    return sum(point[column] for point in points) / len(points)

@@ -11,13 +11,15 @@ k3).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from align.rl.ppo_settings import KlEstimator
 
-KlEstimator = Literal["k1", "k2", "k3"]
-Metrics = dict[str, "Tensor"]
+Metrics = dict[str, Tensor]
 
 
 class Moments(NamedTuple):
@@ -45,13 +47,6 @@ class Moments(NamedTuple):
         )
 
 
-class Advantages(NamedTuple):
-    """The result of generalised advantage estimation, both (B, T)."""
-
-    advantages: Tensor
-    returns: Tensor
-
-
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
     """Return the sum over the tokens the mask keeps; masked values may be anything, even NaN."""
     return values.masked_fill(mask == 0, 0.0).sum()
@@ -71,14 +66,11 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     """Scale to unit variance over the kept tokens, and to zero mean unless `shift_mean` is off; (B, T) -> (B, T)."""
     mean = masked_mean(values, mask)
     whitened = (values - mean) * (masked_var(values, mask) + 1e-8).rsqrt()
-    whitened = whitened if shift_mean else whitened + mean
-    return whitened.masked_fill(mask == 0, 0.0)
+    return (whitened if shift_mean else whitened + mean).masked_fill(mask == 0, 0.0)
 
 
 def shape_scores(scores: Tensor, moments: Moments | None, clip: float | None, *, whitened: bool) -> Tensor:
     """Return scores (B,) normalised by the running moments, if any, then clipped, then whitened over the rollout."""
-    import torch
-
     if moments is not None:
         scores = (scores - moments.mean) / (moments.deviation + 1e-8)
     if clip is not None:
@@ -105,20 +97,16 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 
     scores (B,), kl (B, T), mask (B, T) -> (B, T).
     """
-    import torch
-
     last = mask.sum(dim=1).long() - 1
     terminal = torch.zeros_like(kl).scatter(1, last.clamp(min=0).unsqueeze(1), scores.to(kl).unsqueeze(1))
     return (terminal - kl_coef * kl).masked_fill(mask == 0, 0.0)
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Advantages:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Return advantages and returns of every token, each (B, T) (Schulman 2015, eq. 11, 12 and 16).
 
     delta_t = r_t + gamma * V_{t+1} - V_t and A_t = delta_t + gamma * lam * A_{t+1}; V is 0 after the last token.
     """
-    import torch
-
     values = values.masked_fill(mask == 0, 0.0)
     rewards = rewards.masked_fill(mask == 0, 0.0)
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
@@ -129,7 +117,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         running = (delta[:, t] + gamma * lam * running) * mask[:, t]
         steps.append(running)
     advantages = torch.stack(steps[::-1], dim=1)
-    return Advantages(advantages, (advantages + values).masked_fill(mask == 0, 0.0))
+    return advantages, (advantages + values).masked_fill(mask == 0, 0.0)
 
 
 def policy_loss(
@@ -140,8 +128,6 @@ def policy_loss(
     All (B, T). Metrics: the share of tokens where the clip binds, the mean ratio and its largest distance
     from 1, and the k3 KL from the old policy.
     """
-    import torch
-
     log_ratio = (logprobs - old_logprobs).masked_fill(mask == 0, 0.0)
     advantages = advantages.masked_fill(mask == 0, 0.0)
     ratio = log_ratio.exp()
@@ -165,8 +151,6 @@ def value_loss(
 
     All (B, T). Schulman 2017, eq. 9 with the value clipping of that paper's code. Metrics: share of clipped tokens.
     """
-    import torch
-
     # Padding may hold NaN, and 0 times NaN would reach the gradient.
     values, old_values, returns = (tensor.masked_fill(mask == 0, 0.0) for tensor in (values, old_values, returns))
     clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
@@ -186,8 +170,6 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Return the entropy of each next-token distribution in nats; (B, T, V) -> (B, T)."""
-    import torch
-
     logprobs = logits.float().log_softmax(dim=-1)
     # A token of probability 0 has log-probability -inf and adds nothing to the entropy.
     return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)
@@ -203,5 +185,4 @@ def next_kl_coef(kl_coef: float, kl: float, target: float, share: float) -> floa
 
     `share` is the completions of this step over the horizon.
     """
-    error = min(max(kl / target - 1, -0.2), 0.2)
-    return kl_coef * (1 + error * share)
+    return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * share)

@@ -1,11 +1,18 @@
-"""The four models of PPO as adapters on one base in memory, and their forward passes over completions."""
+"""The four models of PPO as adapters on one base in memory, and their forward passes over completions.
+
+Rows of a rollout are packed without padding where the model can read them so, else padded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from align.models.adapter_config import adapter_parameters
 from align.models.adapters import LoadedBase, attach_adapter, copy_adapter, prove_frozen_copy, start_policy
@@ -14,16 +21,10 @@ from align.models.heads import load_score_head
 from align.models.loading import Precision, checkpoint_activations, switch_off_dropout
 from align.models.packed import accepts_packed_rows, plain_head
 from align.models.tokenizers import check_template
+from align.registry import Checkpoint, Registry
 from align.rl.maths import entropy, token_logprobs
-from align.rl.policy_sampling import SamplingPolicy
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from align.registry import Checkpoint, Registry
-    from align.rl.ppo_settings import PpoConfig
-    from align.rl.rollout import BatchLayout
+from align.rl.ppo_settings import PpoConfig
+from align.rl.rollout import Rollout, SamplingPolicy
 
 POLICY, REFERENCE, REWARD, VALUE = "default", "reference", "reward_model", "value_model"
 
@@ -92,6 +93,80 @@ class PpoModels:
             self.model.set_adapter(POLICY)
 
 
+@dataclass(frozen=True)
+class BatchLayout:
+    """B rows with n completion tokens in all, as the inputs of the base model without its language head."""
+
+    inputs: dict[str, Any]
+    sources: Tensor
+    """(n,) indices of the hidden states, flattened to (N, H), that predict the completion tokens"""
+    targets: Tensor
+    """(n,) the completion tokens"""
+    rows: Tensor
+    columns: Tensor
+    """(n,) where in (B, T) each completion token belongs"""
+    last: Tensor
+    """(B,) indices of the hidden states of the rows' last tokens"""
+    shape: tuple[int, int]
+    """(B, T)"""
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """Return values of the completion tokens (n,) as (B, T), zero on padding."""
+        return values.new_zeros(self.shape).index_put((self.rows, self.columns), values)
+
+
+def build_layout(rollout: Rollout, index: Tensor, *, packed: bool) -> BatchLayout:
+    """Return the rows of an index as one batch; the same index always gives the same shapes, and so the same bits.
+
+    Rows are packed without padding where the model can read them so, else padded.
+    """
+    return _packed(rollout, index) if packed else _padded(rollout, index)
+
+
+def micro_batches(rollout: Rollout, rows: Tensor, size: int, *, packed: bool) -> list[Tensor]:
+    """Split rows into indices of `size` rows: neighbours share prompts when packed, padded ones have like lengths."""
+    sizes = rollout.prompt_mask[rows].sum(dim=1) + rollout.lengths[rows]
+    order = rows.argsort() if packed else sizes.argsort(stable=True)
+    return list(rows[order].split(size))
+
+
+def _packed(rollout: Rollout, index: Tensor) -> BatchLayout:
+    """One row of tokens; a prompt that several completions answer is in it once."""
+    from align.models.packed import backbone_inputs
+    from align.models.prefixes import IGNORED, TokenRow, pack, prompt_keys
+
+    sequences = []
+    for row, source in enumerate(index.tolist()):
+        prompt, completion = rollout.prompts[source], rollout.completions[source]
+        labels = [IGNORED] * len(prompt) + completion
+        # A token's label stands one column after the state that predicts it, so that the first comes to column 0.
+        sequences.append(TokenRow(prompt + completion, labels, row, 1 - len(prompt)))
+    batch = pack(sequences, prompt_keys(sequences), index.device)
+    shape = len(sequences), int(rollout.lengths[index].max())
+    return BatchLayout(
+        backbone_inputs(batch), batch.sources, batch.targets, batch.rows, batch.columns, batch.last, shape
+    )
+
+
+def _padded(rollout: Rollout, index: Tensor) -> BatchLayout:
+    """A batch without columns of padding only."""
+    prompt_mask, mask = rollout.prompt_mask[index], rollout.mask[index].long()
+    left = rollout.prompt_ids.shape[1] - int(prompt_mask.sum(dim=1).max())
+    width = int(mask.sum(dim=1).max())
+    ids = torch.cat([rollout.prompt_ids[index, left:], rollout.completion_ids[index, :width]], dim=1)
+    attention_mask = torch.cat([prompt_mask[:, left:], mask[:, :width]], dim=1)
+    inputs = {
+        "input_ids": ids, "attention_mask": attention_mask, "use_cache": False,
+        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+    }  # fmt: skip
+    length, begin = ids.shape[1], ids.shape[1] - width
+    rows, columns = mask[:, :width].nonzero(as_tuple=True)
+    targets = rows * length + begin + columns
+    starts = torch.arange(len(index), device=index.device) * length
+    last = starts + begin + mask.sum(dim=1) - 1
+    return BatchLayout(inputs, targets - 1, ids.flatten()[targets], rows, columns, last, (len(index), width))
+
+
 class PolicyOutput(NamedTuple):
     """The policy's numbers of a batch, each (B, T); values only where the value head is on the policy."""
 
@@ -130,17 +205,13 @@ def load_ppo_models(
     loaded.model.set_adapter(POLICY)
     loaded.model.eval()
     value = VALUE if config.value == "adapter" else POLICY
-    value_head = _value_head(loaded.model, score_head if value == VALUE else None)
+    if value == VALUE and score_head is not None:
+        weight = score_head.weight
+    else:
+        weight = torch.zeros(1, causal.get_input_embeddings().weight.shape[1])
+    value_head = make_score_layer(weight).to(loaded.model.device)
     packed = plain_head(causal) is not None and accepts_packed_rows(causal, config.max_length)
     return PpoModels(loaded, reference, score_head, value_head, value, precision, packed)
-
-
-def _value_head(model: Any, score_head: torch.nn.Linear | None) -> torch.nn.Linear:
-    import torch
-
-    hidden = model.get_base_model().get_input_embeddings().weight.shape[1]
-    weight = score_head.weight if score_head is not None else torch.zeros(1, hidden)
-    return make_score_layer(weight).to(model.device)
 
 
 def compute_policy(models: PpoModels, layout: BatchLayout, temperature: float) -> PolicyOutput:
@@ -153,18 +224,12 @@ def compute_policy(models: PpoModels, layout: BatchLayout, temperature: float) -
         return _compute_from_logits(models, layout, temperature)
     hidden = _last_hidden(models, layout)[layout.sources]
     tempered = hidden if temperature == 1.0 else hidden / temperature
-    scores = score_tokens(_tempered(head, temperature), tempered, layout.targets, frozen=True)
+    if temperature != 1.0 and head.bias is not None:
+        # The product of its weight and tempered states is tempered already.
+        head = SimpleNamespace(weight=head.weight, bias=head.bias / temperature)
+    scores = score_tokens(head, tempered, layout.targets, frozen=True)
     values = layout.scatter(models.value_head(hidden).squeeze(-1)) if models.value == POLICY else None
     return PolicyOutput(layout.scatter(scores.log_probs), layout.scatter(scores.entropy), values)
-
-
-def _tempered(head: Any, temperature: float) -> Any:
-    """A head whose product with tempered states is tempered logits: the weight is shared, the bias divided."""
-    if temperature == 1.0 or head.bias is None:
-        return head
-    from types import SimpleNamespace
-
-    return SimpleNamespace(weight=head.weight, bias=head.bias / temperature)
 
 
 def _compute_from_logits(models: PpoModels, layout: BatchLayout, temperature: float) -> PolicyOutput:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,8 +10,8 @@ from align.config import Scheduler, Settings, StageConfig
 from align.errors import UsageError
 from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.rl.gold import GoldRewards
-from align.rl.maths import KlEstimator
 
+KlEstimator = Literal["k1", "k2", "k3"]
 Whitened = Literal["scores", "rewards", "advantages"]
 
 
@@ -56,6 +56,8 @@ class ShapingSettings(Settings):
 
 class PpoConfig(StageConfig):
     """Settings of proximal policy optimisation; a step is one rollout and the updates on it."""
+
+    fragments_heap: ClassVar[bool] = False  # its passes give back to the system what they free (align.rl.malloc)
 
     learning_rate: float = Field(default=1e-5, gt=0, le=1)
     """peak learning rate of policy and value model"""
@@ -130,19 +132,13 @@ class PpoConfig(StageConfig):
         return (2 if self.value == "adapter" else 1), (2 if self.reward_model else 1)
 
     @property
-    def fragments_heap(self) -> bool:
-        """The update's passes give back to the system what they free (align.rl.malloc)."""
-        return False
-
-    @property
     def sampling_batch_size(self) -> int:
         """Completions whose KV cache is in memory at a time.
 
         A token's keys and values take about a ninth of the activations that its update keeps in a Llama, and about as
         much as these where activations are recomputed.
         """
-        most = self.per_device_train_batch_size * (1 if self.gradient_checkpointing else 8)
-        return self.sampling.batch_size or most
+        return self.sampling.batch_size or self.per_device_train_batch_size * (1 if self.gradient_checkpointing else 8)
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -1,16 +1,26 @@
-"""Rollouts: the order in which prompts come, and sampled completions as tensors."""
+"""Rollouts: the order in which prompts come, sampling with a KV cache, and sampled completions as tensors.
+
+A prompt is read once for all its completions; finished rows are evicted.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import numpy
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from align.models.decoding import CachedRows, Decoder, pad_left, sample_from_uniform
+from align.models.loading import Precision
+from align.rl.ppo_settings import SamplingSettings
 
 
 class PromptStream:
@@ -24,15 +34,11 @@ class PromptStream:
         taken: list[int] = []
         while len(taken) < size:
             epoch, start = divmod(self.cursor, self.count)
-            part = self._order(epoch)[start : start + size - len(taken)]
+            order = numpy.random.default_rng((self.seed, epoch)).permutation(self.count)
+            part = order[start : start + size - len(taken)].tolist()
             self.cursor += len(part)
             taken += part
         return taken
-
-    def _order(self, epoch: int) -> list[int]:
-        import numpy
-
-        return numpy.random.default_rng((self.seed, epoch)).permutation(self.count).tolist()
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,15 @@ def join_rows(parts: Sequence[RowsT], order: Sequence[int], *, left: bool = Fals
 
     Tensors of two dimensions are padded to one width: on the left with `left`, as the prompts of a rollout are.
     """
-    import torch
-
     first: Any = parts[0]
     kind: Any = type(first)
     if isinstance(first, torch.Tensor):
-        joined: Any = torch.cat(_pad_to_one_width(parts, left))[list(order)]
+        tensors: list[Tensor] = list(cast("Any", parts))
+        if first.dim() > 1:
+            width = max(tensor.shape[1] for tensor in tensors)
+            missing = [width - tensor.shape[1] for tensor in tensors]
+            tensors = [pad(one, (size, 0) if left else (0, size)) for one, size in zip(tensors, missing, strict=True)]
+        joined: Any = torch.cat(tensors)[list(order)]
     elif isinstance(first, list):
         rows = list(chain.from_iterable(cast("Any", parts)))
         joined = [rows[index] for index in order]
@@ -98,20 +107,8 @@ def join_rows(parts: Sequence[RowsT], order: Sequence[int], *, left: bool = Fals
     return cast("RowsT", joined)
 
 
-def _pad_to_one_width(tensors: Sequence[Any], left: bool) -> Sequence[Tensor]:
-    from torch.nn.functional import pad
-
-    if tensors[0].dim() == 1:
-        return tensors
-    width = max(tensor.shape[1] for tensor in tensors)
-    missing = [width - tensor.shape[1] for tensor in tensors]
-    return [pad(tensor, (size, 0) if left else (0, size)) for tensor, size in zip(tensors, missing, strict=True)]
-
-
 def completion_mask(completion_ids: Tensor, stops: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the mask (B, T) up to and with the first stop token, and which rows (B,) have one."""
-    import torch
-
     is_stop = torch.isin(completion_ids, torch.tensor(list(stops), device=completion_ids.device))
     before = is_stop.long().cumsum(dim=1) - is_stop.long()
     return (before == 0).float(), is_stop.any(dim=1)
@@ -123,73 +120,100 @@ def count_rollouts(rows: int, batch: int, epochs: float, max_steps: int) -> int:
 
 
 @dataclass(frozen=True)
-class BatchLayout:
-    """B rows with n completion tokens in all, as the inputs of the base model without its language head."""
+class SamplingPolicy:
+    """The model that completions are sampled from, and how it computes; every stage that samples makes one."""
 
-    inputs: dict[str, Any]
-    sources: Tensor
-    """(n,) indices of the hidden states, flattened to (N, H), that predict the completion tokens"""
-    targets: Tensor
-    """(n,) the completion tokens"""
-    rows: Tensor
-    columns: Tensor
-    """(n,) where in (B, T) each completion token belongs"""
-    last: Tensor
-    """(B,) indices of the hidden states of the rows' last tokens"""
-    shape: tuple[int, int]
-    """(B, T)"""
+    model: Any
+    """a PEFT model, or a causal language model without adapters"""
+    adapter: str | None
+    """the PEFT model's adapter that samples; None for a model without adapters"""
+    tokenizer: Any
+    precision: Precision
 
-    def scatter(self, values: Tensor) -> Tensor:
-        """Return values of the completion tokens (n,) as (B, T), zero on padding."""
-        return values.new_zeros(self.shape).index_put((self.rows, self.columns), values)
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Run forward passes through the adapter, in the precision the settings ask for."""
+        before = self.model.active_adapter if self.adapter is not None else None
+        if self.adapter is not None:
+            self.model.set_adapter(self.adapter)
+        try:
+            with self.autocast():
+                yield
+        finally:
+            if before is not None:
+                self.model.set_adapter(before)
 
-
-def build_layout(rollout: Rollout, index: Tensor, *, packed: bool) -> BatchLayout:
-    """Return the rows of an index as one batch; the same index always gives the same shapes, and so the same bits."""
-    return _packed(rollout, index) if packed else _padded(rollout, index)
-
-
-def micro_batches(rollout: Rollout, rows: Tensor, size: int, *, packed: bool) -> list[Tensor]:
-    """Split rows into indices of `size` rows: neighbours share prompts when packed, padded ones have like lengths."""
-    sizes = rollout.prompt_mask[rows].sum(dim=1) + rollout.lengths[rows]
-    order = rows.argsort() if packed else sizes.argsort(stable=True)
-    return list(rows[order].split(size))
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in bfloat16 where the settings ask for it, adapters included, as TRL's trainers do."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision.uses_bf16)
 
 
-def _packed(rollout: Rollout, index: Tensor) -> BatchLayout:
-    """One row of tokens; a prompt that several completions answer is in it once."""
-    from align.models.packed import backbone_inputs
-    from align.models.prefixes import IGNORED, TokenRow, pack, prompt_keys
+def sample_completions(
+    policy: SamplingPolicy,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingSettings,
+    stops: Sequence[int],
+    seeds: Sequence[tuple[int, ...]],
+    batch_size: int | None = None,
+) -> Rollout:
+    """Sample one completion for each prompt, `batch_size` of them at a time.
 
-    sequences = []
-    for row, source in enumerate(index.tolist()):
-        prompt, completion = rollout.prompts[source], rollout.completions[source]
-        labels = [IGNORED] * len(prompt) + completion
-        # A token's label stands one column after the state that predicts it, so that the first comes to column 0.
-        sequences.append(TokenRow(prompt + completion, labels, row, 1 - len(prompt)))
-    batch = pack(sequences, prompt_keys(sequences), index.device)
-    shape = len(sequences), int(rollout.lengths[index].max())
-    return BatchLayout(
-        backbone_inputs(batch), batch.sources, batch.targets, batch.rows, batch.columns, batch.last, shape
-    )
+    Each row has its own seed, so its tokens do not depend on the rows beside it. A prompt that occurs several times is
+    read once. None of the model's own generation defaults are used: the policy that samples must be the policy that is
+    trained.
+    """
+    # One uniform number in [0, 1) for each token of a row.
+    draws = (numpy.random.default_rng(seed).random(sampling.max_new_tokens) for seed in seeds)
+    noise = torch.stack([torch.from_numpy(numbers) for numbers in draws])
+    # Prompts of like length share a batch; equal ones stay beside each other.
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    size = batch_size or len(prompts)
+    parts = []
+    with torch.no_grad(), policy.active():
+        for begin in range(0, len(order), size):
+            rows = order[begin : begin + size]
+            parts.append(_decode(policy, [prompts[row] for row in rows], sampling, noise[rows], stops))
+    return join_rows(parts, sorted(range(len(order)), key=order.__getitem__))
 
 
-def _padded(rollout: Rollout, index: Tensor) -> BatchLayout:
-    """A batch without columns of padding only."""
-    import torch
-
-    prompt_mask, mask = rollout.prompt_mask[index], rollout.mask[index].long()
-    left = rollout.prompt_ids.shape[1] - int(prompt_mask.sum(dim=1).max())
-    width = int(mask.sum(dim=1).max())
-    ids = torch.cat([rollout.prompt_ids[index, left:], rollout.completion_ids[index, :width]], dim=1)
-    attention_mask = torch.cat([prompt_mask[:, left:], mask[:, :width]], dim=1)
-    inputs = {
-        "input_ids": ids, "attention_mask": attention_mask, "use_cache": False,
-        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
-    }  # fmt: skip
-    length, begin = ids.shape[1], ids.shape[1] - width
-    rows, columns = mask[:, :width].nonzero(as_tuple=True)
-    targets = rows * length + begin + columns
-    starts = torch.arange(len(index), device=index.device) * length
-    last = starts + begin + mask.sum(dim=1) - 1
-    return BatchLayout(inputs, targets - 1, ids.flatten()[targets], rows, columns, last, (len(index), width))
+def _decode(
+    policy: SamplingPolicy,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingSettings,
+    noise: Tensor,
+    stops: Sequence[int],
+) -> Rollout:
+    """Sample one completion for each prompt; noise (B, max_new_tokens) uniform in [0, 1)."""
+    device, pad = policy.model.device, policy.tokenizer.pad_token_id
+    stop_ids, noise = torch.tensor(list(stops), device=device), noise.to(device)
+    unique = list(dict.fromkeys(map(tuple, prompts)))
+    prompt_ids, prompt_mask = pad_left(unique, pad, device)
+    index = {prompt: row for row, prompt in enumerate(unique)}
+    owners = torch.tensor([index[tuple(prompt)] for prompt in prompts], device=device)
+    shape = len(prompts), sampling.max_new_tokens
+    ids = torch.full(shape, pad, device=device)
+    logprobs, entropy = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    causal = policy.model if policy.adapter is None else policy.model.get_base_model()
+    decoder, cached = Decoder(causal), CachedRows(prompt_mask)
+    logits = decoder.prefill(cached, prompt_ids, 0, cached.columns)[:, -1]
+    if len(unique) < len(prompts):
+        cached.select(owners)
+        logits = logits[owners]
+    rows = torch.arange(len(prompts), device=device)
+    for column in range(sampling.max_new_tokens):
+        sampled = sample_from_uniform(logits, noise[rows, column], sampling.temperature, sampling.top_p)
+        ids[rows, column], logprobs[rows, column], entropy[rows, column] = sampled
+        unfinished = (~torch.isin(sampled.tokens, stop_ids)).nonzero()[:, 0]
+        if not len(unfinished) or column + 1 == sampling.max_new_tokens:
+            break
+        if len(unfinished) < len(rows):
+            cached.select(unfinished)
+            rows = rows[unfinished]
+        logits = decoder.step(cached, sampled.tokens[unfinished])
+    width = column + 1
+    mask, stopped = completion_mask(ids[:, :width], stops)
+    # Where pad and stop are one token, what was never sampled looks like a second stop; the mask ends before it.
+    return Rollout(
+        prompt_ids[owners], prompt_mask[owners], ids[:, :width].masked_fill(mask == 0, pad), mask, stopped,
+        logprobs[:, :width], entropy[:, :width],
+    )  # fmt: skip

@@ -5,39 +5,36 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from align.rl.experience import Experience
+from align.rl.maths import explained_variance, masked_mean
+from align.rl.rollout import Rollout
 from align.schema import Record, content_text
 
-if TYPE_CHECKING:
-    from align.rl.experience import Experience, ScoredRollout
-    from align.rl.rollout import Rollout
 
-
-def describe_rollout(experience: Experience, scored: ScoredRollout, kl_coef: float) -> dict[str, float]:
+def describe_rollout(experience: Experience, kl_coef: float) -> dict[str, float]:
     """Return a rollout's numbers before its update; KL is per completion, entropy per token."""
-    from align.rl.maths import explained_variance, masked_mean
-
-    scores, mask = scored.scores, experience.rollout.mask
+    scores, mask = experience.scores, experience.rollout.mask
     parts = {f"rewards/{name}": sum(values) / len(values) for name, values in scores.parts.items()}
     return parts | {
         "score_mean": float(scores.total.mean()),
         "score_std": float(scores.total.std(correction=0)),
         "kl": float((experience.kl * mask).sum(dim=1).mean()),
         "kl_coef": kl_coef,
-        "entropy": float(masked_mean(scored.logprobs.entropy, mask)),
-        "explained_variance": float(explained_variance(experience.values, experience.returns, mask)),
+        "entropy": float(masked_mean(experience.logprobs.entropy, mask)),
+        "explained_variance": float(explained_variance(experience.logprobs.values, experience.returns, mask)),
         "completion_length": float(mask.sum(dim=1).mean()),
         "share_without_eos": float((~experience.rollout.stopped).float().mean()),
     }
 
 
-def append_first_sample(folder: Path, step: int, record: Record, scored: ScoredRollout) -> None:
+def append_first_sample(folder: Path, step: int, record: Record, experience: Experience) -> None:
     """Append the first completion of a rollout to samples.jsonl."""
-    scores = scored.scores
+    scores = experience.scores
     rewards = {name: values[0] for name, values in scores.parts.items()}
     sample = {"completion": scores.texts[0], "score": float(scores.total[0]), "rewards": rewards}
-    append_sample(folder, step, record, sample | {"stopped": bool(scored.rollout.stopped[0])})
+    append_sample(folder, step, record, sample | {"stopped": bool(experience.rollout.stopped[0])})
 
 
 def append_sample(folder: Path, step: int, record: Record, sample: dict[str, Any]) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
 
 from align.errors import AlignError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -46,9 +46,6 @@ class Shards:
         """Return what every rank makes, on every rank; the first AlignError among them is raised on all."""
         if self.count == 1:
             return [make()]
-        import torch
-        from torch import distributed
-
         file = io.BytesIO()
         try:
             torch.save(make(), file)
@@ -66,17 +63,12 @@ class Shards:
     def all_reduce_max(self, tensor: Tensor) -> None:
         """Replace a tensor by its maximum over the ranks."""
         if self.count > 1:
-            from torch import distributed
-
             distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their sums over the ranks, in one exchange."""
         if self.count == 1:
             return
-        import torch
-        from torch import distributed
-
         flat = torch.cat([tensor.flatten().float() for tensor in tensors])
         distributed.all_reduce(flat)
         for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):

@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
 
 from align.errors import DivergedError
+from align.rl.experience import Experience
 from align.rl.malloc import mmap_large_allocations
 from align.rl.maths import Metrics, policy_loss, value_loss
-from align.rl.ppo_models import POLICY, compute_policy, compute_values
-from align.rl.rollout import build_layout, micro_batches
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from align.rl.experience import Experience
-    from align.rl.ppo_models import PpoModels
-    from align.rl.ppo_settings import PpoConfig
-    from align.rl.ppo_state import PpoState
-    from align.rl.shards import Shards
+from align.rl.ppo_models import POLICY, PpoModels, build_layout, compute_policy, compute_values, micro_batches
+from align.rl.ppo_settings import PpoConfig
+from align.rl.ppo_state import PpoState
+from align.rl.shards import Shards
 
 Numbers = dict[str, float]
 
@@ -34,7 +32,7 @@ def update(config: PpoConfig, state: PpoState, experience: Experience, shards: S
     steps = 0
     # Only matters to gradient checkpointing: dropout is off in every model.
     state.models.model.train(config.gradient_checkpointing)
-    for rows in _minibatches(config, shards.count, step, experience.logprobs.device):
+    for rows in _minibatches(config, shards.count, step, experience.returns.device):
         numbers = _accumulate_gradients(config, state.models, experience, rows, shards)
         lines.append(numbers)
         if config.target_kl is not None and numbers["approx_kl"] > config.target_kl:
@@ -56,9 +54,6 @@ def update(config: PpoConfig, state: PpoState, experience: Experience, shards: S
 
 def _minibatches(config: PpoConfig, ranks: int, step: int, device: Any) -> Iterator[Tensor]:
     """Yield the rows of each optimiser step: in rollout order first, as they were scored, then shuffled every epoch."""
-    import numpy
-    import torch
-
     order = torch.arange(config.rollout_batch_size, device=device)
     for epoch in range(config.num_ppo_epochs):
         if epoch:
@@ -72,8 +67,6 @@ def _accumulate_gradients(
     config: PpoConfig, models: PpoModels, experience: Experience, rows: Tensor, shards: Shards
 ) -> Numbers:
     """Backpropagate one minibatch in micro-batches, each weighted by its share of the tokens; return its numbers."""
-    import torch
-
     rollout, tokens = experience.rollout, experience.rollout.mask[rows].sum()
     size = config.per_device_train_batch_size
     total: dict[str, Tensor] = {}
@@ -108,14 +101,15 @@ def _backward(
     layout = build_layout(experience.rollout, index, packed=models.packed)
     width = layout.shape[1]
     mask, returns = experience.rollout.mask[index, :width], experience.returns[index, :width]
+    old_values = experience.logprobs.values[index, :width]
 
     def of_values(values: Tensor) -> tuple[Tensor, Metrics]:
-        loss, metrics = value_loss(values, experience.values[index, :width], returns, mask, config.cliprange_value)
+        loss, metrics = value_loss(values, old_values, returns, mask, config.cliprange_value)
         return loss, metrics | {"value_loss": loss.detach()}
 
     with models.active(POLICY):
         output = compute_policy(models, layout, config.sampling.temperature)
-        old, advantages = experience.logprobs[index, :width], experience.advantages[index, :width]
+        old, advantages = experience.logprobs.policy[index, :width], experience.advantages[index, :width]
         loss, metrics = policy_loss(output.logprobs, old, advantages, mask, config.cliprange)
         metrics["policy_loss"] = loss.detach()
         shares_pass = output.values is not None
@@ -135,8 +129,6 @@ def _backward(
 
 def _step(config: PpoConfig, state: PpoState) -> Numbers:
     """Take one optimiser step; parameters of the policy loss and of the value loss alone are clipped separately."""
-    import torch
-
     limit = config.max_grad_norm or math.inf
     norm = torch.nn.utils.clip_grad_norm_(state.models.policy_parameters(), limit)
     value_norm = torch.nn.utils.clip_grad_norm_(state.models.value_parameters(), limit)

@@ -70,14 +70,11 @@ def check_vllm(config: VllmStageConfig, base: str) -> None:
         raise UsageError(f"vllm: vllm is not installed; pip install 'trl[vllm]', {without}")
     if not torch.cuda.is_available():
         raise UsageError(f"vllm: found no GPU, which both modes of vLLM need here; take a machine with one, {without}")
-    if config.vllm.server_base_url is not None:
-        _check_server(config.vllm.server_base_url.rstrip("/"), base)
-
-
-def _check_server(url: str, base: str) -> None:
+    if config.vllm.server_base_url is None:
+        return
+    url = config.vllm.server_base_url.rstrip("/")
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=_SERVER_TIMEOUT_S):
-            return
+        urllib.request.urlopen(f"{url}/health", timeout=_SERVER_TIMEOUT_S).close()
     except (OSError, ValueError) as error:
         raise MachineError(
             f"vllm.server_base_url={url}: no server answers there ({error}); start one: VLLM_SERVER_DEV_MODE=1 vllm "

@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig
 from align.errors import IntegrityError, UsageError, nearest
-from align.models.adapters import digests_of_base
 from align.registry.durable import DISK, read_seal, seal, verify_seal
 from align.registry.redaction import redact
 from align.training.ranks import Ranks
 
 if TYPE_CHECKING:
-    from align.registry import Registry
-    from align.training.stage import Stage
+    pass
 
 SEAL = "align_checkpoint.json"
 KEPT_CHECKPOINTS = 2
@@ -52,7 +50,8 @@ class Checkpoints:
         self, folder: Path, fingerprint: Callable[[], dict[str, Any]], ranks: Ranks, continuation: Continuation
     ) -> None:
         self.folder, self._fingerprint, self.ranks, self.continuation = folder, fingerprint, ranks, continuation
-        self._best: int | None = None
+        self.best: int | None = None
+        """the step whose checkpoint is kept whatever comes after it"""
         self.torn: list[str] = []
         """the new names of the damaged checkpoints that `newest` set aside"""
         self.changes: list[str] = []
@@ -90,7 +89,7 @@ class Checkpoints:
         seal(self.folder / f"checkpoint-{step}", fields, SEAL)
         DISK.sync_folder(self.folder)
         for old, path in self._list()[:-KEPT_CHECKPOINTS]:
-            if old < step and old != self._best:
+            if old < step and old != self.best:
                 shutil.rmtree(path)
 
     def newest(self) -> tuple[int, Path] | None:
@@ -108,7 +107,10 @@ class Checkpoints:
                 what = f"--resume {path}: this is not the run that was saved"
                 self.changes = refuse_changes(what, saved, now, self.continuation.allow_change)
                 return step, path
-            self.torn.append(_set_aside(path))
+            names = (f"{path.name}.torn" + (f"-{number}" if number > 1 else "") for number in count(1))
+            free = next(target for name in names if not (target := path.with_name(name)).exists())
+            path.rename(free)
+            self.torn.append(free.name)
         torn = self.torn or sorted(path.name for path in self.folder.glob("checkpoint-*.torn*"))
         if torn:
             raise IntegrityError(
@@ -133,10 +135,6 @@ class Checkpoints:
         """Return the names of the sealed checkpoints, oldest first; their content is not read."""
         return [path.name for _, path in self._list() if (path / SEAL).is_file()]
 
-    def keep_best(self, step: int | None) -> None:
-        """Keep the checkpoint of a step whatever comes after it, in place of the one kept so far."""
-        self._best = step
-
     def drop_unsealed(self) -> None:
         """Remove the checkpoint that was being written when the run failed."""
         for _, path in self._list() if self.ranks.is_rank_zero else ():
@@ -148,34 +146,8 @@ class Checkpoints:
         return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def _set_aside(path: Path) -> str:
-    """Rename a torn checkpoint to a free name, and return it."""
-    names = (f"{path.name}.torn" + (f"-{number}" if number > 1 else "") for number in count(1))
-    target = next(target for name in names if not (target := path.with_name(name)).exists())
-    path.rename(target)
-    return target.name
-
-
-def describe_run(stage: Stage, config: StageConfig, registry: Registry, world_size: int) -> dict[str, Any]:
-    """Return what identifies a run before it has read its data: stage, settings, versions and resolved references.
-
-    Access tokens among the settings are left out: this is written to disk, and another token is no other run.
-    """
-    starts = {}
-    for key, reference in config.references.items():
-        checkpoint = registry.resolve(reference)
-        base = registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
-        starts[key] = {
-            "reference": checkpoint.reference,
-            "digest": checkpoint.digest,
-            "base": digests_of_base(base, registry) if not base.is_hub else base.reference,
-        }
-    sizes = {"world_size": world_size, "versions": package_versions()}
-    return {"stage": stage.name} | identifying_settings(config) | starts | sizes
-
-
 def identifying_settings(config: StageConfig) -> dict[str, Any]:
-    """Return the settings that identify a run, as JSON values without access tokens."""
+    """Return the settings that identify a run, as JSON values without access tokens: they are written to disk."""
     return redact({key: value for key, value in config.model_dump(mode="json").items() if key not in _FREE})
 
 

@@ -46,12 +46,7 @@ def _command(stage: Stage, argv: list[str]) -> None:
 
 
 def run_stage(
-    stage: Stage,
-    config: StageConfig,
-    registry: Registry,
-    *,
-    resume: bool = False,
-    allow_change: tuple[str, ...] = (),
+    stage: Stage, config: StageConfig, registry: Registry, *, resume: bool = False, allow_change: tuple[str, ...] = ()
 ) -> Checkpoint:
     """Run a stage to its end and register the result; with `resume`, go on with the newest run of this name.
 
@@ -60,7 +55,7 @@ def run_stage(
     """
     from align.models.quiet_libraries import quiet_libraries
     from align.models.start_checks import check_models
-    from align.training.plan import preflight
+    from align.training.plan import find_unused_settings, preflight
     from align.training.register import register
     from align.training.run import open_run
 
@@ -68,11 +63,13 @@ def run_stage(
     started_from = preflight(stage, config, registry)
     registry.check_writable(config.name)
     with open_run(stage, config, registry, resume=resume, allow_change=allow_change) as run:
-        if (registered := run.start()) is not None:
+        if (registered := run.ranks.from_rank_zero(run.start)) is not None:
             run.print_line(f"{run.folder.name} is already complete: {registered}")
             return registry.resolve(registered)
         for setting, checkpoint in started_from.items():
             run.print_line(f"{setting}: {checkpoint.reference}")
+        for line in find_unused_settings(config, started_from.get("model")):
+            run.print_line(line)
         run.data.read()
         check_models(config, registry, started_from)
         from datasets import disable_progress_bars

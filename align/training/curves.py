@@ -66,11 +66,9 @@ def draw_curves(log: Path, target: Path, *, title: str, more: Sequence[Callable[
     figure.savefig(target, dpi=90)
 
 
-def _draw_panel(axes: object, key: str, kinds: Series) -> None:
-    from matplotlib.axes import Axes
+def _draw_panel(axes: Any, key: str, kinds: Series) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    assert isinstance(axes, Axes)
     for kind, (steps, values) in kinds.items():
         few = len(steps) <= 12
         axes.plot(

@@ -69,7 +69,7 @@ def handle_signals(run: Run) -> Iterator[None]:
 def _stop(run: Run, number: int) -> None:
     """Let a signal stop a run: at its next safe point, or at once where nothing would be lost or Ctrl-C came twice."""
     again = run.stopping
-    run.stop(number)
+    run.stopped_by = number
     # After the registration what is left is to print it, which Ctrl-C may cut short.
     if number == signal.SIGINT and (again or not run.log.begun or run.registered is not None):
         raise KeyboardInterrupt

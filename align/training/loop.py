@@ -12,7 +12,7 @@ import signal
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -21,10 +21,8 @@ from align.errors import DivergedError, PreemptedError, UsageError
 from align.models.adapters import tuner_callbacks
 from align.models.packed import use_fast_path
 from align.training.endings import refuse_small_disk
-
-if TYPE_CHECKING:
-    from align.training.run import Run
-    from align.training.run_log import Progress
+from align.training.run import Run
+from align.training.run_log import Progress
 
 _LAST_VALUE = {"num_tokens", "learning_rate", "epoch"}
 """running totals and settings, of which the last value of a logging window is written; of all others the mean"""
@@ -95,7 +93,7 @@ def train(run: Run, trainer: Any) -> dict[str, float]:
     if point is not None:
         saved = run.checkpoints.progress_of(point[1])
         state = LoopState(**saved | {"patience": EarlyStopping(**saved["patience"] | {"limit": state.patience.limit})})
-        run.checkpoints.keep_best(state.patience.step or None)
+        run.checkpoints.best = state.patience.step or None
         if state.patience.step and state.patience.limit is not None:
             run.checkpoints.path_of(state.patience.step)
     with ExitStack() as stack:
@@ -240,7 +238,7 @@ class StopCallback(TrainerCallback):
         early, loss = self._counted.patience, (metrics or {}).get("eval_loss")
         if early.limit is not None and loss is not None:
             if early.add(state.global_step, loss, self._counted.last):
-                self._run.checkpoints.keep_best(state.global_step)
+                self._run.checkpoints.best = state.global_step
                 control.should_save = True
             if early.is_over:
                 self._counted.over = control.should_save = control.should_training_stop = True
@@ -253,7 +251,7 @@ class StopCallback(TrainerCallback):
     def _stop_when_asked(self, control: Any) -> None:
         """Save and stop here when a rank was asked to; a run at its last step ends by itself."""
         if self._run.ranks.any(self._run.stopping) and not self._counted.over:
-            self._run.stop(self._run.stopped_by or signal.SIGTERM)
+            self._run.stopped_by = self._run.stopped_by or signal.SIGTERM
             control.should_save = control.should_training_stop = True
 
 

@@ -13,24 +13,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from align.config import StageConfig, write
+from align.config import LoraSettings, StageConfig, write
 from align.data.rendering.template_notices import fold_when_asked, notice_lines
 from align.data.sources import require_files
 from align.data.token_cache import TokenisedDataset
 from align.errors import MachineError, UsageError
+from align.models.adapter_config import ALL_LINEAR
+from align.models.adapter_kinds import read_adapter_settings
 from align.models.adapters import refuse_reward, tokenizer_checkpoint
 from align.models.base_files import load_text_config
 from align.models.heads import check_score_head
 from align.models.start_checks import check_files, check_models, count_trainable
 from align.models.tokenizers import load_tokenizer
+from align.registry import Checkpoint, Registry
 from align.training.ranks import Ranks
-from align.training.training_data import TrainingData
+from align.training.stage import Stage
+from align.training.training_data import TrainingData, pack_rows
 from align.training.trl_bridge import check_passthrough
 
 if TYPE_CHECKING:
     from align.models.memory import LossHead
-    from align.registry import Checkpoint, Registry
-    from align.training.stage import Stage
 
 _BOTH = "pip install {0}, or 'align[{1}]'"
 _INSTALL = {name: _BOTH.format(name, "trackers") for name in ("wandb", "mlflow", "trackio")} | {
@@ -72,6 +74,21 @@ def preflight(stage: Stage, config: StageConfig, registry: Registry) -> dict[str
     return checkpoints
 
 
+def find_unused_settings(config: StageConfig, start: Checkpoint | None) -> list[str]:
+    """Return a line on the settings of `lora` that an adapter which is trained further does not take."""
+    lora = config.new_adapter
+    if start is None or not start.is_adapter or config.fresh_adapter or not isinstance(lora, LoraSettings):
+        return []
+    own = {key.removeprefix("lora_"): value for key, value in read_adapter_settings(start).items()}
+    asked = lora.model_dump(include=lora.model_fields_set)
+    for settings in (own, asked):
+        if isinstance(settings.get("target_modules"), list):
+            settings["target_modules"] = sorted(settings["target_modules"])
+    unused = [f"lora.{key}" for key, value in asked.items() if value not in (ALL_LINEAR, own.get(key))]
+    what = "is an adapter, which is trained further with its own settings"
+    return [f"{start.reference} {what}; {', '.join(unused)} not used"] if unused else []
+
+
 def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     """Check start and data as a run would and print the plan; rows are tokenised, and cached for the run.
 
@@ -83,7 +100,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     check_models(config, registry, started)
     outline = stage.outline if stage.outline and not started else None
     start = outline(config, data.train) if outline else _outline(stage, config, registry, started["model"])
-    notes = fold_when_asked(start.tokenizer, config.on_refused)
+    notes = [*find_unused_settings(config, started.get("model")), *fold_when_asked(start.tokenizer, config.on_refused)]
     # Where there is no registry yet, a plan makes none.
     has_registry = registry.root.is_dir()
     with nullcontext(registry.cache_dir / "tokens") if has_registry else TemporaryDirectory() as cache:
@@ -148,8 +165,6 @@ def _mebibytes(size: int) -> str:
 
 
 def _describe_steps(config: StageConfig, tokens: TokenisedDataset) -> str:
-    from align.training.packing import pack_rows
-
     rows = len(pack_rows(tokens.rows, config.max_length) if _packs(config) else tokens.rows)
     steps = math.ceil(math.ceil(rows / config.rows_per_step) * config.num_train_epochs)
     return f"{steps if config.max_steps < 0 else config.max_steps} of {config.rows_per_step} rows"

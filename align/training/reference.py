@@ -12,8 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from align.config import TrainerStageConfig
@@ -22,12 +23,8 @@ from align.models.adapters import digests_of_base
 from align.models.loading import Precision
 from align.models.packed import use_fast_path
 from align.models.reference_cache import AnswerTokens, ReferenceCache, make_batches, reference_key, score_answers
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from align.registry import Checkpoint
-    from align.training.run import Run
+from align.registry import Checkpoint
+from align.training.run import Run
 
 PAIRS = {"ref_chosen_logps": "chosen_ids", "ref_rejected_logps": "rejected_ids"}
 """the columns in which TRL's DPO trainer reads the reference, and the columns of the completions they are about"""

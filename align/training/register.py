@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.config import dump_yaml
 from align.errors import warn_instead
 from align.models.adapters import digests_of_base, gather_weights, save_adapter
 from align.models.loading import save_base
 from align.models.tokenizers import describe_special_tokens
-from align.registry import default_root
+from align.registry import Checkpoint, default_root
 from align.registry.fingerprints import base_digests, template_digest
 from align.training.checkpoints import package_versions
 from align.training.curves import draw_curves
 from align.training.endings import explain_shortage
 from align.training.run import Run
 from align.training.stage import Trained
-
-if TYPE_CHECKING:
-    from align.registry import Checkpoint
 
 
 def register(run: Run, trained: Trained) -> Checkpoint:
@@ -58,7 +55,13 @@ def _commit(run: Run, trained: Trained, weights: dict[str, Any]) -> Checkpoint:
     # Explained in here, while what was written so far still takes its room.
     with run.registry.stage(config.name) as staging, explain_shortage(run):
         base = _write_weights(run, trained, weights, staging.path)
-        _write_facts(run, trained, staging.path)
+        (staging.path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        (staging.path / "summary.json").write_text(json.dumps(trained.metrics, indent=2) + "\n", encoding="utf-8")
+        if (log := run.log.path).is_file():
+            shutil.copyfile(log, staging.path / log.name)
+            title = f"{stage.name}: {config.name}"
+            draw_curves(log, staging.path / "curves.png", title=title, more=trained.panels)
+        (staging.path / "README.md").write_text(_model_card(run, trained), encoding="utf-8")
         return staging.commit(
             {
                 "stage": stage.name,
@@ -86,17 +89,6 @@ def _write_weights(run: Run, trained: Trained, weights: dict[str, Any], folder: 
     save_adapter(trained.model, trained.adapter, folder, base.location, weights)
     trained.tokenizer.save_pretrained(folder)
     return {"reference": base.reference, "location": base.location, "digests": digests_of_base(base, run.registry)}
-
-
-def _write_facts(run: Run, trained: Trained, folder: Path) -> None:
-    """Write what explains a version beside its weights: config, log, summary, curves and model card."""
-    (folder / "config.yaml").write_text(dump_yaml(run.config), encoding="utf-8")
-    (folder / "summary.json").write_text(json.dumps(trained.metrics, indent=2) + "\n", encoding="utf-8")
-    log = run.log.path
-    if log.is_file():
-        shutil.copyfile(log, folder / log.name)
-        draw_curves(log, folder / "curves.png", title=f"{run.stage.name}: {run.config.name}", more=trained.panels)
-    (folder / "README.md").write_text(_model_card(run, trained), encoding="utf-8")
 
 
 def _model_card(run: Run, trained: Trained) -> str:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.config import StageConfig, dump_yaml
 from align.errors import IntegrityError, MachineError
+from align.models.adapters import digests_of_base
+from align.registry import Checkpoint, Registry
 from align.registry.durable import write_durably
 from align.registry.redaction import redact_lines
 from align.training.checkpoints import (
@@ -23,20 +25,17 @@ from align.training.checkpoints import (
     Checkpoints,
     Continuation,
     check_allowed,
-    describe_run,
     identifying_settings,
     is_same,
+    package_versions,
     refuse_changes,
 )  # fmt: skip
 from align.training.endings import explain_shortage, handle_signals
 from align.training.ranks import Ranks, join_ranks
 from align.training.run_log import RunLog, print_line
+from align.training.stage import Stage
 from align.training.training_data import TrainingData
 from align.training.trl_bridge import explain_passthrough
-
-if TYPE_CHECKING:
-    from align.registry import Checkpoint, Registry
-    from align.training.stage import Stage
 
 STARTED, FINISHED = "run.json", "finished.json"
 
@@ -58,12 +57,8 @@ class Run:
 
     @property
     def stopping(self) -> bool:
-        """True when the run was asked to stop."""
+        """True when the run was asked to stop at its next safe point."""
         return self.stopped_by is not None
-
-    def stop(self, signal_number: int) -> None:
-        """Ask the run to stop at its next safe point."""
-        self.stopped_by = signal_number
 
     @cached_property
     def parent(self) -> Checkpoint:
@@ -73,7 +68,16 @@ class Run:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Stage, settings, versions and resolved references: what identifies the run before it has read its data."""
-        identity = describe_run(self.stage, self.config, self.registry, self.ranks.world_size)
+        identity = {"stage": self.stage.name} | identifying_settings(self.config)
+        for key, reference in self.config.references.items():
+            checkpoint = self.registry.resolve(reference)
+            base = self.registry.resolve_base(checkpoint) if checkpoint.is_adapter else checkpoint
+            identity[key] = {
+                "reference": checkpoint.reference,
+                "digest": checkpoint.digest,
+                "base": digests_of_base(base, self.registry) if not base.is_hub else base.reference,
+            }
+        identity |= {"world_size": self.ranks.world_size, "versions": package_versions()}
         plain: dict[str, Any] = json.loads(json.dumps(identity))
         return plain
 
@@ -89,33 +93,22 @@ class Run:
     def start(self) -> str | None:
         """Write identity and settings into the folder, or return the reference that the finished run has registered.
 
-        Raises IntegrityError, before anything is written, when the run was started with other settings.
+        Raises IntegrityError, before anything is written, when the run was started with other settings. Rank 0 does it.
         """
-        return self.ranks.from_rank_zero(self._start)
-
-    def _start(self) -> str | None:
         allowed = self.checkpoints.continuation.allow_change
         check_allowed(allowed, self.identity)
         path = self.folder / STARTED
         if path.is_file():
             what = f"--resume {self.folder}: this is not the run that was started"
             refuse_changes(what, json.loads(path.read_text(encoding="utf-8")), self.identity, allowed)
-            if (registered := self._find_registered()) is not None:
-                return registered
+            if (self.folder / FINISHED).is_file():
+                return str(json.loads((self.folder / FINISHED).read_text(encoding="utf-8"))["reference"])
+            for version in reversed(self.registry.versions(self.config.name)):
+                if (version.manifest or {}).get("run") == self.folder.name:
+                    self.finish(version.reference)  # it was killed before it could write so
+                    return version.reference
         write_durably(path, json.dumps(self.identity).encode())
         write_durably(self.folder / "config.yaml", redact_lines(dump_yaml(self.config)).encode())
-        return None
-
-    def _find_registered(self) -> str | None:
-        """Return the reference that the run has registered, also when it was killed before it could write so."""
-        path = self.folder / FINISHED
-        if path.is_file():
-            reference: str = json.loads(path.read_text(encoding="utf-8"))["reference"]
-            return reference
-        for version in reversed(self.registry.versions(self.config.name)):
-            if (version.manifest or {}).get("run") == self.folder.name:
-                self.finish(version.reference)
-                return version.reference
         return None
 
     def resume_point(self) -> tuple[int, Path] | None:
@@ -153,22 +146,17 @@ def open_run(
     run = Run(stage, config, registry, folder, ranks, Continuation(resume, allow_change))
     with ExitStack() as stack:
         ranks.from_rank_zero(lambda: _lock(folder, stack))  # rank 0 holds it for all ranks of a run
-        with handle_signals(run), _removed_when_empty(run), explain_shortage(run), explain_passthrough(config):
-            yield run
-
-
-@contextmanager
-def _removed_when_empty(run: Run) -> Iterator[None]:
-    """Remove the folder of a run that failed before it had logged or saved anything, and close the log."""
-    try:
-        yield
-    except BaseException:
-        has_work = (run.folder / LOG).is_file() or any(run.folder.glob("checkpoint-*"))
-        if run.ranks.is_rank_zero and not has_work:
-            shutil.rmtree(run.folder, ignore_errors=True)
-        raise
-    finally:
-        run.log.close(ended_well=run.registered is not None)
+        stack.enter_context(handle_signals(run))
+        try:
+            with explain_shortage(run), explain_passthrough(config):
+                yield run
+        except BaseException:
+            has_work = (folder / LOG).is_file() or any(folder.glob("checkpoint-*"))
+            if ranks.is_rank_zero and not has_work:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            run.log.close(ended_well=run.registered is not None)
 
 
 def _make_folder(runs: Path) -> Path:

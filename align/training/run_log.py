@@ -108,7 +108,7 @@ class Progress:
     """Progress of one loop of `total` steps: a rich bar on a terminal, plain lines in a pipe."""
 
     def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done = title, total, 0
+        self.title, self.total = title, total
         self._bar: Any = None
         self._task: Any = None
 
@@ -129,9 +129,8 @@ class Progress:
 
     def advance(self, steps: int = 1) -> None:
         """Count finished steps."""
-        self.done += steps
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
+            self._bar.advance(self._task, steps)
 
     def show(self, step: int, numbers: dict[str, float]) -> None:
         """Show the numbers of a step."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from align.errors import MachineError, warn_instead
 
@@ -46,16 +46,16 @@ class TrackedRun:
         return f"{self.name}-{self.folder.name}"
 
 
-class Tracker(Protocol):
-    """Takes the numbers of a run; `id` finds it again when the run is resumed."""
+@dataclass(frozen=True)
+class Tracker:
+    """An open tracker."""
 
     id: str
-
-    def add(self, step: int, numbers: dict[str, float]) -> None:
-        """Send the numbers of a step."""
-
-    def close(self, *, ended_well: bool) -> None:
-        """Send what is left and whether the run ended well."""
+    """finds it again when the run is resumed"""
+    add: Callable[[int, dict[str, float]], Any]
+    """sends the numbers of a step"""
+    close: Callable[[bool], Any]
+    """sends what is left and whether the run ended well"""
 
 
 class Trackers:
@@ -72,7 +72,14 @@ class Trackers:
         ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         for name in self._names:
             if name in TRACKERS:
-                self._trackers[name] = _open_tracker(name, run, ids.get(name))
+                try:
+                    with redirect_stdout(sys.stderr):
+                        self._trackers[name] = TRACKERS[name](run, ids.get(name))
+                except Exception as error:  # whatever a tracker raises, the setting that asked for it is what helps
+                    why = _first_line(error)
+                    raise MachineError(
+                        f"report_to={name}: it does not open ({why}); {_REMEDIES[name]}; or leave it out"
+                    ) from error
         if self._trackers:
             ids = {name: tracker.id for name, tracker in self._trackers.items()}
             path.write_text(json.dumps(ids), encoding="utf-8")
@@ -92,8 +99,8 @@ class Trackers:
                     tracker.add(step, numbers)
             except Exception as error:  # whatever a tracker raises, it is not worth a run
                 del self._trackers[name]
-                problem = _first_line(error)
-                sys.stderr.write(f"warning: report_to={name}: {problem}; it gets no more, metrics.jsonl does\n")
+                why = _first_line(error)
+                sys.stderr.write(f"warning: report_to={name}: {why}; it gets no more, metrics.jsonl does\n")
 
     def close(self, *, ended_well: bool) -> None:
         """Close all; a failure to do so is a warning and changes nothing about how the run ended."""
@@ -102,18 +109,8 @@ class Trackers:
                 self._tensorboard.close()
         for name, tracker in self._trackers.items():
             with warn_instead(f"report_to={name} could not be closed"), redirect_stdout(sys.stderr):
-                tracker.close(ended_well=ended_well)
+                tracker.close(ended_well)
         self._trackers = {}
-
-
-def _open_tracker(name: str, run: TrackedRun, run_id: str | None) -> Tracker:
-    try:
-        with redirect_stdout(sys.stderr):
-            return TRACKERS[name](run, run_id)
-    except Exception as error:  # whatever a tracker raises, the setting that asked for it is what helps
-        raise MachineError(
-            f"report_to={name}: it does not open ({_first_line(error)}); {_REMEDIES[name]}; or leave it out"
-        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -150,102 +147,85 @@ class _TensorBoard:
             self._writer.close()
 
 
-class _Wandb:
-    def __init__(self, run: TrackedRun, run_id: str | None) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb
+def _open_wandb(run: TrackedRun, run_id: str | None) -> Tracker:
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
 
-        self.id = run_id or uuid.uuid4().hex
-        # Neither code nor the command line is sent: a part of it may be an access token.
-        quiet = wandb.Settings(x_disable_meta=True, disable_code=True, disable_git=True, console="off", silent=True)
-        self._run = wandb.init(
-            project=_find_project("WANDB_PROJECT"), name=run.title, id=self.id, resume="allow", dir=str(run.folder),
-            config=run.settings, settings=quiet,
-        )  # fmt: skip
-        # A resumed run goes back, which wandb's own counter of steps does not.
-        self._run.define_metric("*", step_metric="step")
-
-    def add(self, step: int, numbers: dict[str, float]) -> None:
-        self._run.log({**numbers, "step": step})
-
-    def close(self, *, ended_well: bool) -> None:
-        self._run.finish(exit_code=0 if ended_well else 1)
+    run_id = run_id or uuid.uuid4().hex
+    # Neither code nor the command line is sent: a part of it may be an access token.
+    quiet = wandb.Settings(x_disable_meta=True, disable_code=True, disable_git=True, console="off", silent=True)
+    opened = wandb.init(
+        project=_find_project("WANDB_PROJECT"), name=run.title, id=run_id, resume="allow", dir=str(run.folder),
+        config=run.settings, settings=quiet,
+    )  # fmt: skip
+    # A resumed run goes back, which wandb's own counter of steps does not.
+    opened.define_metric("*", step_metric="step")
+    return Tracker(
+        run_id,
+        add=lambda step, numbers: opened.log({**numbers, "step": step}),
+        close=lambda ended_well: opened.finish(exit_code=0 if ended_well else 1),
+    )
 
 
-class _Mlflow:
-    def __init__(self, run: TrackedRun, run_id: str | None) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        from mlflow import MlflowClient
-        from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
+def _open_mlflow(run: TrackedRun, run_id: str | None) -> Tracker:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+    from mlflow.exceptions import MlflowException
 
-        self._client = MlflowClient()
-        if run_id is not None:
-            try:
-                self._client.update_run(run_id, status="RUNNING")
-                self.id = run_id
-                return
-            except MlflowException:
-                sys.stderr.write(f"report_to=mlflow: run {run_id} does not exist any more; a new one is made\n")
+    client = MlflowClient()
+    if run_id is not None:
+        try:
+            client.update_run(run_id, status="RUNNING")
+        except MlflowException:
+            sys.stderr.write(f"report_to=mlflow: run {run_id} does not exist any more; a new one is made\n")
+            run_id = None
+    if run_id is None:
         name = _find_project("MLFLOW_EXPERIMENT_NAME")
-        existing = self._client.get_experiment_by_name(name)
-        experiment = self._client.create_experiment(name) if existing is None else existing.experiment_id
-        self.id = str(self._client.create_run(experiment, run_name=run.title).info.run_id)
+        existing = client.get_experiment_by_name(name)
+        experiment = client.create_experiment(name) if existing is None else existing.experiment_id
+        run_id = str(client.create_run(experiment, run_name=run.title).info.run_id)
         settings = [Param(key, json.dumps(value)[:500]) for key, value in run.settings.items()]
-        self._client.log_batch(self.id, params=settings)
+        client.log_batch(run_id, params=settings)
 
-    def add(self, step: int, numbers: dict[str, float]) -> None:
-        from mlflow.entities import Metric
-
+    def add(step: int, numbers: dict[str, float]) -> None:
         now = int(time.time() * 1000)
         # Its file store makes a folder of the part before a slash, and a key may have the name of that folder.
-        named = {key.replace("/", "."): value for key, value in numbers.items()}
-        self._client.log_batch(self.id, metrics=[Metric(key, value, now, step) for key, value in named.items()])
+        metrics = [Metric(key.replace("/", "."), value, now, step) for key, value in numbers.items()]
+        client.log_batch(run_id, metrics=metrics)
 
-    def close(self, *, ended_well: bool) -> None:
-        self._client.set_terminated(self.id, "FINISHED" if ended_well else "FAILED")
-
-
-class _Trackio:
-    def __init__(self, run: TrackedRun, run_id: str | None) -> None:
-        import trackio
-
-        self.id = run_id or run.title
-        self._run = trackio.init(
-            project=_find_project("TRACKIO_PROJECT"), name=self.id, resume="allow", config=run.settings, embed=False,
-            auto_log_cpu=False, auto_log_gpu=False,
-        )  # fmt: skip
-
-    def add(self, step: int, numbers: dict[str, float]) -> None:
-        self._run.log(numbers, step=step)
-
-    def close(self, *, ended_well: bool) -> None:
-        self._run.finish()
+    return Tracker(
+        run_id, add, close=lambda ended_well: client.set_terminated(run_id, "FINISHED" if ended_well else "FAILED")
+    )
 
 
-class _Comet:
-    def __init__(self, run: TrackedRun, run_id: str | None) -> None:
-        os.environ.setdefault("COMET_OFFLINE_DIRECTORY", str(run.folder))
-        import comet_ml
+def _open_trackio(run: TrackedRun, run_id: str | None) -> Tracker:
+    import trackio
 
-        off = (
-            "log_code", "log_graph", "log_git_metadata", "log_git_patch", "log_env_details", "parse_args",
-            "auto_output_logging", "auto_param_logging", "auto_metric_logging", "auto_histogram_weight_logging",
-        )  # fmt: skip
-        config = comet_ml.ExperimentConfig(name=run.title, **dict.fromkeys(off, False))
-        self.id = run_id or uuid.uuid4().hex
-        self._run = comet_ml.start(
-            project_name=_find_project("COMET_PROJECT_NAME"), experiment_key=self.id, experiment_config=config
-        )
-        self._run.log_parameters(run.settings)
+    run_id = run_id or run.title
+    opened = trackio.init(
+        project=_find_project("TRACKIO_PROJECT"), name=run_id, resume="allow", config=run.settings, embed=False,
+        auto_log_cpu=False, auto_log_gpu=False,
+    )  # fmt: skip
+    return Tracker(run_id, lambda step, numbers: opened.log(numbers, step=step), lambda _: opened.finish())
 
-    def add(self, step: int, numbers: dict[str, float]) -> None:
-        self._run.log_metrics(numbers, step=step)
 
-    def close(self, *, ended_well: bool) -> None:
-        self._run.end()
+def _open_comet(run: TrackedRun, run_id: str | None) -> Tracker:
+    os.environ.setdefault("COMET_OFFLINE_DIRECTORY", str(run.folder))
+    import comet_ml
+
+    off = (
+        "log_code", "log_graph", "log_git_metadata", "log_git_patch", "log_env_details", "parse_args",
+        "auto_output_logging", "auto_param_logging", "auto_metric_logging", "auto_histogram_weight_logging",
+    )  # fmt: skip
+    config = comet_ml.ExperimentConfig(name=run.title, **dict.fromkeys(off, False))
+    run_id = run_id or uuid.uuid4().hex
+    project = _find_project("COMET_PROJECT_NAME")
+    opened = comet_ml.start(project_name=project, experiment_key=run_id, experiment_config=config)
+    opened.log_parameters(run.settings)
+    return Tracker(run_id, lambda step, numbers: opened.log_metrics(numbers, step=step), lambda _: opened.end())
 
 
 TRACKERS: dict[str, Callable[[TrackedRun, str | None], Tracker]] = {
-    "wandb": _Wandb, "mlflow": _Mlflow, "trackio": _Trackio, "comet_ml": _Comet,
+    "wandb": _open_wandb, "mlflow": _open_mlflow, "trackio": _open_trackio, "comet_ml": _open_comet,
 }  # fmt: skip

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from align.training.stage import Stage
     from align.training.training_data import TokenisedSplits
 
-_SAME_NAME = (
-    "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
-)  # fmt: skip
+_OTHER_NAME = {"gradient_checkpointing", "warmup_ratio", "dataset_num_proc"}
+"""settings that a trainer gets by another name, or not at all, although its config has this one"""
 
 # Settings that a run relies on, by TRL's names: where and when it saves, how rows arrive, what a number means.
 _OWNED = {
@@ -39,8 +37,9 @@ _OWNED = {
 
 
 def trl_arguments(config_class: type, run: Run, **fixed: Any) -> Any:
-    """Return a TRL or transformers config filled from a stage's settings; `fixed` are the stage's own arguments.
+    """Return a TRL or transformers config filled from the settings of a stage that it has by the same name.
 
+    `fixed` are the arguments that the stage itself decides.
     The trainer keeps all checkpoints, because they rotate in `align.training.checkpoints` after they are durable, and
     logs every step, so that the first number that is not finite stops the run.
     """
@@ -48,8 +47,8 @@ def trl_arguments(config_class: type, run: Run, **fixed: Any) -> Any:
 
     config = run.config
     assert isinstance(config, TrainerStageConfig)
-    ours: dict[str, Any] = {key: getattr(config, key) for key in _SAME_NAME}
-    ours |= {
+    same_name = {field.name for field in fields(config_class)} & type(config).model_fields.keys() - _OTHER_NAME
+    ours: dict[str, Any] = {key: getattr(config, key) for key in same_name} | {
         "output_dir": str(run.folder),
         # transformers 5.23 has renamed it and warns at the old name.
         "activation_checkpointing": config.gradient_checkpointing,
@@ -78,34 +77,32 @@ def trl_arguments(config_class: type, run: Run, **fixed: Any) -> Any:
 def build_trainer(
     trainer_class: Any, model: Any, tokenizer: Any, args: Any, data: TokenisedSplits, **parts: Any
 ) -> Any:
-    """Return a TRL or transformers trainer on rows that are tokens already."""
-    rows = {"train_dataset": data.train, "eval_dataset": data.held_out}
-    with unrounded(model), _without_tokenising(trainer_class):
-        return trainer_class(model=model, args=args, processing_class=tokenizer, **rows, **parts)
-
-
-@contextmanager
-def _without_tokenising(trainer_class: Any) -> Iterator[None]:
-    """Let a trainer be constructed on its rows as they are.
+    """Return a TRL or transformers trainer on rows that are tokens already.
 
     TRL 1.16 has a setting for that in SFT alone; its DPO and KTO trainers tokenise whatever they are constructed with.
     """
+    rows = {"train_dataset": data.train, "eval_dataset": data.held_out}
     prepare = vars(trainer_class).get("_prepare_dataset")
-    if prepare is None:
-        yield
-        return
-    trainer_class._prepare_dataset = lambda self, rows, *_: rows
+    if prepare is not None:
+        trainer_class._prepare_dataset = lambda self, rows, *_: rows
     try:
-        yield
+        with unrounded(model):
+            return trainer_class(model=model, args=args, processing_class=tokenizer, **rows, **parts)
     finally:
-        trainer_class._prepare_dataset = prepare
+        if prepare is not None:
+            trainer_class._prepare_dataset = prepare
 
 
 def check_passthrough(stage: Stage, config: StageConfig) -> None:
     """Raise UsageError for a `trainer:` key that TRL's config does not have, or that we already set by another name."""
     if not isinstance(config, TrainerStageConfig) or not config.trainer:
         return
-    names = _passthrough_names(stage)
+    import transformers
+    import trl
+
+    assert stage.trl_config is not None
+    source: Any = trl if hasattr(trl, stage.trl_config) else transformers
+    names = [field.name for field in fields(getattr(source, stage.trl_config)) if field.init]
     for key in config.trainer:
         if key in type(config).model_fields:
             raise UsageError(f"trainer.{key}: set {key} itself, not under trainer")
@@ -135,12 +132,3 @@ def explain_passthrough(config: StageConfig) -> Iterator[None]:
         problem = str(error).strip().partition("\n")[0]
         names, found = " and ".join(passed), ", ".join(map(str, passed.values()))
         raise UsageError(f"{names}: {problem}; found {found}; change or remove it (--debug shows where)") from error
-
-
-def _passthrough_names(stage: Stage) -> list[str]:
-    import transformers
-    import trl
-
-    assert stage.trl_config is not None
-    source: Any = trl if hasattr(trl, stage.trl_config) else transformers
-    return [field.name for field in fields(getattr(source, stage.trl_config)) if field.init]

@@ -206,7 +206,7 @@ def test_rollouts_of_both_stages_are_rewarded_for_their_answers(tmp_path):
     from types import SimpleNamespace
 
     from align.rl.experience import completion_texts
-    from align.rl.grpo_rewards import GrpoRewards
+    from align.rl.grpo_rewards import reward_functions
     from align.rl.rollout import Rollout
 
     tokenizer = tokenizer_with(OPENS)
@@ -223,7 +223,7 @@ def test_rollouts_of_both_stages_are_rewarded_for_their_answers(tmp_path):
     records = [Record(prompt=[user("2 + 2?")], answer="4")]
 
     texts = completion_texts(tokenizer, rollout)
-    (judge,) = GrpoRewards(rewards, records, tmp_path, tokenizer).functions()
+    (judge,) = reward_functions(rewards, records, tmp_path, tokenizer)
     values = judge(
         prompts=[prompt, prompt], completions=["", ""], completion_ids=said, record=[0, 0],
         trainer_state=SimpleNamespace(global_step=0),

@@ -16,7 +16,7 @@ from align.errors import UsageError
 from align.models.adapter_config import has_fused_experts, insert_adapter, new_config
 from align.registry import open_registry
 from align.training.command import main
-from align.training.packing import carries_state, prove_packing
+from align.training.training_data import carries_state, prove_packing
 
 OUT_OF_REACH = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """architectures in which PEFT refuses to adapt `out_proj`"""

@@ -8,10 +8,18 @@ from align.config import LoraSettings
 from align.models.adapter_config import adapter_parameters
 from align.ppo import PpoConfig
 from align.rl.experience import completion_texts, compute_logprobs
-from align.rl.policy_sampling import sample_completions
-from align.rl.ppo_models import POLICY, REFERENCE, VALUE, compute_policy, compute_values, load_ppo_models
+from align.rl.ppo_models import (
+    POLICY,
+    REFERENCE,
+    VALUE,
+    build_layout,
+    compute_policy,
+    compute_values,
+    load_ppo_models,
+    micro_batches,
+)
 from align.rl.ppo_settings import SamplingSettings
-from align.rl.rollout import PromptStream, Rollout, build_layout, completion_mask, count_rollouts, micro_batches
+from align.rl.rollout import PromptStream, Rollout, completion_mask, count_rollouts, sample_completions
 
 PROMPTS = [[3, 40, 50], [60], [7, 8, 9, 10, 11]]
 STOP, PAD = 2, 0

@@ -68,6 +68,18 @@ def test_the_first_loss_is_ln_2_and_the_first_rewards_are_0(root, tiny_base, pre
     assert "step 1 as expected, policy equals reference: rewards/chosen" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("more", [["max_steps=2"], ["--dry-run"]])
+def test_lora_settings_that_a_continued_adapter_does_not_take_are_told(root, preferences, capsys, more):
+    words = ["model=start", f"data={preferences}", "name=told", "lora.alpha=4", "lora.target_modules=[q_proj]", *more]
+
+    assert run(dpo.STAGE, root, *words) == 0
+
+    told = "start@v1 is an adapter, which is trained further with its own settings"
+    assert f"{told}; lora.alpha, lora.target_modules not used" in capsys.readouterr().out  # its r is the one asked for
+    assert run(dpo.STAGE, root, *words, "adapter=stack", "--dry-run") == 0
+    assert told not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("cached", ["true", "false"])
 def test_a_reference_that_is_the_bare_base_ends_the_run_with_code_4(root, preferences, monkeypatch, capsys, cached):
     """What happens elsewhere in silence: the trained adapter is switched off instead of copied."""

@@ -59,7 +59,7 @@ def test_a_packed_batch_has_the_loss_of_its_demonstrations_one_by_one(tiny_base,
 
     from align.data import load_records
     from align.data.tokenise import TokenPlan, tokenise
-    from align.training.packing import pack_rows, packed_collator
+    from align.training.training_data import pack_rows, packed_collator
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
@@ -85,7 +85,7 @@ def test_a_model_that_mixes_packed_rows_is_refused(tiny_base):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from align.errors import UsageError
-    from align.training.packing import prove_packing
+    from align.training.training_data import prove_packing
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
