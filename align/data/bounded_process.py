@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any
 
 AVAILABLE = os.name == "posix"
@@ -32,9 +33,7 @@ class BoundedProcess:
     """
 
     def __init__(self, function: str, seconds: int, memory: int, setup: bytes | None = None) -> None:
-        self._function = function
-        self._setup = setup
-        self._bounds = (seconds, memory)
+        self._function, self._setup, self._bounds = function, setup, (seconds, memory)
         self._lock = threading.Lock()
         self._running: tuple[subprocess.Popen[bytes], Connection, int] | None = None
         """the process, our end of its connection, and the id of the process that started it"""
@@ -55,7 +54,11 @@ class BoundedProcess:
                 return [_exchange(connection, message, unwanted) for message in requests][-1]
             except (ConnectionError, EOFError):
                 self._end()
-                raise ProcessEnded(self._reason(process.wait())) from None
+                code = process.wait()
+                reason = f"ended its process ({signal.Signals(-code).name if code < 0 else f'exit {code}'})"
+                if code == -signal.SIGXCPU:
+                    reason = f"did not end within {self._bounds[0]} s of computing"
+                raise ProcessEnded(reason) from None
             except BaseException:  # a half-read answer must not be taken for the next one's
                 self._end()
                 raise
@@ -73,11 +76,6 @@ class BoundedProcess:
         process.kill()
         connection.close()
         process.wait()
-
-    def _reason(self, code: int) -> str:
-        if code == -signal.SIGXCPU:
-            return f"did not end within {self._bounds[0]} s of computing"
-        return f"ended its process ({signal.Signals(-code).name if code < 0 else f'exit {code}'})"
 
     def __del__(self) -> None:
         self._end()
@@ -99,20 +97,17 @@ def _start(function: str, seconds: int, memory: int) -> tuple[subprocess.Popen[b
     # One thread each: what libraries reserve for more would count as memory. No CUDA, no torch: only text is made.
     quiet = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
     quiet |= {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    null: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    command = [sys.executable, "-P", "-c", script]
     with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", script],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env=os.environ | quiet,
-        )
+        process = subprocess.Popen(command, **null, pass_fds=[theirs.fileno()], env=os.environ | quiet)
     return process, ours
 
 
 def serve(answer: Callable[[bytes], bytes], handle: int, seconds: int, memory: int) -> None:
     """Answer requests until the parent is gone; runs in the child."""
+    import resource
+
     for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the parent decides when this one ends
         signal.signal(ignored, signal.SIG_IGN)
     connection = Connection(handle)
@@ -122,30 +117,23 @@ def serve(answer: Callable[[bytes], bytes], handle: int, seconds: int, memory: i
             request = connection.recv_bytes()
         except (ConnectionError, EOFError):
             return
-        _set_bounds(seconds, None if before is None else before + memory + 16 * len(request))
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        limits = {
+            resource.RLIMIT_CORE: 0,  # the end of a process that ran out of time would be written to disk
+            resource.RLIMIT_CPU: int(usage.ru_utime + usage.ru_stime) + seconds + 1,
+        }
+        if before is not None:
+            limits[resource.RLIMIT_AS] = before + memory + 16 * len(request)
+        for kind, value in limits.items():
+            hard = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
         connection.send_bytes(answer(request))
-
-
-def _set_bounds(seconds: int, memory: int | None) -> None:
-    import resource
-
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    limits = {
-        resource.RLIMIT_CORE: 0,  # the end of a process that ran out of time would be written to disk
-        resource.RLIMIT_CPU: int(usage.ru_utime + usage.ru_stime) + seconds + 1,
-    }
-    if memory is not None:
-        limits[resource.RLIMIT_AS] = memory
-    for kind, value in limits.items():
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def _address_space() -> int | None:
     """Return the bytes of addresses this process has taken; None where the system does not report and bound them."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None
 

@@ -43,11 +43,8 @@ class TokenisedDataset(RenderCounts):
         import pyarrow.compute
 
         table = self.rows.data.table
-        sizes = {
-            key: pyarrow.compute.list_value_length(table[key]).to_numpy()
-            for key in table.column_names
-            if key.endswith("_ids")
-        }
+        keys = [key for key in table.column_names if key.endswith("_ids")]
+        sizes = {key: pyarrow.compute.list_value_length(table[key]).to_numpy() for key in keys}
         if "prompt_ids" in sizes and len(sizes) > 1:
             prompt = sizes.pop("prompt_ids")
             sizes = {key: prompt + size for key, size in sizes.items()}

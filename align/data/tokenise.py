@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,7 +71,8 @@ def tokenise(
     Raises DataError when no row is left, none trains a stop token, or more than 1 % are too long, or refused by the
     chat template, and the plan does not allow that.
     """
-    folder = cache / _cache_key(records, tokenizer, plan)
+    facts = {"format": _FORMAT, "data": records.digest, "plan": asdict(plan), "tokenizer": digest_tokenizer(tokenizer)}
+    folder = cache / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     dataset = read_dataset(folder)
     if dataset is None:
         with new_folder(folder) as made:
@@ -105,11 +106,6 @@ def _refuse_unwritten_rows(name: str, counts: RenderCounts, plan: TokenPlan) -> 
         f"{name}: {total} of {counts.asked} rows cannot be trained as they are ({reasons}); "
         f"{advise_on_refusals(refused)}, or leave them out with on_refused=drop"
     )
-
-
-def _cache_key(records: RecordSet, tokenizer: Any, plan: TokenPlan) -> str:
-    facts = {"format": _FORMAT, "data": records.digest, "plan": asdict(plan), "tokenizer": digest_tokenizer(tokenizer)}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def digest_tokenizer(tokenizer: Any) -> str:
@@ -152,21 +148,20 @@ def _write_rows(path: Path, records: RecordSet, tokenizer: Any, plan: TokenPlan,
     return total
 
 
-_SUMMED = ("tokens", "trained_tokens", "shortened", "stopped", "asked")
-
-
 def _sum_counts(counts: Iterable[RenderCounts]) -> RenderCounts:
-    numbers, dropped, noted = Counter[str](), Counter[str](), Counter[str]()
+    total = RenderCounts()
     for one in counts:
-        numbers.update({key: getattr(one, key) for key in _SUMMED})
-        dropped.update(one.dropped)
-        noted.update(one.noted)
-    return RenderCounts(dropped=dict(dropped.most_common()), noted=dict(noted.most_common()), **numbers)
+        for name, value in vars(one).items():
+            if isinstance(value, dict):
+                getattr(total, name).update(value)
+            else:
+                setattr(total, name, getattr(total, name) + value)
+    total.dropped, total.noted = (dict(Counter(named).most_common()) for named in (total.dropped, total.noted))
+    return total
 
 
 def _render_parts(records: Sequence[Record], tokenizer: Any, plan: TokenPlan, processes: int | None) -> Iterator[Part]:
     """Yield the rows of all records in order, a thousand records at a time."""
-    global _WORK
     with_margin = plan.view == "preference" and all(record.margin is not None for record in records)
     work = _Work(records, tokenizer, plan, with_margin)
     starts = range(0, len(records), _CHUNK_RECORDS)
@@ -174,17 +169,15 @@ def _render_parts(records: Sequence[Record], tokenizer: Any, plan: TokenPlan, pr
     if workers < 2:
         yield from map(work.render_part, starts)
         return
-    _WORK = work  # the processes inherit it by fork; records need not be sent to them
+    fork = multiprocessing.get_context("fork")  # the processes inherit the records; they need not be sent to them
     try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _set_up_worker) as pool:
+        with ProcessPoolExecutor(workers, fork, _set_up_worker, (work,)) as pool:
             yield from pool.map(_render_part_of_work, starts)
     except BrokenProcessPool:
         raise MachineError(
             f"{len(records)} rows: a tokenising process was killed, probably for want of memory; "
             "give dataset_num_proc=1, or free memory"
         ) from None
-    finally:
-        _WORK = None
 
 
 def _count_workers(records: int, processes: int | None) -> int:
@@ -211,7 +204,7 @@ class _Work:
         chunk = self.records[start : start + _CHUNK_RECORDS]
         limit = LengthLimit(self.plan.max_length, self.plan.on_long)
         rendered = RENDERERS[self.plan.view](chunk, self.tokenizer, limit)
-        counts = RenderCounts(**{key: getattr(rendered, key) for key in ("dropped", "noted", *_SUMMED)})
+        counts = RenderCounts(**{one.name: getattr(rendered, one.name) for one in fields(RenderCounts)})
         return _make_batch([self._convert_row(row, start) for row in rendered.rows]), counts
 
     def _convert_row(self, row: dict[str, Any], start: int) -> dict[str, Any]:
@@ -229,15 +222,17 @@ class _Work:
         return row
 
 
-_WORK: _Work | None = None
+_WORK: _Work
+"""in a tokenising process, its work"""
 
 
-def _set_up_worker() -> None:
+def _set_up_worker(work: _Work) -> None:
+    global _WORK
+    _WORK = work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are what is parallel
 
 
 def _render_part_of_work(start: int) -> Part:
-    assert _WORK is not None
     return _WORK.render_part(start)
 
 

@@ -11,12 +11,12 @@ import ast
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal, shared_start
-from align.schema import Message
+from align.data.rendering.chat_template import ChatTemplate, shared_start
+from align.schema import Message, user
 
 PROBE_NAME = "qzname"
 """the name of the made-up call, where a template writes it twice"""
@@ -24,6 +24,7 @@ PROBE_NAME = "qzname"
 _NAME, _KEYS, _VALUES = PROBE_NAME, ("qzfirst", "qzsecond"), ("qzvalue", "qzother")
 _ARGUMENTS = dict(zip(_KEYS, _VALUES, strict=True))
 _NAMES = re.compile(r"[A-Za-z0-9_.\-]+")
+_QUESTION = user("hi")
 _EMPTY_REASONING = re.compile(r"^\s*(<think>)?\s*</think>\s*")
 _JSON_START = re.compile(r"[\[{]")
 _WORDS_BEFORE_JSON = re.compile(r"[^{]{0,80}")
@@ -84,13 +85,10 @@ class ToolFormat:
         opening = re.compile(_loose_pattern(self.before)) if self.marker else re.compile(r"\A\s*(?=[\[{])")
         calls: list[ToolCall] = []
         content, position = "", 0
-        while (start := opening.search(text, position)) is not None:
-            turn = self._read_turn(text, start.end(), tools)
-            if turn is None:
-                break
+        while (start := opening.search(text, position)) and (read := self._read_turn(text, start.end(), tools)):
             content += text[position : start.start()]
-            calls += turn[0]
-            position = turn[1]
+            calls += read[0]
+            position = read[1]
         return (content + text[position:]).strip() if calls else text, calls
 
     def without_special(self, text: str) -> str:
@@ -108,37 +106,29 @@ class ToolFormat:
             if self.between is None or (end := _match_loosely(self.between, text, position)) is None:
                 break
             position = end
-        if not calls:
-            return None
-        end = _match_loosely(self.after, text, position)
-        return calls, position if end is None else end
+        return (calls, _skip(self.after, text, position)) if calls else None
 
     def _read_call(self, text: str, position: int, tools: Sequence[dict[str, Any]]) -> _Calls | None:
         if self.form == "json":
             return self._read_json(text, position)
-        name = _NAMES.match(text, position)
-        if name is None:
+        if (name := _NAMES.match(text, position)) is None:
             return None
         if self.form == "name and keys":
             return self._read_keys(text, name, _argument_types(name.group(), tools))
         words = _WORDS_BEFORE_JSON.match(text, name.end())
-        value = _decode_json(text, words.end()) if words else None
-        if value is None or not isinstance(value[0], dict):
-            return None
-        return [ToolCall(name.group(), value[0])], value[1]
+        value, end = (_decode_json(text, words.end()) if words else None) or (None, 0)
+        return ([ToolCall(name.group(), value)], end) if isinstance(value, dict) else None
 
     def _read_json(self, text: str, position: int) -> _Calls | None:
-        value = _decode_json(text, position)
-        if value is None:
-            return None
+        value, end = _decode_json(text, position) or (None, position)
         calls = []
-        for item in value[0] if isinstance(value[0], list) else [value[0]]:
+        for item in value if isinstance(value, list) else [value]:
             name = item.get(self.name_key) if isinstance(item, dict) else None
             arguments = item.get(self.arguments_key, {}) if isinstance(item, dict) else None
             if not isinstance(name, str) or not isinstance(arguments, dict):
                 return None
             calls.append(ToolCall(name, arguments))
-        return (calls, value[1]) if calls else None
+        return (calls, end) if calls else None
 
     def _read_keys(self, text: str, name: re.Match[str], types: dict[str, Any]) -> _Calls | None:
         arguments: dict[str, Any] = {}
@@ -153,8 +143,7 @@ class ToolFormat:
             arguments[key.group(1)] = value if is_quoted else _convert_value(value, types.get(key.group(1)))
             opening = self.between_keys
         if not arguments and self.empty:
-            end = _match_loosely(self.empty.removesuffix(self.after), text, position)
-            position = position if end is None else end
+            position = _skip(self.empty.removesuffix(self.after), text, position)
         return [ToolCall(name.group(), arguments)], position
 
     def _read_value(self, text: str, position: int) -> tuple[str, int, bool] | None:
@@ -184,41 +173,33 @@ def measure_tool_format(template: ChatTemplate) -> ToolFormat | None:
     return replace(
         format_,
         between=_find_between(format_, single, double),
-        takes_text=not _takes_objects(template),
+        takes_text=template.try_write([_QUESTION, _probe_turn([_ARGUMENTS])]) is None,
         opens_thought="<think>" in template.generation_prompt and "</think>" not in template.generation_prompt,
         tokens={str(token.content): number for number, token in added.items()},
         special=tuple(str(token.content) for token in added.values() if token.special),
     )
 
 
-def _probe_call(arguments: Any) -> dict[str, Any]:
-    return {"type": "function", "id": "abcdefgh1", "function": {"name": _NAME, "arguments": arguments}}
+def _probe_turn(calls: list[Any]) -> Message:
+    """Return a turn that calls the made-up function with each of these arguments."""
+    made = [
+        {"type": "function", "id": "abcdefgh1", "function": {"name": _NAME, "arguments": arguments}}
+        for arguments in calls
+    ]
+    return {"role": "assistant", "content": "", "tool_calls": made}
 
 
 def _write_calls(template: ChatTemplate, calls: list[dict[str, Any]]) -> str | None:
     """Return the text of a turn that makes these calls, up to its stop token; arguments as the template takes them."""
-    user: Message = {"role": "user", "content": "hi"}
     schema = {"type": "object", "properties": {key: {"type": "string", "description": key} for key in _KEYS}}
     tools = [{"type": "function", "function": {"name": "other", "description": "other", "parameters": schema}}]
     for convert in (dict, json.dumps):
-        made = [_probe_call(convert(arguments)) for arguments in calls]
-        try:
-            before = template.write([user], tools, generate=True)
-            text = template.write([user, {"role": "assistant", "content": "", "tool_calls": made}], tools)
-        except TemplateRefusal:
-            continue
-        return _trim_turn(template, text[_turn_start(before, text) :])
+        answer = _probe_turn([convert(arguments) for arguments in calls])
+        before = template.try_write([_QUESTION], tools, generate=True)
+        text = template.try_write([_QUESTION, answer], tools)
+        if before is not None and text is not None:
+            return _trim_turn(template, text[_turn_start(before, text) :])
     return None
-
-
-def _takes_objects(template: ChatTemplate) -> bool:
-    """Return whether a template takes arguments as objects, which is what most expect."""
-    call: Message = {"role": "assistant", "content": "", "tool_calls": [_probe_call(_ARGUMENTS)]}
-    try:
-        template.write([{"role": "user", "content": "hi"}, call])
-    except TemplateRefusal:
-        return False
-    return True
 
 
 def _turn_start(before: str, text: str) -> int:
@@ -238,19 +219,17 @@ def _trim_turn(template: ChatTemplate, text: str) -> str:
 
 
 def _json_format(text: str) -> ToolFormat | None:
-    for position in _json_starts(text[: text.index(_NAME)]):
-        decoded = _decode_json(text, position)
-        if decoded is None or decoded[1] < text.index(_NAME):
-            continue
-        value, end = decoded
+    name = text.index(_NAME)
+    for start in _JSON_START.finditer(text[:name]):
+        value, end = _decode_json(text, start.start()) or (None, 0)
         call = value[0] if isinstance(value, list) and value else value
-        if not isinstance(call, dict):
+        if end < name or not isinstance(call, dict):
             continue
         names = [key for key, item in call.items() if item == _NAME]
         arguments = [key for key, item in call.items() if item == _ARGUMENTS]
         if names and arguments:
             return ToolFormat(
-                "json", text[:position], text[end:], name_key=names[0], arguments_key=arguments[0],
+                "json", text[: start.start()], text[end:], name_key=names[0], arguments_key=arguments[0],
                 listed=isinstance(value, list),
             )  # fmt: skip
     return None
@@ -258,11 +237,11 @@ def _json_format(text: str) -> ToolFormat | None:
 
 def _named_format(text: str) -> ToolFormat | None:
     begin = text.index(_NAME)
-    for position in _json_starts(text[begin:]):
-        value = _decode_json(text, begin + position)
-        if value is not None and value[0] == _ARGUMENTS:
-            middle = text[begin + len(_NAME) : begin + position]
-            return ToolFormat("name and json", text[:begin], text[value[1] :], middle=middle)
+    for start in _JSON_START.finditer(text, begin):
+        value, end = _decode_json(text, start.start()) or (None, 0)
+        if value == _ARGUMENTS:
+            middle = text[begin + len(_NAME) : start.start()]
+            return ToolFormat("name and json", text[:begin], text[end:], middle=middle)
     return None
 
 
@@ -312,8 +291,10 @@ def _match_loosely(expected: str, text: str, position: int) -> int | None:
     return None if match is None else match.end()
 
 
-def _json_starts(text: str) -> Iterator[int]:
-    return (match.start() for match in _JSON_START.finditer(text))
+def _skip(expected: str, text: str, position: int) -> int:
+    """Return the position behind an expected text, or the same where it does not stand there."""
+    end = _match_loosely(expected, text, position)
+    return position if end is None else end
 
 
 def _decode_json(text: str, position: int) -> tuple[Any, int] | None:

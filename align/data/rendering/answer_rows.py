@@ -93,7 +93,7 @@ def _fit_record(template: ChatTemplate, record: Record, sides: tuple[str, ...], 
         return short
     prompt = short.row["prompt_ids"]
     bos, size = template.tokenizer.bos_token_id, len(prompt)
-    cut = truncate_left(prompt, size, size - over, bos) if limit.truncates_prompts else None
+    cut = truncate_left(prompt, size, size - over, bos) if limit.on_long == "truncate_left" else None
     if not cut:
         raise RowDropped(TOO_LONG)
     return short._replace(row=short.row | {"prompt_ids": cut})

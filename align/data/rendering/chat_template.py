@@ -82,9 +82,10 @@ class ChatTemplate:
         except (TemplateError, TypeError) as error:  # templates add strings to whatever a tool call holds
             raise TemplateRefusal(f"refused by the chat template: {shorten(str(error), 80)}") from None
 
-    def _try_write(self, messages: Messages) -> str | None:
+    def try_write(self, messages: Messages, tools: Any = None, **options: Any) -> str | None:
+        """Return the text as `write` does, and None when the template does not take these messages."""
         try:
-            return self.write(messages)
+            return self.write(messages, tools, **options)
         except TemplateRefusal:
             return None
 
@@ -109,9 +110,9 @@ class ChatTemplate:
         probe: Messages = []
         for question, answer in zip(_QUESTIONS, _ANSWERS, strict=True):
             probe += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        if not _holds_probe(self._try_write(probe)):
+        if not _holds_probe(self.try_write(probe)):
             self.content_parts = True  # as models that also see images take it
-            self.content_parts = _holds_probe(self._try_write(probe))
+            self.content_parts = _holds_probe(self.try_write(probe))
         try:
             whole, opened = self.write(probe), self.write(probe[:3], generate=True)
             closed = self.write(probe[:3])
@@ -136,17 +137,17 @@ class ChatTemplate:
         inline = ("",) if "<think>" in self.source else ()
         for key in (*REASONING_KEYS, *inline, REASONING_KEYS[0]):
             self.reasoning_key = key
-            if thought in (self._try_write([question, turn]) or ""):
+            if thought in (self.try_write([question, turn]) or ""):
                 break
         function = {"name": _QUESTIONS[1], "arguments": {answer: thought}}
         call: Message = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
-        if self._try_write([question, call]) is None:
+        if self.try_write([question, call]) is None:
             self.text_arguments = True
-            self.text_arguments = self._try_write([question, call]) is not None
+            self.text_arguments = self.try_write([question, call]) is not None
         call["reasoning_content"] = thought
-        if self._try_write([question, call]) is None:
+        if self.try_write([question, call]) is None:
             self.no_empty_content = True
-            self.no_empty_content = self._try_write([question, call]) is not None
+            self.no_empty_content = self.try_write([question, call]) is not None
 
     def _measure_stop(self, whole: str) -> None:
         """Learn which token follows an assistant turn, and whether it follows every one."""

@@ -33,11 +33,6 @@ class LengthLimit:
     ignore_lost_reasoning: bool = False
     """keep answers whose reasoning the chat template leaves out, as for a judge that reads what users see"""
 
-    @property
-    def truncates_prompts(self) -> bool:
-        """Return whether prompts are cut inside a turn."""
-        return self.on_long == "truncate_left"
-
 
 @dataclass(slots=True)
 class Conversation:
@@ -90,7 +85,7 @@ def fit_conversations(
         for conversation, conversation.pieces in zip(written, encoded, strict=True):
             if conversation.length > limit.max_length:
                 conversation = _drop_oldest_turns(template, conversation, limit.max_length, generate)
-            if conversation.length <= limit.max_length or limit.truncates_prompts:
+            if conversation.length <= limit.max_length or limit.on_long == "truncate_left":
                 yield conversation
             else:
                 rows.dropped[TOO_LONG] += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
 from typing import Any
 
 from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal
@@ -31,16 +32,12 @@ class SearchableText:
 
     def __init__(self, text: str, roundtrip: Callable[[str], str] | None = None) -> None:
         """Take the text and, where the tokenizer does not keep every character, what it makes of words."""
-        self.text = text
-        self._roundtrip = roundtrip
-        self._squeezed: str | None = None
+        self.text, self._roundtrip = text, roundtrip
 
-    @property
+    @cached_property
     def squeezed(self) -> str:
         """The text without white space."""
-        if self._squeezed is None:
-            self._squeezed = _squeeze(self.text)
-        return self._squeezed
+        return _squeeze(self.text)
 
     def holds(self, words: str) -> bool:
         """Return whether the words stand in the text."""
@@ -48,16 +45,15 @@ class SearchableText:
 
     def without(self, words: str) -> SearchableText | None:
         """Return the text without the last occurrence of the words, or None where they are not in it."""
-        bare = words.strip()
-        if not bare:
+        text, form = self.text, words.strip()
+        if not form:
             return self
-        if bare in self.text:
-            return self._cut_out(self.text, bare)
-        form = next((form for form in self._forms(words) if form in self.squeezed), None)
-        return None if form is None else self._cut_out(self.squeezed, form)
-
-    def _cut_out(self, text: str, words: str) -> SearchableText:
-        before, _, after = text.rpartition(words)
+        if form not in text:
+            text = self.squeezed
+            form = next((form for form in self._forms(words) if form in text), "")
+            if not form:
+                return None
+        before, _, after = text.rpartition(form)
         return SearchableText(f"{before}\n{after}", self._roundtrip)
 
     def _forms(self, words: str) -> Iterator[str]:
@@ -170,10 +166,10 @@ def _has_tools(template: ChatTemplate, messages: Messages, tools: Any, text: str
         return False
     roles = (*(turn["role"] for turn in messages[:2]), messages[-1]["role"])
     if roles not in template.writes_tools:
-        try:
-            template.writes_tools[roles] = template.write(messages) != template.write(messages, tools)
-        except TemplateRefusal:
+        without, with_tools = template.try_write(messages), template.try_write(messages, tools)
+        if without is None or with_tools is None:
             return True  # what it does not take without tools it takes with them
+        template.writes_tools[roles] = without != with_tools
     return template.writes_tools[roles]
 
 

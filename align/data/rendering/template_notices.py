@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from align.config import OnRefused
-from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal, measured_template, shared_start
+from align.data.rendering.chat_template import ChatTemplate, measured_template, shared_start
 from align.data.rendering.rendered_rows import UNPROMPTED, RenderCounts
 from align.errors import DataError
 from align.schema import Messages, assistant, user
@@ -61,12 +61,14 @@ def _find_opening(template: ChatTemplate, settings: dict[str, Any]) -> str | Non
 
     None where the template refuses one of the two.
     """
-    try:
-        prompt = template.write(_PROBE[:1], generate=True, settings=settings)
-        text = template.write(_PROBE, settings=settings)
-        return "" if text.startswith(prompt) else prompt[len(shared_start(prompt, template.write(_PROBE[:1]))) :]
-    except TemplateRefusal:
+    prompt = template.try_write(_PROBE[:1], generate=True, settings=settings)
+    text = template.try_write(_PROBE, settings=settings)
+    if prompt is None or text is None:
         return None
+    if text.startswith(prompt):
+        return ""
+    question = template.try_write(_PROBE[:1])
+    return None if question is None else prompt[len(shared_start(prompt, question)) :]
 
 
 def _turns_off(template: ChatTemplate, name: str) -> bool:
@@ -97,7 +99,4 @@ def fold_when_asked(tokenizer: Any, on_refused: OnRefused) -> list[str]:
 
 def _writes_system(tokenizer: Any) -> bool:
     messages: Messages = [{"role": "system", "content": _SYSTEM}, user("a"), assistant("b")]
-    try:
-        return _SYSTEM in measured_template(tokenizer).write(messages)
-    except TemplateRefusal:
-        return False
+    return _SYSTEM in (measured_template(tokenizer).try_write(messages) or "")

@@ -35,35 +35,26 @@ def apply_template(tokenizer: Any, messages: list[dict[str, Any]], **options: An
     for a template that does not end, or needs more memory or text than a conversation of this size can need.
     """
     from jinja2 import TemplateError
+    from transformers import PreTrainedTokenizerBase
 
-    if not AVAILABLE or not _is_plain(tokenizer):
+    # Some tokenizers write conversations in a way of their own, and not as transformers does.
+    if not AVAILABLE or type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     template = tokenizer.get_chat_template(None, options.get("tools"))
     request = pickle.dumps((template, messages, dict(tokenizer.special_tokens_map), options))
     try:
         reply = answer(request) if inside else _PROCESS.ask(request)
     except ProcessEnded as error:
-        raise _template_error(messages, str(error)) from None
+        reply = _TOO_MUCH + str(error).encode()
     text = reply[1:].decode("utf-8", "surrogatepass")
     if reply[:1] == _REFUSED:
         raise TemplateError(text)
     if reply[:1] == _TOO_MUCH:
-        raise _template_error(messages, text)
+        raise DataError(
+            f"chat template: writing a conversation of {len(messages)} messages {text}; it loops or multiplies text; "
+            "use another template (chat_template in the tokenizer's folder)"
+        )
     return text
-
-
-def _is_plain(tokenizer: Any) -> bool:
-    """Return whether the tokenizer writes conversations as transformers does, and not in a way of its own."""
-    from transformers import PreTrainedTokenizerBase
-
-    return type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
-
-
-def _template_error(messages: list[dict[str, Any]], what: str) -> DataError:
-    return DataError(
-        f"chat template: writing a conversation of {len(messages)} messages {what}; it loops or multiplies text; "
-        "use another template (chat_template in the tokenizer's folder)"
-    )
 
 
 def answer(request: bytes) -> bytes:
