@@ -8,6 +8,7 @@ between `<think>` and `</think>`, so that everything that reads answers as text 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -35,14 +36,11 @@ _QUESTION, _REASONING, _ANSWER = "question", "a3thought9", "a3answer9"
 
 
 class SplitText(NamedTuple):
-    """A text split into reasoning and answer."""
+    """A text split into reasoning (None where there is none) and answer, which it may not come to."""
 
     reasoning: str | None
-    """None where there is none"""
     answer: str
-    """empty where the text ends inside its reasoning"""
     finished: bool = True
-    """the text comes to its answer"""
 
 
 class _Marks(NamedTuple):
@@ -100,7 +98,8 @@ def _split(text: str, marks: Iterable[tuple[str, str]]) -> SplitText:
             reasoning, closed, rest = stripped[len(begin) :].partition(end)
             if not closed:
                 return SplitText(reasoning.strip(), "", finished=False)
-            answer = _remove_later_reasoning(rest.strip(), begin, end)
+            later = rf"(?ms)^[ \t]*{re.escape(begin)}.*?{re.escape(end)}\s*"
+            answer = re.sub(later, "", rest.strip())
             return SplitText(reasoning.removesuffix(_NEXT_CHANNEL).strip(), answer)
     for _, end in marks:
         # A mark that was not opened closes what the prompt opened, unless a sentence only mentions it.
@@ -109,30 +108,14 @@ def _split(text: str, marks: Iterable[tuple[str, str]]) -> SplitText:
     return SplitText(None, text)
 
 
-def _remove_later_reasoning(answer: str, begin: str, end: str) -> str:
-    rest, position = "", 0
-    for opening in re.finditer(rf"(?m)^[ \t]*{re.escape(begin)}", answer):
-        if opening.start() >= position:
-            closing = answer.find(end, opening.end())
-            if closing < 0:
-                break
-            rest += answer[position : opening.start()]
-            position = closing + len(end)
-            position += len(answer[position:]) - len(answer[position:].lstrip())
-    return rest + answer[position:]
-
-
 def _decode_keeping(tokenizer: Any, ids: Sequence[int], kept: frozenset[int]) -> str:
     """Return the text of tokens without special ones, except those to keep."""
-    pieces: list[str] = []
-    plain: list[int] = []
-    for token in ids:
-        if token in kept:
-            pieces += [tokenizer.decode(plain, skip_special_tokens=True), tokenizer.convert_ids_to_tokens(token)]
-            plain = []
-        else:
-            plain.append(token)
-    return "".join([*pieces, tokenizer.decode(plain, skip_special_tokens=True)])
+    return "".join(
+        "".join(map(tokenizer.convert_ids_to_tokens, run))
+        if is_kept
+        else tokenizer.decode(list(run), skip_special_tokens=True)
+        for is_kept, run in itertools.groupby(ids, kept.__contains__)
+    )
 
 
 @lru_cache(maxsize=8)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,22 +79,17 @@ def tokenise(
     if dataset is None:
         with new_folder(folder) as made:
             counts = _write_rows(made / ROWS_FILE, records, tokenizer, plan, processes)
-            _refuse_long_rows(records.name, counts, plan)
+            long = counts.dropped.get(TOO_LONG, 0)
+            if plan.on_long == "error" and long > MAX_DROPPED_SHARE * counts.asked:
+                raise DataError(
+                    f"{records.name}: {long} of {counts.asked} rows are longer than max_length={plan.max_length}, even "
+                    "without their oldest turns; raise max_length, or leave them out with on_long=drop, or cut their "
+                    "prompts with on_long=truncate_left"
+                )
             _refuse_unwritten_rows(records.name, counts, plan)
             dataset = publish_dataset(made, folder, counts)
     remove_least_used(cache)
     return dataset
-
-
-def _refuse_long_rows(name: str, counts: RenderCounts, plan: TokenPlan) -> None:
-    """Raise DataError when more rows were too long than may be dropped in silence."""
-    long = counts.dropped.get(TOO_LONG, 0)
-    if plan.on_long == "error" and long > MAX_DROPPED_SHARE * counts.asked:
-        raise DataError(
-            f"{name}: {long} of {counts.asked} rows are longer than max_length={plan.max_length}, even without their "
-            "oldest turns; raise max_length, or leave them out with on_long=drop, or cut their prompts with "
-            "on_long=truncate_left"
-        )
 
 
 def _refuse_unwritten_rows(name: str, counts: RenderCounts, plan: TokenPlan) -> None:
@@ -142,9 +139,7 @@ def _write_rows(path: Path, records: RecordSet, tokenizer: Any, plan: TokenPlan,
     total = _sum_counts(collected)
     if not written:
         _refuse_unwritten_rows(records.name, total, plan)
-    total.require_rows(written)
-    if plan.view == "demonstration":
-        total.require_stops(written)
+    total.require_rows(written, stops=plan.view == "demonstration")
     return total
 
 
@@ -163,16 +158,16 @@ def _sum_counts(counts: Iterable[RenderCounts]) -> RenderCounts:
 def _render_parts(records: Sequence[Record], tokenizer: Any, plan: TokenPlan, processes: int | None) -> Iterator[Part]:
     """Yield the rows of all records in order, a thousand records at a time."""
     with_margin = plan.view == "preference" and all(record.margin is not None for record in records)
-    work = _Work(records, tokenizer, plan, with_margin)
+    render = partial(_render_part, records, tokenizer, plan, with_margin)
     starts = range(0, len(records), _CHUNK_RECORDS)
     workers = min(_count_workers(len(records), processes), len(starts))
     if workers < 2:
-        yield from map(work.render_part, starts)
+        yield from map(render, starts)
         return
     fork = multiprocessing.get_context("fork")  # the processes inherit the records; they need not be sent to them
     try:
-        with ProcessPoolExecutor(workers, fork, _set_up_worker, (work,)) as pool:
-            yield from pool.map(_render_part_of_work, starts)
+        with ProcessPoolExecutor(workers, fork, _set_up_worker, (render,)) as pool:
+            yield from pool.map(_render_in_worker, starts)
     except BrokenProcessPool:
         raise MachineError(
             f"{len(records)} rows: a tokenising process was killed, probably for want of memory; "
@@ -190,50 +185,37 @@ def _count_workers(records: int, processes: int | None) -> int:
     return min(cores, _MAX_WORKERS)
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Everything that a tokenising process needs."""
-
-    records: Sequence[Record]
-    tokenizer: Any
-    plan: TokenPlan
-    with_margin: bool
-
-    def render_part(self, start: int) -> Part:
-        """Return the rows of the records from `start` on."""
-        chunk = self.records[start : start + _CHUNK_RECORDS]
-        limit = LengthLimit(self.plan.max_length, self.plan.on_long)
-        rendered = RENDERERS[self.plan.view](chunk, self.tokenizer, limit)
-        counts = RenderCounts(**{one.name: getattr(rendered, one.name) for one in fields(RenderCounts)})
-        return _make_batch([self._convert_row(row, start) for row in rendered.rows]), counts
-
-    def _convert_row(self, row: dict[str, Any], start: int) -> dict[str, Any]:
-        if not self.with_margin:
+def _render_part(records: Sequence[Record], tokenizer: Any, plan: TokenPlan, with_margin: bool, start: int) -> Part:
+    limit = LengthLimit(plan.max_length, plan.on_long)
+    rendered = RENDERERS[plan.view](records[start : start + _CHUNK_RECORDS], tokenizer, limit)
+    for row in rendered.rows:
+        if not with_margin:
             row.pop("margin", None)
         if "record" in row:
             row["record"] += start
-        if self.plan.columns == "labels":
+        if plan.columns == "labels":
             pairs = zip(row["input_ids"], row.pop("completion_mask"), strict=True)
             row["labels"] = [token if trained else IGNORED for token, trained in pairs]
-        elif self.plan.columns == "joined":
+        elif plan.columns == "joined":
             prompt = row.pop("prompt_ids")
-            row |= {key: prompt + row[key] for key in ("chosen_ids", "rejected_ids")}
+            row.update({key: prompt + row[key] for key in ("chosen_ids", "rejected_ids")})
             row["prompt_length"] = len(prompt)
-        return row
+    counts = RenderCounts(**{one.name: getattr(rendered, one.name) for one in fields(RenderCounts)})
+    return _make_batch(rendered.rows), counts
 
 
-_WORK: _Work
-"""in a tokenising process, its work"""
+_RENDER: Callable[[int], Part]
+"""what a tokenising process does, set in it"""
 
 
-def _set_up_worker(work: _Work) -> None:
-    global _WORK
-    _WORK = work
+def _set_up_worker(render: Callable[[int], Part]) -> None:
+    global _RENDER
+    _RENDER = render
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are what is parallel
 
 
-def _render_part_of_work(start: int) -> Part:
-    return _WORK.render_part(start)
+def _render_in_worker(start: int) -> Part:
+    return _RENDER(start)
 
 
 def _pack_parts(parts: Iterator[Part], block_size: int) -> Iterator[Part]:
@@ -247,17 +229,14 @@ def _pack_parts(parts: Iterator[Part], block_size: int) -> Iterator[Part]:
                 yield from part["input_ids"].to_pylist()
 
     tokens = 0
-    rows: list[dict[str, Any]] = []
-    for block in pack_blocks(documents(), block_size):
-        tokens += len(block)
-        rows.append({"input_ids": block})
-        if len(rows) == _CHUNK_RECORDS:
-            yield _make_batch(rows), RenderCounts()
-            rows = []
+    blocks = pack_blocks(documents(), block_size)
+    while rows := [{"input_ids": block} for block in itertools.islice(blocks, _CHUNK_RECORDS)]:
+        tokens += sum(len(row["input_ids"]) for row in rows)
+        yield _make_batch(rows), RenderCounts()
     total = _sum_counts(collected)
     dropped = total.dropped | ({NOT_FULL: 1} if tokens < total.tokens else {})
     counts = RenderCounts(dropped=dropped, noted=total.noted, tokens=tokens, trained_tokens=tokens, asked=total.asked)
-    yield _make_batch(rows), counts
+    yield _make_batch([]), counts
 
 
 def _make_batch(rows: list[dict[str, Any]]) -> RecordBatch:

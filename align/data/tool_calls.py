@@ -121,14 +121,11 @@ class ToolFormat:
 
     def _read_json(self, text: str, position: int) -> _Calls | None:
         value, end = _decode_json(text, position) or (None, position)
-        calls = []
-        for item in value if isinstance(value, list) else [value]:
-            name = item.get(self.name_key) if isinstance(item, dict) else None
-            arguments = item.get(self.arguments_key, {}) if isinstance(item, dict) else None
-            if not isinstance(name, str) or not isinstance(arguments, dict):
-                return None
-            calls.append(ToolCall(name, arguments))
-        return (calls, end) if calls else None
+        found = value if isinstance(value, list) else [value]
+        items: list[Any] = [item if isinstance(item, dict) else {} for item in found]
+        calls = [ToolCall(item.get(self.name_key), item.get(self.arguments_key, {})) for item in items]
+        sound = all(isinstance(call.name, str) and isinstance(call.arguments, dict) for call in calls)
+        return (calls, end) if calls and sound else None
 
     def _read_keys(self, text: str, name: re.Match[str], types: dict[str, Any]) -> _Calls | None:
         arguments: dict[str, Any] = {}
@@ -168,11 +165,12 @@ def measure_tool_format(template: ChatTemplate) -> ToolFormat | None:
     format_ = _json_format(single) or _named_format(single) or _keyed_format(template, single)
     if format_ is None:
         return None
-    double = None if format_.listed else _write_calls(template, [_ARGUMENTS, _ARGUMENTS])
+    double = "" if format_.listed else _write_calls(template, [_ARGUMENTS, _ARGUMENTS]) or ""
+    core = single[len(format_.before) : len(single) - len(format_.after)]
     added = template.tokenizer.added_tokens_decoder
     return replace(
         format_,
-        between=_find_between(format_, single, double),
+        between=double.split(core)[1] if double.count(core) == 2 else None,
         takes_text=template.try_write([_QUESTION, _probe_turn([_ARGUMENTS])]) is None,
         opens_thought="<think>" in template.generation_prompt and "</think>" not in template.generation_prompt,
         tokens={str(token.content): number for number, token in added.items()},
@@ -182,10 +180,7 @@ def measure_tool_format(template: ChatTemplate) -> ToolFormat | None:
 
 def _probe_turn(calls: list[Any]) -> Message:
     """Return a turn that calls the made-up function with each of these arguments."""
-    made = [
-        {"type": "function", "id": "abcdefgh1", "function": {"name": _NAME, "arguments": arguments}}
-        for arguments in calls
-    ]
+    made = [{"type": "function", "id": "abcdefgh1", "function": {"name": _NAME, "arguments": one}} for one in calls]
     return {"role": "assistant", "content": "", "tool_calls": made}
 
 
@@ -268,15 +263,6 @@ def _keyed_format(template: ChatTemplate, text: str) -> ToolFormat | None:
         quote=(left, right),
         empty=(_write_calls(template, [{}]) or "").rpartition(_NAME)[2],
     )
-
-
-def _find_between(format_: ToolFormat, single: str, double: str | None) -> str | None:
-    """Return the text from one call to the next, from a turn that makes a call twice."""
-    core = single[len(format_.before) : len(single) - len(format_.after)]
-    if double is None or double.count(core) != 2:
-        return None
-    first = double.index(core) + len(core)
-    return double[first : double.index(core, first)]
 
 
 def _loose_pattern(text: str) -> str:

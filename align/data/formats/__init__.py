@@ -192,47 +192,35 @@ def _is_text(row: Row) -> str | None:
     )
 
 
-_PAIR: Synonyms = {part: tuple(names[side] for names in _PAIRS) for side, part in enumerate(_PAIRS[0])}
-_SYSTEM: Synonyms = {"system": ("system", "system_prompt"), **COMMON}
-_PROMPT: Synonyms = {"prompt": ("prompt", "question", "instruction"), **_SYSTEM}
-_LABEL: Synonyms = {"label": ("label", "kto_tag", "is_correct")}
-_CONVERSATION: Synonyms = {"messages": CONVERSATIONS, **_LABEL, **_PAIR, **_SYSTEM}
-_MESSAGE_ROWS: Synonyms = {**reshaping.MESSAGE_COLUMNS, **_CONVERSATION, "messages": ("messages",)}
-_ALPACA: Synonyms = {
-    "prompt": ("instruction", "prompt", "question"),
-    "input": ("input", "context"),
-    "output": _OUTPUTS,
-    "history": ("history",),
-    "label": ("kto_tag",),
-    **_PAIR,
-    **_SYSTEM,
-}
-_JUDGED: Synonyms = {
-    "prompt": ("prompt", "instruction", "question", "input"),
-    "input": ("input", "context"),
-    "a": tuple(a for a, _ in _SIDES),
-    "b": tuple(b for _, b in _SIDES),
+def _synonyms(**spellings: str) -> Synonyms:
+    return {part: tuple(names.split()) for part, names in spellings.items()}
+
+
+_PAIR = {part: tuple(names[side] for names in _PAIRS) for side, part in enumerate(_PAIRS[0])}
+_SYSTEM = {"system": ("system", "system_prompt"), **COMMON}
+_PROMPT = {"prompt": ("prompt", "question", "instruction"), **_SYSTEM}
+_LABEL = _synonyms(label="label kto_tag is_correct")
+_CONVERSATION = {"messages": CONVERSATIONS, **_LABEL, **_PAIR, **_SYSTEM}
+_MESSAGE_ROWS = {**reshaping.MESSAGE_COLUMNS, **_CONVERSATION, "messages": ("messages",)}
+_INSTRUCTION = _synonyms(prompt="instruction prompt question", input="input context")
+_ALPACA = {**_INSTRUCTION, "output": _OUTPUTS, **_synonyms(history="history", label="kto_tag"), **_PAIR, **_SYSTEM}
+_JUDGED = {
+    **_synonyms(prompt="prompt instruction question input", input="input context"),
+    **{side: tuple(names[number] for names in _SIDES) for number, side in enumerate("ab")},
     "label": _VERDICTS,
     **_SYSTEM,
 }
-_PLAIN: Synonyms = {
-    "prompt": ("prompt", "question", "problem"),
-    "completion": ("completion",),
-    "label": ("label",),
-    "answer": ("answer", "ground_truth"),
+_PLAIN = {
+    **_synonyms(prompt="prompt question problem", completion="completion", label="label", answer="answer ground_truth"),
     **_PAIR,
     **_SYSTEM,
 }
 _QUESTION = ("prompt", "question", "instruction", "input", "query")
-_COMPLETION: Synonyms = {
-    "completion": ("completion", "response", "output"),
-    "answer": ("answer",),
-    "prompt": _QUESTION,
-    **_SYSTEM,
-}
-_VOTES: Synonyms = {"prompt": ("prompt",), "a": ("a",), "b": ("b",), "label": ("choice",), **COMMON}
-_USER_TURNS: Synonyms = {**COMMON, "messages": (*CONVERSATIONS, "prompt"), "id": ("id", "question_id", "prompt_id")}
-_QA: Synonyms = {"answer": ("answer", "std_answer", "target"), "prompt": (*_QUESTION, "problem"), **_SYSTEM}
+_ANSWERED = _synonyms(completion="completion response output", answer="answer")
+_COMPLETION = {**_ANSWERED, "prompt": _QUESTION, **_SYSTEM}
+_VOTES = {**_synonyms(prompt="prompt", a="a", b="b", label="choice"), **COMMON}
+_USER_TURNS = {**COMMON, "messages": (*CONVERSATIONS, "prompt"), "id": ("id", "question_id", "prompt_id")}
+_QA = {"answer": ("answer", "std_answer", "target"), "prompt": (*_QUESTION, "problem"), **_SYSTEM}
 
 FORMATS: dict[str, Format] = {
     "message_rows": Format(

@@ -43,7 +43,6 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
-_DECISION = "cells hold the text of a list or object; they were read as that value"
 
 
 def unpack_row(row: dict[str, Any], decisions: Counter[str] | None = None) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def unpack_row(row: dict[str, Any], decisions: Counter[str] | None = None) -> di
     if not values:
         return row
     if decisions is not None:
-        decisions[_DECISION] += len(values)
+        decisions["cells hold the text of a list or object; they were read as that value"] += len(values)
     return row | values
 
 

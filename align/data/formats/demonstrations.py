@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from align.data.formats.pairs import pair_over, pair_with_last_answer, read_preference
+from align.data.formats.pairs import pair_over, read_preference
 from align.data.formats.row_layout import Row, RowLayout, read_label, whole_number_text
 from align.data.formats.turns import (
     checked_text,
@@ -12,6 +12,7 @@ from align.data.formats.turns import (
     read_answer,
     read_turns,
     read_turns_without_roles,
+    split_pair,
     split_turns,
     with_system,
 )
@@ -31,8 +32,14 @@ def read_messages(row: Row, layout: RowLayout) -> list[Record]:
         turns = with_system(turns, layout.optional_text(row, "system"))
     if "chosen" in columns:
         return pair_over(row, layout, turns)
-    if rejected := columns.get("rejected"):
-        return pair_with_last_answer(turns, column, layout.answer(row, "rejected"), rejected)
+    if other := columns.get("rejected"):  # an answer, or a conversation, against the last answer of this one
+        rejected = layout.answer(row, "rejected")
+        if turns[-1]["role"] != "assistant":
+            problem = f"ends with a {turns[-1]['role']} turn, where {other} needs an answer to stand against"
+            raise RowError("last turn is not the assistant's", column, problem, "end it with the chosen answer")
+        is_answer = rejected[0]["role"] == "assistant"
+        prompt, good, bad = (turns[:-1], turns[-1:], rejected) if is_answer else split_pair(turns, rejected)
+        return [Record(prompt=prompt, chosen=good, rejected=bad)]
     prompt, completion = split_turns(turns, column, as_prompt=layout.view == "prompt")
     if completion is None and layout.view not in (None, "prompt"):
         raise RowError("no assistant turn", column, "has no assistant turn", "add an answer or remove the row")

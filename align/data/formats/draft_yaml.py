@@ -34,10 +34,18 @@ def draft_yaml(rows: list[Row], name: str) -> str:
 
 def _guess_parts(rows: list[Row]) -> tuple[str, dict[str, str], dict[str, str]]:
     """Return format, columns and tags that may fit some rows."""
-    for column, value in _first_values(rows).items():
+    values: dict[str, Any] = {}  # the first one of every column
+    for row in rows:
+        found = {str(column): value for column, value in row.items() if value not in (None, "", [])}
+        values |= {column: value for column, value in found.items() if column not in values}
+    for column, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            return "messages", {"messages": column}, _guess_tags(value)
-    texts = _text_columns(rows)
+            return "messages", {"messages": column}, _guess_tags(value[0])
+    texts = [column for column, value in values.items() if isinstance(value, str)]
+    words = (*_PROMPT_WORDS, *_ANSWER_WORDS, *_GOOD_WORDS, *_BAD_WORDS)
+    sentences = {text for text in texts if any(" " in str(row.get(text, "")).strip() for row in rows)}
+    # Columns of sentences, not numbers, nor ids of one word.
+    texts = [text for text in texts if text in sentences or _column_with_word([text], words)] or texts
     good, bad = _column_with_word(texts, _GOOD_WORDS), _column_with_word(texts, _BAD_WORDS)
     if good and bad:
         prompt = _column_with_word([text for text in texts if text not in (good, bad)], _PROMPT_WORDS)
@@ -49,25 +57,7 @@ def _guess_parts(rows: list[Row]) -> tuple[str, dict[str, str], dict[str, str]]:
     answer = answer or (left.pop() if left and prompt else None)
     if prompt and answer:
         return "prompt_completion", {"prompt": prompt, "completion": answer}, {}
-    return "text", {"text": prompt or answer or (left or texts or list(_first_values(rows)) or ["COLUMN"])[0]}, {}
-
-
-def _first_values(rows: list[Row]) -> dict[str, Any]:
-    """Return the first value of every column that is not empty."""
-    values: dict[str, Any] = {}
-    for row in rows:
-        for column, value in row.items():
-            if value not in (None, "", []):
-                values.setdefault(str(column), value)
-    return values
-
-
-def _text_columns(rows: list[Row]) -> list[str]:
-    """Return the columns of text that holds sentences: not numbers, nor ids of one word."""
-    texts = [column for column, value in _first_values(rows).items() if isinstance(value, str)]
-    words = (*_PROMPT_WORDS, *_ANSWER_WORDS, *_GOOD_WORDS, *_BAD_WORDS)
-    sentences = {text for text in texts if any(" " in str(row.get(text, "")).strip() for row in rows)}
-    return [text for text in texts if text in sentences or _column_with_word([text], words)] or texts
+    return "text", {"text": prompt or answer or (left or texts or list(values) or ["COLUMN"])[0]}, {}
 
 
 def _column_with_word(columns: list[str], words: tuple[str, ...]) -> str | None:
@@ -79,9 +69,9 @@ def _column_with_word(columns: list[str], words: tuple[str, ...]) -> str | None:
     return None
 
 
-def _guess_tags(turns: list[Any]) -> dict[str, str]:
-    keys = [str(key) for key in turns[0]]
+def _guess_tags(turn: dict[Any, Any]) -> dict[str, str]:
+    keys = [str(key) for key in turn]
     role = next((key for word in _ROLE_WORDS for key in keys if key.lower() == word), keys[0])
-    texts = [key for key in keys if key != role and isinstance(turns[0][key], str)]
-    content = max(texts, key=lambda key: len(turns[0][key]), default=keys[-1])
+    texts = [key for key in keys if key != role and isinstance(turn[key], str)]
+    content = max(texts, key=lambda key: len(turn[key]), default=keys[-1])
     return {"role": role, "content": content}

@@ -45,17 +45,6 @@ def pair_over(row: Row, layout: RowLayout, context: Messages) -> list[Record]:
     return [Record(prompt=context, chosen=good, rejected=bad)]
 
 
-def pair_with_last_answer(turns: Messages, column: str, rejected: Messages, other: str) -> list[Record]:
-    """Return the pair of a conversation's last answer and a rejected answer (or conversation)."""
-    if turns[-1]["role"] != "assistant":
-        problem = f"ends with a {turns[-1]['role']} turn, where {other} needs an answer to stand against"
-        raise RowError("last turn is not the assistant's", column, problem, "end it with the chosen answer")
-    if rejected[0]["role"] != "assistant":
-        prompt, good, bad = split_pair(turns, rejected)
-        return [Record(prompt=prompt, chosen=good, rejected=bad)]
-    return [Record(prompt=turns[:-1], chosen=turns[-1:], rejected=rejected)]
-
-
 def read_hh(row: Row, layout: RowLayout) -> list[Record]:
     """Read two whole transcripts in which every turn starts with a blank line and `Human:` or `Assistant:`."""
     sides = [_read_transcript(layout.text(row, part, "empty completion"), part) for part in ("chosen", "rejected")]

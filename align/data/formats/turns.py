@@ -36,32 +36,29 @@ class Tags:
     roles: Mapping[str, str]
 
 
-def _roles(**spellings: str) -> dict[str, str]:
-    return {spelling: role for role, names in spellings.items() for spelling in names.split()}
+def _tags(role: str, content: str, **spellings: str) -> Tags:
+    return Tags(role, content, {spelling: name for name, text in spellings.items() for spelling in text.split()})
 
 
-OPENAI_TAGS = Tags(
+OPENAI_TAGS = _tags(
     "role",
     "content",
-    _roles(
-        system="system developer", user="user human prompter", assistant="assistant gpt model bot", tool="tool function"
-    ),
+    system="system developer",
+    user="user human prompter",
+    assistant="assistant gpt model bot",
+    tool="tool function",
 )
-SHAREGPT_TAGS = Tags(
+SHAREGPT_TAGS = _tags(
     "from",
     "value",
-    _roles(
-        system="system",
-        user="human user",
-        assistant="gpt assistant chatgpt model",
-        tool="tool observation function_response",
-        tool_call="function_call",
-    ),
+    system="system",
+    user="human user",
+    assistant="gpt assistant chatgpt model",
+    tool="tool observation function_response",
+    tool_call="function_call",
 )
-SPEAKER_TAGS = Tags(
-    "speaker",
-    "text",
-    _roles(system="system", user="user customer human", assistant="assistant agent bot", tool="tool"),
+SPEAKER_TAGS = _tags(
+    "speaker", "text", system="system", user="user customer human", assistant="assistant agent bot", tool="tool"
 )
 DIALOGUE_TAGS = Tags("role", "content", {**SPEAKER_TAGS.roles, **SHAREGPT_TAGS.roles, **OPENAI_TAGS.roles})
 

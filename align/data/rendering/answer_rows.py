@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from align.data.rendering.chat_template import ChatTemplate, RowDropped, TemplateRefusal, require_template
-from align.data.rendering.encode import encode_rendered
-from align.data.rendering.fit_length import LengthLimit, droppable_turns, find_first_fit, truncate_left
+from align.data.rendering.fit_length import LengthLimit, droppable_turns, encode_rendered, find_first_fit, truncate_left
 from align.data.rendering.omissions import REASONING_REASONS, check_context, decode_text, find_lost_in_turn
 from align.data.rendering.rendered_rows import HISTORY, TOO_LONG, UNPROMPTED, RenderedRows
 from align.data.rendering.turn_spans import locate_turns
 from align.schema import Messages, Record
 
 Row = dict[str, Any]
+
+
+class _Rendered(NamedTuple):
+    row: Row
+    notices: list[str]
 
 
 def preference_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -> RenderedRows:
@@ -35,35 +39,19 @@ def _answer_rows(records: Sequence[Record], sides: tuple[str, ...], tokenizer: A
     with_margin = all(record.margin is not None for record in records)
     for record in records:
         with rows.counting_drops():
-            fitted = _fit_record(template, record, sides, limit)
-            _require_whole(record, fitted.row, sides, tokenizer, limit)
+            row, shortened, notices = _fit_record(template, record, sides, limit)
+            _require_whole(record, row, sides, tokenizer, limit)
             rows.stopped += 1
-            answers = [fitted.row[f"{side}_ids"] for side in sides]
-            extra: Row
+            answers = [row[f"{side}_ids"] for side in sides]
             if len(sides) == 1:
-                extra = {"label": bool(record.label)}
+                row["label"] = bool(record.label)
             elif answers[0] == answers[1]:
                 raise RowDropped("chosen and rejected are the same tokens")
-            else:
-                extra = {"margin": record.margin} if with_margin else {}
+            elif with_margin:
+                row["margin"] = record.margin
             trained = sum(map(len, answers))
-            tokens = len(sides) * len(fitted.row["prompt_ids"]) + trained
-            rows.add(fitted.row | extra, tokens, trained, shortened=fitted.shortened, notices=fitted.notices)
+            rows.add(row, len(sides) * len(row["prompt_ids"]) + trained, trained, shortened, notices)
     return rows.ordered()
-
-
-class _FittedRow(NamedTuple):
-    """The row of a record, whether its prompt was shortened, and the notices that hold of it."""
-
-    row: Row
-    shortened: bool
-    notices: dict[str, bool]
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt with the longest answer."""
-        answers = (len(ids) for key, ids in self.row.items() if key != "prompt_ids")
-        return len(self.row["prompt_ids"]) + max(answers)
 
 
 def _require_whole(record: Record, row: Row, sides: tuple[str, ...], tokenizer: Any, limit: LengthLimit) -> None:
@@ -76,38 +64,45 @@ def _require_whole(record: Record, row: Row, sides: tuple[str, ...], tokenizer: 
                 raise RowDropped(lost)
 
 
-def _fit_record(template: ChatTemplate, record: Record, sides: tuple[str, ...], limit: LengthLimit) -> _FittedRow:
-    """Return the row of a record within the length; RowDropped when it cannot be."""
+def _fit_record(
+    template: ChatTemplate, record: Record, sides: tuple[str, ...], limit: LengthLimit
+) -> tuple[Row, bool, list[str]]:
+    """Return the row of a record within the length, whether its prompt was shortened, and notices."""
     whole = _render_record(template, record, sides, record.prompt)
-    if whole.length <= limit.max_length:
-        return whole
+    if _length(whole) <= limit.max_length:
+        return whole.row, False, whole.notices
     head, starts = droppable_turns(record.prompt)
 
-    def start_at(first: int) -> _FittedRow:
+    def start_at(first: int) -> _Rendered:
         return _render_record(template, record, sides, [*record.prompt[:head], *record.prompt[first:]])
 
-    short = find_first_fit(starts, start_at, lambda row: row.length <= limit.max_length) or whole
-    short = short._replace(shortened=True)
-    over = short.length - limit.max_length
-    if over <= 0:
-        return short
-    prompt = short.row["prompt_ids"]
-    bos, size = template.tokenizer.bos_token_id, len(prompt)
-    cut = truncate_left(prompt, size, size - over, bos) if limit.on_long == "truncate_left" else None
-    if not cut:
-        raise RowDropped(TOO_LONG)
-    return short._replace(row=short.row | {"prompt_ids": cut})
+    short = find_first_fit(starts, start_at, lambda rendered: _length(rendered) <= limit.max_length) or whole
+    if (over := _length(short) - limit.max_length) > 0:
+        prompt, bos = short.row["prompt_ids"], template.tokenizer.bos_token_id
+        cuts = limit.on_long == "truncate_left"
+        short.row["prompt_ids"] = truncate_left(prompt, len(prompt), len(prompt) - over, bos) if cuts else None
+        if not short.row["prompt_ids"]:
+            raise RowDropped(TOO_LONG)
+    return short.row, True, short.notices
 
 
-def _render_record(template: ChatTemplate, record: Record, sides: tuple[str, ...], prompt: Messages) -> _FittedRow:
+def _length(rendered: _Rendered) -> int:
+    """Return the tokens of the prompt with the longest answer."""
+    prompt, *answers = map(len, rendered.row.values())
+    return prompt + max(answers)
+
+
+def _render_record(template: ChatTemplate, record: Record, sides: tuple[str, ...], prompt: Messages) -> _Rendered:
     """Return the ids of a prompt, and of each side of a record as an answer to it."""
     conversations = [[*prompt, *(getattr(record, side) or [])] for side in sides]
     rendered = [locate_turns(template, messages, record.tools) for messages in conversations]
-    notices = dict.fromkeys((HISTORY, UNPROMPTED), False)
+    notices = set()
     for messages, text in zip(conversations, rendered, strict=True):
         answers = [number for number in range(len(prompt), len(messages)) if messages[number]["role"] == "assistant"]
-        notices[HISTORY] |= check_context(template, messages, record.tools, text, answers)
-        notices[UNPROMPTED] |= not all(span.prompted for span in text.spans if span.turn in answers)
+        if check_context(template, messages, record.tools, text, answers):
+            notices.add(HISTORY)
+        if not all(span.prompted for span in text.spans if span.turn in answers):
+            notices.add(UNPROMPTED)
     prompts, row = [], {}
     for side, text, pieces in zip(sides, rendered, encode_rendered(template.tokenizer, rendered), strict=True):
         start = text.edges().index(next(span.start for span in text.spans if span.turn == len(prompt)))
@@ -117,4 +112,4 @@ def _render_record(template: ChatTemplate, record: Record, sides: tuple[str, ...
         row[f"{side}_ids"] = answer_ids[: last + 1]
     if any(ids != prompts[0] for ids in prompts):
         raise TemplateRefusal("refused by the chat template: it writes the prompts of chosen and rejected differently")
-    return _FittedRow({"prompt_ids": prompts[0]} | row, shortened=False, notices=notices)
+    return _Rendered({"prompt_ids": prompts[0]} | row, sorted(notices))

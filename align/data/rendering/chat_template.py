@@ -23,6 +23,9 @@ _TEMPLATE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """the names under which chat templates read the reasoning of a turn"""
 
+Settings = Mapping[str, Any] | None
+"""further variables of a chat template"""
+
 
 class RowDropped(Exception):
     """A row gives no tokens; its text is the reason under which it is counted."""
@@ -61,14 +64,7 @@ class ChatTemplate:
     writes_tools: dict[tuple[str, ...], bool] = field(default_factory=dict)
     """whether tool definitions are written out, by the roles of a conversation"""
 
-    def write(
-        self,
-        messages: Messages,
-        tools: Any = None,
-        *,
-        generate: bool = False,
-        settings: Mapping[str, Any] | None = None,
-    ) -> str:
+    def write(self, messages: Messages, tools: Any = None, *, generate: bool = False, settings: Settings = None) -> str:
         """Return the template's text for these messages; TemplateRefusal when it does not take them.
 
         `settings` are further variables of the template, such as enable_thinking.
@@ -125,7 +121,12 @@ class ChatTemplate:
         if prompt:
             starts = [before for before in (closed, self.write(probe[:1])) if whole.startswith(before)]
             self.headers = tuple(shared_start(whole[len(before) :], prompt) for before in starts)
-        self._measure_stop(whole)
+        after = self._control_ids(whole[whole.rindex(_ANSWERS[1]) + len(_ANSWERS[1]) :])[:1]
+        if after:
+            self.end_of_turn = after[0]
+            self.stop_ids += [token for token in after if token not in self.stop_ids]
+        between = whole[whole.index(_ANSWERS[0]) + len(_ANSWERS[0]) : whole.index(_QUESTIONS[1])]
+        self.closes_every_turn = any(token in self.stop_ids for token in self._control_ids(between)[:1])
         self.generation_prompt = prompt
         self.regular = bool(prompt) and whole.count(prompt) == 2 and all(prompt + text in whole for text in _ANSWERS)
 
@@ -148,15 +149,6 @@ class ChatTemplate:
         if self.try_write([question, call]) is None:
             self.no_empty_content = True
             self.no_empty_content = self.try_write([question, call]) is not None
-
-    def _measure_stop(self, whole: str) -> None:
-        """Learn which token follows an assistant turn, and whether it follows every one."""
-        first = self._control_ids(whole[whole.rindex(_ANSWERS[1]) + len(_ANSWERS[1]) :])
-        if first:
-            self.end_of_turn = first[0]
-            self.stop_ids += [token for token in first[:1] if token not in self.stop_ids]
-        between = whole[whole.index(_ANSWERS[0]) + len(_ANSWERS[0]) : whole.index(_QUESTIONS[1])]
-        self.closes_every_turn = any(token in self.stop_ids for token in self._control_ids(between)[:1])
 
     def _control_ids(self, text: str) -> list[int]:
         names = self.controls.findall(text) if self.controls else []

@@ -20,8 +20,7 @@ from align.data.rendering.chat_template import (
     measured_template,
     require_template,
 )
-from align.data.rendering.encode import encode_rendered
-from align.data.rendering.fit_length import Conversation, LengthLimit, fit_conversations, truncate_left
+from align.data.rendering.fit_length import Conversation, LengthLimit, encode_rendered, fit_conversations, truncate_left
 from align.data.rendering.omissions import REASONING_REASONS, check_context, decode_text, find_lost_in_turn
 from align.data.rendering.rendered_rows import HISTORY, TOO_LONG, UNPROMPTED, UNTRAINED, RenderedRows
 from align.data.rendering.turn_spans import locate_continuation, locate_turns
@@ -50,7 +49,12 @@ def render_chat(
     message is an assistant turn whose text is to be continued. Raises DataError for what the template does not take.
     """
     template = require_template(tokenizer)
-    _check_template_kwargs(template_kwargs or {}, tokenizer)
+    reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters, *tokenizer.special_tokens_map}
+    for name in template_kwargs or {}:
+        if name in reserved or not name.isidentifier():
+            raise DataError(f"chat_template_kwargs: {name!r} cannot be set; the tokenizer or the request fills it in")
+        if not re.search(rf"\b{name}\b", tokenizer.chat_template):
+            raise DataError(f"chat_template_kwargs: the chat template reads no variable {name!r}; leave it out")
     if continue_final and (not messages or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls")):
         raise DataError("a final message to continue: the last one is no assistant turn of text; give one, or none")
     try:
@@ -64,16 +68,6 @@ def render_chat(
     return [token for ids in encode_rendered(tokenizer, [rendered])[0] for token in ids]
 
 
-def _check_template_kwargs(variables: Mapping[str, Any], tokenizer: Any) -> None:
-    """Raise DataError for a variable that is not the caller's to set, and for one the template never reads."""
-    reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters, *tokenizer.special_tokens_map}
-    for name in variables:
-        if name in reserved or not name.isidentifier():
-            raise DataError(f"chat_template_kwargs: {name!r} cannot be set; the tokenizer or the request fills it in")
-        if not re.search(rf"\b{name}\b", tokenizer.chat_template):
-            raise DataError(f"chat_template_kwargs: the chat template reads no variable {name!r}; leave it out")
-
-
 def prompt_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -> RenderedRows:
     """Return prompts to generate from: rows of `prompt_ids` and `record`, the index of their record."""
     rows = RenderedRows(asked=len(records))
@@ -82,8 +76,8 @@ def prompt_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -
         ids = prompt.ids
         if len(ids) > limit.max_length:
             ids = truncate_left(ids, len(ids), limit.max_length, tokenizer.bos_token_id) or []
-        shortened, notices = prompt.shortened or len(ids) < prompt.length, {HISTORY: prompt.loses_reasoning}
-        rows.add({"prompt_ids": ids, "record": prompt.index}, len(ids), 0, shortened=shortened, notices=notices)
+        shortened, notices = prompt.shortened or len(ids) < prompt.length, [HISTORY] * prompt.loses_reasoning
+        rows.add({"prompt_ids": ids, "record": prompt.index}, len(ids), 0, shortened, notices)
     return rows.ordered()
 
 
@@ -91,7 +85,7 @@ def demonstration_rows(records: Sequence[Record], tokenizer: Any, limit: LengthL
     """Return rows of `input_ids` and `completion_mask`, 1 on assistant tokens to learn with their stop token."""
     rows = RenderedRows(asked=len(records))
     template = require_template(tokenizer, stop=True)
-    for conversation in fit_conversations(template, _demonstrations(records), limit, rows):
+    for conversation in fit_conversations(template, _demonstrations(records), limit, rows, generate=False):
         with rows.counting_drops():
             _add_demonstration(rows, template, conversation, limit)
     return rows.ordered()
@@ -123,7 +117,7 @@ def _add_demonstration(
         mask = mask[len(mask) - len(ids) :]
     notices = {HISTORY: conversation.loses_reasoning, UNTRAINED: lost is not None, UNPROMPTED: not prompted}
     row = {"input_ids": ids, "completion_mask": mask}
-    rows.add(row, len(ids), sum(mask), shortened=shortened, notices=notices)
+    rows.add(row, len(ids), sum(mask), shortened, [notice for notice, holds in notices.items() if holds])
     rows.stopped += not set(template.stop_ids).isdisjoint(itertools.compress(ids, mask))
 
 

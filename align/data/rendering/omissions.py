@@ -111,13 +111,10 @@ def find_lost_in_context(messages: Messages, rendered: RenderedText, trained: Co
 
     starts = {span.turn: span.start for span in rendered.spans}
     ends = dict(zip(starts, [*list(starts.values())[1:], len(text)], strict=True))
-    bounds = iter(sorted(starts))
-    coming = next(bounds, len(messages))
-    position, end = 0, starts.get(coming, len(text))
+    position, end = 0, next(iter(starts.values()), len(text))
     for number, turn in enumerate(messages):
-        if number == coming:
+        if number in starts:
             position, end = starts[number], ends[number]
-            coming = next(bounds, len(messages))
         words = turn["content"].strip()
         if turn["role"] == "assistant":
             if number not in trained and (lost := find_lost_in_turn(turn, search(position, end))):
@@ -177,16 +174,12 @@ def _words(value: Any) -> Iterator[str]:
     """Yield the keys and texts of a JSON value, without the outer names of a call."""
     if isinstance(value, dict):
         if isinstance(value.get("name"), str) and "arguments" in value:
-            yield value["name"]
-            yield from _words(value["arguments"])
-            return
+            value = {value["name"]: value["arguments"]}
         for key, item in value.items():
             yield str(key)
             yield from _words(item)
     elif isinstance(value, list):
         for item in value:
             yield from _words(item)
-    elif isinstance(value, str):
-        yield value
-    elif isinstance(value, int) and not isinstance(value, bool):
+    elif isinstance(value, (str, int)) and not isinstance(value, bool):
         yield str(value)

@@ -10,8 +10,7 @@ from align.config import OnLong
 from align.data.rendering.answer_rows import preference_rows, unpaired_rows
 from align.data.rendering.chat_template import control_pattern, require_template, split_controls
 from align.data.rendering.conversation_rows import demonstration_rows, prompt_rows
-from align.data.rendering.encode import encode_rendered
-from align.data.rendering.fit_length import GROUP_SIZE, LengthLimit
+from align.data.rendering.fit_length import GROUP_SIZE, LengthLimit, encode_rendered
 from align.data.rendering.omissions import check_context
 from align.data.rendering.rendered_rows import HISTORY, RenderedRows
 from align.data.rendering.turn_spans import RenderedText, locate_turns
@@ -30,10 +29,15 @@ def document_rows(records: Sequence[Record], tokenizer: Any, _limit: LengthLimit
         for record in records[start : start + GROUP_SIZE]:
             with rows.counting_drops():
                 if record.text is None:
-                    documents.append(_write_chat(record, tokenizer, rows))
+                    template = require_template(tokenizer, stop=True)
+                    messages = [*record.prompt, *(record.completion or [])]
+                    document = locate_turns(template, messages, record.tools)
+                    if check_context(template, messages, record.tools, document):
+                        rows.noted[HISTORY] += 1
                 else:
                     text, separator = split_controls(record.text, controls)
-                    documents.append(RenderedText(text, [], separator))
+                    document = RenderedText(text, [], separator)
+                documents.append(document)
                 chats.append(record.text is None)
         for is_chat, pieces in zip(chats, encode_rendered(tokenizer, documents), strict=True):
             ids = [token for piece in pieces for token in piece]
@@ -44,15 +48,6 @@ def document_rows(records: Sequence[Record], tokenizer: Any, _limit: LengthLimit
                 ids.append(tokenizer.eos_token_id)
             rows.add({"input_ids": ids}, len(ids), len(ids))
     return rows.ordered()
-
-
-def _write_chat(record: Record, tokenizer: Any, rows: RenderedRows) -> RenderedText:
-    template = require_template(tokenizer, stop=True)
-    messages = [*record.prompt, *(record.completion or [])]
-    text = locate_turns(template, messages, record.tools)
-    if check_context(template, messages, record.tools, text):
-        rows.noted[HISTORY] += 1
-    return text
 
 
 def pack_blocks(documents: Iterable[Sequence[int]], block_size: int) -> Iterator[list[int]]:
@@ -95,7 +90,5 @@ def render_view(
         if rendered.tokens < documents.tokens:
             rendered.dropped[NOT_FULL] += 1
         rendered.ordered()
-    rendered.require_rows(len(rendered.rows))
-    if view == "demonstration":
-        rendered.require_stops(len(rendered.rows))
+    rendered.require_rows(len(rendered.rows), stops=view == "demonstration")
     return rendered

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,8 +34,13 @@ class RenderCounts:
     noted: dict[str, int] = field(default_factory=Counter)
     """rows kept with something to report, by notice"""
 
-    def require_rows(self, kept: int) -> None:
-        """Raise DataError when no row was kept."""
+    def require_rows(self, kept: int, *, stops: bool = False) -> None:
+        """Raise DataError when no row was kept or, with `stops`, none of them trains a stop token."""
+        if kept and stops and not self.stopped:
+            raise DataError(
+                f"{kept} rendered rows: none trains a stop token, so the model would never end an answer; "
+                "train the last assistant turn, or use a chat template that closes it"
+            )
         if kept:
             return
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items()) or "no rows given"
@@ -44,14 +49,6 @@ class RenderCounts:
         ways += [advise_on_refusals(refused)] if refused else []
         advice = ", ".join(ways) + (", or " if refused else " or " if ways else "") + "give other data"
         raise DataError(f"{self.asked} rows to render: 0 are left ({reasons}); {advice}")
-
-    def require_stops(self, kept: int) -> None:
-        """Raise DataError when rows were kept and none of them trains a stop token."""
-        if kept and not self.stopped:
-            raise DataError(
-                f"{kept} rendered rows: none trains a stop token, so the model would never end an answer; "
-                "train the last assistant turn, or use a chat template that closes it"
-            )
 
 
 @dataclass(kw_only=True)
@@ -69,20 +66,14 @@ class RenderedRows(RenderCounts):
             self.dropped[str(error)] += 1
 
     def add(
-        self,
-        row: dict[str, Any],
-        tokens: int,
-        trained: int,
-        *,
-        shortened: bool = False,
-        notices: Mapping[str, bool] | None = None,
+        self, row: dict[str, Any], tokens: int, trained: int, shortened: bool = False, notices: Iterable[str] = ()
     ) -> None:
-        """Keep a row; counted are those notices that hold of it."""
+        """Keep a row, and count what is to be said of it."""
         self.rows.append(row)
         self.tokens += tokens
         self.trained_tokens += trained
         self.shortened += shortened
-        for notice in [notice for notice, holds in (notices or {}).items() if holds]:
+        for notice in notices:
             self.noted[notice] += 1
 
     def ordered(self) -> RenderedRows:

@@ -23,8 +23,6 @@ FOLD = (
     "{%- endif %}{{- '' }}"
 )
 _SYSTEM = "qsysq"
-_SWITCHES = ("enable_thinking", "thinking")
-"""variables by which templates turn reasoning off"""
 _PROBE: Messages = [user("qkzvq"), assistant("zkqjz")]
 
 
@@ -39,7 +37,8 @@ def generation_notice(tokenizer: Any) -> str | None:
     opening = _find_opening(template, {})
     if not opening:
         return None
-    switch = next((name for name in _SWITCHES if _turns_off(template, name)), None)
+    read = [name for name in ("enable_thinking", "thinking") if re.search(rf"\b{name}\b", template.source)]
+    switch = next((name for name in read if _find_opening(template, {name: False}) == ""), None)
     remedy = f"put {{%- set {switch} = false %}} at the top" if switch else "take what opens reasoning out of the end"
     return (
         f"the chat template opens an answer with {opening!r} in generation, but not where one without reasoning is "
@@ -57,10 +56,7 @@ def notice_lines(counts: RenderCounts, rows: int, tokenizer: Any) -> list[str]:
 
 
 def _find_opening(template: ChatTemplate, settings: dict[str, Any]) -> str | None:
-    """Return the end of the generation prompt that a trained plain answer does not have before it.
-
-    None where the template refuses one of the two.
-    """
+    """Return the end of the generation prompt that a trained plain answer lacks; None where one of them is refused."""
     prompt = template.try_write(_PROBE[:1], generate=True, settings=settings)
     text = template.try_write(_PROBE, settings=settings)
     if prompt is None or text is None:
@@ -69,10 +65,6 @@ def _find_opening(template: ChatTemplate, settings: dict[str, Any]) -> str | Non
         return ""
     question = template.try_write(_PROBE[:1])
     return None if question is None else prompt[len(shared_start(prompt, question)) :]
-
-
-def _turns_off(template: ChatTemplate, name: str) -> bool:
-    return bool(re.search(rf"\b{name}\b", template.source)) and _find_opening(template, {name: False}) == ""
 
 
 def fold_when_asked(tokenizer: Any, on_refused: OnRefused) -> list[str]:

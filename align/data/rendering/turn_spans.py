@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
-from align.data.rendering.chat_template import ChatTemplate, TemplateRefusal, split_controls, unused_characters
+from align.data.rendering.chat_template import (
+    ChatTemplate,
+    Settings,
+    TemplateRefusal,
+    split_controls,
+    unused_characters,
+)
 from align.schema import Message, Messages
 
 _REWRITTEN = "the chat template rewrites what the assistant says"
@@ -53,19 +60,14 @@ class RenderedText:
 
 
 def locate_turns(
-    template: ChatTemplate,
-    messages: Messages,
-    tools: Any = None,
-    *,
-    generate: bool = False,
-    settings: Mapping[str, Any] | None = None,
+    template: ChatTemplate, messages: Messages, tools: Any = None, *, generate: bool = False, settings: Settings = None
 ) -> RenderedText:
     """Write a conversation and find its assistant turns; with `generate` the open turn at the end is one too."""
     return _Search(template, messages, tools, generate, settings).rendered()
 
 
 def locate_continuation(
-    template: ChatTemplate, messages: Messages, tools: Any, settings: Mapping[str, Any] | None = None
+    template: ChatTemplate, messages: Messages, tools: Any, settings: Settings = None
 ) -> RenderedText:
     """Write a conversation up to the last word of its last assistant turn, which is to be continued."""
     search = _Search(template, messages, tools, False, settings)
@@ -75,23 +77,15 @@ def locate_continuation(
     return RenderedText(rendered.text[:end], rendered.spans, rendered.separator)
 
 
-@dataclass
 class _Search:
-    """The search for assistant turns in one written conversation."""
+    """The search for assistant turns in one written conversation, its control strings split."""
 
-    template: ChatTemplate
-    messages: Messages
-    tools: Any
-    generate: bool
-    settings: Mapping[str, Any] | None
-    separator: str | None = field(init=False)
-    text: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Write the conversation, its control strings split."""
-        safe, self.separator = split_controls([self.messages, self.tools], self.template.controls)
-        self.messages, self.tools = safe
-        self.text = self._write(self.messages, generate=self.generate)
+    def __init__(
+        self, template: ChatTemplate, messages: Messages, tools: Any, generate: bool, settings: Settings
+    ) -> None:
+        self.template, self.generate, self.settings = template, generate, settings
+        (self.messages, self.tools), self.separator = split_controls([messages, tools], template.controls)
+        self.text = self._write(self.messages, generate=generate)
         if self.separator and f"\\u{ord(self.separator):04x}" in self.text.lower():
             raise TemplateRefusal("the chat template escapes text in a way that hides control strings")
 
@@ -122,20 +116,21 @@ class _Search:
         return starts if len(starts) == expected else None
 
     def _find_start(self, turn: int) -> TurnSpan:
-        """Return where a turn starts: by its content, else by the prefix before it, else by its header."""
+        """Return where a turn starts: by its content, else by the prefix before it, else by every turn's header."""
         if by_content := self._start_by_content(turn):
             return by_content
-        try:
+        before: str | None = None  # a template may refuse a part of what it takes as a whole
+        with suppress(TemplateRefusal):
             before = self._write(self.messages[:turn], generate=True) if turn else ""
-        except TemplateRefusal:
-            before = None  # a template may refuse a part of what it takes as a whole
         if before is not None and self.text.startswith(before):
             return TurnSpan(turn, len(before))
-        try:
-            start = self.content_range(turn)[0]
-        except TemplateRefusal:
-            start = self._find_header_end(turn)
-        return TurnSpan(turn, start, prompted=not before)
+        with suppress(TemplateRefusal):
+            return TurnSpan(turn, self.content_range(turn)[0], prompted=not before)
+        for prefix in self._prefixes(turn):
+            for header in self.template.headers:
+                if self.text.startswith(prefix + header):
+                    return TurnSpan(turn, len(prefix + header), prompted=not before)
+        raise TemplateRefusal(_REWRITTEN)
 
     def _start_by_content(self, turn: int) -> TurnSpan | None:
         """Return where a turn with a known content starts; None when unsure.
@@ -146,8 +141,7 @@ class _Search:
         before = next((other for other in reversed(range(turn)) if self.messages[other]["role"] == "assistant"), None)
         if not prompt or turn not in contents or (before is not None and before not in contents):
             return None
-        since = 0 if before is None else contents[before][1]
-        start = contents[turn][0]
+        since, start = 0 if before is None else contents[before][1], contents[turn][0]
         if text.endswith(prompt, since, start):  # others may stand in what the user says
             return TurnSpan(turn, start)
         last = start + len(prompt)
@@ -155,14 +149,6 @@ class _Search:
         if first < 0:
             return TurnSpan(turn, start, prompted=turn == 0)
         return TurnSpan(turn, first + len(prompt)) if text.find(prompt, first + 1, last) < 0 else None
-
-    def _find_header_end(self, turn: int) -> int:
-        """Return where a turn without telling content starts: behind the header of every assistant turn."""
-        for before in self._prefixes(turn):
-            for header in self.template.headers:
-                if self.text.startswith(before + header):
-                    return len(before + header)
-        raise TemplateRefusal(_REWRITTEN)
 
     def _prefixes(self, count: int) -> Iterator[str]:
         """Yield the first turns as the template writes them alone, then without reasoning, which it may drop there."""
