@@ -44,13 +44,11 @@ class SplitText(NamedTuple):
 
 
 class _Marks(NamedTuple):
-    """The marks that a tokenizer's chat template writes around reasoning."""
+    """The marks around reasoning, the text before an answer without it, and the ids of special tokens among them."""
 
     pairs: tuple[tuple[str, str], ...]
     header: str
-    """the text before an answer without reasoning, such as the name of a channel"""
     special_ids: frozenset[int]
-    """ids of special tokens that are marks, which decoding would leave out"""
 
 
 def split_reasoning(text: str) -> SplitText:
@@ -98,8 +96,10 @@ def _split(text: str, marks: Iterable[tuple[str, str]]) -> SplitText:
             reasoning, closed, rest = stripped[len(begin) :].partition(end)
             if not closed:
                 return SplitText(reasoning.strip(), "", finished=False)
+            answer = rest.strip()
+            closed = len(answer) - len(answer.rpartition(end)[2].lstrip())  # what opens behind it is never closed
             later = rf"(?ms)^[ \t]*{re.escape(begin)}.*?{re.escape(end)}\s*"
-            answer = re.sub(later, "", rest.strip())
+            answer = re.sub(later, "", answer[:closed]) + answer[closed:]
             return SplitText(reasoning.removesuffix(_NEXT_CHANNEL).strip(), answer)
     for _, end in marks:
         # A mark that was not opened closes what the prompt opened, unless a sentence only mentions it.

@@ -193,16 +193,11 @@ def _write_calls(template: ChatTemplate, calls: list[dict[str, Any]]) -> str | N
         before = template.try_write([_QUESTION], tools, generate=True)
         text = template.try_write([_QUESTION, answer], tools)
         if before is not None and text is not None:
-            return _trim_turn(template, text[_turn_start(before, text) :])
+            shared = shared_start(before, text)
+            if shared != before and (opened := shared.rfind("<")) > shared.rfind(">"):
+                shared = shared[:opened]  # without a part of a tag
+            return _trim_turn(template, text[len(shared) :])
     return None
-
-
-def _turn_start(before: str, text: str) -> int:
-    """Return the length of the start that two texts share, without a part of a tag."""
-    shared = shared_start(before, text)
-    if shared != before and (opened := shared.rfind("<")) > shared.rfind(">"):
-        return opened
-    return len(shared)
 
 
 def _trim_turn(template: ChatTemplate, text: str) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from align.data.tool_calls import PROBE_NAME, ToolFormat
 
+_quote = partial(json.dumps, ensure_ascii=False)
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -72,7 +74,3 @@ def _literal(format_: ToolFormat, text: str) -> str:
     names = sorted((name for name in format_.tokens if name in text), key=len, reverse=True)
     parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text) if names else [text]
     return " ".join(f"<[{format_.tokens[part]}]>" if part in format_.tokens else _quote(part) for part in parts if part)
-
-
-def _quote(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

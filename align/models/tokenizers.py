@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.data.rendering.conversation_rows import stop_token_ids
+from align.data.rendering.chat_template import stop_token_ids
 from align.data.rendering.template_notices import FOLD
 from align.errors import IntegrityError
 from align.models.quiet_libraries import quiet_libraries

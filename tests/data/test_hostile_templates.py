@@ -12,7 +12,8 @@ from tiny import CHATML, tiny_tokenizer
 
 from align.data.bounded_process import BoundedProcess, ProcessEnded
 from align.data.rendering import chat_template, template_process
-from align.data.rendering.conversation_rows import render_chat, stop_token_ids
+from align.data.rendering.chat_template import stop_token_ids
+from align.data.rendering.conversation_rows import render_chat
 from align.data.rendering.render_view import render_view
 from align.errors import DataError
 from align.models.tokenizers import PLAIN_TEMPLATE

@@ -7,7 +7,8 @@ import time
 import pytest
 from template_zoo import CLOSED, CONTROLS, build, build_spaced
 
-from align.data.rendering.conversation_rows import NOTHING_TRAINED, render_chat, stop_token_ids
+from align.data.rendering.chat_template import stop_token_ids
+from align.data.rendering.conversation_rows import NOTHING_TRAINED, render_chat
 from align.data.rendering.render_view import render_view
 from align.data.rendering.rendered_rows import TOO_LONG, UNTRAINED
 from align.errors import DataError

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from align import grpo, sft
 from align.config import build
 from align.data import load_records
-from align.data.rendering.conversation_rows import stop_token_ids
+from align.data.rendering.chat_template import stop_token_ids
 from align.data.rendering.render_view import render_view
 from align.errors import DataError, MachineError, PreemptedError, UsageError
 from align.grpo import GrpoConfig

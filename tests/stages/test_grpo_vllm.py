@@ -13,7 +13,7 @@ import torch
 from align import grpo
 from align.config import build
 from align.data import load_records
-from align.data.rendering.conversation_rows import stop_token_ids
+from align.data.rendering.chat_template import stop_token_ids
 from align.data.rendering.render_view import render_view
 from align.grpo import GrpoConfig
 from align.training.command import run_stage

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from align.data.formats import demonstrations, pairs, reshaping
+from align.data.formats import answers, pairs, reshaping
 from align.data.formats.cells import CONVERSATIONS
 from align.data.formats.draft_yaml import draft_yaml
 from align.data.formats.reshaping import PlainRow
@@ -74,8 +74,9 @@ def _first_pair(names: Iterable[tuple[str, str]], row: Row) -> tuple[str, str] |
 
 
 _is_choice = has_columns(("question", "choices"), ("question", "A", "B"))
+_is_unpaired = has_columns(*(("prompt", "completion", label) for label in ("label", "kto_tag", "is_correct")))
 _is_strict_completion = has_columns(("prompt", "completion"))
-_is_question_and_answer = has_columns(*_QUESTIONS, ("query", "answer"))
+_is_answered = has_columns(*_QUESTIONS, ("query", "answer"))
 
 
 def _is_message(row: Row) -> str | None:
@@ -224,43 +225,33 @@ _QA = {"answer": ("answer", "std_answer", "target"), "prompt": (*_QUESTION, "pro
 
 FORMATS: dict[str, Format] = {
     "message_rows": Format(
-        demonstrations.read_messages, _MESSAGE_ROWS, _is_message, DIALOGUE_TAGS, join=reshaping.join_messages
+        answers.read_messages, _MESSAGE_ROWS, _is_message, DIALOGUE_TAGS, join=reshaping.join_messages
     ),
     "votes": Format(pairs.read_votes, _VOTES, has_columns(("a", "b", "choice"))),
-    "solutions": Format(demonstrations.read_plain, _PLAIN, _is_solutions, split=reshaping.split_solutions),
-    "ranked": Format(demonstrations.read_plain, _PLAIN, _is_ranked, split=reshaping.split_ranked),
-    "preferred_output": Format(
-        demonstrations.read_plain, _PLAIN, _is_preferred_output, split=reshaping.rename_preferred
-    ),
-    "sharegpt": Format(demonstrations.read_messages, _CONVERSATION, _has_turns_with("from"), SHAREGPT_TAGS),
-    "messages": Format(demonstrations.read_messages, _CONVERSATION, _has_turns_with("role")),
-    "speakers": Format(demonstrations.read_messages, _CONVERSATION, _has_turns_with("speaker"), SPEAKER_TAGS),
-    "turns": Format(
-        demonstrations.read_turns_in_order, {"messages": CONVERSATIONS, **_SYSTEM}, _has_turns_without_roles
-    ),
+    "solutions": Format(answers.read_plain, _PLAIN, _is_solutions, split=reshaping.split_solutions),
+    "ranked": Format(answers.read_plain, _PLAIN, _is_ranked, split=reshaping.split_ranked),
+    "preferred_output": Format(answers.read_plain, _PLAIN, _is_preferred_output, split=reshaping.rename_preferred),
+    "sharegpt": Format(answers.read_messages, _CONVERSATION, _has_turns_with("from"), SHAREGPT_TAGS),
+    "messages": Format(answers.read_messages, _CONVERSATION, _has_turns_with("role")),
+    "speakers": Format(answers.read_messages, _CONVERSATION, _has_turns_with("speaker"), SPEAKER_TAGS),
+    "turns": Format(answers.read_turns_in_order, {"messages": CONVERSATIONS, **_SYSTEM}, _has_turns_without_roles),
     "hh": Format(pairs.read_hh, {**_PAIR, **COMMON}, _is_hh),
-    "alpaca": Format(demonstrations.read_alpaca, _ALPACA, _is_alpaca, split=reshaping.split_instances),
+    "alpaca": Format(answers.read_alpaca, _ALPACA, _is_alpaca, split=reshaping.split_instances),
     "preference": Format(pairs.read_preference, {**_PAIR, **_PROMPT}, _is_preference),
     "pairs": Format(pairs.read_judged, _JUDGED, _is_judged),
-    "squad": Format(demonstrations.read_plain, _PLAIN, _is_squad, split=reshaping.split_questions),
-    "choice": Format(demonstrations.read_plain, _PLAIN, _is_choice, split=reshaping.split_choice),
-    "unpaired": Format(
-        demonstrations.read_unpaired,
-        {**_COMPLETION, **_LABEL},
-        has_columns(*(("prompt", "completion", label) for label in _LABEL["label"])),
-    ),
-    "qa": Format(
-        demonstrations.read_qa, _QA, lambda row: None if _is_strict_completion(row) else _is_question_and_answer(row)
-    ),
-    "prompt_completion": Format(demonstrations.read_prompt_completion, _COMPLETION, _is_prompt_completion),
+    "squad": Format(answers.read_plain, _PLAIN, _is_squad, split=reshaping.split_questions),
+    "choice": Format(answers.read_plain, _PLAIN, _is_choice, split=reshaping.split_choice),
+    "unpaired": Format(answers.read_unpaired, {**_COMPLETION, **_LABEL}, _is_unpaired),
+    "qa": Format(answers.read_qa, _QA, lambda row: None if _is_strict_completion(row) else _is_answered(row)),
+    "prompt_completion": Format(answers.read_prompt_completion, _COMPLETION, _is_prompt_completion),
     "prompt": Format(
-        demonstrations.read_prompt,
+        answers.read_prompt,
         {"answer": ("answer", "reference", "target"), **_PROMPT},
         lambda row: "a column prompt and no answer to it" if "prompt" in row else None,
     ),
-    "text": Format(demonstrations.read_text, {"text": ("text", "content", "paragraphs"), **COMMON}, _is_text),
-    "labels": Format(demonstrations.read_class, {"prompt": ("text", "sentence"), "label": _CLASSES, **COMMON}),
-    "questions": Format(demonstrations.read_user_turns, _USER_TURNS),
+    "text": Format(answers.read_text, {"text": ("text", "content", "paragraphs"), **COMMON}, _is_text),
+    "labels": Format(answers.read_class, {"prompt": ("text", "sentence"), "label": _CLASSES, **COMMON}),
+    "questions": Format(answers.read_user_turns, _USER_TURNS),
 }
 
 
@@ -309,11 +300,8 @@ def _name_by_part(row: Row, columns: Mapping[str, str | list[str]]) -> Row:
 def _misspelt_column(rows: list[Row]) -> tuple[str, str] | None:
     """Return a column and the decisive one it nearly is, unless the rows have that one, too."""
     names = {str(key): None for row in rows for key in row}
-    for name in names:
-        near = find_misspelt(name, _DECISIVE)
-        if near is not None and near not in names and name.rstrip("0123456789_") not in _DECISIVE:
-            return name, near
-    return None
+    pairs = ((name, find_misspelt(name, _DECISIVE)) for name in names if name.rstrip("0123456789_") not in _DECISIVE)
+    return next(((name, near) for name, near in pairs if near is not None and near not in names), None)
 
 
 def find_misspelt(column: str, names: Iterable[str]) -> str | None:

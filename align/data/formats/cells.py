@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from align.data.row_errors import RowError
@@ -95,16 +96,11 @@ def parse_turns(text: str, column: str) -> list[Any] | dict[str, Any] | None:
 
 def parse_value(text: str) -> Any:
     """Return the value of a text of JSON or of a Python literal; None when it is neither."""
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    if len(text) > LONGEST_CELL:
-        return None
-    try:
-        return _parse_literal(text)
-    except (ValueError, SyntaxError):
-        return None
+    with suppress(ValueError, SyntaxError):
+        return None if len(text) > LONGEST_CELL else _parse_literal(text)
+    return None
 
 
 def _parse_literal(text: str) -> Any:

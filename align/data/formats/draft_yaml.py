@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-Row = dict[str, Any]
-
 _PROMPT_WORDS = (
     *("prompt", "question", "query", "ask", "instruction", "input", "user", "human", "request", "source"),
     *("title", "q"),
@@ -20,7 +18,7 @@ _BAD_WORDS = ("rejected", "dispreferred", "worse", "lose", "bad", "negative")
 _ROLE_WORDS = ("role", "from", "speaker", "author", "sender", "who", "type", "name")
 
 
-def draft_yaml(rows: list[Row], name: str) -> str:
+def draft_yaml(rows: list[dict[str, Any]], name: str) -> str:
     """Return a YAML with the likely parts filled in, and the same for the command line where that can be."""
     format_name, columns, tags = _guess_parts(rows)
     listed = "".join(f"    {part}: {column}\n" for part, column in columns.items())
@@ -32,7 +30,7 @@ def draft_yaml(rows: list[Row], name: str) -> str:
     return f"a YAML to begin with (check what plays which part):\n{lines}  # {short}"
 
 
-def _guess_parts(rows: list[Row]) -> tuple[str, dict[str, str], dict[str, str]]:
+def _guess_parts(rows: list[dict[str, Any]]) -> tuple[str, dict[str, str], dict[str, str]]:
     """Return format, columns and tags that may fit some rows."""
     values: dict[str, Any] = {}  # the first one of every column
     for row in rows:

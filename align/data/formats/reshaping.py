@@ -1,7 +1,7 @@
 """Rows of another shape turned into plain rows: several examples in one row, or one conversation in several rows.
 
 A plain row has the columns `prompt`, then `completion` (and perhaps `label`) or `chosen` and `rejected`, and perhaps
-`answer`, `tools` and `id`; `demonstrations.read_plain` makes a record of it. What cannot be an example by its nature,
+`answer`, `tools` and `id`; `answers.read_plain` makes a record of it. What cannot be an example by its nature,
 such as a question without an answer, is a RowSkipped in the row's place.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -142,10 +142,7 @@ def _list_of_turns(value: Any, field: str, what: str) -> list[Any]:
 
 def read_context(value: Any, field: str, tags: Tags) -> Messages:
     """Return a prompt: text is one user turn, a list is a conversation that waits for the assistant."""
-    value = _turns_in_text(value, field)
-    if isinstance(value, str):
-        return [user(checked_text(value, field, "empty prompt"))]
-    turns = read_turns(value, field, tags)
+    turns = _read_turns_or_text(value, field, tags, user, "empty prompt")
     if turns and turns[-1]["role"] == "assistant":
         raise RowError("prompt answered", field, "ends with an assistant turn", "move that turn to the completion")
     return turns
@@ -153,23 +150,23 @@ def read_context(value: Any, field: str, tags: Tags) -> Messages:
 
 def read_answer(value: Any, field: str, tags: Tags) -> Messages:
     """Return a completion: text is one assistant turn, a turn or a list of turns is taken as it is."""
-    value = _turns_in_text([value] if isinstance(value, dict) else value, field)
-    if isinstance(value, str):
-        return [assistant(checked_text(value, field, "empty completion"))]
-    turns = read_turns(value, field, tags)
+    value = [value] if isinstance(value, dict) else value
+    turns = _read_turns_or_text(value, field, tags, assistant, "empty completion")
     if not turns:
         raise RowError("empty completion", field, "is empty", "fill it in or remove the row")
     return turns
 
 
-def _turns_in_text(value: Any, field: str) -> Any:
-    """Return the list of turns that a text is, any other value as it is; a number is refused."""
+def _read_turns_or_text(value: Any, field: str, tags: Tags, say: Callable[[str], Message], empty: str) -> Messages:
     if isinstance(value, int | float):
         problem = f"is {kind_of(value)}, neither text nor messages"
         raise RowError("not messages", field, problem, 'write text (in JSON with quotes, "42") or a list of messages')
-    if isinstance(value, str) and (turns := parse_turns(value, field)) is not None:
-        return [turns] if isinstance(turns, dict) else turns
-    return value
+    if isinstance(value, str):
+        turns = parse_turns(value, field)
+        if turns is None:
+            return [say(checked_text(value, field, empty))]
+        value = [turns] if isinstance(turns, dict) else turns
+    return read_turns(value, field, tags)
 
 
 def checked_text(value: Any, field: str, empty: str | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from align.data.rendering.chat_template import ChatTemplate, RowDropped, TemplateRefusal, require_template
 from align.data.rendering.fit_length import LengthLimit, droppable_turns, encode_rendered, find_first_fit, truncate_left
@@ -13,11 +13,8 @@ from align.data.rendering.turn_spans import locate_turns
 from align.schema import Messages, Record
 
 Row = dict[str, Any]
-
-
-class _Rendered(NamedTuple):
-    row: Row
-    notices: list[str]
+NotedRow = tuple[Row, list[str]]
+"""a row, and what is to be said of it"""
 
 
 def preference_rows(records: Sequence[Record], tokenizer: Any, limit: LengthLimit) -> RenderedRows:
@@ -69,31 +66,31 @@ def _fit_record(
 ) -> tuple[Row, bool, list[str]]:
     """Return the row of a record within the length, whether its prompt was shortened, and notices."""
     whole = _render_record(template, record, sides, record.prompt)
-    if _length(whole) <= limit.max_length:
-        return whole.row, False, whole.notices
+    if _length(whole[0]) <= limit.max_length:
+        return whole[0], False, whole[1]
     head, starts = droppable_turns(record.prompt)
 
-    def start_at(first: int) -> _Rendered:
+    def start_at(first: int) -> NotedRow:
         return _render_record(template, record, sides, [*record.prompt[:head], *record.prompt[first:]])
 
-    short = find_first_fit(starts, start_at, lambda rendered: _length(rendered) <= limit.max_length) or whole
-    if (over := _length(short) - limit.max_length) > 0:
-        prompt, bos = short.row["prompt_ids"], template.tokenizer.bos_token_id
+    row, notices = find_first_fit(starts, start_at, lambda short: _length(short[0]) <= limit.max_length) or whole
+    if (over := _length(row) - limit.max_length) > 0:
+        prompt, bos = row["prompt_ids"], template.tokenizer.bos_token_id
         cuts = limit.on_long == "truncate_left"
-        short.row["prompt_ids"] = truncate_left(prompt, len(prompt), len(prompt) - over, bos) if cuts else None
-        if not short.row["prompt_ids"]:
+        row["prompt_ids"] = truncate_left(prompt, len(prompt), len(prompt) - over, bos) if cuts else None
+        if not row["prompt_ids"]:
             raise RowDropped(TOO_LONG)
-    return short.row, True, short.notices
+    return row, True, notices
 
 
-def _length(rendered: _Rendered) -> int:
+def _length(row: Row) -> int:
     """Return the tokens of the prompt with the longest answer."""
-    prompt, *answers = map(len, rendered.row.values())
+    prompt, *answers = map(len, row.values())
     return prompt + max(answers)
 
 
-def _render_record(template: ChatTemplate, record: Record, sides: tuple[str, ...], prompt: Messages) -> _Rendered:
-    """Return the ids of a prompt, and of each side of a record as an answer to it."""
+def _render_record(template: ChatTemplate, record: Record, sides: tuple[str, ...], prompt: Messages) -> NotedRow:
+    """Return the ids of a prompt and of each side of a record as an answer to it."""
     conversations = [[*prompt, *(getattr(record, side) or [])] for side in sides]
     rendered = [locate_turns(template, messages, record.tools) for messages in conversations]
     notices = set()
@@ -112,4 +109,4 @@ def _render_record(template: ChatTemplate, record: Record, sides: tuple[str, ...
         row[f"{side}_ids"] = answer_ids[: last + 1]
     if any(ids != prompts[0] for ids in prompts):
         raise TemplateRefusal("refused by the chat template: it writes the prompts of chosen and rejected differently")
-    return _Rendered({"prompt_ids": prompts[0]} | row, sorted(notices))
+    return {"prompt_ids": prompts[0]} | row, sorted(notices)

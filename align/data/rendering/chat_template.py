@@ -190,6 +190,11 @@ def require_template(tokenizer: Any, *, stop: bool = False) -> ChatTemplate:
     return template
 
 
+def stop_token_ids(tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer: EOS, then the chat template's end-of-turn token."""
+    return list(measured_template(tokenizer).stop_ids)
+
+
 def shared_start(first: str, second: str) -> str:
     """Return the text with which both begin."""
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))

@@ -13,13 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from align.data.rendering.chat_template import (
-    ChatTemplate,
-    RowDropped,
-    TemplateRefusal,
-    measured_template,
-    require_template,
-)
+from align.data.rendering.chat_template import ChatTemplate, RowDropped, TemplateRefusal, require_template
 from align.data.rendering.fit_length import Conversation, LengthLimit, encode_rendered, fit_conversations, truncate_left
 from align.data.rendering.omissions import REASONING_REASONS, check_context, decode_text, find_lost_in_turn
 from align.data.rendering.rendered_rows import HISTORY, TOO_LONG, UNPROMPTED, UNTRAINED, RenderedRows
@@ -28,11 +22,6 @@ from align.errors import DataError
 from align.schema import Messages, Record
 
 NOTHING_TRAINED = "no token to train"
-
-
-def stop_token_ids(tokenizer: Any) -> list[int]:
-    """Return the tokens that end an answer: EOS, then the chat template's end-of-turn token."""
-    return list(measured_template(tokenizer).stop_ids)
 
 
 def render_chat(
@@ -87,7 +76,22 @@ def demonstration_rows(records: Sequence[Record], tokenizer: Any, limit: LengthL
     template = require_template(tokenizer, stop=True)
     for conversation in fit_conversations(template, _demonstrations(records), limit, rows, generate=False):
         with rows.counting_drops():
-            _add_demonstration(rows, template, conversation, limit)
+            ids, shortened = conversation.ids, conversation.shortened
+            mask, prompted, lost = _mask_whole_turns(template, conversation)
+            if lost is not None and (lost not in REASONING_REASONS or not any(mask)):
+                raise RowDropped(lost)
+            if not any(mask):
+                raise RowDropped(NOTHING_TRAINED)
+            if len(ids) > limit.max_length:
+                shortened = True
+                ids = truncate_left(ids, mask.index(1), limit.max_length, tokenizer.bos_token_id) or []
+                mask = mask[len(mask) - len(ids) :]
+                if not ids:
+                    raise RowDropped(TOO_LONG)
+            notices = {HISTORY: conversation.loses_reasoning, UNTRAINED: lost is not None, UNPROMPTED: not prompted}
+            said = [notice for notice, holds in notices.items() if holds]
+            rows.add({"input_ids": ids, "completion_mask": mask}, len(ids), sum(mask), shortened, said)
+            rows.stopped += not set(template.stop_ids).isdisjoint(itertools.compress(ids, mask))
     return rows.ordered()
 
 
@@ -98,27 +102,6 @@ def _demonstrations(records: Sequence[Record]) -> Iterator[Conversation]:
         answers = range(len(record.prompt), len(messages))
         trained = {i for i in answers if messages[i]["role"] == "assistant" and messages[i].get("train", True)}
         yield Conversation(index, messages, record.tools, trained)
-
-
-def _add_demonstration(
-    rows: RenderedRows, template: ChatTemplate, conversation: Conversation, limit: LengthLimit
-) -> None:
-    ids = conversation.ids
-    mask, prompted, lost = _mask_whole_turns(template, conversation)
-    if lost is not None and (lost not in REASONING_REASONS or not any(mask)):
-        raise RowDropped(lost)
-    if not any(mask):
-        raise RowDropped(NOTHING_TRAINED)
-    shortened = conversation.shortened
-    if len(ids) > limit.max_length:
-        shortened = True
-        if not (ids := truncate_left(ids, mask.index(1), limit.max_length, template.tokenizer.bos_token_id) or []):
-            raise RowDropped(TOO_LONG)
-        mask = mask[len(mask) - len(ids) :]
-    notices = {HISTORY: conversation.loses_reasoning, UNTRAINED: lost is not None, UNPROMPTED: not prompted}
-    row = {"input_ids": ids, "completion_mask": mask}
-    rows.add(row, len(ids), sum(mask), shortened, [notice for notice, holds in notices.items() if holds])
-    rows.stopped += not set(template.stop_ids).isdisjoint(itertools.compress(ids, mask))
 
 
 def _mask_whole_turns(template: ChatTemplate, conversation: Conversation) -> tuple[list[int], bool, str | None]:

@@ -115,19 +115,8 @@ def read_alpaca(row: Row, layout: RowLayout) -> list[Record]:
     extra = layout.optional_text(row, "input")
     column = layout.column(row, "prompt") or "instruction"
     question = "\n".join(part for part in (instruction, extra) if part and part.strip())
-    turns: Messages = [*_read_history(row, layout), user(checked_text(question, column, "empty prompt"))]
-    turns = with_system(turns, layout.optional_text(row, "system"))
-    if layout.column(row, "chosen"):
-        return pair_over(row, layout, turns)
-    output = assistant(layout.text(row, "output", "empty completion"))
-    prompt, completion = split_turns([*turns, output], column, as_prompt=False)
-    return [Record(prompt=prompt, completion=completion, label=layout.label(row))]
-
-
-def _read_history(row: Row, layout: RowLayout) -> Messages:
     turns: Messages = []
-    history = layout.get(row, "history") or []
-    if not isinstance(history, list):
+    if not isinstance(history := layout.get(row, "history") or [], list):
         raise RowError("bad history", "history", f"is {shorten(history, 40)}", "write [[question, answer], ...]")
     for index, pair in enumerate(history):
         where = f"history[{index}]"
@@ -135,7 +124,13 @@ def _read_history(row: Row, layout: RowLayout) -> Messages:
             raise RowError("bad history", where, f"is {shorten(pair, 40)}", "write [question, answer]")
         turns.append(user(checked_text(pair[0], where, "empty prompt")))
         turns.append(assistant(checked_text(pair[1], where, "empty completion")))
-    return turns
+    turns.append(user(checked_text(question, column, "empty prompt")))
+    turns = with_system(turns, layout.optional_text(row, "system"))
+    if layout.column(row, "chosen"):
+        return pair_over(row, layout, turns)
+    output = assistant(layout.text(row, "output", "empty completion"))
+    prompt, completion = split_turns([*turns, output], column, as_prompt=False)
+    return [Record(prompt=prompt, completion=completion, label=layout.label(row))]
 
 
 def read_qa(row: Row, layout: RowLayout) -> list[Record]:
