@@ -97,9 +97,9 @@ def _split(text: str, marks: Iterable[tuple[str, str]]) -> SplitText:
             if not closed:
                 return SplitText(reasoning.strip(), "", finished=False)
             answer = rest.strip()
-            closed = len(answer) - len(answer.rpartition(end)[2].lstrip())  # what opens behind it is never closed
+            end_of_marks = len(answer) - len(answer.rpartition(end)[2].lstrip())  # what opens behind it is never closed
             later = rf"(?ms)^[ \t]*{re.escape(begin)}.*?{re.escape(end)}\s*"
-            answer = re.sub(later, "", answer[:closed]) + answer[closed:]
+            answer = re.sub(later, "", answer[:end_of_marks]) + answer[end_of_marks:]
             return SplitText(reasoning.removesuffix(_NEXT_CHANNEL).strip(), answer)
     for _, end in marks:
         # A mark that was not opened closes what the prompt opened, unless a sentence only mentions it.
