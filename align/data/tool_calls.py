@@ -30,8 +30,6 @@ _JSON_START = re.compile(r"[\[{]")
 _WORDS_BEFORE_JSON = re.compile(r"[^{]{0,80}")
 """what models put between a name and its arguments: constraints, a code fence"""
 
-Form = Literal["json", "name and json", "name and keys"]
-
 
 @dataclass(frozen=True)
 class ToolCall:
@@ -49,7 +47,7 @@ _Calls = tuple[list[ToolCall], int]
 class ToolFormat:
     """The text that one template writes before, within and after tool calls."""
 
-    form: Form
+    form: Literal["json", "name and json", "name and keys"]
     before: str
     after: str
     between: str | None = None

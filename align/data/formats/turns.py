@@ -177,8 +177,7 @@ def checked_text(value: Any, field: str, empty: str | None) -> str:
     if empty is not None and not text.strip():
         raise RowError(empty, field, "is empty", "fill it in or remove the row")
     if character := _NOT_TEXT.search(text):
-        problem = f"holds U+{ord(character.group()):04X}, which is no text"
-        raise RowError("not text", field, problem, "remove that character")
+        raise RowError("not text", field, f"holds U+{ord(character[0]):04X}, which is no text", "remove that character")
     return text
 
 

@@ -213,9 +213,6 @@ def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-# Control-token strings inside the data are split by a separator, so that none is encoded as a control token.
-
-
 def control_pattern(tokenizer: Any) -> re.Pattern[str] | None:
     """Return a pattern of every string the tokenizer encodes as a control token; None when there is none."""
     added = tokenizer.added_tokens_decoder.values()

@@ -21,7 +21,6 @@ from align.schema import Messages
 GROUP_SIZE = 512
 """conversations encoded in one call of the tokenizer"""
 
-_ANCHORS = ("\n", "=", "\x01", "a")
 _BATCH_TEXTS = 2048
 
 _ADDS_SPACE: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -112,7 +111,7 @@ def _encode_continuation(tokenizer: Any, text: str, alone: list[int]) -> list[in
     """Return the ids of a text that continues another: encoded behind an anchor that is then taken off again."""
     if not text:
         return []
-    for anchor in _ANCHORS:
+    for anchor in ("\n", "=", "\x01", "a"):
         head, whole = _encode(tokenizer, [anchor, anchor + text])
         if whole[: len(head)] == head:
             return whole[len(head) :]

@@ -24,8 +24,6 @@ BEFORE_CLOSE = "the chat template takes what stands before </think> in the answe
 REASONING_REASONS = frozenset({REASONING, BEFORE_CLOSE})
 """what templates leave out of earlier turns by design"""
 
-_CLOSE = "</think>"
-
 
 class SearchableText:
     """Rendered text in which words are found whatever became of the white space and quotes around them."""
@@ -84,7 +82,7 @@ def decode_text(ids: list[int], tokenizer: Any) -> SearchableText:
 def find_lost_in_turn(turn: Message, written: SearchableText) -> str | None:
     """Return the reason why an assistant turn is not whole in what was written of it; None when it is."""
     lost = None
-    thought, closed, answer = turn["content"].rpartition(_CLOSE)
+    thought, closed, answer = turn["content"].rpartition("</think>")
     opened = thought.lstrip().startswith("<think>")
     rest = written.without(turn["content"])
     # Without its opening, a mere mention of the mark must not be laid out as reasoning either; white space shows it.
