@@ -69,3 +69,54 @@ def test_what_has_no_tokens_or_does_not_fit_is_refused(loaded):
         continuation_logprobs(loaded, BASE, [([user("the")], "")])
     with pytest.raises(DataError, match="the model takes 2048"):
         continuation_logprobs(loaded, BASE, [([user("the " * 3000)], "quick")])
+
+
+def test_a_prompt_with_many_continuations_is_read_once(loaded):
+    prompts = [[user(text)] for text in TEXTS]
+    pairs = [(prompt, label) for prompt in prompts for label in (" yes", " no", "the lazy dog", "blue", "a")]
+    read = []
+    hook = loaded.model.get_input_embeddings().register_forward_hook(
+        lambda _, inputs, __: read.append(inputs[0].numel())
+    )
+
+    found = continuation_logprobs(loaded, BASE, pairs)
+
+    hook.remove()
+    longest = max(len(render_chat(prompt, loaded.tokenizer)) for prompt in prompts)
+    after = max(one.tokens for one in found)
+    assert sum(read) <= longest * len(prompts) + (after - 1) * len(pairs)
+    for (prompt, label), likelihood in zip(pairs, found, strict=True):
+        tokens = loaded.tokenizer.encode(label, add_special_tokens=False)
+        expected = _alone(loaded, BASE, render_chat(prompt, loaded.tokenizer), tokens)
+        assert likelihood.logprob == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_prompt_may_have_more_continuations_than_fit_a_batch(loaded, monkeypatch):
+    pairs = [([user("the quick")], f" {word} {number}") for number in range(9) for word in ("yes", "no")]
+    whole = continuation_logprobs(loaded, "adapter0", pairs)
+
+    monkeypatch.setattr(likelihood_module, "_MAX_ROWS", 4)
+
+    assert [found.logprob for found in continuation_logprobs(loaded, "adapter0", pairs)] == pytest.approx(
+        [found.logprob for found in whole], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gemma2", "mistral", "gpt2", "opt", "qwen3_moe", "mamba", "falcon_h1"]
+)
+def test_shared_prompts_change_no_architectures_likelihoods(architecture, tmp_path, registry):
+    from zoo import build_zoo_model
+
+    base = registry.resolve(str(build_zoo_model(architecture, tmp_path / architecture)))
+    loaded = load_models(registry, [base.reference], Precision(bf16=False))
+    (adapter,) = loaded.adapters.values()
+    texts = [f"the quick brown fox jumps over a lazy {end}" for end in ("dog", "a", "fox runs far")]
+    pairs = [(text, label) for text in texts for label in (" yes", " no no", " and runs far away")]
+
+    found = continuation_logprobs(loaded, adapter, pairs)
+
+    for (prompt, label), likelihood in zip(pairs, found, strict=True):
+        (alone,) = continuation_logprobs(loaded, adapter, [(prompt, label)])
+        assert likelihood.logprob == pytest.approx(alone.logprob, abs=2e-4)
+        assert likelihood.tokens == alone.tokens
