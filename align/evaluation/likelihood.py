@@ -118,16 +118,16 @@ def _logprobs_after(loaded: LoadedBase, adapter: str, rows: Sequence[Continuatio
     asked = Counter(tuple(before) for before, _ in rows)
     shared = [index for index, (before, _) in enumerate(rows) if asked[tuple(before)] > 1]
     decoder = _decoder(loaded) if shared else None
-    if decoder is None:
-        shared = []
-    alone = sorted(set(range(len(rows))) - set(shared))
+    results: dict[int, Likelihood] = {}
+    if decoder is not None:
+        shared.sort(key=lambda index: (len(rows[index][0]), rows[index][0], index))
+        for batch in _batches_of_continuations(loaded, rows, shared):
+            with adapters_active(loaded.model, (), adapter):
+                found = _read_prompts_once(decoder, loaded, [rows[index] for index in batch])
+            results |= dict(zip(batch, found, strict=True))
+    alone = [index for index in range(len(rows)) if index not in results]
     marked = [([*before, *after], [0] * len(before) + [1] * len(after)) for before, after in (rows[i] for i in alone)]
-    results = dict(zip(alone, marked_logprobs(loaded, adapter, marked), strict=True))
-    shared.sort(key=lambda index: (len(rows[index][0]), rows[index][0], index))
-    for batch in _batches_of_continuations(loaded, rows, shared):
-        with adapters_active(loaded.model, (), adapter):
-            found = _read_prompts_once(decoder, loaded, [rows[index] for index in batch])
-        results |= dict(zip(batch, found, strict=True))
+    results |= dict(zip(alone, marked_logprobs(loaded, adapter, marked), strict=True))
     return [results[index] for index in range(len(rows))]
 
 
