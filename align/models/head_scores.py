@@ -1,4 +1,4 @@
-"""What heads make of hidden states: log-probabilities of trained tokens without the logits of a batch, and scores."""
+"""Heads over hidden states: log-probabilities of trained tokens without the logits of a batch, and scores."""
 
 from __future__ import annotations
 

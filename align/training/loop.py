@@ -66,7 +66,7 @@ class EarlyStopping:
 
 @dataclass
 class LoopState:
-    """What the callbacks have counted since the run began; it is sealed with every checkpoint."""
+    """The counts of the callbacks since the run began; sealed with every checkpoint."""
 
     last: dict[str, float] = field(default_factory=dict)
     """the numbers logged last"""

@@ -1,4 +1,4 @@
-"""What is known of a run before its weights are loaded: checks of its settings, and its plan.
+"""The checks and the plan of a run before its weights are loaded.
 
 The plan gives rows, tokens, steps, trainable parameters and memory.
 """

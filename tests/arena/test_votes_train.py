@@ -13,6 +13,7 @@ from align.arena.battles import Arena
 from align.arena.votes import VoteStore
 from align.compare import make_setup
 from align.data import load_records
+from align.data.formats.turns import is_sound
 from align.engine.protocol import Sampling
 from align.registry import Registry
 from align.training.command import main
@@ -25,9 +26,12 @@ def judge(arena: Arena, prompt: str, choice: str, seed: int) -> None:
         async for _ in arena.frames(battle):
             pass
 
-    battle = arena.new_battle()
-    arena.ask(battle, prompt, arena.new_turn(Sampling(temperature=1.0, max_new_tokens=16), seed))
-    asyncio.run(follow())
+    sound = False
+    while not sound:  # a random model may write a zero byte, which training refuses; a blind seed is salted anyhow
+        battle = arena.new_battle()
+        arena.ask(battle, prompt, arena.new_turn(Sampling(temperature=1.0, max_new_tokens=16), seed))
+        asyncio.run(follow())
+        sound = all(is_sound(pane.answer) for pane in battle.panes)
     arena.vote(battle, choice, battle.nonce)
 
 
@@ -53,7 +57,7 @@ def test_votes_train_dpo(contest: Registry, engine, capsys):
     assert code == 0, capsys.readouterr().err
     manifest = contest.resolve("voted").manifest
     [votes] = manifest["data"]
-    assert (votes["name"], votes["rows"]) == ("votes", 4)
+    assert (votes["name"], votes["rows"]) == ("votes", 4), votes
     assert sum(votes["dropped"].values()) == 2
     assert manifest["parents"][0]["reference"] == f"{FIRST}@v1"
     # What was voted on and what was trained were written by one chat template over one base.
