@@ -13,7 +13,6 @@ from align.arena.battles import Arena
 from align.arena.votes import VoteStore
 from align.compare import make_setup
 from align.data import load_records
-from align.data.formats.turns import is_sound
 from align.engine.protocol import Sampling
 from align.registry import Registry
 from align.training.command import main
@@ -31,7 +30,7 @@ def judge(arena: Arena, prompt: str, choice: str, seed: int) -> None:
         battle = arena.new_battle()
         arena.ask(battle, prompt, arena.new_turn(Sampling(temperature=1.0, max_new_tokens=16), seed))
         asyncio.run(follow())
-        sound = all(is_sound(pane.answer) for pane in battle.panes)
+        sound = all(pane.answer.strip() and "\0" not in pane.answer for pane in battle.panes)
     arena.vote(battle, choice, battle.nonce)
 
 
