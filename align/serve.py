@@ -125,7 +125,7 @@ def _serve(registry: Registry, options: argparse.Namespace, limits: ServerLimits
     if options.ui and token is not None:
         raise UsageError("--ui: the page has no password and would be a way around the token; leave one of them out")
     if options.ui and not 2 <= len(checkpoints) <= 4:
-        raise UsageError(f"--ui: {len(checkpoints)} models given; a comparison takes 2 to 4")
+        raise UsageError(f"--ui: models given: {len(checkpoints)}; a comparison takes 2 to 4")
     load = cache(partial(_load, registry, models.references, options))
     # Everything cheap that can fail comes before the models load.
     with open_port(options.host, options.port) as listener:

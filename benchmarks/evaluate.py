@@ -3,9 +3,8 @@
     python benchmarks/evaluate.py [--prompts 500] [--max_new_tokens 32] [--threads 2] [--json FILE]
 
 A random base of 110 million parameters with an adapter answers prompts of unequal length greedily, all of them through
-`align.evaluation.completions.generate_completions`, then a sample of them one at a time through the same. The texts must
-agree.
-About three minutes on two idle cores.
+`align.evaluation.completions.generate_completions`, then a sample of them one at a time through the same. The texts
+must agree. About three minutes on two idle cores.
 """
 
 from __future__ import annotations

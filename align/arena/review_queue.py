@@ -103,7 +103,7 @@ class ReviewQueue:
             raise DataError(f"{review.name}: 0 prompts to review; give a file or dataset with prompts")
         self._models = [contestant.reference for contestant in review.setup.contestants]
         if len(self._models) < 2:
-            raise UsageError(f"{len(self._models)} models given; a review compares at least 2")
+            raise UsageError(f"models given: {len(self._models)}; a review compares at least 2")
         self.review = replace(review, prompts=prompts)
         self.folder = root / self.review.key
         self.setup = replace(review.setup, blind=True)
