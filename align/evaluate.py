@@ -71,6 +71,7 @@ def _add_metric_options(parser: argparse.ArgumentParser) -> None:
     metrics("--reward_model", metavar="REF", help="score answers by a reward model, too")
     metrics("--classify", action="store_true", help="choose among the answers that occur by likelihood")
     metrics("--labels", metavar="A,B,...", help="choose among these by likelihood")
+    metrics("--baseline", metavar="DATA", help="compare with classifiers without a model that learn from these rows")
     metrics("--by", action="append", default=[], metavar="KEY", help="slices: language or a key of meta")
     metrics("--no_kl", action="store_true", help="leave out the KL to parent and base")
     run_code = "let scorers run what models wrote, in a sandboxed process"
@@ -147,6 +148,7 @@ def read_request(options: argparse.Namespace) -> EvaluationRequest:
         reward_model=options.reward_model,
         labels=tuple(_split_words([options.labels or ""])),
         classify=options.classify,
+        baseline=options.baseline,
         kl=not options.no_kl,
         by=tuple(_split_words(options.by)),
         allow_code=options.allow_code_execution,

@@ -15,6 +15,7 @@ from align.data import load_records
 from align.data.catalog import find_dataset
 from align.engine.protocol import Sampling
 from align.errors import DataError, UsageError, nearest, shorten
+from align.evaluation.baselines import baseline_notes
 from align.evaluation.languages import detect_language
 from align.evaluation.overlap import CORPUS, reference_text
 from align.evaluation.sandbox import available_locks
@@ -56,6 +57,8 @@ class EvaluationRequest:
     """classes to choose between by likelihood"""
     classify: bool = False
     """use the answers that occur as labels"""
+    baseline: str | None = None
+    """labelled rows for classifiers without a model"""
     kl: bool = True
     by: tuple[str, ...] = ()
     allow_code: bool = False
@@ -115,6 +118,8 @@ def prepare_data(request: EvaluationRequest, roots: Mapping[str, Path] | None = 
         metric_names = [name for name in metric_names if name != _LABEL_CHOICE]
     elif not metric_names:
         metric_names = _default_scorers(records, notes)
+    if request.baseline:
+        notes += baseline_notes(records, labels, request.baseline, roots, request.seed)
     runnable = []
     for scorer in [_find_scorer(name) for name in metric_names if name not in CORPUS]:
         if scorer.executes_code and not request.allow_code:

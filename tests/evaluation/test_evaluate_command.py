@@ -154,12 +154,14 @@ def test_equal_seeds_give_equal_numbers(run, questions, tmp_path):
 
 
 def test_labels_are_chosen_by_likelihood_and_nothing_is_written(run, questions, tmp_path):
-    code, out, _ = run("red", "--data", questions, "--classify", "--json", tmp_path / "c.json", "--no_record")
+    words = ["red", "--data", questions, "--classify", "--baseline", questions]
+    code, out, _ = run(*words, "--json", tmp_path / "c.json", "--no_record")
 
     found = json.loads((tmp_path / "c.json").read_text())["models"][0]["metrics"]
     assert code == 0
     assert list(found) == ["accuracy", "macro_precision", "macro_recall", "macro_f1", "perplexity"]
     assert "accuracy" in out
+    assert "class of the most similar row (3-grams of characters): accuracy 1.000" in " ".join(out.split())
 
 
 def test_perplexity_is_the_exponential_of_nats_per_token(whole, family, questions):
