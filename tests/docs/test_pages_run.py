@@ -26,6 +26,7 @@ from align.world.write import write_world
 
 STANDS_FOR = {
     "Qwen/Qwen3-0.6B": "world-base",
+    "smollm2": "world-base",
     "HELD_OUT": "held_out.jsonl",
     "FILE": "my_chats.jsonl",
     "REF": "world-sft",
@@ -37,8 +38,8 @@ IN_ORDER = [
     *(f"docs/{page}.md" for page in ("data", "registry", "evaluation", "comparing", "serving", "index")),
 ]
 SERVES = ("compare", "serve")
-NEEDS_MORE = ("examples/", "align registry push", "align registry base", "align quickstart")
-"""commands that need a hub, a base that has moved, or minutes: each has tests elsewhere"""
+NEEDS_MORE = ("examples/", "align registry push", "align registry base", "align registry add", "align quickstart")
+"""commands that need a hub, a file or package, a base that has moved, or minutes: each has tests elsewhere"""
 
 
 def words_of(command: str, number: int, stand_ins: dict[str, str]) -> list[str]:

