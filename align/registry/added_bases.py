@@ -66,11 +66,16 @@ def convert_gguf(file: Path, folder: Path) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode == 0:
         return done.stdout.splitlines()
+    if done.returncode < 0:
+        raise MachineError(
+            f"{file}: its conversion was killed by signal {-done.returncode}, most likely for want of memory; it takes "
+            "about twice the size of the model in float32"
+        )
     lines = done.stderr.splitlines()
     message = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
     if message is None:
         raise IntegrityError(
-            f"{file}: its conversion ended with {done.returncode} ({lines[-1] if lines else 'killed'})"
+            f"{file}: its conversion ended with {done.returncode} ({lines[-1] if lines else 'no message'}); report this"
         )
     raise (MachineError if done.returncode == MachineError.exit_code else IntegrityError)(message)
 
