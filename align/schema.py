@@ -62,6 +62,11 @@ class Record:
         return f"{self.source}:{self.line}" if self.line is not None else self.source
 
 
+def with_article(view: View) -> str:
+    """Return the view with its article, for messages."""
+    return f"an {view}" if view == "unpaired" else f"a {view}"
+
+
 def user(content: str) -> Message:
     """Return a user turn."""
     return {"role": "user", "content": content}

@@ -23,13 +23,13 @@ from align.data.formats.reshaping import PlainRow
 from align.data.formats.row_layout import COMMON, Row, RowLayout, read_meta, read_number, read_tools
 from align.data.formats.turns import kind_of, same_answers
 from align.data.mixtures import interleave, require_one_kind, share_rows
-from align.data.record_sets import Digest, RecordSet, convert, digest_records, find_problems, natural_view, with_article
+from align.data.record_sets import Digest, RecordSet, convert, digest_records, find_problems, natural_view
 from align.data.row_errors import SHOWN, BadRow, BadRows, RawRow, RowError, RowSkipped
 from align.data.sources import open_source
 from align.data.split import is_held_out
 from align.data.vote_filter import VoteFilter, select_votes
 from align.errors import DataError, UsageError, nearest
-from align.schema import VIEWS, Record, View
+from align.schema import VIEWS, Record, View, with_article
 
 BATCH = 1000
 """The most records a batch of a scan holds."""

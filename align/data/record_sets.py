@@ -19,7 +19,7 @@ import orjson
 
 from align.data.row_errors import RowSkipped
 from align.errors import DataError
-from align.schema import Messages, Record, View
+from align.schema import Messages, Record, View, with_article
 
 _NEEDS = {
     "text": "text, or a conversation",
@@ -102,11 +102,6 @@ def convert(record: Record, view: View | None, name: str) -> list[Record]:
                 f"{with_article(natural)} row; give data of that kind, or name the columns in a dataset YAML"
             )
     return [given]
-
-
-def with_article(view: View) -> str:
-    """Return the view with its article, for messages."""
-    return f"an {view}" if view == "unpaired" else f"a {view}"
 
 
 class Digest:

@@ -69,7 +69,8 @@ def convert_gguf(file: Path, folder: Path) -> list[str]:
     notes += _unread_settings(model.config.to_dict(), metadata)
     if tokenizer.chat_template is None:
         notes.append("it has no chat template, as bases that were not trained on conversations do not")
-    tokenizer.model_max_length = model.config.max_position_embeddings
+    if window := getattr(model.config, "max_position_embeddings", None):  # a recurrent model has none
+        tokenizer.model_max_length = window
     # As long as it counts as quantized transformers refuses to save it.
     del model.config.quantization_config
     model.hf_quantizer = None
