@@ -108,6 +108,8 @@ class _SourceDataset(_AnyDataset):
     """format labels: what each class is called in an answer, by the value of its column"""
     question: str = ""
     """format labels: what is asked about the text, written before it"""
+    default_system: str = ""
+    """system turn of the conversations without one of their own; a persona, for example"""
     ties: Literal["drop", "both", "half"] = "drop"
     """pairs without a winner: left out and counted, kept in both orders, or in one of them that a coin decides"""
     subset: str | None = None
@@ -153,14 +155,16 @@ class _SourceDataset(_AnyDataset):
                 raise UsageError(f"tags: no tag {tag!r};{nearest(tag, _TAG_KEYS)}")
 
     def row_layout(self, format_name: str, view: View | None) -> RowLayout:
-        """Return the layout of the rows, once their format is known."""
+        """Return the layout of the rows, once their format is known; UsageError for a setting it has no use for."""
+        if self.default_system and format_name == "text":
+            raise UsageError("default_system: belongs to conversations, and these rows are raw text; take it out")
         row_format, given = FORMATS[format_name], self.tags
         usual = row_format.tags
         roles = {spelling: role for spelling, role in usual.roles.items() if role not in given}
         roles |= {given[role]: role for role in _TAG_KEYS[2:] if role in given}
         tags = Tags(given.get("role", usual.role), given.get("content", usual.content), roles)
         policies = (self.label_map, self.ties, self.labels, self.question)
-        return RowLayout(row_format.columns, self.columns, tags, view, *policies)
+        return RowLayout(row_format.columns, self.columns, tags, view, *policies, default_system=self.default_system)
 
 
 class FileDataset(_SourceDataset):

@@ -21,7 +21,7 @@ from align.data.formats import FORMATS, SAMPLE_ROWS, Format, detect_format, find
 from align.data.formats.cells import unpack_row
 from align.data.formats.reshaping import PlainRow
 from align.data.formats.row_layout import COMMON, Row, RowLayout, read_meta, read_number, read_tools
-from align.data.formats.turns import kind_of, same_answers
+from align.data.formats.turns import kind_of, same_answers, with_system
 from align.data.mixtures import interleave, require_one_kind, share_rows
 from align.data.record_sets import Digest, RecordSet, convert, digest_records, find_problems, natural_view
 from align.data.row_errors import SHOWN, BadRow, BadRows, RawRow, RowError, RowSkipped
@@ -356,10 +356,16 @@ def _read_part(row: PlainRow, row_format: Format, layout: RowLayout) -> list[Rec
                 record.meta = read_meta(value, column)
             elif (number := read_number(value, column)) is not None:
                 setattr(record, part, number)
+        if layout.default_system and record.text is None and not _begins_with_system(record):
+            record.prompt = with_system(record.prompt, layout.default_system)
         if roles.unused:
             record.meta = record.meta | {key: row[key] for key in roles.unused}
         _check_record(record)
     return records
+
+
+def _begins_with_system(record: Record) -> bool:
+    return bool(record.prompt) and record.prompt[0]["role"] == "system"
 
 
 def _check_record(record: Record) -> None:

@@ -208,8 +208,8 @@ FILES = {
     ),
     "3 no column is known": File(
         "a.jsonl",
-        b'{"utterance": "q", "intent": "a"}\n',
-        "cannot be recognised from the columns utterance, intent; write",
+        b'{"remark": "q", "topic": "a"}\n',
+        "cannot be recognised from the columns remark, topic; write",
     ),
     "4 a slip hides a column": File(
         "a.jsonl",

@@ -24,8 +24,6 @@ HALUEVAL = (
     "format: unpaired\ncolumns: {prompt: user_query, completion: chatgpt_response, label: hallucination, id: ID}\n"
 )
 
-ABCD = "format: messages\ncolumns: {messages: original}\ntags: {user: customer, assistant: agent, tool: action}\n"
-
 
 @dataclass
 class Expected:
@@ -89,36 +87,29 @@ FILES = {
     "verifiable/gsm8k_test.jsonl": Expected("demonstration", 658, notes=("format qa",)),
     "verifiable/gsm8k_train.jsonl": Expected("demonstration", 7473, notes=("format qa",)),
     "customer_service/abcd__abcd_sample.json": Expected(
-        "demonstration",
-        2,
-        {"last turn is not the assistant's": 1},
-        recipe=ABCD,
+        "demonstration", 3, notes=("format abcd", "1 conversations go on after the last answer")
     ),
     "customer_service/abcd_guidelines.json": Expected(
         "text", 10, notes=("key became their id",), recipe="format: text\ncolumns: {text: description}\n"
     ),
     "customer_service/banking77_test.csv": Expected("text", 3080, notes=("meta: category",)),
-    "customer_service/bitext_8k.csv": Expected(
-        "demonstration", 8175, recipe="format: prompt_completion\ncolumns: {prompt: utterance, completion: intent}\n"
-    ),
+    "customer_service/bitext_8k.csv": Expected("demonstration", 8175, notes=("format labels", "label=category")),
     "customer_service/chatterbot_en_conversations.yml": Expected(
         "demonstration", 23, notes=("7 conversations without roles end with a line that nobody answers",)
     ),
     "customer_service/chatterbot_zh_conversations.yml": Expected(
         "demonstration", 18, notes=("5 conversations without roles end with a line that nobody answers",)
     ),
-    "customer_service/crosswoz_val_messages.json": Expected(
-        "demonstration", 500, recipe="format: messages\ntags: {user: usr, assistant: sys}\n"
-    ),
+    "customer_service/crosswoz_val_messages.json": Expected("demonstration", 500, notes=("format messages",)),
     "customer_service/multidogo_airline.tsv": Expected(
-        "text", 3925, {"empty text": 6}, ("read as CSV quoting",), "format: text\ncolumns: {text: utterance}\n"
+        "demonstration", 3925, {"empty prompt": 6}, ("read as CSV quoting", "utterance and intent")
     ),
     "customer_service/taskmaster1_sample.json": Expected("demonstration", 1, notes=("one object", "format speakers")),
     "customer_service/taskmaster4_coffee.json": Expected(
-        "demonstration", 208, {"last turn is not the assistant's": 2}, ("format speakers",)
+        "demonstration", 210, notes=("format speakers", "2 conversations go on after the last answer")
     ),
     "customer_service/tau_retail_few_shot.jsonl": Expected(
-        "text", 69, recipe="format: text\ncolumns: {text: messages_display}\n"
+        "demonstration", 69, notes=("format transcript", "440 assistant turns are `None`")
     ),
 }
 NO_ROWS = {"sft/llamafactory_demo__dataset_info.json": "no entry is named"}

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from align.data.formats import answers, pairs, reshaping
+from align.data.formats import answers, dialogues, pairs, reshaping
 from align.data.formats.cells import CONVERSATIONS
 from align.data.formats.draft_yaml import draft_yaml
 from align.data.formats.reshaping import PlainRow
@@ -35,6 +35,7 @@ _SIDES = (
 )
 _VERDICTS = ("label", "preference", "winner")
 _CLASSES = ("label", "labels", "class", "category", "sentiment", "label_text", "target")
+_INTENTS = (("utterance", "intent"), ("text", "intent"))
 _QUESTIONS = (("question", "answer"), ("question", "std_answer"), ("input", "target"), ("input", "answer"))
 _DECISIVE = {
     *(*CONVERSATIONS[:3], *_PAIRS[0], *_PAIRS[2], *_OUTPUTS),
@@ -183,6 +184,15 @@ def _is_prompt_completion(row: Row) -> str | None:
     return _is_strict_completion(row) or (f"columns {prompt} and {completion}" if prompt and completion else None)
 
 
+def _is_intent(row: Row) -> str | None:
+    """Recognise what a customer said with its intent (Bitext's sample, MultiDoGO's annotated turns, CLINC150)."""
+    columns = _first_pair(_INTENTS, row)
+    if columns is None or not all(isinstance(row[column], str) for column in columns):
+        return None
+    others = f"; label={other} behind the file takes {other}" if (other := _first(_CLASSES, row)) else ""
+    return f"columns {columns[0]} and {columns[1]}: the intent is the answer{others}"
+
+
 def _is_text(row: Row) -> str | None:
     column, label = _first(("text", "paragraphs"), row), _first(_CLASSES, row)
     if column is None or label is None:
@@ -203,6 +213,9 @@ _PROMPT = {"prompt": ("prompt", "question", "instruction"), **_SYSTEM}
 _LABEL = _synonyms(label="label kto_tag is_correct")
 _CONVERSATION = {"messages": CONVERSATIONS, **_LABEL, **_PAIR, **_SYSTEM}
 _MESSAGE_ROWS = {**reshaping.MESSAGE_COLUMNS, **_CONVERSATION, "messages": ("messages",)}
+_ABCD = {**COMMON, "messages": ("original",), "id": ("convo_id", "id")}
+_TRANSCRIPT = {**COMMON, "messages": dialogues.TRANSCRIPTS}
+_LABELLED = {"prompt": ("text", "sentence", "utterance"), "label": ("intent", *_CLASSES), **COMMON}
 _INSTRUCTION = _synonyms(prompt="instruction prompt question", input="input context")
 _ALPACA = {**_INSTRUCTION, "output": _OUTPUTS, **_synonyms(history="history", label="kto_tag"), **_PAIR, **_SYSTEM}
 _JUDGED = {
@@ -225,7 +238,7 @@ _QA = {"answer": ("answer", "std_answer", "target"), "prompt": (*_QUESTION, "pro
 
 FORMATS: dict[str, Format] = {
     "message_rows": Format(
-        answers.read_messages, _MESSAGE_ROWS, _is_message, DIALOGUE_TAGS, join=reshaping.join_messages
+        dialogues.read_dialogue, _MESSAGE_ROWS, _is_message, DIALOGUE_TAGS, join=reshaping.join_messages
     ),
     "votes": Format(pairs.read_votes, _VOTES, has_columns(("a", "b", "choice"))),
     "solutions": Format(answers.read_plain, _PLAIN, _is_solutions, split=reshaping.split_solutions),
@@ -233,7 +246,10 @@ FORMATS: dict[str, Format] = {
     "preferred_output": Format(answers.read_plain, _PLAIN, _is_preferred_output, split=reshaping.rename_preferred),
     "sharegpt": Format(answers.read_messages, _CONVERSATION, _has_turns_with("from"), SHAREGPT_TAGS),
     "messages": Format(answers.read_messages, _CONVERSATION, _has_turns_with("role")),
-    "speakers": Format(answers.read_messages, _CONVERSATION, _has_turns_with("speaker"), SPEAKER_TAGS),
+    "speakers": Format(dialogues.read_dialogue, _CONVERSATION, _has_turns_with("speaker"), SPEAKER_TAGS),
+    "abcd": Format(
+        dialogues.read_dialogue, _ABCD, dialogues.is_abcd, dialogues.ABCD_TAGS, split=dialogues.drop_delexed
+    ),
     "turns": Format(answers.read_turns_in_order, {"messages": CONVERSATIONS, **_SYSTEM}, _has_turns_without_roles),
     "hh": Format(pairs.read_hh, {**_PAIR, **COMMON}, _is_hh),
     "alpaca": Format(answers.read_alpaca, _ALPACA, _is_alpaca, split=reshaping.split_instances),
@@ -249,8 +265,9 @@ FORMATS: dict[str, Format] = {
         {"answer": ("answer", "reference", "target"), **_PROMPT},
         lambda row: "a column prompt and no answer to it" if "prompt" in row else None,
     ),
+    "transcript": Format(dialogues.read_transcript, _TRANSCRIPT, dialogues.is_transcript, SPEAKER_TAGS),
+    "labels": Format(answers.read_class, _LABELLED, _is_intent),
     "text": Format(answers.read_text, {"text": ("text", "content", "paragraphs"), **COMMON}, _is_text),
-    "labels": Format(answers.read_class, {"prompt": ("text", "sentence"), "label": _CLASSES, **COMMON}),
     "questions": Format(answers.read_user_turns, _USER_TURNS),
 }
 

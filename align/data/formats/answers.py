@@ -26,7 +26,11 @@ _NUMBER_WITH_COMMAS = re.compile(r"[-+]?\$?\d{1,3}(,\d{3})+(\.\d+)?")
 def read_messages(row: Row, layout: RowLayout) -> list[Record]:
     """Read a conversation with roles: a demonstration, a labelled one, or the prompt of a pair."""
     column, value = layout.need(row, "messages")
-    turns = read_turns(value, column, layout.tags)
+    return read_conversation(row, layout, column, read_turns(value, column, layout.tags))
+
+
+def read_conversation(row: Row, layout: RowLayout, column: str, turns: Messages) -> list[Record]:
+    """Read the other columns of a row whose turns were read from `column`."""
     columns = layout.roles(row).columns
     if "system" in columns:
         turns = with_system(turns, layout.optional_text(row, "system"))

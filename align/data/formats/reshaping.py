@@ -25,10 +25,11 @@ MESSAGE_COLUMNS = {
         *("conversation_id", "conv_id", "dialogue_id", "dialog_id", "chat_id", "session_id", "thread_id"),
         *("conversationId", "dialogueId", "dialogue", "conversation", "session", "thread"),
     ),
-    "role": ("role", "from", "speaker", "sender", "author", "author_role"),
+    "role": ("role", "from", "speaker", "sender", "author", "author_role", "authorRole"),
     "content": ("content", "text", "message", "value", "utterance", "body"),
     "order": (
-        *("turn_index", "turn_id", "turn_number", "turn", "message_index", "index", "position", "order", "seq", "step"),
+        *("turn_index", "turn_id", "turn_number", "turnNumber", "turn", "message_index"),
+        *("index", "position", "order", "seq", "step"),
     ),
 }
 """Columns of tables with one message a row."""

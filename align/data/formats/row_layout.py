@@ -52,6 +52,7 @@ class RowLayout:
     question: str = ""
     truncated: str = "drop"
     both_bad: str = "unpaired"
+    default_system: str = ""
     decisions: Counter[str] = field(default_factory=Counter)
     """decisions about rows that were read, with how often each was taken"""
     _roles: dict[tuple[str, ...], ColumnRoles] = field(default_factory=dict)
