@@ -26,9 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -44,7 +45,6 @@ ONE_AT_A_TIME = 20
 
 def write_models(folder: Path) -> None:
     """A random base and two adapters over it, each in a folder of its own."""
-    from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     from align.models.loading import save_base
@@ -57,11 +57,19 @@ def write_models(folder: Path) -> None:
     # Fresh weights give nearly flat logits: texts would not tell whether two runs agree.
     base.model.norm.weight.data.mul_(4)
     save_base(base, tokenizer, folder / "base")
+    save_adapters(base, folder / "base", folder, ["first", "second"])
+
+
+def save_adapters(base: Any, location: Path, folder: Path, names: list[str]) -> None:
+    """Write adapters with random weights over a base, each in a folder of its own."""
+    from peft import LoraConfig, get_peft_model
+
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
-    model = get_peft_model(base, lora, adapter_name="first")
-    model.add_adapter("second", lora)
-    for name in ("first", "second"):
-        model.peft_config[name].base_model_name_or_path = str(folder / "base")
+    model = get_peft_model(base, lora, adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, lora)
+    for name in names:
+        model.peft_config[name].base_model_name_or_path = str(location)
     model.save_pretrained(folder)
 
 
@@ -203,40 +211,62 @@ def interrupted(engine: Any) -> tuple[float, float, float, str]:
 
     Seconds between two of their tokens at most and usually, seconds until its own first token, and its answer.
     """
-    from align.engine import batch
     from align.engine.protocol import GenerationRequest, Row, RowDone, Sampling
     from align.schema import user
 
     endless = Sampling(temperature=1.0, max_new_tokens=4000)
     running = [Row(engine.models[seed % 2], [user(" ".join(WORDS))], seed, endless) for seed in range(8)]
     long = Row(engine.models[0], [], 1, text=" ".join(random.Random(0).choices(WORDS, k=2000)))
-    steps: list[float] = []
+    with noted_steps() as every:
+        stream = engine.submit(GenerationRequest(tuple(running)))
+        while len(every) < 10:
+            time.sleep(0.01)
+        came = len(steps_of(every, len(running)))
+        events = list(engine.submit(GenerationRequest((long,), Sampling(temperature=0.0, max_new_tokens=8))))
+        stream.cancel()
+    end = next(event for event in events if isinstance(event, RowDone))
+    between = [after - before for before, after in itertools.pairwise(steps_of(every, len(running)))]
+    return max(between[came - 1 :]), statistics.median(between[: came - 1]), end.first_token_seconds, end.text
+
+
+class Step(NamedTuple):
+    """A moment at which tokens of some rows were sampled."""
+
+    rows: int
+    wall: float
+    processor: float
+
+
+@contextmanager
+def noted_steps() -> Iterator[list[Step]]:
+    """Note every step of every engine of this process."""
+    from align.engine import batch
+
+    steps: list[Step] = []
     plain = batch.sample_tokens
 
     def noted(logits: Any, rows: Any) -> Any:
         tokens = plain(logits, rows)
-        if len(rows) >= len(running):
-            steps.append(time.perf_counter())
+        steps.append(Step(len(rows), time.perf_counter(), time.process_time()))
         return tokens
 
     batch.sample_tokens = noted
-    stream = engine.submit(GenerationRequest(tuple(running)))
-    while len(steps) < 10:
-        time.sleep(0.01)
-    came = len(steps)
-    events = list(engine.submit(GenerationRequest((long,), Sampling(temperature=0.0, max_new_tokens=8))))
-    stream.cancel()
-    batch.sample_tokens = plain
-    end = next(event for event in events if isinstance(event, RowDone))
-    between = [after - before for before, after in itertools.pairwise(steps)]
-    return max(between[came - 1 :]), statistics.median(between[: came - 1]), end.first_token_seconds, end.text
+    try:
+        yield steps
+    finally:
+        batch.sample_tokens = plain
 
 
-def in_a_process(threads: int, part: str, *words: object) -> Any:
+def steps_of(steps: list[Step], rows: int) -> list[float]:
+    """The times of steps of at least so many rows."""
+    return [step.wall for step in steps if step.rows >= rows]
+
+
+def in_a_process(threads: int, part: str, *words: object, script: str = __file__) -> Any:
     """What one of the functions above finds in a new process."""
     environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, __file__, "--measure", part, *map(str, words)],
+        [sys.executable, script, "--measure", part, *map(str, words)],
         capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     if done.returncode:
