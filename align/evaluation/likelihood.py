@@ -12,28 +12,21 @@ import numpy as np
 from align.data.rendering.conversation_rows import demonstration_rows, render_chat
 from align.data.rendering.fit_length import LengthLimit
 from align.data.rendering.render_view import document_rows
-from align.engine.adapter_groups import adapters_active, context_window, unwrap_peft
-from align.errors import DataError, IntegrityError
+from align.engine.adapter_groups import adapters_active, context_window
+from align.errors import DataError
 from align.evaluation.scorers import Likelihood
+from align.evaluation.shared_prompts import MAX_LOGITS, Continuation, shared_prompt_logprobs
 from align.models.adapters import LoadedBase
 from align.schema import Messages, Record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.models.decoding import Decoder
-
 Pair = tuple[Messages | str, str]
-Continuation = tuple[Sequence[int], Sequence[int]]
-"""token ids of a prompt, and of what follows it"""
 MarkedRow = tuple[Sequence[int], Sequence[int]]
 """token ids, and 1 for each scored token; the first is never scored"""
 
 _MAX_ROWS = 64
-_MAX_LOGITS = 1 << 27
-"""elements of one pass: half a gigabyte in fp32, of which a divergence needs a few at once"""
-_MAX_CACHED = 1 << 14
-"""tokens of prompts whose keys and values are held, once for every continuation"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,7 @@ def batch_by_length(loaded: LoadedBase, rows: Sequence[MarkedRow]) -> Iterator[P
     order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]), reverse=True)
     vocabulary = loaded.model.config.get_text_config().vocab_size
     while order:
-        size = max(1, min(_MAX_ROWS, _MAX_LOGITS // (vocabulary * len(rows[order[0]][0]))))
+        size = max(1, min(_MAX_ROWS, MAX_LOGITS // (vocabulary * len(rows[order[0]][0]))))
         indices, order = order[:size], order[size:]
         ids = [torch.tensor(list(rows[index][0])) for index in indices]
         marks = [torch.tensor([*rows[index][1][1:], 0], dtype=torch.bool) for index in indices]
@@ -117,78 +110,12 @@ def _logprobs_after(loaded: LoadedBase, adapter: str, rows: Sequence[Continuatio
     """Return the log-prob of each continuation; a prompt that several continue is read once for a batch of them."""
     asked = Counter(tuple(before) for before, _ in rows)
     shared = [index for index, (before, _) in enumerate(rows) if asked[tuple(before)] > 1]
-    decoder = _decoder(loaded) if shared else None
-    results: dict[int, Likelihood] = {}
-    if decoder is not None:
-        shared.sort(key=lambda index: (len(rows[index][0]), rows[index][0], index))
-        for batch in _batches_of_continuations(loaded, rows, shared):
-            with adapters_active(loaded.model, (), adapter):
-                found = _read_prompts_once(decoder, loaded, [rows[index] for index in batch])
-            results |= dict(zip(batch, found, strict=True))
+    read = shared_prompt_logprobs(loaded, adapter, [rows[index] for index in shared]) if shared else []
+    results = dict(zip(shared, read, strict=False))
     alone = [index for index in range(len(rows)) if index not in results]
     marked = [([*before, *after], [0] * len(before) + [1] * len(after)) for before, after in (rows[i] for i in alone)]
     results |= dict(zip(alone, marked_logprobs(loaded, adapter, marked), strict=True))
     return [results[index] for index in range(len(rows))]
-
-
-def _decoder(loaded: LoadedBase) -> Decoder | None:
-    """Return what continues a cache by several tokens at once; None for a model that cannot."""
-    from align.models.decoding import Decoder
-
-    try:
-        decoder = Decoder(unwrap_peft(loaded.model))
-    except IntegrityError:
-        return None
-    return decoder if decoder.can_prefill_in_chunks else None
-
-
-def _batches_of_continuations(
-    loaded: LoadedBase, rows: Sequence[Continuation], order: Sequence[int]
-) -> Iterator[list[int]]:
-    """Yield indices of `order`, longest prompts last, in batches within the three bounds above."""
-    vocabulary = loaded.model.config.get_text_config().vocab_size
-    batch: list[int] = []
-    for index in order:
-        before, _ = rows[index]
-        longest = max(len(rows[one][1]) for one in (*batch, index))
-        size = len(batch) + 1
-        if batch and (
-            size > _MAX_ROWS or size * longest * vocabulary > _MAX_LOGITS or size * len(before) > _MAX_CACHED
-        ):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def _read_prompts_once(decoder: Decoder, loaded: LoadedBase, rows: Sequence[Continuation]) -> list[Likelihood]:
-    """Return the log-probs of a batch of continuations: one pass over the different prompts, one over what follows."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    from align.models.decoding import CachedRows, pad_left
-
-    device = loaded.model.device
-    prompts = {tuple(before): None for before, _ in rows}
-    numbers = {prompt: number for number, prompt in enumerate(prompts)}
-    owners = torch.tensor([numbers[tuple(before)] for before, _ in rows], device=device)
-    ids, mask = pad_left(list(prompts), loaded.tokenizer.pad_token_id, device)
-    after = pad_sequence([torch.tensor(list(tokens)) for _, tokens in rows], batch_first=True).to(device)  # (B, N)
-    counts = torch.tensor([len(tokens) for _, tokens in rows], device=device)
-    real = torch.arange(after.shape[1], device=device) < counts[:, None]
-    with torch.no_grad():
-        cached = CachedRows(mask)
-        logits = decoder.prefill(cached, ids, 0, ids.shape[1])[owners]  # (B, 1, V): of the first token
-        if after.shape[1] > 1:
-            cached.select(owners)
-            cached.mask = torch.cat([cached.mask, real[:, :-1].to(mask.dtype)], dim=1)
-            whole = torch.cat([ids[owners], after[:, :-1]], dim=1)
-            later = decoder.prefill(cached, whole, ids.shape[1], whole.shape[1], after.shape[1] - 1)
-            logits = torch.cat([logits, later], dim=1)
-        logprobs = logits.float().log_softmax(-1).gather(-1, after[..., None])[..., 0]
-    sums = (logprobs * real).sum(dim=1).tolist()
-    return [Likelihood(value, len(tokens)) for value, (_, tokens) in zip(sums, rows, strict=True)]
 
 
 def marked_logprobs(loaded: LoadedBase, adapter: str, rows: Sequence[MarkedRow]) -> list[Likelihood]:

@@ -8,6 +8,7 @@ from align.data.rendering.conversation_rows import render_chat
 from align.engine.adapter_groups import adapters_active
 from align.errors import DataError
 from align.evaluation import likelihood as likelihood_module
+from align.evaluation import shared_prompts
 from align.evaluation.likelihood import continuation_logprobs
 from align.models.adapters import BASE, load_models
 from align.models.loading import Precision
@@ -57,7 +58,7 @@ def test_small_batches_give_the_same(loaded, monkeypatch):
     pairs = [([user(text)], " yes") for text in TEXTS]
     whole = continuation_logprobs(loaded, "adapter0", pairs)
 
-    monkeypatch.setattr(likelihood_module, "_MAX_LOGITS", 1)
+    monkeypatch.setattr(likelihood_module, "MAX_LOGITS", 1)
 
     assert [found.logprob for found in continuation_logprobs(loaded, "adapter0", pairs)] == pytest.approx(
         [found.logprob for found in whole], rel=1e-4
@@ -82,9 +83,9 @@ def test_a_prompt_with_many_continuations_is_read_once(loaded):
     found = continuation_logprobs(loaded, BASE, pairs)
 
     hook.remove()
-    longest = max(len(render_chat(prompt, loaded.tokenizer)) for prompt in prompts)
-    after = max(one.tokens for one in found)
-    assert sum(read) <= longest * len(prompts) + (after - 1) * len(pairs)
+    asked = sum(len(render_chat(prompt, loaded.tokenizer)) for prompt in prompts)
+    assert sum(read) <= asked + sum(one.tokens - 1 for one in found)
+    assert len(read) == 1  # and the prompts share one pass
     for (prompt, label), likelihood in zip(pairs, found, strict=True):
         tokens = loaded.tokenizer.encode(label, add_special_tokens=False)
         expected = _alone(loaded, BASE, render_chat(prompt, loaded.tokenizer), tokens)
@@ -95,11 +96,25 @@ def test_one_prompt_may_have_more_continuations_than_fit_a_batch(loaded, monkeyp
     pairs = [([user("the quick")], f" {word} {number}") for number in range(9) for word in ("yes", "no")]
     whole = continuation_logprobs(loaded, "adapter0", pairs)
 
-    monkeypatch.setattr(likelihood_module, "_MAX_ROWS", 4)
+    monkeypatch.setattr(shared_prompts, "_MAX_PACKED", 16)
 
     assert [found.logprob for found in continuation_logprobs(loaded, "adapter0", pairs)] == pytest.approx(
         [found.logprob for found in whole], rel=1e-4
     )
+
+
+@pytest.mark.parametrize("adapter", ["adapter0", BASE])
+def test_packed_rows_and_a_cache_give_the_same(loaded, adapter, monkeypatch):
+    labels = (" yes", " no", "a", "a lazy dog", "a lazy dog runs", "a lazy", "今天")
+    pairs = [([user(text)], label) for text in [*TEXTS, "the quick " * 200] for label in labels]
+    packed = continuation_logprobs(loaded, adapter, pairs)
+
+    monkeypatch.setattr("align.models.packed.accepts_packed_rows", lambda *_: False)
+    monkeypatch.setattr(shared_prompts, "_MAX_ROWS", 4)
+
+    cached = continuation_logprobs(loaded, adapter, pairs)
+    assert [one.tokens for one in cached] == [one.tokens for one in packed]
+    assert [one.logprob for one in cached] == pytest.approx([one.logprob for one in packed], rel=1e-4)
 
 
 @pytest.mark.parametrize(
