@@ -224,6 +224,61 @@ def test_real_logs_train_every_answer_to_the_user_and_nothing_else(real_data, na
         assert ("assistant", "assistant") not in pairwise(speakers)
 
 
+# sentiment, summaries, translations, as public files hold them
+
+
+TASK_FILES = {
+    "sst2.tsv": "sentence\tlabel\na kettle of a film \t0\n",
+    "banking.csv": 'text,category\n"where is it, my card?",card_arrival\n',
+    "samsum.json": '[{"id": "1", "summary": "s", "dialogue": "A: b"}]',
+    "cnn.csv": "id,article,highlights\n1,long news,short news\n",
+    "xsum.jsonl": '{"document": "d", "summary": "s", "id": "1"}',
+    "opus.jsonl": '{"id": "0", "translation": {"en": "yes", "fr": "oui"}}',
+    "wmt.jsonl": '{"translation": {"de": "ja", "en": "yes"}}',
+    "pairs.tsv": "English\tFrench\nyes\toui\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "prompt", "completion"),
+    [
+        ("sst2.tsv", "glue-sst2:source={}", "a kettle of a film", "negative"),
+        ("banking.csv", "banking77:source={}", "where is it, my card?", "card_arrival"),
+        ("samsum.json", "samsum:source={}", "A: b", "s"),
+        ("cnn.csv", "{}:prompt=article,completion=highlights", "long news", "short news"),
+        ("xsum.jsonl", "{}:prompt=document,completion=summary", "d", "s"),
+        ("opus.jsonl", "{}:prompt=fr,completion=en", "oui", "yes"),
+        ("wmt.jsonl", "opus-books-en-fr:source={},prompt=de,completion=en", "ja", "yes"),
+        ("pairs.tsv", "{}:prompt=English,completion=French", "yes", "oui"),
+    ],
+)
+def test_public_task_files_are_read_by_a_spec(tmp_path, name, spec, prompt, completion):
+    (tmp_path / name).write_text(TASK_FILES[name])
+
+    found = load_records(spec.format(tmp_path / name))
+
+    assert prompt in found.records[0].prompt[-1]["content"]
+    assert learned(found) == [[f"{completion}<|im_end|>"]]
+
+
+def test_tatoebas_pairs_have_no_header_so_a_yaml_names_them(tmp_path):
+    (tmp_path / "fra.txt.tsv").write_text("Go.\tVa !\tCC-BY 2.0\nHi.\tSalut !\tCC-BY 2.0\n")
+    (tmp_path / "pairs.yaml").write_text(
+        "source: fra.txt.tsv\nheader: [en, fr, terms]\ncolumns: {prompt: en, completion: fr}\n"
+    )
+
+    assert [text for text, in learned(load_records(str(tmp_path / "pairs.yaml")))] == [
+        "Va !<|im_end|>", "Salut !<|im_end|>",
+    ]  # fmt: skip
+
+
+def test_a_translation_without_a_direction_is_refused(tmp_path):
+    path = rows(tmp_path / "opus.jsonl", {"translation": {"en": "yes", "fr": "oui"}})
+
+    with pytest.raises(DataError, match=r"holds en, fr, .* add :prompt=en,completion=fr behind the file"):
+        load_records(path)
+
+
 # personas
 
 

@@ -184,6 +184,12 @@ def _is_prompt_completion(row: Row) -> str | None:
     return _is_strict_completion(row) or (f"columns {prompt} and {completion}" if prompt and completion else None)
 
 
+def _is_translation(row: Row) -> str | None:
+    texts = row.get("translation")
+    has_texts = isinstance(texts, dict) and len(texts) > 1 and all(isinstance(text, str) for text in texts.values())
+    return f"texts in {', '.join(map(str, texts))} under translation" if has_texts else None
+
+
 def _is_intent(row: Row) -> str | None:
     """Recognise what a customer said with its intent (Bitext's sample, MultiDoGO's annotated turns, CLINC150)."""
     columns = _first_pair(_INTENTS, row)
@@ -215,7 +221,7 @@ _CONVERSATION = {"messages": CONVERSATIONS, **_LABEL, **_PAIR, **_SYSTEM}
 _MESSAGE_ROWS = {**reshaping.MESSAGE_COLUMNS, **_CONVERSATION, "messages": ("messages",)}
 _ABCD = {**COMMON, "messages": ("original",), "id": ("convo_id", "id")}
 _TRANSCRIPT = {**COMMON, "messages": dialogues.TRANSCRIPTS}
-_LABELLED = {"prompt": ("text", "sentence", "utterance"), "label": ("intent", *_CLASSES), **COMMON}
+_LABELLED = {"prompt": ("text", "sentence", "utterance"), "label": ("intent", "label_text", *_CLASSES), **COMMON}
 _INSTRUCTION = _synonyms(prompt="instruction prompt question", input="input context")
 _ALPACA = {**_INSTRUCTION, "output": _OUTPUTS, **_synonyms(history="history", label="kto_tag"), **_PAIR, **_SYSTEM}
 _JUDGED = {
@@ -264,6 +270,9 @@ FORMATS: dict[str, Format] = {
         answers.read_prompt,
         {"answer": ("answer", "reference", "target"), **_PROMPT},
         lambda row: "a column prompt and no answer to it" if "prompt" in row else None,
+    ),
+    "translation": Format(
+        answers.read_prompt_completion, _COMPLETION, _is_translation, split=reshaping.split_translation
     ),
     "transcript": Format(dialogues.read_transcript, _TRANSCRIPT, dialogues.is_transcript, SPEAKER_TAGS),
     "labels": Format(answers.read_class, _LABELLED, _is_intent),

@@ -241,6 +241,17 @@ def rename_preferred(row: Row, _layout: RowLayout) -> Iterator[PlainRow]:
     yield {**rest, **tools, "prompt": given.get("messages"), **pair}
 
 
+def split_translation(row: Row, layout: RowLayout) -> Iterator[PlainRow]:
+    """Take the texts of one object by language (OPUS, WMT) as columns, of which settings name prompt and completion."""
+    texts = _mapping(row.get("translation"), "translation")
+    if not {"prompt", "completion"} <= layout.columns.keys():
+        asked, answered, *_ = (*map(str, texts), "LANGUAGE", "LANGUAGE")
+        problem = f"holds {', '.join(map(str, texts))}, and nothing says which of them is asked"
+        remedy = f"add :prompt={asked},completion={answered} behind the file, or columns: in a YAML"
+        raise RowError("no direction", "translation", problem, remedy)
+    yield {key: value for key, value in row.items() if key != "translation"} | texts
+
+
 def _mapping(value: Any, field: str) -> dict[str, Any]:
     return require_type(value, dict, field, "not an object", "not an object", "write {key: value}")
 
