@@ -145,11 +145,14 @@ def dpo(config: DpoConfig, run: Run) -> Trained:
 def _set_reference(config: DpoConfig, run: Run, trainer: Any, loaded: LoadedBase) -> None:
     """Freeze the adapter `ref`, prove that it equals the policy, and cache its log-probabilities if possible."""
     from align.models.adapters import attach_beside, drop_reference, freeze_reference
+    from align.models.loading import switch_off_dropout
     from align.models.lora_starts import prove_fresh
     from align.training.reference import PAIRS, add_reference_logps
 
     if config.fresh_adapter:
         attach_beside(loaded, run.parent)
+        if config.trainer.get("disable_dropout", True):
+            switch_off_dropout(loaded.model)
         prove_fresh(loaded.model)
         what = f"{run.parent.reference} itself, frozen beside the new adapter"
     else:

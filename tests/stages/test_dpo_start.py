@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,9 +34,10 @@ def lines_of(root: Path, name: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, tiny_base, demonstrations) -> Path:
-    """A registry with the SFT adapter `start`, which has moved far from its base."""
+    """A registry with the SFT adapter `start`, which has moved far from its base, under dropout."""
     root = tmp_path_factory.mktemp("dpo-start")
-    assert run(sft.STAGE, root, f"model={tiny_base}", f"data={demonstrations}", "name=start", "learning_rate=2e-2") == 0
+    words = [f"model={tiny_base}", f"data={demonstrations}", "name=start", "learning_rate=2e-2", "lora.dropout=0.2"]
+    assert run(sft.STAGE, root, *words) == 0
     return root
 
 
@@ -60,6 +63,7 @@ def test_the_first_loss_is_ln_2_and_the_first_rewards_are_0(root, tiny_base, pre
         pytest.importorskip("bitsandbytes", reason="quantization needs align[qlora]")
 
     words = STARTS[name] or [f"model={tiny_base}"]
+    shutil.rmtree(open_registry(root).cache_dir / "reference", ignore_errors=True)
     assert run(dpo.STAGE, root, *words, f"data={preferences}", f"name={name}") == 0
 
     first = lines_of(root, name)[0]
@@ -111,7 +115,7 @@ def test_a_reference_that_was_not_computed_by_this_model_ends_the_run(root, pref
 
     assert run(dpo.STAGE, root, "model=start", f"data={preferences}", "name=shifted") == 4
 
-    assert "step 1, found (expected): rewards/chosen 0.05" in capsys.readouterr().err
+    assert re.search(r"step 1, found \(expected\): rewards/chosen 0\.0(5|49999)", capsys.readouterr().err)
 
 
 def test_dropout_that_is_left_on_is_neither_cached_nor_checked(root, preferences, capsys):
