@@ -12,7 +12,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -252,13 +252,20 @@ def _counted(rows: Iterable[RawRow], scan: Scan) -> Iterator[RawRow]:
 def _choose_records(records: Iterator[Record], config: SourceDataset) -> Iterator[Record]:
     """Return the records of the wanted part: up to the limit, or those with the smallest random numbers, in order."""
     if config.part:
-        records = (one for one in records if is_held_out(one, config.test_share) == (config.part == "test"))
+        asked_for = config.part == "test"
+        records = (one for one in records if is_held_out(_as_written(one, config), config.test_share) == asked_for)
     if config.seed is None:
         return itertools.islice(records, config.limit)
     draw = random.Random(config.seed).random
     numbered = ((draw(), number, record) for number, record in enumerate(records))
     ordered = sorted(numbered) if config.limit is None else heapq.nsmallest(config.limit, numbered)
     return (record for _, _, record in ordered)
+
+
+def _as_written(record: Record, config: SourceDataset) -> Record:
+    """Return a record without the default system turn, so that a persona moves no row to the other side of a split."""
+    added = config.default_system and record.prompt and record.prompt[0]["content"] == config.default_system
+    return replace(record, prompt=record.prompt[1:]) if added and record.prompt else record
 
 
 class _RowReader:

@@ -306,6 +306,18 @@ def test_personas_are_mixed_and_stay_apart(tmp_path):
     assert said == {("You are kind.", "kind"), ("You are terse.", "terse")}
 
 
+def test_a_persona_moves_no_row_to_the_other_side_of_a_split(tmp_path):
+    path = rows(tmp_path / "a.jsonl", *({"prompt": f"question {number}", "completion": "a"} for number in range(60)))
+
+    bare, kind = (
+        [record.prompt[-1]["content"] for record in load_records(f"{path}:part=test,test_share=0.3{more}").records]
+        for more in ("", ",default_system=You are kind.")
+    )
+
+    assert bare == kind
+    assert 0 < len(bare) < 60
+
+
 def test_raw_text_takes_no_persona(tmp_path):
     path = rows(tmp_path / "a.jsonl", {"text": "a document"})
 

@@ -186,8 +186,9 @@ def _is_prompt_completion(row: Row) -> str | None:
 
 def _is_translation(row: Row) -> str | None:
     texts = row.get("translation")
-    has_texts = isinstance(texts, dict) and len(texts) > 1 and all(isinstance(text, str) for text in texts.values())
-    return f"texts in {', '.join(map(str, texts))} under translation" if has_texts else None
+    if not isinstance(texts, dict) or len(texts) < 2 or not all(isinstance(text, str) for text in texts.values()):
+        return None
+    return f"texts in {', '.join(map(str, texts))} under translation"
 
 
 def _is_intent(row: Row) -> str | None:
