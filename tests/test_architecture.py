@@ -31,7 +31,9 @@ PACKAGES = {
     "data", "registry", "world", "models", "training", "rewards", "rl", "engine", "arena", "server", "evaluation",
 }  # fmt: skip
 STAGES = {f"align.{name}" for name in commands.STAGES}
-DOORS = {f"align.{name}" for name in ("__main__", *commands.TOOLS) if name not in PACKAGES}
+DOORS = {f"align.{name}" for name in ("__main__", *commands.TOOLS) if name not in PACKAGES} | {
+    "align.quickstart_steps", "align.quickstart_real",  # parts of the quickstart, which knows every stage
+}  # fmt: skip
 
 # Which rooms a room may know, besides itself. Every arrow of the design, and no other.
 _LOW = {"floor"}

@@ -36,10 +36,10 @@ _STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
-def render_report(evaluation: Evaluation, lineages: Sequence[Ancestor]) -> str:
-    """Return the report as HTML."""
+def render_report(evaluation: Evaluation, lineages: Sequence[Ancestor], also: Sequence[Evaluation] = ()) -> str:
+    """Return the report as HTML; `also` are evaluations of the same models on other data."""
     result = evaluation.result
-    sections = [*_sections(evaluation, lineages)]
+    sections = [*_sections(evaluation, lineages, also)]
     links = [tag("a", title, href=f"#{anchor}") for anchor, title, _ in sections]
     bodies = [tag("section", tag("h2", title), body, id=anchor) for anchor, title, body in sections]
     head = tag(
@@ -64,7 +64,9 @@ def render_report(evaluation: Evaluation, lineages: Sequence[Ancestor]) -> str:
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _sections(evaluation: Evaluation, lineages: Sequence[Ancestor]) -> Iterator[tuple[str, str, Html]]:
+def _sections(
+    evaluation: Evaluation, lineages: Sequence[Ancestor], also: Sequence[Evaluation]
+) -> Iterator[tuple[str, str, Html]]:
     """Yield anchor, title and body of each section."""
     result = evaluation.result
     headline = metric_title(result.headline)
@@ -76,6 +78,9 @@ def _sections(evaluation: Evaluation, lineages: Sequence[Ancestor]) -> Iterator[
         yield "compared", "Against the first model", _comparisons(result)
     if any(model.judged for model in result.models):
         yield "judged", "Judged in pairs", _judged_comparisons(result)
+    for number, other in enumerate(also, start=1):
+        title = f"On {other.result.data['name']}, {other.result.data['rows']:,} records"
+        yield f"also-{number}", title, join(_numbers(other.result), _comparisons(other.result))
     if result.models[0].slices and result.headline:
         note = _note(f"{headline} on parts of the data; the JSON file has every metric.")
         yield "slices", "By language and kind", join(note, *_slices(result))

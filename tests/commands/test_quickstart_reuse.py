@@ -3,7 +3,7 @@
 import pytest
 
 from align.pretrain import STAGE, PretrainConfig
-from align.quickstart import Step, find_reusable
+from align.quickstart_steps import Step, find_reusable
 from align.training.command import run_stage
 from align.world.write import Sizes, write_world
 

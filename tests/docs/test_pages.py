@@ -99,3 +99,13 @@ def test_make_demo_runs_the_quickstart_that_the_readme_shows():
     assert ".venv/bin/python -m align.quickstart" in planned.splitlines()
     assert "make demo" in PAGES["README.md"]
     assert "runs `python -m align.quickstart`" in PAGES["README.md"]
+
+
+def test_make_demo_real_runs_the_quickstart_on_the_real_model():
+    planned = subprocess.run(
+        ["make", "-n", "-C", str(ROOT), "demo-real"], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert ".venv/bin/python -m align.quickstart --real" in planned.splitlines()
+    assert "make demo-real" in PAGES["README.md"]
+    assert "make demo-real" in PAGES["docs/real_model.md"]
