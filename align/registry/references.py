@@ -14,6 +14,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 VERSION = re.compile(r"v?(\d{1,9})")
 LATEST = "latest"
 
+GGUF = ".gguf"
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _REGISTERED = re.compile(rf"(?P<name>{NAME.pattern})(?:@(?P<selector>.*))?")
 
@@ -74,8 +75,8 @@ def parse_reference(reference: str, names: Collection[str]) -> tuple[str, str | 
         version = VERSION.fullmatch(selector or "")  # an alias never looks like a version
         return name, int(version[1]) if version else selector or LATEST
     path = Path(reference).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return path.resolve()
+    if path.suffix == GGUF and not path.is_dir():
+        return _find_gguf(reference, path)
     is_path = "/" in reference or reference.startswith(("~", "."))
     # A bare word is a folder only when a model is in it, so that a misspelt name beside some folder stays an error.
     if path.is_dir() and (is_path or (reference and is_checkpoint(path))):
@@ -93,6 +94,13 @@ def is_local_name(reference: str) -> bool:
 def is_checkpoint(folder: Path) -> bool:
     """Return whether a folder holds a model or an adapter."""
     return any((folder / name).is_file() for name in ("adapter_config.json", "config.json"))
+
+
+def _find_gguf(reference: str, path: Path) -> Path:
+    if path.is_file():
+        return path.resolve()
+    siblings = sorted(file.name for file in path.parent.glob(f"*{GGUF}"))
+    raise IntegrityError(f"{reference}: no such file;{nearest(path.name, siblings) or ' check the path'}")
 
 
 def _parse_absent_path(reference: str, path: Path) -> HubReference:

@@ -17,7 +17,15 @@ from align.registry import added_bases, disk_layout, durable, evaluations, finge
 from align.registry.checkpoint import MANIFEST, Checkpoint, read_folder, read_version
 from align.registry.commit import Staging
 from align.registry.durable import DISK, Disk
-from align.registry.references import LATEST, HubReference, check_alias, check_name, is_local_name, parse_reference
+from align.registry.references import (
+    GGUF,
+    LATEST,
+    HubReference,
+    check_alias,
+    check_name,
+    is_local_name,
+    parse_reference,
+)
 
 
 def open_registry(root: str | Path | None = None, disk: Disk = DISK, *, base: str | None = None) -> Registry:
@@ -93,7 +101,7 @@ class Registry:
         match parse_reference(reference, self._used_names()):
             case HubReference() as repository:
                 return self._resolve_hub(repository)
-            case Path() as file if file.suffix == added_bases.GGUF and file.is_file():
+            case Path() as file if file.suffix == GGUF and file.is_file():
                 checkpoint = read_folder(added_bases.gguf_folder(file, self.root), str(file))
             case Path() as folder:
                 # A version of this registry is the same by path as by name.

@@ -13,7 +13,7 @@ LORA = {"peft_type": "LORA"}
 
 @pytest.fixture
 def filled(registry, commit, tmp_path):
-    """m@v1 (alias best) and m@v2, a plain base in ./plain, and a folder ./data that holds no model."""
+    """m@v1 (alias best) and m@v2, a plain base in ./plain, a folder ./data that holds no model, and files."""
     commit(registry, "m")
     commit(registry, "m")
     registry.set_alias("m", "best", 1)
@@ -22,7 +22,8 @@ def filled(registry, commit, tmp_path):
         (here / folder).mkdir()
     (here / "plain" / "config.json").write_text("{}")
     (here / "m" / "config.json").write_text("{}")
-    (here / "file.txt").write_text("")
+    for file in ("file.txt", "smol.gguf"):
+        (here / file).write_text("")
     return registry
 
 
@@ -71,6 +72,9 @@ def test_references_that_lead_somewhere(filled, tmp_path, reference, found):
         ("./file.txt", IntegrityError, "is a file"),
         ("../../etc", IntegrityError, "no such folder"),
         ("a/b/c", IntegrityError, "no such folder"),
+        ("./smoll.gguf", IntegrityError, r"\./smoll\.gguf: no such file; did you mean smol\.gguf\?"),
+        ("smoll.gguf", IntegrityError, r"smoll\.gguf: no such file; did you mean smol\.gguf\?"),
+        ("elsewhere/smol.gguf", IntegrityError, r"elsewhere/smol\.gguf: no such file; check the path"),
         ("org/model@main", IntegrityError, "write hf://org/model@main"),
         ("hf://model", UsageError, "no hub reference"),
         ("hf://org/model@", UsageError, "no hub reference"),
