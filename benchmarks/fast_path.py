@@ -85,16 +85,10 @@ def make_rows(stage: str, shape: str, vocab: int, count: int) -> list[dict[str, 
 def make_trainer(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Any:
     """A TRL trainer over a Llama with a LoRA, its data set in place."""
     import torch
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
-    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-    from align.kto import add_mismatched
-    from align.training.training_data import TokenisedSplits
-    from align.training.trl_bridge import build_trainer
-
-    disable_progress_bars()
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=options.hidden, intermediate_size=options.hidden * 8 // 3, num_hidden_layers=options.layers,
@@ -106,22 +100,34 @@ def make_trainer(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Any
     auto = AutoModelForSequenceClassification if score else AutoModelForCausalLM
     lora = LoraConfig(r=8, target_modules="all-linear", task_type="SEQ_CLS" if score else "CAUSAL_LM")
     model = get_peft_model(auto.from_config(config).requires_grad_(False), lora)
-    common = {
-        "output_dir": "unused", "per_device_train_batch_size": options.batch, "max_length": None, "bf16": False,
+    return trainer_of(options.stage, model, tokenizer(), Dataset.from_list(rows), options.batch)
+
+
+def trainer_of(stage: str, model: Any, tokenizer: Any, rows: Any, batch: int, *, bf16: bool = False) -> Any:
+    """The TRL trainer of a stage on rows that are tokens already."""
+    import torch
+    from datasets import disable_progress_bars
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+    from align.kto import add_mismatched
+    from align.training.training_data import TokenisedSplits
+    from align.training.trl_bridge import build_trainer
+
+    disable_progress_bars()
+    args: dict[str, Any] = {
+        "output_dir": "unused", "per_device_train_batch_size": batch, "max_length": None, "bf16": bf16,
         "activation_checkpointing": False, "report_to": [], "use_cpu": not torch.cuda.is_available(),
     }  # fmt: skip
-    data = Dataset.from_list(rows)
-    if options.stage == "sft":
-        prepared = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
-        trainer_class, args = SFTTrainer, SFTConfig(**common, **prepared)
-    elif score:
-        trainer_class, args = RewardTrainer, RewardConfig(**common)
-    elif options.stage == "kto":
-        trainer_class, args = KTOTrainer, KTOConfig(**common)
-        data = add_mismatched(data, options.batch, 0)
-    else:
-        trainer_class, args = DPOTrainer, DPOConfig(**common)
-    return build_trainer(trainer_class, model, tokenizer(), args, TokenisedSplits(data))
+    if stage == "sft":
+        args |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
+    if stage == "kto":
+        rows = add_mismatched(rows, batch, 0)
+    classes: dict[str, tuple[Any, Any]] = {
+        "sft": (SFTTrainer, SFTConfig), "reward": (RewardTrainer, RewardConfig), "kto": (KTOTrainer, KTOConfig),
+        "dpo": (DPOTrainer, DPOConfig),
+    }  # fmt: skip
+    trainer_class, config_class = classes[stage]
+    return build_trainer(trainer_class, model, tokenizer, config_class(**args), TokenisedSplits(rows))
 
 
 def tokenizer() -> Any:
@@ -180,8 +186,8 @@ def padded_head(base: Any, trained_only: bool) -> Callable[..., Any]:
     return forward
 
 
-def switches(trainer: Any) -> dict[str, Callable[[], None]]:
-    """What to call before a step to take each variant."""
+def switches(trainer: Any, *, ablations: bool = True) -> dict[str, Callable[[], None]]:
+    """What to call before a step to take each variant; without `ablations` the stock paths and ours alone."""
     from align.models.packed import ATTENTION, use_fast_path
 
     base = trainer.model.get_base_model()
@@ -202,6 +208,7 @@ def switches(trainer: Any) -> dict[str, Callable[[], None]]:
     variants = {STOCK: take(stock, "sdpa"), FAST: take(fast, ATTENTION)}
     if not hasattr(base, "score"):
         variants[FULL] = take(types.MethodType(full_logits(base), base), "sdpa")
+    if FULL in variants and ablations:
         variants |= {name: take(fast, ATTENTION, **{part: False}) for name, part in ABLATED.items()}
         variants |= {
             name: take(types.MethodType(padded_head(base, only), base), "sdpa") for name, only in PADDED.items()
@@ -209,13 +216,13 @@ def switches(trainer: Any) -> dict[str, Callable[[], None]]:
     return variants
 
 
-def step(trainer: Any, batch: dict[str, Any]) -> tuple[float, float]:
-    """Loss and seconds of one training step; gradients are dropped after it."""
+def step(trainer: Any, batch: dict[str, Any], clock: Callable[[], float] = time.perf_counter) -> tuple[float, float]:
+    """Loss and seconds of one training step; its gradients stay until the next."""
     trainer.model.zero_grad()
     trainer.current_gradient_accumulation_steps = 1
-    start = time.perf_counter()
+    start = clock()
     loss = trainer.training_step(trainer.model, dict(batch))
-    return float(loss), time.perf_counter() - start
+    return float(loss), clock() - start
 
 
 def batches(trainer: Any, count: int) -> list[dict[str, Any]]:
@@ -238,9 +245,21 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             losses[name], taken = step(trainer, batch)
             if number:
                 seconds[name].append(taken)
-        worst = max(abs(loss - losses[STOCK]) / (1 + abs(losses[STOCK])) for loss in losses.values())
-        if worst > 1e-4:
-            sys.exit(f"the variants differ: {losses}")
+        refuse_unequal(losses, 1e-4)
+    return summarise(seconds)
+
+
+def refuse_unequal(numbers: dict[str, float], tolerance: float, what: str = "losses") -> None:
+    """End the process when a number of a batch is not that of TRL: what trains other tokens is not compared."""
+    first, *others = numbers.values()
+    worst = max(abs(other - first) / (1 + abs(first)) for other in others)
+    if not worst <= tolerance:
+        found = ", ".join(f"{number:.6f} ({name})" for name, number in numbers.items())
+        sys.exit(f"not compared: the {what} of one batch differ by {worst:.1e}, {tolerance:g} is allowed: {found}")
+
+
+def summarise(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """The median seconds of each variant, and how many times as fast as TRL it was in the same rounds."""
     return {
         name: {"seconds": statistics.median(each), **_ratio(seconds[STOCK], each)} for name, each in seconds.items()
     }
@@ -255,23 +274,32 @@ def peak(options: argparse.Namespace, variant: str) -> float:
     """Peak resident memory, in MiB beyond what was there before the first step, of a process with one variant."""
     keys = ("stage", "shape", "vocab", "hidden", "layers", "batch")
     shape = [word for key in keys for word in (f"--{key}", str(getattr(options, key)))]
-    words = [sys.executable, __file__, "--only", variant, *shape]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return measure_peak([__file__, "--only", variant, *shape])["growth"]
+
+
+def measure_peak(words: list[str]) -> dict[str, float]:
+    """What a script that ends with `watch_peak` found, in a process of its own."""
+    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def run_alone(options: argparse.Namespace) -> None:
-    """Two steps of one variant; prints the growth of the peak."""
+    """Two steps of one variant in this process."""
     trainer = make_trainer(options, make_rows(options.stage, options.shape, options.vocab, options.batch * 2))
-    variants = switches(trainer)
-    variants[options.only]()
+    switches(trainer)[options.only]()
     trainer.model.train()
+    first_two = batches(trainer, 2)
+    watch_peak(lambda: [step(trainer, batch) for batch in first_two])
+
+
+def watch_peak(work: Callable[[], Any]) -> None:
+    """Print the peak of resident memory while something is done, and its growth over what was there, in MiB."""
     before = resident()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    for batch in batches(trainer, 2):
-        step(trainer, batch)
+    work()
     status = Path("/proc/self/status").read_text()
-    sys.stdout.write(f"{int(status.split('VmHWM:')[1].split()[0]) / 1024 - before:.0f}\n")
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    sys.stdout.write(json.dumps({"peak": round(peak), "growth": round(peak - before)}) + "\n")
 
 
 def resident() -> float:

@@ -131,7 +131,7 @@ def prepare(folder: Path, name: str, size: dict[str, int], kind: str) -> None:
     rows = (_chat(row, TOKENS - ANSWER - around, answered) for row in range(4 * ROWS))
     (folder / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     if kind == "ppo":
-        _register_models(folder, name)
+        register_models(folder, folder / name, name)
 
 
 def _chat(row: int, asked: int, answered: int) -> list[dict[str, str]]:
@@ -140,8 +140,8 @@ def _chat(row: int, asked: int, answered: int) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns.items()]
 
 
-def _register_models(folder: Path, name: str) -> None:
-    """A policy and a reward model, as SFT and reward training would leave them but for their numbers."""
+def register_models(root: Path, folder: Path, name: str) -> None:
+    """Register below `root` a policy and a reward model on the base in a folder, with random numbers in them."""
     from align.config import LoraSettings
     from align.models.adapter_config import adapter_parameters
     from align.models.adapters import digests_of_base, save_adapter, start_policy
@@ -149,8 +149,8 @@ def _register_models(folder: Path, name: str) -> None:
     from align.models.loading import Precision
     from align.registry import open_registry
 
-    registry = open_registry(str(folder / "registry"))
-    base = registry.resolve(str(folder / name))
+    registry = open_registry(str(root / "registry"))
+    base = registry.resolve(str(folder))
     for kind, start in (("policy", start_policy), ("reward", start_reward)):
         loaded = start(registry, base, LoraSettings(), Precision(bf16=False))
         for parameter in adapter_parameters(loaded.model, "default"):
