@@ -72,7 +72,7 @@ def small_world(record: Record, completion: str) -> float:
     return judge(record.prompt, completion).gold
 
 
-@reward(needs=("meta.kind", "meta.truth"), answer_only=True)
+@reward(answer_only=True)
 def support_desk(record: Record, completion: str) -> float:
     """The gold score in [0, 1] of an answer to a row of the data sets named `desk-...` (`align.world`)."""
     return judge_answer(record.prompt, ExpectedAnswer.read(record.meta), completion).gold

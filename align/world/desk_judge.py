@@ -88,7 +88,7 @@ class ExpectedAnswer:
             return cls(*(str(meta[key]) for key in ("kind", "topic", "product", "truth")))  # type: ignore[arg-type]
         except KeyError as missing:
             raise DataError(
-                f"judge of the support desk: the row has no column {missing}; use the data sets named desk-..."
+                f"not a row of the desk-... data sets: no column {missing}; take desk-prompts or desk-prompts-eval"
             ) from None
 
 

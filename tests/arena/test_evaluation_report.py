@@ -55,7 +55,8 @@ def page_file(tmp_path_factory):
     result = summarise_runs(runs, EvaluationRequest(data="data"), material, verdicts)
     trees = [Ancestor(name, "policy", "dpo", None, parents=(Ancestor("base@v1", "base", "", None),)) for name in NAMES]
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render_report(Evaluation(result, runs, material), trees), encoding="utf-8")
+    evaluation = Evaluation(result, runs, material)
+    path.write_text(render_report(evaluation, trees, also=[evaluation]), encoding="utf-8")
     return path
 
 
@@ -81,6 +82,7 @@ def test_the_report_fits_and_nothing_in_it_runs_or_calls_out(browser, page_file,
     assert page.locator(".said p", has_text="onerror='alert(1)'").count() > 0
     assert page.locator("svg.track").first.bounding_box()["width"] > 100
     assert page.locator("h2").all_inner_texts()[:3] == ["Gold", "All numbers", "Against the first model"]
+    assert page.get_by_role("heading", name="On <b>data</b>, 40 records").count() == 1
     context.close()
 
 

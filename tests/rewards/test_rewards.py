@@ -13,7 +13,9 @@ from align.ppo import PpoConfig
 from align.rewards import find_reward, reward, reward_names
 from align.rewards.built_in import last_number
 from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
-from align.schema import Record
+from align.rl.gold import GoldRewards
+from align.schema import Record, user
+from align.world.desk_write import DeskSizes, write_desk
 
 
 def score(name, completion, answer="42", weight=1.0, **args):
@@ -397,3 +399,14 @@ def test_a_row_like_those_of_gsm8k_is_matched_by_number(tmp_path, reference, rig
 
     assert match.score_all([record], [right])[0] == {"numeric_match": 1.0}
     assert match.score_all([record], [wrong])[0] == {"numeric_match": 0.0}
+
+
+def test_the_judge_of_the_support_desk_is_a_reward_over_its_own_rows_alone(tmp_path):
+    records = load_records(str(write_desk(tmp_path, 0, DeskSizes(prompts=20))["prompts"]), view="prompt").records
+    chat = next(record for record in records if record.meta["kind"] == "chat")
+    gold = GoldRewards([RewardSettings(name="support_desk")])
+    gold.load(None, records)
+
+    assert gold.measure([chat, chat], ["You are welcome!", ""]) == {"gold_mean": 0.5}
+    with pytest.raises(DataError, match="desk-"):
+        gold.measure([Record(prompt=[user("Hello!")])], ["Hello!"])
