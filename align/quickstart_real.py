@@ -16,7 +16,7 @@ from align import dpo, ppo, reward, sft
 from align.config import write
 from align.quickstart_steps import Step, draw_gold_against_kl, run_steps
 from align.rewards.weighted_rewards import RewardSettings
-from align.rl.ppo_settings import SamplingSettings
+from align.rl.ppo_settings import SamplingSettings, ShapingSettings
 from align.world.desk_write import DeskSizes, write_desk
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ SIZES = DeskSizes()
 
 
 def plan_real_steps(seed: int) -> list[Step]:
-    """Return the four stages on SmolLM2."""
+    """Return the four stages on SmolLM2.
+
+    PPO samples eight answers a prompt and passes over them once: in one packed row the prompt is computed once for all.
+    """
     return [
         Step(sft.STAGE, sft.SftConfig(
             name="desk-sft", model=BASE, data="desk-demonstrations", seed=seed, learning_rate=5e-4,
@@ -49,8 +52,9 @@ def plan_real_steps(seed: int) -> list[Step]:
         )),
         Step(ppo.STAGE, ppo.PpoConfig(
             name="desk-ppo", model="desk-sft", reward_model="desk-reward", data="desk-prompts", seed=seed,
-            learning_rate=2e-4, max_steps=8, rollout_batch_size=32, per_device_train_batch_size=8, num_ppo_epochs=2,
-            kl_coef=0.05, max_length=320, sampling=SamplingSettings(max_new_tokens=48), value="head", gold=[JUDGE],
+            learning_rate=2e-4, max_steps=10, rollout_batch_size=64, per_device_train_batch_size=16, num_ppo_epochs=1,
+            kl_coef=0.05, max_length=320, sampling=SamplingSettings(max_new_tokens=48, num_generations=8),
+            shaping=ShapingSettings(normalize_score=True), value="head", gold=[JUDGE],
             logging_steps=1, save_steps=0,
         )),
     ]  # fmt: skip
