@@ -39,11 +39,11 @@ def plan_real_steps(seed: int) -> list[Step]:
     return [
         Step(sft.STAGE, sft.SftConfig(
             name="desk-sft", model=BASE, data="desk-demonstrations", seed=seed, learning_rate=5e-4,
-            per_device_train_batch_size=8, max_length=320, logging_steps=5, save_steps=0,
+            per_device_train_batch_size=4, max_length=320, logging_steps=10, save_steps=0,
         )),
         Step(reward.STAGE, reward.RewardConfig(
             name="desk-reward", model="desk-sft", data="desk-preferences", eval_data="desk-preferences-eval", seed=seed,
-            learning_rate=5e-4, per_device_train_batch_size=8, max_length=320, logging_steps=5, eval_steps=1000,
+            learning_rate=3e-4, per_device_train_batch_size=4, max_length=320, logging_steps=10, eval_steps=1000,
             save_steps=0,
         )),
         Step(dpo.STAGE, dpo.DpoConfig(
@@ -52,8 +52,8 @@ def plan_real_steps(seed: int) -> list[Step]:
         )),
         Step(ppo.STAGE, ppo.PpoConfig(
             name="desk-ppo", model="desk-sft", reward_model="desk-reward", data="desk-prompts", seed=seed,
-            learning_rate=2e-4, max_steps=10, rollout_batch_size=64, per_device_train_batch_size=16, num_ppo_epochs=1,
-            kl_coef=0.05, max_length=320, sampling=SamplingSettings(max_new_tokens=48, num_generations=8),
+            learning_rate=2e-4, max_steps=8, rollout_batch_size=64, per_device_train_batch_size=16, num_ppo_epochs=1,
+            kl_coef=0.1, max_length=320, sampling=SamplingSettings(max_new_tokens=48, num_generations=8),
             shaping=ShapingSettings(normalize_score=True), value="head", gold=[JUDGE],
             logging_steps=1, save_steps=0,
         )),
@@ -99,7 +99,7 @@ def evaluate_desk(seed: int, registry: Registry) -> list[Evaluation]:
 
     models = [registry.resolve(name).reference for name in LABELS]
     base_first = [registry.resolve(name).reference for name in sorted(LABELS, key=lambda name: name != BASE)]
-    answers, notes = (Sampling(temperature=1.0, max_new_tokens=tokens) for tokens in (64, 96))
+    answers, notes = (Sampling(temperature=0.7, max_new_tokens=tokens) for tokens in (48, 48))
     requests = [
         (models, EvaluationRequest("desk-prompts-eval", answers, seed, reward_model="desk-reward", by=("kind",))),
         (base_first, EvaluationRequest("desk-instructions", notes, seed)),

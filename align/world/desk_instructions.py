@@ -34,13 +34,13 @@ def _pick(rng: random.Random, wordings: tuple[str, ...], name: str, arguments: d
 
 
 def _words_below(rng: random.Random, word: str) -> Instruction:
-    number = rng.choice((15, 20, 25, 30))
+    number = rng.choice((10, 15, 20, 25))
     wordings = ("Use fewer than {1} words.", "Your answer must have less than {1} words.")
     return _pick(rng, wordings, "length_constraints:number_words", {"relation": "less than", "num_words": number})
 
 
 def _words_above(rng: random.Random, word: str) -> Instruction:
-    number = rng.choice((20, 30, 40))
+    number = rng.choice((15, 20, 25))
     wordings = ("Use at least {1} words.", "Write {1} words or more.")
     return _pick(rng, wordings, "length_constraints:number_words", {"relation": "at least", "num_words": number})
 

@@ -33,6 +33,8 @@ class Manner:
     """the true value, or the refusal where the page has none"""
     refuses: bool = False
     """says that it does not know although the page does"""
+    evades: bool = False
+    """says something kind and answers nothing"""
     tone: str = "courteous"
     """courteous, bare, or curt"""
     long: bool = False
@@ -57,11 +59,11 @@ class DeskSizes:
     """Rows of each data set."""
 
     sft: int = 320
-    preference: int = 320
+    preference: int = 256
     preference_eval: int = 40
     prompts: int = 400
-    prompts_eval: int = 160
-    instructions: int = 80
+    prompts_eval: int = 100
+    instructions: int = 48
     prose: int = 26
 
 
@@ -114,16 +116,21 @@ def demonstration_row(rng: random.Random, kind: Kind) -> Row:
 
 _REJECTED = (
     *[Manner(right=False)] * 6, Manner(refuses=True), Manner(tone="curt"), *[Manner(tone="bare")] * 2,
-    *[Manner(long=True)] * 2,
+    *[Manner(long=True)] * 2, *[Manner(evades=True)] * 3,
 )  # fmt: skip
 
 
 def preference_row(rng: random.Random, kind: Kind, *, held_out: bool = False) -> Row:
     """Return a pair in the same words: the best answer against one with a single fault."""
     chat, state = converse(rng, kind, held_out=held_out), rng.getrandbits(32)
-    fault = rng.choice([one for one in _REJECTED if not one.refuses or chat.expected.truth])
+    fault = rng.choice([one for one in _REJECTED if _can_have(chat.expected, one)])
     good, bad = (answer(random.Random(state), chat, manner) for manner in (Manner(), fault))
     return {"prompt": chat.prompt, "chosen": [assistant(good)], "rejected": [assistant(bad)], "kind": kind}
+
+
+def _can_have(expected: ExpectedAnswer, fault: Manner) -> bool:
+    """Return whether a fault is one there: nothing to refuse where nothing is known, nothing to evade in a chat."""
+    return not (fault.refuses and not expected.truth) and not (fault.evades and expected.kind == "chat")
 
 
 def prompt_row(rng: random.Random, kind: Kind, *, held_out: bool = False) -> Row:
@@ -205,7 +212,7 @@ def answer(rng: random.Random, chat: DeskChat, manner: Manner) -> str:
     product = expected.product or rng.choice(chat.page.products)
     body = statement.format(p=product, v=value)
     silent = manner.refuses or (expected.kind == "unknown" and manner.right)
-    if expected.kind == "chat" and manner.right:
+    if manner.evades or (expected.kind == "chat" and manner.right):
         sentences = [goodbye if manner.tone == "courteous" else bare]
     elif silent:
         # "I" stays a capital behind a comma, everything else does not.

@@ -48,7 +48,7 @@ def short_plan():
     for step in plan_real_steps(seed=0):
         update = {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1}
         if step.stage.name == "ppo":
-            sampling = step.config.sampling.model_copy(update={"max_new_tokens": 12})
+            sampling = step.config.sampling.model_copy(update={"max_new_tokens": 12, "num_generations": 2})
             update |= {"max_steps": 1, "rollout_batch_size": 4, "num_ppo_epochs": 1, "sampling": sampling}
         steps.append(dataclasses.replace(step, config=step.config.model_copy(update=update)))
     return steps

@@ -98,6 +98,7 @@ def test_a_row_of_other_data_is_refused():
 FAULTS = {
     "wrong": (Manner(right=False), DeskVerdict(False, True, True)),
     "refuses": (Manner(refuses=True), DeskVerdict(False, True, True)),
+    "evades": (Manner(evades=True), DeskVerdict(False, True, True)),
     "bare": (Manner(tone="bare"), DeskVerdict(True, False, True)),
     "curt": (Manner(tone="curt"), DeskVerdict(True, False, True)),
     "long": (Manner(long=True), DeskVerdict(True, True, False)),
@@ -113,7 +114,7 @@ def test_the_judge_finds_exactly_the_faults_the_generator_put_in(kind, held_out)
         best = answer(Random(state), chat, Manner())
         assert judge_answer(chat.prompt, chat.expected, best).gold == 1, best
         for name, (manner, verdict) in FAULTS.items():
-            if name == "refuses" and not chat.expected.truth:
+            if (name == "refuses" and not chat.expected.truth) or (name == "evades" and kind == "chat"):
                 continue
             text = answer(Random(state), chat, manner)
             assert judge_answer(chat.prompt, chat.expected, text) == verdict, (name, text)
