@@ -62,7 +62,8 @@ def _run(options: argparse.Namespace) -> int:
 
     sampling = sampling_from(options)
     if not 2 <= len(options.models) <= 4:
-        raise UsageError(f"models given: {len(options.models)}; a comparison takes 2 to 4")
+        alone = f"; chat with one by align generate {options.models[0]}" if len(options.models) == 1 else ""
+        raise UsageError(f"models given: {len(options.models)}; a comparison takes 2 to 4{alone}")
     if importlib.util.find_spec("gradio") is None:
         raise MachineError('the comparison page needs gradio, which is not installed; pip install "align[app]"')
     registry = open_registry(options.registry, base=options.base)

@@ -118,7 +118,7 @@ def test_generate_says_what_is_wrong(contest: Registry, capsys, arguments, code,
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([FIRST], 2, "models given: 1; a comparison takes 2 to 4"),
+        ([FIRST], 2, "models given: 1; a comparison takes 2 to 4; chat with one by align generate"),
         ([FIRST, f"{FIRST}@v1"], 2, "the same model as crimson-sft"),
         ([FIRST, "crimson-stf"], 4, "did you mean crimson-sft?"),
         ([FIRST, SECOND, "--host", "0.0.0.0"], 2, "ssh -L"),
