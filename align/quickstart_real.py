@@ -101,7 +101,7 @@ def evaluate_desk(seed: int, registry: Registry) -> list[Evaluation]:
     base_first = [registry.resolve(name).reference for name in sorted(LABELS, key=lambda name: name != BASE)]
     answers, notes = (Sampling(temperature=0.7, max_new_tokens=tokens) for tokens in (48, 48))
     requests = [
-        (models, EvaluationRequest("desk-prompts-eval", answers, seed, reward_model="desk-reward", by=("kind",))),
+        (models, EvaluationRequest("desk-prompts-eval", answers, seed, kl=False, by=("kind",))),
         (base_first, EvaluationRequest("desk-instructions", notes, seed)),
         (base_first, EvaluationRequest("desk-prose", seed=seed)),
     ]
@@ -133,7 +133,6 @@ def draw_gains_and_losses(desk: Evaluation, instructions: Evaluation, prose: Eva
         ("perplexity of general prose", prose, "perplexity", False),
         ("  against base", prose, "perplexity", True),
         ("KL to base a token, on instructions", instructions, "kl_base", False),
-        ("KL to base a token, on the desk's questions", desk, "kl_base", False),
     ]
     lines = []
     for title, evaluation, metric, compared in rows:

@@ -68,7 +68,7 @@ def test_all_stages_register_and_the_table_is_whole_and_a_second_run_reuses_ever
     first = json.loads((Path(registry.resolve("desk-dpo").location) / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     table = [line for line in printed.splitlines() if re.search(r"\d\.\d{3} \[", line)]
-    assert len(table) == 12, printed
+    assert len(table) == 11, printed
     for metric in ("gold score", "right fact", "courteous", "instructions followed", "perplexity of general prose"):
         assert metric in printed
     lineage = printed[printed.index("desk-ppo@v1") :]
