@@ -180,6 +180,16 @@ class StageConfig(Settings):
         """Rows of data in one step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
+    def for_trial(self, rows: int) -> Self:
+        """Return the settings of a trial: a few steps on so many rows each, nothing saved, evaluated or reported."""
+        changes: dict[str, Any] = {
+            "name": "trial", "max_steps": 3, "logging_steps": 1, "save_steps": 0, "warmup_ratio": 0.0, "report_to": [],
+            "gradient_accumulation_steps": 1, "per_device_train_batch_size": rows,
+        }  # fmt: skip
+        without_evaluation = {"eval_data": None, "early_stopping_patience": None}
+        changes |= {key: value for key, value in without_evaluation.items() if key in type(self).model_fields}
+        return self.model_copy(update=changes)
+
 
 class TrainerStageConfig(StageConfig):
     """Settings of the stages whose loop is a TRL or transformers trainer."""

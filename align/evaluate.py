@@ -11,6 +11,7 @@ from align.config import build, write
 from align.engine.options import add_model_options, precision_from
 from align.errors import MachineError, UsageError, guard
 from align.strict_yaml import load_yaml
+from align.waiting import announce
 
 if TYPE_CHECKING:
     from align.evaluation.jsonl_store import JsonlStore
@@ -95,6 +96,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--data: {problem}; give --data NAME (align data list shows some) or --harness TASK, one of them"
         )
+    announce(f"evaluate: {', '.join(options.models)} on {options.data or options.harness}")
     outputs = Outputs(options.json, options.samples, options.report, record=not options.no_record)
     outputs.check()
     registry = open_registry(options.registry, base=options.base)
@@ -103,6 +105,9 @@ def _run(options: argparse.Namespace) -> int:
             registry.check_writable()  # now rather than after the evaluation
         except MachineError as error:
             raise MachineError(f"{error}; --no_record evaluates without recording") from None
+    from align.models.quiet_libraries import import_libraries
+
+    import_libraries("torch", "transformers.modeling_utils", "peft")
     return run_benchmarks(registry, options) if options.harness else evaluate(registry, options, outputs)
 
 

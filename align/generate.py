@@ -19,6 +19,7 @@ from align.engine.options import add_model_options, add_sampling_options, precis
 from align.engine.protocol import Engine, GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
 from align.errors import INTERRUPTED, IntegrityError, UsageError, guard, nearest
 from align.schema import Message, Messages, assistant, user
+from align.waiting import waiting
 
 API_KEY = "ALIGN_TOKEN"
 """environment variable with the key of a server; align.serve reads it too"""
@@ -81,12 +82,13 @@ def _open_engine(options: argparse.Namespace) -> Engine:
             raise UsageError(f"{options.model}: not at {options.url};{nearest(options.model, remote.models)}")
         remote.models = [options.model]
         return remote
-    from align.engine.local import LocalEngine
-    from align.models.adapters import load_models
-    from align.registry import open_registry
+    with waiting(f"loading {options.model}"):
+        from align.engine.local import LocalEngine
+        from align.models.adapters import load_models
+        from align.registry import open_registry
 
-    registry = open_registry(options.registry, base=options.base)
-    engine = LocalEngine(load_models(registry, [options.model], precision_from(options)))
+        registry = open_registry(options.registry, base=options.base)
+        engine = LocalEngine(load_models(registry, [options.model], precision_from(options)))
     for note in engine.notes:
         sys.stderr.write(f"{note}\n")
     return engine

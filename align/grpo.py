@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from align.errors import UsageError
 from align.rewards import RewardContext
 from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
+from align.rl.ppo_settings import FREE_REWARD
 from align.rl.vllm_settings import VllmStageConfig, check_vllm, vllm_arguments
 from align.training.command import main
 from align.training.stage import Stage, Trained, select_metrics
@@ -94,6 +95,13 @@ class GrpoConfig(VllmStageConfig):
     def rows_per_step(self) -> int:
         """Prompts in an optimiser step."""
         return max(1, self.prompts_per_unit // self.save_unit)
+
+    def for_trial(self, rows: int) -> Self:
+        """Return the settings of a trial of one group of completions a step, with a reward that costs nothing."""
+        small = super().for_trial(self.num_generations)
+        trainer = {key: value for key, value in self.trainer.items() if key != "steps_per_generation"}
+        changes = {"rewards": FREE_REWARD, "num_iterations": 1, "max_steps": 2, "trainer": trainer}
+        return small.model_copy(update=changes)
 
     @model_validator(mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
     python benchmarks/memory_plan.py            # all cases: about four minutes on two cores
     python benchmarks/memory_plan.py tiny-lora  # one
+    python benchmarks/memory_plan.py --base FOLDER  # those of a real base (align registry add smollm2)
 
 Measured is the growth of the process's largest resident size from before the model is loaded, after the same stage has
 run once with a model of two layers, so that imports and libraries' own buffers are not counted. Rows have unequal
@@ -14,15 +15,28 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from align.command_line import read_command_line
+from align.config import build
+from align.models.tokenizers import load_tokenizer
+from align.registry import open_registry
+from align.training.command import run_stage
+from align.training.planned_step import PlannedStep
+from align.training.ranks import Ranks
+from align.training.training_data import TrainingData
 
 ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -39,15 +53,22 @@ LARGE = {
 }  # fmt: skip
 
 
+LOG_NORMAL = (5.0, 0.7)
+"""mean and deviation of the logarithms of the lengths of real demonstrations (alpaca's: median 148, 5 % above 470)"""
+
+
 @dataclass(frozen=True)
 class Case:
-    """A model, a batch and the settings of a run."""
+    """A model, a batch and the settings of a run; `stage` is sft, or dpo on pairs."""
 
-    size: dict[str, int]
+    size: dict[str, int] | None
+    """of a new Llama; None takes the real base"""
     rows: int
     tokens: int
     words: list[str] = field(default_factory=list)
-    head: str = "packed"
+    stage: str = "sft"
+    base: str = ""
+    """the folder of the real base, whose rows have the lengths of real ones"""
 
 
 CASES = {
@@ -58,10 +79,17 @@ CASES = {
     "100m-lora-checkpointing": Case(LARGE, 4, 256, ["gradient_checkpointing=true"]),
     "100m-lora-nf4": Case(LARGE, 4, 256, ["quantization=nf4"]),
     "100m-full": Case(LARGE, 2, 256, ["lora=none"]),
-    "tiny-lora-stock": Case(TINY, 8, 512, ["fast_path=false"], "fused"),
-    "100m-lora-stock": Case(LARGE, 4, 256, ["fast_path=false"], "fused"),
-    "100m-full-stock": Case(LARGE, 2, 256, ["lora=none", "fast_path=false"], "fused"),
+    "tiny-lora-stock": Case(TINY, 8, 512, ["fast_path=false"]),
+    "100m-lora-stock": Case(LARGE, 4, 256, ["fast_path=false"]),
+    "100m-full-stock": Case(LARGE, 2, 256, ["lora=none", "fast_path=false"]),
 }
+ARITHMETIC = {"fp32": ["bf16=false"], "bf16": ["bf16=true"]}
+REAL = {
+    f"{stage}-{name}{'-checkpointing' if again else ''}": Case(
+        None, 4, 512, [*words, f"gradient_checkpointing={again}"], stage
+    )
+    for stage in ("sft", "dpo") for name, words in ARITHMETIC.items() for again in (False, True)
+}  # fmt: skip
 
 
 def compare(case: Case) -> dict[str, Any]:
@@ -77,16 +105,15 @@ def compare(case: Case) -> dict[str, Any]:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Run SFT for three steps in this process and compare its peak with the estimate."""
-    from align.config import build
-    from align.models.memory import TrainingPass, estimate_memory
-    from align.registry import open_registry
-    from align.sft import SftConfig
-
+    """Run the stage for four steps in this process and compare its peak with the estimate of the plan."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         tokenizer = _write_base(root / "warm", TINY)
-        _write_base(root / "base", case.size)
+        if case.size is None:
+            (root / "base").symlink_to(case.base)
+            tokenizer = load_tokenizer(open_registry(root / "registry").resolve(str(root / "base")))
+        else:
+            _write_base(root / "base", case.size)
         _write_rows(root / "rows.jsonl", tokenizer, case)
         peaks = _watch_peaks()
         _train(root, "warm", case)
@@ -94,11 +121,21 @@ def measure(case: Case) -> dict[str, Any]:
         ctypes.CDLL(None).malloc_trim(0)
         before = _status("VmRSS")
         _train(root, "base", case)
-        config = build(SftConfig, _settings(root, "base", case))
-        base = open_registry(root / "registry").resolve(str(root / "base"))
-        # Every other row is half as long.
-        work = TrainingPass(case.rows, case.tokens, case.head, filled=0.75)
-        return {"estimate": estimate_memory(base, base, config, work), "measured": peaks[-1] - before}
+        return {"estimate": _estimate(root, case), "measured": peaks[-1] - before}
+
+
+def _estimate(root: Path, case: Case) -> dict[str, int]:
+    """What `--dry-run` prints for the same run."""
+    stage, registry = _stage(case), open_registry(root / "registry")
+    config = build(stage.config, _settings(root, "base", case))
+    base = registry.resolve(config.model)
+    data = TrainingData(stage, config, registry, Ranks(), notify=lambda _: None)
+    rows = data.tokenise_records(data.train, load_tokenizer(base), root / "cache")
+    return PlannedStep(stage, config, registry, base, rows.lengths()).memory(config)
+
+
+def _stage(case: Case) -> Any:
+    return importlib.import_module(f"align.{case.stage}").STAGE
 
 
 def _write_base(folder: Path, size: dict[str, int]) -> Any:
@@ -115,35 +152,42 @@ def _write_base(folder: Path, size: dict[str, int]) -> Any:
 
 
 def _write_rows(path: Path, tokenizer: Any, case: Case) -> None:
-    """Every other row fills the length, the rest half of it; a 7 is one token."""
+    """Every other row fills the length, the rest half of it, or they are as long as real ones; a 7 is one token."""
 
     def chat(row: int, sevens: int) -> list[dict[str, str]]:
         return [{"role": "user", "content": f"{row:03}"}, {"role": "assistant", "content": "7" * sevens}]
 
     around = len(tokenizer.apply_chat_template(chat(0, 0), tokenize=True, return_dict=False))
-    lengths = [case.tokens // (1 + row % 2) - around for row in range(4 * case.rows)]
-    rows = ({"messages": chat(row, length)} for row, length in enumerate(lengths))
+    lengths = [case.tokens // (1 + row % 2) for row in range(4 * case.rows)]
+    if case.size is None:
+        drawn = random.Random(0)
+        lengths = [min(case.tokens, around + 8 + int(drawn.lognormvariate(*LOG_NORMAL))) for _ in range(4 * case.rows)]
+    rows: list[dict[str, Any]] = []
+    for row, length in enumerate(lengths):
+        asked, answer = chat(row, length - around)
+        if case.stage == "sft":
+            rows.append({"messages": [asked, answer]})
+        else:
+            other = chat(row, lengths[row - 1] - around)[1]
+            rows.append(
+                {"prompt": [asked], "chosen": [answer], "rejected": [other | {"content": other["content"] + "8"}]}
+            )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _settings(root: Path, base: str, case: Case) -> dict[str, Any]:
-    from align.command_line import read_command_line
-
     words = [
-        f"model={root / base}", f"data={root / 'rows.jsonl'}", f"name={base}", "bf16=false", "max_steps=3",
-        "save_steps=0", f"max_length={case.tokens}", f"per_device_train_batch_size={case.rows}", *case.words,
+        f"model={root / base}", f"data={root / 'rows.jsonl'}", f"name={base}", "bf16=false", "max_steps=4",
+        "save_steps=0", "on_long=drop",
+        f"max_length={case.tokens}", f"per_device_train_batch_size={case.rows}", *case.words,
     ]  # fmt: skip
     return read_command_line(words).values
 
 
 def _train(root: Path, base: str, case: Case) -> None:
-    from align import sft
-    from align.config import build
-    from align.registry import open_registry
-    from align.training.command import run_stage
-
+    stage = _stage(case)
     with contextlib.redirect_stdout(io.StringIO()):
-        run_stage(sft.STAGE, build(sft.SftConfig, _settings(root, base, case)), open_registry(root / "registry"))
+        run_stage(stage, build(stage.config, _settings(root, base, case)), open_registry(root / "registry"))
 
 
 def _watch_peaks() -> list[int]:
@@ -180,8 +224,12 @@ def main() -> None:
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(Case(**json.loads(sys.argv[2])))))
         return
-    for name in sys.argv[1:] or CASES:
-        found = compare(CASES[name])
+    words, cases = sys.argv[1:], CASES
+    if words[:1] == ["--base"]:
+        cases = {name: replace(case, base=str(Path(words[1]).resolve())) for name, case in REAL.items()}
+        words = words[2:]
+    for name in words or cases:
+        found = compare(cases[name])
         parts = {part: round(size / 2**20) for part, size in found["estimate"].items()}
         measured = found["measured"] / 2**20
         print(f"{name:<24} estimated {parts['total']:>5} MiB, measured {measured:5.0f} MiB, "
@@ -189,5 +237,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     main()

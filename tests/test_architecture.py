@@ -24,7 +24,7 @@ FLOOR = {
     f"align.{name}"
     for name in (
         "errors", "schema", "config", "command_line", "network", "statistics", "strict_yaml",
-        "tuners", "peft_config",
+        "tuners", "peft_config", "waiting",
     )
 } | {"align"}  # fmt: skip
 PACKAGES = {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import sys
 import warnings
+
+from align.waiting import waiting
 
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -52,3 +56,16 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for message, category in _HARMLESS.items():
         warnings.filterwarnings("ignore", message=message, category=category)
+
+
+def import_libraries(*names: str) -> None:
+    """Import libraries that take seconds, quietly, behind a spinner on a terminal."""
+    quiet_libraries()
+    missing = [name for name in names if name not in sys.modules]
+    if not sys.stderr.isatty():
+        for name in missing:
+            importlib.import_module(name)
+    elif missing:
+        with waiting(f"loading libraries: {', '.join(name.partition('.')[0] for name in missing)}"):
+            for name in missing:
+                importlib.import_module(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,6 +11,9 @@ from align.config import Scheduler, Settings, StageConfig
 from align.errors import UsageError
 from align.rewards.weighted_rewards import RewardSettings, WeightedRewards
 from align.rl.gold import GoldRewards
+
+FREE_REWARD = [RewardSettings(name="length", args={"target": 20})]
+"""the rewards of a trial: its time is that of the models"""
 
 KlEstimator = Literal["k1", "k2", "k3"]
 Whitened = Literal["scores", "rewards", "advantages"]
@@ -139,6 +143,13 @@ class PpoConfig(StageConfig):
         much as these where activations are recomputed.
         """
         return self.sampling.batch_size or self.per_device_train_batch_size * (1 if self.gradient_checkpointing else 8)
+
+    def for_trial(self, rows: int) -> Self:
+        """Return the settings of a trial, with one pass over each rollout and a reward that costs nothing."""
+        small = super().for_trial(rows)
+        rollout = math.lcm(rows, self.sampling.num_generations)
+        passes = {"rollout_batch_size": rollout, "num_ppo_epochs": 1, "max_steps": 2}
+        return small.model_copy(update=passes | {"rewards": FREE_REWARD, "gold": []})
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

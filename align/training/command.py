@@ -7,6 +7,7 @@ Imports nothing heavy, so `--help` and a wrong setting answer at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ def _command(stage: Stage, argv: list[str]) -> None:
     if line.print_config:
         write(dump_yaml(config))
         return
+    _announce(stage, config)
     from align.registry import open_registry
 
     registry = open_registry(line.registry)
@@ -45,6 +47,12 @@ def _command(stage: Stage, argv: list[str]) -> None:
     run_stage(stage, config, registry, resume=line.resume, allow_change=line.allow_change)
 
 
+def _announce(stage: Stage, config: StageConfig) -> None:
+    """Write the first line, once for all ranks: stage, start, data and name."""
+    if os.environ.get("RANK", "0") == "0":
+        write(f"{stage.name}: {config.model} on {', '.join(config.data_specs)}, to be {config.name}")
+
+
 def run_stage(
     stage: Stage, config: StageConfig, registry: Registry, *, resume: bool = False, allow_change: tuple[str, ...] = ()
 ) -> Checkpoint:
@@ -53,7 +61,7 @@ def run_stage(
     `allow_change` names the settings in which the resumed run may differ from the one that was saved. Raises the
     AlignError that stopped it; nothing is registered unless training ended well.
     """
-    from align.models.quiet_libraries import quiet_libraries
+    from align.models.quiet_libraries import import_libraries, quiet_libraries
     from align.models.start_checks import check_models
     from align.training.plan import find_unused_settings, preflight
     from align.training.register import register
@@ -71,6 +79,7 @@ def run_stage(
         for line in find_unused_settings(config, started_from.get("model")):
             run.print_line(line)
         run.data.read()
+        import_libraries(*stage.libraries)
         check_models(config, registry, started_from)
         from datasets import disable_progress_bars
         from transformers import set_seed

@@ -6,33 +6,35 @@ The plan gives rows, tokens, steps, trainable parameters and memory.
 from __future__ import annotations
 
 import importlib.util
-import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.config import LoraSettings, StageConfig, write
 from align.data.rendering.template_notices import fold_when_asked, notice_lines
 from align.data.sources import require_files
 from align.data.token_cache import TokenisedDataset
-from align.errors import MachineError, UsageError
+from align.errors import AlignError, MachineError, UsageError
 from align.models.adapter_config import ALL_LINEAR
 from align.models.adapter_kinds import read_adapter_settings
 from align.models.adapters import refuse_reward, tokenizer_checkpoint
 from align.models.base_files import load_text_config
 from align.models.heads import check_score_head
+from align.models.quiet_libraries import import_libraries
 from align.models.start_checks import check_files, check_models, count_trainable
 from align.models.tokenizers import load_tokenizer
 from align.registry import Checkpoint, Registry
+from align.training.advice import advise, free_memory, seconds_text
+from align.training.planned_step import PlannedStep, count_steps, packs, padding_share
 from align.training.ranks import Ranks
 from align.training.stage import Stage
+from align.training.step_time import StepTime, StepTimer
 from align.training.training_data import TrainingData, pack_rows
 from align.training.trl_bridge import check_passthrough
-
-if TYPE_CHECKING:
-    from align.models.memory import LossHead
+from align.waiting import waiting
 
 _BOTH = "pip install {0}, or 'align[{1}]'"
 _INSTALL = {name: _BOTH.format(name, "trackers") for name in ("wandb", "mlflow", "trackio")} | {
@@ -97,6 +99,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     started = preflight(stage, config, registry)
     data = TrainingData(stage, config, registry, Ranks(), notify=lambda _: None)
     data.read()
+    import_libraries("torch", "transformers.modeling_utils", "peft", "datasets")
     check_models(config, registry, started)
     outline = stage.outline if stage.outline and not started else None
     start = outline(config, data.train) if outline else _outline(stage, config, registry, started["model"])
@@ -108,20 +111,47 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
         notes += notice_lines(tokens, len(tokens.rows), start.tokenizer)
         reasons = data.train.dropped | tokens.dropped
         dropped = [f"{count} dropped: {reason}" for reason, count in reasons.items()]
+        step = PlannedStep(stage, config, registry, started.get("model"), tokens.lengths())
         lines = {
             "start": start.start,
             "data": f"{data.train.name}: {len(data.train.records)} rows, {', '.join(dropped) or 'none dropped'}",
             "tokens": _describe_tokens(config, tokens),
-            "steps": _describe_steps(config, tokens),
+            "steps": f"{_count_steps(config, tokens)} of {config.rows_per_step} rows",
             "trainable": f"{start.trainable:,} of {start.total:,} parameters ({start.trainable / start.total:.2%})",
         }
+        free = free_memory()
         if started:
-            lines["memory"] = _describe_memory(stage, config, registry, started["model"], tokens)
+            lines["memory"] = _describe_memory(step.memory(config), free)
         if data.held_out is not None:
             rows = data.tokenise_records(data.held_out, start.tokenizer, Path(cache))
             lines["held out"] = f"{data.held_out.name}: {len(rows.rows)} rows, {rows.tokens} tokens"
-    for key, text in [*lines.items(), *(("note", note) for note in notes)]:
-        write(f"{key:<10} {text}")
+        for key, text in [*lines.items(), *(("note", note) for note in notes)]:
+            write(f"{key:<10} {text}")
+        timer = StepTimer(step, data.train, tokens.rows, _count_steps(config, tokens), start.total, free)
+        for line in _estimate_time(timer, started):
+            write(line)
+
+
+def _estimate_time(timer: StepTimer, started: dict[str, Checkpoint]) -> Iterator[str]:
+    """Yield the line on the time and the advice; what cannot be timed is said so."""
+    took = None
+    with waiting("timing a few steps with fewer layers and random weights"):
+        try:
+            took = timer.estimate()
+            text = _describe_time(took)
+        except AlignError as error:
+            text = f"not estimated: {error}"
+        yield f"{'time':<10} {text}"
+        for line in advise(timer.step, started, timer.free, timer if took else None, took) if started else ():
+            yield f"{'advice':<10} {line}"
+
+
+def _describe_time(took: StepTime) -> str:
+    reference = f" ({seconds_text(took.before)} of it the reference's pass before the first)" if took.before else ""
+    sampled = f"; about {took.new_tokens_per_second:.0f} new tokens a second" if took.new_tokens_per_second else ""
+    between = f"{seconds_text(took.low)} to {seconds_text(took.high)}"
+    times = f"about {seconds_text(took.seconds)} a step ({between}), {seconds_text(took.total)} in all"
+    return f"{times}{reference}{sampled}; an estimate from a few steps on this machine, as busy as it is now"
 
 
 def _outline(stage: Stage, config: StageConfig, registry: Registry, parent: Checkpoint) -> Outline:
@@ -138,50 +168,19 @@ def _describe_tokens(config: StageConfig, tokens: TokenisedDataset) -> str:
     parts = [f"{tokens.tokens} an epoch"]
     if tokens.trained_tokens:
         parts.append(f"{tokens.trained_tokens} of them trained ({tokens.trained_tokens / tokens.tokens:.0%})")
-    return ", ".join([*parts, f"{_padding_share(config, tokens):.0%} padding beside them"])
+    return ", ".join([*parts, f"{padding_share(config, tokens.lengths()):.0%} padding beside them"])
 
 
-def _describe_memory(
-    stage: Stage, config: StageConfig, registry: Registry, parent: Checkpoint, tokens: TokenisedDataset
-) -> str:
-    """Describe the peak memory of a training step by part."""
-    from align.models.memory import TrainingPass, estimate_memory
-
-    base = registry.resolve_base(parent) if parent.is_adapter else parent
-    lengths = tokens.lengths()
-    sampled = config.row_length - config.token_length  # the longest completion that training samples after a row
-    longest = config.row_length if _packs(config) else int(lengths.max()) + sampled
-    head: LossHead = "packed" if stage.head == "fused" and getattr(config, "fast_path", False) else stage.head
-    rows = config.per_device_train_batch_size * lengths.shape[1]
-    step = TrainingPass(rows, longest, head, 1 - _padding_share(config, tokens))
-    sizes = estimate_memory(parent, base, config, step)
-    total = sizes.pop("total")
-    shown = ", ".join(f"{part} {_mebibytes(size)}" for part, size in sizes.items() if size >= 2**19)
-    return f"about {_mebibytes(total)} beside the bare process: {shown}"
+def _describe_memory(sizes: dict[str, int], free: int) -> str:
+    """Describe the peak memory of a training step by part, beside what this machine has."""
+    shown = ", ".join(f"{part} {_mebibytes(size)}" for part, size in sizes.items() if part != "total" and size >= 2**19)
+    return f"about {_mebibytes(sizes['total'])} beside the bare process, of {_mebibytes(free)} free: {shown}"
 
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
-def _describe_steps(config: StageConfig, tokens: TokenisedDataset) -> str:
-    rows = len(pack_rows(tokens.rows, config.max_length) if _packs(config) else tokens.rows)
-    steps = math.ceil(math.ceil(rows / config.rows_per_step) * config.num_train_epochs)
-    return f"{steps if config.max_steps < 0 else config.max_steps} of {config.rows_per_step} rows"
-
-
-def _packs(config: StageConfig) -> bool:
-    return bool(getattr(config, "packing", False))
-
-
-def _padding_share(config: StageConfig, tokens: TokenisedDataset) -> float:
-    """Return the share of padding in batches of shuffled rows, each padded to its longest row."""
-    import numpy
-
-    if _packs(config):
-        return 0.0
-    lengths = numpy.random.default_rng(config.seed).permutation(tokens.lengths())
-    size = config.per_device_train_batch_size
-    batches = numpy.split(lengths, range(size, len(lengths), size))
-    padded = sum(int(batch.max()) * batch.size for batch in batches)
-    return 1 - float(lengths.sum()) / padded
+def _count_steps(config: StageConfig, tokens: TokenisedDataset) -> int:
+    rows = len(pack_rows(tokens.rows, config.max_length) if packs(config) else tokens.rows)
+    return count_steps(config, rows)

@@ -72,6 +72,13 @@ class Stage:
         return "policy" if self.produces == "base" else self.produces
 
     @property
+    def libraries(self) -> list[str]:
+        """The libraries that a run imports and that take seconds."""
+        uses_trl = self.trl_config not in (None, "TrainingArguments")
+        trainers = ["trl.trainer.base_trainer"] if uses_trl else []
+        return ["torch", "transformers.modeling_utils", "peft", "datasets", *trainers]
+
+    @property
     def purpose(self) -> str:
         """The first line of the stage module's docstring."""
         module = sys.modules[self.run.__module__]

@@ -1,0 +1,76 @@
+"""A training step before it is made: the rows and tokens of its passes, and its memory, under any settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from align.config import StageConfig
+from align.registry import Checkpoint, Registry
+from align.training.stage import Stage
+
+if TYPE_CHECKING:
+    import numpy
+
+    from align.models.memory import LossHead, TrainingPass
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step of a stage on rows whose tokens are counted: `lengths` of shape (rows, sequences in a row)."""
+
+    stage: Stage
+    config: StageConfig
+    registry: Registry
+    parent: Checkpoint | None
+    """the start; None for a new model"""
+    lengths: numpy.ndarray
+
+    @property
+    def base(self) -> Checkpoint:
+        """The base under the start."""
+        assert self.parent is not None
+        return self.registry.resolve_base(self.parent) if self.parent.is_adapter else self.parent
+
+    def training_pass(self, config: StageConfig) -> TrainingPass:
+        """Return the largest forward and backward pass under some settings."""
+        from align.models.memory import TrainingPass
+
+        sampled = config.row_length - config.token_length  # the longest completion that training samples after a row
+        longest = config.row_length if packs(config) else int(self.lengths.max()) + sampled
+        fast = self.stage.head == "fused" and getattr(config, "fast_path", False)
+        head: LossHead = "packed" if fast else self.stage.head
+        rows = config.per_device_train_batch_size * self.lengths.shape[1]
+        return TrainingPass(rows, longest, head, 1 - padding_share(config, self.lengths))
+
+    def memory(self, config: StageConfig) -> dict[str, int]:
+        """Return the bytes at the peak of a step under some settings, by part, and their `total`."""
+        from align.models.memory import estimate_memory
+
+        assert self.parent is not None
+        return estimate_memory(self.parent, self.base, config, self.training_pass(config))
+
+
+def packs(config: StageConfig) -> bool:
+    """Return whether rows are joined into rows of max_length tokens."""
+    return bool(getattr(config, "packing", False))
+
+
+def padding_share(config: StageConfig, lengths: Any) -> float:
+    """Return the share of padding in batches of shuffled rows, each padded to its longest row."""
+    import numpy
+
+    if packs(config):
+        return 0.0
+    shuffled = numpy.random.default_rng(config.seed).permutation(lengths)
+    size = config.per_device_train_batch_size
+    batches = numpy.split(shuffled, range(size, len(shuffled), size))
+    padded = sum(int(batch.max()) * batch.size for batch in batches)
+    return 1 - float(shuffled.sum()) / padded
+
+
+def count_steps(config: StageConfig, rows: int) -> int:
+    """Return the optimiser steps of a run on so many rows."""
+    steps = math.ceil(math.ceil(rows / config.rows_per_step) * config.num_train_epochs)
+    return steps if config.max_steps < 0 else config.max_steps

@@ -1,0 +1,231 @@
+"""The time of a training step on this machine, from trials of it at two depths: what a layer adds is the same.
+
+Rows of mean length stand for all. Where a step of the run would take long, fewer rows do, and their time is scaled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from align.config import StageConfig
+from align.errors import UsageError
+from align.training.planned_step import PlannedStep, packs
+from align.training.trial import StepClock, TrialRows, time_trial
+
+if TYPE_CHECKING:
+    from align.data import RecordSet
+
+_SHALLOW, _DEEP = 1, 5
+"""layers of the two trials"""
+_STEP_S = 0.8
+"""seconds that a step of the deeper trial may take by the speed of matrix products; rows are left out above it"""
+_ROW_S = 10.0
+"""the same for a single row, above which there is no trial"""
+_TRAINED, _SAMPLED = 4, 14
+"""operations a weight and token in training an adapter: forward and backward; with sampling and scoring before"""
+_COPIES = 10
+"""bytes a weight of a trial, while it is written and read again"""
+_REFERENCE = 1 / 3
+"""a pass of the reference over some rows, in steps on them"""
+
+Pick = Callable[[Sequence[float]], float]
+Phases = dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step: the estimate, and the lowest and highest that the trials allow."""
+
+    seconds: float
+    low: float
+    high: float
+    steps: int
+    before: float = 0.0
+    """seconds of the reference's pass over the data, before the first step"""
+    new_tokens_per_second: float | None = None
+    """of sampled completions, all of them of full length"""
+
+    @property
+    def total(self) -> float:
+        """The seconds of all steps and of what is before them."""
+        return self.steps * self.seconds + self.before
+
+
+@dataclass
+class StepTimer:
+    """Times a planned step of a run of so many steps by trials on some of its `rows`, tokenised from `records`."""
+
+    step: PlannedStep
+    records: RecordSet
+    rows: Any
+    steps: int
+    parameters: int
+    """of the whole model"""
+    free: int
+    """bytes that a trial may take"""
+    _clocks: dict[tuple[int, str], StepClock] = field(default_factory=dict)
+
+    def estimate(self) -> StepTime:
+        """Return the time of a step under the settings of the run; UsageError when no trial can be afforded."""
+        config = self.step.config
+        seconds, low, high = (self._step_seconds(config, pick) for pick in (mean, min, max))
+        tokens = None
+        if (sampled := config.row_length - config.token_length) and "rollout" in (phases := self._phases(config, mean)):
+            small = config.for_trial(self._rows_of_trial(config))
+            tokens = getattr(small, "rollout_batch_size", 0) * sampled / phases["rollout"]
+        before = 0.0
+        if getattr(config, "cache_reference", False):
+            before = _REFERENCE * seconds * len(self.rows) / config.rows_per_step
+        return StepTime(seconds, min(low, seconds), max(high, seconds), self.steps, before, tokens)
+
+    def ratio(self, changed: StageConfig) -> float:
+        """Return the time of a step under other settings over that as they are, at the depth of the deeper trial."""
+        deep = min(_DEEP, self._layers)
+        ours, theirs = (
+            self._whole_step(config, _phases(self._trial(config, deep), mean)) for config in (self.step.config, changed)
+        )
+        return theirs / ours
+
+    @cached_property
+    def _layers(self) -> int:
+        from align.models.shallow import count_layers
+
+        return count_layers(self.step.base) if self.step.parent is not None else 1
+
+    def _step_seconds(self, config: StageConfig, pick: Pick) -> float:
+        return self._whole_step(config, self._phases(config, pick))
+
+    def _phases(self, config: StageConfig, pick: Pick) -> Phases:
+        """Return the seconds of each phase of a step of the trial, in the whole model."""
+        depths = sorted({min(_SHALLOW, self._layers), min(_DEEP, self._layers)})
+        spans = [_phases(self._trial(config, depth), pick) for depth in depths]
+        if len(spans) == 1:
+            return spans[0]
+        more = (self._layers - depths[0]) / (depths[1] - depths[0])
+        # A layer that seems to take no time is noise.
+        return {key: first + more * max(spans[1][key] - first, 0.0) for key, first in spans[0].items()}
+
+    def _whole_step(self, config: StageConfig, phases: Phases) -> float:
+        """Return the seconds of a whole step of the run from those of the phases of a step of its trial."""
+        small = config.for_trial(self._rows_of_trial(config))
+        epochs = {"update": getattr(config, "num_ppo_epochs", 1)}
+        scale = config.rows_per_step / small.rows_per_step
+        work = self.step.training_pass(config)
+        if work.head in ("fused", "full"):
+            scale /= work.filled  # rows of one length are not padded
+        return scale * sum(seconds * epochs.get(phase, 1) for phase, seconds in phases.items())
+
+    def _trial(self, config: StageConfig, depth: int) -> StepClock:
+        small = config.for_trial(self._rows_of_trial(config))
+        if (key := (depth, repr(small))) not in self._clocks:
+            rows = TrialRows(self.records, self.rows.select(self._average_rows(small)))
+            with self._explained(depth):
+                self._clocks[key] = time_trial(self.step.stage, small, rows, self._models(small, depth))
+        return self._clocks[key]
+
+    @contextmanager
+    def _explained(self, depth: int) -> Iterator[None]:
+        """Raise UsageError where a trial is too large for this machine, fails, or would leave it."""
+        if getattr(self.step.config, "vllm", None) is not None:
+            raise UsageError("with vllm a step is not only of this process")
+        needed = _COPIES * self._weights
+        if self.step.parent is not None:
+            sizes = self.step.memory(self.step.config)
+            needed += sizes["logits"] + sizes["activations"] * depth / self._layers
+        if needed > self.free:
+            raise UsageError(
+                f"steps on {depth} layers need about {needed / 2**30:.1f} GiB, and {self.free / 2**30:.1f} GiB are free"
+            )
+        try:
+            yield
+        except Exception as error:  # a plan that cannot be timed is still a plan
+            first = str(error).partition("\n")[0]
+            raise UsageError(f"steps on {depth} layers could not be made ({type(error).__name__}: {first})") from error
+
+    def _models(self, config: StageConfig, depth: int) -> dict[str, Callable[..., None]]:
+        """Return the functions that write the shallow models of a trial, by the setting that names each."""
+        from align.models.shallow import write_shallow_adapter, write_shallow_base
+
+        if self.step.parent is None:
+            return {}
+        writers: dict[str, Callable[..., None]] = {"base": partial(write_shallow_base, self.step.base, depth)}
+        for setting, reference in config.references.items():
+            checkpoint = self.step.registry.resolve(reference)
+            if checkpoint.is_adapter:
+                writers[setting] = partial(write_shallow_adapter, checkpoint, depth)
+        return writers
+
+    def _average_rows(self, config: StageConfig) -> list[int]:
+        """Return the rows whose tokens are nearest to the mean, as many as the steps of a trial take."""
+        import numpy
+
+        tokens = self.step.lengths.sum(axis=1)
+        wanted = config.rows_per_step * config.max_steps
+        if packs(config):
+            wanted *= max(1, round(config.max_length / tokens.mean()))
+        order = numpy.argsort(numpy.abs(tokens - tokens.mean()), kind="stable")
+        return [int(row) for row in numpy.sort(order[:wanted])]
+
+    def _rows_of_trial(self, config: StageConfig) -> int:
+        """Return the rows of a pass of a trial: those of the run, or as many as can be afforded."""
+        sampled = config.row_length - config.token_length
+        tokens = config.max_length if packs(config) else self.step.lengths.sum(axis=1).mean() + sampled
+        work = (_SAMPLED if sampled else _TRAINED) * self._weights * tokens
+        row = work / self._speed
+        if row > _ROW_S:
+            raise UsageError(f"one row on {_DEEP} layers takes about {row:.0f} s by the speed of matrix products")
+        return max(1, min(config.per_device_train_batch_size, int(_STEP_S / row)))
+
+    @cached_property
+    def _weights(self) -> float:
+        """The weights of the deeper trial that a token is multiplied with: layers and head."""
+        from align.models.base_files import build_shapes
+
+        if self.step.parent is None:
+            return self.parameters
+        model = build_shapes(self.step.base)
+        embeddings = model.get_input_embeddings().weight.numel()
+        everything = sum(parameter.numel() for parameter in model.parameters())
+        head = model.get_output_embeddings().weight
+        layers = everything - embeddings - (0 if head is model.get_input_embeddings().weight else head.numel())
+        return head.numel() + layers * min(1, _DEEP / self._layers)
+
+    @cached_property
+    def _speed(self) -> float:
+        """Operations a second in products of the model's width, in its arithmetic."""
+        from align.models.base_files import load_text_config
+        from align.models.loading import Precision
+
+        width = load_text_config(self.step.base).hidden_size if self.step.parent is not None else 256
+        return matrix_speed(width, bf16=Precision.of(self.step.config).uses_bf16)
+
+
+def matrix_speed(width: int, *, bf16: bool) -> float:
+    """Return the operations a second of this machine in a product of 512 rows of that width, measured."""
+    import torch
+
+    from align.models.loading import current_device
+
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    rows, weights = (torch.ones(size, width, dtype=dtype, device=current_device()) for size in (512, 4 * width))
+    fastest = float("inf")
+    for _ in range(4):
+        begun = time.perf_counter()
+        float((rows @ weights.T)[0, 0])  # reading a number waits for the device
+        fastest = min(fastest, time.perf_counter() - begun)
+    return 2 * rows.numel() * 4 * width / fastest
+
+
+def _phases(clock: StepClock, pick: Pick) -> Phases:
+    """Return the seconds of a step by phase, the first step left out."""
+    seconds = pick(clock.seconds[1:])
+    numbers = clock.numbers[-1]
+    prefix = "tokens_per_second/"
+    shares = {key.removeprefix(prefix): 1 / speed for key, speed in numbers.items() if key.startswith(prefix)}
+    return {key: seconds * share / sum(shares.values()) for key, share in shares.items()} or {"step": seconds}
