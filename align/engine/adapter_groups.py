@@ -7,10 +7,11 @@ change the model for every other user, and silently answer from the wrong adapte
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from align.engine.mixed_lora import joined_deltas
 from align.tuners import LORA, find_obstacle
 
 if TYPE_CHECKING:
@@ -68,16 +69,8 @@ def adapters_active(model: Any, adapters: Sequence[str], adapter_group: str) -> 
     if not adapter_configs(model):
         yield
     elif adapter_group == MIXED:
-        # PEFT 0.21 leaves hooks when a mixed batch raises, which would send later rows through its adapters.
-        before = {module: set(module._forward_pre_hooks) for module in model.modules()}
-        try:
-            with model._enable_peft_forward_hooks(adapter_names=list(adapters)):
-                yield
-        finally:
-            for module, hooks in before.items():
-                for key in set(module._forward_pre_hooks) - hooks:
-                    del module._forward_pre_hooks[key]
-                    module._forward_pre_hooks_with_kwargs.pop(key, None)
+        with joined_deltas(model, adapters) as complete, nullcontext() if complete else _peft_hooks(model, adapters):
+            yield
     elif adapter_group == BASE:
         with model.disable_adapter():
             yield
@@ -88,6 +81,20 @@ def adapters_active(model: Any, adapters: Sequence[str], adapter_group: str) -> 
             yield
         finally:
             model.set_adapter(active, inference_mode=True)
+
+
+@contextmanager
+def _peft_hooks(model: Any, adapters: Sequence[str]) -> Iterator[None]:
+    # PEFT 0.21 leaves hooks when a mixed batch raises, which would send later rows through its adapters.
+    before = {module: set(module._forward_pre_hooks) for module in model.modules()}
+    try:
+        with model._enable_peft_forward_hooks(adapter_names=list(adapters)):
+            yield
+    finally:
+        for module, hooks in before.items():
+            for key in set(module._forward_pre_hooks) - hooks:
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def probe_models(loaded: LoadedBase) -> list[ModelFacts]:

@@ -38,7 +38,9 @@ class CachedRows:
         """Return whether rows can be added and columns cropped: keys and values only, no recurrent states."""
         from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-        plain = (DynamicLayer, DynamicSlidingWindowLayer)
+        from align.models.roomy_cache import RoomyLayer
+
+        plain = (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer)
         return self.cache is None or all(type(layer) in plain for layer in self.cache.layers)
 
     @property
@@ -116,7 +118,10 @@ class Decoder:
 
     def step(self, rows: CachedRows, tokens: Tensor) -> Tensor:
         """Append one token (B,) to every row and return the logits (B, V) of the next."""
+        from align.models.roomy_cache import make_room
+
         rows.add_column()
+        make_room(rows.cache)
         return self._forward(rows, tokens[:, None], rows.mask, 1)[:, -1]
 
     def _forward(self, rows: CachedRows, ids: Tensor, mask: Tensor, last: int) -> Tensor:

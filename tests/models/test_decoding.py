@@ -55,6 +55,35 @@ def test_rows_that_join_and_leave_have_the_logits_of_a_plain_pass(sliding):
             torch.testing.assert_close(of_row, model(input_ids=torch.tensor([[*row, *tokens]])).logits[0, -1])
 
 
+def test_a_step_copies_no_keys_and_values_but_after_rows_changed():
+    set_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZE)).eval()
+    ids, mask = pad_left([[3, 4, 5], [6, 7]], 0, "cpu")
+    decoder, cached = Decoder(model), CachedRows(mask)
+    places, tokens = [], torch.tensor([20, 21])
+
+    with torch.inference_mode():
+        decoder.prefill(cached, ids, 0, 3)
+        for _ in range(100):
+            logits = decoder.step(cached, tokens)
+            places.append(cached.cache.layers[1].keys.data_ptr())
+        other, other_mask = pad_left([[8, 9]], 0, "cpu")
+        joining = CachedRows(other_mask)
+        decoder.prefill(joining, other, 0, 2)
+        cached.append(joining)
+        cached.select(torch.tensor([1, 2]))
+        logits = decoder.step(cached, torch.tensor([22, 23]))
+        cached.resize(50)
+        later = decoder.step(cached, torch.tensor([24, 25]))
+        whole = [[6, 7, *[21] * 100, 22, 24], [8, 9, 23, 25]]
+        for row, of_row, of_later in zip(whole, logits, later, strict=True):
+            torch.testing.assert_close(of_row, model(input_ids=torch.tensor([row[:-1]])).logits[0, -1])
+            if len(row) < 50:
+                torch.testing.assert_close(of_later, model(input_ids=torch.tensor([row])).logits[0, -1])
+
+    assert len(set(places)) == 2  # allocated at the first step, and when the room was full
+
+
 @pytest.mark.parametrize(
     ("ropes", "parts"),
     [
