@@ -32,7 +32,9 @@ _CHANGES_LOGITS = {
     "final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier",
 }  # fmt: skip
 
-_CLOSE = {"float32": 1e-4, "other": 5e-2}
+_CLOSE = {"float32": 1e-4, "other": 3e-2}
+"""of single precision the largest difference, of any other the mean one: over 30 layers in bf16 the stock path differs
+from itself under other padding by up to 0.12, and by 0.012 on average; a row that sees another row by 0.3 on average"""
 _IGNORABLE = {"use_cache", "return_dict", "margin", "num_items_in_batch"}
 _SEQUENCE_STARTS = "cu_seq_lens_q"
 _OF_PACKING = {"position_ids", _SEQUENCE_STARTS, "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
@@ -120,10 +122,13 @@ class FastPath:
             return
         field = "log_probs" if self._has_head else "logits"
         expected, computed = getattr(stock, field).float(), getattr(ours, field).float()
-        difference = float(((expected - computed).abs() / (1 + expected.abs())).max())
+        differences = (expected - computed).abs() / (1 + expected.abs())
+        if self._has_head:
+            differences = differences[stock.label_mask]
         # nf4 weights lie packed in bytes and are multiplied in single precision
         types_of_weights = {parameter.dtype for parameter in self.model.parameters()}
         exact = types_of_weights <= {torch.float32, torch.uint8} and not torch.is_autocast_enabled(expected.device.type)
+        difference = float(differences.max() if exact else differences.mean())
         if difference > _CLOSE["float32" if exact else "other"]:
             self._step_aside(f"the first batch differs from the stock path by {difference:.1e}")
 

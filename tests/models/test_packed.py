@@ -206,19 +206,20 @@ def test_the_head_scores_as_a_full_softmax_does(bias, frozen, monkeypatch):
     assert torch.equal(scores.is_top1, logits.argmax(-1) == targets)
 
 
-def scorer(base: Path):
+def scorer(base: Path, dtype: torch.dtype = torch.float32):
     """A model with TRL's head on it, and its log-probabilities of a batch."""
     from transformers import AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     return model, lambda batch: model(**batch, use_cache=False, fused_lm_head=True)
 
 
-def test_a_first_batch_that_differs_makes_it_step_aside(zoo, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_first_batch_that_differs_makes_it_step_aside(tmp_path, monkeypatch, dtype):
     said: list[str] = []
-    model, score = scorer(zoo("llama"))
+    model, score = scorer(build_zoo_model("llama", tmp_path, initializer_range=1.0), dtype)
     stock = score(batch_of(ROWS)).log_probs
     path = use_fast_path(model, said.append)
     # An attention that takes no notice of where sequences end.

@@ -89,6 +89,15 @@ def test_sft_lowers_held_out_loss_and_raises_the_judged_score(sft):
     assert after["comparison"]["perplexity"]["high"] < 0, (before["metrics"]["perplexity"], after["metrics"])
 
 
+def test_bf16_takes_the_fast_path(root, warm):
+    words = _words(root, "world-demonstrations:limit=40", "half", "smollm2", max_steps=1, warmup_ratio=0, bf16="true")
+
+    ended = warm.run("sft", words)
+
+    assert ended.code == 0, ended.err
+    assert "stock path" not in ended.out
+
+
 def test_dpo_starts_at_ln_2(sft, warm):
     ended = warm.run(
         "dpo", _words(sft, "world-preferences:limit=8", "smol-dpo", "smol-sft", max_steps=1, warmup_ratio=0)
