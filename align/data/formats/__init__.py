@@ -222,7 +222,7 @@ _CONVERSATION = {"messages": CONVERSATIONS, **_LABEL, **_PAIR, **_SYSTEM}
 _MESSAGE_ROWS = {**reshaping.MESSAGE_COLUMNS, **_CONVERSATION, "messages": ("messages",)}
 _ABCD = {**COMMON, "messages": ("original",), "id": ("convo_id", "id")}
 _TRANSCRIPT = {**COMMON, "messages": dialogues.TRANSCRIPTS}
-_LABELLED = {"prompt": ("text", "sentence", "utterance"), "label": ("intent", "label_text", *_CLASSES), **COMMON}
+_LABELLED = {"prompt": ("text", "sentence", "utterance"), "label": (*_CLASSES[:3], "intent", *_CLASSES[3:]), **COMMON}
 _INSTRUCTION = _synonyms(prompt="instruction prompt question", input="input context")
 _ALPACA = {**_INSTRUCTION, "output": _OUTPUTS, **_synonyms(history="history", label="kto_tag"), **_PAIR, **_SYSTEM}
 _JUDGED = {
