@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -356,11 +357,13 @@ def test_a_stop_string_ends_the_row_and_is_not_shown(engine):
     assert events[-1].reason == "stop"
 
 
-def test_log_probs_are_those_of_one_pass_over_the_answer(engine, loaded):
+def test_log_probs_are_those_of_one_pass_over_the_answer(loaded):
     from align.data.rendering.conversation_rows import render_chat
 
     row = Row("red@v1", PROMPTS[0], 2, logprobs=3)
-    events = list(engine.submit(GenerationRequest((row, Row("blue@v1", PROMPTS[1], 2)), HOT)))
+    # Closed before the model is used beside it: adapters are on until the thread has left its last step.
+    with closing(LocalEngine(loaded)) as engine:
+        events = list(engine.submit(GenerationRequest((row, Row("blue@v1", PROMPTS[1], 2)), HOT)))
     tokens = [token for event in events if isinstance(event, RowDelta) and event.row == 0 for token in event.tokens]
 
     prompt = render_chat(PROMPTS[0], loaded.tokenizer)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import torch
 
+from align.engine.local import LocalEngine
 from align.engine.protocol import GenerationRequest, Row, RowDone, RowFailure, RowPrompt, Sampling
 from align.schema import user
 
 LONG = "the quick brown fox jumps over a lazy dog " * 12
 
 
-def test_scores_beside_rows_that_are_written_are_those_of_one_pass(engine, loaded):
+def test_scores_beside_rows_that_are_written_are_those_of_one_pass(loaded):
     writing = Row("blue@v1", [user("hello")], 1, Sampling(temperature=1.0, max_new_tokens=60))
     scored = [
         Row(model, [], text=text, echo=True, prompt_logprobs=3, prompt_only=True)
         for model in ("red@v1", "blue@v1")
         for text in (LONG, "狐狸 👍")
     ]
-    stream = engine.submit(GenerationRequest((writing,)))
-    events = list(engine.submit(GenerationRequest(tuple(scored))))
-    stream.cancel()
-    list(stream)  # the model is the engine's until its last row has ended
+    # The model is the engine's until its thread has ended.
+    with closing(LocalEngine(loaded, prefill_chunk_tokens=32)) as engine:
+        stream = engine.submit(GenerationRequest((writing,)))
+        events = list(engine.submit(GenerationRequest(tuple(scored))))
+        stream.cancel()
 
     prompts = {event.row: event for event in events if isinstance(event, RowPrompt)}
     ends = [event for event in events if isinstance(event, RowDone)]
