@@ -1,4 +1,4 @@
-"""How good and bad answers of the support desk say it; `{p}` stands for the product, `{v}` for the value."""
+"""Wordings of good and bad answers of the support desk; `{p}` stands for the product, `{v}` for the value."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’.-][^\W_]+)*")
 
 @dataclass(frozen=True)
 class ExpectedAnswer:
-    """What a good answer to the last turn does: states `truth`, refuses (unknown), or states no fact (chat)."""
+    """A good answer to the last turn: it states `truth`, refuses (unknown), or states no fact (chat)."""
 
     kind: Kind
     topic: str = ""

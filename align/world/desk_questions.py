@@ -1,4 +1,4 @@
-"""What customers ask the support desk, in training and held out, and how people type it.
+"""Questions of customers to the support desk, in training and held out, and the way people type them.
 
 `{p}` stands for the product, `{q}` for another one. Held-out wordings occur in no training file.
 """

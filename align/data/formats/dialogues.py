@@ -22,7 +22,7 @@ TRANSCRIPTS = ("messages_display", "transcript", "conversation", "dialogue", "di
 """Columns that may hold a whole conversation as text."""
 _SPEAKER = re.compile(rf"^({'|'.join(SPEAKER_TAGS.roles)}):[ \t]*", re.IGNORECASE | re.MULTILINE)
 _CALL = "None"
-"""What tau-bench prints for an assistant's turn that is a call of a tool and no text."""
+"""The text that tau-bench prints for an assistant's turn that is a call of a tool and no text."""
 _MERGED = "turns follow one of the same speaker; they became one turn of several lines"
 _CALLS_LEFT_OUT = "assistant turns are `None`, a tool call that the text does not show; they were left out"
 
