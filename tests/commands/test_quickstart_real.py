@@ -58,7 +58,8 @@ def short_plan():
 @installed
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_all_stages_register_and_the_table_is_whole_and_a_second_run_reuses_everything(tmp_path, capsys):
+def test_all_stages_register_and_the_table_is_whole_and_a_second_run_reuses_everything(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # a narrow table folds its intervals
     registry = open_registry(tmp_path)
 
     evaluations = quickstart_real(0, registry, short_plan(), SIZES)
