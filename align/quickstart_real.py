@@ -99,10 +99,10 @@ def evaluate_desk(seed: int, registry: Registry) -> list[Evaluation]:
 
     models = [registry.resolve(name).reference for name in LABELS]
     base_first = [registry.resolve(name).reference for name in sorted(LABELS, key=lambda name: name != BASE)]
-    answers, notes = (Sampling(temperature=0.7, max_new_tokens=tokens) for tokens in (48, 48))
+    sampling = Sampling(temperature=0.7, max_new_tokens=48)
     requests = [
-        (models, EvaluationRequest("desk-prompts-eval", answers, seed, kl=False, by=("kind",))),
-        (base_first, EvaluationRequest("desk-instructions", notes, seed)),
+        (models, EvaluationRequest("desk-prompts-eval", sampling, seed, kl=False, by=("kind",))),
+        (base_first, EvaluationRequest("desk-instructions", sampling, seed)),
         (base_first, EvaluationRequest("desk-prose", seed=seed)),
     ]
     evaluations = [evaluate(registry, references, request) for references, request in requests]

@@ -282,9 +282,7 @@ def casual(rng: random.Random, text: str) -> str:
         text = greeting + (text[0].lower() + text[1:] if greeting.endswith(", ") and text[:2] != "I " else text)
     text = text + rng.choice(_THANKS) if rng.random() < 0.2 else text
     if rng.random() < 0.3:
-        text = text.lower().rstrip(
-            "?.!",
-        )
+        text = text.lower().rstrip("?.!")
     return _typo(rng, text) if rng.random() < 0.2 else text
 
 

@@ -243,7 +243,7 @@ TASK_FILES = {
     ("name", "spec", "prompt", "completion"),
     [
         ("sst2.tsv", "glue-sst2:source={}", "a kettle of a film", "negative"),
-        ("banking.csv", "banking77:source={}", "where is it, my card?", "card_arrival"),
+        ("banking.csv", "banking77:source={},label=category", "where is it, my card?", "card_arrival"),
         ("samsum.json", "samsum:source={}", "A: b", "s"),
         ("cnn.csv", "{}:prompt=article,completion=highlights", "long news", "short news"),
         ("xsum.jsonl", "{}:prompt=document,completion=summary", "d", "s"),
