@@ -59,11 +59,11 @@ class DeskSizes:
     """Rows of each data set."""
 
     sft: int = 320
-    preference: int = 256
+    preference: int = 208
     preference_eval: int = 40
     prompts: int = 400
     prompts_eval: int = 100
-    instructions: int = 48
+    instructions: int = 40
     prose: int = 26
 
 

@@ -2,10 +2,7 @@
 
 import dataclasses
 import importlib.util
-import json
-import math
 import re
-from pathlib import Path
 
 import pytest
 
@@ -59,7 +56,7 @@ def short_plan():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_stages_register_and_the_table_is_whole_and_a_second_run_reuses_everything(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")  # a narrow table folds its intervals
+    monkeypatch.setenv("COLUMNS", "80")
     registry = open_registry(tmp_path)
 
     evaluations = quickstart_real(0, registry, short_plan(), SIZES)
@@ -67,12 +64,11 @@ def test_all_stages_register_and_the_table_is_whole_and_a_second_run_reuses_ever
     printed = capsys.readouterr().out
     assert registry.names() == NAMES
     assert registry.verify() == []
-    first = json.loads((Path(registry.resolve("desk-dpo").location) / "metrics.jsonl").read_text().splitlines()[0])
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert "step 1 as expected, policy equals reference" in printed
     drawn = printed[printed.index("held-out questions to the desk") : printed.index("PPO during training")]
-    assert sum(re.search(r" \[\S+, \S+\]", line) is not None for line in drawn.splitlines()) == 11, drawn
-    for metric in ("gold score", "right fact", "courteous", "instructions followed", "perplexity of general prose"):
-        assert metric in drawn
+    for model in ("base", "SFT", "DPO", "PPO"):  # eight measures, each on one line with its interval
+        lines = [line for line in drawn.splitlines() if re.search(rf" {model} +\S+ \[\S+, \S+\]", line)]
+        assert len(lines) == (7 if model == "base" else 8), drawn
     lineage = printed[printed.index("desk-ppo@v1") :]
     assert all(f"{name}@v1" in lineage for name in ("desk-sft", "desk-reward", "smollm2"))
     report = (tmp_path / "desk/report.html").read_text(encoding="utf-8")

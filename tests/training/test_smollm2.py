@@ -8,6 +8,8 @@ import math
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,45 @@ def test_a_killed_run_resumes_to_the_same_bits(root, warm):
         for name in ("whole", "killed")
     ]
     assert weights[0] == weights[1]
+
+
+def test_the_server_and_stock_transformers_on_the_merged_model_write_the_same(sft, tmp_path):
+    from openai import OpenAI
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    question = [{"role": "user", "content": "How much is the price of the kettle?"}]
+    align(sft, "registry", "merge", "smol-sft", "--out", tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")
+    written = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+
+    with _serving(sft, "smollm2", "smol-sft") as url:
+        client = OpenAI(base_url=url, api_key="none")
+        asked = {"messages": question, "temperature": 0, "max_tokens": 16}
+        base, tuned = (
+            client.chat.completions.create(model=name, **asked).choices[0].message.content
+            for name in ("smollm2", "smol-sft")
+        )
+        streamed = client.chat.completions.create(model="smol-sft", stream=True, **asked)
+        assert "".join(piece.choices[0].delta.content or "" for piece in streamed if piece.choices) == tuned
+
+    assert tuned == tokenizer.decode(written, skip_special_tokens=True)
+    assert tuned != base
+
+
+@contextmanager
+def _serving(root: Path, *models: str) -> Iterator[str]:
+    """Serve models from a process of its own; give the address of its API."""
+    command = [sys.executable, "-m", "align", "serve", *models, "--port", "0", "--registry", str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = [process.stdout.readline()]
+            while "ready" not in said[-1]:
+                said.append(process.stdout.readline())
+                assert said[-1], said
+            yield "".join(said).split("listening at ")[1].partition(";")[0] + "/v1"
+        finally:
+            process.terminate()
+            process.communicate()
