@@ -49,7 +49,8 @@ def plan_real_steps(seed: int) -> list[Step]:
         )),
         Step(dpo.STAGE, dpo.DpoConfig(
             name="desk-dpo", model="desk-sft", data="desk-preferences", seed=seed, learning_rate=2e-4, beta=0.2,
-            loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], per_device_train_batch_size=8, max_length=320, logging_steps=5, save_steps=0,
+            loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], per_device_train_batch_size=8,
+            max_length=320, logging_steps=5, save_steps=0,
         )),
         Step(ppo.STAGE, ppo.PpoConfig(
             name="desk-ppo", model="desk-sft", reward_model="desk-reward", data="desk-prompts", seed=seed,
