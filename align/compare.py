@@ -19,6 +19,7 @@ from align.engine.options import add_model_options, add_sampling_options, precis
 from align.engine.protocol import Engine, GenerationRequest, Row, RowFailure, Sampling, ShiftedToken
 from align.engine.stream import Stream
 from align.errors import AlignError, MachineError, UsageError, guard
+from align.waiting import announce
 
 if TYPE_CHECKING:
     import socket
@@ -66,6 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(f"models given: {len(options.models)}; a comparison takes 2 to 4{alone}")
     if importlib.util.find_spec("gradio") is None:
         raise MachineError('the comparison page needs gradio, which is not installed; pip install "align[app]"')
+    announce(f"compare: {', '.join(options.models)}")
     registry = open_registry(options.registry, base=options.base)
     checkpoints = _resolve_models(registry, options.models)
     reward = _resolve_reward_model(registry, options.reward_model)
@@ -222,6 +224,9 @@ def _serve(comparison: _Comparison, listener: socket.socket) -> int:
 
 
 def _load_engine(comparison: _Comparison, references: list[str]) -> Engine:
+    from align.models.quiet_libraries import ENGINE, import_quietly
+
+    import_quietly(*ENGINE)
     from align.engine.local import LocalEngine
     from align.models.adapters import load_models
 

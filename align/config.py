@@ -6,6 +6,7 @@ Pydantic says what is allowed; `align.command_line` reads and merges what a user
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import typing
@@ -129,6 +130,20 @@ class StageConfig(Settings):
         if value == 0:
             raise ValueError("0 steps train nothing; give a number, or -1 for num_train_epochs")
         return value
+
+    @model_validator(mode="after")
+    def _some_step_at_full_rate(self) -> Self:
+        if self.max_steps > 0:
+            self.refuse_endless_warmup(self.max_steps)
+        return self
+
+    def refuse_endless_warmup(self, steps: int) -> None:
+        """Raise UsageError when so many steps would all be warmup, which begins at a learning rate of 0."""
+        if self.lr_scheduler_type != "constant" and math.ceil(self.warmup_ratio * steps) >= steps:
+            raise UsageError(
+                f"warmup_ratio={self.warmup_ratio:g}: that is every one of the {steps} steps, so nothing would be "
+                "learned; raise max_steps or set warmup_ratio=0"
+            )
 
     @property
     def references(self) -> dict[str, str]:

@@ -105,9 +105,9 @@ def _run(options: argparse.Namespace) -> int:
             registry.check_writable()  # now rather than after the evaluation
         except MachineError as error:
             raise MachineError(f"{error}; --no_record evaluates without recording") from None
-    from align.models.quiet_libraries import import_libraries
+    from align.models.quiet_libraries import ENGINE, import_libraries
 
-    import_libraries("torch", "transformers.modeling_utils", "peft")
+    import_libraries(*ENGINE)
     return run_benchmarks(registry, options) if options.harness else evaluate(registry, options, outputs)
 
 

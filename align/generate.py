@@ -83,6 +83,9 @@ def _open_engine(options: argparse.Namespace) -> Engine:
         remote.models = [options.model]
         return remote
     with waiting(f"loading {options.model}"):
+        from align.models.quiet_libraries import ENGINE, import_quietly
+
+        import_quietly(*ENGINE)
         from align.engine.local import LocalEngine
         from align.models.adapters import load_models
         from align.registry import open_registry

@@ -145,6 +145,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     from align.models.adapters import prove_frozen_copy, start_policy
     from align.models.loading import Precision, switch_off_dropout
     from align.rl.grpo_rewards import reward_functions
+    from align.rl.rollout_log import time_rollouts
     from align.training.loop import train
     from align.training.reference import FirstStep
     from align.training.training_data import TokenisedSplits
@@ -177,6 +178,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
     )  # fmt: skip
     # Prompts are tokens already; it would render and tokenise texts itself.
     trainer._tokenize_prompts = lambda prompts: (prompts, None, {})
+    time_rollouts(trainer)
     if config.beta:
         prove_frozen_copy(loaded.model, "default", "ref")
         what = f"a frozen copy of {run.parent.reference}"
@@ -184,8 +186,7 @@ def grpo(config: GrpoConfig, run: Run) -> Trained:
         trainer.add_callback(FirstStep(run, first_numbers(config)))
     with warnings.catch_warnings():
         # TRL toggles gradient checkpointing around every rollout, under deprecated names.
-        message = "`gradient_checkpointing_(en|dis)able` is deprecated"
-        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+        warnings.filterwarnings("ignore", "`gradient_checkpointing_(en|dis)able` is deprecated", FutureWarning)
         numbers = train(run, trainer)
     if numbers.get("frac_reward_zero_std") == 1:
         run.print_line(

@@ -165,6 +165,8 @@ def _command(argv: list[str]) -> None:
         raise UsageError("quickstart: takes seed and --registry only, and --real; it goes on with what is registered")
     config = build(QuickstartConfig, line.values)
     registry = open_registry(line.registry)
+    what = "a support desk's assistant from SmolLM2" if config.real else "every stage on a generated world"
+    write(f"quickstart: {what}, in {registry.root}")
     if config.real:
         from align.quickstart_real import quickstart_real
 

@@ -18,6 +18,7 @@ from align.command_line import parse_options
 from align.config import write
 from align.engine.options import add_model_options, precision_from
 from align.errors import MachineError, UsageError, guard
+from align.waiting import announce
 
 if TYPE_CHECKING:
     import socket
@@ -113,6 +114,7 @@ def _serve(registry: Registry, options: argparse.Namespace, limits: ServerLimits
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         extra = "align[serve,app]" if options.ui else "align[serve]"
         raise MachineError(f'the server needs {", ".join(missing)}, not installed here; pip install "{extra}"')
+    announce(f"serve: {', '.join(options.models)}")
     from align.network import is_local, open_port
     from align.server.application import address_of, create_app
 
@@ -160,6 +162,9 @@ def read_token(path: str | None, environment: MutableMapping[str, str] = os.envi
 
 
 def _load(registry: Registry, references: list[str], options: argparse.Namespace) -> LocalEngine:
+    from align.models.quiet_libraries import ENGINE, import_quietly
+
+    import_quietly(*ENGINE)
     from align.engine.local import LocalEngine, default_prefill_chunk
     from align.models.adapters import load_models
 

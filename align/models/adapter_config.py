@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from align.config import AdapterSettings, LoraSettings
 from align.errors import IntegrityError, UsageError, nearest, shorten
 from align.models.adapter_kinds import check_patterns
+from align.models.quiet_libraries import without_optional
 from align.registry import Checkpoint
 from align.tuners import LORA, OWN_TARGETS, tuner_type
 
@@ -129,9 +130,10 @@ def insert_adapter(model: Any, config: PeftConfig, name: str) -> Any:
     """Return `model` with a new adapter of that name in it: a PeftModel, the same one if it is one already."""
     from peft import PeftModel, get_peft_model
 
-    if not isinstance(model, PeftModel):
-        return get_peft_model(model, config, adapter_name=name)
-    model.add_adapter(name, config)
+    with without_optional("bitsandbytes"):  # a quantized base has imported it
+        if not isinstance(model, PeftModel):
+            return get_peft_model(model, config, adapter_name=name)
+        model.add_adapter(name, config)
     return model
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from align.waiting import waiting
 
@@ -19,6 +22,18 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
+
+ENGINE = ("torch", "transformers.modeling_utils", "peft")
+"""the libraries that load a model and its adapters, and take seconds"""
+
+_OPTIONAL = ("bitsandbytes", "wandb", "trackio", "mlflow", "comet_ml", "weave", "scipy", "sklearn")
+"""packages that libraries import because they are installed, and that align imports itself where a run uses them"""
+
+_AVAILABLE = {
+    "is_bitsandbytes_available", "is_scipy_available", "is_sklearn_available", "is_bnb_available",
+    "is_bnb_4bit_available",
+}  # fmt: skip
+"""functions of transformers and PEFT that remember which of these packages are there"""
 
 _CHATTY = (
     # At import: that an optional kernel package for CPU inference is absent; we do not use that path.
@@ -59,13 +74,49 @@ def quiet_libraries() -> None:
 
 
 def import_libraries(*names: str) -> None:
-    """Import libraries that take seconds, quietly, behind a spinner on a terminal."""
-    quiet_libraries()
+    """Import libraries that take seconds, behind a spinner on a terminal."""
     missing = [name for name in names if name not in sys.modules]
-    if not sys.stderr.isatty():
-        for name in missing:
-            importlib.import_module(name)
-    elif missing:
+    if missing and sys.stderr.isatty():
         with waiting(f"loading libraries: {', '.join(name.partition('.')[0] for name in missing)}"):
-            for name in missing:
+            import_quietly(*missing)
+    else:
+        import_quietly(*missing)
+
+
+def import_quietly(*names: str) -> None:
+    """Import libraries without what they can do without, their advice, and garbage collection: all they make stays."""
+    quiet_libraries()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with without_optional():
+            for name in names:
                 importlib.import_module(name)
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextmanager
+def without_optional(*names: str) -> Iterator[None]:
+    """Let libraries find these packages missing, by default all optional ones, unless they are imported already.
+
+    Libraries import them wherever they are installed and do without them elsewhere. What a run asks for (nf4, a
+    tracker) is imported by itself.
+    """
+    hidden = [name for name in names or _OPTIONAL if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None stands for a module that is not there
+    _forget_availability()
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        _forget_availability()
+
+
+def _forget_availability() -> None:
+    """Let libraries look anew for the packages that are hidden or shown."""
+    for module in filter(None, map(sys.modules.get, ("transformers.utils.import_utils", "peft.import_utils"))):
+        for name in _AVAILABLE & vars(module).keys():
+            getattr(module, name).cache_clear()

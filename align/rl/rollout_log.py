@@ -76,3 +76,17 @@ class PhaseTimer:
         tokens = float(rollout.mask.sum())
         by_phase = {f"tokens_per_second/{phase}": tokens / seconds for phase, seconds in self._seconds.items()}
         return {"tokens_per_second": tokens / sum(self._seconds.values())} | by_phase
+
+
+def time_rollouts(trainer: Any) -> None:
+    """Let a GRPO trainer of TRL 1.16 log the completion tokens a second of each rollout, by the name it has in PPO."""
+    sample = trainer._generate_single_turn
+
+    def timed(*args: Any, **options: Any) -> Any:
+        begun = time.perf_counter()
+        completions, logprobs = sample(*args, **options)
+        speed = sum(map(len, completions)) / (time.perf_counter() - begun)
+        trainer._metrics["train"]["tokens_per_second/rollout"].append(speed)
+        return completions, logprobs
+
+    trainer._generate_single_turn = timed

@@ -24,6 +24,8 @@ _GAIN = 0.95
 """the most that is left of memory or time where a setting is said to help"""
 _FASTER = ("bf16=true", "gradient_checkpointing=false", "fast_path=true", "packing=true")
 """the changes that are timed, because they can make a step shorter"""
+_SHORT_S = 60.0
+"""a run of fewer seconds is not worth the trials of faster settings"""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -56,7 +58,7 @@ def advise(
         if not helps_memory and smaller > _ROOM * free:
             continue
         ratio = None
-        if timer is not None and took is not None and words in _FASTER:
+        if timer is not None and took is not None and took.total > _SHORT_S and words in _FASTER:
             ratio = timer.ratio(config)
         helps_time = ratio is not None and ratio <= _GAIN
         if helps_memory or helps_time:

@@ -64,6 +64,7 @@ def run_stage(
     from align.models.quiet_libraries import import_libraries, quiet_libraries
     from align.models.start_checks import check_models
     from align.training.plan import find_unused_settings, preflight
+    from align.training.planned_step import count_steps
     from align.training.register import register
     from align.training.run import open_run
 
@@ -79,6 +80,9 @@ def run_stage(
         for line in find_unused_settings(config, started_from.get("model")):
             run.print_line(line)
         run.data.read()
+        if stage.view != "text" and config.save_unit == 1:
+            # What tokenising drops and packing joins makes fewer steps still.
+            config.refuse_endless_warmup(count_steps(config, len(run.data.train.records)))
         import_libraries(*stage.libraries)
         check_models(config, registry, started_from)
         from datasets import disable_progress_bars

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from align.config import TrainerStageConfig
-from align.errors import DivergedError, PreemptedError, UsageError
+from align.errors import DivergedError, PreemptedError
 from align.models.adapters import tuner_callbacks
 from align.models.packed import use_fast_path
 from align.training.endings import refuse_small_disk
@@ -183,11 +183,7 @@ class GuardCallback(TrainerCallback):
         self._run, self._counted = run, counted
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        if args.get_warmup_steps(state.max_steps) >= state.max_steps:
-            raise UsageError(
-                f"warmup_ratio={self._run.config.warmup_ratio:g}: that is every one of the {state.max_steps} steps, so "
-                "nothing would be learned; raise max_steps or set warmup_ratio=0"
-            )
+        self._run.config.refuse_endless_warmup(state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         numbers, counted = _plain_numbers(logs), self._counted

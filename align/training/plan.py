@@ -99,7 +99,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     started = preflight(stage, config, registry)
     data = TrainingData(stage, config, registry, Ranks(), notify=lambda _: None)
     data.read()
-    import_libraries("torch", "transformers.modeling_utils", "peft", "datasets")
+    import_libraries(*stage.libraries)
     check_models(config, registry, started)
     outline = stage.outline if stage.outline and not started else None
     start = outline(config, data.train) if outline else _outline(stage, config, registry, started["model"])
@@ -108,6 +108,8 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
     has_registry = registry.root.is_dir()
     with nullcontext(registry.cache_dir / "tokens") if has_registry else TemporaryDirectory() as cache:
         tokens = data.tokenise_records(data.train, start.tokenizer, Path(cache))
+        steps = _count_steps(config, tokens)
+        config.refuse_endless_warmup(steps)
         notes += notice_lines(tokens, len(tokens.rows), start.tokenizer)
         reasons = data.train.dropped | tokens.dropped
         dropped = [f"{count} dropped: {reason}" for reason, count in reasons.items()]
@@ -116,7 +118,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
             "start": start.start,
             "data": f"{data.train.name}: {len(data.train.records)} rows, {', '.join(dropped) or 'none dropped'}",
             "tokens": _describe_tokens(config, tokens),
-            "steps": f"{_count_steps(config, tokens)} of {config.rows_per_step} rows",
+            "steps": f"{steps} of {config.rows_per_step} rows",
             "trainable": f"{start.trainable:,} of {start.total:,} parameters ({start.trainable / start.total:.2%})",
         }
         free = free_memory()
@@ -127,7 +129,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
             lines["held out"] = f"{data.held_out.name}: {len(rows.rows)} rows, {rows.tokens} tokens"
         for key, text in [*lines.items(), *(("note", note) for note in notes)]:
             write(f"{key:<10} {text}")
-        timer = StepTimer(step, data.train, tokens.rows, _count_steps(config, tokens), start.total, free)
+        timer = StepTimer(step, data.train, tokens.rows, steps, start.total, free)
         for line in _estimate_time(timer, started):
             write(line)
 

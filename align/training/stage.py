@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig
+from align.models.quiet_libraries import ENGINE
 from align.schema import Kind, View
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ class Stage:
     @property
     def libraries(self) -> list[str]:
         """The libraries that a run imports and that take seconds."""
-        uses_trl = self.trl_config not in (None, "TrainingArguments")
-        trainers = ["trl.trainer.base_trainer"] if uses_trl else []
-        return ["torch", "transformers.modeling_utils", "peft", "datasets", *trainers]
+        named = self.trl_config or "TrainingArguments"
+        trl = [f"trl.trainer.{named.removesuffix('Config').lower()}_trainer"] if named.endswith("Config") else []
+        return [*ENGINE, "datasets", *trl]
 
     @property
     def purpose(self) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from align.data import RecordSet
 
 _SHALLOW, _DEEP = 1, 5
-"""layers of the two trials"""
+"""layers of the two trials; a model of no more layers than the second is tried as it is"""
 _STEP_S = 0.8
 """seconds that a step of the deeper trial may take by the speed of matrix products; rows are left out above it"""
 _ROW_S = 10.0
@@ -76,9 +76,8 @@ class StepTimer:
         config = self.step.config
         seconds, low, high = (self._step_seconds(config, pick) for pick in (mean, min, max))
         tokens = None
-        if (sampled := config.row_length - config.token_length) and "rollout" in (phases := self._phases(config, mean)):
-            small = config.for_trial(self._rows_of_trial(config))
-            tokens = getattr(small, "rollout_batch_size", 0) * sampled / phases["rollout"]
+        if sampled := self._sampled(config):
+            tokens = sampled / self._phases(config, mean)["rollout"]
         before = 0.0
         if getattr(config, "cache_reference", False):
             before = _REFERENCE * seconds * len(self.rows) / config.rows_per_step
@@ -88,7 +87,8 @@ class StepTimer:
         """Return the time of a step under other settings over that as they are, at the depth of the deeper trial."""
         deep = min(_DEEP, self._layers)
         ours, theirs = (
-            self._whole_step(config, _phases(self._trial(config, deep), mean)) for config in (self.step.config, changed)
+            self._whole_step(config, _phases(self._trial(config, deep), mean, self._sampled(config)))
+            for config in (self.step.config, changed)
         )
         return theirs / ours
 
@@ -98,13 +98,19 @@ class StepTimer:
 
         return count_layers(self.step.base) if self.step.parent is not None else 1
 
+    def _sampled(self, config: StageConfig) -> int:
+        """Return the tokens of the rollout of a step of the trial, all of full length; 0 without one."""
+        small = config.for_trial(self._rows_of_trial(config))
+        completions = small.rows_per_step * getattr(config, "num_generations", 1)
+        return getattr(small, "rollout_batch_size", completions) * (config.row_length - config.token_length)
+
     def _step_seconds(self, config: StageConfig, pick: Pick) -> float:
         return self._whole_step(config, self._phases(config, pick))
 
     def _phases(self, config: StageConfig, pick: Pick) -> Phases:
         """Return the seconds of each phase of a step of the trial, in the whole model."""
-        depths = sorted({min(_SHALLOW, self._layers), min(_DEEP, self._layers)})
-        spans = [_phases(self._trial(config, depth), pick) for depth in depths]
+        depths = [self._layers] if self._layers <= _DEEP else [_SHALLOW, _DEEP]
+        spans = [_phases(self._trial(config, depth), pick, self._sampled(config)) for depth in depths]
         if len(spans) == 1:
             return spans[0]
         more = (self._layers - depths[0]) / (depths[1] - depths[0])
@@ -114,7 +120,7 @@ class StepTimer:
     def _whole_step(self, config: StageConfig, phases: Phases) -> float:
         """Return the seconds of a whole step of the run from those of the phases of a step of its trial."""
         small = config.for_trial(self._rows_of_trial(config))
-        epochs = {"update": getattr(config, "num_ppo_epochs", 1)}
+        epochs = {"update": getattr(config, "num_ppo_epochs", getattr(config, "num_iterations", 1))}
         scale = config.rows_per_step / small.rows_per_step
         work = self.step.training_pass(config)
         if work.head in ("fused", "full"):
@@ -222,10 +228,13 @@ def matrix_speed(width: int, *, bf16: bool) -> float:
     return 2 * rows.numel() * 4 * width / fastest
 
 
-def _phases(clock: StepClock, pick: Pick) -> Phases:
-    """Return the seconds of a step by phase, the first step left out."""
+def _phases(clock: StepClock, pick: Pick, sampled: int) -> Phases:
+    """Return the seconds of a step by phase, the first step left out; a rollout samples so many tokens."""
     seconds = pick(clock.seconds[1:])
-    numbers = clock.numbers[-1]
     prefix = "tokens_per_second/"
-    shares = {key.removeprefix(prefix): 1 / speed for key, speed in numbers.items() if key.startswith(prefix)}
-    return {key: seconds * share / sum(shares.values()) for key, share in shares.items()} or {"step": seconds}
+    speeds = {key.removeprefix(prefix): speed for key, speed in clock.numbers[-1].items() if key.startswith(prefix)}
+    if not speeds:
+        return {"step": seconds}
+    shares = {phase: sampled / speed / seconds for phase, speed in speeds.items()}
+    shares.setdefault("update", max(0.0, 1 - shares["rollout"]))
+    return {phase: seconds * share / sum(shares.values()) for phase, share in shares.items()}

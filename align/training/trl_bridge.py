@@ -87,10 +87,13 @@ def build_trainer(
         trainer_class._prepare_dataset = lambda self, rows, *_: rows
     try:
         with unrounded(model):
-            return trainer_class(model=model, args=args, processing_class=tokenizer, **rows, **parts)
+            trainer = trainer_class(model=model, args=args, processing_class=tokenizer, **rows, **parts)
     finally:
         if prepare is not None:
             trainer_class._prepare_dataset = prepare
+    # TRL writes a card for the hub into every checkpoint, and imports every tracker that is installed to do so.
+    trainer.create_model_card = lambda *_, **__: None
+    return trainer
 
 
 def check_passthrough(stage: Stage, config: StageConfig) -> None:

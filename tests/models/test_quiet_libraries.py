@@ -37,3 +37,33 @@ def test_a_run_writes_nothing_to_stderr(tmp_path, tiny_base, demonstrations, qua
     )  # fmt: skip
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+_PLAIN_RUN = """
+import sys
+from align import sft
+from align.training.command import main
+assert main(sft.STAGE, sys.argv[1:]) == 0
+loaded = list(sys.modules)
+from peft.import_utils import is_bnb_available
+print(is_bnb_available(), *loaded, file=sys.stderr)
+"""
+UNUSED = {
+    "bitsandbytes", "torch._inductor.compile_fx", "wandb", "trackio", "mlflow", "comet_ml", "scipy", "sklearn",
+    "gradio", "fastapi", "lm_eval", "tensorboard", "vllm",
+}  # fmt: skip
+
+
+def test_a_plain_run_imports_no_package_that_it_does_not_use(tmp_path, tiny_base, demonstrations):
+    pytest.importorskip("bitsandbytes", reason="what is not installed is not imported either")
+    words = ["--registry", str(tmp_path), f"model={tiny_base}", f"data={demonstrations}", "name=plain", "max_steps=2"]
+
+    done = subprocess.run(
+        [sys.executable, "-c", _PLAIN_RUN, *words, "per_device_train_batch_size=2"],
+        capture_output=True, text=True, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+    available, *loaded = done.stderr.splitlines()[-1].split()
+    assert "trl.trainer.sft_trainer" in loaded
+    assert not UNUSED & set(loaded)
+    assert available == "True"  # for a later run in nf4

@@ -22,6 +22,7 @@ from align.rewards import reward
 from align.rl.vllm_settings import check_vllm, vllm_arguments
 from align.training.command import main, run_stage
 
+CLOCKS = {"tokens_per_second", "tokens_per_second/rollout", "step_time"}
 EGG = [{"name": "keyword", "args": {"words": ["e"]}}]
 
 
@@ -96,7 +97,7 @@ def test_the_reward_rises_and_the_policy_is_registered(shared, settings, decided
     assert sum(curve[-3:]) / 3 > sum(curve[:3]) / 3 + 0.2
     assert made.kind == "policy"
     assert made.manifest["metrics"]["reward"] == curve[-1]
-    assert {"loss", "rewards/keyword/mean", "entropy", "learning_rate", "tokens_per_second"} <= rows[0].keys()
+    assert {"loss", "rewards/keyword/mean", "entropy", "learning_rate", *CLOCKS} <= rows[0].keys()
     assert all(row["num_tokens"] > 0 for row in rows)
 
 
@@ -180,7 +181,7 @@ def test_the_fast_path_changes_no_number(shared, settings, temperature, capsys):
 
     assert "stock path is used" not in capsys.readouterr().out
     for ours, stock in zip(rows[True], rows[False], strict=True):
-        for key in ours.keys() - {"tokens_per_second", "step_time"}:
+        for key in ours.keys() - CLOCKS:
             assert ours[key] == pytest.approx(stock[key], rel=1e-3, abs=1e-5), key
 
 
@@ -250,9 +251,8 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(shared, settings, 
 
     expected = weights(shared, "straight")
     assert all(torch.equal(value, expected[key]) for key, value in weights(shared, name).items())
-    clocks = {"tokens_per_second", "step_time"}
-    assert [{key: row[key] for key in row.keys() - clocks} for row in rows] == [
-        {key: row[key] for key in row.keys() - clocks} for row in logged(shared, "straight")
+    assert [{key: row[key] for key in row.keys() - CLOCKS} for row in rows] == [
+        {key: row[key] for key in row.keys() - CLOCKS} for row in logged(shared, "straight")
     ]
     samples = (folder_of(shared, name) / "samples.jsonl").read_text()
     assert samples == (folder_of(shared, "straight") / "samples.jsonl").read_text()

@@ -47,4 +47,4 @@ def timeless(registry, name):
     rows = [
         json.loads(line) for line in (Path(registry.resolve(name).location) / "metrics.jsonl").read_text().splitlines()
     ]
-    return [{key: row[key] for key in row if key not in ("tokens_per_second", "step_time")} for row in rows]
+    return [{key: row[key] for key in row if "tokens_per_second" not in key and key != "step_time"} for row in rows]

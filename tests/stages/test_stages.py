@@ -257,7 +257,6 @@ def test_sft_over_a_base_in_bf16_runs_on_a_cpu(tmp_path, tiny_base, demonstratio
         ("trainer.optim=foo", 2, "trainer: "),
         ("report_to=[comet_ml]", 6, "report_to=comet_ml: the package comet_ml is not installed"),
         ("report_to=[aim]", 2, "comet_ml"),
-        ("warmup_ratio=0.99", 2, "nothing would be learned"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(tmp_path, tiny_base, demonstrations, capsys, word, code, message):
@@ -272,6 +271,22 @@ def test_what_needs_a_gpu_is_refused_without_one(tmp_path, tiny_base, demonstrat
 
     assert run(sft.STAGE, tmp_path, *words) == 2
     assert "no GPU was found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["max_steps=1"], ["max_steps=-1", "per_device_train_batch_size=64"]])
+@pytest.mark.parametrize("switch", [[], ["--dry-run"]])
+def test_a_run_of_warmup_steps_alone_is_refused_before_the_model_is_loaded(
+    tmp_path, tiny_base, demonstrations, capsys, monkeypatch, words, switch
+):
+    monkeypatch.setattr("align.models.adapters.load_base", None)
+    words = [f"model={tiny_base}", f"data={demonstrations}", "name=z", "warmup_ratio=0.1", *words, *switch]
+
+    assert run(sft.STAGE, tmp_path, *words) == 2
+
+    assert "warmup_ratio=0.1: that is every one of the 1 steps" in capsys.readouterr().err
+    constant = ["lr_scheduler_type=constant", "trainer.output_dir=elsewhere"]
+    assert run(sft.STAGE, tmp_path, *words, *constant) == 2
+    assert "set by align itself" in capsys.readouterr().err  # so the warmup was not refused
 
 
 def test_a_dry_run_finds_what_a_run_would(tmp_path, tiny_base, demonstrations, capsys):
