@@ -44,6 +44,7 @@ STOCK, FULL, FAST = "TRL", "full logits", "align"
 ABLATED = {
     "align, prefixes not shared": "shares_prefixes",
     "align, head gradient in the backward pass": "slopes_forward",
+    "align, layers as the libraries compose them": "fused",
 }
 PADDED = {
     "padded, align's head on trained positions": True,
@@ -200,6 +201,7 @@ def switches(trainer: Any, *, ablations: bool = True) -> dict[str, Callable[[], 
         def switch() -> None:
             base.forward = forward
             base.set_attn_implementation(attention)
+            path.fused.on = parts.get("fused", forward is fast)
             path.shares_prefixes = parts.get("shares_prefixes", True)
             path.slopes_forward = parts.get("slopes_forward", True)
 

@@ -83,12 +83,12 @@ def write_rows(path: Path, stage: str, count: int) -> Path:
 
 
 def read_records(options: argparse.Namespace, stage: str, folder: Path, count: int) -> Any:
-    """The first records of `--data`, or generated ones, as the stage views them."""
+    """The first records of `--data`, or generated ones, as the stage views them: more than needed, as some are long."""
     from align.data import load_records
 
-    source = options.data or str(write_rows(folder / f"{stage}.jsonl", stage, 2 * count))
+    source = options.data or str(write_rows(folder / f"{stage}.jsonl", stage, 8 * count))
     view = importlib.import_module(f"align.{stage}").STAGE.view
-    return load_records([f"{source}:limit={2 * count}"], view=view)
+    return load_records([f"{source}:limit={8 * count}"], view=view)
 
 
 def token_rows(options: argparse.Namespace, stage: str, records: Any, tokenizer: Any, folder: Path, count: int) -> Any:
@@ -99,7 +99,8 @@ def token_rows(options: argparse.Namespace, stage: str, records: Any, tokenizer:
     plan = TokenPlan(shape.view, options.max_length, "drop", shape.columns)
     rows = tokenise(records, tokenizer, plan, cache=folder / "tokens").rows
     if len(rows) < count:
-        sys.exit(f"{options.data}: {len(rows)} rows of at most {options.max_length} tokens, {count} needed; give more")
+        source = options.data or "generated rows"
+        sys.exit(f"{source}: {len(rows)} rows of at most {options.max_length} tokens, {count} needed; give more")
     if options.trl_tokenises and len(rows) < len(records.records):
         sys.exit(f"--trl-tokenises: some rows are longer than {options.max_length} tokens; raise --max-length")
     return rows.select(range(count))

@@ -122,12 +122,12 @@ def generate(models: Any, rollout: Any, stops: list[int]) -> None:
 
 @contextmanager
 def plain_passes(models: Any) -> Iterator[None]:
-    """Padded rows under the library's attention, and the logits of every position."""
+    """Padded rows under the libraries' attention and layers, and the logits of every position."""
     from align.models.packed import ATTENTION
 
     causal, packed = models.model.get_base_model(), models.packed
     causal.set_attn_implementation("sdpa")
-    models.packed = False
+    models.packed = models.fused.on = False
     try:
         with (
             patch("align.rl.experience.compute_policy", plain_policy),
@@ -135,7 +135,7 @@ def plain_passes(models: Any) -> Iterator[None]:
         ):
             yield
     finally:
-        models.packed = packed
+        models.packed, models.fused.on = packed, True
         causal.set_attn_implementation(ATTENTION)
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from align.models.adapters import LoadedBase
 
 _TILE = 2**24
-"""logits held at once"""
+"""logits held at once under a head that learns"""
+FROZEN_TILE = (512, 2048)
+"""tokens and words that are scored at once under a frozen head: few enough to stay in a processor's cache"""
 
 
 class TokenScores(NamedTuple):
@@ -27,7 +29,7 @@ class TokenScores(NamedTuple):
 
 
 def tile_rows(vocabulary: int) -> int:
-    """Return the number of tokens that are scored against the whole vocabulary at once."""
+    """Return the number of tokens that a head that learns scores against the whole vocabulary at once."""
     return max(32, min(512, _TILE // vocabulary))
 
 
@@ -41,7 +43,7 @@ def score_tokens(head: nn.Linear, hidden: Tensor, targets: Tensor, *, frozen: bo
     offset = head.bias.float().mean() if head.bias is not None else 0.0
     with torch.no_grad():
         mean_logits = hidden.float() @ mean + offset
-    rows = tile_rows(head.weight.shape[0])
+    rows = FROZEN_TILE[0] if frozen else tile_rows(head.weight.shape[0])
     tiles = [
         _FrozenTile.apply(states, head.weight, head.bias, wanted)
         if frozen
@@ -61,20 +63,36 @@ def _score_tile(head: nn.Linear, hidden: Tensor, targets: Tensor) -> tuple[Tenso
 
 
 class _FrozenTile(torch.autograd.Function):
-    """log p(target) = z[target] - log sum exp z, so its gradient by the state is W[target] - softmax(z) W."""
+    """log p(target) = z[target] - log sum exp z, so its gradient by the state is W[target] - softmax(z) W.
+
+    The sums go over some words at a time, relative to the largest logit so far (Milakov and Gimelshein 2018).
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Any:
-        logits = nn.functional.linear(hidden, weight, bias).float()
-        highest, best = logits.max(-1)
-        exponents = (logits - highest[:, None]).exp_()
-        total = exponents.sum(-1)
-        wanted = logits.gather(1, targets[:, None])[:, 0]
+        highest, best, wanted = hidden.new_full(targets.shape, -torch.inf).float(), targets, targets.float()
+        total, product = torch.zeros_like(highest), torch.zeros_like(highest)  # of exp z, and of exp z times z
+        expected = torch.zeros_like(hidden, dtype=torch.float32)
+        for begin in range(0, len(weight), FROZEN_TILE[1]):
+            words = slice(begin, begin + FROZEN_TILE[1])
+            part = weight[words]
+            logits = nn.functional.linear(hidden, part, None if bias is None else bias[words]).float()
+            top, place = logits.max(-1)
+            best, raised = torch.where(top > highest, place + begin, best), torch.maximum(highest, top)
+            own = targets - begin
+            found = logits.gather(1, own.clamp(0, len(part) - 1)[:, None])[:, 0]
+            wanted = torch.where((own >= 0) & (own < len(part)), found, wanted)
+            shrink = (highest - raised).exp_()
+            exponents = (logits - raised[:, None]).exp_()
+            total = total.mul_(shrink).add_(exponents.sum(-1))
+            product = product.mul_(shrink).add_(torch.einsum("nv,nv->n", exponents, logits))
+            if ctx.needs_input_grad[0]:
+                expected.mul_(shrink[:, None]).add_(exponents.to(weight.dtype) @ part)
+            highest = raised
         log_total = highest + total.log()
-        entropy = log_total - torch.einsum("nv,nv->n", exponents, logits) / total
         if ctx.needs_input_grad[0]:
-            expected = (exponents.to(weight.dtype) @ weight).float() / total[:, None]
-            ctx.save_for_backward((weight[targets].float() - expected).to(hidden.dtype))
+            ctx.save_for_backward((weight[targets].float() - expected / total[:, None]).to(hidden.dtype))
+        entropy = log_total - product / total
         ctx.mark_non_differentiable(entropy, top := best == targets)
         return wanted - log_total, entropy, top
 

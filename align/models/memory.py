@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from align.config import StageConfig
 from align.models.adapter_config import adapter_modules, has_fused_experts, is_linear
 from align.models.base_files import build_shapes
-from align.models.head_scores import tile_rows
+from align.models.fused_layers import fuse_layers
+from align.models.head_scores import FROZEN_TILE, tile_rows
 from align.models.loading import Precision, checkpoint_activations
 from align.models.packed import FAMILIES
 from align.models.start_checks import build_trained_shapes
@@ -112,6 +113,8 @@ def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict
 
 def _activations(model: Any, config: StageConfig, work: TrainingPass) -> int:
     causal = getattr(model, "get_base_model", lambda: model)()
+    if getattr(config, "fast_path", False) and causal.config.model_type in FAMILIES:
+        fuse_layers(causal)
     saved = _kept_by_autograd(causal, config, work)
     if not config.gradient_checkpointing:
         return saved
@@ -180,7 +183,8 @@ def _logits(model: Any, precision: Precision, work: TrainingPass) -> int:
     if work.head == "full":
         return learned + _FULL_LOGITS * work.positions * vocabulary * _FULL_PRECISION
     if work.head == "packed":
-        tile = min(tile_rows(vocabulary), work.positions) * vocabulary * _FULL_PRECISION
+        tokens, words = (tile_rows(vocabulary), vocabulary) if learned else FROZEN_TILE
+        tile = min(tokens, work.positions) * min(words, vocabulary) * _FULL_PRECISION
         return 2 * learned + _PACKED_TILES["learned" if learned else "frozen"] * tile
     tile = min(work.positions, _TILE_TOKENS) * min(vocabulary, _TILE_VOCABULARY)
     product = tile * (_HALF_PRECISION if precision.uses_bf16 else _FULL_PRECISION)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from align.models.fused_layers import Switch, fuse_layers
 from align.models.head_scores import score_tokens
-from align.models.prefixes import PackedBatch, pack, pair_keys, prompt_keys, token_rows
+from align.models.prefixes import SMALL, PackedBatch, pack, pair_keys, prompt_keys, token_rows
 
 ATTENTION = "align_packed"
 _PATH = "align_fast_path"
@@ -46,6 +47,7 @@ class FastPath:
 
     model: Any
     stock: Callable[..., Any]
+    fused: Switch
     print_line: Callable[[str], None]
     temperature: float = 1.0
     """what the logits are divided by"""
@@ -114,7 +116,10 @@ class FastPath:
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            stock, ours = self.stock(**inputs), self._packed(inputs)
+            self.fused.on = False
+            stock = self.stock(**inputs)
+            self.fused.on = True
+            ours = self._packed(inputs)
         self.model.train(training)
         self.proved = True
         if lost := [key for key in stock if ours.get(key) is None]:
@@ -133,7 +138,7 @@ class FastPath:
             self._step_aside(f"the first batch differs from the stock path by {difference:.1e}")
 
     def _step_aside(self, why: str) -> None:
-        self.active = False
+        self.active = self.fused.on = False
         self.print_line(f"fast path: {why}; the stock path is used")
 
 
@@ -169,7 +174,7 @@ def use_fast_path(model: Any, print_line: Callable[[str], None], temperature: fl
         print_line(f"fast path: not {why}; the stock path is used")
         return None
     _use_packed_attention(base)
-    path = FastPath(base, base.forward, print_line, temperature)
+    path = FastPath(base, base.forward, fuse_layers(base), print_line, temperature)
     base.forward = types.MethodType(lambda _self, *args, **inputs: path.forward(*args, **inputs), base)
     object.__setattr__(base, _PATH, path)
     return path
@@ -231,15 +236,21 @@ def packed_attention(
         "scale": options.get("scaling"), "dropout_p": options.get("dropout", 0.0),
         "enable_gqa": key.shape[1] != query.shape[1],
     }  # fmt: skip
+    # Split, not sliced: the gradient of a slice is as long as the whole row.
+    sizes = [segment.end - segment.begin for segment in packed.segments]
+    parts = zip(packed.segments, *(states.split(sizes, 2) for states in (query, key, value)), strict=True)
+    begun: dict[int, tuple[Tensor, Tensor]] = {}
     answers = []
-    for segment in packed.segments:
-        own = slice(segment.begin, segment.end)
-        keys, values = key[:, :, own], value[:, :, own]
+    for segment, queries, keys, values in parts:
+        begun[segment.begin] = keys, values
         if segment.prefix is not None:
-            prefix = slice(*segment.prefix)
-            keys, values = (torch.cat([states[:, :, prefix], states[:, :, own]], 2) for states in (key, value))
-        mask = segment.mask
-        answers.append(
-            scaled_dot_product_attention(query[:, :, own], keys, values, mask, is_causal=mask is None, **fixed)
-        )
-    return torch.cat(answers, 2).transpose(1, 2).contiguous(), None
+            start, end = segment.prefix
+            shared = (states[:, :, : end - start] for states in begun[start])
+            keys, values = (torch.cat(both, 2) for both in zip(shared, (keys, values), strict=True))
+        mask, kind = segment.mask, queries.dtype
+        if kind == torch.bfloat16 and queries.device.type == "cpu" and queries.shape[2] <= SMALL:
+            # torch 2.13's kernel takes twice as long for short rows in bfloat16, most of it in its backward pass.
+            queries, keys, values = queries.float(), keys.float(), values.float()
+        found = scaled_dot_product_attention(queries, keys, values, mask, is_causal=mask is None, **fixed)
+        answers.append(found.to(kind).transpose(1, 2))
+    return torch.cat(answers, 1), None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from align.models.adapter_config import adapter_parameters
 from align.models.adapters import LoadedBase, attach_adapter, copy_adapter, prove_frozen_copy, start_policy
+from align.models.fused_layers import Switch, fuse_layers
 from align.models.head_scores import make_score_layer, score_tokens
 from align.models.heads import load_score_head
 from align.models.loading import Precision, checkpoint_activations, switch_off_dropout
@@ -45,6 +46,7 @@ class PpoModels:
     precision: Precision
     packed: bool
     """whether rows are packed: the base must be able to read them so"""
+    fused: Switch
 
     @property
     def model(self) -> Any:
@@ -211,7 +213,7 @@ def load_ppo_models(
         weight = torch.zeros(1, causal.get_input_embeddings().weight.shape[1])
     value_head = make_score_layer(weight).to(loaded.model.device)
     packed = plain_head(causal) is not None and accepts_packed_rows(causal, config.max_length)
-    return PpoModels(loaded, reference, score_head, value_head, value, precision, packed)
+    return PpoModels(loaded, reference, score_head, value_head, value, precision, packed, fuse_layers(causal))
 
 
 def compute_policy(models: PpoModels, layout: BatchLayout, temperature: float) -> PolicyOutput:

@@ -185,6 +185,7 @@ def test_one_sequence_that_begins_another_shares_all_of_it():
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_head_scores_as_a_full_softmax_does(bias, frozen, monkeypatch):
     monkeypatch.setattr("align.models.head_scores._TILE", 40 * 50)  # several tiles
+    monkeypatch.setattr("align.models.head_scores.FROZEN_TILE", (40, 16))
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=bias).double().requires_grad_(not frozen)
     hidden = torch.randn(100, 16, dtype=torch.float64, requires_grad=True)
