@@ -88,7 +88,8 @@ def convert_gguf(file: Path, folder: Path) -> list[str]:
 def add_base(registry: Registry, source: str, name: str | None) -> tuple[Checkpoint, list[str]]:
     """Register a base: a GGUF file, a folder, a hub repository, or a name of `PACKAGES`; return it with notices.
 
-    Its files are copied, or converted. A name that has a version with the same digests keeps it.
+    Its files are copied, or converted. A name that has a version with the same digests keeps it; of two that are added
+    at the same moment both become versions.
     """
     found = _find_packaged(source) if source in PACKAGES else _find_source(registry, source)
     if (name := name or (source if source in PACKAGES else None)) is None:

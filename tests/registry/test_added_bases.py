@@ -58,6 +58,7 @@ def test_another_file_under_the_same_name_is_converted_anew(registry, file, tmp_
     assert registry.resolve(str(copy)).location != first
 
 
+@pytest.mark.slow
 def test_two_conversions_at_once_end_in_one_folder(registry, file):
     with ThreadPoolExecutor(2) as pool:
         found = {checkpoint.location for checkpoint in pool.map(registry.resolve, [str(file)] * 2)}
@@ -66,6 +67,7 @@ def test_two_conversions_at_once_end_in_one_folder(registry, file):
     assert [path.name for path in (registry.cache_dir / "gguf").iterdir()] == [Path(found.pop()).name]
 
 
+@pytest.mark.slow
 def test_a_conversion_that_is_killed_leaves_no_folder_that_looks_whole(registry, file):
     script = f"from align.registry import open_registry; open_registry({str(registry.root)!r}).resolve({str(file)!r})"
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, start_new_session=True)
@@ -80,6 +82,7 @@ def test_a_conversion_that_is_killed_leaves_no_folder_that_looks_whole(registry,
     assert (Path(registry.resolve(str(file)).location) / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["registry", "add", "{file}", "--name", "tiny"], ["generate", "{file}", "hello"]])
 def test_a_full_disk_is_named_and_leaves_nothing(registry, file, words):
     asked = [word.format(file=file) for word in words]

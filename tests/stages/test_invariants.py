@@ -30,7 +30,7 @@ STAGES = {
     "grpo": (grpo.STAGE, {"num_generations": 4, "max_completion_length": 6, "beta": 0.1, "rewards": [EGG]}),
 }
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 
 
 @pytest.fixture(scope="module")
