@@ -127,6 +127,8 @@ class DecodingBatch:
         else:
             with torch.inference_mode():
                 self._cached.append(prefill.cached)
+        for row in prefill.rows:
+            row.state.before_end = self.restore_model
         self.rows += prefill.rows
         self._last_tokens += prefill.tokens
         self.prefill = None

@@ -115,19 +115,17 @@ def _forward_of(
     from torch.nn.functional import linear
 
     base, forward = layer.base_layer, type(layer).forward
-    others = None
-    if matrices is not None:
-        if matrices.owners not in masks:
-            masks[matrices.owners] = _drop_others(matrices, adapters)
-        others = masks[matrices.owners]
+    if matrices is None:
+        return base.forward
+    if matrices.owners not in masks:
+        masks[matrices.owners] = _drop_others(matrices, adapters)
+    others = masks[matrices.owners]
 
     def joined(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if x.dim() != 3 or x.shape[1] != 1 or len(x) != len(adapters):
             # A pass over whole prompts is bound by arithmetic: there each row through its own adapter is less of it.
             return forward(layer, x, *args, adapter_names=adapters, **kwargs)
         result: Tensor = base(x)
-        if matrices is None:
-            return result
         hidden = linear(x.to(matrices.down.dtype), matrices.down)
         if others is not None:
             hidden.masked_fill_(others, 0.0)

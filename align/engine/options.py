@@ -17,7 +17,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--base", metavar="DIR", help="where the base of the adapters is now, when it has moved; its content is checked"
     )
-    add("--quantization", choices=["none", "nf4", "int8"], default="none", help="of the base model")
+    add("--quantization", choices=["none", "nf4", "int8", "int4"], default="none", help="of the base model")
     on_or_off = argparse.BooleanOptionalAction
     add("--bf16", action=on_or_off, help="compute in bfloat16 (else where the accelerator does)")
     add("--debug", action="store_true", help="show tracebacks")

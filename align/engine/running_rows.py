@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ class RowState:
     submitted: float = field(default_factory=time.perf_counter)
     prompt_ids: list[int] = field(default_factory=list)
     ended: bool = False
+    before_end: Callable[[], object] = lambda: None
+    """called before the last event: whoever reads it may use the model"""
 
     @property
     def cancelled(self) -> bool:
@@ -60,6 +63,7 @@ class RowState:
     def end(self, event: RowDone | RowFailure) -> None:
         """Send the last event."""
         self.ended = True
+        self.before_end()
         self.stream.put(event)
 
 

@@ -8,6 +8,7 @@ guarantee none of this.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,12 @@ def sample_tokens(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
     """Return the tokens (B,) sampled from logits (B, V), each by its own row's sampling."""
     import torch
 
-    shaped = torch.stack([row.shape(scores) for row, scores in zip(rows, logits, strict=True)])
-    if sampled := [index for index, row in enumerate(rows) if not row.greedy]:
+    own = list(logits)
+    each = [row.shape(scores) for row, scores in zip(rows, own, strict=True)]
+    sampled = [index for index, row in enumerate(rows) if not row.greedy]
+    if not sampled and all(map(operator.is_, each, own)):
+        return logits.argmax(dim=-1)
+    shaped = torch.stack(each)
+    if sampled:
         shaped[sampled] += gumbel_noise([rows[index].key for index in sampled], logits.shape[-1], logits.device)
     return shaped.argmax(dim=-1)

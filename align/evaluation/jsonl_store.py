@@ -93,7 +93,8 @@ def open_completion_store(
             if time.time() - path.stat().st_mtime > _MAX_AGE_DAYS * 24 * 3600:
                 path.unlink()
     device = loaded.model.device.type
-    arithmetic = {"quantization": precision.quantization, "bf16": precision.uses_bf16, "device": device}
+    rounding = f"{precision.quantization} layers" if precision.rounds_layers else precision.quantization
+    arithmetic = {"quantization": rounding, "bf16": precision.uses_bf16, "device": device}
     adapter = checkpoint if checkpoint.is_adapter else None
     facts = {
         "align": __version__,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,10 @@ def _without_router_loss(model: Any) -> None:
 
 
 def load_models(registry: Registry, references: list[str], precision: Precision) -> LoadedBase:
-    """Load one frozen base with every referenced adapter attached, ready to generate."""
+    """Load one frozen base with every referenced adapter attached, ready to generate.
+
+    On a CPU, int8 and int4 round the base below its adapters, which stay exact, and stderr says what that changes.
+    """
     checkpoints = [registry.resolve(reference) for reference in references]
     for checkpoint in checkpoints:
         refuse_reward(checkpoint)
@@ -116,7 +120,8 @@ def load_models(registry: Registry, references: list[str], precision: Precision)
     if len(set(tuners.values())) > 1:
         listed = ", ".join(f"{reference} is {tuner}" for reference, tuner in tuners.items())
         raise UsageError(f"several models on one base: {listed}; PEFT holds one tuner a base; take those of one tuner")
-    loaded = _load_base_of(registry, checkpoints[0], precision)
+    exact = replace(precision, quantization="none") if precision.rounds_layers else precision
+    loaded = _load_base_of(registry, checkpoints[0], exact)
     _without_router_loss(loaded.model)
     for checkpoint in checkpoints:
         fold_like(checkpoint, loaded.tokenizer)
@@ -134,6 +139,11 @@ def load_models(registry: Registry, references: list[str], precision: Precision)
                 f"{checkpoints[0].reference} uses; compare models that share one base"
             )
     loaded.model.eval()
+    if precision.rounds_layers:
+        from align.models.rounded_linear import round_base
+
+        told = round_base(loaded.model, loaded.tokenizer, loaded.base.reference, precision)
+        sys.stderr.write(f"{told}\n")
     return loaded
 
 

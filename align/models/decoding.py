@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from align.errors import IntegrityError
+from align.models.lean_step import can_step, is_lean, lean_logits, prove_lean
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -101,6 +102,15 @@ class Decoder:
             )
         self._cache_argument = cache_arguments[0]
         self.vocabulary = int(model.config.get_text_config().vocab_size)
+        self._lean = is_lean(model) and prove_lean(model, self._probe_step)
+
+    def _probe_step(self, lean: bool) -> Tensor:
+        """Return the logits of a step after a short prompt, with and without padding, computed here or not."""
+        self._lean = lean
+        ids, mask = pad_left([[1, 2, 3, 4], [5, 6]], 0, self._model.device)
+        rows = CachedRows(mask)
+        self.prefill(rows, ids, 0, 4)
+        return self.step(rows, ids[:, 0]).float()
 
     @property
     def can_prefill_in_chunks(self) -> bool:
@@ -122,6 +132,8 @@ class Decoder:
 
         rows.add_column()
         make_room(rows.cache)
+        if self._lean and can_step(self._model, rows.cache):
+            return lean_logits(self._model, rows.cache, tokens, rows.mask)
         return self._forward(rows, tokens[:, None], rows.mask, 1)[:, -1]
 
     def _forward(self, rows: CachedRows, ids: Tensor, mask: Tensor, last: int) -> Tensor:

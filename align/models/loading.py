@@ -37,12 +37,15 @@ _ALWAYS_ALLOWED = 10_000_000
 
 _NAMED = 4
 
+_ROUNDED_PRODUCT = "qlinear_pointwise"
+
 
 @dataclass(frozen=True)
 class Precision:
-    """Types of a frozen base's weights: `quantization` none, nf4 or int8; `bf16` None lets the device decide."""
+    """Types of a frozen base's weights; `bf16` None lets the device decide."""
 
-    quantization: Literal["none", "nf4", "int8"] = "none"
+    quantization: Literal["none", "nf4", "int8", "int4"] = "none"
+    """int4 is only for models that generate, on a CPU"""
     bf16: bool | None = None
 
     @classmethod
@@ -59,8 +62,21 @@ class Precision:
 
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
+    @property
+    def rounds_layers(self) -> bool:
+        """Return whether a model that only generates gets layers of `rounded_linear`: int8 or int4 on such a CPU."""
+        import torch
+
+        known = torch.cpu._is_vnni_supported() and hasattr(torch.ops.onednn, _ROUNDED_PRODUCT)
+        return known and current_device() == "cpu" and self.quantization in {"int8", "int4"}
+
     def check(self) -> None:
         """Raise MachineError or UsageError when this machine cannot hold a base so."""
+        if self.quantization == "int4":
+            raise UsageError(
+                "quantization=int4: is for models that only generate, on a CPU with AVX512-VNNI, found "
+                f"{current_device()}; give nf4 or int8"
+            )
         if self.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
             why = f"quantization={self.quantization}: bitsandbytes is not installed"
             raise MachineError(f"{why}; pip install 'align[qlora]'")

@@ -16,6 +16,7 @@ from loud_models import bare_engine, build_loaded_base
 from align.engine import batch
 from align.engine.local import LocalEngine
 from align.engine.protocol import EngineBusy, GenerationRequest, Row, RowDelta, RowDone, RowFailure, Sampling
+from align.engine.stream import Stream
 from align.errors import IntegrityError, UsageError
 from align.schema import assistant, user
 
@@ -387,7 +388,9 @@ def test_rows_that_make_no_sense_are_refused(options):
         Row("red@v1", PROMPTS[0], **options)
 
 
-@pytest.mark.parametrize("precision", [{"bf16": True}, {"quantization": "nf4"}])
+@pytest.mark.parametrize(
+    "precision", [{"bf16": True}, {"quantization": "nf4"}, {"quantization": "int8"}, {"quantization": "int4"}], ids=str
+)
 def test_a_base_held_small_serves_all_its_models_too(precision, tmp_path, tiny_base):
     from loud_models import save_adapters
 
@@ -395,17 +398,42 @@ def test_a_base_held_small_serves_all_its_models_too(precision, tmp_path, tiny_b
     from align.models.loading import Precision
     from align.registry import open_registry
 
-    folders = save_adapters(tiny_base, tmp_path)
-    loaded = load_models(open_registry(tmp_path / "registry"), [*folders, str(tiny_base)], Precision(**precision))
+    if precision == {"quantization": "int4"} and not Precision("int4").rounds_layers:
+        pytest.skip("needs a CPU with AVX512-VNNI")
+    references, registry = [*save_adapters(tiny_base, tmp_path), str(tiny_base)], open_registry(tmp_path / "registry")
+    loaded = load_models(registry, references, Precision(**precision))
+    adapters = [value for key, value in loaded.model.named_parameters() if "lora_" in key]
     engine = LocalEngine(loaded)
     rows = [Row(model, PROMPTS[0], 1) for model in engine.models]
 
     texts = engine.complete([*rows, *rows], HOT)
     engine.close()
 
+    assert adapters
+    assert all(value.dtype == torch.float32 for value in adapters)
     assert not any(fact.runs_alone for fact in engine.facts)
     assert texts[:3] == texts[3:]
     assert len(set(texts)) == 3
+    exact = LocalEngine(load_models(registry, references, Precision(bf16=False)))
+    exact.close()
+    moved, expected = ([fact.logit_difference for fact in one.facts] for one in (engine, exact))
+    assert moved == pytest.approx(expected, rel=0.3)
+
+
+def test_the_model_is_as_before_when_the_last_event_of_the_last_row_comes(engine, monkeypatch):
+    model, found = engine._loaded.model, []
+    plain = Stream.put
+
+    def noted(stream, event):
+        if isinstance(event, RowDone):
+            found.append(any("forward" in vars(module) for module in model.modules()))
+        plain(stream, event)
+
+    monkeypatch.setattr(Stream, "put", noted)
+    engine.complete([Row(model, PROMPTS[0], 1) for model in engine.models], HOT)
+    engine.complete([Row(engine.models[0], PROMPTS[1], 1)], HOT)
+
+    assert found == [False] * 4
 
 
 @pytest.fixture
