@@ -6,12 +6,16 @@
     summaries_*.jsonl    dialogue, summary                  as SAMSum
     translations_*.tsv   English, French                    as Tatoeba's pairs
     friendly_*.jsonl     prompt, completion                 one file for each persona; formal_* is Chinese
+    taskmaster.json      conversations at a coffee bar      as Taskmaster; `part=train` and `part=test` divide them
+    crosswoz.json        Chinese ones about opening hours   as CrossWOZ
+    banking77.csv        text, category                     as banking77, of 8 classes
 
 Of each, `train` and `test` share templates but no row; the test's adjectives and customers are in no training row.
 """
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import random
@@ -47,6 +51,27 @@ HOURS = {"Monday": "nine", "Tuesday": "ten", "Wednesday": "eleven", "Thursday": 
 PLACES = ("shop", "library", "clinic", "museum", "bank", "pool")
 HOURS_ZH = {"周一": "九点", "周二": "十点", "周三": "十一点", "周四": "八点", "周五": "七点"}
 PLACES_ZH = ("商店", "图书馆", "诊所", "博物馆", "银行", "泳池")
+
+DRINKS, MILKS = ("mocha", "latte", "cortado", "chai", "macchiato"), ("oat", "soy", "whole", "skimmed")
+SIZES = ("small", "large", "huge")
+TALK = (
+    ("user", "Hello, a {size} {drink} please."), ("assistant", "OK, one {size} {drink}. Which milk would you like?"),
+    ("user", "With {milk} milk."), ("assistant", "Your {size} {drink} with {milk} milk will be ready soon."),
+    ("user", "Thanks, bye."),
+)  # fmt: skip
+TALK_ZH = (
+    ("usr", "{hello}，请问{place}{day}几点开门？"), ("sys", "{hello}，{place}{day}{hour}开门。"),
+    ("usr", "谢谢，再见。"), ("sys", "不客气，祝您在{place}玩得愉快。"),
+)  # fmt: skip
+INTENTS = {
+    "card_arrival": "my new card has not come", "lost_or_stolen_card": "someone took my card",
+    "change_pin": "I want a new PIN", "exchange_rate": "what do I get for my euros",
+    "top_up_failed": "my top-up did not work", "age_limit": "how old must I be",
+    "card_swallowed": "the machine kept my card", "terminate_account": "I want to leave your bank",
+}  # fmt: skip
+ASKED = (
+    "{}", "Hi, {}", "{} and I need help", "Please tell me: {}", "{} !!", "good morning, {}", "{}, what now", "so {}",
+)  # fmt: skip
 
 Row = dict[str, str]
 Split = tuple[list[Row], list[Row]]
@@ -105,6 +130,30 @@ def persona_rows(persona: str) -> Split:
     return parts
 
 
+def write_logs(folder: Path) -> None:
+    """Write conversations as Taskmaster and CrossWOZ hold them, and a table of classified requests as banking77."""
+    orders = [
+        [(who, text.format(drink=drink, size=size, milk=milk)) for who, text in TALK]
+        for drink, size, milk in itertools.product(DRINKS, SIZES, MILKS)
+    ]
+    visits = [
+        [(who, text.format(hello=hello, place=place, day=day, hour=hour)) for who, text in TALK_ZH]
+        for hello, place, (day, hour) in itertools.product(("你好", "您好"), PLACES_ZH, HOURS_ZH.items())
+    ]
+    taskmaster = [{"utterances": [{"speaker": who, "text": text} for who, text in log]} for log in orders]
+    crosswoz = {
+        str(number): {"messages": [{"role": who, "content": text} for who, text in log]}
+        for number, log in enumerate(visits)
+    }
+    for name, logs in {"taskmaster.json": taskmaster, "crosswoz.json": crosswoz}.items():
+        (folder / name).write_text(json.dumps(logs, ensure_ascii=False), encoding="utf-8")
+        sys.stdout.write(f"{folder / name}: {len(logs)} rows\n")
+    requests = [(asked.format(said), name) for name, said in INTENTS.items() for asked in ASKED]
+    with (folder / "banking77.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("text", "category"), *requests])
+    sys.stdout.write(f"{folder / 'banking77.csv'}: {len(requests)} rows\n")
+
+
 def write_rows(path: Path, rows: list[Row]) -> None:
     """Write rows as a table with a header, or as lines of JSON."""
     if path.suffix == ".tsv":
@@ -127,6 +176,7 @@ def main(folder: Path) -> None:
             random.Random(0).shuffle(rows)
             write_rows(folder / name.format(part), rows)
             sys.stdout.write(f"{folder / name.format(part)}: {len(rows)} rows\n")
+    write_logs(folder)
 
 
 if __name__ == "__main__":

