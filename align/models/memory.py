@@ -38,8 +38,9 @@ _PACKED_TILES = {"frozen": 4, "learned": 7}
 _FULL_LOGITS = 4
 """logits, their log-softmax, and the gradients of both"""
 _HEAP_HOLES = {"adapter": 0.8, "full": 0.4}
-"""of activations and logits: what glibc's heap keeps in holes from step to step, fewer where gradients and states fill
-them. It differs from run to run, 0.2 to 1.4 were measured with benchmarks/memory_plan.py; a GPU's allocator was not"""
+"""of computed activations and logits: what glibc's heap keeps in holes from step to step, fewer where gradients and
+states fill them. It differs from run to run, 0.2 to 1.4 were measured with benchmarks/memory_plan.py; a GPU's allocator
+was not"""
 _HEAP_FLOOR = 12 << 20
 """bytes by which a process grows in any training"""
 _USUAL_HIDDENS = 20
@@ -85,11 +86,11 @@ def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, w
     sizes["adapters"] *= copies + frozen
     sizes["gradients"] = trained * _FULL_PRECISION
     sizes["optimizer"] = trained * _FULL_PRECISION * _ADAMW_STATES
-    sizes["activations"] = _activations(model, config, work)
+    sizes["activations"], computed = _activations(model, config, work)
     sizes["logits"] = _logits(model, Precision.of(config), work)
     holes = _HEAP_HOLES["full" if config.new_adapter is None else "adapter"] if config.fragments_heap else 0
     churned = sizes["activations"] + sizes["logits"]
-    sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(holes * churned)
+    sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(holes * (computed + sizes["logits"]))
     held = sum(sizes[part] for part in ("weights", "adapters", "optimizer", "allocator"))
     if config.gradient_accumulation_steps > 1:
         return sizes | {"total": held + churned + sizes["gradients"]}
@@ -111,17 +112,23 @@ def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict
     return {part: int(size) for part, size in sizes.items()}
 
 
-def _activations(model: Any, config: StageConfig, work: TrainingPass) -> int:
+def _activations(model: Any, config: StageConfig, work: TrainingPass) -> tuple[int, int]:
+    """Return the bytes of activations at the peak, and of all that a step computes for its backward pass.
+
+    They differ where activations are computed again. Each layer's then come and go on their own, but what stays of it
+    (gradients, the graph) lies in the memory that they leave, so that the next layer's do not fit there.
+    """
     causal = getattr(model, "get_base_model", lambda: model)()
     if getattr(config, "fast_path", False) and causal.config.model_type in FAMILIES:
         fuse_layers(causal)
     saved = _kept_by_autograd(causal, config, work)
     if not config.gradient_checkpointing:
-        return saved
+        return saved, saved
     checkpoint_activations(causal)
     causal.enable_input_require_grads()
     # While one layer is computed again, it keeps what it would have kept.
-    return _kept_by_autograd(causal, config, work) + saved // model.config.get_text_config().num_hidden_layers
+    kept = _kept_by_autograd(causal, config, work) + saved // model.config.get_text_config().num_hidden_layers
+    return kept, saved
 
 
 def _kept_by_autograd(causal: Any, config: StageConfig, work: TrainingPass) -> int:

@@ -51,14 +51,17 @@ def advise(
     """Yield a line for each change of settings that helps; without `timer` none is timed."""
     sizes = step.memory(step.config)["total"]
     fits = sizes <= _ROOM * free
+    is_long = took is not None and took.total > _SHORT_S
     changed = _accepted(step, started)
     for words, config in changed:
+        if fits and not (is_long and words in _FASTER):
+            continue
         smaller = step.memory(config)["total"]
         helps_memory = not fits and smaller <= _GAIN * sizes
         if not helps_memory and smaller > _ROOM * free:
             continue
         ratio = None
-        if timer is not None and took is not None and took.total > _SHORT_S and words in _FASTER:
+        if timer is not None and is_long and words in _FASTER:
             ratio = timer.ratio(config)
         helps_time = ratio is not None and ratio <= _GAIN
         if helps_memory or helps_time:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig
@@ -26,6 +26,7 @@ class PlannedStep:
     parent: Checkpoint | None
     """the start; None for a new model"""
     lengths: numpy.ndarray
+    _sizes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def base(self) -> Checkpoint:
@@ -49,7 +50,9 @@ class PlannedStep:
         from align.models.memory import estimate_memory
 
         assert self.parent is not None
-        return estimate_memory(self.parent, self.base, config, self.training_pass(config))
+        if (key := repr(config)) not in self._sizes:
+            self._sizes[key] = estimate_memory(self.parent, self.base, config, self.training_pass(config))
+        return self._sizes[key]
 
 
 def packs(config: StageConfig) -> bool:

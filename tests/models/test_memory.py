@@ -85,6 +85,14 @@ def test_activations_grow_with_the_tokens_and_shrink_with_checkpointing(llama):
     assert _parts(llama, TrainingPass(4, 64, filled=0.5))["activations"] == pytest.approx(short, rel=0.05)
 
 
+def test_what_is_computed_again_leaves_as_many_holes_as_what_is_kept(llama):
+    work = TrainingPass(rows=4, tokens=64)
+    kept, again = (_parts(llama, work, gradient_checkpointing=value) for value in (False, True))
+
+    assert again["allocator"] == kept["allocator"] == (12 << 20) + int(0.8 * (kept["activations"] + kept["logits"]))
+    assert again["total"] < kept["total"]
+
+
 @pytest.mark.parametrize(("quantization", "share"), [("nf4", 0.516 / 4), ("int8", 1.004 / 4)])
 def test_a_quantized_base_is_smaller_by_its_linear_layers(llama, quantization, share):
     exact, rounded = _parts(llama), _parts(llama, quantization=quantization)

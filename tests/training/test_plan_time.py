@@ -17,7 +17,7 @@ from align.registry import open_registry
 from align.training import advice
 from align.training.planned_step import PlannedStep
 from align.training.ranks import Ranks
-from align.training.step_time import StepTimer
+from align.training.step_time import StepTime, StepTimer
 from align.training.training_data import TrainingData
 
 FREE = 1 << 34
@@ -145,6 +145,16 @@ def test_nothing_is_advised_that_the_stage_refuses(root, tiny_base):
 
 def test_without_need_nothing_is_advised(root, tiny_base):
     assert _advice(_timer(root, tiny_base, "sft"), FREE) == []
+
+
+def test_nothing_is_tried_to_shorten_a_run_of_less_than_a_minute(root, tiny_base):
+    timer = _timer(root, tiny_base, "sft", "bf16=false")
+
+    lines = list(advice.advise(timer.step, {"model": timer.step.parent}, FREE, timer, StepTime(5.0, 5.0, 5.0, 10)))
+
+    assert lines == []
+    assert timer._clocks == {}
+    assert len(timer.step._sizes) == 1  # nor is the memory of other settings computed
 
 
 def test_times_are_said_in_the_unit_that_fits():
