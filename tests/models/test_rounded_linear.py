@@ -17,6 +17,7 @@ from align.engine.local import LocalEngine
 from align.engine.protocol import Row, Sampling
 from align.errors import UsageError
 from align.models.adapters import load_models, start_policy
+from align.models.decoding import Decoder
 from align.models.loading import Precision
 from align.models.rounded_linear import RoundedLinear, _Shared, _Weights
 from align.registry import open_registry
@@ -188,7 +189,9 @@ def test_a_real_model_from_four_bits_loses_little(tmp_path, capsys):
     registry = open_registry(tmp_path)
     losses = [_loss(load_models(registry, ["smollm2"], precision)) for precision in (EXACT, INT8, INT4)]
 
-    said = [float(word) for word in re.findall(r"by ([\d.]+) nats", capsys.readouterr().err)]
+    err = capsys.readouterr().err
+    said = [float(word) for word in re.findall(r"by ([\d.]+) nats", err)]
+    assert "decoded by transformers" not in err
     assert 1 < losses[0] < 4
     assert losses[1] - losses[0] < math.log(1.01)
     assert losses[2] - losses[0] < math.log(1.01)
@@ -202,4 +205,5 @@ def _loss(loaded) -> float:
     text = "\n".join((root / name).read_text(encoding="utf-8")[:2500] for name in ("LICENSE", "CONTRIBUTING.md"))
     ids = torch.tensor([loaded.tokenizer.encode(text)])
     with torch.inference_mode():
+        Decoder(loaded.model)  # proves its steps
         return float(loaded.model(input_ids=ids, labels=ids).loss)
