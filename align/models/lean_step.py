@@ -1,6 +1,6 @@
 """One token of every row through a model of Llama's kind in few operations.
 
-On a CPU a step of a small model is mostly hundreds of small operations. Here each layer takes a third of transformers'
+On a CPU a step of a small model is mostly hundreds of small operations. Here each layer takes fewer of them
 and calls only the modules with weights, so that adapters and rounded layers on them stay. A model is proved to answer
 as transformers runs it before it is run so.
 """
