@@ -28,14 +28,13 @@ def is_lean(causal: Any) -> bool:
     name = _FAMILIES.get(family)
     if name is None or causal.device.type != "cpu" or type(causal).__name__ != f"{name}ForCausalLM":
         return False
-    kinds = {f"{name}{part}" for part in ("Model", "DecoderLayer", "Attention", "MLP", "RMSNorm")}
+    kinds = {f"{name}{part}" for part in ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm")}
     return all(type(module).__name__ in kinds and _is_untouched(module) for module in _bypassed(causal))
 
 
 def _bypassed(causal: Any) -> Iterator[Any]:
     """Yield the modules whose own forward pass is not called."""
-    yield causal.model
-    yield causal.model.norm
+    yield from (causal, causal.model, causal.model.norm)
     for layer in causal.model.layers:
         yield from (layer, layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm)
 
