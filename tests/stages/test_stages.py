@@ -257,6 +257,7 @@ def test_sft_over_a_base_in_bf16_runs_on_a_cpu(tmp_path, tiny_base, demonstratio
         ("trainer.optim=foo", 2, "trainer: "),
         ("report_to=[comet_ml]", 6, "report_to=comet_ml: the package comet_ml is not installed"),
         ("report_to=[aim]", 2, "comet_ml"),
+        ("warmup_ratio=0.99", 2, "nothing would be learned"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(tmp_path, tiny_base, demonstrations, capsys, word, code, message):
