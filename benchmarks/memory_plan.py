@@ -131,7 +131,7 @@ def _estimate(root: Path, case: Case) -> dict[str, int]:
     base = registry.resolve(config.model)
     data = TrainingData(stage, config, registry, Ranks(), notify=lambda _: None)
     rows = data.tokenise_records(data.train, load_tokenizer(base), root / "cache")
-    return PlannedStep(stage, config, registry, base, rows.lengths()).memory(config)
+    return PlannedStep(stage, config, registry, base, rows).memory(config)
 
 
 def _stage(case: Case) -> Any:

@@ -79,7 +79,7 @@ def compare(name: str, options: argparse.Namespace) -> None:
         data.read()
         base = registry.resolve_base(parent) if parent.is_adapter else parent
         tokens = data.tokenise_records(data.train, load_tokenizer(base), root / "cache")
-        step = PlannedStep(stage, config, registry, parent, tokens.lengths())
+        step = PlannedStep(stage, config, registry, parent, tokens)
         pairs = []
         for turn in range(options.rounds):
             begun = time.process_time()

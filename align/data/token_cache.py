@@ -40,15 +40,26 @@ class TokenisedDataset(RenderCounts):
     def lengths(self) -> numpy.ndarray:
         """Return the tokens of every sequence that a model reads: (rows, sequences in a row)."""
         import numpy
-        import pyarrow.compute
 
-        table = self.rows.data.table
-        keys = [key for key in table.column_names if key.endswith("_ids")]
-        sizes = {key: pyarrow.compute.list_value_length(table[key]).to_numpy() for key in keys}
+        sizes = self._sizes()
         if "prompt_ids" in sizes and len(sizes) > 1:
             prompt = sizes.pop("prompt_ids")
             sizes = {key: prompt + size for key, size in sizes.items()}
         return numpy.stack(list(sizes.values()), axis=1)
+
+    def shared_share(self) -> float:
+        """Return the share of these tokens that repeat the prompt of their row."""
+        sizes = self._sizes()
+        answers = len(sizes) - 1
+        repeated = int(sizes["prompt_ids"].sum()) * (answers - 1) if "prompt_ids" in sizes and answers else 0
+        return repeated / int(self.lengths().sum())
+
+    def _sizes(self) -> dict[str, numpy.ndarray]:
+        import pyarrow.compute
+
+        table = self.rows.data.table
+        keys = [key for key in table.column_names if key.endswith("_ids")]
+        return {key: pyarrow.compute.list_value_length(table[key]).to_numpy() for key in keys}
 
 
 def read_dataset(folder: Path) -> TokenisedDataset | None:

@@ -110,9 +110,9 @@ def _explain_errors(file: Path) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a file that is not what it seems makes the libraries raise
         reason = next(iter(str(error).splitlines()), "")
+        again = "" if "not supported" in reason else "download it again, or "
         raise IntegrityError(
-            f"{file}: cannot be read ({type(error).__name__}: {reason}); download it again, or give the model's "
-            "safetensors folder where transformers cannot read its architecture from GGUF"
+            f"{file}: cannot be read ({type(error).__name__}: {reason}); {again}give the model's safetensors folder"
         ) from error
 
 

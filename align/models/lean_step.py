@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
+from align.models.fused_layers import fuse_layers
+
 _FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 """transformers' models whose layers are the same but for biases and norms of queries and keys"""
 
@@ -40,8 +42,11 @@ def _bypassed(causal: Any) -> Iterator[Any]:
 
 
 def _is_untouched(module: Any) -> bool:
-    replaced = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
-    return not replaced and not (module.training and getattr(module, "attention_dropout", 0))
+    own = vars(module).get("forward")
+    # What `fuse_layers` puts there computes the same.
+    replaced = own is not None and own.__module__ != fuse_layers.__module__
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return not (replaced or hooked) and not (module.training and getattr(module, "attention_dropout", 0))
 
 
 def can_step(causal: Any, cache: Any) -> bool:

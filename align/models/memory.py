@@ -37,11 +37,11 @@ _PACKED_TILES = {"frozen": 4, "learned": 7}
 """the same for the head of the fast path, in the forward pass when it is frozen, else in the backward pass"""
 _FULL_LOGITS = 4
 """logits, their log-softmax, and the gradients of both"""
-_HEAP_HOLES = {"adapter": 0.8, "full": 0.4}
-"""of computed activations and logits: what glibc's heap keeps in holes from step to step, fewer where gradients and
-states fill them. It differs from run to run, 0.2 to 1.4 were measured with benchmarks/memory_plan.py; a GPU's allocator
-was not"""
-_HEAP_FLOOR = 12 << 20
+_HEAP_HOLES = {"adapter": 0.55, "full": 0.4}
+"""of computed activations, as float32, and logits: what glibc's heap keeps in holes from step to step, fewer where
+gradients and states fill them. It differs from model to model and run to run, 0.2 to 1.1 were measured with
+benchmarks/memory_plan.py, no less in bfloat16; a GPU's allocator was not"""
+_HEAP_FLOOR = 8 << 20
 """bytes by which a process grows in any training"""
 _USUAL_HIDDENS = 20
 """hidden states a layer keeps, for the rare model that cannot be run without storage; Llama with LoRA keeps 19"""
@@ -56,7 +56,7 @@ class TrainingPass:
     head: LossHead = "packed"
     """the fast path, TRL's own `fused` head, the `full` logits of every token (transformers' loss), or one `score`"""
     filled: float = 1.0
-    """the share of positions that are no padding: only the fast path gains by it"""
+    """the share of positions that are no padding and no repeated prompt: only the fast path gains by it"""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,7 +90,8 @@ def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, w
     sizes["logits"] = _logits(model, Precision.of(config), work)
     holes = _HEAP_HOLES["full" if config.new_adapter is None else "adapter"] if config.fragments_heap else 0
     churned = sizes["activations"] + sizes["logits"]
-    sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(holes * (computed + sizes["logits"]))
+    freed = computed * (_FULL_PRECISION // _HALF_PRECISION if precision.uses_bf16 else 1) + sizes["logits"]
+    sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(holes * freed)
     held = sum(sizes[part] for part in ("weights", "adapters", "optimizer", "allocator"))
     if config.gradient_accumulation_steps > 1:
         return sizes | {"total": held + churned + sizes["gradients"]}

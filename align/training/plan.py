@@ -113,7 +113,7 @@ def print_plan(stage: Stage, config: StageConfig, registry: Registry) -> None:
         notes += notice_lines(tokens, len(tokens.rows), start.tokenizer)
         reasons = data.train.dropped | tokens.dropped
         dropped = [f"{count} dropped: {reason}" for reason, count in reasons.items()]
-        step = PlannedStep(stage, config, registry, started.get("model"), tokens.lengths())
+        step = PlannedStep(stage, config, registry, started.get("model"), tokens)
         lines = {
             "start": start.start,
             "data": f"{data.train.name}: {len(data.train.records)} rows, {', '.join(dropped) or 'none dropped'}",

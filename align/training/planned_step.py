@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from align.config import StageConfig
@@ -13,20 +14,26 @@ from align.training.stage import Stage
 if TYPE_CHECKING:
     import numpy
 
+    from align.data.token_cache import TokenisedDataset
     from align.models.memory import LossHead, TrainingPass
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step of a stage on rows whose tokens are counted: `lengths` of shape (rows, sequences in a row)."""
+    """A step of a stage on rows whose tokens are counted."""
 
     stage: Stage
     config: StageConfig
     registry: Registry
     parent: Checkpoint | None
     """the start; None for a new model"""
-    lengths: numpy.ndarray
+    tokens: TokenisedDataset
     _sizes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @cached_property
+    def lengths(self) -> numpy.ndarray:
+        """The tokens of every sequence: (rows, sequences in a row)."""
+        return self.tokens.lengths()
 
     @property
     def base(self) -> Checkpoint:
@@ -43,7 +50,8 @@ class PlannedStep:
         fast = self.stage.head == "fused" and getattr(config, "fast_path", False)
         head: LossHead = "packed" if fast else self.stage.head
         rows = config.per_device_train_batch_size * self.lengths.shape[1]
-        return TrainingPass(rows, longest, head, 1 - padding_share(config, self.lengths))
+        filled = (1 - padding_share(config, self.lengths)) * (1 - self.tokens.shared_share())
+        return TrainingPass(rows, longest, head, filled)
 
     def memory(self, config: StageConfig) -> dict[str, int]:
         """Return the bytes at the peak of a step under some settings, by part, and their `total`."""

@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +67,8 @@ def test_all_stages_register_and_the_table_is_whole_and_a_second_run_reuses_ever
     assert registry.names() == NAMES
     assert registry.verify() == []
     assert "step 1 as expected, policy equals reference" in printed
+    steps = Path(registry.resolve("desk-dpo").location, "metrics.jsonl").read_text().splitlines()
+    assert json.loads(steps[0])["rewards/margins"] == pytest.approx(0, abs=1e-4)
     drawn = printed[printed.index("held-out questions to the desk") : printed.index("PPO during training")]
     for model in ("base", "SFT", "DPO", "PPO"):  # eight measures, each on one line with its interval
         lines = [line for line in drawn.splitlines() if re.search(rf" {model} +\S+ \[\S+, \S+\]", line)]

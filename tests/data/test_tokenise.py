@@ -66,6 +66,15 @@ def test_rows_and_counts_equal_those_of_rendering_in_one_go(tmp_path, tokenizer,
     assert ours.asked == 2300
 
 
+@pytest.mark.parametrize("view", ["demonstration", "preference", "prompt"])
+def test_the_share_of_repeated_prompts_is_that_of_pairs(tmp_path, tokenizer, view):
+    tokens = tokenise(talks(50), tokenizer, TokenPlan(view, 64, "drop"), cache=tmp_path)
+
+    rows = tokens.rows.to_list()
+    repeated = sum(len(row["prompt_ids"]) for row in rows) if view == "preference" else 0
+    assert tokens.shared_share() == repeated / tokens.lengths().sum()
+
+
 def test_the_same_content_is_tokenised_once(tmp_path, tokenizer):
     plan = TokenPlan("demonstration", 64)
     first = tokenise(talks(50), tokenizer, plan, cache=tmp_path)

@@ -122,3 +122,10 @@ def test_a_file_cut_off_within_its_tensors_is_refused(qwen3, tmp_path):
 
     with pytest.raises(IntegrityError, match=r"whole\.gguf: cannot be read"):
         convert_gguf(file, tmp_path / "folder")
+
+
+def test_an_architecture_that_transformers_does_not_read_is_not_told_to_be_downloaded_again(llama, tmp_path):
+    file = write_gguf(tmp_path / "new.gguf", llama, "novel")
+
+    with pytest.raises(IntegrityError, match=r"novel is not supported yet\.\); give the model's safetensors folder"):
+        convert_gguf(file, tmp_path / "folder")

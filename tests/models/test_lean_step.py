@@ -10,6 +10,7 @@ from zoo import build_zoo_model
 
 from align.models import decoding
 from align.models.decoding import CachedRows, Decoder, pad_left
+from align.models.fused_layers import fuse_layers
 from align.models.lean_step import is_lean
 
 PROMPTS = [[7, 8, 9, 10, 11, 12, 13], [14, 15], [16, 17, 18]]
@@ -77,6 +78,18 @@ def test_an_adapter_stays_on(tmp_path, lean_steps):
 
     assert len(lean_steps) >= 10
     assert not torch.allclose(bare[1], decode(causal, PROMPTS)[1], atol=1e-2)
+
+
+def test_layers_that_rollouts_fuse_are_computed_here_too(tmp_path, lean_steps):
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    causal = get_peft_model(build("llama", tmp_path), config).eval().get_base_model()
+    before = decode(causal, PROMPTS)
+    fuse_layers(causal)
+
+    after = decode(causal, PROMPTS)
+
+    assert lean_steps[-10:] == [3] * 10
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt2", "phi3"])

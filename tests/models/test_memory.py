@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_what_is_computed_again_leaves_as_many_holes_as_what_is_kept(llama):
     work = TrainingPass(rows=4, tokens=64)
     kept, again = (_parts(llama, work, gradient_checkpointing=value) for value in (False, True))
 
-    assert again["allocator"] == kept["allocator"] == (12 << 20) + int(0.8 * (kept["activations"] + kept["logits"]))
+    assert again["allocator"] == kept["allocator"] == (8 << 20) + int(0.55 * (kept["activations"] + kept["logits"]))
     assert again["total"] < kept["total"]
 
 
@@ -138,5 +139,16 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(case):
     benchmark = _benchmark()
 
     found = benchmark.compare(benchmark.CASES[case])
+
+    assert found["estimate"]["total"] == pytest.approx(found["measured"], rel=0.25), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["sft-fp32", "sft-bf16", "sft-fp32-checkpointing", "sft-bf16-checkpointing"])
+def test_the_estimate_is_within_a_quarter_of_the_measured_peak_on_a_real_model(case, smollm2_registry):
+    benchmark = _benchmark()
+    base = open_registry(smollm2_registry).resolve("smollm2").location
+
+    found = benchmark.compare(dataclasses.replace(benchmark.REAL[case], base=str(base)))
 
     assert found["estimate"]["total"] == pytest.approx(found["measured"], rel=0.25), found

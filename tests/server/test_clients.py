@@ -49,13 +49,15 @@ def url(models: Registry) -> Iterator[str]:
     )  # fmt: skip
     said: list[str] = []
     assert process.stdout is not None
-    while "ready" not in "".join(said):
-        line = process.stdout.readline()
-        assert line, "".join(said)
-        said.append(line)
-    yield said[0].split("listening at ")[1].partition(";")[0] + "/v1"
-    process.terminate()
-    process.communicate()
+    try:
+        while "ready" not in "".join(said):
+            line = process.stdout.readline()
+            assert line, "".join(said)
+            said.append(line)
+        yield "".join(said).split("listening at ")[1].partition(";")[0] + "/v1"
+    finally:
+        process.terminate()
+        process.communicate()
 
 
 def answers(client: str, url: str, requests: list[dict[str, Any]], folder: Path) -> list[list[str]]:

@@ -64,7 +64,7 @@ def _timer(root, tiny_base, stage, *words):
     parent = registry.resolve(config.model) if config.references else None
     tokenizer = load_tokenizer(registry.resolve(str(tiny_base)))
     tokens = data.tokenise_records(data.train, tokenizer, root / "cache" / "tokens")
-    step = PlannedStep(stage, config, registry, parent, tokens.lengths())
+    step = PlannedStep(stage, config, registry, parent, tokens)
     return StepTimer(step, data.train, tokens.rows, 10, 1_000_000, FREE)
 
 

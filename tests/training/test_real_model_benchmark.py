@@ -1,4 +1,4 @@
-"""The benchmark of training steps: it compares only what trains the same tokens."""
+"""The benchmark of training steps: it compares only what trains the same tokens, and on a real model ours are TRL's."""
 
 from __future__ import annotations
 
@@ -68,3 +68,14 @@ def test_too_few_rows_are_said(benchmark, tmp_path, tiny_base):
 
     with pytest.raises(SystemExit, match=r"one\.jsonl: 1 rows of at most 512 tokens, 2 needed; give more"):
         benchmark.run_case(options, "sft", "fp32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_first_step_on_a_real_model_has_the_loss_and_gradients_of_trl(benchmark, smollm2_registry, stage):
+    words = ["--registry", smollm2_registry, "--batch", 2, "--rounds", 1, "--max-length", 320]
+
+    # It ends the process where a loss differs by 1e-4, or a gradient norm by 1e-3.
+    loss = benchmark.check_first_step(benchmark.parser().parse_args([str(word) for word in words]), stage, "fp32")
+
+    assert 0.1 < loss < 10
