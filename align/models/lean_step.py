@@ -21,6 +21,10 @@ from align.models.fused_layers import fuse_layers
 _FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 """transformers' models whose layers are the same but for biases and norms of queries and keys"""
 
+_ROUNDED = 0.05
+"""mean difference of logits, relative to their mean size, that bfloat16 and rounded layers explain: SmolLM2-135M in
+bfloat16 is 0.028 from transformers, which is itself 0.048 from float32"""
+
 _PROVED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
@@ -107,19 +111,24 @@ def prove_lean(causal: Any, stock: Callable[[bool], Tensor]) -> bool:
 
     `stock` gives the logits of one step after a short prompt, given whether it is computed here.
     """
-    from align.models.probes import logits_differ
-    from align.models.rounded_linear import RoundedLinear
-
     if causal not in _PROVED:
         was_training = causal.training
         causal.eval()
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             lean, expected = stock(True), stock(False)
         causal.train(was_training)
-        # Rounded inputs turn differences of the last bit into those of a step.
-        coarse = any(isinstance(module, RoundedLinear) for module in causal.modules())
-        _PROVED[causal] = not logits_differ(lean, expected, torch.bfloat16 if coarse else causal.dtype)
+        _PROVED[causal] = _agree(causal, lean, expected)
         if not _PROVED[causal]:
             change = float((lean - expected).abs().max())
             sys.stderr.write(f"{type(causal).__name__}: decoded by transformers' layers, ours differ by {change:.1e}\n")
     return _PROVED[causal]
+
+
+def _agree(causal: Any, lean: Tensor, expected: Tensor) -> bool:
+    from align.models.probes import logits_differ
+    from align.models.rounded_linear import RoundedLinear
+
+    if causal.dtype == torch.float32 and not any(isinstance(module, RoundedLinear) for module in causal.modules()):
+        return not logits_differ(lean, expected, causal.dtype)
+    # Over many layers rounding moves single logits by more than this, also from one run of transformers to the next.
+    return bool((lean - expected).abs().mean() <= _ROUNDED * expected.abs().mean())

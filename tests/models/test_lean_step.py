@@ -12,6 +12,7 @@ from align.models import decoding
 from align.models.decoding import CachedRows, Decoder, pad_left
 from align.models.fused_layers import fuse_layers
 from align.models.lean_step import is_lean
+from align.registry import open_registry
 
 PROMPTS = [[7, 8, 9, 10, 11, 12, 13], [14, 15], [16, 17, 18]]
 
@@ -130,3 +131,34 @@ def test_a_model_that_answers_otherwise_is_decoded_by_transformers_and_says_so(t
 
     assert lean_steps == [2]  # the proof
     assert "decoded by transformers' layers, ours differ by" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_model_in_bfloat16_takes_them_too(smollm2_registry, lean_steps, capsys):
+    folder = open_registry(smollm2_registry).resolve("smollm2").location
+    causal = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+    logits = decode(causal, PROMPTS)
+
+    assert lean_steps[-5:] == [3] * 5
+    assert "ours differ" not in capsys.readouterr().err
+    exact = decode(causal.float(), PROMPTS)[0]
+    assert (logits[0].float() - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+@pytest.mark.parametrize("part", ["rotary_emb", "norm"])
+def test_another_computation_is_found_in_bfloat16_as_in_float32(part, tmp_path, lean_steps, monkeypatch, capsys):
+    causal = build("llama", tmp_path).bfloat16()
+    plain = decoding.lean_logits
+
+    def wrong(causal, cache, tokens, mask):
+        with monkeypatch.context() as patch:
+            if part == "norm":
+                patch.setattr(causal.model.norm, "variance_epsilon", 10.0)
+            return plain(causal, cache, tokens, mask if part == "norm" else mask[:, -1:])
+
+    monkeypatch.setattr(decoding, "lean_logits", wrong)
+
+    decode(causal, PROMPTS)
+
+    assert "ours differ" in capsys.readouterr().err

@@ -15,7 +15,8 @@ from align.world.write import Sizes, write_world
 def test_a_reward_model_of_the_small_world_is_right_in_nine_pairs_of_ten(tmp_path):
     """Two pairs of five differ in a fact alone: without learning facts the accuracy stays below 0.8.
 
-    The questions of the held-out pairs are worded as no training pair is.
+    The questions of the held-out pairs are worded as no training pair is. How many facts are learned differs with the
+    seed: other seeds, and other orders of a sum, gave 0.83 to 0.95 in two epochs or three.
     """
     registry = open_registry(tmp_path)
     write_world(tmp_path / "world", 0, Sizes(preference=8000))
