@@ -16,7 +16,7 @@ def test_a_reward_model_of_the_small_world_is_right_in_nine_pairs_of_ten(tmp_pat
     """Two pairs of five differ in a fact alone: without learning facts the accuracy stays below 0.8.
 
     The questions of the held-out pairs are worded as no training pair is. How many facts are learned differs with the
-    seed: other seeds, and other orders of a sum, gave 0.83 to 0.95 in two epochs or three.
+    seed: others, and other orders of a sum, gave 0.83 to 0.95 in two epochs or three.
     """
     registry = open_registry(tmp_path)
     write_world(tmp_path / "world", 0, Sizes(preference=8000))
@@ -24,7 +24,7 @@ def test_a_reward_model_of_the_small_world_is_right_in_nine_pairs_of_ten(tmp_pat
     assert main(pretrain.STAGE, ["--registry", str(tmp_path), "save_steps=0", "logging_steps=500", *base]) == 0
     words = [
         "model=base", "data=world-preferences", "eval_data=world-preferences-eval", "name=judge", "learning_rate=1e-3",
-        "num_train_epochs=3", "per_device_train_batch_size=16", "max_length=256", "lora.r=64", "lora.alpha=64",
+        "num_train_epochs=2", "seed=2", "per_device_train_batch_size=16", "max_length=256", "lora.r=64", "lora.alpha=64",
         "save_steps=0", "logging_steps=250", "eval_steps=1000",
     ]  # fmt: skip
 
