@@ -24,8 +24,8 @@ def test_a_reward_model_of_the_small_world_is_right_in_nine_pairs_of_ten(tmp_pat
     assert main(pretrain.STAGE, ["--registry", str(tmp_path), "save_steps=0", "logging_steps=500", *base]) == 0
     words = [
         "model=base", "data=world-preferences", "eval_data=world-preferences-eval", "name=judge", "learning_rate=1e-3",
-        "num_train_epochs=2", "seed=2", "per_device_train_batch_size=16", "max_length=256", "lora.r=64", "lora.alpha=64",
-        "save_steps=0", "logging_steps=250", "eval_steps=1000",
+        "num_train_epochs=2", "per_device_train_batch_size=16", "max_length=256", "lora.r=64", "lora.alpha=64",
+        "seed=2", "save_steps=0", "logging_steps=250", "eval_steps=1000",
     ]  # fmt: skip
 
     assert main(reward.STAGE, ["--registry", str(tmp_path), *words]) == 0
