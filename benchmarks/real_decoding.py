@@ -113,6 +113,7 @@ def transformers_generate(registry: Path, adapters: list[Path], *, bf16: bool) -
     from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
     model: Any = AutoModelForCausalLM.from_pretrained(base_folder(registry), dtype=dtype_of(bf16=bf16)).eval()
+    model.generation_config.eos_token_id = None  # else it stands in for the settings' None, and ended rows are padded
     for number, folder in enumerate(adapters):
         if number == 0:
             model = PeftModel.from_pretrained(model, folder, adapter_name="a0").eval()

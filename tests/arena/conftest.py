@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import shutil
 import socket
 import threading
@@ -197,7 +198,8 @@ class Sites:
             models = [checkpoint.reference for checkpoint in checkpoints]
             engine = FakeEngine(models, reply, 0.02, score=score, holds=Slowly())
             setup = replace(setup, reward=Contestant("amber-judge@v1"))
-        arena = Arena(engine, setup, VoteStore(self.votes))
+        # A tiny model ends one answer in some dozens at once; from one seed a page writes the same in every run.
+        arena = Arena(engine, setup, VoteStore(self.votes), random.Random(0) if real else None)
         queue = None
         if prompts:
             review = Review([[user(prompt)] for prompt in prompts], setup, sampling)
