@@ -4,7 +4,8 @@
     python benchmarks/time_plan.py --registry DIR --model smollm2 sft-fp32  # one
 
 Times are seconds of the processor, so that other work on the machine does not count; a dry run measures with the clock.
-The real steps are made on rows of mean length, as many as a step of the run has.
+The real steps are made on rows of mean length, as many as a step of the run has. Prompts ask for long stories, since a
+plan takes every sampled answer to be as long as it may be.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def write_rows(path: Path, view: str) -> None:
     drawn = random.Random(0)
     rows = []
     for row in range(64):
-        asked = [{"role": "user", "content": f"Say {row} and what comes after it."}]
+        asked = [{"role": "user", "content": f"Tell a long story about {row} sailors."}]
         first, second = (
             [{"role": "assistant", "content": "7" * min(440, 8 + int(drawn.lognormvariate(*LOG_NORMAL)))}]
             for _ in range(2)

@@ -19,6 +19,8 @@ from align.training.planned_step import PlannedStep, packs
 from align.training.trial import StepClock, TrialRows, time_trial
 
 if TYPE_CHECKING:
+    import torch
+
     from align.data import RecordSet
 
 _SHALLOW, _DEEP = 1, 5
@@ -29,6 +31,8 @@ _ROW_S = 10.0
 """the same for a single row, above which there is no trial"""
 _TRAINED, _SAMPLED = 4, 14
 """operations a weight and token in training an adapter: forward and backward; with sampling and scoring before"""
+_UNCACHED = 256 << 20
+"""bytes of weights that are read from memory at every token"""
 _COPIES = 10
 """bytes a weight of a trial, while it is written and read again"""
 _REFERENCE = 1 / 3
@@ -76,8 +80,9 @@ class StepTimer:
         config = self.step.config
         seconds, low, high = (self._step_seconds(config, pick) for pick in (mean, min, max))
         tokens = None
-        if sampled := self._sampled(config):
-            tokens = sampled / self._phases(config, mean)["rollout"]
+        if self._sampled(config):
+            rollout = self._rollout_seconds(config, self._phases(config, mean)["rollout"])
+            tokens = self._sampled_rows(config) * (config.row_length - config.token_length) / rollout
         before = 0.0
         if getattr(config, "cache_reference", False):
             before = _REFERENCE * seconds * len(self.rows) / config.rows_per_step
@@ -101,8 +106,16 @@ class StepTimer:
     def _sampled(self, config: StageConfig) -> int:
         """Return the tokens of the rollout of a step of the trial, all of full length; 0 without one."""
         small = config.for_trial(self._rows_of_trial(config))
-        completions = small.rows_per_step * getattr(config, "num_generations", 1)
-        return getattr(small, "rollout_batch_size", completions) * (config.row_length - config.token_length)
+        return self._sampled_rows(small) * (config.row_length - config.token_length)
+
+    def _sampled_rows(self, config: StageConfig) -> int:
+        """Return the completions of the rollout of a step."""
+        completions = config.rows_per_step * getattr(config, "num_generations", 1)
+        return getattr(config, "rollout_batch_size", completions)
+
+    def _growth(self, few: int, many: int) -> float:
+        """Return the time of a product of many rows with the model's weights over that of few, measured."""
+        return decoding_seconds(self._width, many, self._dtype) / decoding_seconds(self._width, few, self._dtype)
 
     def _step_seconds(self, config: StageConfig, pick: Pick) -> float:
         return self._whole_step(config, self._phases(config, pick))
@@ -125,7 +138,20 @@ class StepTimer:
         work = self.step.training_pass(config)
         if work.head in ("fused", "full"):
             scale /= work.filled  # rows of one length are not padded
-        return scale * sum(seconds * epochs.get(phase, 1) for phase, seconds in phases.items())
+        trained = {phase: seconds for phase, seconds in phases.items() if phase != "rollout"}
+        passes = scale * sum(seconds * epochs.get(phase, 1) for phase, seconds in trained.items())
+        return passes + self._rollout_seconds(config, phases.get("rollout", 0.0))
+
+    def _rollout_seconds(self, config: StageConfig, seconds: float) -> float:
+        """Return the seconds of the run's rollout from those of the trial's: prompts are read row by row, and the rows
+        of a step decode together.
+        """
+        if not seconds:
+            return 0.0
+        few, many = (self._sampled_rows(each) for each in (config.for_trial(self._rows_of_trial(config)), config))
+        prompts = few * self.step.lengths.sum(axis=1).mean()
+        reading = min(seconds, 2 * self._head_and_layers[1] * prompts / self._speed)
+        return reading * many / few + (seconds - reading) * min(many / few, self._growth(few, many))
 
     def _trial(self, config: StageConfig, depth: int) -> StepClock:
         small = config.for_trial(self._rows_of_trial(config))
@@ -191,41 +217,63 @@ class StepTimer:
     @cached_property
     def _weights(self) -> float:
         """The weights of the deeper trial that a token is multiplied with: layers and head."""
-        from align.models.base_files import build_shapes
-
         if self.step.parent is None:
             return self.parameters
+        head, layers = self._head_and_layers
+        return head + layers * min(1, _DEEP / self._layers)
+
+    @cached_property
+    def _head_and_layers(self) -> tuple[int, int]:
+        """The weights of the head, and of all layers."""
+        from align.models.base_files import build_shapes
+
         model = build_shapes(self.step.base)
         embeddings = model.get_input_embeddings().weight.numel()
         everything = sum(parameter.numel() for parameter in model.parameters())
         head = model.get_output_embeddings().weight
-        layers = everything - embeddings - (0 if head is model.get_input_embeddings().weight else head.numel())
-        return head.numel() + layers * min(1, _DEEP / self._layers)
+        tied = head is model.get_input_embeddings().weight
+        return head.numel(), everything - embeddings - (0 if tied else head.numel())
 
     @cached_property
     def _speed(self) -> float:
         """Operations a second in products of the model's width, in its arithmetic."""
+        return 512 * 2 * 4 * self._width**2 / product_seconds(self._width, 512, self._dtype)
+
+    @cached_property
+    def _width(self) -> int:
         from align.models.base_files import load_text_config
+
+        return load_text_config(self.step.base).hidden_size if self.step.parent is not None else 256
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        import torch
+
         from align.models.loading import Precision
 
-        width = load_text_config(self.step.base).hidden_size if self.step.parent is not None else 256
-        return matrix_speed(width, bf16=Precision.of(self.step.config).uses_bf16)
+        return torch.bfloat16 if Precision.of(self.step.config).uses_bf16 else torch.float32
 
 
-def matrix_speed(width: int, *, bf16: bool) -> float:
-    """Return the operations a second of this machine in a product of 512 rows of that width, measured."""
+def decoding_seconds(width: int, rows: int, dtype: torch.dtype) -> float:
+    """Return the measured seconds of products with more weights than a processor's cache holds."""
+    return product_seconds(width, rows, dtype, count=max(1, _UNCACHED // (16 * width * width)))
+
+
+def product_seconds(width: int, rows: int, dtype: torch.dtype, count: int = 1) -> float:
+    """Return the seconds of products of so many rows with `count` matrices (4 width, width), the fastest of four."""
     import torch
 
     from align.models.loading import current_device
 
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    rows, weights = (torch.ones(size, width, dtype=dtype, device=current_device()) for size in (512, 4 * width))
+    x = torch.ones(rows, width, dtype=dtype, device=current_device())
+    weights = torch.ones(count, 4 * width, width, dtype=dtype, device=current_device())
     fastest = float("inf")
     for _ in range(4):
         begun = time.perf_counter()
-        float((rows @ weights.T)[0, 0])  # reading a number waits for the device
+        products = [x @ matrix.T for matrix in weights]
+        float(products[-1][0, 0])  # reading a number waits for the device
         fastest = min(fastest, time.perf_counter() - begun)
-    return 2 * rows.numel() * 4 * width / fastest
+    return fastest
 
 
 def _phases(clock: StepClock, pick: Pick, sampled: int) -> Phases:

@@ -95,6 +95,18 @@ def test_the_time_of_a_step_grows_with_its_rows_and_layers(root, tiny_base):
     assert timer._phases(config, min) == {"step": pytest.approx(2.0)}
 
 
+def test_rows_of_a_rollout_that_decode_together_take_less_than_one_after_the_other(root, tiny_base, monkeypatch):
+    monkeypatch.setattr("align.training.step_time._STEP_S", 0.0)  # one row is tried
+    timer = _timer(root, tiny_base, "ppo", *STAGES["ppo"], "rollout_batch_size=16")
+    config = timer.step.config
+    monkeypatch.setattr(StepTimer, "_speed", 1e30)  # prompts are read at no cost
+
+    monkeypatch.setattr(StepTimer, "_growth", lambda self, few, many: 3.0)
+    assert timer._rollout_seconds(config, 2.0) == pytest.approx(6.0)
+    monkeypatch.setattr(StepTimer, "_growth", lambda self, few, many: 99.0)
+    assert timer._rollout_seconds(config, 2.0) == pytest.approx(32.0)
+
+
 def test_a_dry_run_says_the_time(root, tiny_base, capsys):
     from align import sft
     from align.training.command import main
