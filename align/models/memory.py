@@ -56,7 +56,7 @@ class TrainingPass:
     head: LossHead = "packed"
     """the fast path, TRL's own `fused` head, the `full` logits of every token (transformers' loss), or one `score`"""
     filled: float = 1.0
-    """the share of positions that are no padding and no repeated prompt: only the fast path gains by it"""
+    """the share of positions that are no padding and, on the fast path, which alone gains by it, no repeated prompt"""
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -50,7 +50,9 @@ class PlannedStep:
         fast = self.stage.head == "fused" and getattr(config, "fast_path", False)
         head: LossHead = "packed" if fast else self.stage.head
         rows = config.per_device_train_batch_size * self.lengths.shape[1]
-        filled = (1 - padding_share(config, self.lengths)) * (1 - self.tokens.shared_share())
+        filled = 1 - padding_share(config, self.lengths)
+        if head == "packed":
+            filled *= 1 - self.tokens.shared_share()
         return TrainingPass(rows, longest, head, filled)
 
     def memory(self, config: StageConfig) -> dict[str, int]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +105,10 @@ class StepTimer:
 
     def _sampled(self, config: StageConfig) -> int:
         """Return the tokens of the rollout of a step of the trial, all of full length; 0 without one."""
-        small = config.for_trial(self._rows_of_trial(config))
-        return self._sampled_rows(small) * (config.row_length - config.token_length)
+        return self._sampled_rows(self._trial_settings(config)) * (config.row_length - config.token_length)
+
+    def _trial_settings(self, config: StageConfig) -> StageConfig:
+        return config.for_trial(self._rows_of_trial(config))
 
     def _sampled_rows(self, config: StageConfig) -> int:
         """Return the completions of the rollout of a step."""
@@ -132,7 +134,7 @@ class StepTimer:
 
     def _whole_step(self, config: StageConfig, phases: Phases) -> float:
         """Return the seconds of a whole step of the run from those of the phases of a step of its trial."""
-        small = config.for_trial(self._rows_of_trial(config))
+        small = self._trial_settings(config)
         epochs = {"update": getattr(config, "num_ppo_epochs", getattr(config, "num_iterations", 1))}
         scale = config.rows_per_step / small.rows_per_step
         work = self.step.training_pass(config)
@@ -148,13 +150,13 @@ class StepTimer:
         """
         if not seconds:
             return 0.0
-        few, many = (self._sampled_rows(each) for each in (config.for_trial(self._rows_of_trial(config)), config))
+        few, many = (self._sampled_rows(each) for each in (self._trial_settings(config), config))
         prompts = few * self.step.lengths.sum(axis=1).mean()
         reading = min(seconds, 2 * self._head_and_layers[1] * prompts / self._speed)
         return reading * many / few + (seconds - reading) * min(many / few, self._growth(few, many))
 
     def _trial(self, config: StageConfig, depth: int) -> StepClock:
-        small = config.for_trial(self._rows_of_trial(config))
+        small = self._trial_settings(config)
         if (key := (depth, repr(small))) not in self._clocks:
             rows = TrialRows(self.records, self.rows.select(self._average_rows(small)))
             with self._explained(depth):
@@ -254,6 +256,7 @@ class StepTimer:
         return torch.bfloat16 if Precision.of(self.step.config).uses_bf16 else torch.float32
 
 
+@cache
 def decoding_seconds(width: int, rows: int, dtype: torch.dtype) -> float:
     """Return the measured seconds of products with more weights than a processor's cache holds."""
     return product_seconds(width, rows, dtype, count=max(1, _UNCACHED // (16 * width * width)))

@@ -134,7 +134,7 @@ def _benchmark():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["tiny-lora", "tiny-full", "100m-full"])
+@pytest.mark.parametrize("case", ["tiny-lora", "tiny-full", "100m-lora", "100m-full"])
 def test_the_estimate_is_within_a_quarter_of_the_measured_peak(case):
     benchmark = _benchmark()
 

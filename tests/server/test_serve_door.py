@@ -284,4 +284,6 @@ def test_models_that_cannot_be_loaded_end_the_command_with_their_error(models: R
 
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 4
-    assert err.splitlines()[-1].startswith("error: broken-sft@v1")
+    first, error = err.splitlines()
+    assert first.startswith("serve: broken-sft")
+    assert error.startswith("error: broken-sft@v1")

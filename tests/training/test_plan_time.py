@@ -15,7 +15,7 @@ from align.config import build
 from align.models.tokenizers import load_tokenizer
 from align.registry import open_registry
 from align.training import advice
-from align.training.planned_step import PlannedStep
+from align.training.planned_step import PlannedStep, padding_share
 from align.training.ranks import Ranks
 from align.training.step_time import StepTime, StepTimer
 from align.training.training_data import TrainingData
@@ -93,6 +93,16 @@ def test_the_time_of_a_step_grows_with_its_rows_and_layers(root, tiny_base):
     timer.__dict__["_layers"] = 9
     assert timer._phases(config, max) == {"step": pytest.approx(2.6)}
     assert timer._phases(config, min) == {"step": pytest.approx(2.0)}
+
+
+def test_a_prompt_that_two_answers_share_is_computed_once_on_the_fast_path_alone(root, tiny_base):
+    fast, stock = (_timer(root, tiny_base, "dpo", "model=start", f"fast_path={path}") for path in (True, False))
+    filled = [timer.step.training_pass(timer.step.config).filled for timer in (fast, stock)]
+
+    share = fast.step.tokens.shared_share()
+    assert share > 0
+    assert filled[0] == pytest.approx((1 - share) * filled[1])
+    assert filled[1] == 1 - padding_share(stock.step.config, stock.step.lengths)
 
 
 def test_rows_of_a_rollout_that_decode_together_take_less_than_one_after_the_other(root, tiny_base, monkeypatch):
