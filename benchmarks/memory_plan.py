@@ -6,8 +6,7 @@
 
 Measured is the growth of the process's largest resident size from before the model is loaded, after the same stage has
 run once with a model of two layers, so that imports and libraries' own buffers are not counted. Rows have unequal
-lengths, as real ones do. glibc never gives memory back while it is measured (see ENVIRONMENT); otherwise the figure
-depends on when it does.
+lengths, as real ones do. The same case differs by a tenth from run to run: what lies in holes of the heap does.
 """
 
 from __future__ import annotations
@@ -39,8 +38,6 @@ from align.training.ranks import Ranks
 from align.training.training_data import TrainingData
 
 ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "200000000000",
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
@@ -52,6 +49,8 @@ LARGE = {
     "num_attention_heads": 12,
 }  # fmt: skip
 
+
+STEPS = 8
 
 LOG_NORMAL = (5.0, 0.7)
 """mean and deviation of the logarithms of the lengths of real demonstrations (alpaca's: median 148, 5 % above 470)"""
@@ -77,7 +76,10 @@ CASES = {
     "100m-lora": Case(LARGE, 4, 256),
     "100m-lora-long": Case(LARGE, 2, 512),
     "100m-lora-checkpointing": Case(LARGE, 4, 256, ["gradient_checkpointing=true"]),
+    "100m-lora-bf16": Case(LARGE, 4, 256, ["bf16=true"]),
     "100m-lora-nf4": Case(LARGE, 4, 256, ["quantization=nf4"]),
+    "100m-lora-int8": Case(LARGE, 4, 256, ["quantization=int8"]),
+    "100m-lora-nf4-checkpointing": Case(LARGE, 4, 256, ["quantization=nf4", "gradient_checkpointing=true"]),
     "100m-full": Case(LARGE, 2, 256, ["lora=none"]),
     "tiny-lora-stock": Case(TINY, 8, 512, ["fast_path=false"]),
     "100m-lora-stock": Case(LARGE, 4, 256, ["fast_path=false"]),
@@ -105,7 +107,7 @@ def compare(case: Case) -> dict[str, Any]:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Run the stage for four steps in this process and compare its peak with the estimate of the plan."""
+    """Run the stage in this process and compare its peak with the estimate of the plan."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         tokenizer = _write_base(root / "warm", TINY)
@@ -158,26 +160,26 @@ def _write_rows(path: Path, tokenizer: Any, case: Case) -> None:
         return [{"role": "user", "content": f"{row:03}"}, {"role": "assistant", "content": "7" * sevens}]
 
     around = len(tokenizer.apply_chat_template(chat(0, 0), tokenize=True, return_dict=False))
-    lengths = [case.tokens // (1 + row % 2) for row in range(4 * case.rows)]
+    count = STEPS * case.rows
+    lengths = [case.tokens // (1 + row % 2) for row in range(count)]
     if case.size is None:
         drawn = random.Random(0)
-        lengths = [min(case.tokens, around + 8 + int(drawn.lognormvariate(*LOG_NORMAL))) for _ in range(4 * case.rows)]
+        lengths = [min(case.tokens, around + 8 + int(drawn.lognormvariate(*LOG_NORMAL))) for _ in range(count)]
     rows: list[dict[str, Any]] = []
     for row, length in enumerate(lengths):
         asked, answer = chat(row, length - around)
         if case.stage == "sft":
             rows.append({"messages": [asked, answer]})
         else:
-            other = chat(row, lengths[row - 1] - around)[1]
-            rows.append(
-                {"prompt": [asked], "chosen": [answer], "rejected": [other | {"content": other["content"] + "8"}]}
-            )
+            sevens = chat(row, lengths[row - 1] - around - 1)[1]["content"]
+            # What answers begin with alike would be computed once.
+            rows.append({"prompt": [asked], "chosen": [answer], "rejected": [answer | {"content": "8" + sevens}]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _settings(root: Path, base: str, case: Case) -> dict[str, Any]:
     words = [
-        f"model={root / base}", f"data={root / 'rows.jsonl'}", f"name={base}", "bf16=false", "max_steps=4",
+        f"model={root / base}", f"data={root / 'rows.jsonl'}", f"name={base}", "bf16=false", f"max_steps={STEPS}",
         "save_steps=0", "on_long=drop",
         f"max_length={case.tokens}", f"per_device_train_batch_size={case.rows}", *case.words,
     ]  # fmt: skip

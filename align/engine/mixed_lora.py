@@ -1,8 +1,8 @@
-"""LoRA layers of a batch whose rows run through different adapters: the deltas of all rows from two matrix products.
+"""LoRA layers of a batch whose rows run through different adapters: the deltas of all rows from two batched products.
 
 PEFT 0.21 picks the rows of each adapter out of the batch and puts them back, adapter by adapter and layer by layer,
-which takes longer than the base for eight adapters. While every row has one new token, the layers here compute the
-hidden vector of every adapter for every row, drop those that are not the row's own, and multiply once more.
+which takes longer than the base for eight adapters. While every row has one new token, the layers here sort the rows by
+adapter once and multiply each group with the matrices of its own.
 """
 
 from __future__ import annotations
@@ -17,13 +17,26 @@ if TYPE_CHECKING:
 
 
 class _Matrices(NamedTuple):
-    """The matrices of some adapters on one layer, side by side: (all ranks, in) and (out, all ranks)."""
+    """The matrices of some adapters on one layer, one behind the other: (adapters, in, rank) and (adapters, rank, out).
+
+    Ranks below the largest are filled with zeros.
+    """
 
     down: Tensor
     up: Tensor
     scale: float
-    owners: tuple[str, ...]
-    """the adapter of each of the ranks"""
+    names: tuple[str, ...]
+
+
+class _Groups(NamedTuple):
+    """The rows of a batch by adapter, each group as long as the longest: it is filled with the first row."""
+
+    order: Tensor | None
+    """(adapters * longest) rows; None where the batch is in this order already"""
+    rows: Tensor
+    """the rows that have an adapter"""
+    places: Tensor
+    """of each of these in the order"""
 
 
 class _Joined(NamedTuple):
@@ -45,10 +58,10 @@ _JOINED: WeakKeyDictionary[Any, _Joined] = WeakKeyDictionary()
 def joined_deltas(model: Any, adapters: Sequence[str]) -> Iterator[bool]:
     """Run a batch of one row per adapter through a PEFT model; yields False where a layer is not plain LoRA."""
     joined = _joined(model, set(adapters))
-    masks: dict[tuple[str, ...], Tensor | None] = {}
+    groups: dict[tuple[str, ...], _Groups] = {}
     try:
         for layer, matrices in joined.layers or ():
-            layer.forward = _forward_of(layer, matrices, list(adapters), masks)
+            layer.forward = _forward_of(layer, matrices, list(adapters), groups)
         yield joined.layers is not None
     finally:
         for layer, _ in joined.layers or ():
@@ -67,7 +80,7 @@ def _joined(model: Any, used: set[str]) -> _Joined:
     plain = all(_is_plain(layer, names) for layer in layers)
     pairs = [(layer, [name for name in names if name in layer.lora_A]) for layer in layers] if plain else []
     sources = [part[name].weight for layer, own in pairs for name in own for part in (layer.lora_A, layer.lora_B)]
-    matrices = [(layer, _side_by_side(layer, own)) for layer, own in pairs] if plain else None
+    matrices = [(layer, _stacked(layer, own)) for layer, own in pairs] if plain else None
     joined = _Joined(configured, names, matrices, sources, sum(source._version for source in sources))
     _JOINED[model] = joined
     return joined
@@ -95,50 +108,59 @@ def _is_plain(layer: Any, names: Sequence[str]) -> bool:
     )
 
 
-def _side_by_side(layer: Any, names: Sequence[str]) -> _Matrices | None:
+def _stacked(layer: Any, names: Sequence[str]) -> _Matrices | None:
     """Return the matrices of some adapters, those of one as they are; None where they left the layer alone."""
     import torch
+    from torch.nn.functional import pad
 
-    pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]) for name in names]
-    owners = tuple(name for name, (down, _, _) in zip(names, pairs, strict=True) for _ in range(len(down)))
+    pairs = [(layer.lora_A[name].weight.T, layer.lora_B[name].weight.T) for name in names]
     if len(pairs) < 2:
-        return _Matrices(*pairs[0], owners) if pairs else None
+        return _Matrices(pairs[0][0][None], pairs[0][1][None], layer.scaling[names[0]], (*names,)) if pairs else None
+    most = max(len(up) for _, up in pairs)
     with torch.no_grad():
-        down, up = torch.cat([a for a, _, _ in pairs]), torch.cat([b * scale for _, b, scale in pairs], dim=1)
-    return _Matrices(down, up, 1.0, owners)
+        down = torch.stack([pad(one, (0, most - one.shape[1])) for one, _ in pairs])
+        scaled = (one * layer.scaling[name] for name, (_, one) in zip(names, pairs, strict=True))
+        up = torch.stack([pad(one, (0, 0, 0, most - len(one))) for one in scaled])
+    return _Matrices(down, up, 1.0, (*names,))
 
 
 def _forward_of(
-    layer: Any, matrices: _Matrices | None, adapters: list[str], masks: dict[tuple[str, ...], Tensor | None]
+    layer: Any, matrices: _Matrices | None, adapters: list[str], groups: dict[tuple[str, ...], _Groups]
 ) -> Any:
     """Return the forward pass of a layer for these rows."""
-    from torch.nn.functional import linear
+    import torch
 
     base, forward = layer.base_layer, type(layer).forward
-    if matrices is None:
+    if matrices is None or not {*matrices.names} & {*adapters}:
         return base.forward
-    if matrices.owners not in masks:
-        masks[matrices.owners] = _drop_others(matrices, adapters)
-    others = masks[matrices.owners]
+    down, up, scale, names = matrices
+    if names not in groups:
+        groups[names] = _group(adapters, names, down.device)
+    order, rows, places = groups[names]
 
     def joined(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if x.dim() != 3 or x.shape[1] != 1 or len(x) != len(adapters):
             # A pass over whole prompts is bound by arithmetic: there each row through its own adapter is less of it.
             return forward(layer, x, *args, adapter_names=adapters, **kwargs)
         result: Tensor = base(x)
-        hidden = linear(x.to(matrices.down.dtype), matrices.down)
-        if others is not None:
-            hidden.masked_fill_(others, 0.0)
-        return result.add_(linear(hidden, matrices.up).to(result.dtype), alpha=matrices.scale)
+        given = (x if order is None else x.index_select(0, order)).to(down.dtype)
+        delta = torch.bmm(torch.bmm(given.view(len(names), -1, x.shape[-1]), down), up)
+        delta = delta.view(-1, 1, up.shape[-1]).to(result.dtype)
+        if order is None:
+            return result.add_(delta, alpha=scale)
+        return result.index_add_(0, rows, delta.index_select(0, places), alpha=scale)
 
     return joined
 
 
-def _drop_others(matrices: _Matrices, adapters: list[str]) -> Tensor | None:
-    """Return which numbers (B, 1, all ranks) of the hidden vectors are not of the row's own adapter; None if none."""
+def _group(adapters: list[str], names: tuple[str, ...], device: Any) -> _Groups:
+    """Return the rows of a batch in groups, one for each of these adapters."""
     import torch
 
-    if {*matrices.owners} == {*adapters} and len({*adapters}) == 1:
-        return None
-    own = [[owner == adapter for owner in matrices.owners] for adapter in adapters]
-    return ~torch.tensor(own, device=matrices.down.device)[:, None]
+    members = [[row for row, adapter in enumerate(adapters) if adapter == name] for name in names]
+    longest = max(map(len, members))
+    order = [row for group in members for row in [*group, *(longest - len(group)) * [0]]]
+    found = [(row, begin * longest + place) for begin, group in enumerate(members) for place, row in enumerate(group)]
+    rows, places = (torch.tensor(one, device=device) for one in zip(*found, strict=True))
+    sorted_already = order == list(range(len(adapters)))
+    return _Groups(None if sorted_already else torch.tensor(order, device=device), rows, places)

@@ -37,12 +37,11 @@ _PACKED_TILES = {"frozen": 4, "learned": 7}
 """the same for the head of the fast path, in the forward pass when it is frozen, else in the backward pass"""
 _FULL_LOGITS = 4
 """logits, their log-softmax, and the gradients of both"""
-_HEAP_HOLES = {"adapter": 0.55, "full": 0.4}
-"""of computed activations, as float32, and logits: what glibc's heap keeps in holes from step to step, fewer where
-gradients and states fill them. It differs from model to model and run to run, 0.2 to 1.1 were measured with
-benchmarks/memory_plan.py, no less in bfloat16; a GPU's allocator was not"""
-_HEAP_FLOOR = 8 << 20
-"""bytes by which a process grows in any training"""
+_HEAP_HOLES = {"adapter": 0.5, "bf16": 1.0, "bf16 checkpointed": 0.5, "quantized": 1.4, "full": 0.35}
+"""of computed activations and logits: what glibc's heap keeps in holes from step to step. It differs by a third from
+run to run; measured with benchmarks/memory_plan.py. A GPU's allocator was not"""
+_COMPILED_KERNELS = 140 << 20
+"""bytes of what oneDNN keeps for products in bfloat16 (quiet_libraries), and of the holes around it"""
 _USUAL_HIDDENS = 20
 """hidden states a layer keeps, for the rare model that cannot be run without storage; Llama with LoRA keeps 19"""
 
@@ -88,29 +87,51 @@ def estimate_memory(parent: Checkpoint, base: Checkpoint, config: StageConfig, w
     sizes["optimizer"] = trained * _FULL_PRECISION * _ADAMW_STATES
     sizes["activations"], computed = _activations(model, config, work)
     sizes["logits"] = _logits(model, Precision.of(config), work)
-    holes = _HEAP_HOLES["full" if config.new_adapter is None else "adapter"] if config.fragments_heap else 0
     churned = sizes["activations"] + sizes["logits"]
-    freed = computed * (_FULL_PRECISION // _HALF_PRECISION if precision.uses_bf16 else 1) + sizes["logits"]
-    sizes["allocator"] = 0 if torch.cuda.is_available() else _HEAP_FLOOR + int(holes * freed)
+    sizes["allocator"] = 0 if torch.cuda.is_available() else _beside_tensors(config, computed + sizes["logits"])
     held = sum(sizes[part] for part in ("weights", "adapters", "optimizer", "allocator"))
     if config.gradient_accumulation_steps > 1:
         return sizes | {"total": held + churned + sizes["gradients"]}
     return sizes | {"total": held + max(churned, sizes["gradients"])}
 
 
+def _beside_tensors(config: StageConfig, freed: int) -> int:
+    """Return the bytes of a process on a CPU that hold no tensor, when a step computes so many bytes."""
+    precision = Precision.of(config)
+    kernels = _COMPILED_KERNELS if precision.uses_bf16 else 0
+    if not config.fragments_heap:
+        return kernels
+    if config.new_adapter is None:
+        kind = "full"
+    elif precision.quantization != "none":
+        kind = "quantized"
+    elif precision.uses_bf16:
+        kind = "bf16 checkpointed" if config.gradient_checkpointing else "bf16"
+    else:
+        kind = "adapter"
+    return kernels + int(_HEAP_HOLES[kind] * freed)
+
+
 def _parameter_bytes(model: Any, precision: Precision, *, adapted: bool) -> dict[str, int]:
-    quantized = set()
-    if precision.quantization != "none":
-        head = model.get_output_embeddings()
-        adapters = adapter_modules(model)
-        linear = (module for module in model.modules() if is_linear(module) and id(module) not in adapters)
-        quantized = {id(module.weight) for module in linear if module is not head}
+    quantized = {id(layer.weight) for layer in _quantized_layers(model, precision)}
     sizes = {"weights": 0.0, "adapters": 0.0}
     for parameter in model.parameters():
         part = "adapters" if adapted and parameter.requires_grad else "weights"
         width = _BYTES[precision.quantization] if id(parameter) in quantized else parameter.element_size()
         sizes[part] += parameter.numel() * width
     return {part: int(size) for part, size in sizes.items()}
+
+
+def _quantized_layers(model: Any, precision: Precision) -> list[Any]:
+    if precision.quantization == "none":
+        return []
+    head, adapters = model.get_output_embeddings(), adapter_modules(model)
+    linear = (module for module in model.modules() if is_linear(module) and id(module) not in adapters)
+    return [module for module in linear if module is not head]
+
+
+class _QuantizedLinear(torch.nn.Linear):
+    """Stands for a quantized layer, which the fast path does not fuse."""
 
 
 def _activations(model: Any, config: StageConfig, work: TrainingPass) -> tuple[int, int]:
@@ -120,6 +141,9 @@ def _activations(model: Any, config: StageConfig, work: TrainingPass) -> tuple[i
     (gradients, the graph) lies in the memory that they leave, so that the next layer's do not fit there.
     """
     causal = getattr(model, "get_base_model", lambda: model)()
+    for layer in _quantized_layers(model, Precision.of(config)):
+        if type(layer) is torch.nn.Linear:
+            layer.__class__ = _QuantizedLinear
     if getattr(config, "fast_path", False) and causal.config.model_type in FAMILIES:
         fuse_layers(causal)
     saved = _kept_by_autograd(causal, config, work)

@@ -57,8 +57,7 @@ class _Weights:
         if self.few is not None and len(x) <= self.most_few:
             product = torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), self.few, _GROUP, self._places)
             return product.float()
-        steps = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True, dtype=torch.float32)
-        steps = steps.clamp_min_(_SMALLEST).div_(_LARGEST)
+        steps = x.abs().amax(dim=-1, keepdim=True).float().clamp_min_(_SMALLEST).div_(_LARGEST)
         scaled = x / steps
         coarse = scaled.round()
         fine = scaled.sub_(coarse).mul_(2 * _LARGEST).round_()
@@ -67,7 +66,8 @@ class _Weights:
             twice, 1.0, 0, self._packed, self._steps, self._zeros, None, 1.0, 0, torch.float32,
             "none", [], "",
         )  # fmt: skip
-        return torch.add(both[:rows], both[rows:], alpha=0.5 / _LARGEST).mul_(steps)
+        both[:rows].add_(both[rows:], alpha=0.5 / _LARGEST).mul_(steps)
+        return both[:rows]
 
 
 def _in_four_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,14 +97,18 @@ class _Shared:
 
     def take(self, part: int, x: Tensor) -> Tensor:
         """Return one layer's part (..., out) of the product with x (..., in), which nobody else holds."""
+        if len(self._sizes) == 1:
+            return self._product(x)
         if x is not self._input or self._parts[part] is None:
-            product = self.weights.multiply(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
-            self._input, self._parts = x, list(product.split(self._sizes, dim=-1))
+            self._input, self._parts = x, list(self._product(x).split_with_sizes(self._sizes, dim=-1))
         taken, self._parts[part] = self._parts[part], None
         if not any(one is not None for one in self._parts):
             self._input = None
         assert taken is not None
         return taken.contiguous()
+
+    def _product(self, x: Tensor) -> Tensor:
+        return self.weights.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
 class RoundedLinear(nn.Linear):
@@ -124,7 +128,9 @@ class RoundedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., in) by the weights."""
-        product = self._shared.take(self._part, x).to(x.dtype)
+        product = self._shared.take(self._part, x)
+        if product.dtype != x.dtype:
+            product = product.to(x.dtype)
         return product if self.bias is None else product + self.bias
 
 

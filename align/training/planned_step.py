@@ -46,13 +46,15 @@ class PlannedStep:
         from align.models.memory import TrainingPass
 
         sampled = config.row_length - config.token_length  # the longest completion that training samples after a row
-        longest = config.row_length if packs(config) else int(self.lengths.max()) + sampled
+        lengths = self.lengths + sampled
+        longest = config.row_length if packs(config) else int(lengths.max())
         fast = self.stage.head == "fused" and getattr(config, "fast_path", False)
         head: LossHead = "packed" if fast else self.stage.head
         rows = config.per_device_train_batch_size * self.lengths.shape[1]
-        filled = 1 - padding_share(config, self.lengths)
         if head == "packed":
-            filled *= 1 - self.tokens.shared_share()
+            filled = fullest_share(config, lengths) * (1 - self.tokens.shared_share())
+        else:
+            filled = 1 - padding_share(config, self.lengths)
         return TrainingPass(rows, longest, head, filled)
 
     def memory(self, config: StageConfig) -> dict[str, int]:
@@ -72,15 +74,26 @@ def packs(config: StageConfig) -> bool:
 
 def padding_share(config: StageConfig, lengths: Any) -> float:
     """Return the share of padding in batches of shuffled rows, each padded to its longest row."""
-    import numpy
-
     if packs(config):
         return 0.0
+    padded = sum(int(batch.max()) * batch.size for batch in _shuffled_batches(config, lengths))
+    return 1 - float(lengths.sum()) / padded
+
+
+def fullest_share(config: StageConfig, lengths: Any) -> float:
+    """Return the share of tokens in the fullest batch of shuffled rows, were all rows of it as long as the longest."""
+    if packs(config):
+        return 1.0
+    fullest = max(int(batch.sum()) for batch in _shuffled_batches(config, lengths))
+    return fullest / (config.per_device_train_batch_size * lengths.shape[1] * int(lengths.max()))
+
+
+def _shuffled_batches(config: StageConfig, lengths: Any) -> list[Any]:
+    import numpy
+
     shuffled = numpy.random.default_rng(config.seed).permutation(lengths)
     size = config.per_device_train_batch_size
-    batches = numpy.split(shuffled, range(size, len(shuffled), size))
-    padded = sum(int(batch.max()) * batch.size for batch in batches)
-    return 1 - float(shuffled.sum()) / padded
+    return numpy.split(shuffled, range(size, len(shuffled), size))
 
 
 def count_steps(config: StageConfig, rows: int) -> int:

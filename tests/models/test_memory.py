@@ -90,8 +90,25 @@ def test_what_is_computed_again_leaves_as_many_holes_as_what_is_kept(llama):
     work = TrainingPass(rows=4, tokens=64)
     kept, again = (_parts(llama, work, gradient_checkpointing=value) for value in (False, True))
 
-    assert again["allocator"] == kept["allocator"] == (8 << 20) + int(0.55 * (kept["activations"] + kept["logits"]))
+    assert again["allocator"] == kept["allocator"] == int(0.5 * (kept["activations"] + kept["logits"]))
     assert again["total"] < kept["total"]
+
+
+def test_bfloat16_keeps_compiled_products_beside_half_as_large_activations(llama):
+    work = TrainingPass(rows=4, tokens=64)
+    single, half = (_parts(llama, work, bf16=value) for value in (False, True))
+
+    assert half["activations"] < 0.7 * single["activations"]
+    assert half["allocator"] - (half["activations"] + half["logits"]) == 140 << 20
+
+
+def test_what_a_quantized_layer_keeps_is_that_of_the_stock_path(llama):
+    work = TrainingPass(rows=4, tokens=64)
+
+    stock = _parts(llama, TrainingPass(rows=4, tokens=64, head="fused"), fast_path=False)["activations"]
+    fused, rounded = (_parts(llama, work, quantization=name)["activations"] for name in ("none", "nf4"))
+
+    assert fused < rounded <= stock
 
 
 @pytest.mark.parametrize(("quantization", "share"), [("nf4", 0.516 / 4), ("int8", 1.004 / 4)])
@@ -134,17 +151,20 @@ def _benchmark():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["tiny-lora", "tiny-full", "100m-lora", "100m-full"])
+@pytest.mark.parametrize("case", ["tiny-lora", "tiny-full", "100m-lora", "100m-full", "100m-lora-nf4"])
 def test_the_estimate_is_within_a_quarter_of_the_measured_peak(case):
     benchmark = _benchmark()
 
     found = benchmark.compare(benchmark.CASES[case])
 
-    assert found["estimate"]["total"] == pytest.approx(found["measured"], rel=0.25), found
+    # The heap of a process differs by some MiB from run to run, which is much of a tiny model.
+    assert found["estimate"]["total"] == pytest.approx(found["measured"], rel=0.25, abs=16 << 20), found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["sft-fp32", "sft-bf16", "sft-fp32-checkpointing", "sft-bf16-checkpointing"])
+@pytest.mark.parametrize(
+    "case", ["sft-fp32", "sft-bf16", "sft-fp32-checkpointing", "sft-bf16-checkpointing", "dpo-bf16"]
+)
 def test_the_estimate_is_within_a_quarter_of_the_measured_peak_on_a_real_model(case, smollm2_registry):
     benchmark = _benchmark()
     base = open_registry(smollm2_registry).resolve("smollm2").location

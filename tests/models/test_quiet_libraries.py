@@ -67,3 +67,32 @@ def test_a_plain_run_imports_no_package_that_it_does_not_use(tmp_path, tiny_base
     assert "trl.trainer.sft_trainer" in loaded
     assert not UNUSED & set(loaded)
     assert available == "True"  # for a later run in nf4
+
+
+_PRODUCTS_OF_MANY_SIZES = """
+import re
+from pathlib import Path
+from align.models.quiet_libraries import quiet_libraries
+quiet_libraries()
+import torch
+torch.set_num_threads(1)
+weights = torch.randn(512, 512).bfloat16()
+def mebibytes():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+torch.randn(100, 512).bfloat16() @ weights
+before = mebibytes()
+for rows in range(100, 900):
+    torch.randn(rows, 512).bfloat16() @ weights
+print(mebibytes() - before)
+"""
+
+
+@pytest.mark.slow
+def test_products_in_bfloat16_of_ever_new_sizes_do_not_fill_the_memory():
+    def growth(**settings: str) -> int:
+        command = [sys.executable, "-c", _PRODUCTS_OF_MANY_SIZES]
+        return int(subprocess.run(command, capture_output=True, check=True, env=os.environ | settings).stdout)
+
+    kept_by_default = growth(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")
+
+    assert growth() < max(kept_by_default / 2, 48)  # where bfloat16 is not compiled, neither grows

@@ -8,14 +8,16 @@ import re
 from functools import partial
 from types import SimpleNamespace
 
+import numpy
 import pytest
 
 from align.command_line import read_command_line
 from align.config import build
 from align.models.tokenizers import load_tokenizer
 from align.registry import open_registry
+from align.sft import SftConfig
 from align.training import advice
-from align.training.planned_step import PlannedStep, padding_share
+from align.training.planned_step import PlannedStep, fullest_share, padding_share
 from align.training.ranks import Ranks
 from align.training.step_time import StepTime, StepTimer
 from align.training.training_data import TrainingData
@@ -101,8 +103,17 @@ def test_a_prompt_that_two_answers_share_is_computed_once_on_the_fast_path_alone
 
     share = fast.step.tokens.shared_share()
     assert share > 0
-    assert filled[0] == pytest.approx((1 - share) * filled[1])
+    assert filled[0] == pytest.approx((1 - share) * fullest_share(fast.step.config, fast.step.lengths))
     assert filled[1] == 1 - padding_share(stock.step.config, stock.step.lengths)
+
+
+@pytest.mark.parametrize(("rows", "share"), [(1, 1.0), (4, 16 / 40), (8, 16 / 80)])
+def test_memory_is_planned_for_the_fullest_batch(rows, share):
+    lengths = numpy.array([[1], [2], [3], [10]])
+    settings = {"model": "m", "data": "d", "name": "n", "per_device_train_batch_size": rows}
+
+    assert fullest_share(build(SftConfig, settings), lengths) == share
+    assert fullest_share(build(SftConfig, settings | {"packing": True}), lengths) == 1
 
 
 def test_rows_of_a_rollout_that_decode_together_take_less_than_one_after_the_other(root, tiny_base, monkeypatch):
